@@ -1,0 +1,37 @@
+"""What can go wrong by the user's doing; anything else is a bug and may crash loudly.
+
+    CnnvizError          exit status 1: the run, or this input of it, failed
+    ├── UsageError       exit status 2: the command line asks for something that does not exist
+    └── CheckFailed      exit status 3: a check that the user asked for did not hold
+
+A message is one line: the offending value, what is accepted, and the remedy.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class CnnvizError(Exception):
+    """The run, or one input of it, failed for a reason the user can do something about."""
+
+    exit_status = 1
+
+
+class UsageError(CnnvizError):
+    """The request itself is wrong: an unknown name, a value out of range."""
+
+    exit_status = 2
+
+
+class CheckFailed(CnnvizError):  # noqa: N818 (not an error of the program: a verdict)
+    """A `--min-…` check did not hold."""
+
+    exit_status = 3
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The known names most like `name`, best first; the first few where none is alike."""
+    names = list(known)
+    lowered = {candidate.lower(): candidate for candidate in names}
+    close = difflib.get_close_matches(name.lower(), lowered, n=count, cutoff=0.5)
+    return [lowered[match] for match in close] or names[:count]
