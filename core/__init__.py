@@ -1,0 +1,1 @@
+"""What every analysis stands on: models, images, layers, graphs, results, drawing."""

@@ -1,0 +1,1 @@
+"""How a network groups images: penultimate features, PCA, t-SNE, and how far to trust them."""

@@ -1,0 +1,1 @@
+"""What the filters of a network are: kernels, feature maps, strongest patches, ablation."""

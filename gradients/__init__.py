@@ -1,0 +1,1 @@
+"""What the gradient says about an image: saliency and Grad-CAM."""

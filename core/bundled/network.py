@@ -26,6 +26,7 @@ class ResidualBlock(nn.Module):
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
+        """The rectified sum of the input and what the two convolutions make of it."""
         y = self.relu1(self.bn1(self.conv1(x)))
         out: Tensor = self.relu2(x + self.bn2(self.conv2(y)))
         return out
@@ -59,5 +60,6 @@ class CifarNet(nn.Module):
         self.head = nn.Linear(WIDTHS[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits, not probabilities."""
         logits: Tensor = self.head(self.flatten(self.pool(self.features(self.stem(x)))))
         return logits

@@ -25,7 +25,18 @@ from torch import Tensor, nn
 
 from cnnviz.core.bundled.network import CifarNet
 
-CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CLASSES = [
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+]
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 LOSSLESS_REPEATS = 3
@@ -152,7 +163,7 @@ def halve(model: CifarNet) -> dict[str, Tensor]:
 @torch.inference_mode()
 def measure(model: CifarNet, images: Tensor, labels: Tensor) -> dict[str, object]:
     """Top-1 accuracy in all and per class, in percent."""
-    predicted = torch.cat([model(normalise(part)).argmax(1) for part in images.split(250)])
+    predicted = torch.cat([model(normalise(part)).argmax(1) for part in torch.split(images, 250)])
     right = predicted == labels
     return {
         "images": len(labels),

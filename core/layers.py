@@ -1,0 +1,97 @@
+"""Layers by name: finding them, reading what they put out, changing what they put out.
+
+A layer is a submodule under its dotted name (`layer1.0.conv1`). Hooks are borrowed: `tap` and
+`edit` take them off again in `finally`, whatever happens in between.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+from torch import Tensor, nn
+
+from cnnviz.core.errors import UsageError, nearest
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+
+
+def named_layers(module: nn.Module) -> dict[str, nn.Module]:
+    """Every submodule but the root, by dotted name, in order of definition."""
+    return {name: layer for name, layer in module.named_modules() if name}
+
+
+def conv_layers(module: nn.Module) -> list[str]:
+    """Names of the two-dimensional convolutions, in order of definition."""
+    return [name for name, layer in named_layers(module).items() if isinstance(layer, nn.Conv2d)]
+
+
+def find_layer(module: nn.Module, name: str, model_name: str) -> nn.Module:
+    """The layer of that name.
+
+    Raises:
+        UsageError: there is none; the message offers the nearest names.
+    """
+    layers = named_layers(module)
+    if name in layers:
+        return layers[name]
+    near = ", ".join(nearest(name, layers)) or "(it has none)"
+    raise UsageError(
+        f"no layer '{name}' in {model_name}; the nearest are {near} "
+        f"(cnnviz layers --model {model_name} lists all)"
+    )
+
+
+def _as_tensor(name: str, output: object) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    raise UsageError(
+        f"layer '{name}' puts out {type(output).__name__}, not a tensor; name a layer inside it"
+    )
+
+
+@contextmanager
+def tap(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Collects what the named layers put out, each forward pass replacing the one before.
+
+    A layer that runs more than once in a pass leaves its last output.
+
+    Yields:
+        A dict that the forward passes inside the `with` fill: layer name to output.
+
+    Raises:
+        KeyError: a name that `find_layer` would refuse.
+        UsageError: on a forward pass, where a layer puts out something other than a tensor.
+    """
+    layers = named_layers(module)
+    outputs: dict[str, Tensor] = {}
+
+    def keeper(name: str) -> Callable[[nn.Module, object, object], None]:
+        def keep(_layer: nn.Module, _inputs: object, output: object) -> None:
+            outputs[name] = _as_tensor(name, output)
+
+        return keep
+
+    with ExitStack() as stack:
+        for name in names:
+            stack.callback(layers[name].register_forward_hook(keeper(name)).remove)
+        yield outputs
+
+
+@contextmanager
+def edit(module: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+    """Puts each named layer's output through a function for as long as the `with` lasts.
+
+    Raises:
+        KeyError: a name that `find_layer` would refuse.
+        UsageError: on a forward pass, where a layer puts out something other than a tensor.
+    """
+    layers = named_layers(module)
+
+    def changer(
+        name: str, change: Callable[[Tensor], Tensor]
+    ) -> Callable[[nn.Module, object, object], Tensor]:
+        return lambda _layer, _inputs, output: change(_as_tensor(name, output))
+
+    with ExitStack() as stack:
+        for name, change in changes.items():
+            stack.callback(layers[name].register_forward_hook(changer(name, change)).remove)
+        yield
