@@ -5,24 +5,10 @@ whenever the device runs out of memory, so a run slows down where it would have 
 """
 
 from collections.abc import Callable, Iterator
-from enum import StrEnum
 
 import torch
 
 from cnnviz.core.errors import CnnvizError, UsageError
-
-
-class Precision(StrEnum):
-    """The number format that weights and activations have during the run."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The torch type of the same name."""
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.value]
 
 
 def pick_device(name: str = "auto") -> torch.device:

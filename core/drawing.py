@@ -7,7 +7,6 @@ Shapes: N tiles, H W rows and columns.
 """
 
 import math
-from enum import StrEnum
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,8 @@ import numpy as np
 from matplotlib import colormaps, font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from cnnviz.core.choices import Colormap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,18 +26,7 @@ if TYPE_CHECKING:
 FONT_SIZE = 9.0
 
 
-class Colormap(StrEnum):
-    """Colours of a map. Diverging ones are symmetric about zero; jet is the classic look."""
-
-    DIVERGING = "diverging"
-    JET = "jet"
-    VIRIDIS = "viridis"
-    GRAY = "gray"
-
-    @property
-    def matplotlib_name(self) -> str:
-        """What matplotlib calls it; `diverging` is blue, white, red."""
-        return "RdBu_r" if self is Colormap.DIVERGING else self.value
+MATPLOTLIB_NAMES = {Colormap.DIVERGING: "RdBu_r"}  # the others have the same name there
 
 
 @cache
@@ -97,8 +87,8 @@ def colour(
 ) -> "NDArray[np.uint8]":
     """Values (…) between low and high to uint8 RGB (…, 3)."""
     scaled = np.clip((values - low) / (high - low), 0, 1)
-    rgba = np.asarray(colormaps[colormap.matplotlib_name](scaled, bytes=True), np.uint8)
-    return rgba[..., :3]
+    cmap = colormaps[MATPLOTLIB_NAMES.get(colormap, colormap.value)]
+    return np.asarray(cmap(scaled, bytes=True), np.uint8)[..., :3].copy()
 
 
 def overlay(

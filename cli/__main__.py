@@ -1,0 +1,5 @@
+"""`python -m cnnviz.cli`."""
+
+from cnnviz.cli.main import main
+
+main()

@@ -1,0 +1,141 @@
+"""What the terminal shows: progress and messages on stderr, findings on stdout.
+
+With `--json` stdout carries the summary alone; `--quiet` silences progress and tables. Text from
+users (labels, file names) is shown with its control characters replaced, never read as markup.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console as RichConsole
+from rich.table import Table
+from rich.text import Text
+
+from cnnviz.cli.options import OutputOptions
+
+if TYPE_CHECKING:
+    from cnnviz.core.results import RunFolder
+
+PLAIN_STEPS = 4
+
+
+def printable(text: object) -> str:
+    """Text with control characters replaced, so that a file name cannot drive the terminal."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in str(text))
+
+
+def say(message: str) -> None:
+    """One line on stderr."""
+    print(printable(message), file=sys.stderr)  # noqa: T201
+
+
+class Console:
+    """One command's way to its user."""
+
+    def __init__(self, output: OutputOptions) -> None:
+        self._output = output
+        self._out = RichConsole(highlight=False)
+        self._err = RichConsole(stderr=True, highlight=False)
+        self._shows_findings = not (output.quiet or output.json)
+
+    def note(self, message: str) -> None:
+        """A line that the user should know of but need not act on; silent under `--quiet`."""
+        if not self._output.quiet:
+            say(message)
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar with the time left; plain lines where stderr is no terminal.
+
+        Yields:
+            A function to call with the number of steps just done.
+        """
+        if self._output.quiet:
+            yield lambda _steps: None
+        elif self._err.is_terminal:
+            yield from self._bar(what, total)
+        else:
+            yield self._lines(what, total)
+
+    def _bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Remaining
+
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            Remaining(),
+        )
+        with Progress(*columns, console=self._err, transient=True) as bar:
+            task = bar.add_task(printable(what), total=total)
+            yield lambda steps: bar.update(task, advance=steps)
+
+    def _lines(self, what: str, total: int) -> Callable[[int], None]:
+        done = shown = 0
+
+        def advance(steps: int) -> None:
+            nonlocal done, shown
+            done += steps
+            quarter = PLAIN_STEPS * done // max(total, 1)
+            if quarter > shown:
+                shown = quarter
+                say(f"{what}: {done}/{total}")
+
+        return advance
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """The findings in short; numbers stand to the right."""
+        if not self._shows_findings:
+            return
+        table = Table(title=Text(printable(title)), title_justify="left")
+        for index, column in enumerate(columns):
+            numeric = bool(rows) and all(_is_numeric(row[index]) for row in rows)
+            table.add_column(Text(column), justify="right" if numeric else "left")
+        for row in rows:
+            table.add_row(*[Text(printable(cell)) for cell in row])
+        self._out.print(table)
+
+    def line(self, text: str) -> None:
+        """One line among the findings."""
+        if self._shows_findings:
+            self._out.print(Text(printable(text)), soft_wrap=True)
+
+    def finish(
+        self, folder: "RunFolder", content: dict[str, Any], show: Sequence[Path] = ()
+    ) -> None:
+        """Writes the summary, prints it or the paths, and ends with status 1 if inputs failed.
+
+        Args:
+            folder: the run's folder, all its files written.
+            content: what `core.results.summary` made.
+            show: the pictures worth opening first; all written PNGs if empty.
+
+        Raises:
+            typer.Exit: with status 1, when `content["errors"]` is not empty.
+        """
+        from cnnviz.core.results import to_json
+
+        written = folder.finish(content)
+        if self._output.json:
+            print(to_json(content), end="")  # noqa: T201
+        pictures = list(show) or [folder.path / n for n in folder.files if n.endswith(".png")]
+        for path in [*pictures, written]:
+            self.line(str(path))
+        for error in content["errors"]:
+            say(f"cnnviz: {error['message']}")
+        if content["errors"]:
+            raise typer.Exit(1)
+
+
+def _is_numeric(cell: object) -> bool:
+    text = str(cell).removesuffix("%").removesuffix("%").strip()
+    try:
+        float(text)
+    except ValueError:
+        return text in ("", "-")
+    return True

@@ -1,0 +1,73 @@
+"""The `cnnviz` program: its commands, and how every way of failing ends.
+
+A user's mistake is one line on stderr and an exit status (`core.errors`); what is not foreseen is
+a bug and shows its traceback.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from cnnviz.cli.console import say
+from cnnviz.cli.occlude import occlude
+from cnnviz.cli.options import expand
+from cnnviz.cli.render import render
+from cnnviz.core.errors import CnnvizError
+
+INTERRUPTED = 130
+# The base of all that Typer says of a command line; it has no public name.
+UsageMistake: type[Exception] = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="cnnviz",
+    help="See what a convolutional network has learned and where it looks.",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _command in (occlude, render):
+    app.command(_command.__name__.replace("_", "-"))(expand(_command))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from cnnviz.core.results import version
+
+        print(f"cnnviz {version()}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """See what a convolutional network has learned and where it looks."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line; returns the exit status.
+
+    0 done, 1 failed in part or whole, 2 wrong usage, 3 a check did not hold, 130 interrupted.
+    """
+    try:
+        status = app(list(arguments) or ["--help"], prog_name="cnnviz", standalone_mode=False)
+    except CnnvizError as error:
+        say(f"cnnviz: {error}")
+        return error.exit_status
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    except UsageMistake as error:
+        say(f"cnnviz: {getattr(error, 'format_message', error.__str__)()} (cnnviz --help)")
+        return 2
+    if status == INTERRUPTED:
+        say("cnnviz: interrupted; what is written is whole, and no summary says it is complete")
+    return int(status or 0)
+
+
+def main() -> None:
+    """The entry point."""
+    sys.exit(run(sys.argv[1:]))
