@@ -1,0 +1,109 @@
+"""Class names: reading them from a file, finding a class by what a user calls it.
+
+Names compare with case, `_` and spaces put aside. ImageNet's customary JSON form, index to
+(wnid, name), also gives the WordNet ids.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnnviz.core.errors import UsageError, nearest
+
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Class names in the order of the logits, with their WordNet ids where the file gave them."""
+
+    names: tuple[str, ...]
+    wnids: tuple[str, ...] | None = None
+
+
+def fold(name: str) -> str:
+    """The form in which names are compared."""
+    return " ".join(name.replace("_", " ").casefold().split())
+
+
+def _of_map(content: dict[str, object], path: Path) -> list[object]:
+    if not all(key.isdecimal() for key in content):
+        wrong = next(key for key in content if not key.isdecimal())
+        raise UsageError(f"the labels map '{path}' has the key '{wrong}'; keys are class indices")
+    ordered = {int(key): value for key, value in content.items()}
+    gap = next((index for index in range(len(ordered)) if index not in ordered), None)
+    if gap is not None or len(ordered) != len(content):
+        raise UsageError(f"the labels map '{path}' has no entry for class {gap or 0}")
+    return [ordered[index] for index in range(len(ordered))]
+
+
+def _of_entries(entries: list[object], path: Path) -> Labels:
+    if all(isinstance(entry, str) for entry in entries):
+        return Labels(tuple(str(entry) for entry in entries))
+    pairs = [tuple(entry) for entry in entries if isinstance(entry, list) and len(entry) == 2]
+    if len(pairs) == len(entries) and all(isinstance(part, str) for p in pairs for part in p):
+        return Labels(tuple(pair[1] for pair in pairs), tuple(pair[0] for pair in pairs))
+    raise UsageError(f"the labels in '{path}' are neither names nor pairs of wnid and name")
+
+
+def read_labels(path: Path) -> Labels:
+    """Names from a .txt file (one a line) or .json (a list, or a map from index to name).
+
+    Raises:
+        UsageError: the file is missing, not UTF-8, not JSON, or of another form.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"cannot read the labels file '{path}': {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the labels file '{path}' is not UTF-8 text") from error
+    if path.suffix.lower() != ".json":
+        return Labels(tuple(line.strip() for line in text.strip("\r\n").splitlines()))
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"the labels file '{path}' is not JSON: {error}") from error
+    if isinstance(content, dict):
+        content = _of_map(content, path)
+    if not isinstance(content, list):
+        raise UsageError(f"the labels file '{path}' holds neither a list nor a map")
+    return _of_entries(content, path)
+
+
+def _matches(wanted: str, names: Sequence[str], wnids: Sequence[str] | None) -> list[int]:
+    """Classes by the strictest reading that finds any: whole name, wnid, part, beginning."""
+    folded = [fold(name) for name in names]
+    readings: tuple[Callable[[int], bool], ...] = (
+        lambda index: folded[index] == wanted,
+        lambda index: wnids is not None and wnids[index] == wanted,
+        lambda index: wanted in (part.strip() for part in folded[index].split(",")),
+        lambda index: wanted.isdecimal() and index == int(wanted),
+        lambda index: not wanted.isdecimal() and folded[index].startswith(wanted),
+    )
+    for fits in readings:
+        if found := [index for index in range(len(names)) if fits(index)]:
+            return found
+    return []
+
+
+def class_index(text: str, names: Sequence[str], wnids: Sequence[str] | None = None) -> int:
+    """The class that goes by that name, wnid, index, or unambiguous beginning of a name.
+
+    Raises:
+        UsageError: no class does, or several do.
+    """
+    wanted = fold(text)
+    found = _matches(wanted, names, wnids) if wanted else []
+    if len(found) == 1:
+        return found[0]
+    if found:
+        which = ", ".join(f"{index} ({names[index]})" for index in found[:SHOWN])
+        more = " …" if len(found) > SHOWN else ""
+        raise UsageError(f"'{text}' is the name of several classes: {which}{more}; use the index")
+    last = len(names) - 1
+    if wanted.lstrip("-").isdecimal():
+        raise UsageError(f"no class {text}; the model's classes are 0 to {last}")
+    near = ", ".join(f"'{name}'" for name in nearest(text.replace("_", " "), names))
+    raise UsageError(f"no class '{text}'; the nearest are {near} (or an index from 0 to {last})")
