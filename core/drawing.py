@@ -8,7 +8,7 @@ Shapes: N tiles, H W rows and columns.
 
 import math
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from matplotlib import colormaps, font_manager
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
     from matplotlib.colorbar import Colorbar
+    from matplotlib.colors import Colormap as MatplotlibColormap
     from numpy.typing import NDArray
 
 FONT_SIZE = 9.0
@@ -82,13 +83,18 @@ def symmetric_limit(values: "NDArray[np.floating]") -> float:
     return max(float(np.abs(values).max(initial=0.0)), 1e-12)
 
 
+def cmap_of(choice: Colormap) -> "MatplotlibColormap":
+    """The matplotlib colour map of that choice."""
+    return colormaps[MATPLOTLIB_NAMES.get(choice, choice.value)]
+
+
 def colour(
     values: "NDArray[np.floating]", colormap: Colormap, low: float, high: float
 ) -> "NDArray[np.uint8]":
     """Values (…) between low and high to uint8 RGB (…, 3)."""
     scaled = np.clip((values - low) / (high - low), 0, 1)
-    cmap = colormaps[MATPLOTLIB_NAMES.get(colormap, colormap.value)]
-    return np.asarray(cmap(scaled, bytes=True), np.uint8)[..., :3].copy()
+    rgba = cast("NDArray[np.uint8]", cmap_of(colormap)(scaled, bytes=True))
+    return rgba[..., :3]
 
 
 def overlay(

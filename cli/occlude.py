@@ -1,0 +1,269 @@
+"""`cnnviz occlude`: cover an image piece by piece and see which pieces carry the prediction."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cnnviz.cli.console import Console
+from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.core.choices import Colormap
+from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
+from cnnviz.occlusion.choices import Border, EngineChoice, Score, Upsample
+
+if TYPE_CHECKING:
+    from cnnviz.core.images import WorkingImage
+    from cnnviz.core.results import RunFolder
+    from cnnviz.occlusion.expectation import Expectations, Verdict
+    from cnnviz.occlusion.experiment import Occluder, OcclusionResult
+    from cnnviz.occlusion.figures import Look
+
+FOLDER_LABEL = "folder"
+
+
+def occlude(
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE…", help="Image files, or folders of them.")
+    ],
+    model: ModelOptions,
+    output: OutputOptions,
+    mask: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Side of the mask in pixels, or HxW; repeat for several. Default: 20 % of the "
+            "shorter side."
+        ),
+    ] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(help="Pixels between positions. Default: 10 % of the shorter side."),
+    ] = None,
+    fill: Annotated[
+        str,
+        typer.Option(
+            help="What masks show: mean, gray, black, white, #rrggbb, blur, noise or image-mean."
+        ),
+    ] = "mean",
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Class to ask about: predicted, topK (top3), a name or an index; repeatable. "
+            "Default: predicted."
+        ),
+    ] = None,
+    score: Annotated[
+        Score, typer.Option(help="What is compared between untouched and covered.")
+    ] = Score.PROBABILITY,
+    border: Annotated[
+        Border,
+        typer.Option(
+            help="cover: the whole image, edge masks cut off; inside: whole masks only; center: "
+            "centred on every S-th pixel."
+        ),
+    ] = Border.COVER,
+    upsample: Annotated[
+        Upsample,
+        typer.Option(help="From positions to pixels: mean over covering masks, or interpolation."),
+    ] = Upsample.COVERAGE,
+    label: Annotated[
+        str | None,
+        typer.Option(help="The true class; 'folder': the name of each image's folder."),
+    ] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Also watch this layer's strongest map.")
+    ] = None,
+    expect: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the object is, in the file's pixels: x0,y0,x1,y1, or a JSON file of boxes "
+            "or polygons per image."
+        ),
+    ] = None,
+    min_inside: Annotated[
+        float | None,
+        typer.Option(
+            help="With --expect: exit with status 3 if less than this share of the positive "
+            "evidence lies on the object."
+        ),
+    ] = None,
+    engine: Annotated[
+        EngineChoice,
+        typer.Option(help="full: whole passes; incremental: only what a mask can reach."),
+    ] = EngineChoice.AUTO,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Run a sample through both engines and compare.")
+    ] = False,
+    alpha: Annotated[float, typer.Option(help="Weight of the map in the overlay, 0 to 1.")] = 0.5,
+    colormap: Annotated[Colormap, typer.Option(help="Colours of the maps.")] = Colormap.DIVERGING,
+    scores: Annotated[
+        bool, typer.Option("--scores/--no-scores", help="Write scores.npz (what render reads).")
+    ] = True,
+) -> None:
+    """Cover an image piece by piece: which pieces carry the prediction?
+
+    cnnviz occlude dog.jpg --model resnet18 --mask 15 --stride 10
+
+    Writes overlay, heatmap, probability and label pictures and the raw scores, for each image.
+    """
+    started = time.perf_counter()
+    console = Console(output)
+    _check_shares(alpha, min_inside, expect)
+    from cnnviz.core.images import find_images
+    from cnnviz.core.results import RunFolder, safe_name, summary
+    from cnnviz.occlusion.expectation import read_expectations
+    from cnnviz.occlusion.experiment import Occluder, OcclusionSpec
+    from cnnviz.occlusion.figures import Look
+    from cnnviz.occlusion.masks import parse_mask
+
+    spec = OcclusionSpec(
+        masks=tuple(parse_mask(text) for text in mask or ()),
+        stride=stride,
+        border=border,
+        fill=fill,
+        targets=tuple(target or ("predicted",)),
+        score=score,
+        upsample=upsample,
+        label=None if label == FOLDER_LABEL else label,
+        layer=layer,
+        engine=engine,
+        batch_size=model.batch(),
+        seed=model.seed,
+        verify=verify,
+    )
+    paths = find_images(images)
+    expectations = read_expectations(expect) if expect else None
+    loaded = model.load()
+    occluder = Occluder(loaded, spec)
+    if occluder.note:
+        console.note(occluder.note)
+    alone = len(paths) == 1
+    root = (
+        output.folder("occlude") / safe_name(paths[0].stem) if alone else output.folder("occlude")
+    )
+    folder = RunFolder.open(root, overwrite=output.overwrite)
+    run = _Run(occluder, folder, expectations, label == FOLDER_LABEL, Look(colormap, alpha), scores)
+    with console.progress("occluding", occluder.positions * len(paths)) as advance:
+        for path in paths:
+            run.one(path, loaded.preprocess, folder if alone else None, advance)
+    console.table("Occlusion", _COLUMNS, [_row(entry) for entry in run.entries])
+    content = summary(
+        "occlude",
+        model=loaded,
+        seed=model.seed,
+        elapsed_seconds=time.perf_counter() - started,
+        results=run.entries,
+        files=folder.files,
+        errors=run.errors,
+    )
+    shown = [folder.path / name for name in folder.files if name.endswith("overlay.png")]
+    console.finish(folder, content, show=shown)
+    if min_inside is not None:
+        _check_inside(run.checked, min_inside)
+
+
+class _Run:
+    """The images of one call, one after the other; a bad one does not stop the rest."""
+
+    def __init__(
+        self,
+        occluder: "Occluder",
+        folder: "RunFolder",
+        expectations: "Expectations | None",
+        label_by_folder: bool,
+        look: "Look",
+        scores: bool,
+    ) -> None:
+        self._occluder, self._folder, self._look, self._scores = occluder, folder, look, scores
+        self._expectations, self._label_by_folder = expectations, label_by_folder
+        self.entries: list[dict[str, Any]] = []
+        self.errors: list[tuple[str, str]] = []
+        self.checked: list[tuple[str, float | None]] = []
+
+    def one(self, path: Path, preprocess: Any, folder: "RunFolder | None", advance: Any) -> None:
+        """Measures, judges and writes one image, or notes why not."""
+        from cnnviz.core.images import read
+        from cnnviz.occlusion.report import report
+
+        done = 0
+
+        def progress(steps: int) -> None:
+            nonlocal done
+            done += steps
+            advance(steps)
+
+        try:
+            image = read(path, preprocess)
+            expected = self._expectations.for_image(str(path)) if self._expectations else None
+            label = path.resolve().parent.name if self._label_by_folder else None
+            label = expected.label if expected and expected.label and not label else label
+            result = self._occluder.run(image, label=label, progress=progress)
+            verdicts = self._judge(result, image)
+            target = folder or self._folder.subfolder(path.stem)
+            _write(target, result, self._look, self._scores)
+        except CnnvizError as error:
+            self.errors.append((str(path), str(error)))
+            advance(self._occluder.positions - done)
+            return
+        relative = target.path.relative_to(self._folder.path).as_posix()
+        self.entries.append(report(result, verdicts) | {"folder": relative})
+
+    def _judge(self, result: "OcclusionResult", image: "WorkingImage") -> "tuple[Verdict, ...]":
+        from cnnviz.occlusion.expectation import judge, object_mask
+
+        if self._expectations is None:
+            return ()
+        object_HW = object_mask(self._expectations.for_image(image.path), image)
+        verdicts = tuple(judge(panel.map_HW, object_HW) for panel in result.panels)
+        asked = result.panels[0].target if result.label is None else result.label
+        first = next(i for i, panel in enumerate(result.panels) if panel.target == asked)
+        self.checked.append((image.path, verdicts[first].inside))
+        return verdicts
+
+
+def _write(folder: "RunFolder", result: "OcclusionResult", look: "Look", scores: bool) -> None:
+    from cnnviz.occlusion.archive import INPUT, SCORES, to_arrays
+    from cnnviz.occlusion.figures import draw, input_pixels
+
+    folder.write_image(INPUT, input_pixels(result))
+    for name, figure in draw(result, look).items():
+        folder.write_figure(name, figure)
+    if scores:
+        folder.write_npz(SCORES, **to_arrays(result))
+
+
+def _check_shares(alpha: float, min_inside: float | None, expect: str | None) -> None:
+    if not 0 <= alpha <= 1:
+        raise UsageError(f"--alpha {alpha:g} is out of range; it takes 0 (image) to 1 (map)")
+    if min_inside is not None and not 0 <= min_inside <= 1:
+        raise UsageError(f"--min-inside {min_inside:g} is out of range; it takes a share, 0 to 1")
+    if min_inside is not None and expect is None:
+        raise UsageError("--min-inside needs --expect, which says where the object is")
+
+
+def _check_inside(checked: list[tuple[str, float | None]], least: float) -> None:
+    low = [(path, inside) for path, inside in checked if inside is None or inside < least]
+    if low:
+        path, inside = low[0]
+        share = "no positive evidence at all" if inside is None else f"{inside:.3f}"
+        raise CheckFailed(
+            f"{len(low)} of {len(checked)} images have less than {least:g} of the positive "
+            f"evidence on the object; the first is '{path}': {share}"
+        )
+
+
+_COLUMNS = ("image", "class", "p", "mask", "max drop", "reliance", "flips")
+
+
+def _row(entry: dict[str, Any]) -> tuple[object, ...]:
+    first = entry["targets"][0]
+    height, width = first["mask"]
+    return (
+        Path(entry["image"]).name,
+        first["class"],
+        f"{first['probability']:.3f}",
+        str(height) if height == width else f"{height}x{width}",
+        f"{first['max_drop']:.3f}",
+        f"{first['reliance']:.3f}",
+        f"{first['flips']['share']:.1%}",
+    )

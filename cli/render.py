@@ -1,0 +1,64 @@
+"""`cnnviz render`: draw an occlusion run again, for other classes, scores or colours."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnnviz.cli.console import Console
+from cnnviz.cli.options import OutputOptions
+from cnnviz.core.choices import Colormap
+from cnnviz.core.errors import UsageError
+from cnnviz.occlusion.choices import Score, Upsample
+
+
+def render(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="What cnnviz occlude wrote for one image.")
+    ],
+    output: OutputOptions,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(help="predicted, topK, a class name or index; repeatable."),
+    ] = None,
+    score: Annotated[Score, typer.Option(help="What is compared.")] = Score.PROBABILITY,
+    upsample: Annotated[
+        Upsample, typer.Option(help="From positions to pixels.")
+    ] = Upsample.COVERAGE,
+    label: Annotated[str | None, typer.Option(help="The true class.")] = None,
+    alpha: Annotated[float, typer.Option(help="Weight of the map in the overlay, 0 to 1.")] = 0.5,
+    colormap: Annotated[Colormap, typer.Option(help="Colours of the maps.")] = Colormap.DIVERGING,
+) -> None:
+    """Draw an occlusion run again without the model: other classes, scores, colours.
+
+    cnnviz render cnnviz-out/occlude/dog --target tabby --score loss --colormap jet
+    """
+    started = time.perf_counter()
+    console = Console(output)
+    if not 0 <= alpha <= 1:
+        raise UsageError(f"--alpha {alpha:g} is out of range; it takes 0 (image) to 1 (map)")
+    from cnnviz.core.results import RunFolder, safe_name, summary
+    from cnnviz.occlusion.archive import load
+    from cnnviz.occlusion.experiment import OcclusionSpec, look
+    from cnnviz.occlusion.figures import Look, draw
+    from cnnviz.occlusion.report import report
+
+    measured = load(folder)
+    spec = OcclusionSpec(
+        targets=tuple(target or ("predicted",)), score=score, upsample=upsample, label=label
+    )
+    result = look(measured, spec, engine="none")
+    name = safe_name(folder.resolve().name)
+    out = RunFolder.open(output.folder("render") / name, overwrite=output.overwrite)
+    for file_name, figure in draw(result, Look(colormap, alpha)).items():
+        out.write_figure(file_name, figure)
+    content = summary(
+        "render",
+        model=None,
+        seed=0,
+        elapsed_seconds=time.perf_counter() - started,
+        results=[report(result)],
+        files=out.files,
+    )
+    console.finish(out, content)

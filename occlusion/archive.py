@@ -1,0 +1,124 @@
+"""`scores.npz`: a measurement on disk, enough to draw everything again without the network.
+
+Arrays: `logits` (P, K) and `base_logits` (K,) float32; `boxes` (P, 4) int64, y0 x0 y1 x1; `maps`
+(panels, H, W) float32 with `map_target` and `map_mask` telling the class and the mask of each;
+`labels` (K,); `masks` (masks, 2) and `grids` (masks, 2): rows and columns of each mask and of its
+grid of positions; `stride` and `border`; with a layer, `activation` (P,), `activation_base`,
+`activation_channel` and `activation_layer`. No array holds objects: nothing is ever unpickled.
+"""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from cnnviz.core.errors import CnnvizError
+from cnnviz.core.images import WorkingImage
+from cnnviz.occlusion.choices import Border
+from cnnviz.occlusion.experiment import Activation, Measurement, OcclusionResult
+from cnnviz.occlusion.masks import Grid
+
+SCORES = "scores.npz"
+INPUT = "input.png"
+
+
+def to_arrays(result: OcclusionResult) -> dict[str, np.ndarray]:
+    """The arrays that `scores.npz` holds."""
+    measured = result.measured
+    grids = measured.grids
+    arrays = {
+        "logits": measured.logits_PK.numpy(),
+        "base_logits": measured.base_logits_K.numpy(),
+        "boxes": torch.cat([grid.boxes_P4 for grid in grids]).numpy(),
+        "maps": torch.stack([panel.map_HW for panel in result.panels]).numpy(),
+        "map_target": np.array([panel.target for panel in result.panels]),
+        "map_mask": np.array([panel.grid.mask for panel in result.panels]),
+        "labels": np.array(measured.labels),
+        "masks": np.array([grid.mask for grid in grids]),
+        "grids": np.array([grid.shape for grid in grids]),
+        "stride": np.array(grids[0].stride),
+        "border": np.array(grids[0].border.value),
+    }
+    if measured.activation:
+        arrays |= {
+            "activation": measured.activation.sums_P.numpy(),
+            "activation_base": np.array(measured.activation.base),
+            "activation_channel": np.array(measured.activation.channel),
+            "activation_layer": np.array(measured.activation.layer),
+        }
+    return arrays
+
+
+def load(folder: Path) -> Measurement:
+    """Reads back what a run wrote about one image.
+
+    Args:
+        folder: holds `scores.npz` and `input.png`.
+
+    Raises:
+        CnnvizError: a file is missing, damaged or not ours.
+    """
+    path = folder / SCORES
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        with Image.open(folder / INPUT) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        return _measurement(arrays, pixels, str(folder))
+    except FileNotFoundError as error:
+        raise CnnvizError(
+            f"no {Path(error.filename).name} in {folder}; cnnviz render takes the folder that "
+            "cnnviz occlude wrote for one image (without --no-scores)"
+        ) from error
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError) as error:
+        raise CnnvizError(f"{path} cannot be read: it is damaged or not cnnviz's") from error
+    except zipfile.BadZipFile as error:
+        raise CnnvizError(f"{path} cannot be read: it is damaged or not cnnviz's") from error
+
+
+def _measurement(arrays: dict[str, np.ndarray], pixels: np.ndarray, name: str) -> Measurement:
+    height, width = pixels.shape[:2]
+    image = WorkingImage(
+        path=name,
+        pixels=torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float() / 255,
+        box_original=(0.0, 0.0, float(height), float(width)),
+        original_size=(height, width),
+    )
+    stride, border = int(arrays["stride"]), Border(str(arrays["border"]))
+    shapes = [(int(rows), int(columns)) for rows, columns in arrays["grids"]]
+    masks = [(int(rows), int(columns)) for rows, columns in arrays["masks"]]
+    boxes = torch.split(
+        torch.from_numpy(arrays["boxes"]), [rows * columns for rows, columns in shapes]
+    )
+    grids = tuple(
+        Grid(mask, stride, border, shape, part)
+        for mask, shape, part in zip(masks, shapes, boxes, strict=True)
+    )
+    activation = None
+    _check(arrays, (height, width))
+    if "activation" in arrays:
+        activation = Activation(
+            str(arrays["activation_layer"]),
+            int(arrays["activation_channel"]),
+            float(arrays["activation_base"]),
+            torch.from_numpy(arrays["activation"]),
+        )
+    return Measurement(
+        image,
+        tuple(str(label) for label in arrays["labels"]),
+        torch.from_numpy(arrays["base_logits"]),
+        torch.from_numpy(arrays["logits"]),
+        grids,
+        activation,
+    )
+
+
+def _check(arrays: dict[str, np.ndarray], size: tuple[int, int]) -> None:
+    """Raises ValueError where the arrays do not belong together."""
+    boxes, logits = arrays["boxes"], arrays["logits"]
+    classes = (len(arrays["labels"]),)
+    fits = logits.shape == (len(boxes), *classes) and arrays["base_logits"].shape == classes
+    if not fits or (boxes < 0).any() or (boxes > np.array([*size, *size])).any():
+        raise ValueError("its arrays do not fit each other")

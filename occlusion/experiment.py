@@ -1,0 +1,258 @@
+"""One occlusion experiment end to end: cover an image piece by piece, keep every score.
+
+The `Measurement` holds all that needed the network: the scores of every class at every position.
+Everything else (maps, panels, pictures) is derived from it, so that it can be looked at again for
+other classes and scores without the network (`cnnviz render`).
+Method: Zeiler and Fergus 2014, "Visualizing and Understanding Convolutional Networks", section 4.2.
+Shapes: P positions, K classes, H W rows and columns.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cnnviz.core.errors import CnnvizError
+from cnnviz.core.images import WorkingImage, read
+from cnnviz.core.labels import class_index
+from cnnviz.core.models import Model
+from cnnviz.occlusion.choices import Border, EngineChoice, Score, Upsample
+from cnnviz.occlusion.engines import Engine, make_engine, verify
+from cnnviz.occlusion.fills import check_fill, fill_picture
+from cnnviz.occlusion.masks import Grid, default_mask, default_stride, place
+from cnnviz.occlusion.panels import Panel, make_panels
+from cnnviz.occlusion.targets import resolve_targets
+
+
+@dataclass(frozen=True)
+class OcclusionSpec:
+    """What to do; every default is the one of the command line.
+
+    Attributes:
+        masks: (rows, columns) of each mask in pixels; empty for one of 20 % of the shorter side.
+        stride: pixels between positions; None for 10 % of the shorter side.
+        border: where masks go at the edges.
+        fill: what masks show, a name that `fills.check_fill` accepts.
+        targets: `predicted`, `topK`, class names or indices.
+        score: what is compared.
+        upsample: how positions become pixels.
+        label: the true class, by name or index.
+        layer: a layer whose strongest map is watched too.
+        engine: how the covered images are run.
+        batch_size: images at a time; None for automatic.
+        seed: for the noise fill and the sample of `verify`.
+        verify: run a sample of positions through both engines and report the difference.
+    """
+
+    masks: tuple[tuple[int, int], ...] = ()
+    stride: int | None = None
+    border: Border = Border.COVER
+    fill: str = "mean"
+    targets: tuple[str, ...] = ("predicted",)
+    score: Score = Score.PROBABILITY
+    upsample: Upsample = Upsample.COVERAGE
+    label: str | None = None
+    layer: str | None = None
+    engine: EngineChoice = EngineChoice.AUTO
+    batch_size: int | None = None
+    seed: int = 0
+    verify: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Activation:
+    """A layer's map that is strongest on the untouched image, watched while masks move.
+
+    Attributes:
+        layer: the layer's name.
+        channel: which of its maps.
+        base: the map's sum on the untouched image.
+        sums_P: its sum at each position, float32.
+    """
+
+    layer: str
+    channel: int
+    base: float
+    sums_P: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """All that needed the network, on the CPU.
+
+    Attributes:
+        image: the working image.
+        labels: class names, one per class.
+        base_logits_K: float32 logits of the untouched image.
+        logits_PK: float32 logits at each position, grid after grid.
+        grids: one per mask, in the order of the positions.
+        activation: with a layer watched, what its strongest map did.
+    """
+
+    image: WorkingImage
+    labels: tuple[str, ...]
+    base_logits_K: Tensor
+    logits_PK: Tensor
+    grids: tuple[Grid, ...]
+    activation: Activation | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class OcclusionResult:
+    """A measurement and what it says about the classes asked for.
+
+    Attributes:
+        measured: the raw scores.
+        score: what the panels compare.
+        panels: one per target and mask, targets outermost.
+        label: index of the true class, if known.
+        engine: the engine that ran: `full` or `incremental`.
+        largest_difference: with `verify`, the largest |logit difference| between the engines.
+    """
+
+    measured: Measurement
+    score: Score
+    panels: tuple[Panel, ...]
+    label: int | None
+    engine: str
+    largest_difference: float | None = None
+
+
+class Occluder:
+    """An experiment set up once for a model and run on any number of images.
+
+    Attributes:
+        grids: where the masks go, one grid per mask.
+        note: a line about the engine that the user should see, or None.
+    """
+
+    def __init__(self, model: Model, spec: OcclusionSpec) -> None:
+        """Checks the spec and prepares the engine.
+
+        Raises:
+            UsageError: something in the spec does not exist or does not fit the model.
+        """
+        size = model.input_size
+        stride = default_stride(size) if spec.stride is None else spec.stride
+        masks = spec.masks or (default_mask(size),)
+        self._model, self._spec = model, spec
+        self.grids = tuple(place(size, mask, stride, spec.border) for mask in masks)
+        check_fill(spec.fill)
+        resolve_targets(spec.targets, torch.zeros(model.classes), model.labels)
+        if spec.label is not None:
+            class_index(spec.label, model.labels)
+        self._boxes_P4 = torch.cat([grid.boxes_P4 for grid in self.grids])
+        self._engine: Engine = make_engine(
+            model,
+            spec.engine,
+            layer=spec.layer,
+            batch_size=spec.batch_size,
+            boxes_P4=self._boxes_P4,
+        )
+        self.note = self._engine.note
+
+    @property
+    def positions(self) -> int:
+        """How many covered images one run takes, all masks together."""
+        return len(self._boxes_P4)
+
+    def run(
+        self,
+        image: WorkingImage,
+        *,
+        label: str | None = None,
+        progress: Callable[[int], None] = lambda _steps: None,
+    ) -> OcclusionResult:
+        """Runs the experiment on one image.
+
+        Args:
+            image: of the model's input size.
+            label: this image's true class, in place of the spec's.
+            progress: called with the number of positions just done.
+
+        Raises:
+            CnnvizError: the network's scores are not finite, or one image does not fit the memory.
+            UsageError: no such label.
+        """
+        model, spec = self._model, self._spec
+        fill = fill_picture(spec.fill, image.pixels, model.preprocess, spec.seed)
+        pair = [model.preprocess.normalise(p).to(model.device) for p in (image.pixels, fill)]
+        scores = self._engine.run(pair[0], pair[1], self._boxes_P4, progress)
+        logits_PK, base_logits_K = scores.logits_PK.cpu(), scores.base_logits_K.cpu()
+        if not (logits_PK.isfinite().all() and base_logits_K.isfinite().all()):
+            raise CnnvizError(
+                f"{model.name} gives scores that are not finite on '{image.path}' in "
+                f"{model.precision.value}; use --precision fp32, or check the weights"
+            )
+        activation = None
+        if spec.layer is not None and scores.activation_P is not None:
+            assert scores.activation_channel is not None  # noqa: S101 (they come together)
+            assert scores.base_activation is not None  # noqa: S101
+            sums_P = scores.activation_P.cpu().float()
+            activation = Activation(
+                spec.layer, scores.activation_channel, scores.base_activation, sums_P
+            )
+        measured = Measurement(
+            image, model.labels, base_logits_K, logits_PK, self.grids, activation
+        )
+        result = look(measured, spec, label=label, engine=self._engine.name)
+        if not spec.verify:
+            return result
+        difference = verify(model, pair[0], pair[1], self._boxes_P4, seed=spec.seed)
+        return replace(result, largest_difference=difference)
+
+
+def look(
+    measured: Measurement, spec: OcclusionSpec, *, label: str | None = None, engine: str = "full"
+) -> OcclusionResult:
+    """Derives the panels that a spec asks for from a measurement; needs no network.
+
+    Raises:
+        UsageError: a target or the label is none of the classes.
+    """
+    true_text = label if label is not None else spec.label
+    targets = resolve_targets(spec.targets, measured.base_logits_K, measured.labels)
+    true_class = None
+    if true_text is not None:
+        true_class = class_index(true_text, measured.labels)
+        predicted = int(measured.base_logits_K.argmax())
+        targets = tuple(dict.fromkeys((*targets, true_class, predicted)))
+    panels = make_panels(
+        measured.base_logits_K,
+        measured.logits_PK,
+        measured.grids,
+        (int(measured.image.pixels.shape[1]), int(measured.image.pixels.shape[2])),
+        targets,
+        spec.score,
+        spec.upsample,
+    )
+    return OcclusionResult(measured, spec.score, panels, true_class, engine)
+
+
+def occlude(
+    model: Model,
+    image: WorkingImage | str | Path,
+    spec: OcclusionSpec | None = None,
+    *,
+    progress: Callable[[int], None] = lambda _steps: None,
+) -> OcclusionResult:
+    """Covers an image piece by piece and measures which pieces carry the prediction.
+
+    Args:
+        model: from `cnnviz.core.load_model`.
+        image: a file, or a working image of the model's input size.
+        spec: what to do; None for the defaults.
+        progress: called with the number of positions just done.
+
+    Returns:
+        The scores of every class at every position, and a panel per target and mask whose `map_HW`
+        is positive where covering hurts.
+
+    Raises:
+        UsageError: something in the spec does not exist or does not fit the model.
+        CnnvizError: the file cannot be read, or the network's scores are not finite.
+    """
+    working = image if isinstance(image, WorkingImage) else read(image, model.preprocess)
+    return Occluder(model, spec or OcclusionSpec()).run(working, progress=progress)

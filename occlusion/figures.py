@@ -1,0 +1,262 @@
+"""The pictures of an occlusion experiment.
+
+A figure has one panel per target and mask. Maps are drawn with diverging colours symmetric about
+zero: red is evidence for the class (covering it hurts), blue is evidence against it. Under an
+overlay the image is grey, so that every colour seen is the map's.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from cnnviz.core.choices import Colormap
+from cnnviz.core.drawing import (
+    FONT_SIZE,
+    add_colorbar,
+    bare,
+    cmap_of,
+    escape,
+    new_figure,
+    symmetric_limit,
+    title,
+    to_uint8,
+)
+from cnnviz.occlusion.choices import Score
+from cnnviz.occlusion.experiment import OcclusionResult
+from cnnviz.occlusion.masks import Grid
+from cnnviz.occlusion.panels import Panel
+
+PANEL_WIDTH = 3.6  # inches
+MOST_COLUMNS = 4
+LEGEND_CLASSES = 9
+LUMINANCE = np.array([0.299, 0.587, 0.114])
+OTHER_GRAY = "#d9d9d9"
+PREDICTED_WHITE = "#ffffff"
+# Okabe and Ito's colours, told apart by people with colour-blindness, and a brown.
+CLASS_COLOURS = (
+    "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2",
+    "#D55E00", "#CC79A7", "#000000", "#8C6D46",
+)  # fmt: skip
+BAR_LABELS = {
+    Score.PROBABILITY: "drop of the probability when covered",
+    Score.LOGIT: "drop of the logit when covered",
+    Score.LOSS: "rise of the loss −log p when covered",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How maps are drawn.
+
+    Attributes:
+        colormap: diverging (symmetric about zero) or one that runs from smallest to largest.
+        alpha: weight of the map over the image, 0…1.
+    """
+
+    colormap: Colormap = Colormap.DIVERGING
+    alpha: float = 0.5
+
+
+def draw(result: OcclusionResult, look: Look | None = None) -> dict[str, Figure]:
+    """All figures of one result, by the file name they are meant for.
+
+    `overlay.png` (map over image), `heatmap.png` (map alone), `probability.png` (the class's
+    probability at each position: blue where covering hurts), `label.png` (the most probable class
+    at each position) and, with a layer watched, `activation.png`.
+    """
+    look = look or Look()
+    figures = {
+        "overlay.png": _grid(result, lambda axes, panel: _map(axes, result, panel, look, True)),
+        "heatmap.png": _grid(result, lambda axes, panel: _map(axes, result, panel, look, False)),
+        "probability.png": _grid(result, lambda axes, panel: _probability(axes, result, panel)),
+        "label.png": _labels(result),
+    }
+    if result.measured.activation:
+        figures["activation.png"] = _activation(result)
+    return figures
+
+
+def _size(result: OcclusionResult) -> tuple[int, int]:
+    height, width = result.measured.image.pixels.shape[1:]
+    return int(height), int(width)
+
+
+def _layout(result: OcclusionResult) -> tuple[int, int]:
+    """Rows and columns: a row per target and a column per mask, one of them wrapped if alone."""
+    masks = len(result.measured.grids)
+    count = len(result.panels)
+    if 1 < masks <= MOST_COLUMNS and masks < count:
+        return count // masks, masks
+    columns = min(count, MOST_COLUMNS)
+    return -(-count // columns), columns
+
+
+def _axes_grid(
+    rows: int, columns: int, size: tuple[int, int], legend: float = 0.0
+) -> tuple[Figure, list[Axes]]:
+    height = PANEL_WIDTH * 0.78 * size[0] / size[1] + 0.55
+    figure = new_figure(PANEL_WIDTH * columns + legend, height * rows)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, list(axes.flat)
+
+
+def _grid(result: OcclusionResult, paint: Callable[[Axes, Panel], None]) -> Figure:
+    rows, columns = _layout(result)
+    figure, axes = _axes_grid(rows, columns, _size(result))
+    for cell, panel in zip(axes, result.panels, strict=False):
+        paint(cell, panel)
+        title(cell, _heading(result, panel))
+        bare(cell)
+    for cell in axes[len(result.panels) :]:
+        cell.set_visible(False)
+    return figure
+
+
+def _heading(result: OcclusionResult, panel: Panel) -> str:
+    name = result.measured.labels[panel.target]
+    note = " (true class)" if panel.target == result.label else ""
+    grid = panel.grid
+    return f"{name}{note}  p = {panel.probability:.3f}\nmask {grid.name}, stride {grid.stride}"
+
+
+def _grey(result: OcclusionResult) -> np.ndarray:
+    pixels = result.measured.image.pixels.numpy().transpose(1, 2, 0)
+    return np.asarray(pixels @ LUMINANCE)
+
+
+def _map(axes: Axes, result: OcclusionResult, panel: Panel, look: Look, over_image: bool) -> None:
+    values = panel.map_HW.numpy()
+    if look.colormap is Colormap.DIVERGING:
+        limit = symmetric_limit(values)
+        norm = Normalize(-limit, limit)
+    else:
+        low = float(values.min())
+        norm = Normalize(low, max(float(values.max()), low + 1e-12))
+    cmap = cmap_of(look.colormap)
+    if over_image:
+        axes.imshow(_grey(result), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    alpha = look.alpha if over_image else 1.0
+    axes.imshow(values, cmap=cmap, norm=norm, alpha=alpha, interpolation="nearest")
+    add_colorbar(ScalarMappable(norm, cmap), axes, BAR_LABELS[result.score])
+
+
+def _extent(grid: Grid, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Left, right, bottom, top of the grid of positions, each a cell around its mask's centre."""
+    half = grid.stride / 2
+    edges = []
+    for axis, length in ((1, size[1]), (0, size[0])):
+        first, last = grid.boxes_P4[0], grid.boxes_P4[-1]
+        centers = [float(box[axis] + box[axis + 2]) / 2 for box in (first, last)]
+        edges.append((max(centers[0] - half, 0.0), min(centers[1] + half, float(length))))
+    (left, right), (top, bottom) = edges
+    return left, right, bottom, top
+
+
+def _cells(axes: Axes, panel: Panel, size: tuple[int, int]) -> Callable[..., ScalarMappable]:
+    """An imshow for one value per position, each cell where its mask lay."""
+    axes.set_facecolor("white")
+
+    def show(values: np.ndarray, **options: object) -> ScalarMappable:
+        cells = values.reshape(panel.grid.shape)
+        extent = _extent(panel.grid, size)
+        shown: ScalarMappable = axes.imshow(
+            cells,
+            extent=extent,
+            interpolation="nearest",
+            **options,  # type: ignore[arg-type]
+        )
+        axes.set_xlim(0, size[1])
+        axes.set_ylim(size[0], 0)
+        return shown
+
+    return show
+
+
+def _probability(axes: Axes, result: OcclusionResult, panel: Panel) -> None:
+    show = _cells(axes, panel, _size(result))
+    shown = show(panel.probabilities_P.numpy(), cmap="RdYlBu_r")
+    add_colorbar(shown, axes, "probability of the class with this place covered")
+
+
+def _labels(result: OcclusionResult) -> Figure:
+    """The most probable class at each position, one panel per mask, one legend for all."""
+    measured, grids = result.measured, result.measured.grids
+    by_mask = [next(p for p in result.panels if p.grid is grid) for grid in grids]
+    predicted = int(measured.base_logits_K.argmax())
+    winners = np.concatenate([panel.winners_P.numpy() for panel in by_mask])
+    classes, counts = np.unique(winners[winners != predicted], return_counts=True)
+    ranked = classes[np.argsort(-counts, kind="stable")]
+    shown, rest = ranked[:LEGEND_CLASSES], ranked[LEGEND_CLASSES:]
+    colours = [PREDICTED_WHITE, *CLASS_COLOURS[: len(shown)], OTHER_GRAY]
+    code = np.full(len(measured.labels), len(colours) - 1)
+    code[predicted] = 0
+    code[shown] = np.arange(1, len(shown) + 1)
+    columns = min(len(by_mask), MOST_COLUMNS)
+    rows = -(-len(by_mask) // columns)
+    figure, axes = _axes_grid(rows, columns, _size(result), legend=1.8)
+    for cell, panel in zip(axes, by_mask, strict=False):
+        cell.imshow(_grey(result), cmap="gray", vmin=0, vmax=1, extent=_frame(result))
+        show = _cells(cell, panel, _size(result))
+        show(
+            code[panel.winners_P.numpy()],
+            cmap=ListedColormap(colours),
+            vmin=-0.5,
+            vmax=len(colours) - 0.5,
+            alpha=0.7,
+        )
+        title(cell, f"most probable class\nmask {panel.grid.name}, stride {panel.grid.stride}")
+        bare(cell)
+    for cell in axes[len(by_mask) :]:
+        cell.set_visible(False)
+    total = len(winners)
+    names = [
+        (measured.labels[index], int((winners == index).sum()) / total)
+        for index in (predicted, *shown)
+    ]
+    if len(rest):
+        names.append((f"{len(rest)} other classes", float(np.isin(winners, rest).mean())))
+    handles = [
+        Patch(facecolor=colour, edgecolor="#555555", label=escape(f"{name[:28]}  {share:.1%}"))
+        for colour, (name, share) in zip(
+            [*colours[: len(names) - bool(len(rest))], OTHER_GRAY], names, strict=False
+        )
+    ]
+    figure.legend(handles=handles, loc="outside right upper", fontsize=FONT_SIZE - 1, frameon=False)
+    return figure
+
+
+def _frame(result: OcclusionResult) -> tuple[float, float, float, float]:
+    height, width = _size(result)
+    return 0.0, float(width), float(height), 0.0
+
+
+def _activation(result: OcclusionResult) -> Figure:
+    """The watched map's sum at each position: blue where covering takes the layer's stimulus."""
+    activation = result.measured.activation
+    assert activation is not None  # noqa: S101 (the caller looked)
+    grids = result.measured.grids
+    by_mask = [next(p for p in result.panels if p.grid is grid) for grid in grids]
+    columns = min(len(by_mask), MOST_COLUMNS)
+    figure, axes = _axes_grid(-(-len(by_mask) // columns), columns, _size(result))
+    parts = torch.split(activation.sums_P, [len(grid.boxes_P4) for grid in grids])
+    for cell, panel, sums_P in zip(axes, by_mask, parts, strict=False):
+        shown = _cells(cell, panel, _size(result))(sums_P.numpy(), cmap="RdYlBu_r")
+        add_colorbar(shown, cell, f"summed activation ({activation.base:.4g} when uncovered)")
+        heading = f"{activation.layer}, channel {activation.channel}"
+        title(cell, f"{heading}\nmask {panel.grid.name}, stride {panel.grid.stride}")
+        bare(cell)
+    for cell in axes[len(by_mask) :]:
+        cell.set_visible(False)
+    return figure
+
+
+def input_pixels(result: OcclusionResult) -> np.ndarray:
+    """The working image as uint8 (H, W, 3), for `input.png`."""
+    return to_uint8(result.measured.image.pixels.numpy().transpose(1, 2, 0))

@@ -1,0 +1,73 @@
+"""What a mask shows instead of the image.
+
+A fill is a whole picture of the image's size, in RGB of [0, 1] before normalisation; the mask cuts
+its piece out of it. A plain colour is a picture too, so the engines know one case.
+"""
+
+import re
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional
+
+from cnnviz.core.errors import UsageError
+from cnnviz.core.images import Preprocess
+
+GRAYS = {"gray": 0.5, "black": 0.0, "white": 1.0}
+PICTURES = ("mean", *GRAYS, "blur", "noise", "image-mean")
+BLUR_SHARE = 0.05  # standard deviation of the blur, of the shorter side
+
+
+def check_fill(name: str) -> str:
+    """The name itself, if it is a fill.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if name in PICTURES or re.fullmatch(r"#[0-9a-fA-F]{6}", name):
+        return name
+    raise UsageError(f"no fill '{name}'; --fill takes {', '.join(PICTURES)} or #rrggbb")
+
+
+def _plain(colour: Tensor, pixels: Tensor) -> Tensor:
+    return colour.view(3, 1, 1).expand_as(pixels).contiguous()
+
+
+def fill_picture(name: str, pixels_3HW: Tensor, preprocess: Preprocess, seed: int = 0) -> Tensor:
+    """The picture (3, H, W) that masks cut from.
+
+    Args:
+        name: one of `PICTURES`, or `#rrggbb`. `mean` is the preprocessing's mean, which
+            normalises to zero; `image-mean` this image's own mean; `blur` a Gaussian blur whose
+            deviation is 5 % of the shorter side; `noise` uniform colours.
+        pixels_3HW: the working image in [0, 1].
+        preprocess: for its mean.
+        seed: for the noise.
+
+    Raises:
+        UsageError: no such fill.
+    """
+    check_fill(name)
+    if name.startswith("#"):
+        channels = [int(name[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        return _plain(torch.tensor(channels), pixels_3HW)
+    if name in GRAYS:
+        return torch.full_like(pixels_3HW, GRAYS[name])
+    if name == "mean":
+        return _plain(torch.tensor(preprocess.mean).expand(3), pixels_3HW)
+    if name == "image-mean":
+        return _plain(pixels_3HW.mean((1, 2)), pixels_3HW)
+    if name == "noise":
+        generator = torch.Generator().manual_seed(seed)
+        return torch.rand(pixels_3HW.shape, generator=generator)
+    return _blur(pixels_3HW)
+
+
+def _blur(pixels_3HW: Tensor) -> Tensor:
+    shorter = min(pixels_3HW.shape[1:])
+    sigma = max(BLUR_SHARE * shorter, 0.5)
+    reach = min(int(3 * sigma + 0.5), shorter - 1)  # reflection cannot reach past the image
+    if reach == 0:
+        return pixels_3HW.clone()
+    blurred: Tensor = functional.gaussian_blur(pixels_3HW, [2 * reach + 1] * 2, [sigma] * 2)
+    return blurred

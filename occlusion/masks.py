@@ -1,0 +1,105 @@
+"""Where the masks go: a fixed grid of boxes over the working image.
+
+A box is (y0, x0, y1, x1) in pixels, first row and column included, last excluded, always clipped to
+the image. P positions, row by row from the top left.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cnnviz.core.errors import UsageError
+from cnnviz.occlusion.choices import Border
+
+DEFAULT_MASK_SHARE = 0.2  # of the shorter side, as MATLAB's occlusionSensitivity has it
+DEFAULT_STRIDE_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Equal masks at regular places.
+
+    Attributes:
+        mask: (rows, columns) of one mask, in pixels.
+        stride: pixels from one mask to the next, both ways.
+        border: what happens at the edges.
+        shape: (rows, columns) of the grid of positions.
+        boxes_P4: int64 boxes, row by row.
+    """
+
+    mask: tuple[int, int]
+    stride: int
+    border: Border
+    shape: tuple[int, int]
+    boxes_P4: Tensor
+
+    @property
+    def name(self) -> str:
+        """The mask's size as people write it: `15` or `15x30`."""
+        height, width = self.mask
+        return str(height) if height == width else f"{height}x{width}"
+
+
+def parse_mask(text: str) -> tuple[int, int]:
+    """`15` to (15, 15), `15x30` to (15, 30): rows, columns.
+
+    Raises:
+        UsageError: neither of the two forms, or a side below 1.
+    """
+    parts = text.lower().split("x")
+    if len(parts) <= 2 and all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        return int(parts[0]), int(parts[-1])
+    raise UsageError(f"'{text}' is no mask; --mask takes a side in pixels (15) or HxW (15x30)")
+
+
+def default_mask(size: tuple[int, int]) -> tuple[int, int]:
+    """20 % of the shorter side, at least 1 pixel."""
+    side = max(1, round(DEFAULT_MASK_SHARE * min(size)))
+    return side, side
+
+
+def default_stride(size: tuple[int, int]) -> int:
+    """10 % of the shorter side, at least 1 pixel."""
+    return max(1, round(DEFAULT_STRIDE_SHARE * min(size)))
+
+
+def _starts(length: int, mask: int, stride: int, border: Border) -> Tensor:
+    """First pixel of each mask along one axis; may be negative under `center`."""
+    if border is Border.CENTER:
+        return torch.arange(0, length, stride) - mask // 2
+    if border is Border.INSIDE:
+        return torch.arange(0, length - mask + 1, stride)
+    steps = -(-max(length - mask, 0) // stride)
+    return torch.arange(0, steps * stride + 1, stride)
+
+
+def place(size: tuple[int, int], mask: tuple[int, int], stride: int, border: Border) -> Grid:
+    """Lays masks over an image.
+
+    `cover`: corners at 0, S, 2S, … until the image is covered, the last mask cut off at the edge;
+    `inside`: whole masks only; `center`: centred on every S-th pixel from (0, 0), cut off.
+
+    Args:
+        size: (rows, columns) of the working image.
+        mask: (rows, columns) of a mask.
+        stride: pixels between masks.
+        border: see above.
+
+    Raises:
+        UsageError: the mask is larger than the image, or the stride is below 1.
+    """
+    (height, width), (rows, columns) = size, mask
+    if stride < 1:
+        raise UsageError(f"stride {stride} is too small; --stride takes whole pixels from 1")
+    if rows > height or columns > width:
+        raise UsageError(
+            f"mask {rows}x{columns} is larger than the working image {height}x{width}; "
+            "use a smaller --mask or a larger --size"
+        )
+    y0, x0 = _starts(height, rows, stride, border), _starts(width, columns, stride, border)
+    top, left = (axis.flatten() for axis in torch.meshgrid(y0, x0, indexing="ij"))
+    boxes_P4 = torch.stack([top, left, top + rows, left + columns], dim=1)
+    limit = torch.tensor([height, width, height, width])
+    clipped_P4 = torch.minimum(boxes_P4.clamp(min=0), limit)
+    return Grid(mask, stride, border, (len(y0), len(x0)), clipped_P4)

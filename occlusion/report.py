@@ -1,0 +1,83 @@
+"""What `summary.json` says of one image: plain data, no NaN."""
+
+from typing import Any
+
+from cnnviz.occlusion.choices import Score
+from cnnviz.occlusion.expectation import Verdict
+from cnnviz.occlusion.experiment import OcclusionResult
+from cnnviz.occlusion.maps import class_scores
+from cnnviz.occlusion.panels import Panel
+
+TOP = 5
+
+
+def _digits(value: float) -> float:
+    """Seven significant digits: all that float32 scores carry."""
+    return float(f"{value:.7g}")
+
+
+def _class(result: OcclusionResult, index: int, probability: float | None = None) -> dict[str, Any]:
+    named: dict[str, Any] = {"class": result.measured.labels[index], "index": index}
+    return named if probability is None else named | {"probability": _digits(probability)}
+
+
+def _panel(result: OcclusionResult, panel: Panel, verdict: Verdict | None) -> dict[str, Any]:
+    positions = len(panel.values_P)
+    entry = _class(result, panel.target, panel.probability) | {
+        "mask": list(panel.grid.mask),
+        "stride": panel.grid.stride,
+        "positions": positions,
+        "max_drop": _digits(panel.max_drop),
+        "max_drop_box": list(panel.max_drop_box),
+        "mean_drop": _digits(panel.mean_drop),
+        "reliance": _digits(panel.reliance),
+        "flips": {
+            "share": _digits(panel.flips),
+            "to": [_class(result, index) | {"positions": n} for index, n in panel.flips_to],
+        },
+    }
+    if verdict is not None:
+        entry["pointing_game_hit"] = verdict.hit
+        entry["inside"] = None if verdict.inside is None else _digits(verdict.inside)
+        entry["object_share"] = _digits(verdict.object_share)
+    return entry
+
+
+def report(result: OcclusionResult, verdicts: tuple[Verdict, ...] = ()) -> dict[str, Any]:
+    """One image's entry of `results`.
+
+    Args:
+        result: what `occlude` returned.
+        verdicts: one per panel, where the user said what to expect; else empty.
+    """
+    measured = result.measured
+    probabilities_K = class_scores(measured.base_logits_K, Score.PROBABILITY)
+    best = probabilities_K.topk(min(TOP, len(measured.labels)))
+    top = [
+        _class(result, index, probability)
+        for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
+    judged = verdicts or (None,) * len(result.panels)
+    entry: dict[str, Any] = {
+        "image": measured.image.path,
+        "prediction": top[0],
+        "top5": top,
+        "score": result.score.value,
+        "engine": result.engine,
+        "targets": [_panel(result, p, v) for p, v in zip(result.panels, judged, strict=True)],
+    }
+    if result.label is not None:
+        entry["label"] = _class(result, result.label, float(probabilities_K[result.label]))
+        entry["correct"] = top[0]["index"] == result.label
+    if result.largest_difference is not None:
+        entry["verified_largest_difference"] = _digits(result.largest_difference)
+    if measured.activation:
+        activation = measured.activation
+        entry["activation"] = {
+            "layer": activation.layer,
+            "channel": activation.channel,
+            "sum": _digits(activation.base),
+            "sum_min": _digits(float(activation.sums_P.min())),
+            "sum_max": _digits(float(activation.sums_P.max())),
+        }
+    return entry
