@@ -5,7 +5,7 @@ Names compare with case, `_` and spaces put aside. ImageNet's customary JSON for
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,30 +72,33 @@ def read_labels(path: Path) -> Labels:
     return _of_entries(content, path)
 
 
-def _matches(wanted: str, names: Sequence[str], wnids: Sequence[str] | None) -> list[int]:
-    """Classes by the strictest reading that finds any: whole name, wnid, part, beginning."""
+def _readings(
+    wanted: str, names: Sequence[str], wnids: Sequence[str] | None
+) -> Iterator[list[int]]:
+    """Classes by stricter readings first: whole name, wnid, one of its names, index."""
     folded = [fold(name) for name in names]
-    readings: tuple[Callable[[int], bool], ...] = (
-        lambda index: folded[index] == wanted,
-        lambda index: wnids is not None and wnids[index] == wanted,
-        lambda index: wanted in (part.strip() for part in folded[index].split(",")),
-        lambda index: wanted.isdecimal() and index == int(wanted),
-        lambda index: not wanted.isdecimal() and folded[index].startswith(wanted),
-    )
-    for fits in readings:
-        if found := [index for index in range(len(names)) if fits(index)]:
-            return found
-    return []
+    yield [index for index, name in enumerate(folded) if name == wanted]
+    yield [index for index, wnid in enumerate(wnids or ()) if wnid == wanted]
+    yield [i for i, name in enumerate(folded) if wanted in map(str.strip, name.split(","))]
+    yield [index for index in range(len(names)) if str(index) == wanted]
+
+
+def find_class(text: str, names: Sequence[str], wnids: Sequence[str] | None = None) -> int | None:
+    """The one class that goes by that name, wnid or index; None if none or several do."""
+    found = next(filter(None, _readings(fold(text), names, wnids)), []) if text.strip() else []
+    return found[0] if len(found) == 1 else None
 
 
 def class_index(text: str, names: Sequence[str], wnids: Sequence[str] | None = None) -> int:
-    """The class that goes by that name, wnid, index, or unambiguous beginning of a name.
+    """The class that goes by that name, wnid, index, or first words of a name.
 
     Raises:
         UsageError: no class does, or several do.
     """
     wanted = fold(text)
-    found = _matches(wanted, names, wnids) if wanted else []
+    found = next(filter(None, _readings(wanted, names, wnids)), []) if wanted else []
+    if not found and wanted:
+        found = [i for i, name in enumerate(names) if fold(name).startswith(f"{wanted} ")]
     if len(found) == 1:
         return found[0]
     if found:
