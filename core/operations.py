@@ -106,7 +106,8 @@ def _window(module: nn.Module, value: Any) -> Window | None:
     modes = ("zeros", "zeros", "reflect", "replicate")
     for kind, mode in zip(pads, modes, strict=True):
         if isinstance(module, kind):
-            left, right, top, bottom = tuple(module.padding)  # type: ignore[misc]
+            sides: Any = module.padding
+            left, right, top, bottom = sides
             return Window((1, 1), padding=((top, bottom), (left, right)), padding_mode=mode)
     return None
 
