@@ -1,0 +1,61 @@
+"""Which engine runs: the plain one, the incremental one, or whichever costs less.
+
+Both give the same numbers up to rounding; `verify` shows it on a sample.
+Shapes: P positions.
+"""
+
+import torch
+from torch import Tensor
+
+from cnnviz.core.models import Model
+from cnnviz.occlusion.choices import EngineChoice
+from cnnviz.occlusion.full import Engine, FullEngine, Scores
+from cnnviz.occlusion.network import prepare
+
+__all__ = ["Engine", "EngineChoice", "Scores", "make_engine", "verify"]
+
+SAMPLE = 32
+
+
+def make_engine(
+    model: Model,
+    choice: EngineChoice,
+    *,
+    boxes_P4: Tensor,
+    layer: str | None = None,
+    batch_size: int | None = None,
+) -> Engine:
+    """Prepares an engine for a model and a set of positions; many images may go through it.
+
+    Args:
+        model: left as it is.
+        choice: `auto` takes the engine with the smaller predicted cost.
+        boxes_P4: the positions that will be run, as for `Engine.run`.
+        layer: a layer whose strongest map is summed at each position.
+        batch_size: images at a time; None for automatic.
+
+    Raises:
+        UsageError: the layer takes no part in the forward pass.
+    """
+    network = prepare(
+        model.module,
+        model.input_size,
+        device=model.device,
+        dtype=model.precision.dtype,
+        layer=layer,
+    )
+    return FullEngine(network, batch_size=batch_size)
+
+
+def verify(
+    model: Model, image_3HW: Tensor, fill_3HW: Tensor, boxes_P4: Tensor, *, seed: int = 0
+) -> float:
+    """The largest |logit difference| between the two engines on a seeded sample of positions."""
+    generator = torch.Generator().manual_seed(seed)
+    picked = torch.randperm(len(boxes_P4), generator=generator)[:SAMPLE].sort().values
+    boxes = boxes_P4.cpu()[picked]
+    results = [
+        make_engine(model, choice, boxes_P4=boxes).run(image_3HW, fill_3HW, boxes).logits_PK
+        for choice in (EngineChoice.FULL, EngineChoice.INCREMENTAL)
+    ]
+    return float((results[0] - results[1]).abs().max())
