@@ -309,3 +309,9 @@ def test_fields_of_containers_are_those_of_their_output() -> None:
     module = nn.Sequential(strided(3, 3), nn.ReLU()).eval()
     fields = receptive_fields(module, (12, 12))
     assert fields["0"].size == fields["0.1"].size == fields["1"].size == (5, 5)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_padding_that_copies_pixels_shows_where_they_come_from(mode: str) -> None:
+    module = nn.Conv2d(3, 3, 1, padding=3, padding_mode=mode)  # type: ignore[arg-type]
+    assert check_against_gradients(nn.Sequential(module), (7, 8)) > 4
