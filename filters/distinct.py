@@ -30,7 +30,11 @@ def distinct(data: ImageData) -> tuple[ImageData, tuple[tuple[str, str], ...]]:
             kept.append(example)
         else:
             copies.append((example.path, original.path))
-    return replace(data, examples=tuple(kept)), tuple(copies)
+    if not copies:
+        return data, ()
+    rows = " ".join(str(example.row) for example in kept)
+    fingerprint = hashlib.sha256(f"{data.fingerprint} {rows}".encode()).hexdigest()
+    return replace(data, examples=tuple(kept), fingerprint=fingerprint), tuple(copies)
 
 
 def _size(example: Example) -> int | None:
