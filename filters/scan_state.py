@@ -106,7 +106,7 @@ def load(path: Path, empty: ScanState, identity: Mapping[str, Any]) -> ScanState
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             header = json.loads(bytes(file[_HEADER]))
             _refuse_other(path, dict(header["identity"]), identity)
             layers = {
