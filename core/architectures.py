@@ -15,7 +15,7 @@ from cnnviz.core import bundled
 from cnnviz.core.bundled.network import CifarNet
 from cnnviz.core.errors import UsageError, nearest
 from cnnviz.core.factories import find_factory
-from cnnviz.core.images import Preprocess
+from cnnviz.core.preprocess import Preprocess
 from cnnviz.core.published import Published, of_torchvision
 
 # Heads that only help in training; the published weights were trained behind the transform.

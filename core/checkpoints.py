@@ -231,6 +231,21 @@ def _misfits(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     return [f"{what}: {_first(names)}" for what, names in parts if names]
 
 
+def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuses weights that are not numbers.
+
+    Raises:
+        CnnvizError: a tensor holds NaN or infinity; the first few are named.
+    """
+    spoilt = [
+        name
+        for name, value in state.items()
+        if value.is_floating_point() and not torch.isfinite(value.float()).all()
+    ]
+    if spoilt:
+        raise CnnvizError(f"'{path}' holds NaN or infinity in {_first(spoilt)}")
+
+
 def fit(module: nn.Module, state: Mapping[str, Tensor], path: Path, name: str) -> None:
     """Copies a state dict into a network.
 
@@ -239,13 +254,7 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], path: Path, name: str) -
     """
     if misfits := _misfits(module, state):
         raise CnnvizError(f"'{path}' does not fit the model {name}; {'; '.join(misfits)}")
-    spoilt = [
-        key
-        for key, value in state.items()
-        if value.is_floating_point() and not torch.isfinite(value.float()).all()
-    ]
-    if spoilt:
-        raise CnnvizError(f"'{path}' holds NaN or infinity in {_first(spoilt)}")
+    check_finite(state, path)
     entries: OrderedDict[str, Tensor] = OrderedDict(state)
     # Layers that changed their layout over time look the version up here.
     entries._metadata = getattr(module.state_dict(), "_metadata", None)  # type: ignore[attr-defined]

@@ -24,6 +24,18 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.preprocess import Preprocess
+
+__all__ = [
+    "Preprocess",
+    "WorkingImage",
+    "find_images",
+    "images_below",
+    "prepare",
+    "read",
+    "read_rgb",
+    "to_rgb",
+]
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 MID_GREY = (128, 128, 128, 255)
@@ -44,35 +56,6 @@ _DECODER_ERRORS = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """How a model wants its images: resize, crop, then normalise per channel.
-
-    Attributes:
-        resize: length of the shorter side after resizing; None leaves the size alone.
-        crop: (rows, columns) cut out of the centre.
-        mean: per channel, subtracted from pixels in [0, 1].
-        std: per channel, divided by.
-        interpolation: torchvision's name for it: "bilinear", "bicubic", "nearest", …
-        antialias: whether shrinking is low-pass filtered (on PIL images it always is).
-    """
-
-    resize: int | None
-    crop: tuple[int, int]
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    interpolation: str = "bilinear"
-    antialias: bool = True
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Pixels (…, 3, H, W) in [0, 1] to zero mean and unit variance, same shape and device."""
-        mean, std = (
-            torch.tensor(values, dtype=pixels.dtype, device=pixels.device).view(-1, 1, 1)
-            for values in (self.mean, self.std)
-        )
-        return (pixels - mean) / std
 
 
 @dataclass(frozen=True, eq=False)

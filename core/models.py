@@ -7,8 +7,6 @@ borrow it.
 Shapes: N images, H W rows and columns, K classes.
 """
 
-import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,22 +15,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cnnviz.core import archives, checkpoints
+from cnnviz.core import checkpoints
 from cnnviz.core.architectures import Architecture, find_architecture
+from cnnviz.core.archives import SELF_CONTAINED, open_archive
 from cnnviz.core.checkpoints import Kind
 from cnnviz.core.choices import Precision
 from cnnviz.core.device import pick_device
-from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.images import Preprocess
+from cnnviz.core.errors import UsageError
 from cnnviz.core.labels import Labels, class_index, read_labels
+from cnnviz.core.preprocess import Preprocess, adjust, plain
+from cnnviz.core.probing import count_classes
 from cnnviz.core.published import Published, fetch
 
 BUNDLED = "bundled"
-SELF_CONTAINED = (Kind.TORCHSCRIPT, Kind.EXPORTED)
-LUMINANCE = (0.299, 0.587, 0.114)
-PROBE_ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError)
-IMAGENET_SIZE = 224
-IMAGENET_RESIZE = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,49 +107,6 @@ def _seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(before)
 
 
-def _channels(option: str, values: Sequence[float] | None, low: float) -> tuple[float, ...] | None:
-    if values is None:
-        return None
-    if len(values) not in (1, 3) or not all(math.isfinite(v) and v > low for v in values):
-        shown = ",".join(f"{value:g}" for value in values)
-        raise UsageError(
-            f"--{option} {shown}: it takes one number, or three (one per channel)"
-            + (", all above 0" if low == 0 else "")
-        )
-    return tuple(float(v) for v in values) * (3 // len(values))
-
-
-def _adjust(
-    base: Preprocess,
-    size: int | tuple[int, int] | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> Preprocess:
-    """The preprocessing with the user's own size, mean and std in place of its own."""
-    resize, crop = base.resize, base.crop
-    if size is not None:
-        crop = (size, size) if isinstance(size, int) else size
-        if min(crop) < 1:
-            raise UsageError(f"--size {crop[0]}x{crop[1]}: it takes whole numbers from 1")
-        if base.resize is not None:
-            resize = round(max(crop) * base.resize / base.crop[0])
-    return dataclasses.replace(
-        base,
-        resize=resize,
-        crop=crop,
-        mean=_channels("mean", mean, -math.inf) or base.mean,
-        std=_channels("std", std, 0) or base.std,
-    )
-
-
-def _plain_preprocess(size: int | tuple[int, int] | None) -> Preprocess:
-    """For networks nobody published a transform of: ImageNet's, or all of the image at `size`."""
-    if size is None:
-        return Preprocess(IMAGENET_RESIZE, (IMAGENET_SIZE, IMAGENET_SIZE))
-    shorter = size if isinstance(size, int) else max(size)
-    return Preprocess(shorter, (shorter, shorter))
-
-
 def _choose(
     architecture: Architecture, weights: str | None, checkpoint: Path | None
 ) -> Published | None:
@@ -179,8 +131,8 @@ def _with_weights(
 ) -> nn.Module:
     """The network with the weights in a file, for as many classes as the file's head has."""
     kind = checkpoints.kind_of(path)
-    if kind in (Kind.TORCHSCRIPT, Kind.EXPORTED):
-        state = archives.state_dict(path, kind)
+    if kind in SELF_CONTAINED:
+        state = open_archive(path, kind).state
     else:
         state = checkpoints.read_state_dict(path, kind)
     module = architecture.make(None, size)
@@ -197,11 +149,11 @@ def _from_architecture(
     name: str,
     checkpoint: Path | None,
     weights: str | None,
-    adjust: Callable[[Preprocess | None], Preprocess],
+    adjusted: Callable[[Preprocess | None], Preprocess],
 ) -> _Trained:
     architecture = find_architecture(name)
     entry = _choose(architecture, weights, checkpoint)
-    preprocess = adjust(entry.preprocess if entry else None)
+    preprocess = adjusted(entry.preprocess if entry else None)
     if checkpoint is not None:
         hint = " (name its architecture with --model)" if name == BUNDLED else ""
         module = _with_weights(architecture, checkpoint, preprocess.crop, hint)
@@ -210,61 +162,19 @@ def _from_architecture(
         module = _with_weights(architecture, path, preprocess.crop, "")
     else:
         module = architecture.make(None, preprocess.crop)
+    module.eval()
     known = entry.labels if entry is not None and weights != "none" else ()
     digest = checkpoints.weights_sha256(module)
     return _Trained(module, architecture.name, preprocess, known, digest)
 
 
 def _from_archive(
-    path: Path, kind: Kind, adjust: Callable[[Preprocess | None], Preprocess]
+    path: Path, kind: Kind, adjusted: Callable[[Preprocess | None], Preprocess]
 ) -> _Trained:
-    archive = archives.open_archive(path, kind)
+    archive = open_archive(path, kind)
     base = Preprocess(max(archive.size), archive.size) if archive.size else None
     digest = checkpoints.file_sha256(path)
-    return _Trained(archive.module, path.name, adjust(base), (), digest)
-
-
-class GreyInput(nn.Module):
-    """Feeds a network of one input channel with the luminance of RGB (ITU-R BT.601 weights)."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.luminance = nn.Conv2d(3, 1, 1, bias=False)
-        with torch.no_grad():
-            self.luminance.weight.copy_(torch.tensor(LUMINANCE).view(1, 3, 1, 1))
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) to what the network makes of (N, 1, H, W)."""
-        out: Tensor = self.network(self.luminance(x))
-        return out
-
-
-def _probe(module: nn.Module, channels: int, size: tuple[int, int]) -> object:
-    parameter = next(module.parameters(), torch.empty(0))
-    blank = torch.zeros(1, channels, *size, dtype=parameter.dtype, device=parameter.device)
-    with torch.inference_mode():
-        return module(blank)
-
-
-def _count_classes(module: nn.Module, name: str, size: tuple[int, int]) -> tuple[nn.Module, int]:
-    """Tries the network on a blank image; it comes back wrapped if it takes one channel."""
-    shown = f"3x{size[0]}x{size[1]}"
-    try:
-        output = _probe(module, 3, size)
-    except PROBE_ERRORS as error:
-        try:
-            output = _probe(module, 1, size)
-        except PROBE_ERRORS:
-            text = " ".join(str(error).split())[:200]
-            raise CnnvizError(
-                f"{name} cannot run on an image of {shown}: {text}; give its size with --size"
-            ) from error
-        module = GreyInput(module)
-    if isinstance(output, Tensor) and output.ndim == 2 and output.shape[0] == 1:
-        return module, output.shape[1]
-    what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-    raise CnnvizError(f"{name} puts out {what}, not logits of shape (images, classes)")
+    return _Trained(archive.module, path.name, adjusted(base), (), digest)
 
 
 def _name_classes(path: Path | None, known: tuple[str, ...], classes: int, name: str) -> Labels:
@@ -316,17 +226,16 @@ def load_model(
     target, number_format = pick_device(device), Precision(precision)
     file = Path(checkpoint) if checkpoint is not None else None
 
-    def adjust(base: Preprocess | None) -> Preprocess:
-        return _adjust(base or _plain_preprocess(size), size, mean, std)
+    def adjusted(base: Preprocess | None) -> Preprocess:
+        return adjust(base or plain(size), size, mean, std)
 
     with _seeded(seed):
         kind = checkpoints.kind_of(file) if file is not None else None
         if file is not None and kind in SELF_CONTAINED and name == BUNDLED:
-            trained = _from_archive(file, kind, adjust)
+            trained = _from_archive(file, kind, adjusted)
         else:
-            trained = _from_architecture(name, file, weights, adjust)
-    module = trained.module if archives.is_exported(trained.module) else trained.module.eval()
-    module, classes = _count_classes(module, trained.name, trained.preprocess.crop)
+            trained = _from_architecture(name, file, weights, adjusted)
+    module, classes = count_classes(trained.module, trained.name, trained.preprocess.crop)
     names = _name_classes(
         Path(labels) if labels is not None else None, trained.labels, classes, trained.name
     )

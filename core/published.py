@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from cnnviz.core.errors import CnnvizError
-from cnnviz.core.images import Preprocess
+from cnnviz.core.preprocess import Preprocess
 
 DOWNLOAD_TIMEOUT_SECONDS = 30
 
