@@ -18,12 +18,12 @@ from cnnviz.core.errors import CnnvizError
 from cnnviz.core.images import WorkingImage, read
 from cnnviz.core.labels import class_index
 from cnnviz.core.models import Model
+from cnnviz.core.targets import resolve_targets
 from cnnviz.occlusion.choices import Border, EngineChoice, Score, Upsample
 from cnnviz.occlusion.engines import Engine, make_engine, verify
 from cnnviz.occlusion.fills import check_fill, fill_picture
 from cnnviz.occlusion.masks import Grid, default_mask, default_stride, place
 from cnnviz.occlusion.panels import Panel, make_panels
-from cnnviz.occlusion.targets import resolve_targets
 
 
 @dataclass(frozen=True)
