@@ -212,7 +212,7 @@ def head_classes(module: nn.Module, state: Mapping[str, Tensor]) -> int | None:
     counts = set()
     for name, value in module.state_dict().items():
         if name in state and state[name].shape != value.shape:
-            if state[name].shape[1:] != value.shape[1:]:
+            if not state[name].shape or state[name].shape[1:] != value.shape[1:]:
                 return None
             counts.add(len(state[name]))
     return counts.pop() if len(counts) == 1 else None

@@ -232,15 +232,23 @@ def load_model(
     with _seeded(seed):
         kind = checkpoints.kind_of(file) if file is not None else None
         if file is not None and kind in SELF_CONTAINED and name == BUNDLED:
+            if weights is not None:
+                raise UsageError(f"--weights {weights}: '{file}' brings its own weights")
             trained = _from_archive(file, kind, adjusted)
         else:
             trained = _from_architecture(name, file, weights, adjusted)
-    module, classes = count_classes(trained.module, trained.name, trained.preprocess.crop)
+    module, classes = count_classes(
+        trained.module.to(target, number_format.dtype),
+        trained.name,
+        trained.preprocess.crop,
+        number_format.dtype,
+        target,
+    )
     names = _name_classes(
         Path(labels) if labels is not None else None, trained.labels, classes, trained.name
     )
     return Model(
-        module=module.to(target, number_format.dtype),
+        module=module,
         name=trained.name,
         preprocess=trained.preprocess,
         labels=names.names,

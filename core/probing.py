@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from cnnviz.core.errors import CnnvizError
 
 LUMINANCE = (0.299, 0.587, 0.114)
-PROBE_ERRORS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError)
+PROBE_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 class GreyInput(nn.Module):
@@ -28,28 +36,43 @@ class GreyInput(nn.Module):
         return out
 
 
-def _probe(module: nn.Module, channels: int, size: tuple[int, int]) -> object:
-    parameter = next(module.parameters(), torch.empty(0))
-    blank = torch.zeros(1, channels, *size, dtype=parameter.dtype, device=parameter.device)
-    with torch.inference_mode():
-        return module(blank)
+def _essence(error: BaseException) -> str:
+    """The line of an error that says it; TorchScript puts it last."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return (lines[-1] if "TorchScript" in lines[0] else lines[0]).strip()[:200]
 
 
-def count_classes(module: nn.Module, name: str, size: tuple[int, int]) -> tuple[nn.Module, int]:
-    """Tries the network on a blank image; it comes back wrapped if it takes one channel."""
-    shown = f"3x{size[0]}x{size[1]}"
+def count_classes(
+    module: nn.Module, name: str, size: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> tuple[nn.Module, int]:
+    """Tries a network on a blank image; it comes back wrapped if it takes one channel.
+
+    Raises:
+        CnnvizError: it cannot run on an image of this size, or puts out something else than logits.
+    """
+
+    def run(channels: int) -> object:
+        with torch.inference_mode():
+            return module(torch.zeros(1, channels, *size, dtype=dtype, device=device))
+
     try:
-        output = _probe(module, 3, size)
+        output = run(3)
     except PROBE_ERRORS as error:
         try:
-            output = _probe(module, 1, size)
+            output = run(1)
         except PROBE_ERRORS:
-            text = " ".join(str(error).split())[:200]
+            kind = str(dtype).removeprefix("torch.")
             raise CnnvizError(
-                f"{name} cannot run on an image of {shown}: {text}; give its size with --size"
+                f"{name} cannot run on an image of 3x{size[0]}x{size[1]} in {kind} on {device}: "
+                f"{_essence(error)}; --size gives another size"
             ) from error
-        module = GreyInput(module)
+        module = GreyInput(module).to(device, dtype)
     if isinstance(output, Tensor) and output.ndim == 2 and output.shape[0] == 1:
+        if output.shape[1] < 2:
+            raise CnnvizError(
+                f"{name} puts out {output.shape[1]} logit for an image; there must be one for each "
+                "class, two at least"
+            )
         return module, output.shape[1]
     what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
     raise CnnvizError(f"{name} puts out {what}, not logits of shape (images, classes)")
