@@ -10,6 +10,7 @@ Shapes: 3 colours, H W rows and columns.
 
 import math
 import struct
+import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +40,10 @@ __all__ = [
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 MID_GREY = (128, 128, 128, 255)
+
+# What Pillow grumbles about in damaged files either shows as an error here or does not matter;
+# a filter for the length of a call would not be safe among threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # Everything that Pillow's decoders have been seen to raise on damaged files.
 _DECODER_ERRORS = (
