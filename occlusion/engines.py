@@ -7,14 +7,18 @@ Shapes: P positions.
 import torch
 from torch import Tensor
 
+from cnnviz.core.graph import Untraceable
 from cnnviz.core.models import Model
 from cnnviz.occlusion.choices import EngineChoice
 from cnnviz.occlusion.full import Engine, FullEngine, Scores
-from cnnviz.occlusion.network import prepare
+from cnnviz.occlusion.incremental import IncrementalEngine
+from cnnviz.occlusion.network import Network, prepare
 
-__all__ = ["Engine", "EngineChoice", "Scores", "make_engine", "verify"]
+__all__ = ["Engine", "EngineChoice", "Scores", "choose", "make_engine", "verify"]
 
 SAMPLE = 32
+# Counting is not exact: the incremental engine must promise this much to be taken.
+MARGIN = 0.9
 
 
 def make_engine(
@@ -44,7 +48,36 @@ def make_engine(
         dtype=model.precision.dtype,
         layer=layer,
     )
-    return FullEngine(network, batch_size=batch_size)
+    return choose(network, choice, boxes_P4, batch_size=batch_size, name=model.name)
+
+
+def choose(
+    network: Network,
+    choice: EngineChoice,
+    boxes_P4: Tensor,
+    *,
+    batch_size: int | None = None,
+    name: str = "the network",
+) -> Engine:
+    """The engine for a prepared network; `full` with a note where incremental is impossible."""
+    full = FullEngine(network, batch_size=batch_size)
+    if choice is EngineChoice.FULL:
+        return full
+    try:
+        if network.graph is None:
+            raise Untraceable(network.reason or "no graph")
+        incremental = IncrementalEngine(network, batch_size=batch_size)
+    except Untraceable as error:
+        note = f"{name}: {error}; using the full engine"
+        return FullEngine(network, batch_size=batch_size, note=note)
+    if choice is EngineChoice.INCREMENTAL:
+        return incremental
+    predicted = incremental.predict(boxes_P4)
+    return (
+        incremental
+        if predicted < MARGIN * incremental.predict_full(boxes_P4, full.batch_size)
+        else full
+    )
 
 
 def verify(

@@ -1,0 +1,128 @@
+"""What a run costs, counted: multiply-accumulates and bytes of each step, per output position.
+
+Seconds are predicted as MACs / rate + bytes / bandwidth + calls × overhead. The constants are those
+of one ordinary machine; only ratios between engines matter, and `benchmarks/occlusion_vs_captum.py`
+prints predictions beside measured times.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import fx
+
+from cnnviz.core.graph import Graph
+from cnnviz.occlusion.groups import AxisReach
+from cnnviz.occlusion.program import Kind, Step, macs_of
+from cnnviz.occlusion.reach import extents
+
+# Per CPU thread: dense convolution in float32, and copying through the caches.
+_CPU_MACS = 45e9
+_CPU_BYTES = 8e9
+_CPU_CALL = 25e-6
+# A GPU, whose batches are limited by memory and whose calls take about as long to launch.
+_GPU_MACS = 20e12
+_GPU_BYTES = 2e12
+_GPU_CALL = 15e-6
+_CPU_MEMORY = 256 * 2**20
+_MOST_POSITIONS = 256
+
+
+class Costs:
+    """The counted costs of a network's steps.
+
+    Attributes:
+        weight: node to seconds per position of its windows, for maps.
+        rest: seconds per image for what is no map.
+        overhead: seconds that a batch costs whatever its size.
+    """
+
+    def __init__(
+        self, graph: Graph, steps: list[Step], device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self._graph, self._steps, self._device, self._dtype = graph, steps, device, dtype
+        threads = torch.get_num_threads()
+        cpu = device.type == "cpu"
+        half = 2.0 if dtype in (torch.bfloat16, torch.float16) else 1.0
+        self.macs_per_second = (_CPU_MACS * threads if cpu else _GPU_MACS) * half
+        self.bytes_per_second = _CPU_BYTES * threads if cpu else _GPU_BYTES
+        self.overhead = len(steps) * (_CPU_CALL if cpu else _GPU_CALL)
+        self._extents = extents(graph)
+        self.weight: dict[fx.Node, float] = {}
+        self.rest = 0.0
+        for step in steps:
+            if step.kind in (Kind.FIXED, Kind.SOURCE):
+                continue
+            seconds = self._seconds(step)
+            if step.node in self._extents:
+                self.weight[step.node] = seconds
+            else:
+                self.rest += seconds
+
+    def _seconds(self, step: Step) -> float:
+        """Per output position of a map; in all where there is none."""
+        return macs_of(step, self._graph) / self.macs_per_second + (
+            self._bytes(step) / self.bytes_per_second
+        )
+
+    def _bytes(self, step: Step) -> float:
+        """Read and written per output position."""
+        item = torch.finfo(self._dtype).bits / 8
+        values = [step.node, *step.place.inputs]
+        return item * sum(self._values(node) for node in values)
+
+    def _values(self, node: fx.Node) -> float:
+        """Numbers per position."""
+        place = self._graph.places[node]
+        if place.shape is None:
+            return 0.0
+        count = float(torch.Size(place.shape).numel())
+        if node in self._extents:
+            return count / max(1, self._extents[node][0] * self._extents[node][1])
+        return count
+
+    def full(self, positions: int, batch_size: int) -> float:
+        """Predicted seconds of the full engine."""
+        image = self.rest + sum(
+            weight * self._extents[node][0] * self._extents[node][1]
+            for node, weight in self.weight.items()
+        )
+        return positions * image + self.overhead * -(-positions // batch_size)
+
+    def incremental(self, groups: list[tuple[int, Mapping[fx.Node, tuple[int, int]]]]) -> float:
+        """Predicted seconds of the incremental engine for groups of (positions, window sizes)."""
+        seconds = 0.0
+        for count, sizes in groups:
+            one = self.rest + sum(
+                weight * sizes[node][0] * sizes[node][1] for node, weight in self.weight.items()
+            )
+            seconds += count * one + self.overhead * -(-count // self.largest_batch(sizes))
+        return seconds
+
+    def batch_size(self, axes: tuple[AxisReach, AxisReach]) -> int:
+        """Positions that fit the memory budget when all have the largest windows."""
+        rows, columns = axes
+        sizes = {
+            node: (int(rows.spans[node].sizes.max()), int(columns.spans[node].sizes.max()))
+            for node in rows.spans
+        }
+        return self.largest_batch(sizes)
+
+    def largest_batch(self, sizes: Mapping[fx.Node, tuple[int, int]]) -> int:
+        """Positions whose windows fit the memory budget together."""
+        item = torch.finfo(self._dtype).bits / 8
+        live: dict[fx.Node, float] = {}
+        peak = 1.0
+        for step in self._steps:
+            node = step.node
+            if node in sizes:
+                live[node] = self._values(node) * sizes[node][0] * sizes[node][1]
+            # A cut holds about as much again as the windows it is made from.
+            peak = max(peak, sum(live.values()) + 2 * live.get(node, 0.0))
+            for dead in step.done:
+                live.pop(dead, None)
+        return max(1, min(_MOST_POSITIONS, int(self._budget() / (peak * item))))
+
+    def _budget(self) -> float:
+        if self._device.type == "cuda":
+            return float(torch.cuda.mem_get_info(self._device)[0]) / 4
+        return float(_CPU_MEMORY)

@@ -1,0 +1,150 @@
+"""The incremental engine: the same numbers as the full one, computing only what a mask changes.
+
+The untouched image runs once and its maps are kept. For a batch of masks, each layer gets the
+windows that the masks can reach, cut from the kept maps with the halo that the layer reads, with
+the changed part of the layer before pasted in. Where the windows have grown to the whole map, or
+an operation mixes all positions, the batch goes on with whole maps.
+Shapes: N positions of a batch, P positions, C channels, K classes, H W rows and columns.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from cnnviz.core.device import in_batches
+from cnnviz.occlusion.batch import Batch, Untouched, run_untouched, source_windows
+from cnnviz.occlusion.cost import Costs
+from cnnviz.occlusion.full import Scores
+from cnnviz.occlusion.groups import AxisReach, Group, make_groups, reach_of_boxes
+from cnnviz.occlusion.network import Network
+from cnnviz.occlusion.program import compile_steps
+from cnnviz.occlusion.reach import Ints, extents
+from cnnviz.occlusion.windows import Box
+
+
+class IncrementalEngine:
+    """Recomputes what each mask can reach; see the module's own words."""
+
+    name = "incremental"
+
+    def __init__(
+        self, network: Network, *, batch_size: int | None = None, note: str | None = None
+    ) -> None:
+        """Prepares the steps of a network that has a graph.
+
+        Raises:
+            Untraceable: the graph has an operation that windows cannot follow.
+        """
+        assert network.graph is not None  # noqa: S101 (the caller's choice of engine sees to it)
+        self.note, self._network, self._graph = note, network, network.graph
+        self._layer = self._graph.layers[network.layer] if network.layer else None
+        self._steps = compile_steps(self._graph, network.layer)
+        self._batch_size = batch_size
+        self.costs = Costs(self._graph, self._steps, network.device, network.dtype)
+        self._planned: tuple[Ints, list[Group], tuple[AxisReach, AxisReach]] | None = None
+
+    def plan(self, boxes_P4: Ints) -> tuple[list[Group], tuple[AxisReach, AxisReach]]:
+        """Groups of positions for these masks; made once, however many images follow."""
+        if self._planned is None or not np.array_equal(self._planned[0], boxes_P4):
+            rows, columns = reach_of_boxes(self._graph, boxes_P4)
+            largest = self._batch_size or self.costs.batch_size((rows, columns))
+            groups = make_groups(rows, columns, self.costs.weight, self.costs.overhead, largest)
+            self._planned = (boxes_P4, groups, (rows, columns))
+        return self._planned[1], self._planned[2]
+
+    def predict(self, boxes_P4: Tensor) -> float:
+        """Seconds that these masks will take, by count."""
+        groups, _axes = self.plan(boxes_P4.cpu().numpy())
+        return self.costs.incremental([(len(g.positions_N), g.sizes) for g in groups])
+
+    def predict_full(self, boxes_P4: Tensor, batch_size: int) -> float:
+        """Seconds that the full engine will take for the same masks, by count."""
+        return self.costs.full(len(boxes_P4), batch_size)
+
+    @torch.inference_mode()
+    def run(
+        self,
+        image_3HW: Tensor,
+        fill_3HW: Tensor,
+        boxes_P4: Tensor,
+        progress: Callable[[int], None] = lambda _steps: None,
+    ) -> Scores:
+        """See `Engine.run`.
+
+        Raises:
+            CnnvizError: not even one mask fits the device's memory.
+        """
+        network = self._network
+        image, fill = (t.to(network.device, network.dtype) for t in (image_3HW, fill_3HW))
+        untouched = run_untouched(
+            self._steps,
+            self._graph.output,
+            self._layer,
+            image[None].contiguous(memory_format=torch.channels_last),
+        )
+        boxes = boxes_P4.cpu().numpy()
+        count = len(boxes)
+        logits_PK = image.new_empty(count, untouched.logits_1K.shape[1], dtype=torch.float32)
+        base = untouched.sums_1C
+        channel = None if base is None else int(base[0].argmax())
+        activation_P = None if base is None else logits_PK.new_empty(count)
+        groups, axes = self.plan(boxes)
+        for group in groups:
+            for positions, logits, sums in self._group(
+                untouched, (image, fill), group, axes, boxes, channel
+            ):
+                logits_PK.index_copy_(0, positions, logits)
+                if activation_P is not None and sums is not None:
+                    activation_P.index_copy_(0, positions, sums)
+                progress(len(positions))
+        base_activation = None if base is None else float(base[0, channel])
+        return Scores(untouched.logits_1K[0], logits_PK, base_activation, activation_P, channel)
+
+    def _group(
+        self,
+        untouched: Untouched,
+        pictures: tuple[Tensor, Tensor],
+        group: Group,
+        axes: tuple[AxisReach, AxisReach],
+        boxes_P4: Ints,
+        channel: int | None,
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        count = len(group.positions_N)
+        largest = self._batch_size or self.costs.largest_batch(group.sizes)
+        batches = -(-count // largest)
+        results: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+        def batch(part: slice) -> None:
+            positions = group.positions_N[part]
+            places = self._places(group, axes, positions)
+            source = places[self._graph.source]
+            windows = source_windows(*pictures, source, boxes_P4[positions])
+            run = Batch(self._graph, untouched, places, len(positions))
+            logits, sums = run.run(self._steps, self._layer, windows, channel)
+            index = torch.from_numpy(positions).to(logits.device)
+            results.append((index, logits, sums))
+
+        for _done in in_batches(count, -(-count // batches), batch):
+            yield from results
+            results.clear()
+
+    def _places(
+        self, group: Group, axes: tuple[AxisReach, AxisReach], positions_N: Ints
+    ) -> dict[fx.Node, Box]:
+        """The boxes of every map; maps with the same reach share one."""
+        rows, columns = axes
+        row_N, column_N = rows.number_P[positions_N], columns.number_P[positions_N]
+        shared: dict[tuple[int, int, tuple[int, int]], Box] = {}
+        places = {}
+        for node, extent in extents(self._graph).items():
+            height, width = group.sizes[node]
+            tall, wide = rows.spans[node], columns.spans[node]
+            key = (id(tall), id(wide), extent)
+            if key not in shared:
+                top = np.minimum(tall.first_I[row_N], extent[0] - height)
+                left = np.minimum(wide.first_I[column_N], extent[1] - width)
+                shared[key] = Box(height, width, top, left, extent)
+            places[node] = shared[key]
+        return places
