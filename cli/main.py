@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from cnnviz.cli.console import say
+from cnnviz.cli.max_patches import max_patches
 from cnnviz.cli.occlude import occlude
 from cnnviz.cli.options import expand
 from cnnviz.cli.render import render
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (occlude, render):
+for _command in (occlude, render, max_patches):
     app.command(_command.__name__.replace("_", "-"))(expand(_command))
 
 

@@ -54,6 +54,11 @@ class _Text:
     centred: bool = False
 
 
+def count_sheets(result: MaxPatches, layer: str) -> int:
+    """How many sheets `draw` makes of a layer."""
+    return 2 * -(-len(result.of(layer)) // ROWS)
+
+
 def draw(
     result: MaxPatches, layer: str, images: PatchImages
 ) -> "Iterator[tuple[str, NDArray[np.uint8]]]":
@@ -68,7 +73,7 @@ def draw(
         CnnvizError: an image can no longer be read.
     """
     filters = result.of(layer)
-    pages = -(-len(filters) // ROWS)
+    pages = count_sheets(result, layer) // 2
     extents = [_extent(patch) for entry in filters for patch in entry.patches]
     frame = max(1, *(max(extent) for extent in extents))
     for page in range(pages):

@@ -1,0 +1,200 @@
+"""`cnnviz max-patches`: the image patches that drive each filter most, over a whole data set."""
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cnnviz.cli.console import Console
+from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.core.errors import UsageError
+from cnnviz.filters.patch_choices import Crop, Score
+
+if TYPE_CHECKING:
+    from cnnviz.core.datasets import ImageData
+    from cnnviz.core.images import Preprocess
+    from cnnviz.core.results import RunFolder
+    from cnnviz.filters.max_patches import MaxPatches
+
+STATE = "scan-state.npz"
+_COLUMNS = ("layer", "filters", "dead", "most class-selective")
+
+
+def max_patches(
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA…",
+            help="A folder (of class folders or flat), files, a CSV or JSONL manifest, or "
+            "cifar10:DIR, mnist:DIR, fashionmnist:DIR.",
+        ),
+    ],
+    model: ModelOptions,
+    output: OutputOptions,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Layer to watch, or a pattern with *; repeatable. Default: all convolutions."
+        ),
+    ] = None,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="all, 3,7-12 (in each layer), random:10 (from the layers together), or "
+            "LAYER:3,7; repeatable. Default: all."
+        ),
+    ] = None,
+    top: Annotated[int, typer.Option(help="Patches per filter.")] = 9,
+    score: Annotated[
+        Score,
+        typer.Option(
+            help="What ranks the images: largest unit, Frobenius norm or mean of the map."
+        ),
+    ] = Score.MAX,
+    crop: Annotated[
+        Crop,
+        typer.Option(
+            help="The patch: all that the unit sees, or, where that is most of the image, the box "
+            "with 90 % of its input gradient."
+        ),
+    ] = Crop.RECEPTIVE_FIELD,
+    per_image: Annotated[
+        int, typer.Option(help="Patches that one image may have among a filter's top.")
+    ] = 1,
+    distinct_files: Annotated[
+        bool, typer.Option("--distinct-files", help="Drop files that are copies of another.")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(help="A seeded, class-balanced sample of so many images.")
+    ] = None,
+    pictures: Annotated[
+        bool, typer.Option("--pictures/--no-pictures", help="Draw the sheets.")
+    ] = True,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a scan that was interrupted.")
+    ] = False,
+    save_every: Annotated[
+        int, typer.Option(help="Batches after which the scan's state is written.")
+    ] = 20,
+) -> None:
+    """What drives each filter: its strongest patches over a whole data set, in one pass.
+
+    cnnviz max-patches photos/ --model resnet18 --layer layer3.0.conv2 --filters random:10
+
+    Writes for each layer sheets of patches and of whole images with the patch as a white box.
+    """
+    started = time.perf_counter()
+    console = Console(output)
+    if save_every < 1:
+        raise UsageError(f"--save-every {save_every}: it takes a whole number from 1")
+    from cnnviz.core.datasets import open_data
+    from cnnviz.core.results import summary
+    from cnnviz.filters.distinct import distinct
+    from cnnviz.filters.max_patches import max_patches as find
+    from cnnviz.filters.patch_report import report
+    from cnnviz.filters.scan import Saving
+    from cnnviz.filters.scan_plan import make_plan
+
+    images = open_data(data, limit=limit, seed=model.seed)
+    if len(images) < images.total:
+        console.note(f"a sample of {len(images)} of the {images.total} images (--limit {limit})")
+    images, copies = distinct(images) if distinct_files else (images, ())
+    loaded = model.load()
+    plan = make_plan(
+        loaded,
+        layers=layer or (),
+        filters=filters or ("all",),
+        top=top,
+        score=score,
+        per_image=per_image,
+        seed=model.seed,
+    )
+    folder = _open_folder(output, resume)
+    saving = Saving(folder.path / STATE, save_every, resume)
+    with console.progress("scanning", len(images)) as advance:
+        result = find(
+            loaded,
+            images,
+            plan,
+            crop=crop,
+            batch_size=model.batch(),
+            saving=saving,
+            progress=advance,
+        )
+    drawn = _draw(result, images, loaded.preprocess, folder, console) if pictures else {}
+    results = report(result, copies=copies, pictures=drawn)
+    console.table("Strongest patches", _COLUMNS, [_row(result, name) for name in plan.filters])
+    content = summary(
+        "max-patches",
+        model=loaded,
+        seed=model.seed,
+        elapsed_seconds=time.perf_counter() - started,
+        results=results,
+        files=folder.files,
+        errors=result.errors,
+    )
+    shown = [folder.path / pages[0] for pages in drawn.values()]
+    try:
+        console.finish(folder, content, show=shown)
+    finally:
+        _forget(folder)
+
+
+def _open_folder(output: OutputOptions, resume: bool) -> "RunFolder":
+    """The run's folder, without an older scan's state unless that is to go on."""
+    from cnnviz.core.results import SUMMARY, RunFolder
+
+    root = output.folder("max-patches")
+    if resume and not output.overwrite and (root / SUMMARY).exists():
+        raise UsageError(
+            f"{root} holds a finished run: there is nothing to resume; "
+            "use --overwrite to repeat it, or another folder with --out"
+        )
+    folder = RunFolder.open(root, overwrite=output.overwrite, resume=resume)
+    if not resume:
+        (root / STATE).unlink(missing_ok=True)
+    return folder
+
+
+def _forget(folder: "RunFolder") -> None:
+    """Deletes the scan's state once the summary says that the run is complete."""
+    from cnnviz.core.results import SUMMARY
+
+    if (folder.path / SUMMARY).exists():
+        (folder.path / STATE).unlink(missing_ok=True)
+
+
+def _draw(
+    result: "MaxPatches",
+    images: "ImageData",
+    preprocess: "Preprocess",
+    folder: "RunFolder",
+    console: Console,
+) -> dict[str, list[str]]:
+    """Writes each layer's sheets into a folder of its own; returns their names by layer."""
+    from cnnviz.filters.patch_figures import count_sheets, draw
+    from cnnviz.filters.patch_images import PatchImages
+
+    reader = PatchImages(images, preprocess)
+    drawn: dict[str, list[str]] = {}
+    sheets = sum(count_sheets(result, layer) for layer in result.plan.filters)
+    with console.progress("drawing", sheets) as advance:
+        for layer in result.plan.filters:
+            target = folder.subfolder(layer)
+            before = len(folder.files)
+            for name, sheet in draw(result, layer, reader):
+                target.write_image(name, sheet)
+                advance(1)
+            drawn[layer] = folder.files[before:]
+    return drawn
+
+
+def _row(result: "MaxPatches", layer: str) -> tuple[Any, ...]:
+    entries = result.of(layer)
+    dead = sum(entry.active_share == 0 for entry in entries)
+    labelled = [entry for entry in entries if entry.entropy is not None and entry.active_share]
+    if not labelled:
+        return layer, len(entries), dead, ""
+    best = min(labelled, key=lambda entry: entry.entropy or 0.0)
+    label, count = next(iter((best.classes or {}).items()))
+    return layer, len(entries), dead, f"{best.filter}: {label} {count} of {len(best.patches)}"
