@@ -1,0 +1,201 @@
+"""What the gradient of a class's logit says about one picture: its linear approximation there.
+
+    gradient            |d logit / d pixel|, the largest of the colours
+                        (Simonyan et al. 2013, "Deep Inside Convolutional Networks")
+    gradient-x-input    gradient times normalised pixel, summed over colours: signed
+                        (Shrikumar et al. 2016, "Not Just a Black Box")
+    grad-cam            a layer's maps, weighted by their mean gradients, summed and rectified
+                        (Selvaraju et al. 2017, "Grad-CAM")
+
+Shapes: C channels, H W rows and columns of the image, h w of a layer's maps, K classes.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.images import WorkingImage
+from cnnviz.core.layers import conv_layers, edit, find_layer
+from cnnviz.core.models import Model
+from cnnviz.core.targets import resolve_targets
+from cnnviz.gradients.choices import LAST_CONV, Method
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMap:
+    """One class's map.
+
+    Attributes:
+        target: class index.
+        probability: of the class.
+        raw: (3, H, W) signed gradient or gradient x input; (h, w) signed Grad-CAM.
+        map_HW: what is shown. Not negative for `gradient` and `grad-cam`.
+    """
+
+    target: int
+    probability: float
+    raw: Tensor
+    map_HW: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class SaliencyResult:
+    """The maps of one picture.
+
+    Attributes:
+        image: the working image.
+        labels: class names.
+        logits_K: float32, on the CPU.
+        method: how the maps were made.
+        layer: the layer of Grad-CAM; None for the other methods.
+        maps: one for each target, in the order asked for.
+    """
+
+    image: WorkingImage
+    labels: tuple[str, ...]
+    logits_K: Tensor
+    method: Method
+    layer: str | None
+    maps: tuple[ClassMap, ...]
+
+
+def saliency(
+    model: Model,
+    image: WorkingImage,
+    *,
+    method: Method = Method.GRADIENT,
+    targets: Sequence[str] = ("predicted",),
+    layer: str = LAST_CONV,
+) -> SaliencyResult:
+    """Traces the logits of some classes back to one picture.
+
+    Args:
+        model: borrowed; no gradient is left in it.
+        image: of the model's input size.
+        method: how.
+        targets: `predicted`, `topK`, class names or indices.
+        layer: for Grad-CAM, the layer whose maps are weighted, or `last-conv`.
+
+    Raises:
+        UsageError: no such class or layer, or the layer puts out no maps.
+        CnnvizError: the network has no convolution for Grad-CAM, or its gradient is not finite.
+    """
+    pixels = model.preprocess.normalise(image.pixels)[None].to(model.device)
+    if method is not Method.GRAD_CAM:
+        logits_K, gradients = _input_gradients(model, pixels, targets)
+        used = None
+    else:
+        used = find_last_conv(model) if layer == LAST_CONV else layer
+        logits_K, gradients = _class_activations(model, pixels, targets, used)
+    probabilities_K = logits_K.double().softmax(0)
+    maps = []
+    for target, found in gradients.items():
+        raw = found.float().cpu()
+        if not raw.isfinite().all():
+            raise CnnvizError(
+                f"{model.name}'s gradient is not finite on '{image.path}' in "
+                f"{model.precision.value}; use --precision fp32, or check the weights"
+            )
+        raw = raw * pixels[0].cpu() if method is Method.GRADIENT_X_INPUT else raw
+        shown_HW = _shown(raw, method, image.pixels.shape[1:])
+        maps.append(ClassMap(target, float(probabilities_K[target]), raw, shown_HW))
+    return SaliencyResult(image, model.labels, logits_K, method, used, tuple(maps))
+
+
+def find_last_conv(model: Model) -> str:
+    """The last convolution to run whose output has more than one position.
+
+    Raises:
+        CnnvizError: there is none.
+    """
+    order: list[str] = []
+    names = conv_layers(model.module)
+
+    def note(name: str, output: Tensor) -> Tensor:
+        if output.dim() == 4 and output.shape[2] * output.shape[3] > 1:
+            order.append(name)
+        return output
+
+    changes = {name: (lambda output, name=name: note(name, output)) for name in names}
+    with edit(model.module, changes), torch.inference_mode():
+        model.logits(torch.zeros(1, 3, *model.input_size))
+    if not order:
+        raise CnnvizError(
+            f"{model.name} has no convolution with a map for Grad-CAM; name a layer with --layer, "
+            f"or use --method gradient, which works on any model"
+        )
+    return order[-1]
+
+
+@torch.enable_grad()
+def _input_gradients(
+    model: Model, pixels_13HW: Tensor, targets: Sequence[str]
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Logits (K,) and, for each target's index, the gradient (3, H, W) of its logit."""
+    leaf = pixels_13HW.detach().requires_grad_(True)
+    # A copy, since the network's first layer may work in place.
+    logits_K = model.logits(leaf.clone())[0]
+    found = {}
+    for target in resolve_targets(targets, logits_K.detach().cpu(), model.labels):
+        (gradient,) = torch.autograd.grad(logits_K[target], leaf, retain_graph=True)
+        found[target] = gradient[0]
+    return logits_K.detach().cpu(), found
+
+
+@torch.enable_grad()
+def _class_activations(
+    model: Model, pixels_13HW: Tensor, targets: Sequence[str], layer: str
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Logits (K,) and, for each target's index, the signed Grad-CAM (h, w) at the layer."""
+    find_layer(model.module, layer, model.name)
+    leaf = pixels_13HW.detach().requires_grad_(True)
+    with _kept(model.module, layer) as outputs:
+        logits_K = model.logits(leaf.clone())[0]
+    if not outputs:
+        raise UsageError(f"layer '{layer}' of {model.name} does not run; name another with --layer")
+    activation = outputs[-1]
+    if activation.dim() != 4:
+        shape = "x".join(map(str, activation.shape[1:]))
+        raise UsageError(
+            f"layer '{layer}' of {model.name} puts out {shape}, not channels of maps; name a "
+            f"convolution or a block of them with --layer"
+        )
+    found = {}
+    for target in resolve_targets(targets, logits_K.detach().cpu(), model.labels):
+        (gradient,) = torch.autograd.grad(
+            logits_K[target], activation, retain_graph=True, allow_unused=True
+        )
+        if gradient is None:
+            raise UsageError(f"layer '{layer}' of {model.name} has no influence on the classes")
+        weights_C = gradient[0].float().mean(dim=(1, 2))
+        found[target] = torch.einsum("c,chw->hw", weights_C, activation[0].detach().float())
+    return logits_K.detach().cpu(), found
+
+
+@contextmanager
+def _kept(module: nn.Module, layer: str) -> Iterator[list[Tensor]]:
+    """Collects a layer's outputs as they are before a later layer may change them in place."""
+    outputs: list[Tensor] = []
+
+    def keep(output: Tensor) -> Tensor:
+        outputs.append(output)
+        return output.clone()
+
+    with edit(module, {layer: keep}):
+        yield outputs
+
+
+def _shown(raw: Tensor, method: Method, size: Sequence[int]) -> Tensor:
+    """(H, W) the map to show."""
+    if method is Method.GRADIENT:
+        return raw.abs().amax(0)
+    if method is Method.GRADIENT_X_INPUT:
+        return raw.sum(0)
+    rectified = raw.clamp_min(0)[None, None]
+    shown: Tensor = functional.interpolate(rectified, tuple(size), mode="bilinear")[0, 0]
+    return shown
