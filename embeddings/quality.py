@@ -1,0 +1,231 @@
+"""How far a map can be trusted: what of the feature space is still there in the plane.
+
+Every number compares the features with one layout of them. Three ask about neighbours (are they
+kept, are the new ones false, do they share a class), one about classes as a whole, one about far
+distances, which t-SNE is known to lose. All of them see every pair of points, tile by tile, but
+for the last one, which samples pairs.
+
+Shapes: N points, k neighbours, K classes, R rows of a tile, C columns of a tile.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from cnnviz.embeddings.neighbors import DistanceTiles, Points, Progress, nearest, row_tiles
+
+NEAR, FAR = 10, 50
+PAIRS = 1000
+UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class LabelQuality:
+    """How well the points of a space stand by class; None where the labels do not allow it.
+
+    Attributes:
+        knn_accuracy: share of points whose class is the commonest among their 10 neighbours.
+        silhouette: -1 to 1: nearer to the own class (1) or to another one (-1), on average.
+    """
+
+    knn_accuracy: float | None
+    silhouette: float | None
+
+
+@dataclass(frozen=True)
+class MapQuality:
+    """What a map keeps of the features.
+
+    Attributes:
+        preservation_10: share of each point's 10 nearest features among its 10 nearest places.
+        preservation_50: the same of 50; None with too few points.
+        trustworthiness: 1 where no far point became one of the 10 neighbours; 0.5 at random.
+        spearman: rank correlation of distances between 1,000 random pairs.
+        labels: how it stands by class.
+    """
+
+    preservation_10: float
+    preservation_50: float | None
+    trustworthiness: float | None
+    spearman: float
+    labels: LabelQuality
+
+
+def preservation(reference_Nk: NDArray[np.int64], found_Nk: NDArray[np.int64]) -> float:
+    """The share, 0 to 1, of each point's reference neighbours that are found again."""
+    both = np.concatenate([reference_Nk, found_Nk], axis=1)
+    both.sort(axis=1)
+    shared = (both[:, 1:] == both[:, :-1]).sum()
+    return float(shared) / reference_Nk.size
+
+
+def knn_accuracy(neighbors_Nk: NDArray[np.int64], labels_N: NDArray[np.int64]) -> float | None:
+    """The share of labelled points whose class is the commonest among their neighbours.
+
+    Ties go to the class that comes first. Neighbours without a label have no vote.
+
+    Returns:
+        None where no point is labelled.
+    """
+    known = np.flatnonzero(labels_N != UNKNOWN)
+    if not len(known):
+        return None
+    votes_Nk = labels_N[neighbors_Nk[known]]
+    counts_NK = np.zeros((len(known), labels_N.max() + 1), np.int64)
+    voter, place = np.nonzero(votes_Nk != UNKNOWN)
+    np.add.at(counts_NK, (voter, votes_Nk[voter, place]), 1)
+    elected = counts_NK.argmax(axis=1)
+    agreed = (elected == labels_N[known]) & (counts_NK.max(axis=1) > 0)
+    return float(agreed.mean())
+
+
+def trustworthiness(
+    points_ND: Points,
+    found_Nk: NDArray[np.int64],
+    *,
+    device: torch.device | str = "cpu",
+    progress: Progress = lambda _steps: None,
+) -> float | None:
+    """How few of a map's neighbours were far in the features; 0 to 1, 1 is best.
+
+    Venna and Kaski 2001, "Neighborhood preservation in nonlinear projection methods". The rank of a
+    point is one more than the number of points that are strictly nearer.
+
+    Returns:
+        None where N is below 2k, for which it is not defined.
+    """
+    count, k = found_Nk.shape
+    if k >= count / 2:
+        return None
+    tiles = DistanceTiles(points_ND, device)
+    penalty = 0.0
+    for rows in row_tiles(count):
+        found = torch.from_numpy(found_Nk[rows]).to(tiles.device)
+        limits_Rk = torch.empty(found.shape, dtype=tiles.dtype, device=tiles.device)
+        for start, tile_RC in tiles.of(rows):
+            inside = (found >= start) & (found < start + tile_RC.shape[1])
+            reached = tile_RC.gather(1, (found - start).clamp(0, tile_RC.shape[1] - 1))
+            limits_Rk = torch.where(inside, reached, limits_Rk)
+        nearer_Rk = torch.zeros_like(found)
+        for _, tile_RC in tiles.of(rows):
+            for column in range(k):
+                nearer_Rk[:, column] += (tile_RC < limits_Rk[:, column, None]).sum(1)
+        penalty += float((nearer_Rk + 1 - k).clamp(min=0).sum())
+        progress(len(rows))
+    worst: float = count * k * (2 * count - 3 * k - 1) / 2
+    return 1 - penalty / worst
+
+
+def silhouette(
+    points_ND: Points,
+    labels_N: NDArray[np.int64],
+    *,
+    device: torch.device | str = "cpu",
+    progress: Progress = lambda _steps: None,
+) -> float | None:
+    """The mean silhouette of the labelled points, -1 to 1.
+
+    Rousseeuw 1987, "Silhouettes: a graphical aid to the interpretation and validation of cluster
+    analysis". A point alone in its class counts as 0.
+
+    Returns:
+        None with fewer than two classes.
+    """
+    known = np.flatnonzero(labels_N != UNKNOWN)
+    classes, members = np.unique(labels_N[known], return_inverse=True)
+    if len(classes) < 2:
+        return None
+    tiles = DistanceTiles(points_ND[known], device)
+    member_N = torch.from_numpy(members).to(tiles.device)
+    onehot_NK = torch.nn.functional.one_hot(member_N, len(classes)).to(tiles.dtype)
+    sizes_K = onehot_NK.sum(0)
+    total = 0.0
+    for rows in row_tiles(len(known)):
+        sums_RK = torch.zeros(len(rows), len(classes), dtype=tiles.dtype, device=tiles.device)
+        for start, tile_RC in tiles.of(rows):
+            lengths_RC = tile_RC.nan_to_num_(posinf=0).sqrt_()
+            sums_RK += lengths_RC @ onehot_NK[start : start + lengths_RC.shape[1]]
+        own_R1 = member_N[rows].unsqueeze(1)
+        alone_R = sizes_K[own_R1].squeeze(1) == 1
+        within_R = (sums_RK.gather(1, own_R1) / (sizes_K[own_R1] - 1).clamp(min=1)).squeeze(1)
+        others_RK = (sums_RK / sizes_K).scatter(1, own_R1, torch.inf)
+        between_R = others_RK.min(1).values
+        widest_R = torch.maximum(within_R, between_R).clamp(min=torch.finfo(tiles.dtype).tiny)
+        total += float(((between_R - within_R) / widest_R)[~alone_R].sum())
+        progress(len(rows))
+    return total / len(known)
+
+
+def distance_correlation(points_ND: Points, places_N2: Points, seed: int) -> float:
+    """Spearman's rank correlation, -1 to 1, of the distances between random pairs of points.
+
+    0 where the distances do not vary.
+    """
+    generator = np.random.default_rng(seed)
+    first = generator.integers(len(points_ND), size=PAIRS)
+    second = (first + generator.integers(1, len(points_ND), size=PAIRS)) % len(points_ND)
+    spans = [
+        np.linalg.norm(space[first].astype(np.float64) - space[second], axis=1)
+        for space in (points_ND, places_N2)
+    ]
+    if any(np.ptp(span) == 0 for span in spans):
+        return 0.0
+    return float(spearmanr(*spans).statistic)
+
+
+def label_quality(
+    points_ND: Points,
+    neighbors_Nk: NDArray[np.int64],
+    labels_N: NDArray[np.int64],
+    **where: Any,
+) -> LabelQuality:
+    """How well a space stands by class.
+
+    Args:
+        points_ND: the space.
+        neighbors_Nk: each point's neighbours in it, nearest first; the first 10 are asked.
+        labels_N: class of each point, -1 where unknown.
+        where: `device` and `progress`, as for `silhouette`.
+    """
+    return LabelQuality(
+        knn_accuracy(neighbors_Nk[:, :NEAR], labels_N), silhouette(points_ND, labels_N, **where)
+    )
+
+
+def map_quality(
+    points_ND: Points,
+    reference_Nk: NDArray[np.int64],
+    places_N2: NDArray[np.float32],
+    labels_N: NDArray[np.int64],
+    *,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    progress: Progress = lambda _steps: None,
+) -> MapQuality:
+    """Judges one layout of the points.
+
+    Args:
+        points_ND: the features.
+        reference_Nk: each point's nearest features, at least min(50, N - 1).
+        places_N2: the layout.
+        labels_N: class of each point, -1 where unknown.
+        device: where it is computed.
+        seed: of the sampled pairs.
+        progress: called with the number of points just done, N in all.
+    """
+    count = len(points_ND)
+    found = nearest(places_N2, min(FAR, count - 1), device=device).indices
+    near = min(NEAR, count - 1)
+    return MapQuality(
+        preservation_10=preservation(reference_Nk[:, :near], found[:, :near]),
+        preservation_50=preservation(reference_Nk[:, :FAR], found) if count > FAR + 1 else None,
+        trustworthiness=trustworthiness(
+            points_ND, found[:, :near], device=device, progress=progress
+        ),
+        spearman=distance_correlation(points_ND, places_N2, seed),
+        labels=label_quality(places_N2, found, labels_N, device=device),
+    )
