@@ -35,11 +35,19 @@ from cnnviz.filters.suffix import Change, Suffix
 if TYPE_CHECKING:
     from cnnviz.core.models import Model
 
-MEMORY = 1 << 30
+MEMORY = 1 << 28
+MEMORY_OF_GPU = 1 << 33
 REHEARSED = 2
 
 # What a step may raise when it gets more rows than there are images.
 _FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
+
+
+def default_memory(device: torch.device) -> int:
+    """Bytes for replaying: what a processor's caches still profit from, or a GPU's larger share."""
+    if device.type != "cuda":
+        return MEMORY
+    return min(MEMORY_OF_GPU, torch.cuda.get_device_properties(device).total_memory // 4)
 
 
 @dataclass(frozen=True)
