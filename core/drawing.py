@@ -8,7 +8,7 @@ Shapes: N tiles, H W rows and columns.
 
 import math
 from functools import cache
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import colormaps, font_manager
@@ -93,8 +93,8 @@ def colour(
 ) -> "NDArray[np.uint8]":
     """Values (…) between low and high to uint8 RGB (…, 3)."""
     scaled = np.clip((values - low) / (high - low), 0, 1)
-    rgba = cast("NDArray[np.uint8]", cmap_of(colormap)(scaled, bytes=True))
-    return rgba[..., :3]
+    rgb: NDArray[np.uint8] = np.asarray(cmap_of(colormap)(scaled, bytes=True))[..., :3]
+    return rgb
 
 
 def overlay(

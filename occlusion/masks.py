@@ -71,13 +71,14 @@ def _starts(length: int, mask: int, stride: int, border: Border) -> Tensor:
     if border is Border.INSIDE:
         return torch.arange(0, length - mask + 1, stride)
     steps = -(-max(length - mask, 0) // stride)
-    return torch.arange(0, steps * stride + 1, stride)
+    return torch.arange(0, min(steps * stride + 1, length), stride)
 
 
 def place(size: tuple[int, int], mask: tuple[int, int], stride: int, border: Border) -> Grid:
     """Lays masks over an image.
 
-    `cover`: corners at 0, S, 2S, … until the image is covered, the last mask cut off at the edge;
+    `cover`: corners at 0, S, 2S, … until the image is covered, the last mask cut off at the edge
+    (a stride above the mask's side leaves gaps between masks);
     `inside`: whole masks only; `center`: centred on every S-th pixel from (0, 0), cut off.
 
     Args:
