@@ -157,7 +157,9 @@ def _side(node: Any, tensor: Any, axes: Axes, extent: Axes, call: Call) -> str:
         return "constant"
     rank = call.value.dim()
     sizes = tuple(tensor.shape[a - rank] if rank - a <= tensor.dim() else 1 for a in axes)
-    if sizes == extent and (sizes != (1, 1) or call.axes.get(node) is not None):
+    if node in call.axes and call.axes[node] is None:
+        return "gate"
+    if sizes == extent and (sizes != (1, 1) or node in call.axes):
         return "map"
     return "constant" if sizes == (1, 1) and node not in call.axes else "gate"
 
