@@ -17,6 +17,7 @@ from torch import Tensor
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.images import WorkingImage, read
 from cnnviz.core.labels import class_index
+from cnnviz.core.layers import find_layer
 from cnnviz.core.models import Model
 from cnnviz.core.targets import resolve_targets
 from cnnviz.occlusion.choices import Border, EngineChoice, Score, Upsample
@@ -143,6 +144,8 @@ class Occluder:
         resolve_targets(spec.targets, torch.zeros(model.classes), model.labels)
         if spec.label is not None:
             class_index(spec.label, model.labels)
+        if spec.layer is not None:
+            find_layer(model.module, spec.layer, model.name)
         self._boxes_P4 = torch.cat([grid.boxes_P4 for grid in self.grids])
         self._engine: Engine = make_engine(
             model,
