@@ -10,6 +10,7 @@ import hashlib
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -112,19 +113,20 @@ def weights_sha256(module: nn.Module) -> str:
 
 
 def _refuse(path: Path, error: Exception) -> CnnvizError:
-    text = _one_line(error)
-    needs = _GLOBAL.search(text)
-    if needs is None:
-        return CnnvizError(f"the checkpoint '{path}' is truncated or damaged: {text[:200]}")
+    """What torch's restricted unpickler stopped at, without its advice to lift the restriction."""
+    text = _one_line(error).rpartition("WeightsUnpickler error:")[2].strip()
+    found = _GLOBAL.search(text)
+    needs = found.group(1) if found else text.partition(" Check the documentation")[0][:100]
     return CnnvizError(
-        f"refused to read '{path}': it holds more than tensors ({needs.group(1)}) and reading it "
-        "could run code; save the network's state_dict() alone, best as .safetensors"
+        f"refused to read '{path}': it holds more than tensors ({needs}) and reading it could run "
+        "code; save the network's state_dict() alone, best as .safetensors"
     )
 
 
 def _read_pickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refuse(path, error) from error
     except (

@@ -80,6 +80,23 @@ class Exported:
     size: tuple[int, int] | None
 
 
+# What torch raises on a graph that does not hang together.
+_LOADING_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    StopIteration,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+)
+
+
 class _RefusedError(Exception):
     """Something in the archive is not on the list."""
 
@@ -234,6 +251,8 @@ def load_exported(path: Path) -> Exported:
     Raises:
         CnnvizError: it is damaged, or holds more than a plain network.
     """
+    from torch._export.verifier import SpecViolationError
+
     try:
         with _quiet():
             return _load(path)
@@ -242,17 +261,6 @@ def load_exported(path: Path) -> Exported:
             f"refused to read '{path}': {error}; export the plain network again, or save its "
             "state_dict() and name the architecture with --model"
         ) from error
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        AssertionError,
-        RuntimeError,
-        OSError,
-        StopIteration,
-        NotImplementedError,
-        zipfile.BadZipFile,
-    ) as error:
+    except (*_LOADING_ERRORS, SpecViolationError) as error:
         text = " ".join(str(error).split())[:200]
         raise CnnvizError(f"the archive '{path}' cannot be read: {text}") from error
