@@ -12,6 +12,7 @@ import typer
 
 from cnnviz.cli.console import say
 from cnnviz.cli.max_patches import max_patches
+from cnnviz.cli.models import models
 from cnnviz.cli.occlude import occlude
 from cnnviz.cli.options import expand
 from cnnviz.cli.render import render
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (occlude, render, max_patches):
+for _command in (occlude, render, max_patches, models):
     app.command(_command.__name__.replace("_", "-"))(expand(_command))
 
 

@@ -1,0 +1,106 @@
+"""`cnnviz models`: what can be named, and which weights are on disk already."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cnnviz.cli.console import Console
+from cnnviz.cli.options import OutputOptions
+from cnnviz.core.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from cnnviz.core.catalogue import Listed
+
+CARD_LINES = ("architecture", "parameters", "data", "recipe", "limits")
+
+
+def models(
+    pattern: Annotated[
+        str, typer.Argument(metavar="[TEXT]", help="Only models with this in their name.")
+    ] = "",
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the list as JSON and nothing else.")
+    ] = False,
+) -> None:
+    """List the models that can be named, and which weights are on disk.
+
+    cnnviz models resnet
+
+    Besides these, --model takes a network of your own: path/to/file.py:factory.
+    """
+    from cnnviz.core.bundled import read_card
+    from cnnviz.core.catalogue import list_torchvision
+    from cnnviz.core.published import cache_folder
+    from cnnviz.core.results import to_json, version
+
+    listed = [entry for entry in list_torchvision() if pattern.lower() in entry.model]
+    shows_bundled = pattern.lower() in "bundled"
+    if not listed and not shows_bundled:
+        near = ", ".join(nearest(pattern, {entry.model for entry in list_torchvision()}))
+        raise UsageError(f"no model has '{pattern}' in its name; the nearest are {near}")
+    card = read_card().text if shows_bundled else None
+    if json:
+        content = {
+            "schema": "cnnviz.models/1",
+            "command": "models",
+            "version": version(),
+            "results": {
+                "bundled": card,
+                "torchvision": _grouped(listed),
+                "cache": str(cache_folder()),
+            },
+        }
+        typer.echo(to_json(content), nl=False)
+        return
+    console = Console(OutputOptions())
+    if card is not None:
+        _show_card(console, card)
+    if listed:
+        rows = [_row(entry) for entry in listed]
+        console.table(
+            f"torchvision (weights are kept in {cache_folder()})",
+            ["--model", "--weights", "pixels", "on disk"],
+            rows,
+        )
+        console.line("--weights: * is the default; none gives random weights.")
+    console.line("Your own: --model path/to/file.py:factory, or --checkpoint with an archive.")
+
+
+def _show_card(console: Console, card: dict[str, Any]) -> None:
+    accuracy = card["accuracy"]
+    rows = [(name, card[name]) for name in CARD_LINES]
+    top1 = f"{accuracy['top1_percent']} % of {card['accuracy_on']}"
+    rows.insert(-1, ("accuracy", top1))
+    console.table("bundled (the default)", ["", "its card"], rows)
+    console.table(
+        "bundled: accuracy per class",
+        ["class", "percent"],
+        list(accuracy["per_class_percent"].items()),
+    )
+
+
+def _row(entry: "Listed") -> tuple[object, ...]:
+    star = " *" if entry.is_default else ""
+    return entry.model, entry.weights + star, entry.size, entry.file if entry.on_disk else ""
+
+
+def _grouped(listed: "list[Listed]") -> list[dict[str, object]]:
+    """One entry for each model, its weights inside."""
+    names = dict.fromkeys(entry.model for entry in listed)
+    return [
+        {
+            "model": name,
+            "weights": [
+                {
+                    "name": entry.weights,
+                    "default": entry.is_default,
+                    "size": entry.size,
+                    "file": entry.file,
+                    "on_disk": entry.on_disk,
+                }
+                for entry in listed
+                if entry.model == name
+            ],
+        }
+        for name in names
+    ]
