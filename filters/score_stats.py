@@ -11,7 +11,7 @@ as zero and those above 2^20 share the last bucket, where the exact extremes bou
 Shapes: F filters, N images, B buckets, Q quantiles.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -114,11 +114,6 @@ class ScoreStats:
         ranks_FQ = ranks.to(torch.int64).expand(len(cumulative_FB), -1).contiguous()
         values = _centres()[torch.searchsorted(cumulative_FB, ranks_FQ)]
         return values.clamp(self.lowest.cpu()[:, None], self.highest.cpu()[:, None])
-
-    def to(self, device: torch.device | str) -> "ScoreStats":
-        """The same on another device."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "count"}
-        return ScoreStats(self.count, **{name: t.to(device) for name, t in tensors.items()})
 
 
 def _sum_dtype(device: torch.device | str) -> torch.dtype:

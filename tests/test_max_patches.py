@@ -466,3 +466,30 @@ def test_effective_crop_narrows_large_fields_and_leaves_small_ones(
     assert exact["stem", 0].patches == narrowed["stem", 0].patches
     assert exact["head", 0].patches[0].box == (0, 0, *SIZE)
     assert narrowed["head", 0].patches[0].box != (0, 0, *SIZE)
+
+
+class Untraced(nn.Module):
+    """Its control flow depends on the pixels, so no graph of it can be made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() < 0:
+            x = -x
+        return self.conv(x).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def test_a_network_without_a_graph_needs_the_effective_crop(data: ImageData) -> None:
+    model = as_model(Untraced())
+    plan = make_plan(model, top=2)
+    with pytest.raises(CnnvizError, match="--crop effective does without"):
+        max_patches(model, data, plan)
+    result = max_patches(model, data, plan, crop=Crop.EFFECTIVE)
+    for entry in result.filters:
+        for patch in entry.patches:
+            y, x = patch.unit
+            y0, x0, y1, x1 = patch.box
+            assert y <= y0 < y1 <= y + 3
+            assert x <= x0 < x1 <= x + 3
