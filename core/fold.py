@@ -11,7 +11,13 @@ import copy
 import torch
 from torch import Tensor, fx, nn
 
+from cnnviz.core.graph import Untraceable
+
 _DROPPED_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_VIEWS = (
+    "getitem", "chunk", "split", "permute", "transpose", "swapaxes", "unsqueeze", "squeeze", "view",
+    "reshape", "flatten", "unflatten", "expand", "detach", "contiguous",
+)  # fmt: skip
 _DROPPED_FUNCTIONS = ("dropout", "dropout2d", "stochastic_depth")
 
 
@@ -22,11 +28,15 @@ def fold(traced: fx.GraphModule, keep: str | None = None) -> fx.GraphModule:
         traced: what `cnnviz.core.graph.trace` gave.
         keep: dotted name of a layer whose own output is still wanted; it is left as it is.
 
+    Raises:
+        Untraceable: an operation overwrites a part of a tensor that is read again later.
+
     Returns:
         A graph module of its own. Its `meta["layers"]` names the nodes where the outputs of layers
         are found; a convolution that was folded has lost its own and is missing there.
     """
     folded = fx.GraphModule(traced, copy.deepcopy(traced.graph), type(traced).__name__)
+    _see_overwritten(folded)
     layers = dict(traced.meta.get("layers", {}))
     kept = layers.get(keep) if keep is not None else None
 
@@ -57,6 +67,39 @@ def fold(traced: fx.GraphModule, keep: str | None = None) -> fx.GraphModule:
     folded.recompile()
     folded.meta["layers"] = layers
     return folded
+
+
+def _see_overwritten(module: fx.GraphModule) -> None:
+    """Later readers of a tensor that was overwritten in place read what overwrote it."""
+    order = {node: number for number, node in enumerate(module.graph.nodes)}
+    for node in list(module.graph.nodes):
+        if not _overwrites(module, node) or not isinstance(node.args[0], fx.Node):
+            continue
+        target = node.args[0]
+        for user in list(target.users):
+            if order[user] > order[node]:
+                user.replace_input_with(target, node)
+        while _is_view(target) and isinstance(target.args[0], fx.Node):
+            target = target.args[0]
+            if any(order[user] > order[node] for user in target.users):
+                raise Untraceable(f"'{node.name}' overwrites a part of '{target.name}'")
+
+
+def _overwrites(module: fx.GraphModule, node: fx.Node) -> bool:
+    if not node.args:
+        return False
+    if node.op == "call_module":
+        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if node.op == "call_method" or name in ("iadd", "isub", "imul", "itruediv"):
+        return name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv")
+    second = node.args[1] if len(node.args) == 2 and name in ("relu", "silu") else False
+    return node.op == "call_function" and (node.kwargs.get("inplace", second) is True)
+
+
+def _is_view(node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return node.op in ("call_method", "call_function") and name in _VIEWS
 
 
 def _is_noop(module: fx.GraphModule, node: fx.Node) -> bool:

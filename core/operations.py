@@ -166,7 +166,9 @@ def _side(node: Any, tensor: Any, axes: Axes, extent: Axes, call: Call) -> str:
 
 def _concatenate(call: Call) -> Verdict:
     nodes = call.node.args[0] if call.node.args else call.node.kwargs["tensors"]
-    axes = {call.axes.get(node) for node in nodes}  # type: ignore[union-attr,arg-type]
+    if not isinstance(nodes, list | tuple):
+        return MIXED
+    axes = {call.axes.get(node) for node in nodes if isinstance(node, fx.Node)}
     if len(axes) != 1 or None in axes:
         return MIXED
     shared = axes.pop()

@@ -90,6 +90,9 @@ def _axes_kept(before: tuple[int, ...], after: tuple[int, ...]) -> dict[int, int
     kept: dict[int, int] = {}
     i = j = 0
     while i < len(before) and j < len(after):
+        if (before[i] == 1) != (after[j] == 1):
+            i, j = i + (before[i] == 1), j + (after[j] == 1)
+            continue
         start_i, start_j = i, j
         size_i, size_j = before[i], after[j]
         while size_i != size_j:
