@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from cnnviz.cli.ablate import ablate
 from cnnviz.cli.console import say
 from cnnviz.cli.max_patches import max_patches
 from cnnviz.cli.models import models
@@ -28,8 +29,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (occlude, render, max_patches, models):
-    app.command(_command.__name__.replace("_", "-"))(expand(_command))
+COMMANDS = {
+    command.__name__.replace("_", "-"): expand(command)
+    for command in (occlude, render, max_patches, ablate, models)
+}
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
 
 
 def _show_version(wanted: bool) -> None:

@@ -149,44 +149,70 @@ class _Measured:
     reason: str | None
 
 
-def ablate(
-    model: "Model",
-    data: ImageData,
-    spec: AblationSpec,
-    progress: Progress = lambda _stage, _images: None,
-) -> AblationResult:
-    """Runs the whole experiment; see the module's text.
+class Ablation:
+    """One experiment, checked and ready to run.
+
+    Args:
+        model: the network.
+        data: labelled images.
+        spec: what to do.
 
     Raises:
         UsageError: the specification or the labels do not fit the model.
-        CnnvizError: no image can be read, or the network's answers are not numbers.
     """
-    plan = make_plan(model, spec)
-    stream = LabelledImages(data, model, check_labels(data, model), progress)
-    strengths = _strengths(stream, plan, spec)
-    fills = _fills(strengths, spec.mode)
-    together: list[Channels] = [{}, plan.channels] if plan.channels else [{}]
-    alone: list[Channels] = [{layer: (channel,)} for layer, channel in plan.swept_filters]
-    stage = "sweeping" if plan.swept else "ablating"
-    measured = _measure(stream, [*together, *alone], fills, len(together), spec, stage)
-    sweep = effects(measured.counts, plan.swept_filters, len(together))
-    found: list[Curve] = []
-    if spec.cumulative:
-        for layer in plan.swept:
-            own = [effect for effect in sweep if effect.layer == layer]
-            found += _cumulative(stream, layer, own, strengths[layer], fills, spec)
-    errors = tuple((data.examples[i].path, text) for i, text in sorted(stream.errors.items()))
-    return AblationResult(
-        plan=plan,
-        mode=spec.mode,
-        counts=measured.counts,
-        indices=measured.indices,
-        sweep=sweep,
-        curves=tuple(found),
-        engine=measured.engine,
-        reason=measured.reason,
-        errors=errors,
-    )
+
+    def __init__(self, model: "Model", data: ImageData, spec: AblationSpec) -> None:
+        self.model, self.data, self.spec = model, data, spec
+        self.classes = check_labels(data, model)
+        self.plan = make_plan(model, spec)
+
+    @property
+    def passes(self) -> int:
+        """How often the experiment goes through the data."""
+        averages = self.spec.mode is Mode.MEAN or self.spec.cumulative
+        return 1 + averages + self.spec.cumulative * len(self.plan.swept)
+
+    def run(self, progress: Progress = lambda _images: None) -> AblationResult:
+        """Runs it.
+
+        Args:
+            progress: called with the number of images just gone through, in each pass.
+
+        Raises:
+            CnnvizError: no image can be read, or the network's answers are not numbers.
+        """
+        plan, spec = self.plan, self.spec
+        stream = LabelledImages(self.data, self.model, self.classes, progress)
+        strengths = _strengths(stream, plan, spec)
+        fills = _fills(strengths, spec.mode)
+        together: list[Channels] = [{}, plan.channels] if plan.channels else [{}]
+        alone: list[Channels] = [{layer: (channel,)} for layer, channel in plan.swept_filters]
+        measured = _measure(stream, [*together, *alone], fills, len(together), spec)
+        sweep = effects(measured.counts, plan.swept_filters, len(together))
+        found: list[Curve] = []
+        if spec.cumulative:
+            for layer in plan.swept:
+                own = [effect for effect in sweep if effect.layer == layer]
+                found += _cumulative(stream, layer, own, strengths[layer], fills, spec)
+        messages = sorted(stream.errors.items())
+        return AblationResult(
+            plan=plan,
+            mode=spec.mode,
+            counts=measured.counts,
+            indices=measured.indices,
+            sweep=sweep,
+            curves=tuple(found),
+            engine=measured.engine,
+            reason=measured.reason,
+            errors=tuple((self.data.examples[place].path, text) for place, text in messages),
+        )
+
+
+def ablate(
+    model: "Model", data: ImageData, spec: AblationSpec, progress: Progress = lambda _images: None
+) -> AblationResult:
+    """Runs the whole experiment; see the module's text, and `Ablation` for what is raised."""
+    return Ablation(model, data, spec).run(progress)
 
 
 def _strengths(
@@ -201,7 +227,7 @@ def _strengths(
     if not wanted:
         return {}
     stream.first(1)
-    images = stream.images("averaging", spec.batch_size or IMAGES)
+    images = stream.images(spec.batch_size or IMAGES)
     return channel_strengths(stream.model, images, list(wanted))
 
 
@@ -217,7 +243,6 @@ def _measure(
     fills: Fills,
     recorded: int,
     spec: AblationSpec,
-    stage: str,
 ) -> _Measured:
     """Every ablation on every image, counted."""
     model = stream.model
@@ -229,7 +254,7 @@ def _measure(
     tally = Tally(len(ablations), model.classes, recorded, model.device)
     indices: list[Tensor] = []
     with torch.inference_mode():
-        for places, images, labels in stream.all(stage, passes.images):
+        for places, images, labels in stream.all(passes.images):
             tally.start(labels)
             passes.run(images, tally.add)
             indices.append(places)
@@ -259,6 +284,6 @@ def _cumulative(
         norms = module.weight.detach().float().flatten(1).norm(dim=1).cpu().numpy()
     orders = removal_orders(channels, sweep, norms, strength.magnitude.cpu().numpy(), spec.seed)
     ablations = cumulative_ablations(layer, channels, orders)
-    counts = _measure(stream, ablations, fills, 1, spec, f"removing {layer}").counts
+    counts = _measure(stream, ablations, fills, 1, spec).counts
     correct = counts.correct.sum(axis=1)
     return curves(layer, channels, orders, correct, int(counts.images.sum()))

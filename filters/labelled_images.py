@@ -19,8 +19,8 @@ from cnnviz.core.errors import CnnvizError, UsageError
 if TYPE_CHECKING:
     from cnnviz.core.models import Model
 
-Progress = Callable[[str, int], None]
-"""Told which stage is under way and how many images it has just gone through."""
+Progress = Callable[[int], None]
+"""Told how many images have just been gone through."""
 
 
 def check_labels(data: ImageData, model: "Model") -> Tensor:
@@ -47,7 +47,7 @@ class LabelledImages:
         data: all images.
         model: whose preprocessing and classes they get.
         classes: the model's class of each class of the data, (classes of the data,) int64.
-        progress: told how far each stage is.
+        progress: told of every image, in every pass.
         errors: place in the data to message, of the images that cannot be read.
     """
 
@@ -69,20 +69,20 @@ class LabelledImages:
         reason = next(iter(self.errors.values()), "the data set is empty")
         raise CnnvizError(f"no image could be used: {reason}")
 
-    def images(self, stage: str, size: int) -> Iterator[Tensor]:
+    def images(self, size: int) -> Iterator[Tensor]:
         """All images in batches, without what is known of them."""
-        for _indices, images, _labels in self.all(stage, size):
+        for _indices, images, _labels in self.all(size):
             yield images
 
-    def all(self, stage: str, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def all(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """All images in batches: places in the data, pixels, the model's class indices."""
         told = 0
         for indices, images, labels in self._batches(size):
             yield indices, images, labels
             done = int(indices[-1]) + 1
-            self.progress(stage, done - told)
+            self.progress(done - told)
             told = done
-        self.progress(stage, len(self.data) - told)
+        self.progress(len(self.data) - told)
 
     def _batches(self, size: int) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
         found = batches(self.data, self.model.preprocess, size, on_error=self.errors.__setitem__)
