@@ -4,6 +4,8 @@ Maps of different methods have different units, so only their order is compared:
 correlation over all pixels, 1 for the same order, 0 for none, -1 for the opposite one.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -23,3 +25,24 @@ def rank_correlation(first_HW: Tensor, second_HW: Tensor) -> float | None:
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return None
     return float(spearmanr(first, second).statistic)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A saliency map beside a map of another kind, of the same class and picture.
+
+    Attributes:
+        other: what made the other map, in words.
+        other_unit: what its values measure.
+        other_HW: the other map.
+        rank_correlation: of the two; None where one of them is constant.
+        seconds: that the saliency map took.
+        other_seconds: that the other one took.
+    """
+
+    other: str
+    other_unit: str
+    other_HW: Tensor
+    rank_correlation: float | None
+    seconds: float
+    other_seconds: float

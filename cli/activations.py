@@ -1,0 +1,178 @@
+"""`cnnviz activations`: the feature maps that a picture makes in some layers."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cnnviz.cli.console import Console
+from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.filters.choices import Normalize, Order
+
+if TYPE_CHECKING:
+    from cnnviz.core.images import Preprocess
+    from cnnviz.core.results import RunFolder
+    from cnnviz.filters.activations import Activations, LayerActivation, Observer
+
+INPUT, ARRAYS = "input.png", "activations.npz"
+
+
+def activations(
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE…", help="Image files, or folders of them.")
+    ],
+    model: ModelOptions,
+    output: OutputOptions,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(help="A layer's name; repeatable. Default: the first convolution."),
+    ] = None,
+    top: Annotated[
+        int | None, typer.Option(help="Show so many maps, the strongest (all if not given).")
+    ] = None,
+    order: Annotated[
+        Order | None,
+        typer.Option(help="channel (the default without --top) or strongest (with --top)."),
+    ] = None,
+    filters: Annotated[
+        str | None,
+        typer.Option(help="Lay these channels over the image, as 3,17 or 0-15."),
+    ] = None,
+    normalize: Annotated[
+        Normalize,
+        typer.Option(help="Full white: the largest value of each map (filter), or of the layer."),
+    ] = Normalize.FILTER,
+    alpha: Annotated[float, typer.Option(help="Weight of a map over the image, 0 to 1.")] = 0.6,
+) -> None:
+    """Show what a layer makes of an image: its feature maps, how strong and how sparse.
+
+    cnnviz activations dog.jpg --model resnet18 --layer layer4 --top 64
+
+    Writes a sheet of grey tiles for each layer, overlays for --filters, and the raw maps.
+    """
+    started = time.perf_counter()
+    console = Console(output)
+    _check(alpha, top)
+    from cnnviz.core.images import find_images
+    from cnnviz.core.results import RunFolder, safe_name, summary
+    from cnnviz.filters.activations import Observer, parse_filters
+    from cnnviz.filters.kernels import choose_layers
+
+    paths = find_images(images)
+    loaded = model.load()
+    names = layer or choose_layers(loaded.module, "first", loaded.name)
+    observer = Observer(loaded, names)
+    chosen = {
+        name: parse_filters(filters, observer.channels(name), name) if filters else []
+        for name in observer.layers
+    }
+    if filters and observer.untraceable:
+        raise CnnvizError(f"--filters cannot place maps over the image: {observer.untraceable}")
+    alone = len(paths) == 1
+    out = output.folder("activations")
+    root = out / safe_name(paths[0].stem) if alone else out
+    folder = RunFolder.open(root, overwrite=output.overwrite)
+    look = _Look(
+        top, order or (Order.CHANNEL if top is None else Order.STRONGEST), normalize, alpha
+    )
+    run = _Run(observer, chosen, look, folder)
+    with console.progress("looking", len(paths)) as advance:
+        for path in paths:
+            run.one(path, loaded.preprocess, folder if alone else None)
+            advance(1)
+    console.table("Activations", _COLUMNS, [row for entry in run.entries for row in _rows(entry)])
+    content = summary(
+        "activations",
+        model=loaded,
+        seed=model.seed,
+        elapsed_seconds=time.perf_counter() - started,
+        results=run.entries,
+        files=folder.files,
+        errors=run.errors,
+    )
+    shown = [folder.path / n for n in folder.files if n.endswith(".png") and INPUT not in n]
+    console.finish(folder, content, show=shown)
+
+
+def _check(alpha: float, top: int | None) -> None:
+    if not 0 <= alpha <= 1:
+        raise UsageError(f"--alpha {alpha:g} is out of range; it takes 0 (image) to 1 (map)")
+    if top is not None and top < 1:
+        raise UsageError(f"--top {top} is out of range; it takes a whole number from 1")
+
+
+class _Look:
+    """Which maps are shown, in what order and with what scale."""
+
+    def __init__(self, top: int | None, order: Order, normalize: Normalize, alpha: float) -> None:
+        self.top, self.order, self.normalize, self.alpha = top, order, normalize, alpha
+
+    def shown(self, found: "LayerActivation") -> list[int]:
+        """Channel numbers: the strongest `top`, in the order asked for."""
+        strongest = found.order(strongest=True)[: self.top]
+        return sorted(strongest) if self.order is Order.CHANNEL else strongest
+
+
+class _Run:
+    """The images of one call, one after the other; a bad one does not stop the rest."""
+
+    def __init__(
+        self,
+        observer: "Observer",
+        chosen: dict[str, list[int]],
+        look: _Look,
+        folder: "RunFolder",
+    ) -> None:
+        self._observer, self._chosen, self._look, self._folder = observer, chosen, look, folder
+        self.entries: list[dict[str, Any]] = []
+        self.errors: list[tuple[str, str]] = []
+
+    def one(self, path: Path, preprocess: "Preprocess", folder: "RunFolder | None") -> None:
+        """Looks at one image and writes what is seen, or notes why not."""
+        from cnnviz.core.images import read
+        from cnnviz.filters.activation_report import report
+
+        try:
+            found = self._observer.observe(read(path, preprocess))
+            target = folder or self._folder.subfolder(path.stem)
+            self._write(target, found)
+        except CnnvizError as error:
+            self.errors.append((str(path), str(error)))
+            return
+        relative = target.path.relative_to(self._folder.path).as_posix()
+        self.entries.append(report(found) | {"folder": relative})
+
+    def _write(self, folder: "RunFolder", found: "Activations") -> None:
+        from cnnviz.core.drawing import to_uint8
+        from cnnviz.filters.figures_activations import draw_maps, draw_overlays
+
+        folder.write_image(INPUT, to_uint8(found.image.pixels.numpy().transpose(1, 2, 0)))
+        for layer in found.layers:
+            shown = self._look.shown(layer)
+            figure = draw_maps(layer, shown, self._look.normalize, self._look.order)
+            folder.write_figure(f"maps_{layer.layer}.png", figure)
+            chosen = self._chosen[layer.layer]
+            if chosen and layer.field is not None:
+                figure = draw_overlays(layer, chosen, found.image, self._look.alpha)
+                folder.write_figure(f"overlay_{layer.layer}.png", figure)
+        arrays = {layer.layer: layer.maps_CHW.numpy() for layer in found.layers}
+        folder.write_npz(ARRAYS, **arrays)
+
+
+_COLUMNS = ("image", "layer", "maps", "zeros", "silent", "strongest")
+
+
+def _rows(entry: dict[str, Any]) -> list[tuple[object, ...]]:
+    return [
+        (
+            Path(entry["image"]).name,
+            layer["layer"],
+            "{} of {}x{}".format(layer["channels"], *layer["map"]),
+            f"{layer['sparsity']:.1%}",
+            len(layer["silent"]),
+            ", ".join(map(str, layer["strongest"][:5])),
+        )
+        for layer in entry["layers"]
+    ]

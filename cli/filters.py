@@ -1,0 +1,169 @@
+"""`cnnviz filters`: a network's kernels as pictures and numbers, for one model or several."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cnnviz.cli.console import Console
+from cnnviz.cli.options import ModelOptions, OutputOptions, numbers
+from cnnviz.core.errors import UsageError
+from cnnviz.filters.choices import Normalize
+
+if TYPE_CHECKING:
+    from cnnviz.core.models import Model
+    from cnnviz.filters.kernels import KernelReport
+
+
+def filters(
+    model: ModelOptions,
+    output: OutputOptions,
+    layer: Annotated[
+        str, typer.Option(help="first (the first convolution), all, or a layer's name.")
+    ] = "first",
+    normalize: Annotated[
+        Normalize,
+        typer.Option(
+            help="Full black and white: the largest weight of each filter, or of the layer."
+        ),
+    ] = Normalize.FILTER,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODEL[=CHECKPOINT]",
+            help="Another model to put beside this one, with its default weights or those of a "
+            "file; repeatable. Its first convolution is shown.",
+        ),
+    ] = None,
+    gabor: Annotated[
+        bool, typer.Option("--gabor/--no-gabor", help="Fit Gabor filters to the first layer.")
+    ] = True,
+) -> None:
+    """Show what the filters of a layer look like, and which are dead, alike or Gabor-like.
+
+    cnnviz filters --model resnet18 --compare densenet121
+
+    Writes a picture of the kernels of each layer, and of the Gabor fits of the first.
+    """
+    started = time.perf_counter()
+    console = Console(output)
+    from cnnviz.core.results import RunFolder, summary
+    from cnnviz.filters.kernel_report import report
+    from cnnviz.filters.kernels import choose_layers
+
+    if compare and layer != "first":
+        raise UsageError(f"--compare shows first layers; it does not go with --layer {layer}")
+    loaded = model.load()
+    names = choose_layers(loaded.module, layer, loaded.name)
+    folder = RunFolder.open(output.folder("filters"), overwrite=output.overwrite)
+    examined = _examine(console, loaded, names, gabor, model.seed)
+    others = []
+    for text in compare or ():
+        other = _other(model, text)
+        first = choose_layers(other.module, "first", other.name)
+        others.append((other, _examine(console, other, first, gabor, model.seed)[0]))
+    _write(console, folder, loaded, examined, others, normalize)
+    console.table("Filters", _COLUMNS, _rows(loaded, examined, others))
+    results: dict[str, Any] = {"layers": [report(found) for found in examined]}
+    results["compared"] = [{"model": m.summary()} | report(found) for m, found in others]
+    content = summary(
+        "filters",
+        model=loaded,
+        seed=model.seed,
+        elapsed_seconds=time.perf_counter() - started,
+        results=results,
+        files=folder.files,
+    )
+    console.finish(folder, content)
+
+
+def _other(options: ModelOptions, text: str) -> "Model":
+    """The model that `--compare` names, on the same device and precision."""
+    from cnnviz.core.models import load_model
+
+    name, _, checkpoint = text.partition("=")
+    return load_model(
+        name,
+        checkpoint=Path(checkpoint) if checkpoint else None,
+        weights="none" if options.weights == "none" and not checkpoint else None,
+        size=options.size,
+        mean=numbers(options.mean, "--mean"),
+        std=numbers(options.std, "--std"),
+        device=options.device,
+        precision=options.precision,
+        seed=options.seed,
+    )
+
+
+def _examine(
+    console: Console, model: "Model", names: list[str], gabor: bool, seed: int
+) -> "list[KernelReport]":
+    """The numbers of each layer; Gabor fits where filters look at pixels or at single channels."""
+    from cnnviz.filters.kernels import choose_layers, examine, gabor_steps
+
+    first = choose_layers(model.module, "first", model.name)[0] if len(names) > 1 else names[0]
+    steps = gabor_steps(model.module, first) if gabor else 0
+    with console.progress(f"measuring {model.name}", len(names) + steps) as advance:
+        found = []
+        for name in names:
+            fits = gabor and name == first and steps > 0
+            found.append(examine(model.module, name, gabor=fits, seed=seed, advance=advance))
+            advance(1)
+    return found
+
+
+def _write(
+    console: Console,
+    folder: Any,
+    model: "Model",
+    examined: "list[KernelReport]",
+    others: "list[tuple[Model, KernelReport]]",
+    normalize: Normalize,
+) -> None:
+    from cnnviz.filters.figures_kernels import draw_comparison, draw_gabor, draw_kernels
+
+    with console.progress("drawing", len(examined) + len(others)) as advance:
+        for found in examined:
+            picture = draw_kernels(found, model.name, normalize)
+            folder.write_figure(f"kernels_{found.layer}.png", picture)
+            if found.gabor is not None:
+                picture = draw_gabor(found, model.name)
+                folder.write_figure(f"gabor_{found.layer}.png", picture)
+            advance(1)
+        if others:
+            pairs = [(model.name, examined[0]), *((m.name, found) for m, found in others)]
+            folder.write_figure("comparison.png", draw_comparison(pairs, normalize))
+            advance(len(others))
+
+
+_COLUMNS = ("layer", "filters", "kernel", "norm", "dead", "alike", "colour", "Gabor", "by chance")
+
+
+def _rows(
+    model: "Model",
+    examined: "list[KernelReport]",
+    others: "list[tuple[Model, KernelReport]]",
+) -> list[tuple[object, ...]]:
+    pairs = [(model, found) for found in examined] + others
+    return [_row(m.name if others else "", found) for m, found in pairs]
+
+
+def _row(name: str, found: "KernelReport") -> tuple[object, ...]:
+    count, channels, height, width = found.kernels.shape
+    colour = "-" if found.chromaticity is None else f"{float(found.chromaticity.mean()):.0%}"
+    like = by_chance = "-"
+    if found.gabor is not None:
+        like, by_chance = f"{found.gabor.share:.0%}", f"{found.gabor.shuffled_share:.0%}"
+    low, high = float(found.norms.min()), float(found.norms.max())
+    return (
+        f"{name} {found.layer}".strip(),
+        count,
+        f"{channels}x{height}x{width}",
+        f"{low:.2g}…{high:.2g}",
+        len(found.dead),
+        len(found.duplicates),
+        colour,
+        like,
+        by_chance,
+    )

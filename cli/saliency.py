@@ -1,0 +1,281 @@
+"""`cnnviz saliency`: what the gradient says about an image, and whether occlusion agrees."""
+
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cnnviz.cli.console import Console
+from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.core.choices import Colormap
+from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.gradients.choices import LAST_CONV, Method
+
+if TYPE_CHECKING:
+    from cnnviz.core.images import WorkingImage
+    from cnnviz.core.models import Model
+    from cnnviz.core.results import RunFolder
+    from cnnviz.gradients.comparison import Comparison
+    from cnnviz.gradients.figures import Look
+    from cnnviz.gradients.saliency import SaliencyResult
+    from cnnviz.occlusion.experiment import Occluder
+
+INPUT, ARRAYS, COMPARISON = "input.png", "saliency.npz", "comparison.png"
+
+
+class Other(StrEnum):
+    """What a saliency map can be put beside."""
+
+    OCCLUSION = "occlusion"
+
+
+def saliency(
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE…", help="Image files, or folders of them.")
+    ],
+    model: ModelOptions,
+    output: OutputOptions,
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="gradient: of the pixels; gradient-x-input; grad-cam: of a layer's maps."
+        ),
+    ] = Method.GRADIENT,
+    layer: Annotated[
+        str,
+        typer.Option(
+            help="For grad-cam: a layer's name, or last-conv, the last convolution with a map. In "
+            "residual networks the last block (layer4) is customary."
+        ),
+    ] = LAST_CONV,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Class to ask about: predicted, topK (top3), a name or an index; repeatable. "
+            "Default: predicted."
+        ),
+    ] = None,
+    compare: Annotated[
+        Other | None,
+        typer.Option(help="Put the map beside one of another kind: occlusion (of the logit)."),
+    ] = None,
+    mask: Annotated[
+        str | None, typer.Option(help="With --compare: side of the mask in pixels, or HxW.")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="With --compare: pixels between mask positions.")
+    ] = None,
+    alpha: Annotated[float, typer.Option(help="Weight of the map in the overlay, 0 to 1.")] = 0.5,
+    colormap: Annotated[Colormap, typer.Option(help="Colours of the maps.")] = Colormap.DIVERGING,
+) -> None:
+    """Trace a prediction back to the pixels: gradient, gradient x input, Grad-CAM.
+
+    cnnviz saliency dog.jpg --model resnet18 --method grad-cam --layer layer4 --compare occlusion
+
+    Writes overlay and heatmap pictures and the raw gradients, for each image.
+    """
+    started = time.perf_counter()
+    console = Console(output)
+    _check(alpha, compare, mask, stride, method, layer)
+    from cnnviz.core.images import find_images
+    from cnnviz.core.results import RunFolder, safe_name, summary
+    from cnnviz.gradients.figures import Look
+
+    targets = tuple(target or ("predicted",))
+    paths = find_images(images)
+    loaded = model.load()
+    make = _maker(loaded, method, targets, layer)
+    other = _occluder(loaded, targets, mask, stride, model) if compare else None
+    alone = len(paths) == 1
+    out = output.folder("saliency")
+    folder = RunFolder.open(
+        out / safe_name(paths[0].stem) if alone else out, overwrite=output.overwrite
+    )
+    run = _Run(make, other, Look(colormap, alpha), folder)
+    steps = 1 + (other.positions if other else 0)
+    with console.progress("tracing back", steps * len(paths)) as advance:
+        for path in paths:
+            run.one(path, loaded, folder if alone else None, steps, advance)
+    console.table("Saliency", _COLUMNS, [row for entry in run.entries for row in _rows(entry)])
+    content = summary(
+        "saliency",
+        model=loaded,
+        seed=model.seed,
+        elapsed_seconds=time.perf_counter() - started,
+        results=run.entries,
+        files=folder.files,
+        errors=run.errors,
+    )
+    best = COMPARISON if compare else "overlay.png"
+    shown = [folder.path / name for name in folder.files if name.endswith(best)]
+    console.finish(folder, content, show=shown)
+
+
+def _check(
+    alpha: float,
+    compare: Other | None,
+    mask: str | None,
+    stride: int | None,
+    method: Method,
+    layer: str,
+) -> None:
+    if not 0 <= alpha <= 1:
+        raise UsageError(f"--alpha {alpha:g} is out of range; it takes 0 (image) to 1 (map)")
+    if compare is None and (mask is not None or stride is not None):
+        raise UsageError("--mask and --stride need --compare occlusion, which places masks")
+    if method is not Method.GRAD_CAM and layer != LAST_CONV:
+        raise UsageError(f"--layer needs --method grad-cam; {method} looks at pixels, not layers")
+
+
+def _maker(
+    model: "Model", method: Method, targets: tuple[str, ...], layer: str
+) -> "Callable[[WorkingImage], SaliencyResult]":
+    from cnnviz.core.layers import find_layer
+    from cnnviz.gradients.saliency import find_last_conv, saliency
+
+    if method is Method.GRAD_CAM:
+        layer = find_last_conv(model) if layer == LAST_CONV else layer
+        find_layer(model.module, layer, model.name)
+    _check_targets(model, targets)
+    return lambda image: saliency(model, image, method=method, targets=targets, layer=layer)
+
+
+def _check_targets(model: "Model", targets: tuple[str, ...]) -> None:
+    import torch
+
+    from cnnviz.core.targets import resolve_targets
+
+    resolve_targets(targets, torch.zeros(model.classes), model.labels)
+
+
+def _occluder(
+    model: "Model",
+    targets: tuple[str, ...],
+    mask: str | None,
+    stride: int | None,
+    options: ModelOptions,
+) -> "Occluder":
+    from cnnviz.occlusion.choices import Score
+    from cnnviz.occlusion.experiment import Occluder, OcclusionSpec
+    from cnnviz.occlusion.masks import parse_mask
+
+    spec = OcclusionSpec(
+        masks=(parse_mask(mask),) if mask else (),
+        stride=stride,
+        targets=targets,
+        score=Score.LOGIT,
+        batch_size=options.batch(),
+        seed=options.seed,
+    )
+    return Occluder(model, spec)
+
+
+class _Run:
+    """The images of one call, one after the other; a bad one does not stop the rest."""
+
+    def __init__(
+        self,
+        make: "Callable[[WorkingImage], SaliencyResult]",
+        other: "Occluder | None",
+        look: "Look",
+        folder: "RunFolder",
+    ) -> None:
+        self._make, self._other, self._look, self._folder = make, other, look, folder
+        self.entries: list[dict[str, Any]] = []
+        self.errors: list[tuple[str, str]] = []
+
+    def one(
+        self,
+        path: Path,
+        model: "Model",
+        folder: "RunFolder | None",
+        steps: int,
+        advance: Callable[[int], None],
+    ) -> None:
+        """Traces, compares and writes one image, or notes why not."""
+        from cnnviz.core.images import read
+        from cnnviz.gradients.report import report
+
+        try:
+            image = read(path, model.preprocess)
+            result = self._make(image)
+            comparisons = self._compare(image, result) if self._other else ()
+            target = folder or self._folder.subfolder(path.stem)
+            self._write(target, result, comparisons)
+        except CnnvizError as error:
+            self.errors.append((str(path), str(error)))
+        else:
+            relative = target.path.relative_to(self._folder.path).as_posix()
+            self.entries.append(report(result, comparisons) | {"folder": relative})
+        advance(steps)
+
+    def _compare(self, image: "WorkingImage", result: "SaliencyResult") -> "tuple[Comparison, ...]":
+        from cnnviz.gradients.comparison import Comparison, rank_correlation
+
+        assert self._other is not None  # noqa: S101 (told to mypy)
+        begun = time.perf_counter()
+        self._make(image)  # once more, now that everything is warm
+        turned = time.perf_counter()
+        covered = self._other.run(image)
+        seconds = turned - begun, time.perf_counter() - turned
+        grid = covered.panels[0].grid
+        return tuple(
+            Comparison(
+                other=f"occlusion, mask {grid.name}, stride {grid.stride}",
+                other_unit="drop of the logit when covered",
+                other_HW=panel.map_HW,
+                rank_correlation=rank_correlation(found.map_HW, panel.map_HW),
+                seconds=seconds[0],
+                other_seconds=seconds[1],
+            )
+            for found, panel in zip(result.maps, covered.panels, strict=True)
+        )
+
+    def _write(
+        self,
+        folder: "RunFolder",
+        result: "SaliencyResult",
+        comparisons: "tuple[Comparison, ...]",
+    ) -> None:
+        import numpy as np
+
+        from cnnviz.core.drawing import to_uint8
+        from cnnviz.gradients.figures import draw, draw_comparison
+
+        folder.write_image(INPUT, to_uint8(result.image.pixels.numpy().transpose(1, 2, 0)))
+        for name, figure in draw(result, self._look).items():
+            folder.write_figure(name, figure)
+        if comparisons:
+            folder.write_figure(COMPARISON, draw_comparison(result, comparisons, self._look))
+        folder.write_npz(
+            ARRAYS,
+            logits=result.logits_K.numpy(),
+            targets=np.array([found.target for found in result.maps]),
+            raw=np.stack([found.raw.numpy() for found in result.maps]),
+            maps=np.stack([found.map_HW.numpy() for found in result.maps]),
+        )
+
+
+_COLUMNS = ("image", "class", "p", "method", "peak (y, x)", "rank correlation")
+
+
+def _rows(entry: dict[str, Any]) -> list[tuple[object, ...]]:
+    return [
+        (
+            Path(entry["image"]).name,
+            target["class"],
+            f"{target['probability']:.3f}",
+            entry["method"] + (f" at {entry['layer']}" if entry["layer"] else ""),
+            "{}, {}".format(*target["peak"]),
+            _agreement(target),
+        )
+        for target in entry["targets"]
+    ]
+
+
+def _agreement(target: dict[str, Any]) -> str:
+    value = target.get("comparison", {}).get("rank_correlation")
+    return "-" if value is None else f"{value:.2f}"

@@ -1,0 +1,17 @@
+"""Choices of the filter commands; imports nothing heavy, so that `--help` is quick."""
+
+from enum import StrEnum
+
+
+class Normalize(StrEnum):
+    """What the largest weight is taken over, when kernels become grey levels."""
+
+    FILTER = "filter"
+    LAYER = "layer"
+
+
+class Order(StrEnum):
+    """In which order a layer's maps are shown."""
+
+    CHANNEL = "channel"
+    STRONGEST = "strongest"

@@ -1,0 +1,52 @@
+"""What `summary.json` says of one picture's saliency: plain data, no NaN."""
+
+from typing import Any
+
+from cnnviz.gradients.comparison import Comparison
+from cnnviz.gradients.saliency import ClassMap, SaliencyResult
+
+TOP = 5
+
+
+def report(result: SaliencyResult, comparisons: tuple[Comparison, ...] = ()) -> dict[str, Any]:
+    """One entry of `results`."""
+    probabilities_K = result.logits_K.double().softmax(0)
+    best = probabilities_K.argsort(descending=True, stable=True)[:TOP].tolist()
+    top = [_class(result, index, float(probabilities_K[index])) for index in best]
+    entries = [_map(result, found) for found in result.maps]
+    for entry, compared in zip(entries, comparisons, strict=False):
+        agreement = compared.rank_correlation
+        entry["comparison"] = {
+            "with": compared.other,
+            "rank_correlation": None if agreement is None else _digits(agreement),
+            "seconds": round(compared.seconds, 4),
+            "other_seconds": round(compared.other_seconds, 4),
+        }
+    return {
+        "image": result.image.path,
+        "method": str(result.method),
+        "layer": result.layer,
+        "prediction": top[0],
+        "top5": top,
+        "targets": entries,
+    }
+
+
+def _digits(value: float) -> float:
+    """Seven significant digits: all that float32 carries."""
+    return float(f"{value:.7g}")
+
+
+def _class(result: SaliencyResult, index: int, probability: float) -> dict[str, Any]:
+    name = result.labels[index]
+    return {"class": name, "index": index, "probability": _digits(probability)}
+
+
+def _map(result: SaliencyResult, found: ClassMap) -> dict[str, Any]:
+    row, column = divmod(int(found.map_HW.argmax()), found.map_HW.shape[1])
+    return _class(result, found.target, found.probability) | {
+        "lowest": _digits(float(found.map_HW.min())),
+        "highest": _digits(float(found.map_HW.max())),
+        "peak": [row, column],
+        "peak_original": list(result.image.to_original((row, column, row + 1, column + 1))),
+    }
