@@ -50,7 +50,7 @@ class Costs:
         self.weight: dict[fx.Node, float] = {}
         self.rest = 0.0
         for step in steps:
-            if step.kind in (Kind.FIXED, Kind.SOURCE):
+            if step.kind is Kind.FIXED:
                 continue
             seconds = self._seconds(step)
             if step.node in self._extents:

@@ -77,7 +77,8 @@ def cover(image_3HW: Tensor, fill_3HW: Tensor, boxes_N4: Tensor) -> Tensor:
         & ((columns_W >= x0) & (columns_W < x1))[:, None, None, :]
     )  # fmt: skip
     inside_NHW1 = inside_N1HW.permute(0, 2, 3, 1)
-    covered = torch.where(inside_NHW1, fill_3HW.permute(1, 2, 0), image_3HW.permute(1, 2, 0))
+    image_HW3, fill_HW3 = (t.permute(1, 2, 0).contiguous() for t in (image_3HW, fill_3HW))
+    covered = torch.where(inside_NHW1, fill_HW3, image_HW3)
     return covered.permute(0, 3, 1, 2)
 
 
