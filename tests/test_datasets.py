@@ -344,7 +344,7 @@ def test_named_classes_need_the_models_names_unless_it_has_none(tmp_path: Path) 
         (raw / f"{split}-labels-idx1-ubyte").write_bytes(idx(np.zeros(1)))
     data = open_data([f"fashionmnist:{tmp_path}"])
     assert match_labels(data, model(*map(str, range(10)))) == tuple(range(10))
-    with pytest.raises(UsageError, match="10 of the 10 classes of .* are none of net's: T-shirt"):
+    with pytest.raises(UsageError, match=r"10 of the 10 classes of .* are none of net's: T-shirt"):
         match_labels(data, model(*"abcdefghij"))
 
 
