@@ -12,10 +12,10 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -40,19 +40,15 @@ def version() -> str:
         return "unknown"
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that `path` is at every moment absent, old or complete.
-
-    Raises:
-        CnnvizError: the file system refuses (permissions, full disk, …).
-    """
+def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Lets `write` fill a temporary file beside `path`, then gives it that name."""
     try:
         handle, temporary = tempfile.mkstemp(
             prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
         )
         try:
             with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
+                write(stream)
             Path(temporary).chmod(0o644)
             Path(temporary).replace(path)
         except BaseException:
@@ -60,6 +56,15 @@ def write_atomically(path: Path, data: bytes) -> None:
             raise
     except OSError as error:
         raise CnnvizError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file so that `path` is at every moment absent, old or complete.
+
+    Raises:
+        CnnvizError: the file system refuses (permissions, full disk, …).
+    """
+    _replace(path, lambda stream: stream.write(data))
 
 
 def safe_name(text: str) -> str:
@@ -150,14 +155,17 @@ class RunFolder:
             raise CnnvizError(f"cannot write to {path}: {error.strerror or error}") from error
         return RunFolder(path, self._root)
 
-    def write_bytes(self, name: str, data: bytes) -> Path:
-        """Writes one file and lists it; `name` is used as `safe_name` makes it."""
-        path = self.path / safe_name(name)
-        write_atomically(path, data)
+    def _list(self, path: Path) -> Path:
         relative = path.relative_to(self._root.path).as_posix()
         if relative not in self.files:
             self.files.append(relative)
         return path
+
+    def write_bytes(self, name: str, data: bytes) -> Path:
+        """Writes one file and lists it; `name` is used as `safe_name` makes it."""
+        path = self.path / safe_name(name)
+        write_atomically(path, data)
+        return self._list(path)
 
     def write_text(self, name: str, text: str) -> Path:
         """Writes UTF-8 text."""
@@ -180,6 +188,12 @@ class RunFolder:
         stream = io.BytesIO()
         np.savez_compressed(stream, allow_pickle=False, **arrays)
         return self.write_bytes(name, stream.getvalue())
+
+    def write_large_npz(self, name: str, **arrays: np.ndarray) -> Path:
+        """Writes arrays uncompressed and straight to disk: they may be larger than the memory."""
+        path = self.path / safe_name(name)
+        _replace(path, lambda stream: np.savez(stream, **arrays))  # type: ignore[arg-type]
+        return self._list(path)
 
     def write_image(self, name: str, pixels: np.ndarray) -> Path:
         """Writes uint8 pixels (H, W) or (H, W, 3) as they are, one pixel each, as PNG."""
