@@ -1,0 +1,173 @@
+"""`cnnviz tsne`: a data set laid out in the plane as the network sees it."""
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cnnviz.cli.console import Console
+from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.embeddings.choices import Backend, Method, Pool
+
+if TYPE_CHECKING:
+    from cnnviz.core.results import RunFolder
+    from cnnviz.embeddings.experiment import EmbeddingResult
+
+
+def tsne(
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA…",
+            help="A folder with one folder per class, images, a CSV or JSONL manifest, or "
+            "cifar10:DIR, mnist:DIR, fashionmnist:DIR.",
+        ),
+    ],
+    model: ModelOptions,
+    output: OutputOptions,
+    layer: Annotated[
+        str,
+        typer.Option(
+            help="Layer whose output is laid out; penultimate: what goes into the classifier head."
+        ),
+    ] = "penultimate",
+    pool: Annotated[
+        Pool,
+        typer.Option(help="How a map becomes a vector: its mean over positions, or all of it."),
+    ] = Pool.MEAN,
+    method: Annotated[
+        Method, typer.Option(help="t-SNE, or the first two principal components.")
+    ] = Method.TSNE,
+    perplexity: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="About how many neighbours hold each image; repeat for several maps. Default: 30."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="A seeded, class-balanced sample of so many images.")
+    ] = None,
+    backend: Annotated[
+        Backend,
+        typer.Option(
+            help="Who computes t-SNE: opentsne, torch (exact), or auto: torch on CUDA unless there "
+            "are very many images."
+        ),
+    ] = Backend.AUTO,
+    pictures: Annotated[
+        bool, typer.Option("--pictures/--no-pictures", help="Draw the maps.")
+    ] = True,
+) -> None:
+    """Lay out a data set as the network sees it: what it finds alike lies together.
+
+    cnnviz tsne photos/ --model resnet18 --perplexity 30
+
+    Writes maps of points, of the images themselves and of a grid, the features, and how far the
+    map can be trusted. Features of an earlier run in the same folder are used again if they fit.
+    """
+    started = time.perf_counter()
+    console = Console(output)
+    from cnnviz.core.datasets import open_data
+    from cnnviz.core.results import RunFolder, summary
+    from cnnviz.embeddings.experiment import Embedder, EmbeddingSpec, check_spec
+    from cnnviz.embeddings.feature_file import FEATURES, to_arrays
+    from cnnviz.embeddings.report import QUALITY_COLUMNS, quality_rows, report
+
+    images = open_data(data, limit=limit, seed=model.seed)
+    if len(images) < images.total:
+        console.note(f"a sample of {len(images)} of the {images.total} images (--limit {limit})")
+    spec = EmbeddingSpec(
+        layer=layer,
+        pool=pool,
+        method=method,
+        perplexities=tuple(dict.fromkeys(perplexity or (30.0,))),
+        backend=backend,
+        batch_size=model.batch(),
+        seed=model.seed,
+    )
+    check_spec(spec, len(images))
+    root = output.folder("tsne")
+    loaded = model.load()
+    embedder = Embedder(loaded, images, spec, console.progress)
+    known = embedder.known_features(root / FEATURES) if output.overwrite else None
+    folder = RunFolder.open(root, overwrite=output.overwrite)
+    features = known or embedder.features(scratch=folder.path)
+    folder.write_large_npz(FEATURES, **to_arrays(features, images))
+    result = embedder.lay_out(features)
+    _tell(result, console)
+    folders, drawing = _write(result, folder, console, model.seed, pictures)
+    console.table("How far to trust the map", QUALITY_COLUMNS, quality_rows(result))
+    results = report(result, folders)
+    results["seconds"]["drawing"] = round(drawing, 3)
+    content = summary(
+        "tsne",
+        model=loaded,
+        seed=model.seed,
+        elapsed_seconds=time.perf_counter() - started,
+        results=results,
+        files=folder.files,
+        errors=features.errors,
+    )
+    console.finish(folder, content)
+
+
+def _tell(result: "EmbeddingResult", console: Console) -> None:
+    if result.features.reused:
+        console.note("the features of the earlier run are used again: nothing they hang on changed")
+    if result.mismatch:
+        console.note(f"predictions are not judged: {result.mismatch}")
+
+
+def _write(
+    result: "EmbeddingResult", folder: "RunFolder", console: Console, seed: int, pictures: bool
+) -> tuple[tuple[str, ...], float]:
+    """Writes tables and pictures; returns each map's folder and the seconds spent on drawing."""
+    from cnnviz.embeddings.report import map_name
+    from cnnviz.embeddings.tables import (
+        EMBEDDING_HEADER,
+        embedding_rows,
+        neighbors_header,
+        neighbors_rows,
+    )
+
+    folder.write_csv("neighbors.csv", neighbors_header(result), neighbors_rows(result))
+    alone = len(result.maps) == 1
+    places = [
+        folder if alone else folder.subfolder(map_name(found).replace(" ", "-"))
+        for found in result.maps
+    ]
+    for found, place in zip(result.maps, places, strict=True):
+        place.write_csv("embedding.csv", EMBEDDING_HEADER, embedding_rows(result, found))
+    started = time.perf_counter()
+    if pictures:
+        _draw(result, folder, places, console, seed)
+    names = tuple(place.path.relative_to(folder.path).as_posix() for place in places)
+    return names, time.perf_counter() - started
+
+
+def _draw(
+    result: "EmbeddingResult",
+    folder: "RunFolder",
+    places: "list[RunFolder]",
+    console: Console,
+    seed: int,
+) -> None:
+    """Writes the pictures of every map, and those that compare them."""
+    from cnnviz.embeddings import figures
+    from cnnviz.embeddings.quality_figure import quality_figure
+
+    chosen = figures.chosen_images(len(result.labels_N), seed)
+    with console.progress("drawing", len(chosen) + 3 * len(places)) as advance:
+        framed = figures.framed_thumbnails(result, chosen, progress=advance)
+        for index, place in enumerate(places):
+            place.write_figure("scatter.png", figures.scatter(result, index))
+            advance(1)
+            canvas = figures.images(result, chosen, framed, index, seed)
+            place.write_figure("images.png", canvas, dpi=figures.CANVAS_DPI)
+            advance(1)
+            canvas = figures.grid(result, chosen, framed, index)
+            place.write_figure("grid.png", canvas, dpi=figures.CANVAS_DPI)
+            advance(1)
+    folder.write_figure("quality.png", quality_figure(result))
+    if len(places) > 1:
+        folder.write_figure("perplexities.png", figures.side_by_side(result))

@@ -1,0 +1,242 @@
+"""The pictures of an embedding: points by class, images at their places, a grid, the quality.
+
+Every picture carries the map's quality beside it. Maps of the images themselves are composed pixel
+by pixel, so that thumbnails stay sharp, and are framed in the colours of their classes.
+
+Shapes: N images, S side of a thumbnail, H W rows and columns of a canvas.
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from cnnviz.core.drawing import FONT_SIZE, bare, escape, new_figure
+from cnnviz.embeddings.class_colours import (
+    ONLY_COLOUR,
+    TOLD_APART,
+    colour_of,
+    mark_of,
+    rgb,
+)
+from cnnviz.embeddings.experiment import UNKNOWN, EmbeddingResult
+from cnnviz.embeddings.grid import snap_to_grid
+from cnnviz.embeddings.report import map_name, quality_lines
+from cnnviz.embeddings.thumbnails import thumbnails
+
+MOST_PICTURES = 10_000
+LEGEND_ROWS = 30
+SMALLEST_CANVAS, LARGEST_CANVAS = 1400, 6000
+CANVAS_DPI = 100
+FRAME = 2
+BACKGROUND = 255
+Progress = Callable[[int], None]
+
+
+def _point_size(count: int) -> float:
+    """In points squared: small data get large marks."""
+    return float(np.clip(9000 / count, 2, 40))
+
+
+def _handles(result: EmbeddingResult, size: float = 6) -> list[Line2D]:
+    """Legend entries of the classes that occur, and of what a ring means."""
+
+    def entry(name: str, colour: str, mark: str, ring: bool = False) -> Line2D:
+        edge = "black" if ring else colour
+        return Line2D(
+            [], [], linestyle="", marker=mark, markersize=size, color=colour,
+            markeredgecolor=edge, label=escape(name, 28),
+        )  # fmt: skip
+
+    classes = result.data.classes or ()
+    present = [int(label) for label in np.unique(result.labels_N) if label != UNKNOWN]
+    handles = [entry(classes[k], colour_of(k), mark_of(k)) for k in present]
+    if len(handles) > TOLD_APART:
+        handles = [entry(f"{len(present)} classes, named on the map", "white", "o")]
+    if present and (result.labels_N == UNKNOWN).any():
+        handles.append(entry("no label", colour_of(UNKNOWN), mark_of(UNKNOWN)))
+    if result.correct_N is not None and not result.correct_N.all():
+        wrong = int((~result.correct_N).sum())
+        handles.append(entry(f"wrongly predicted ({wrong:,})", "white", "o", ring=True))
+    return handles
+
+
+def _paint_points(axes: Axes, result: EmbeddingResult, index: int) -> None:
+    places = result.maps[index].places_N2
+    unlabelled = not result.data.classes
+    size = _point_size(len(places))
+    wrong_N = np.zeros(len(places), np.bool_) if result.correct_N is None else ~result.correct_N
+    for label in np.unique(result.labels_N):
+        chosen = result.labels_N == label
+        axes.scatter(
+            places[chosen, 0],
+            places[chosen, 1],
+            s=size,
+            c=ONLY_COLOUR if unlabelled else colour_of(int(label)),
+            marker=mark_of(int(label)),
+            linewidths=np.where(wrong_N[chosen], 0.8, 0).tolist(),
+            edgecolors="black",
+            alpha=0.9,
+        )
+    if len(np.unique(result.labels_N)) > TOLD_APART:
+        _name_classes(axes, result, places)
+    axes.set_aspect("equal", adjustable="datalim")
+    bare(axes)
+
+
+def _name_classes(axes: Axes, result: EmbeddingResult, places_N2: NDArray[np.float32]) -> None:
+    """Writes the name of each class where the middle of its images is."""
+    classes = result.data.classes or ()
+    for label in np.unique(result.labels_N[result.labels_N != UNKNOWN]):
+        x, y = np.median(places_N2[result.labels_N == label], axis=0)
+        axes.text(x, y, escape(classes[label], 16), fontsize=5, ha="center", va="center")
+
+
+def _margin_text(
+    figure: Figure, result: EmbeddingResult, index: int, left: float, scale: float
+) -> None:
+    """The legend at the top of the right margin, the quality in its bottom corner."""
+    handles = _handles(result, 6 * scale)
+    size = (FONT_SIZE - 1) * scale
+    if handles:
+        figure.legend(
+            handles=handles,
+            loc="upper left",
+            bbox_to_anchor=(left, 0.985),
+            ncols=1 + (len(handles) - 1) // LEGEND_ROWS,
+            fontsize=size,
+            frameon=False,
+            borderaxespad=0,
+        )
+    text = "\n".join(escape(line, 90) for line in quality_lines(result, index))
+    figure.text(left, 0.015, text, fontsize=size, va="bottom", linespacing=1.4)
+
+
+def scatter(result: EmbeddingResult, index: int = 0) -> Figure:
+    """`scatter.png`: one point per image, coloured by class; wrongly predicted ones are ringed."""
+    figure = new_figure(11, 7)
+    figure.set_layout_engine("none")
+    axes = figure.add_axes((0.01, 0.015, 0.68, 0.97))
+    _paint_points(axes, result, index)
+    _margin_text(figure, result, index, 0.7, 1.0)
+    return figure
+
+
+def side_by_side(result: EmbeddingResult) -> Figure:
+    """`perplexities.png`: all maps of one run as scatter panels."""
+    columns = min(len(result.maps), 3)
+    rows = -(-len(result.maps) // columns)
+    figure = new_figure(4.2 * columns, 4.4 * rows)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for index, found in enumerate(result.maps):
+        _paint_points(axes[index], result, index)
+        kept = result.qualities[index].preservation_10
+        axes[index].set_title(
+            f"{map_name(found)}: {kept:.1%} of 10 nearest kept", fontsize=FONT_SIZE
+        )
+    for spare in axes[len(result.maps) :]:
+        spare.set_visible(False)
+    return figure
+
+
+def chosen_images(count: int, seed: int) -> NDArray[np.int64]:
+    """Which images are shown as pictures: all, or a seeded sample of 10,000, in order."""
+    if count <= MOST_PICTURES:
+        return np.arange(count)
+    sample = np.random.default_rng(seed).choice(count, MOST_PICTURES, replace=False)
+    return np.sort(sample)
+
+
+def thumbnail_side(count: int) -> int:
+    """S: few images are shown large."""
+    return 96 if count <= 300 else 48 if count <= 2500 else 32
+
+
+def framed_thumbnails(
+    result: EmbeddingResult, chosen: NDArray[np.int64], *, progress: Progress = lambda _steps: None
+) -> NDArray[np.uint8]:
+    """The chosen images with a frame in the colour of their class, (N, S, S, 3)."""
+    side = thumbnail_side(len(chosen))
+    indices = result.features.indices_N[chosen].tolist()
+    pictures = thumbnails(result.data, indices, side - 2 * FRAME, progress=progress)
+    framed = np.empty((len(chosen), side, side, 3), np.uint8)
+    for picture, place in zip(pictures, range(len(chosen)), strict=True):
+        label = int(result.labels_N[chosen[place]])
+        framed[place] = rgb(colour_of(label)) if result.data.classes else BACKGROUND
+        framed[place, FRAME:-FRAME, FRAME:-FRAME] = picture
+    return framed
+
+
+def _paste(
+    canvas_HW3: NDArray[np.uint8],
+    pictures: NDArray[np.uint8],
+    corners: NDArray[np.int64],
+    order: Iterable[int],
+) -> None:
+    side = pictures.shape[1]
+    for i in order:
+        top, left = corners[i]
+        canvas_HW3[top : top + side, left : left + side] = pictures[i]
+
+
+def _canvas_figure(
+    canvas_HW3: NDArray[np.uint8], result: EmbeddingResult, index: int, shown: int
+) -> Figure:
+    """A canvas pixel for pixel, with legend and quality in a margin to its right."""
+    height, width = canvas_HW3.shape[:2]
+    margin = round(0.32 * height)
+    figure = new_figure((width + margin) / CANVAS_DPI, height / CANVAS_DPI)
+    figure.set_layout_engine("none")
+    axes = figure.add_axes((0, 0, width / (width + margin), 1))
+    axes.imshow(canvas_HW3, interpolation="none", aspect="auto")
+    axes.set_axis_off()
+    left = (width + 0.04 * margin) / (width + margin)
+    scale = height / CANVAS_DPI / 10
+    _margin_text(figure, result, index, left, scale)
+    if shown < len(result.labels_N):
+        note = f"a random sample of {shown:,}\nof the {len(result.labels_N):,} images"
+        figure.text(left, 0.3, note, fontsize=FONT_SIZE * scale, color="#bd1f01")
+    return figure
+
+
+def images(
+    result: EmbeddingResult,
+    chosen: NDArray[np.int64],
+    pictures: NDArray[np.uint8],
+    index: int = 0,
+    seed: int = 0,
+) -> Figure:
+    """`images.png`: each image at its place on the map; where they overlap, chance decides."""
+    side = pictures.shape[1]
+    wanted = 2.4 * side * np.sqrt(len(chosen))
+    extent = int(np.clip(wanted, SMALLEST_CANVAS, LARGEST_CANVAS))
+    places = result.maps[index].places_N2[chosen].astype(np.float64)
+    low, high = places.min(0), places.max(0)
+    # One scale for both axes: the map keeps its shape.
+    unit = (places - (low + high) / 2) / max(float((high - low).max()), 1e-12)
+    room = extent - side
+    corners = np.rint(np.stack([0.5 - unit[:, 1], 0.5 + unit[:, 0]], axis=1) * room)
+    canvas = np.full((extent, extent, 3), BACKGROUND, np.uint8)
+    order = np.random.default_rng(seed).permutation(len(chosen))
+    _paste(canvas, pictures, corners.astype(np.int64), order)
+    return _canvas_figure(canvas, result, index, len(chosen))
+
+
+def grid(
+    result: EmbeddingResult,
+    chosen: NDArray[np.int64],
+    pictures: NDArray[np.uint8],
+    index: int = 0,
+) -> Figure:
+    """`grid.png`: the map snapped to a grid, so that no image covers another."""
+    side = pictures.shape[1]
+    cells, rows, columns = snap_to_grid(result.maps[index].places_N2[chosen])
+    scale = max(1, SMALLEST_CANVAS // (columns * (side + 1)))
+    large = pictures.repeat(scale, axis=1).repeat(scale, axis=2)
+    step = side * scale + 1
+    canvas = np.full((rows * step, columns * step, 3), BACKGROUND, np.uint8)
+    _paste(canvas, large, cells * step, range(len(chosen)))
+    return _canvas_figure(canvas, result, index, len(chosen))

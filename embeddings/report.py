@@ -1,0 +1,177 @@
+"""What an embedding says in numbers and words: its summary, and the lines on its pictures."""
+
+from collections import Counter
+from typing import Any
+
+from cnnviz.embeddings.experiment import UNKNOWN, EmbeddingResult
+from cnnviz.embeddings.projection import Map
+from cnnviz.embeddings.quality import LabelQuality, MapQuality
+from cnnviz.embeddings.tables import nearest_shared
+
+
+def _digits(value: float | None) -> float | None:
+    """Six significant digits; None stays None."""
+    return None if value is None else float(f"{value:.6g}")
+
+
+def _label_entry(quality: LabelQuality) -> dict[str, Any]:
+    return {
+        "knn_accuracy": _digits(quality.knn_accuracy),
+        "silhouette": _digits(quality.silhouette),
+    }
+
+
+def _quality_entry(quality: MapQuality) -> dict[str, Any]:
+    return {
+        "preservation_10": _digits(quality.preservation_10),
+        "preservation_50": _digits(quality.preservation_50),
+        "trustworthiness": _digits(quality.trustworthiness),
+        "spearman": _digits(quality.spearman),
+        **_label_entry(quality.labels),
+    }
+
+
+def map_name(found: Map) -> str:
+    """`perplexity 30`, or `PCA`."""
+    return "PCA" if found.perplexity is None else f"perplexity {found.perplexity:g}"
+
+
+def report(result: EmbeddingResult, folders: tuple[str, ...]) -> dict[str, Any]:
+    """The `results` of the summary.
+
+    Args:
+        result: what `embed` returned.
+        folders: where each map's files are, relative to the run's folder.
+    """
+    maps = [
+        {
+            "method": "pca" if found.perplexity is None else "tsne",
+            "perplexity": found.perplexity,
+            "backend": None if found.backend is None else found.backend.value,
+            "kl_divergence": _digits(found.divergence),
+            "folder": folder,
+            "quality": _quality_entry(quality),
+        }
+        for found, quality, folder in zip(result.maps, result.qualities, folders, strict=True)
+    ]
+    correct = result.correct_N
+    known = int((result.labels_N != UNKNOWN).sum())
+    return {
+        "images": len(result.labels_N),
+        "images_in_data": result.data.total,
+        "labelled": known,
+        "classes": len(result.data.classes or ()),
+        "layer": result.features.layer,
+        "dimensions": int(result.features.values_ND.shape[1]),
+        "features_reused": result.features.reused,
+        "components": len(result.components.explained),
+        "explained_variance": _digits(float(result.components.explained.sum())),
+        "wrongly_predicted": None if correct is None else int((~correct).sum()),
+        "labels_not_matched": result.mismatch,
+        "features": _label_entry(result.feature_quality),
+        "pca": _quality_entry(result.pca_quality),
+        "maps": maps,
+        "neighbors": _agreement(result),
+        "seconds": {name: round(spent, 3) for name, spent in result.seconds.items()},
+    }
+
+
+def _agreement(result: EmbeddingResult) -> dict[str, int] | None:
+    """How many labelled images have 0, 1, … of their nearest in their own class."""
+    _, same = nearest_shared(result)
+    if same is None:
+        return None
+    counts = Counter(same[result.labels_N != UNKNOWN].sum(axis=1).tolist())
+    return {str(shared): counts.get(shared, 0) for shared in range(same.shape[1] + 1)}
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _plain(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+QUALITY_COLUMNS = ("layout", "kept 10", "kept 50", "trust", "distances", "k-NN", "silhouette", "KL")
+
+
+def quality_rows(result: EmbeddingResult) -> list[tuple[str, ...]]:
+    """The table of the findings: features, PCA, and every map."""
+    own = result.feature_quality
+    rows: list[tuple[str, ...]]
+    rows = [("features", "", "", "", "", _percent(own.knn_accuracy), _plain(own.silhouette), "")]
+    named: list[tuple[str, MapQuality, float | None]]
+    named = [("first 2 of PCA", result.pca_quality, None)]
+    named += [
+        (f"t-SNE, {map_name(found)}", quality, found.divergence)
+        for found, quality in zip(result.maps, result.qualities, strict=True)
+        if found.perplexity is not None
+    ]
+    for name, quality, divergence in named:
+        rows.append(
+            (
+                name,
+                _percent(quality.preservation_10),
+                _percent(quality.preservation_50),
+                _plain(quality.trustworthiness),
+                _plain(quality.spearman),
+                _percent(quality.labels.knn_accuracy),
+                _plain(quality.labels.silhouette),
+                "" if divergence is None else _plain(divergence),
+            )
+        )
+    return rows
+
+
+def quality_lines(result: EmbeddingResult, index: int) -> list[str]:
+    """What stands in the corner of a map's pictures: how far it can be trusted."""
+    found, quality = result.maps[index], result.qualities[index]
+    is_tsne = found.perplexity is not None
+    beside = result.pca_quality
+
+    def line(name: str, here: str, features: str, pca: str) -> str:
+        rest = [f"features {features}"] * bool(features) + [f"PCA {pca}"] * is_tsne
+        return f"{name}: {here}" + (f" ({', '.join(rest)})" if rest else "")
+
+    what = f"t-SNE, {map_name(found)}, KL {found.divergence:.3f}" if is_tsne else "PCA"
+    lines = [f"{len(result.labels_N):,} images, {what}"]
+    lines.append(
+        line(
+            "10 nearest kept",
+            _percent(quality.preservation_10),
+            "",
+            _percent(beside.preservation_10),
+        )
+    )
+    lines.append(
+        line(
+            "trustworthiness",
+            _plain(quality.trustworthiness),
+            "",
+            _plain(beside.trustworthiness),
+        )
+    )
+    lines.append(
+        line("distances, rank corr.", _plain(quality.spearman), "", _plain(beside.spearman))
+    )
+    own = result.feature_quality
+    if own.knn_accuracy is not None:
+        lines.append(
+            line(
+                "class by 10 nearest",
+                _percent(quality.labels.knn_accuracy),
+                _percent(own.knn_accuracy),
+                _percent(beside.labels.knn_accuracy),
+            )
+        )
+    if own.silhouette is not None:
+        lines.append(
+            line(
+                "silhouette",
+                _plain(quality.labels.silhouette),
+                _plain(own.silhouette),
+                _plain(beside.labels.silhouette),
+            )
+        )
+    return lines
