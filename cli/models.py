@@ -16,8 +16,9 @@ CARD_LINES = ("architecture", "parameters", "data", "recipe", "limits")
 
 def models(
     pattern: Annotated[
-        str, typer.Argument(metavar="[TEXT]", help="Only models with this in their name.")
-    ] = "",
+        str | None,
+        typer.Argument(metavar="[TEXT]", help="Only models with this in their name."),
+    ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the list as JSON and nothing else.")
     ] = False,
@@ -33,10 +34,12 @@ def models(
     from cnnviz.core.published import cache_folder
     from cnnviz.core.results import to_json, version
 
-    listed = [entry for entry in list_torchvision() if pattern.lower() in entry.model]
-    shows_bundled = pattern.lower() in "bundled"
+    wanted = (pattern or "").lower()
+    everything = list_torchvision()
+    listed = [entry for entry in everything if wanted in entry.model]
+    shows_bundled = wanted in "bundled"
     if not listed and not shows_bundled:
-        near = ", ".join(nearest(pattern, {entry.model for entry in list_torchvision()}))
+        near = ", ".join(nearest(wanted, dict.fromkeys(entry.model for entry in everything)))
         raise UsageError(f"no model has '{pattern}' in its name; the nearest are {near}")
     card = read_card().text if shows_bundled else None
     if json:
