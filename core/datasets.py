@@ -42,7 +42,7 @@ class ImageData:
     Attributes:
         examples: the pictures; after `--limit`, the sample.
         classes: what labels point at; None where nothing is labelled.
-        name: the sources as the user named them.
+        name: the source as the user named it; of several, the first.
         fingerprint: SHA-256 over paths, labels, sizes and times of the examples.
         total: how many pictures there were before `--limit`.
     """
@@ -138,7 +138,7 @@ def open_data(sources: Sequence[str], *, limit: int | None = None, seed: int = 0
     return ImageData(
         examples=tuple(examples),
         classes=source.classes,
-        name=" ".join(sources),
+        name=sources[0] + (f" and {len(sources) - 1} more" if len(sources) > 1 else ""),
         fingerprint=_fingerprint(examples, source.classes),
         total=len(source.examples),
         _source=source,

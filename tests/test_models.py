@@ -1,7 +1,4 @@
-import socket
-import sys
 from pathlib import Path
-from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -11,72 +8,13 @@ from safetensors.torch import save_file
 from torchvision import models as torchvision_models
 
 from cnnviz.core import bundled, checkpoints
-from cnnviz.core.architectures import find_architecture, torchvision_names
+from cnnviz.core.architectures import find_architecture
 from cnnviz.core.bundled.network import CifarNet
-from cnnviz.core.catalogue import list_torchvision
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.images import Preprocess, prepare, read
-from cnnviz.core.labels import class_index, read_labels
 from cnnviz.core.models import Model, load_model
-from cnnviz.core.probing import GreyInput
 
 RESNETS = Path(__file__).with_name("cifar_resnet.py")
-FACTORIES = """
-import torch
-from torch import nn
-
-HELPER = "neighbour"
-
-def small(num_classes=3):
-    from {neighbour} import channels
-    return nn.Sequential(nn.Conv2d(3, channels, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                         nn.Linear(channels, num_classes))
-
-def grey():
-    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 4))
-
-def flat():
-    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
-
-def number():
-    return 7
-
-def broken():
-    return undefined_name
-
-def fails_inside():
-    class Net(nn.Module):
-        def forward(self, x):
-            return {{"logits": x.mean((2, 3))}}
-    return Net()
-
-def one_logit():
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 1))
-
-def maps():
-    return nn.Conv2d(3, 4, 3)
-"""
-
-
-@pytest.fixture
-def nets(tmp_path: Path) -> str:
-    """A file of factories, with a neighbour that it imports from."""
-    name = f"neighbour_{tmp_path.name}"
-    (tmp_path / f"{name}.py").write_text("channels = 5\n")
-    (tmp_path / "nets.py").write_text(FACTORIES.format(neighbour=name))
-    return str(tmp_path / "nets.py")
-
-
-@pytest.fixture
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty torch cache, and no network."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-
-    def refuse(*_arguments: object, **_options: object) -> None:
-        raise URLError(socket.gaierror(-2, "Name or service not known"))
-
-    monkeypatch.setattr(torch.hub, "urlopen", refuse)
-    return tmp_path / "torch" / "hub" / "checkpoints"
 
 
 def predict(model: Model, path: Path) -> torch.Tensor:
@@ -198,65 +136,6 @@ def test_unknown_weights_precision_and_device_say_what_there_is() -> None:
         load_model(device="tpu")
 
 
-def test_weights_not_cached_and_no_network_names_file_folder_and_remedy(empty_cache: Path) -> None:
-    message = (
-        r"weights IMAGENET1K_V1 of resnet18 are not on disk and could not be fetched: looked for "
-        rf"resnet18-f37072fd\.pth in {empty_cache}; .*--checkpoint FILE .*Name or service"
-    )
-    with pytest.raises(CnnvizError, match=message):
-        load_model("resnet18")
-    assert socket.getdefaulttimeout() is None
-
-
-def test_cached_weights_are_read_from_torchs_cache(
-    empty_cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    network = torchvision_models.squeezenet1_1(weights=None)
-    empty_cache.mkdir(parents=True)
-    torch.save(network.state_dict(), empty_cache / "squeezenet1_1-b8a52dc0.pth")
-    model = load_model("squeezenet1_1", device="cpu")
-    assert model.weights_sha256 == checkpoints.weights_sha256(network)
-    assert model.labels[258] == "Samoyed"
-    assert capsys.readouterr().out == ""
-    listed = {entry.file for entry in list_torchvision() if entry.on_disk}
-    assert listed == {"squeezenet1_1-b8a52dc0.pth"}
-
-
-def test_download_of_another_content_is_refused_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    entry = find_architecture("squeezenet1_1").published["IMAGENET1K_V1"]
-    (tmp_path / "other.pth").write_bytes(b"not what its name promises")
-    real = torch.hub.urlopen
-    url = (tmp_path / "other.pth").as_uri()
-    monkeypatch.setattr(torch.hub, "urlopen", lambda *_a, **_o: real(url))
-    with pytest.raises(CnnvizError, match=r"could not be fetched: .*invalid hash value"):
-        load_model("squeezenet1_1")
-    assert list(entry.folder.iterdir()) == []
-
-
-def test_unreadable_cached_weights_are_named(empty_cache: Path) -> None:
-    empty_cache.mkdir(parents=True)
-    (empty_cache / "squeezenet1_1-b8a52dc0.pth").write_bytes(b"PK\x03\x04 half a download")
-    with pytest.raises(CnnvizError, match=r"squeezenet1_1-b8a52dc0\.pth' is truncated or damaged"):
-        load_model("squeezenet1_1")
-
-
-@pytest.mark.slow
-def test_every_torchvision_network_has_the_published_number_of_parameters() -> None:
-    # The published count of inception_v3 includes the auxiliary head that inference leaves out.
-    auxiliary = {"inception_v3": 3_326_696}
-    # RegNets compute their widths with tensors, which a device without memory cannot.
-    for name in (n for n in torchvision_names() if not n.startswith("regnet")):
-        for entry in torchvision_models.get_model_weights(name):
-            published = find_architecture(name).published[entry.name]
-            with torch.device("meta"):
-                module = find_architecture(name).make(1000, published.preprocess.crop)
-            count = sum(parameter.numel() for parameter in module.parameters())
-            assert count == entry.meta["num_params"] - auxiliary.get(name, 0), name
-
-
 def test_torchvision_checkpoint_with_auxiliary_heads_is_taken_without_them(tmp_path: Path) -> None:
     network = torchvision_models.googlenet(weights=None, init_weights=False, num_classes=7)
     torch.save(network.state_dict(), tmp_path / "g.pth")
@@ -274,17 +153,6 @@ def test_class_count_of_a_checkpoint_sets_the_head(tmp_path: Path) -> None:
     assert torch.equal(model.logits(x), network(x))
 
 
-def test_factory_with_a_class_parameter_takes_the_checkpoints_count(
-    nets: str, tmp_path: Path
-) -> None:
-    torch.save(load_model(f"{nets}:small", size=8).module.state_dict(), tmp_path / "a.pth")
-    state = torch.load(tmp_path / "a.pth", weights_only=True)
-    state["3.weight"], state["3.bias"] = torch.randn(8, 5), torch.randn(8)
-    save_file(state, tmp_path / "b.safetensors")
-    model = load_model(f"{nets}:small", checkpoint=tmp_path / "b.safetensors", size=8, device="cpu")
-    assert (model.name, model.classes, model.input_size) == ("nets.py:small", 8, (8, 8))
-
-
 def test_checkpoint_that_does_not_fit_names_what_is_wrong(tmp_path: Path) -> None:
     state = CifarNet().state_dict()
     state["head.weight"] = torch.zeros(10, 7)
@@ -297,88 +165,6 @@ def test_checkpoint_that_does_not_fit_names_what_is_wrong(tmp_path: Path) -> Non
     )
     with pytest.raises(CnnvizError, match=message):
         load_model(checkpoint=tmp_path / "a.pth")
-
-
-@pytest.mark.parametrize(
-    ("factory", "message"),
-    [
-        ("number", "returned int, not an nn.Module"),
-        ("broken", r"failed: NameError: name 'undefined_name' .*\(nets\.py, line \d+\)"),
-        ("fails_inside", "puts out dict, not logits"),
-        ("maps", r"puts out shape \(1, 4, 6, 6\), not logits"),
-        ("one_logit", "puts out 1 logit for an image; there must be one for each class"),
-    ],
-)
-def test_factory_that_makes_no_classifier_is_one_line(
-    nets: str, factory: str, message: str
-) -> None:
-    with pytest.raises(CnnvizError, match=message) as error:
-        load_model(f"{nets}:{factory}", size=8)
-    assert "\n" not in str(error.value)
-
-
-def test_wrong_input_size_points_to_the_option(nets: str) -> None:
-    assert load_model(f"{nets}:flat", size=8, device="cpu").classes == 4
-    with pytest.raises(CnnvizError, match=r"nets\.py:flat cannot run on an image of 3x9x9.*--size"):
-        load_model(f"{nets}:flat", size=9)
-    with pytest.raises(UsageError, match="vit_b_16 cannot be built for --size 100x100"):
-        load_model("vit_b_16", weights="none", size=100)
-
-
-def test_factory_file_with_a_mistake_in_it_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "bad.py").write_text("def make(:\n")
-    with pytest.raises(UsageError, match=r"bad\.py' cannot be imported: SyntaxError"):
-        load_model(f"{tmp_path / 'bad.py'}:make")
-
-
-def test_factory_by_module_name_and_search_path_is_left_as_it_was() -> None:
-    before = list(sys.path)
-    model = load_model("torchvision.models:squeezenet1_1", size=64, device="cpu")
-    assert (model.name, model.classes) == ("torchvision.models:squeezenet1_1", 1000)
-    assert sys.path == before
-
-
-def test_grey_network_sees_the_luminance(nets: str) -> None:
-    model = load_model(f"{nets}:grey", size=8, mean=[0.1], std=[0.3], device="cpu")
-    assert isinstance(model.module, GreyInput)
-    pixels = torch.rand(2, 3, 8, 8)
-    red, green, blue = pixels.unbind(1)
-    grey = (0.299 * red + 0.587 * green + 0.114 * blue - 0.1) / 0.3
-    expected = model.module.network(grey[:, None])
-    assert torch.allclose(model.logits(model.preprocess.normalise(pixels)), expected, atol=1e-5)
-
-
-def test_size_keeps_the_published_proportion_and_takes_all_of_the_image_elsewhere(
-    nets: str,
-) -> None:
-    published = load_model("squeezenet1_1", weights="none", size=112, device="cpu").preprocess
-    assert (published.resize, published.crop) == (128, (112, 112))
-    own = load_model(f"{nets}:small", size=20, device="cpu").preprocess
-    assert (own.resize, own.crop) == (20, (20, 20))
-    plain = load_model(f"{nets}:small", device="cpu").preprocess
-    assert plain == Preprocess(256, (224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-def test_mean_and_std_are_the_users_when_given(nets: str) -> None:
-    chosen = load_model(f"{nets}:small", size=8, mean=[0.5], std=[1, 2, 3], device="cpu").preprocess
-    assert (chosen.mean, chosen.std) == ((0.5, 0.5, 0.5), (1, 2, 3))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"size": 0}, "--size 0x0: it takes whole numbers from 1"),
-        ({"mean": [0.1, 0.2]}, r"--mean 0\.1,0\.2: it takes one number, or three"),
-        ({"mean": [float("nan")]}, "--mean nan: it takes one number"),
-        ({"std": [0.0]}, "--std 0: .*all above 0"),
-        ({"std": [1, -1, 1]}, "--std 1,-1,1: .*all above 0"),
-    ],
-)
-def test_preprocessing_out_of_range_is_refused(
-    nets: str, options: dict[str, object], message: str
-) -> None:
-    with pytest.raises(UsageError, match=message):
-        load_model(f"{nets}:small", **options)  # type: ignore[arg-type]
 
 
 def test_checkpoint_beside_a_name_takes_that_weights_transform(tmp_path: Path) -> None:
@@ -454,92 +240,3 @@ def test_summary_names_the_model() -> None:
         "classes": 10,
         "input_size": [32, 32],
     }
-
-
-NAMES = ("tench, Tinca tinca", "golden retriever", "tabby", "tiger cat", "crane", "crane", "7")
-
-
-@pytest.mark.parametrize(
-    ("text", "index"),
-    [
-        ("tench", 0),
-        ("Tinca_Tinca", 0),
-        ("TIGER_cat", 3),
-        ("golden", 1),
-        ("  tabby ", 2),
-        ("4", 4),
-        ("7", 6),
-    ],
-)
-def test_class_is_found_by_name_part_or_index(text: str, index: int) -> None:
-    assert class_index(text, NAMES) == index
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("tabbi", "no class 'tabbi'; the nearest are 'tabby'"),
-        ("9", "no class 9; the model's classes are 0 to 6"),
-        ("-1", "no class -1; the model's classes are 0 to 6"),
-        ("crane", r"'crane' is the name of several classes: 4 \(crane\), 5 \(crane\); use the ind"),
-        ("tig", "no class 'tig'"),
-        ("", "no class ''"),
-    ],
-)
-def test_unknown_class_is_refused(text: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        class_index(text, NAMES)
-
-
-def test_class_is_found_by_wnid() -> None:
-    assert class_index("n02123159", ("tabby", "tiger cat"), ("n02123045", "n02123159")) == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("l.txt", "\ufeffcat\ndog\r\nlaborer ant\n\n"),
-        ("l.json", '["cat", "dog", "laborer ant"]'),
-        ("l.json", '{"1": "dog", "0": "cat", "2": "laborer ant"}'),
-    ],
-)
-def test_labels_are_read_from_text_and_json(tmp_path: Path, name: str, text: str) -> None:
-    (tmp_path / name).write_bytes(text.encode())
-    assert read_labels(tmp_path / name).names == ("cat", "dog", "laborer ant")
-
-
-def test_imagenets_customary_json_gives_wnids_too(tmp_path: Path) -> None:
-    (tmp_path / "l.json").write_text('{"0": ["n01", "tench"], "1": ["n02", "shark"]}')
-    labels = read_labels(tmp_path / "l.json")
-    assert (labels.names, labels.wnids) == (("tench", "shark"), ("n01", "n02"))
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("l.txt", b"\xff\xfe", "is not UTF-8 text"),
-        ("l.json", b"{", "is not JSON"),
-        ("l.json", b"3", "holds neither a list nor a map"),
-        ("l.json", b'{"a": "cat"}', "has the key 'a'; keys are class indices"),
-        ("l.json", b'{"0": "cat", "2": "dog"}', "has no entry for class 1"),
-        ("l.json", b'["cat", 3]', "neither names nor pairs"),
-    ],
-)
-def test_malformed_labels_are_refused(
-    tmp_path: Path, name: str, content: bytes, message: str
-) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UsageError, match=message):
-        read_labels(tmp_path / name)
-
-
-def test_labels_are_the_users_when_given_and_must_be_as_many_as_classes(
-    nets: str, tmp_path: Path
-) -> None:
-    (tmp_path / "l.txt").write_text("a\nb\nc\n")
-    model = load_model(f"{nets}:small", size=8, labels=tmp_path / "l.txt")
-    assert model.labels == ("a", "b", "c")
-    with pytest.raises(UsageError, match=r"l\.txt' has 3 labels; bundled has 10 classes"):
-        load_model(labels=tmp_path / "l.txt")
-    with pytest.raises(UsageError, match=r"cannot read the labels file '.*gone': No such file"):
-        load_model(labels=tmp_path / "gone")
