@@ -174,7 +174,11 @@ def _tables(console: Console, results: dict[str, Any]) -> None:
         ]
         console.table("Confusions that grew most", ("label", "predicted", "before", "after"), pairs)
     if results["sweep"]:
-        console.table("Filters whose loss costs most", _SWEEP_COLUMNS, _sweep_rows(results))
+        console.table(
+            "Filters whose loss costs most (points of accuracy)",
+            _SWEEP_COLUMNS,
+            _sweep_rows(results),
+        )
 
 
 def _accuracy_row(when: str, entry: dict[str, Any]) -> tuple[object, ...]:
@@ -184,7 +188,7 @@ def _accuracy_row(when: str, entry: dict[str, Any]) -> tuple[object, ...]:
     return when, f"{entry['top1']:.1%}", interval, top5, entry["correct"], entry["count"]
 
 
-_SWEEP_COLUMNS = ("filter", "accuracy, points", "lost", "gained", "p", "hurts most", "by, points")
+_SWEEP_COLUMNS = ("filter", "points", "lost", "gained", "hurts most", "by")
 
 
 def _sweep_rows(results: dict[str, Any]) -> list[tuple[object, ...]]:
@@ -194,7 +198,6 @@ def _sweep_rows(results: dict[str, Any]) -> list[tuple[object, ...]]:
             f"{entry['change'] * 100:+.1f}",
             entry["lost"],
             entry["gained"],
-            f"{entry['p_value']:.2g}",
             entry["hurts"] or "",
             f"{entry['hurts_change'] * 100:+.1f}",
         )

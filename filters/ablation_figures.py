@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from cnnviz.core.choices import Colormap
 from cnnviz.core.datasets import ImageData
@@ -32,7 +33,7 @@ from cnnviz.core.images import Preprocess, prepare
 from cnnviz.filters import evaluation
 from cnnviz.filters.ablation_choices import Order
 from cnnviz.filters.ablation_report import class_changes, flips
-from cnnviz.filters.sweep import Curve, FilterEffect, ranked
+from cnnviz.filters.sweep import RANDOM_ORDERS, Curve, FilterEffect, ranked
 
 if TYPE_CHECKING:
     from cnnviz.core.models import Model
@@ -44,7 +45,7 @@ FLIP_COLUMNS = 10
 MOST_LAYERS = 12
 MOST_COLUMNS = 4
 NAME_LENGTH = 22
-HARM, GAIN, BEFORE = "#b2182b", "#2166ac", "#9e9e9e"
+HARM, GAIN, SAME, BEFORE = "#b2182b", "#2166ac", "#616161", "#bdbdbd"
 ORDER_COLOURS = {
     Order.RANDOM: "#000000",
     Order.LEAST_HARM: "#009E73",
@@ -104,7 +105,7 @@ def _classes(result: "AblationResult", model: "Model") -> Figure:
     was = [change.before / change.count for change in shown]
     is_now = [change.after / change.count for change in shown]
     axes.barh(rows - 0.2, was, 0.38, color=BEFORE)
-    colours = [HARM if b > a else GAIN for b, a in zip(was, is_now, strict=True)]
+    colours = [_colour(new - old) for old, new in zip(was, is_now, strict=True)]
     axes.barh(rows + 0.2, is_now, 0.38, color=colours)
     for row, (old, new) in enumerate(zip(was, is_now, strict=True)):
         text = f"{(new - old) * 100:+.1f}"
@@ -113,13 +114,25 @@ def _classes(result: "AblationResult", model: "Model") -> Figure:
     axes.set_yticks(rows, names, fontsize=FONT_SIZE - 1)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.09)
-    axes.set_xlabel("accuracy on the class's images (their number in brackets)")
-    axes.spines[["top", "right"]].set_visible(False)
-    handles = [axes.patches[0], axes.patches[len(shown)]]
-    names = [f"before: {before.top1:.1%} overall", f"after: {after.top1:.1%} overall"]
-    _legend_below(figure, handles, names, columns=2)
+    _dress(axes, "accuracy on the class's images (their number in brackets)")
+    handles = [Patch(color=colour) for colour in (BEFORE, HARM, GAIN)]
+    overall = f"before ({before.top1:.1%} overall)", f"after ({after.top1:.1%} overall): lower"
+    names = [*overall, "higher"]
+    _legend_below(figure, handles, names, columns=3)
     title(axes, f"Accuracy per class{_of_all(len(shown), total)}\n{_switched_off(result)}")
     return figure
+
+
+def _colour(change: float) -> str:
+    return HARM if change < 0 else GAIN if change > 0 else SAME
+
+
+def _dress(axes: Axes, xlabel: str, ylabel: str = "") -> None:
+    """Axis labels and ticks in the size of the rest, and a frame only where the axes are."""
+    axes.set_xlabel(xlabel, fontsize=FONT_SIZE - 1)
+    axes.set_ylabel(ylabel, fontsize=FONT_SIZE - 1)
+    axes.tick_params(labelsize=FONT_SIZE - 2)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _legend_below(
@@ -164,8 +177,7 @@ def _confusions(result: "AblationResult", model: "Model") -> Figure:
     names = [_name(model, index) for index in shown]
     axes.set_xticks(range(len(shown)), names, rotation=90, fontsize=FONT_SIZE - 1)
     axes.set_yticks(range(len(shown)), names, fontsize=FONT_SIZE - 1)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("labelled")
+    _dress(axes, "predicted", "labelled")
     bar = ScalarMappable(norm, cmap_of(Colormap.DIVERGING))
     add_colorbar(bar, axes, "images more (fewer on the diagonal): red is harm")
     total = len(class_changes(result, model.classes))
@@ -225,7 +237,7 @@ def _pixels(data: ImageData, index: int, preprocess: Preprocess) -> np.ndarray:
 def _sweep(result: "AblationResult", model: "Model", top: int) -> Figure:
     order = ranked(result.sweep)
     shown = order[:top]
-    figure = new_figure(9.0, 1.6 + 0.26 * max(len(shown), 8))
+    figure = new_figure(10.0, 1.6 + 0.26 * max(len(shown), 8))
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
     images = len(result.counts.labels)
     _sweep_bars(left, shown, model)
@@ -236,10 +248,8 @@ def _sweep(result: "AblationResult", model: "Model", top: int) -> Figure:
         ranks = np.linspace(0, 1, len(own)) if len(own) > 1 else np.zeros(1)
         right.plot(ranks, own, marker="." if len(own) < 20 else None, label=escape(layer, 30))
     right.axhline(0, color="0.6", linewidth=0.6)
-    right.set_xlabel("share of the layer's filters, most harmful first")
-    right.set_ylabel("change of accuracy, points")
+    _dress(right, "share of the layer's filters, worst first", "change of accuracy, points")
     right.legend(fontsize=FONT_SIZE - 3, frameon=False, loc="lower right")
-    right.spines[["top", "right"]].set_visible(False)
     some = f" ({MOST_LAYERS} of {len(layers)} layers)" if len(layers) > MOST_LAYERS else ""
     title(right, f"Each filter alone, {images} images{some}")
     return figure
@@ -248,7 +258,7 @@ def _sweep(result: "AblationResult", model: "Model", top: int) -> Figure:
 def _sweep_bars(axes: Axes, shown: Sequence[FilterEffect], model: "Model") -> None:
     rows = np.arange(len(shown))
     changes = [effect.change * 100 for effect in shown]
-    axes.barh(rows, changes, color=[HARM if change < 0 else GAIN for change in changes])
+    axes.barh(rows, changes, color=[_colour(change) for change in changes])
     for row, effect in enumerate(shown):
         if effect.hurts is not None:
             text = f" {_name(model, effect.hurts)} {effect.hurts_change * 100:+.1f}"
@@ -259,29 +269,26 @@ def _sweep_bars(axes: Axes, shown: Sequence[FilterEffect], model: "Model") -> No
     low, high = min([*changes, 0.0]), max([*changes, 0.0])
     axes.set_xlim(low * 1.05 - 0.01, high + (high - low) * 0.45 + 0.1)
     axes.axvline(0, color="black", linewidth=0.6)
-    axes.set_xlabel("change of accuracy, points; beside it the class hurt most, and its change")
-    axes.spines[["top", "right"]].set_visible(False)
+    _dress(axes, "change of accuracy, points (written: of the class hurt most)")
 
 
 def _cumulative(result: "AblationResult") -> Figure:
     layers = list(dict.fromkeys(curve.layer for curve in result.curves))
     columns = min(len(layers), MOST_COLUMNS)
     lines = -(-len(layers) // columns)
-    figure = new_figure(max(3.3 * columns, 5.0), 2.9 * lines + 0.6)
+    figure = new_figure(max(3.3 * columns, 6.0), 2.9 * lines + 0.6)
     cells = list(figure.subplots(lines, columns, squeeze=False, sharey=True).flat)
     for axes, layer in zip(cells, layers, strict=False):
         own = [curve for curve in result.curves if curve.layer == layer]
         for curve in own:
             _curve(axes, curve)
         title(axes, f"{layer} ({own[0].removed[-1]} filters)")
-        axes.set_xlabel("share of filters removed")
         axes.set_ylim(0, 1)
-        axes.spines[["top", "right"]].set_visible(False)
+        _dress(axes, "share of filters removed", "accuracy" if axes in cells[::columns] else "")
     for axes in cells[len(layers) :]:
         axes.set_visible(False)
-    cells[0].set_ylabel("accuracy")
     handles, names = _legend(cells[: len(layers)])
-    _legend_below(figure, handles, names, columns=3)
+    _legend_below(figure, handles, names, columns=2 if columns == 1 else 3)
     return figure
 
 
@@ -291,7 +298,7 @@ def _curve(axes: Axes, curve: Curve) -> None:
     name = curve.order.value
     if curve.order is Order.RANDOM:
         axes.fill_between(shares, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
-        name = "random (mean; band: lowest to highest of 5 orders)"
+        name = f"random (mean and range of {RANDOM_ORDERS})"
     axes.plot(shares, curve.accuracy, color=colour, label=name, linewidth=1.4)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cnnviz.filters import evaluation
+from cnnviz.filters.ablation_choices import Order
 from cnnviz.filters.sweep import Curve, FilterEffect, ranked
 
 if TYPE_CHECKING:
@@ -84,6 +85,10 @@ def notes(result: "AblationResult", model: "Model", data: "ImageData") -> list[s
         found.append(f"every ablation was a whole pass: {result.reason}")
     if result.curves:
         found.append("orders by harm were found on the same images as the curves")
+    ordered = {curve.layer for curve in result.curves if curve.order is Order.SMALLEST_NORM}
+    unordered = [layer for layer in result.plan.swept if result.curves and layer not in ordered]
+    if unordered:
+        found.append(f"no order by kernel norm for {', '.join(unordered)}: not convolutions")
     return found
 
 

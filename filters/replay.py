@@ -117,6 +117,8 @@ class Replay:
         self.blocks: list[Block] = []
         self.row_bytes: list[int] = []
         self.budget = memory // 2
+        self.most = len(ablations)
+        self._tried = 0
         try:
             with torch.inference_mode():
                 kept = self._rehearse(self._prepared(first[:REHEARSED]))
@@ -145,29 +147,30 @@ class Replay:
                 if not is_out_of_memory(error):
                     raise
                 waiting.append((part, progress[0]))
-                self._shrink()
+                self._shrink(part.stop - part.start)
 
-    def _shrink(self) -> None:
+    def _shrink(self, images: int) -> None:
         """After running out of memory: smaller groups, and when these are single, fewer images."""
-        smallest = max(self.row_bytes, default=1) * self.images
-        if self.budget > smallest:
-            self.budget = max(self.budget // 2, smallest)
+        if self._tried > 1:
+            self.most = self._tried // 2
+        elif images > 1:
+            self.images = images // 2
         else:
-            if self.images == 1:
-                raise CnnvizError(
-                    "out of memory with one image and one ablation; "
-                    "use --device cpu or a smaller --size"
-                )
-            self.images //= 2
+            raise CnnvizError(
+                "out of memory with one image and one ablation; "
+                "use --device cpu or a smaller --size"
+            )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def _run_part(self, images: Tensor, where: slice, progress: list[int], use: Consume) -> None:
+        self._tried = 0
         base = run_base(self.program, self._prepared(images), self.keep)
         for block, row_bytes in zip(self.blocks, self.row_bytes, strict=True):
-            size = max(1, self.budget // max(row_bytes * base.images, 1))
+            size = max(1, min(self.most, self.budget // max(row_bytes * base.images, 1)))
             for start in range(max(progress[0], block.ablations.start), block.ablations.stop, size):
                 group = slice(start, min(start + size, block.ablations.stop))
+                self._tried = group.stop - group.start
                 use(where, group, self._logits(base, block, group))
                 progress[0] = group.stop
 
