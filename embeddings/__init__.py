@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cnnviz.embeddings.experiment import EmbeddingResult, EmbeddingSpec, embed
+    from cnnviz.embeddings.experiment import embed
+    from cnnviz.embeddings.result import EmbeddingResult, EmbeddingSpec
 
 __all__ = ["EmbeddingResult", "EmbeddingSpec", "embed"]
 

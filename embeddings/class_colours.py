@@ -2,8 +2,8 @@
 
 Up to ten classes each has a colour of its own, chosen so that people with any kind of
 colour-blindness can tell them apart (Petroff 2021, "Accessible color sequences for data
-visualization"). Beyond ten the colours come again with another mark, and beyond sixty the marks
-repeat as well, so that names have to stand on the map itself.
+visualization", with black for the second of its greys). Beyond ten the colours come again with
+another mark, and beyond sixty the marks repeat as well, so that names have to stand on the map.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 PALETTE = (
     "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
-    "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd",
+    "#a96b59", "#e76300", "#b9ac70", "#1a1a1a", "#92dadd",
 )  # fmt: skip
 MARKS = ("o", "s", "^", "D", "v", "P")
 NO_LABEL = "#8c8c8c"

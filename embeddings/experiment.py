@@ -9,7 +9,6 @@ Shapes: N images, D features, k neighbours.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +17,12 @@ from numpy.typing import NDArray
 from cnnviz.core.datasets import ImageData, match_labels
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models import Model
-from cnnviz.embeddings.choices import Backend, Method, Pool
+from cnnviz.embeddings.choices import Method
 from cnnviz.embeddings.feature_file import load_features
 from cnnviz.embeddings.features import Features, extract, features_key
 from cnnviz.embeddings.neighbors import Neighbors, nearest
 from cnnviz.embeddings.pca import Pca, pca
-from cnnviz.embeddings.penultimate import PENULTIMATE, FeatureExtractor
+from cnnviz.embeddings.penultimate import FeatureExtractor
 from cnnviz.embeddings.projection import (
     Map,
     check_perplexity,
@@ -31,72 +30,21 @@ from cnnviz.embeddings.projection import (
     total_iterations,
     tsne,
 )
-from cnnviz.embeddings.quality import FAR, LabelQuality, MapQuality, label_quality, map_quality
+from cnnviz.embeddings.quality import (
+    FAR,
+    UNKNOWN,
+    LabelQuality,
+    MapQuality,
+    label_quality,
+    map_quality,
+)
+from cnnviz.embeddings.result import EmbeddingResult, EmbeddingSpec
 
 COMPONENTS = 50
 FEWEST = 4
-UNKNOWN = -1
 
 Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Opens the progress of one part of the work: its name and its number of steps."""
-
-
-@dataclass(frozen=True)
-class EmbeddingSpec:
-    """What to do; every default is the one of the command line.
-
-    Attributes:
-        layer: where features are taken; `penultimate` for what goes into the classifier head.
-        pool: how a map becomes a vector.
-        method: t-SNE, or the first two principal components.
-        perplexities: one t-SNE map for each.
-        backend: who computes t-SNE.
-        batch_size: images at a time; None for automatic.
-        seed: of all that is random.
-    """
-
-    layer: str = PENULTIMATE
-    pool: Pool = Pool.MEAN
-    method: Method = Method.TSNE
-    perplexities: tuple[float, ...] = (30.0,)
-    backend: Backend = Backend.AUTO
-    batch_size: int | None = None
-    seed: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class EmbeddingResult:
-    """What was found.
-
-    Attributes:
-        data: the images.
-        features: one vector for each image that could be used.
-        labels_N: class of each in `data.classes`, -1 where unknown.
-        model_labels: the model's class names.
-        correct_N: whether the model is right on each; None where that cannot be told.
-        mismatch: why it cannot be told, when there are labels.
-        components: explained variance of the principal components.
-        neighbors: nearest images in the features, at most 50.
-        maps: one per perplexity, or the PCA map.
-        feature_quality: how the features themselves stand by class.
-        qualities: one per map.
-        pca_quality: of the first two principal components.
-        seconds: time spent, by part.
-    """
-
-    data: ImageData
-    features: Features
-    labels_N: NDArray[np.int64]
-    model_labels: tuple[str, ...]
-    correct_N: NDArray[np.bool_] | None
-    mismatch: str | None
-    components: Pca
-    neighbors: Neighbors
-    maps: tuple[Map, ...]
-    feature_quality: LabelQuality
-    qualities: tuple[MapQuality, ...]
-    pca_quality: MapQuality
-    seconds: dict[str, float]
 
 
 class _Clock:

@@ -22,16 +22,19 @@ from cnnviz.embeddings.class_colours import (
     mark_of,
     rgb,
 )
-from cnnviz.embeddings.experiment import UNKNOWN, EmbeddingResult
 from cnnviz.embeddings.grid import snap_to_grid
+from cnnviz.embeddings.quality import UNKNOWN
 from cnnviz.embeddings.report import map_name, quality_lines
+from cnnviz.embeddings.result import EmbeddingResult
 from cnnviz.embeddings.thumbnails import thumbnails
 
 MOST_PICTURES = 10_000
 LEGEND_ROWS = 30
 SMALLEST_CANVAS, LARGEST_CANVAS = 1400, 6000
 CANVAS_DPI = 100
+NARROWEST = 0.7
 FRAME = 2
+RING, CORNER = "o", "s"
 BACKGROUND = 255
 Progress = Callable[[int], None]
 
@@ -41,14 +44,13 @@ def _point_size(count: int) -> float:
     return float(np.clip(9000 / count, 2, 40))
 
 
-def _handles(result: EmbeddingResult, size: float = 6) -> list[Line2D]:
-    """Legend entries of the classes that occur, and of what a ring means."""
+def _handles(result: EmbeddingResult, size: float, wrong_mark: str) -> list[Line2D]:
+    """Legend entries of the classes that occur, and of the mark of wrong predictions."""
 
-    def entry(name: str, colour: str, mark: str, ring: bool = False) -> Line2D:
-        edge = "black" if ring else colour
+    def entry(name: str, face: str, mark: str, edge: str | None = None) -> Line2D:
         return Line2D(
-            [], [], linestyle="", marker=mark, markersize=size, color=colour,
-            markeredgecolor=edge, label=escape(name, 28),
+            [], [], linestyle="", marker=mark, markersize=size, color=face,
+            markeredgecolor=edge or face, label=escape(name, 28),
         )  # fmt: skip
 
     classes = result.data.classes or ()
@@ -59,8 +61,9 @@ def _handles(result: EmbeddingResult, size: float = 6) -> list[Line2D]:
     if present and (result.labels_N == UNKNOWN).any():
         handles.append(entry("no label", colour_of(UNKNOWN), mark_of(UNKNOWN)))
     if result.correct_N is not None and not result.correct_N.all():
-        wrong = int((~result.correct_N).sum())
-        handles.append(entry(f"wrongly predicted ({wrong:,})", "white", "o", ring=True))
+        name = f"wrongly predicted ({int((~result.correct_N).sum()):,})"
+        face = "white" if wrong_mark == RING else "black"
+        handles.append(entry(name, face, wrong_mark, "black"))
     return handles
 
 
@@ -68,7 +71,6 @@ def _paint_points(axes: Axes, result: EmbeddingResult, index: int) -> None:
     places = result.maps[index].places_N2
     unlabelled = not result.data.classes
     size = _point_size(len(places))
-    wrong_N = np.zeros(len(places), np.bool_) if result.correct_N is None else ~result.correct_N
     for label in np.unique(result.labels_N):
         chosen = result.labels_N == label
         axes.scatter(
@@ -77,10 +79,12 @@ def _paint_points(axes: Axes, result: EmbeddingResult, index: int) -> None:
             s=size,
             c=ONLY_COLOUR if unlabelled else colour_of(int(label)),
             marker=mark_of(int(label)),
-            linewidths=np.where(wrong_N[chosen], 0.8, 0).tolist(),
-            edgecolors="black",
+            linewidths=0,
             alpha=0.9,
         )
+    if result.correct_N is not None:
+        x, y = places[~result.correct_N].T
+        axes.scatter(x, y, s=size * 2.8, facecolors="none", edgecolors="black", linewidths=0.7)
     if len(np.unique(result.labels_N)) > TOLD_APART:
         _name_classes(axes, result, places)
     axes.set_aspect("equal", adjustable="datalim")
@@ -96,10 +100,10 @@ def _name_classes(axes: Axes, result: EmbeddingResult, places_N2: NDArray[np.flo
 
 
 def _margin_text(
-    figure: Figure, result: EmbeddingResult, index: int, left: float, scale: float
+    figure: Figure, result: EmbeddingResult, index: int, left: float, scale: float, wrong_mark: str
 ) -> None:
     """The legend at the top of the right margin, the quality in its bottom corner."""
-    handles = _handles(result, 6 * scale)
+    handles = _handles(result, 6 * scale, wrong_mark)
     size = (FONT_SIZE - 1) * scale
     if handles:
         figure.legend(
@@ -121,7 +125,7 @@ def scatter(result: EmbeddingResult, index: int = 0) -> Figure:
     figure.set_layout_engine("none")
     axes = figure.add_axes((0.01, 0.015, 0.68, 0.97))
     _paint_points(axes, result, index)
-    _margin_text(figure, result, index, 0.7, 1.0)
+    _margin_text(figure, result, index, 0.7, 1.0, RING)
     return figure
 
 
@@ -158,7 +162,10 @@ def thumbnail_side(count: int) -> int:
 def framed_thumbnails(
     result: EmbeddingResult, chosen: NDArray[np.int64], *, progress: Progress = lambda _steps: None
 ) -> NDArray[np.uint8]:
-    """The chosen images with a frame in the colour of their class, (N, S, S, 3)."""
+    """The chosen images, (N, S, S, 3), with a frame in the colour of their class.
+
+    Where the model is wrong, the upper left corner is black.
+    """
     side = thumbnail_side(len(chosen))
     indices = result.features.indices_N[chosen].tolist()
     pictures = thumbnails(result.data, indices, side - 2 * FRAME, progress=progress)
@@ -167,6 +174,9 @@ def framed_thumbnails(
         label = int(result.labels_N[chosen[place]])
         framed[place] = rgb(colour_of(label)) if result.data.classes else BACKGROUND
         framed[place, FRAME:-FRAME, FRAME:-FRAME] = picture
+        if result.correct_N is not None and not result.correct_N[chosen[place]]:
+            framed[place, : side // 5 + 1, : side // 5 + 1] = BACKGROUND
+            framed[place, : side // 5, : side // 5] = 0
     return framed
 
 
@@ -187,7 +197,7 @@ def _canvas_figure(
 ) -> Figure:
     """A canvas pixel for pixel, with legend and quality in a margin to its right."""
     height, width = canvas_HW3.shape[:2]
-    margin = round(0.32 * height)
+    margin = round(0.37 * height)
     figure = new_figure((width + margin) / CANVAS_DPI, height / CANVAS_DPI)
     figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, width / (width + margin), 1))
@@ -195,7 +205,7 @@ def _canvas_figure(
     axes.set_axis_off()
     left = (width + 0.04 * margin) / (width + margin)
     scale = height / CANVAS_DPI / 10
-    _margin_text(figure, result, index, left, scale)
+    _margin_text(figure, result, index, left, scale, CORNER)
     if shown < len(result.labels_N):
         note = f"a random sample of {shown:,}\nof the {len(result.labels_N):,} images"
         figure.text(left, 0.3, note, fontsize=FONT_SIZE * scale, color="#bd1f01")
@@ -212,16 +222,17 @@ def images(
     """`images.png`: each image at its place on the map; where they overlap, chance decides."""
     side = pictures.shape[1]
     wanted = 2.4 * side * np.sqrt(len(chosen))
-    extent = int(np.clip(wanted, SMALLEST_CANVAS, LARGEST_CANVAS))
     places = result.maps[index].places_N2[chosen].astype(np.float64)
     low, high = places.min(0), places.max(0)
     # One scale for both axes: the map keeps its shape.
     unit = (places - (low + high) / 2) / max(float((high - low).max()), 1e-12)
-    room = extent - side
-    corners = np.rint(np.stack([0.5 - unit[:, 1], 0.5 + unit[:, 0]], axis=1) * room)
-    canvas = np.full((extent, extent, 3), BACKGROUND, np.uint8)
+    shape_xy = np.maximum((unit.max(0) - unit.min(0)), NARROWEST)
+    room_xy = (np.clip(wanted, SMALLEST_CANVAS, LARGEST_CANVAS) - side) * shape_xy
+    corners_xy = np.rint((shape_xy / 2 + unit * (1, -1)) / shape_xy * room_xy)
+    width, height = (int(room) + side for room in room_xy)
+    canvas = np.full((height, width, 3), BACKGROUND, np.uint8)
     order = np.random.default_rng(seed).permutation(len(chosen))
-    _paste(canvas, pictures, corners.astype(np.int64), order)
+    _paste(canvas, pictures, corners_xy[:, ::-1].astype(np.int64), order)
     return _canvas_figure(canvas, result, index, len(chosen))
 
 

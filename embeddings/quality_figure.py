@@ -6,9 +6,9 @@ from matplotlib.figure import Figure
 
 from cnnviz.core.drawing import FONT_SIZE, escape, new_figure
 from cnnviz.embeddings.class_colours import PALETTE
-from cnnviz.embeddings.experiment import EmbeddingResult
 from cnnviz.embeddings.quality import LabelQuality, MapQuality
 from cnnviz.embeddings.report import map_name
+from cnnviz.embeddings.result import EmbeddingResult
 
 FEATURES_COLOUR = "#4d4d4d"
 PCA_COLOUR = "#bdbdbd"

@@ -3,9 +3,9 @@
 from collections import Counter
 from typing import Any
 
-from cnnviz.embeddings.experiment import UNKNOWN, EmbeddingResult
 from cnnviz.embeddings.projection import Map
-from cnnviz.embeddings.quality import LabelQuality, MapQuality
+from cnnviz.embeddings.quality import UNKNOWN, LabelQuality, MapQuality
+from cnnviz.embeddings.result import EmbeddingResult
 from cnnviz.embeddings.tables import nearest_shared
 
 
@@ -93,7 +93,7 @@ def _plain(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-QUALITY_COLUMNS = ("layout", "kept 10", "kept 50", "trust", "distances", "k-NN", "silhouette", "KL")
+QUALITY_COLUMNS = ("layout", "kept 10", "kept 50", "trust", "dist.", "k-NN", "silh.", "KL")
 
 
 def quality_rows(result: EmbeddingResult) -> list[tuple[str, ...]]:
@@ -102,9 +102,9 @@ def quality_rows(result: EmbeddingResult) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]]
     rows = [("features", "", "", "", "", _percent(own.knn_accuracy), _plain(own.silhouette), "")]
     named: list[tuple[str, MapQuality, float | None]]
-    named = [("first 2 of PCA", result.pca_quality, None)]
+    named = [("PCA", result.pca_quality, None)]
     named += [
-        (f"t-SNE, {map_name(found)}", quality, found.divergence)
+        (f"t-SNE {found.perplexity:g}", quality, found.divergence)
         for found, quality in zip(result.maps, result.qualities, strict=True)
         if found.perplexity is not None
     ]

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnviz.embeddings.experiment import UNKNOWN, EmbeddingResult
 from cnnviz.embeddings.features import shown_path
 from cnnviz.embeddings.projection import Map
+from cnnviz.embeddings.quality import UNKNOWN
+from cnnviz.embeddings.result import EmbeddingResult
 
 SHOWN_NEIGHBOURS = 5
 

@@ -1,0 +1,76 @@
+"""What an embedding experiment is asked for, and what it finds.
+
+Shapes: N images.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnviz.core.datasets import ImageData
+from cnnviz.embeddings.choices import Backend, Method, Pool
+from cnnviz.embeddings.features import Features
+from cnnviz.embeddings.neighbors import Neighbors
+from cnnviz.embeddings.pca import Pca
+from cnnviz.embeddings.penultimate import PENULTIMATE
+from cnnviz.embeddings.projection import Map
+from cnnviz.embeddings.quality import LabelQuality, MapQuality
+
+
+@dataclass(frozen=True)
+class EmbeddingSpec:
+    """What to do; every default is the one of the command line.
+
+    Attributes:
+        layer: where features are taken; `penultimate` for what goes into the classifier head.
+        pool: how a map becomes a vector.
+        method: t-SNE, or the first two principal components.
+        perplexities: one t-SNE map for each.
+        backend: who computes t-SNE.
+        batch_size: images at a time; None for automatic.
+        seed: of all that is random.
+    """
+
+    layer: str = PENULTIMATE
+    pool: Pool = Pool.MEAN
+    method: Method = Method.TSNE
+    perplexities: tuple[float, ...] = (30.0,)
+    backend: Backend = Backend.AUTO
+    batch_size: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingResult:
+    """What was found.
+
+    Attributes:
+        data: the images.
+        features: one vector for each image that could be used.
+        labels_N: class of each in `data.classes`, -1 where unknown.
+        model_labels: the model's class names.
+        correct_N: whether the model is right on each; None where that cannot be told.
+        mismatch: why it cannot be told, when there are labels.
+        components: explained variance of the principal components.
+        neighbors: nearest images in the features, at most 50.
+        maps: one per perplexity, or the PCA map.
+        feature_quality: how the features themselves stand by class.
+        qualities: one per map.
+        pca_quality: of the first two principal components.
+        seconds: time spent, by part.
+    """
+
+    data: ImageData
+    features: Features
+    labels_N: NDArray[np.int64]
+    model_labels: tuple[str, ...]
+    correct_N: NDArray[np.bool_] | None
+    mismatch: str | None
+    components: Pca
+    neighbors: Neighbors
+    maps: tuple[Map, ...]
+    feature_quality: LabelQuality
+    qualities: tuple[MapQuality, ...]
+    pca_quality: MapQuality
+    seconds: dict[str, float]
