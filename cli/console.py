@@ -95,7 +95,7 @@ class Console:
         table = Table(title=Text(printable(title)), title_justify="left")
         for index, column in enumerate(columns):
             numeric = bool(rows) and all(_is_numeric(row[index]) for row in rows)
-            table.add_column(Text(column), justify="right" if numeric else "left")
+            table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             table.add_row(*[Text(printable(cell)) for cell in row])
         self._out.print(table)
