@@ -11,12 +11,16 @@ from typing import Annotated
 import typer
 
 from cnnviz.cli.ablate import ablate
+from cnnviz.cli.activations import activations
 from cnnviz.cli.console import say
+from cnnviz.cli.filters import filters
 from cnnviz.cli.max_patches import max_patches
 from cnnviz.cli.models import models
 from cnnviz.cli.occlude import occlude
 from cnnviz.cli.options import expand
 from cnnviz.cli.render import render
+from cnnviz.cli.saliency import saliency
+from cnnviz.cli.tsne import tsne
 from cnnviz.core.errors import CnnvizError
 
 INTERRUPTED = 130
@@ -31,7 +35,17 @@ app = typer.Typer(
 )
 COMMANDS = {
     command.__name__.replace("_", "-"): expand(command)
-    for command in (occlude, render, max_patches, ablate, models)
+    for command in (
+        occlude,
+        render,
+        max_patches,
+        ablate,
+        models,
+        filters,
+        activations,
+        saliency,
+        tsne,
+    )
 }
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)

@@ -7,50 +7,52 @@ A page without the comments, or a command without a page, is a mistake either wa
 """
 
 import argparse
+import inspect
 import sys
+from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import typer
 
-from cnnviz.cli.main import app
+from cnnviz.cli.main import COMMANDS
 
 BEGIN = "<!-- options: written by docs/write_options.py -->"
 END = "<!-- end of options -->"
 DOCS = Path(__file__).parent
 
 
-def default_of(parameter: Any) -> str:
+def default_of(parameter: inspect.Parameter) -> str:
     """A parameter's default as a user would type it; empty where there is none."""
     value = parameter.default
-    if callable(value) or value is None or value is False or value == ():
+    if value is inspect.Parameter.empty or value is None or value is False:
         return ""
-    if value is True:
-        return f"`{parameter.opts[0]}`"
-    return f"`{getattr(value, 'value', value)}`"
+    return "on" if value is True else f"`{value}`"
 
 
-def names_of(parameter: Any) -> str:
-    """`--mask`, `-m, --model` or `--scores / --no-scores`; an argument's metavar."""
-    if parameter.param_type_name == "argument":
-        return f"`{parameter.metavar or parameter.name.upper()}`"
-    both = ", ".join(f"`{name}`" for name in parameter.opts)
-    off = [name for name in parameter.secondary_opts if name.startswith("--")]
-    return f"{both} / `{off[0]}`" if off else both
+def names_of(parameter: inspect.Parameter, info: Any) -> str:
+    """`--mask`, `--model`, `-m`, `--scores/--no-scores`; an argument's metavar."""
+    if isinstance(info, typer.models.ArgumentInfo):
+        return f"`{info.metavar or parameter.name.upper()}`"
+    declared = [name for name in (info.default, *(info.param_decls or ())) if name is not ...]
+    return ", ".join(f"`{name}`" for name in declared or ["--" + parameter.name.replace("_", "-")])
 
 
-def table_of(command: Any) -> str:
+def choices_of(annotation: Any) -> str:
+    """The values of a choice, however it is wrapped (a list of it, or None); else nothing."""
+    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
+        return " One of " + ", ".join(f"`{choice}`" for choice in annotation) + "."
+    return "".join(choices_of(part) for part in get_args(annotation))
+
+
+def table_of(command: Callable[..., None]) -> str:
     """The command's parameters as a Markdown table."""
     lines = ["| option | what it does | default |", "|---|---|---|"]
-    for parameter in command.params:
-        if parameter.name in ("help", "install_completion", "show_completion"):
-            continue
-        text = (getattr(parameter, "help", None) or "").replace("|", "\\|")
-        choices = getattr(parameter.type, "choices", None)
-        if choices:
-            values = ", ".join(f"`{getattr(choice, 'value', choice)}`" for choice in choices)
-            text = f"{text} One of {values}."
-        lines.append(f"| {names_of(parameter)} | {text} | {default_of(parameter)} |")
+    for parameter in inspect.signature(command).parameters.values():
+        annotation, info = get_args(parameter.annotation)
+        text = (info.help or "").replace("|", "\\|") + choices_of(annotation)
+        lines.append(f"| {names_of(parameter, info)} | {text} | {default_of(parameter)} |")
     return "\n".join(lines)
 
 
@@ -72,9 +74,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="options of each command, into its page")
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     status = 0
-    for name, command in commands.items():
+    for name, command in COMMANDS.items():
         path = DOCS / f"{name}.md"
         try:
             page = path.read_text(encoding="utf-8")

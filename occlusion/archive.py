@@ -8,6 +8,7 @@ grid of positions; `stride` and `border`; with a layer, `activation` (P,), `acti
 """
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,17 @@ from cnnviz.occlusion.masks import Grid
 
 SCORES = "scores.npz"
 INPUT = "input.png"
+# What damaged or foreign files have been seen to raise.
+_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def to_arrays(result: OcclusionResult) -> dict[str, np.ndarray]:
@@ -62,7 +74,7 @@ def load(folder: Path) -> Measurement:
     """
     path = folder / SCORES
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = dict(file)
         with Image.open(folder / INPUT) as picture:
             pixels = np.asarray(picture.convert("RGB"))
@@ -72,9 +84,7 @@ def load(folder: Path) -> Measurement:
             f"no {Path(error.filename).name} in {folder}; cnnviz render takes the folder that "
             "cnnviz occlude wrote for one image (without --no-scores)"
         ) from error
-    except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError) as error:
-        raise CnnvizError(f"{path} cannot be read: it is damaged or not cnnviz's") from error
-    except zipfile.BadZipFile as error:
+    except _DAMAGE as error:
         raise CnnvizError(f"{path} cannot be read: it is damaged or not cnnviz's") from error
 
 

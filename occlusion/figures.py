@@ -7,6 +7,7 @@ overlay the image is grey, so that every colour seen is the map's.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,8 @@ MOST_COLUMNS = 4
 LEGEND_CLASSES = 9
 LUMINANCE = np.array([0.299, 0.587, 0.114])
 OTHER_GRAY = "#d9d9d9"
-PREDICTED_WHITE = "#ffffff"
+UNCHANGED = "#ffffff"  # in the legend; on the picture such places are left clear
+SMALL = 96  # pixels a side, below which the image under a map is drawn smoothed
 # Okabe and Ito's colours, told apart by people with colour-blindness, and a brown.
 CLASS_COLOURS = (
     "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2",
@@ -127,8 +129,16 @@ def _heading(result: OcclusionResult, panel: Panel) -> str:
 
 
 def _grey(result: OcclusionResult) -> np.ndarray:
-    pixels = result.measured.image.pixels.numpy().transpose(1, 2, 0)
-    return np.asarray(pixels @ LUMINANCE)
+    """(H, W) luminance in [0, 1], from `input.png`'s very pixels: drawn again it is the same."""
+    return np.asarray(input_pixels(result) @ LUMINANCE / 255)
+
+
+def _background(axes: Axes, result: OcclusionResult) -> None:
+    """The working image in grey, pixel (0, 0) from 0 to 1; smoothed where its pixels are large."""
+    height, width = _size(result)
+    smooth = "bicubic" if min(height, width) < SMALL else "nearest"
+    extent = (0.0, float(width), float(height), 0.0)
+    axes.imshow(_grey(result), cmap="gray", vmin=0, vmax=1, interpolation=smooth, extent=extent)
 
 
 def _map(axes: Axes, result: OcclusionResult, panel: Panel, look: Look, over_image: bool) -> None:
@@ -141,47 +151,38 @@ def _map(axes: Axes, result: OcclusionResult, panel: Panel, look: Look, over_ima
         norm = Normalize(low, max(float(values.max()), low + 1e-12))
     cmap = cmap_of(look.colormap)
     if over_image:
-        axes.imshow(_grey(result), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        _background(axes, result)
     alpha = look.alpha if over_image else 1.0
-    axes.imshow(values, cmap=cmap, norm=norm, alpha=alpha, interpolation="nearest")
+    height, width = values.shape
+    extent = (0.0, float(width), float(height), 0.0)
+    axes.imshow(values, cmap=cmap, norm=norm, alpha=alpha, interpolation="nearest", extent=extent)
     add_colorbar(ScalarMappable(norm, cmap), axes, BAR_LABELS[result.score])
 
 
-def _extent(grid: Grid, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """Left, right, bottom, top of the grid of positions, each a cell around its mask's centre."""
-    half = grid.stride / 2
-    edges = []
-    for axis, length in ((1, size[1]), (0, size[0])):
-        first, last = grid.boxes_P4[0], grid.boxes_P4[-1]
-        centers = [float(box[axis] + box[axis + 2]) / 2 for box in (first, last)]
-        edges.append((max(centers[0] - half, 0.0), min(centers[1] + half, float(length))))
-    (left, right), (top, bottom) = edges
-    return left, right, bottom, top
+def _edges(grid: Grid, axis: int, length: int) -> np.ndarray:
+    """Cell borders along one axis: half-way between mask centres, and the image's own edges."""
+    rows, columns = grid.shape
+    boxes = grid.boxes_P4.reshape(rows, columns, 4).double().numpy()
+    line = boxes[:, 0] if axis == 0 else boxes[0]
+    centers = (line[:, axis] + line[:, axis + 2]) / 2
+    return np.array([0.0, *(centers[:-1] + centers[1:]) / 2, float(length)])
 
 
-def _cells(axes: Axes, panel: Panel, size: tuple[int, int]) -> Callable[..., ScalarMappable]:
-    """An imshow for one value per position, each cell where its mask lay."""
-    axes.set_facecolor("white")
-
-    def show(values: np.ndarray, **options: object) -> ScalarMappable:
-        cells = values.reshape(panel.grid.shape)
-        extent = _extent(panel.grid, size)
-        shown: ScalarMappable = axes.imshow(
-            cells,
-            extent=extent,
-            interpolation="nearest",
-            **options,  # type: ignore[arg-type]
-        )
-        axes.set_xlim(0, size[1])
-        axes.set_ylim(size[0], 0)
-        return shown
-
-    return show
+def _cells(
+    axes: Axes, panel: Panel, size: tuple[int, int], values: np.ndarray, **options: Any
+) -> ScalarMappable:
+    """Draws one value per position, each in the cell of the image that is nearest to its mask."""
+    x_edges, y_edges = _edges(panel.grid, 1, size[1]), _edges(panel.grid, 0, size[0])
+    shown = axes.pcolormesh(x_edges, y_edges, values.reshape(panel.grid.shape), **options)
+    axes.set_xlim(0, size[1])
+    axes.set_ylim(size[0], 0)
+    axes.set_aspect("equal")
+    return shown
 
 
 def _probability(axes: Axes, result: OcclusionResult, panel: Panel) -> None:
-    show = _cells(axes, panel, _size(result))
-    shown = show(panel.probabilities_P.numpy(), cmap="RdYlBu_r")
+    values = panel.probabilities_P.numpy()
+    shown = _cells(axes, panel, _size(result), values, cmap="RdYlBu_r")
     add_colorbar(shown, axes, "probability of the class with this place covered")
 
 
@@ -194,7 +195,7 @@ def _labels(result: OcclusionResult) -> Figure:
     classes, counts = np.unique(winners[winners != predicted], return_counts=True)
     ranked = classes[np.argsort(-counts, kind="stable")]
     shown, rest = ranked[:LEGEND_CLASSES], ranked[LEGEND_CLASSES:]
-    colours = [PREDICTED_WHITE, *CLASS_COLOURS[: len(shown)], OTHER_GRAY]
+    colours = [UNCHANGED, *CLASS_COLOURS[: len(shown)], OTHER_GRAY]
     code = np.full(len(measured.labels), len(colours) - 1)
     code[predicted] = 0
     code[shown] = np.arange(1, len(shown) + 1)
@@ -202,14 +203,11 @@ def _labels(result: OcclusionResult) -> Figure:
     rows = -(-len(by_mask) // columns)
     figure, axes = _axes_grid(rows, columns, _size(result), legend=1.8)
     for cell, panel in zip(axes, by_mask, strict=False):
-        cell.imshow(_grey(result), cmap="gray", vmin=0, vmax=1, extent=_frame(result))
-        show = _cells(cell, panel, _size(result))
-        show(
-            code[panel.winners_P.numpy()],
-            cmap=ListedColormap(colours),
-            vmin=-0.5,
-            vmax=len(colours) - 0.5,
-            alpha=0.7,
+        _background(cell, result)
+        codes = np.ma.masked_equal(code[panel.winners_P.numpy()], 0)
+        limits = {"vmin": -0.5, "vmax": len(colours) - 0.5}
+        _cells(
+            cell, panel, _size(result), codes, cmap=ListedColormap(colours), alpha=0.75, **limits
         )
         title(cell, f"most probable class\nmask {panel.grid.name}, stride {panel.grid.stride}")
         bare(cell)
@@ -222,19 +220,15 @@ def _labels(result: OcclusionResult) -> Figure:
     ]
     if len(rest):
         names.append((f"{len(rest)} other classes", float(np.isin(winners, rest).mean())))
+    names[0] = (f"{names[0][0]} (as uncovered)", names[0][1])
     handles = [
-        Patch(facecolor=colour, edgecolor="#555555", label=escape(f"{name[:28]}  {share:.1%}"))
+        Patch(facecolor=colour, edgecolor="#555555", label=escape(f"{name[:40]}  {share:.1%}"))
         for colour, (name, share) in zip(
             [*colours[: len(names) - bool(len(rest))], OTHER_GRAY], names, strict=False
         )
     ]
     figure.legend(handles=handles, loc="outside right upper", fontsize=FONT_SIZE - 1, frameon=False)
     return figure
-
-
-def _frame(result: OcclusionResult) -> tuple[float, float, float, float]:
-    height, width = _size(result)
-    return 0.0, float(width), float(height), 0.0
 
 
 def _activation(result: OcclusionResult) -> Figure:
@@ -247,7 +241,7 @@ def _activation(result: OcclusionResult) -> Figure:
     figure, axes = _axes_grid(-(-len(by_mask) // columns), columns, _size(result))
     parts = torch.split(activation.sums_P, [len(grid.boxes_P4) for grid in grids])
     for cell, panel, sums_P in zip(axes, by_mask, parts, strict=False):
-        shown = _cells(cell, panel, _size(result))(sums_P.numpy(), cmap="RdYlBu_r")
+        shown = _cells(cell, panel, _size(result), sums_P.numpy(), cmap="RdYlBu_r")
         add_colorbar(shown, cell, f"summed activation ({activation.base:.4g} when uncovered)")
         heading = f"{activation.layer}, channel {activation.channel}"
         title(cell, f"{heading}\nmask {panel.grid.name}, stride {panel.grid.stride}")
