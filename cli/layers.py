@@ -1,0 +1,202 @@
+"""`cnnviz layers`: what every layer of a network is, costs, sees and, on data, does."""
+
+import math
+import re
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cnnviz.cli.console import Console
+from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from cnnviz.core.models import Model
+    from cnnviz.core.receptive_field import ReceptiveField
+    from cnnviz.core.results import RunFolder
+    from cnnviz.filters.inventory import Inventory, LayerRow
+    from cnnviz.filters.statistics import Statistics
+
+TABLE, PICTURE = "layers.csv", "statistics.png"
+
+
+def layers(
+    model: ModelOptions,
+    output: OutputOptions,
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DATA]…",
+            help="Also run on these images and say how values spread: a folder, files, a CSV or "
+            "JSONL manifest, or cifar10:DIR, mnist:DIR, fashionmnist:DIR.",
+        ),
+    ] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(help="Image for shapes, MACs and receptive fields, as 224 or HxW."),
+    ] = None,
+    gradients: Annotated[
+        bool,
+        typer.Option("--gradients", help="With DATA: also how the loss's gradients spread."),
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="With DATA: a seeded, class-balanced sample of so many images."),
+    ] = None,
+) -> None:
+    """List every layer with its type, output shape, parameters, MACs and receptive field.
+
+    cnnviz layers --model resnet18 photos/ --gradients
+
+    Writes the table as CSV and, with DATA, a picture of activations and gradients by layer.
+    """
+    started = time.perf_counter()
+    console = Console(output)
+    if not data and (gradients or limit is not None):
+        raise UsageError("--gradients and --limit need DATA: images to run the network on")
+    size = _image_size(image_size)
+    from cnnviz.core.results import RunFolder, summary
+    from cnnviz.filters.inventory import take_inventory
+    from cnnviz.filters.inventory_report import report
+
+    loaded = model.load()
+    found = take_inventory(loaded, size)
+    folder = RunFolder.open(output.folder("layers"), overwrite=output.overwrite)
+    statistics = None
+    if data:
+        statistics = _measure(console, loaded, data, found, gradients, limit, model)
+        _draw(folder, loaded, found, statistics)
+    folder.write_csv(TABLE, _CSV, [_csv_row(row) for row in found.rows])
+    title = f"{loaded.name} at {found.image_size[0]}x{found.image_size[1]}"
+    console.table(title, _COLUMNS + (_EXTRA if statistics else ()), _rows(found, statistics))
+    console.line(
+        f"{found.parameters:,} parameters, {found.macs:,} MACs"
+        + (f"; {found.unused:,} parameters do not run on an image" if found.unused else "")
+    )
+    if found.untraceable:
+        console.note(f"receptive fields are not known: {found.untraceable}")
+    content = summary(
+        "layers",
+        model=loaded,
+        seed=model.seed,
+        elapsed_seconds=time.perf_counter() - started,
+        results=report(found, statistics),
+        files=folder.files,
+        errors=statistics.errors if statistics else (),
+    )
+    console.finish(folder, content)
+
+
+def _image_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if not match or not int(match[1]) or match[2] == "0":
+        raise UsageError(f"'{text}' is no image size; --image-size takes 224 or 240x320")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _measure(
+    console: Console,
+    model: "Model",
+    data: list[str],
+    found: "Inventory",
+    gradients: bool,
+    limit: int | None,
+    options: ModelOptions,
+) -> "Statistics":
+    from cnnviz.core.datasets import open_data
+    from cnnviz.filters.statistics import measure
+
+    opened = open_data(data, limit=limit, seed=options.seed)
+    if len(opened) < opened.total:
+        console.note(f"a sample of {len(opened)} of {opened.total} images")
+    names = [row.name for row in found.rows if row.name]
+    with console.progress("measuring", len(opened)) as advance:
+        return measure(
+            model,
+            opened,
+            names,
+            gradients=gradients,
+            batch_size=options.batch(),
+            advance=advance,
+        )
+
+
+def _draw(
+    folder: "RunFolder", model: "Model", found: "Inventory", statistics: "Statistics"
+) -> None:
+    from cnnviz.filters.figures_layers import draw_statistics
+
+    names = [row.name for row in found.rows]
+    folder.write_figure(PICTURE, draw_statistics(statistics, names, model.name))
+
+
+_COLUMNS = ("layer", "type", "output", "params", "MACs", "size", "jump", "start")
+_EXTRA = ("zeros", "dead")
+_CSV = (
+    "layer", "type", "output_shape", "parameters", "macs", "calls", "size_y", "size_x",
+    "jump_y", "jump_x", "start_y", "start_x",
+)  # fmt: skip
+
+
+def _shape(row: "LayerRow") -> str:
+    return "-" if row.output_shape is None else "x".join(map(str, row.output_shape))
+
+
+def _csv_row(row: "LayerRow") -> tuple[object, ...]:
+    values: tuple[object, ...] = ("",) * 6
+    if row.field is not None:
+        values = tuple(
+            _number(value) for value in (*row.field.size, *row.field.jump, *row.field.start)
+        )
+    shape = _shape(row)
+    return (row.name, row.kind, shape, row.parameters, row.macs, row.calls, *values)
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if math.isfinite(value) else ("-inf" if value < 0 else "inf")
+
+
+def _pair(values: tuple[float, float]) -> str:
+    first, second = map(_number, values)
+    return first if first == second else f"{first}, {second}"
+
+
+def _short(count: int) -> str:
+    """1,234,567 as 1.23M: tables are read for orders of magnitude, the files have every digit."""
+    for factor, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= factor:
+            return f"{count / factor:.3g}{unit}"
+    return str(count)
+
+
+def _rows(found: "Inventory", statistics: "Statistics | None") -> list[tuple[object, ...]]:
+    return [_row(row) + (_extra(row, statistics) if statistics else ()) for row in found.rows]
+
+
+def _row(row: "LayerRow") -> tuple[object, ...]:
+    name = row.name or "(itself)"
+    return (
+        name if row.calls == 1 else f"{name} ({row.calls} runs)",
+        row.kind,
+        _shape(row),
+        _short(row.parameters),
+        _short(row.macs),
+        *_seen(row.field),
+    )
+
+
+def _seen(field: "ReceptiveField | None") -> tuple[str, str, str]:
+    if field is None:
+        return "?", "?", "?"
+    return _pair(field.size), _pair(field.jump), _pair(field.start)
+
+
+def _extra(row: "LayerRow", statistics: "Statistics") -> tuple[object, ...]:
+    spread = statistics.activations.get(row.name)
+    if spread is None:
+        return "-", "-"
+    dead: Any = "-" if spread.dead is None else len(spread.dead)
+    return f"{spread.zeros / max(1, spread.count):.0%}", dead
