@@ -2,14 +2,15 @@
 
 `torch.export.load` trusts its file: it unpickles, evaluates the strings that stand for symbolic
 sizes, and pastes names into Python source. So nothing of a stranger's archive reaches it as it is.
-The archive is taken apart, its graph is checked against a short list of what a plain network needs
-(ATen operators, tensors stored as raw bytes, names made of letters, digits, dots and underscores),
-and a clean archive is put together in memory from what passed. Anything else is refused.
+The archive is taken apart, its graph is held against a short list of what a plain network needs
+(`export_checks.py`), tensors must be raw bytes or load without pickled code, and a clean archive is
+put together in memory from what passed. Anything else is refused.
 """
 
 import io
 import json
 import logging
+import pickle
 import re
 import warnings
 import zipfile
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnviz.core.errors import CnnvizError
+from cnnviz.core.export_checks import RefusedError, check_payloads, clean_program, input_sizes
 
 MODEL = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"
@@ -30,24 +32,14 @@ CONSTANTS = "data/constants/model_constants_config.json"
 SAMPLES = "data/sample_inputs/model.pt"
 LEGACY = "serialized_exported_program.json"
 
-_COPIED = re.compile(
-    r"archive_format|archive_version|byteorder|\.data/\w+|data/(weights|constants)/\w+"
+LEGACY_TENSORS = ("serialized_state_dict.pt", "serialized_constants.pt")
+LEGACY_SAMPLES = "serialized_example_inputs.pt"
+
+_NEEDED = re.compile(
+    r"archive_format|archive_version|byteorder|\.data/\w+|models/model\.json|"
+    r"data/(weights|constants)/(\w+|model_\w+_config\.json)|version|"
+    r"serialized_(exported_program\.json|(state_dict|constants)\.pt)"
 )
-_NAME = re.compile(r"[\w.]*")
-_TARGET = re.compile(
-    r"torch\.ops\.aten\.\w+\.\w+|_operator\.(getitem|add|sub|mul|floordiv|mod|neg)"
-)
-# Text arguments: an einsum's equation, an interpolation's mode.
-_TEXT = re.compile(r"[\w., >-]*")
-_REACHES_FILES = re.compile(r"torch\.ops\.aten\.from_file\b")
-_PAYLOAD = re.compile(r"(weight|tensor)_\d+")
-_EXPRESSION = re.compile(
-    r"(Symbol\('[a-z]+\d+'|(Integer|Add|Mul|Rational|FloorDiv|Mod|PythonMod|Max|Min)\("
-    r"|(positive|integer|nonnegative|real)=True|[su]\d+|\d+|\*(?!\*)|[-+/(), ])*"
-)
-_FORBIDDEN = ("as_operator", "as_custom_obj", "as_graph", "custom_obj", "token")
-_SPECS = {"in_spec", "out_spec"}
-_LEAF: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
 
 
 @contextmanager
@@ -97,145 +89,72 @@ _LOADING_ERRORS = (
 )
 
 
-class _RefusedError(Exception):
-    """Something in the archive is not on the list."""
-
-
-def _entries(path: Path) -> dict[str, bytes]:
+def _read(path: Path) -> dict[str, bytes]:
+    """The entries of an archive that are needed, by name without the folder at the top."""
     with zipfile.ZipFile(path) as archive:
-        names = [info.filename for info in archive.infolist()]
-        inner = [name.partition("/")[2] for name in names]
-        if LEGACY in names:
-            raise _RefusedError("it was saved by torch before 2.8")
-        if len(set(inner)) != len(inner):
-            raise _RefusedError("names in it stand twice")
-        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-            raise _RefusedError("it is compressed, as torch never writes it")
-        wanted = {MODEL, WEIGHTS, CONSTANTS}
+        infos = archive.infolist()
+        if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+            raise RefusedError("it is compressed, as torch never writes it")
+        names = [info.filename for info in infos]
+        if LEGACY not in names:
+            names = [name.partition("/")[2] for name in names]
+        if len(set(names)) != len(names):
+            raise RefusedError("names in it stand twice")
         return {
-            short: archive.read(name)
-            for name, short in zip(names, inner, strict=True)
-            if short in wanted or _COPIED.fullmatch(short)
+            name: archive.read(info)
+            for name, info in zip(names, infos, strict=True)
+            if _NEEDED.fullmatch(name)
         }
 
 
 def _json(entries: dict[str, bytes], name: str) -> Any:
     if name not in entries:
-        raise _RefusedError(f"it has no {name}")
+        raise RefusedError(f"it has no {name}")
     return json.loads(entries[name])
 
 
-def _check_payloads(config: Any) -> Any:
-    """Weights are raw bytes, not pickles; the config comes back as it went in."""
-    for name, payload in config["config"].items():
-        if payload.get("use_pickle", True) is not False:
-            raise _RefusedError(f"'{name}' in it is pickled")
-        if not _PAYLOAD.fullmatch(payload["path_name"]):
-            raise _RefusedError(f"'{payload['path_name']}' in it is no tensor")
-    for key, text in _strings(config):
-        _check_string(key, text)
-    return config
+def _clean(entries: dict[str, bytes]) -> list[int | None]:
+    """Puts what was checked in place of what was read; returns the sizes of the image tensor."""
+    program = clean_program(_json(entries, MODEL))
+    entries[MODEL] = json.dumps(program).encode()
+    for name in (WEIGHTS, CONSTANTS):
+        entries[name] = json.dumps(check_payloads(_json(entries, name))).encode()
+    entries[SAMPLES] = b""
+    return input_sizes(program)
 
 
-def _strings(value: object, key: str = "") -> Iterator[tuple[str, str]]:
-    """All strings in a JSON value, each with the key it stands under; keys are strings too."""
-    if isinstance(value, str):
-        yield key, value
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item, key)
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            yield "", name
-            yield from _strings(item, name)
+def _clean_legacy(entries: dict[str, bytes]) -> list[int | None]:
+    """The same for what torch wrote before 2.8, where tensors are pickled by torch.save."""
+    program = clean_program(_json(entries, LEGACY))
+    entries[LEGACY] = json.dumps(program).encode()
+    for name in LEGACY_TENSORS:
+        try:
+            tensors = torch.load(io.BytesIO(entries[name]), weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise RefusedError(f"{name} in it holds more than tensors") from error
+        buffer = io.BytesIO()
+        torch.save(tensors, buffer)
+        entries[name] = buffer.getvalue()
+    entries[LEGACY_SAMPLES] = b""
+    return input_sizes(program)
 
 
-def _check_string(key: str, text: str) -> None:
-    if key == "target":
-        if not _TARGET.fullmatch(text) or _REACHES_FILES.match(text):
-            raise _RefusedError(f"it uses '{text}', which is not among ATen's plain operators")
-    elif key == "expr_str":
-        if not _EXPRESSION.fullmatch(text):
-            raise _RefusedError(f"'{text}' stands where a size should")
-    elif key == "as_string":
-        if not _TEXT.fullmatch(text):
-            raise _RefusedError(f"'{text[:60]}' stands where a mode should")
-    elif key not in _SPECS and not _NAME.fullmatch(text):
-        raise _RefusedError(f"'{text[:60]}' stands where a name should")
-
-
-def _check_specs(signature: dict[str, Any]) -> None:
-    """One tensor goes in and one comes out."""
-    arguments = {"type": "builtins.tuple", "context": "null", "children_spec": [_LEAF]}
-    keywords = {"type": "builtins.dict", "context": "[]", "children_spec": []}
-    both = {"type": "builtins.tuple", "context": "null", "children_spec": [arguments, keywords]}
-    takes, gives = json.loads(signature["in_spec"]), json.loads(signature["out_spec"])
-    if takes != [1, both] or gives != [1, _LEAF]:
-        raise _RefusedError("it does not take one tensor and give one")
-
-
-def _check_inference(nodes: list[dict[str, Any]]) -> None:
-    for node in nodes:
-        for argument in node["inputs"]:
-            training = argument.get("name") in ("training", "train")
-            if training and argument["arg"].get("as_bool") is True:
-                raise _RefusedError("it was exported in training mode; call .eval() first")
-
-
-def _clean_program(program: Any) -> dict[str, Any]:
-    """The program with everything checked, and left out what inference has no use for."""
-    module = program["graph_module"]
-    graph = module["graph"]
-    for node in graph["nodes"]:
-        node["metadata"] = {}
-    _check_inference(graph["nodes"])
-    root = next(call for call in module["module_call_graph"] if call["fqn"] == "")
-    _check_specs(root["signature"])
-    module["module_call_graph"] = [root]
-    module["metadata"] = {}
-    module["treespec_namedtuple_fields"] = {}
-    program["guards_code"] = []
-    program["torch_version"] = "0"
-    for key, text in _strings(program):
-        if text in _FORBIDDEN and not key:
-            raise _RefusedError(f"it holds an argument of the kind {text}")
-        _check_string(key, text)
-    cleaned: dict[str, Any] = program
-    return cleaned
-
-
-def _input_sizes(program: dict[str, Any]) -> list[int | None]:
-    """The image tensor's sizes; None where any will do."""
-    module = program["graph_module"]
-    inputs = [
-        s["user_input"]["arg"] for s in module["signature"]["input_specs"] if "user_input" in s
-    ]
-    if len(inputs) != 1 or "as_tensor" not in inputs[0]:
-        raise _RefusedError("it takes more than one image tensor")
-    sizes = module["graph"]["tensor_values"][inputs[0]["as_tensor"]["name"]]["sizes"]
-    if len(sizes) != 4:
-        raise _RefusedError(f"it takes a tensor of {len(sizes)} dimensions, not 4")
-    return [size.get("as_int") for size in sizes]
-
-
-def _rewrite(entries: dict[str, bytes]) -> io.BytesIO:
+def _rewrite(entries: dict[str, bytes], folder: str) -> io.BytesIO:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, content in entries.items():
-            archive.writestr(f"model/{name}", content)
-        archive.writestr(f"model/{SAMPLES}", b"")
+            archive.writestr(folder + name, content)
     buffer.seek(0)
     return buffer
 
 
 def _load(path: Path) -> Exported:
-    entries = _entries(path)
-    program = _clean_program(_json(entries, MODEL))
-    entries[MODEL] = json.dumps(program).encode()
-    for name in (WEIGHTS, CONSTANTS):
-        entries[name] = json.dumps(_check_payloads(_json(entries, name))).encode()
-    sizes = _input_sizes(program)
-    loaded = torch.export.load(_rewrite(entries))
+    entries = _read(path)
+    if LEGACY in entries:
+        sizes, folder = _clean_legacy(entries), ""
+    else:
+        sizes, folder = _clean(entries), "model/"
+    loaded = torch.export.load(_rewrite(entries, folder))
     module = loaded.module()
     # It refuses to switch modes; here there is none to switch, and callers may well ask.
     for name in ("train", "eval"):
@@ -256,7 +175,7 @@ def load_exported(path: Path) -> Exported:
     try:
         with _quiet():
             return _load(path)
-    except _RefusedError as error:
+    except RefusedError as error:
         raise CnnvizError(
             f"refused to read '{path}': {error}; export the plain network again, or save its "
             "state_dict() and name the architecture with --model"
