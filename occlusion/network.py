@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from cnnviz.core.errors import UsageError
 from cnnviz.core.fold import fold
 from cnnviz.core.graph import Graph, Untraceable, describe, trace
+from cnnviz.occlusion.winograd import speed_up
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of the largest logit
 _COARSE = 0.1  # bfloat16, float16
@@ -63,10 +64,12 @@ def prepare(
     try:
         with torch.inference_mode(False), torch.no_grad():
             folded = fold(trace(module), keep=layer)
+            speed_up(folded)
         graph = describe(folded, size, device=device, dtype=dtype)
         _check_same(module, folded, size, device, dtype)
     except Untraceable as error:
         plain = copy.deepcopy(module).to(memory_format=torch.channels_last)
+        speed_up(plain)
         return Network(
             _Watched(plain, layer) if layer else plain, None, str(error), layer, device, dtype
         )

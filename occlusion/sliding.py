@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from cnnviz.core.calls import Call
 from cnnviz.core.geometry import Window
 from cnnviz.occlusion.windows import Box
+from cnnviz.occlusion.winograd import WinogradConv2d
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +60,9 @@ def sliding(
         1 if window.kernel[1] == 1 else window.stride[1],
     )
     module, name = call.module, call.name
+    if isinstance(module, WinogradConv2d) and window.padding_mode == "zeros":
+        macs = float(module.weight.numel())
+        return Sliding(window, lambda cut, _box: module.valid(cut), macs=macs)
     if isinstance(module, nn.Conv2d):
         numbers = (module.weight, module.bias, module.groups)
         return _convolution(window, left, *numbers)
