@@ -14,6 +14,7 @@ from cnnviz.cli.ablate import ablate
 from cnnviz.cli.activations import activations
 from cnnviz.cli.console import say
 from cnnviz.cli.filters import filters
+from cnnviz.cli.layers import layers
 from cnnviz.cli.max_patches import max_patches
 from cnnviz.cli.models import models
 from cnnviz.cli.occlude import occlude
@@ -41,6 +42,7 @@ COMMANDS = {
         max_patches,
         ablate,
         models,
+        layers,
         filters,
         activations,
         saliency,
