@@ -11,7 +11,7 @@ from cnnviz.embeddings.choices import Backend, Method, Pool
 
 if TYPE_CHECKING:
     from cnnviz.core.results import RunFolder
-    from cnnviz.embeddings.experiment import EmbeddingResult
+    from cnnviz.embeddings.result import EmbeddingResult
 
 
 def tsne(
@@ -69,9 +69,10 @@ def tsne(
     console = Console(output)
     from cnnviz.core.datasets import open_data
     from cnnviz.core.results import RunFolder, summary
-    from cnnviz.embeddings.experiment import Embedder, EmbeddingSpec, check_spec
+    from cnnviz.embeddings.experiment import Embedder, check_spec
     from cnnviz.embeddings.feature_file import FEATURES, to_arrays
     from cnnviz.embeddings.report import QUALITY_COLUMNS, quality_rows, report
+    from cnnviz.embeddings.result import EmbeddingSpec
 
     images = open_data(data, limit=limit, seed=model.seed)
     if len(images) < images.total:

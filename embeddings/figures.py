@@ -57,7 +57,7 @@ def _handles(result: EmbeddingResult, size: float, wrong_mark: str) -> list[Line
     present = [int(label) for label in np.unique(result.labels_N) if label != UNKNOWN]
     handles = [entry(classes[k], colour_of(k), mark_of(k)) for k in present]
     if len(handles) > TOLD_APART:
-        handles = [entry(f"{len(present)} classes, named on the map", "white", "o")]
+        handles = [entry(f"{len(present)} classes, named there", "white", "o")]
     if present and (result.labels_N == UNKNOWN).any():
         handles.append(entry("no label", colour_of(UNKNOWN), mark_of(UNKNOWN)))
     if result.correct_N is not None and not result.correct_N.all():
@@ -226,7 +226,7 @@ def images(
     low, high = places.min(0), places.max(0)
     # One scale for both axes: the map keeps its shape.
     unit = (places - (low + high) / 2) / max(float((high - low).max()), 1e-12)
-    shape_xy = np.maximum((unit.max(0) - unit.min(0)), NARROWEST)
+    shape_xy = np.maximum(unit.max(0) - unit.min(0), NARROWEST)
     room_xy = (np.clip(wanted, SMALLEST_CANVAS, LARGEST_CANVAS) - side) * shape_xy
     corners_xy = np.rint((shape_xy / 2 + unit * (1, -1)) / shape_xy * room_xy)
     width, height = (int(room) + side for room in room_xy)
