@@ -99,10 +99,14 @@ def clean_program(program: Any) -> dict[str, Any]:
     root = next(call for call in module["module_call_graph"] if call["fqn"] == "")
     _check_specs(root["signature"])
     module["module_call_graph"] = [root]
-    module["metadata"] = {}
-    module["treespec_namedtuple_fields"] = {}
-    program["guards_code"] = []
-    program["torch_version"] = "0"
+    for holder, name, blank in (
+        (module, "metadata", {}),
+        (module, "treespec_namedtuple_fields", {}),
+        (program, "guards_code", []),
+        (program, "torch_version", "0"),
+    ):
+        if name in holder:
+            holder[name] = blank
     for key, text in _strings(program):
         if text in _FORBIDDEN and not key:
             raise RefusedError(f"it holds an argument of the kind {text}")

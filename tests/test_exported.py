@@ -1,5 +1,6 @@
 import io
 import json
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,10 @@ from cnnviz.core.errors import CnnvizError
 from cnnviz.core.exported import load_exported
 from cnnviz.core.models import load_model
 
+# Entries of an archive, in today's form and in the one before torch 2.8.
+PROGRAM = ("models/model.json", "serialized_exported_program.json")
+SAMPLES = ("sample_inputs/model.pt", "serialized_example_inputs.pt")
+
 
 class Evil:
     """Unpickled, it creates a file."""
@@ -37,7 +42,7 @@ def network(classes: int = 4) -> nn.Sequential:
 
 def scripted(path: Path, net: nn.Module | None = None) -> nn.Module:
     net = net or network()
-    with pytest.warns(FutureWarning):
+    with warnings.catch_warnings(action="ignore"):  # newer torch announces TorchScript's end
         torch.jit.save(torch.jit.trace(net, torch.zeros(1, 3, 8, 8)), str(path))
     return net
 
@@ -87,7 +92,9 @@ def legacy(path: Path, extra: dict[str, bytes] | None = None) -> nn.Module:
     """An archive in the form that torch wrote before 2.8."""
     net = network()
     dynamic = ({0: torch.export.Dim("batch")},)
-    saved = serialize(torch.export.export(net, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=dynamic))
+    saved = serialize(
+        torch.export.export(net, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=dynamic, strict=False)
+    )
     entries = {
         "serialized_exported_program.json": saved.exported_program,
         "serialized_state_dict.pt": saved.state_dict,
@@ -130,7 +137,10 @@ def test_exported_network_of_fixed_batch_takes_any_number_of_images(
 def test_exported_network_free_in_size_says_so(tmp_path: Path) -> None:
     dim = torch.export.Dim.DYNAMIC
     program = torch.export.export(
-        network(), (torch.zeros(2, 3, 8, 9),), dynamic_shapes=({0: dim, 2: dim, 3: dim},)
+        network(),
+        (torch.zeros(2, 3, 8, 9),),
+        dynamic_shapes=({0: dim, 2: dim, 3: dim},),
+        strict=False,
     )
     torch.export.save(program, tmp_path / "a.pt2")
     archive = open_archive(tmp_path / "a.pt2", Kind.EXPORTED)
@@ -153,7 +163,7 @@ def test_network_exported_in_training_mode_is_refused(tmp_path: Path) -> None:
         load_exported(tmp_path / "a.pt2")
 
 
-def altered(path: Path, entry: str, change: Callable[[bytes], bytes]) -> None:
+def altered(path: Path, entry: str | tuple[str, ...], change: Callable[[bytes], bytes]) -> None:
     """Rewrites one entry of an archive."""
     with zipfile.ZipFile(path) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
@@ -172,7 +182,7 @@ def pickled(evil: Evil) -> bytes:
 
 def test_evil_sample_inputs_of_an_exported_network_are_never_read(tmp_path: Path) -> None:
     net = exported(tmp_path / "a.pt2")
-    altered(tmp_path / "a.pt2", "sample_inputs/model.pt", lambda _: pickled(Evil(tmp_path / "m")))
+    altered(tmp_path / "a.pt2", SAMPLES, lambda _: pickled(Evil(tmp_path / "m")))
     module = load_exported(tmp_path / "a.pt2").module
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(module(x), net(x))
@@ -186,6 +196,9 @@ def _pickled_weight(config: Any) -> None:
 def test_evil_weights_of_an_exported_network_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.pt2"
     exported(path)
+    with zipfile.ZipFile(path) as archive:
+        if "serialized_state_dict.pt" in archive.namelist():
+            pytest.skip("torch before 2.8 has no raw weights to replace")
     altered(path, "weights/weight_0", lambda _: pickled(Evil(tmp_path / "mark")))
     altered(path, "model_weights_config.json", lambda text: edited(text, _pickled_weight))
     with pytest.raises(CnnvizError, match=r"refused to read .*'0\.weight' in it is pickled"):
@@ -246,7 +259,7 @@ def test_exported_graph_with_code_in_it_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     exported(tmp_path / "a.pt2")
-    altered(tmp_path / "a.pt2", "models/model.json", lambda text: edited(text, change))
+    altered(tmp_path / "a.pt2", PROGRAM, lambda text: edited(text, change))
     with pytest.raises(CnnvizError, match=f"refused to read .*{reason}"):
         load_exported(tmp_path / "a.pt2")
     assert not (tmp_path / "mark").exists()
@@ -261,7 +274,7 @@ def test_guards_of_an_exported_graph_are_dropped_unread(
     def change(program: Any) -> None:
         program["guards_code"] = ["__import__('pathlib').Path('mark').touch() is None"]
 
-    altered(tmp_path / "a.pt2", "models/model.json", lambda text: edited(text, change))
+    altered(tmp_path / "a.pt2", PROGRAM, lambda text: edited(text, change))
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(load_exported(tmp_path / "a.pt2").module(x), net(x))
     assert not (tmp_path / "mark").exists()
@@ -288,7 +301,7 @@ def test_exported_graphs_with_anything_changed_load_or_are_refused(tmp_path: Pat
     whole = (tmp_path / "a.pt2").read_bytes()
     for _ in range(40):
         (tmp_path / "a.pt2").write_bytes(whole)
-        altered(tmp_path / "a.pt2", "model.json", lambda text: edited(text, one_change(generator)))
+        altered(tmp_path / "a.pt2", PROGRAM, lambda text: edited(text, one_change(generator)))
         try:
             assert load_exported(tmp_path / "a.pt2").module is not None
         except CnnvizError as error:
