@@ -1,11 +1,14 @@
 """Trains the bundled model and writes its weights and its card.
 
-    python -m cnnviz.core.bundled.train FOLDER [--out core/bundled] [--epochs 22] [--seed 0]
+    python -m cnnviz.core.bundled.train FOLDER [--out core/bundled] [--seed 0]
 
 FOLDER holds `CIFAR-10-images-jpg.tar.gz` (train/<class>/*.jpg) and
 `cifar10_lossless_4000train_1000test.npz`. An epoch is every JPEG training image once and every
 lossless training image `LOSSLESS_REPEATS` times, so that the network learns both kinds of pixels.
-The recipe is fixed and the last epoch is the model: nothing is chosen by the test images.
+Two phases: `HARD` (squares cut out, labels smoothed) finds general features; `PLAIN` lets the
+network be sure again, without which its probabilities stop at the smoothed label and an occlusion
+experiment measures mostly noise. The recipe is fixed and the last epoch is the model: nothing is
+chosen by the test images.
 Shapes: N images, H W rows and columns.
 """
 
@@ -20,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cnnviz.core.bundled.network import CifarNet
@@ -41,11 +44,29 @@ MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
 LOSSLESS_REPEATS = 3
 BATCH = 256
-PEAK_RATE = 0.25
 WEIGHT_DECAY = 5e-4
-SMOOTHING = 0.05
 CROP_PAD = 4
-CUTOUT = 8
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One cycle of the learning rate.
+
+    Attributes:
+        epochs: passes over the data.
+        peak_rate: the largest learning rate.
+        cutout: side of the square set to the mean in every image, in pixels.
+        smoothing: share of the label given to the other classes.
+    """
+
+    epochs: int
+    peak_rate: float
+    cutout: int
+    smoothing: float
+
+
+HARD = Phase(epochs=22, peak_rate=0.25, cutout=8, smoothing=0.05)
+PLAIN = Phase(epochs=5, peak_rate=0.05, cutout=0, smoothing=0.0)
 
 
 @dataclass(frozen=True)
@@ -97,7 +118,7 @@ def normalise(images: Tensor) -> Tensor:
     return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, cutout: int, generator: torch.Generator) -> Tensor:
     """A random crop out of the reflected border, a random flip, a random square set to the mean."""
     count, _, height, width = images.shape
 
@@ -110,34 +131,33 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     columns = torch.where(draw(2) == 1, columns.flip(1), columns)
     which = torch.arange(count)
     cropped = padded[which[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    top, left = draw(height - CUTOUT + 1), draw(width - CUTOUT + 1)
+    top, left = draw(height - cutout + 1), draw(width - cutout + 1)
     y, x = torch.arange(height), torch.arange(width)
-    in_rows = (y >= top) & (y < top + CUTOUT)
-    in_columns = (x >= left) & (x < left + CUTOUT)
+    in_rows = (y >= top) & (y < top + cutout)
+    in_columns = (x >= left) & (x < left + cutout)
     hidden = in_rows[:, :, None] & in_columns[:, None, :]
     return cropped.permute(0, 3, 1, 2) * ~hidden[:, None]
 
 
-def train(data: Data, epochs: int, seed: int) -> CifarNet:
+def train(model: CifarNet, data: Data, phase: Phase, seed: int) -> CifarNet:
     """Stochastic gradient descent on one cycle of the learning rate (Smith 2018)."""
-    torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    model = CifarNet().to(memory_format=torch.channels_last)
+    model.train()
     count = len(data.train_images)
     steps = count // BATCH
     optimiser = torch.optim.SGD(
-        model.parameters(), PEAK_RATE, momentum=0.9, weight_decay=WEIGHT_DECAY, nesterov=True
+        model.parameters(), phase.peak_rate, momentum=0.9, weight_decay=WEIGHT_DECAY, nesterov=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, PEAK_RATE, epochs * steps, pct_start=0.2, final_div_factor=1e4
+        optimiser, phase.peak_rate, phase.epochs * steps, pct_start=0.2, final_div_factor=1e4
     )
-    loss_of = nn.CrossEntropyLoss(label_smoothing=SMOOTHING)
-    for epoch in range(epochs):
+    loss_of = nn.CrossEntropyLoss(label_smoothing=phase.smoothing)
+    for epoch in range(phase.epochs):
         started, total = time.perf_counter(), 0.0
         order = torch.randperm(count, generator=generator)
         for step in range(steps):
             batch = order[step * BATCH : (step + 1) * BATCH]
-            images = augment(normalise(data.train_images[batch]), generator)
+            images = augment(normalise(data.train_images[batch]), phase.cutout, generator)
             with torch.autocast("cpu", torch.bfloat16):
                 logits = model(images.contiguous(memory_format=torch.channels_last))
             loss = loss_of(logits.float(), data.train_labels[batch])
@@ -147,7 +167,10 @@ def train(data: Data, epochs: int, seed: int) -> CifarNet:
             schedule.step()
             total += loss.item()
         seconds = time.perf_counter() - started
-        print(f"epoch {epoch + 1}/{epochs}  loss {total / steps:.4f}  {seconds:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1}/{phase.epochs}  loss {total / steps:.4f}  {seconds:.0f} s",
+            flush=True,
+        )
     return model.eval()
 
 
@@ -175,7 +198,7 @@ def measure(model: CifarNet, images: Tensor, labels: Tensor) -> dict[str, object
     }
 
 
-def card(accuracy: dict[str, object], epochs: int, seed: int, parameters: int) -> dict[str, object]:
+def card(accuracy: dict[str, object], seed: int, parameters: int) -> dict[str, object]:
     """What `cnnviz models` tells about the bundled model."""
     return {
         "name": "bundled",
@@ -190,10 +213,11 @@ def card(accuracy: dict[str, object], epochs: int, seed: int, parameters: int) -
             f"lossless, {LOSSLESS_REPEATS} times an epoch"
         ),
         "recipe": (
-            f"{epochs} epochs of SGD (Nesterov momentum 0.9, weight decay {WEIGHT_DECAY}, batch "
-            f"{BATCH}, one cycle to {PEAK_RATE}), label smoothing {SMOOTHING}, crops padded by "
-            f"{CROP_PAD}, flips, {CUTOUT}x{CUTOUT} cutout, bf16 autocast, seed {seed}; "
-            "weights rounded to fp16"
+            f"SGD (Nesterov momentum 0.9, weight decay {WEIGHT_DECAY}, batch {BATCH}), "
+            f"{HARD.epochs} epochs on one cycle to {HARD.peak_rate} with label smoothing "
+            f"{HARD.smoothing} and {HARD.cutout}x{HARD.cutout} cutout, then {PLAIN.epochs} epochs "
+            f"on one to {PLAIN.peak_rate} without either; crops padded by {CROP_PAD}, flips, "
+            f"bf16 autocast, seed {seed}; weights rounded to fp16 after each"
         ),
         "accuracy": accuracy,
         "accuracy_on": "1,000 lossless CIFAR-10 test images, none used in training or selection",
@@ -206,20 +230,27 @@ def card(accuracy: dict[str, object], epochs: int, seed: int, parameters: int) -
 
 
 def main() -> None:
-    """Trains, rounds, measures what was rounded, and writes both files."""
+    """Trains both phases, measures what was rounded, and writes weights and card."""
     parser = argparse.ArgumentParser(description="train the model that ships with cnnviz")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
-    parser.add_argument("--epochs", type=int, default=22)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hard", type=Path, help="weights after the first phase, to go on from")
     options = parser.parse_args()
     data = read_data(options.folder)
-    model = train(data, options.epochs, options.seed)
-    weights = halve(model)
-    model.load_state_dict({k: v.float() for k, v in weights.items()}, strict=False)
+    torch.manual_seed(options.seed)
+    model = CifarNet().to(memory_format=torch.channels_last)
+    if options.hard:
+        model.load_state_dict(load_file(options.hard), strict=False)
+    else:
+        weights = halve(train(model, data, HARD, options.seed))
+        save_file(weights, options.out / "hard.safetensors")
+        model.load_state_dict(weights, strict=False)
+    weights = halve(train(model, data, PLAIN, options.seed))
+    model.load_state_dict(weights, strict=False)
     accuracy = measure(model, data.test_images, data.test_labels)
     parameters = sum(p.numel() for p in model.parameters())
-    text = json.dumps(card(accuracy, options.epochs, options.seed, parameters), indent=2)
+    text = json.dumps(card(accuracy, options.seed, parameters), indent=2)
     save_file(weights, options.out / "cifar10.safetensors")
     (options.out / "card.json").write_text(text + "\n", encoding="utf-8")
     print(text)
