@@ -8,12 +8,13 @@ prints predictions beside measured times.
 from collections.abc import Mapping
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from cnnviz.core.graph import Graph
 from cnnviz.occlusion.groups import AxisReach
 from cnnviz.occlusion.program import Kind, Step, macs_of
 from cnnviz.occlusion.reach import extents
+from cnnviz.occlusion.winograd import WinogradConv2d
 
 # Per CPU thread: dense convolution in float32, and copying through the caches.
 _CPU_MACS = 45e9
@@ -23,6 +24,9 @@ _CPU_CALL = 25e-6
 _GPU_MACS = 20e12
 _GPU_BYTES = 2e12
 _GPU_CALL = 15e-6
+# What minimal filtering leaves of the multiplications, and how much larger its weights are.
+_FILTERED_MACS = 0.65
+_FILTERED_WEIGHTS = 4.0
 _CPU_MEMORY = 256 * 2**20
 _MOST_POSITIONS = 256
 
@@ -39,13 +43,16 @@ class Costs:
     def __init__(
         self, graph: Graph, steps: list[Step], device: torch.device, dtype: torch.dtype
     ) -> None:
-        self._graph, self._steps, self._device, self._dtype = graph, steps, device, dtype
+        self._graph, self._steps, self._device = graph, steps, device
         threads = torch.get_num_threads()
         cpu = device.type == "cpu"
         half = 2.0 if dtype in (torch.bfloat16, torch.float16) else 1.0
         self.macs_per_second = (_CPU_MACS * threads if cpu else _GPU_MACS) * half
         self.bytes_per_second = _CPU_BYTES * threads if cpu else _GPU_BYTES
+        self._item = torch.finfo(dtype).bits / 8
+        weights = sum(self._weight_bytes(step) for step in steps)
         self.overhead = len(steps) * (_CPU_CALL if cpu else _GPU_CALL)
+        self.overhead += weights / (_CPU_BYTES if cpu else _GPU_BYTES)
         self._extents = extents(graph)
         self.weight: dict[fx.Node, float] = {}
         self.rest = 0.0
@@ -58,17 +65,29 @@ class Costs:
             else:
                 self.rest += seconds
 
+    def _module(self, step: Step) -> nn.Module | None:
+        layer = step.place.layer
+        return None if layer is None else self._graph.module.get_submodule(layer)
+
+    def _weight_bytes(self, step: Step) -> float:
+        """Read once per batch, however small it is; minimal filtering has more of them."""
+        module = self._module(step)
+        if module is None:
+            return 0.0
+        more = _FILTERED_WEIGHTS if isinstance(module, WinogradConv2d) else 1.0
+        return more * self._item * sum(p.numel() for p in module.parameters())
+
     def _seconds(self, step: Step) -> float:
         """Per output position of a map; in all where there is none."""
-        return macs_of(step, self._graph) / self.macs_per_second + (
-            self._bytes(step) / self.bytes_per_second
-        )
+        macs = macs_of(step, self._graph)
+        if isinstance(self._module(step), WinogradConv2d):
+            macs *= _FILTERED_MACS
+        return macs / self.macs_per_second + self._bytes(step) / self.bytes_per_second
 
     def _bytes(self, step: Step) -> float:
         """Read and written per output position."""
-        item = torch.finfo(self._dtype).bits / 8
         values = [step.node, *step.place.inputs]
-        return item * sum(self._values(node) for node in values)
+        return self._item * sum(self._values(node) for node in values)
 
     def _values(self, node: fx.Node) -> float:
         """Numbers per position."""
@@ -109,7 +128,6 @@ class Costs:
 
     def largest_batch(self, sizes: Mapping[fx.Node, tuple[int, int]]) -> int:
         """Positions whose windows fit the memory budget together."""
-        item = torch.finfo(self._dtype).bits / 8
         live: dict[fx.Node, float] = {}
         peak = 1.0
         for step in self._steps:
@@ -120,7 +138,7 @@ class Costs:
             peak = max(peak, sum(live.values()) + 2 * live.get(node, 0.0))
             for dead in step.done:
                 live.pop(dead, None)
-        return max(1, min(_MOST_POSITIONS, int(self._budget() / (peak * item))))
+        return max(1, min(_MOST_POSITIONS, int(self._budget() / (peak * self._item))))
 
     def _budget(self) -> float:
         if self._device.type == "cuda":
