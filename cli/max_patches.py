@@ -1,7 +1,7 @@
 """`cnnviz max-patches`: the image patches that drive each filter most, over a whole data set."""
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 STATE = "scan-state.npz"
 _COLUMNS = ("layer", "filters", "dead", "most class-selective")
+_NAMED = 4  # dead filters that the table names; the summary has all
 
 
 def max_patches(
@@ -123,7 +124,7 @@ def max_patches(
         )
     drawn = _draw(result, images, loaded.preprocess, folder, console) if pictures else {}
     results = report(result, copies=copies, pictures=drawn)
-    console.table("Strongest patches", _COLUMNS, [_row(result, name) for name in plan.filters])
+    console.table("Strongest patches", *_table(result))
     content = summary(
         "max-patches",
         model=loaded,
@@ -189,12 +190,23 @@ def _draw(
     return drawn
 
 
-def _row(result: "MaxPatches", layer: str) -> tuple[Any, ...]:
+def _table(result: "MaxPatches") -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
+    """Columns and a row per layer; classes only where the data set has them."""
+    rows = [_row(result, layer) for layer in result.plan.filters]
+    labelled = any(entry.classes for entry in result.filters)
+    width = len(_COLUMNS) if labelled else len(_COLUMNS) - 1
+    return _COLUMNS[:width], [row[:width] for row in rows]
+
+
+def _row(result: "MaxPatches", layer: str) -> tuple[object, ...]:
     entries = result.of(layer)
-    dead = sum(entry.active_share == 0 for entry in entries)
+    dead = [str(entry.filter) for entry in entries if entry.active_share == 0]
+    more = ", …" if len(dead) > _NAMED else ""
+    named = f"{len(dead)}: {', '.join(dead[:_NAMED])}{more}" if dead else "0"
+    pure = ""
     labelled = [entry for entry in entries if entry.entropy is not None and entry.active_share]
-    if not labelled:
-        return layer, len(entries), dead, ""
-    best = min(labelled, key=lambda entry: entry.entropy or 0.0)
-    label, count = next(iter((best.classes or {}).items()))
-    return layer, len(entries), dead, f"{best.filter}: {label} {count} of {len(best.patches)}"
+    if labelled:
+        best = min(labelled, key=lambda entry: entry.entropy or 0.0)
+        label, count = next(iter((best.classes or {}).items()))
+        pure = f"filter {best.filter}: {label} {count} of {len(best.patches)}"
+    return layer, len(entries), named, pure
