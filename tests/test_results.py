@@ -153,3 +153,9 @@ def test_killed_while_writing_leaves_no_half_file_under_its_name(tmp_path):
         data = run / "data.bin"
         assert not data.exists() or data.read_bytes().endswith(b"end")
         assert not (run / SUMMARY).exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder nobody can write to")
+def test_a_place_that_cannot_be_written_to_is_one_line():
+    with pytest.raises(CnnvizError, match="cannot write to /proc/cnnviz-results"):
+        RunFolder.open(Path("/proc/cnnviz-results"))

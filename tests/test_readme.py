@@ -1,0 +1,45 @@
+"""What the README and the changelog say is so."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from cnnviz.cli.main import COMMANDS, run
+from cnnviz.core.results import version
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
+EXAMPLES = [
+    line for line in BLOCKS.splitlines() if line.startswith("cnnviz ") and "sample_images" in line
+]
+
+
+@pytest.mark.slow
+def test_every_example_on_the_sample_images_runs(tmp_path, monkeypatch):
+    (tmp_path / "sample_images").symlink_to(ROOT / "sample_images")
+    monkeypatch.chdir(tmp_path)
+    for number, line in enumerate(EXAMPLES):
+        command, *arguments = shlex.split(line, comments=True)[1:]
+        out = ["--quiet", *([] if "--out" in arguments else ["--out", f"out{number}"])]
+        assert run([command, *arguments, *out]) == 0, line
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_in_the_readme_with_its_page(name):
+    assert f"cnnviz {name}" in README
+    assert f"(docs/{name}.md)" in README
+
+
+def test_every_link_of_the_readme_leads_to_a_file():
+    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
+        assert (ROOT / target).is_file(), target
+
+
+def test_the_changelog_begins_with_the_version_that_is_installed():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## (\S+)", changelog, re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == version()
