@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: N812 (its customary name)
 from torch import Tensor, fx, nn
 
 from cnnviz.filters.program import IN_PLACE
-from cnnviz.filters.suffix import Lane, Rows, Run, shape_of_lane
+from cnnviz.filters.suffix import Lane, Rows, Run, is_channels_last, shape_of_lane
 
 ELEMENTWISE_MODULES = (
     nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU,
@@ -143,8 +143,13 @@ def _convolution(run: Run, node: fx.Node, module: nn.Conv2d, lane: Lane) -> Lane
         geometry = (module.kernel_size, module.dilation, module.padding, module.stride)
         patches = torch.unflatten(F.unfold(single, *geometry), 0, (images, count))
     base: Tensor = run.base.values[node]
-    added = torch.matmul(weight, patches).add_(base.flatten(2).unsqueeze(1))
-    return Rows(added.view(images * count, *base.shape[1:]))
+    if not is_channels_last(base):
+        added = torch.matmul(weight, patches).add_(base.flatten(2).unsqueeze(1))
+        return Rows(added.view(images * count, *base.shape[1:]))
+    last = base.permute(0, 2, 3, 1)
+    added = torch.matmul(patches.transpose(2, 3), weight.transpose(1, 2))
+    added += last.flatten(1, 2).unsqueeze(1)
+    return Rows(added.view(images * count, *last.shape[1:]).permute(0, 3, 1, 2))
 
 
 def _depthwise(module: nn.Conv2d, lane: Lane) -> Lane:

@@ -64,7 +64,9 @@ class Program:
             return self.modules[str(node.target)](*args, **kwargs)
         if node.op == "call_method":
             first, *rest = _unshared(node, args, kwargs)
-            return getattr(first, str(node.target))(*rest, **kwargs)
+            # Values may lie channels last, which only `reshape` can flatten.
+            shapes = node.target == "view" and not any(isinstance(a, torch.dtype) for a in rest)
+            return getattr(first, "reshape" if shapes else str(node.target))(*rest, **kwargs)
         if node.op != "call_function" or not callable(node.target):
             raise CannotReplay(f"a step of kind {node.op}")
         target = IN_PLACE.get(node.target, node.target)

@@ -191,14 +191,15 @@ class Run:
             return Lane(new, change.lane)
         assert change.mask is not None  # noqa: S101 (a change has a lane or a mask)
         mask = change.mask.view(1, *change.mask.shape, 1, 1)
-        if node in self.env:
-            old = torch.unflatten(self.rows(node), 0, batch)
-        else:
-            old = self.base.values[node].unsqueeze(1)
+        old: Tensor = self.rows(node)
+        rows = old.clone() if node in self.env else old
+        parts = torch.unflatten(rows, 0, batch)
         if change.fill is None:
-            return Rows(old.masked_fill(mask, 0).flatten(0, 1))
-        fill = change.fill.to(old.dtype).view(1, 1, -1, 1, 1)
-        return Rows(torch.where(mask, fill, old).flatten(0, 1))
+            parts.masked_fill_(mask, 0)
+        else:
+            fill = change.fill.to(rows.dtype).view(1, 1, -1, 1, 1)
+            parts.copy_(torch.where(mask, fill, parts))
+        return Rows(rows)
 
     def rows(self, node: fx.Node) -> Any:
         """The value of any node in full, for N*G rows."""
@@ -210,10 +211,10 @@ class Run:
         base = self.base.values[node]
         if value.flat:
             base = torch.unflatten(base, 1, (-1, value.values.shape[2]))
-        full = base.unsqueeze(1).repeat(1, self.count, *[1] * (base.dim() - 1))
-        full[:, torch.arange(self.count, device=full.device), value.channels] = value.values
-        full = full.flatten(2) if value.flat else full
-        return full.flatten(0, 1)
+        full = repeated(base, self.count)
+        parts = torch.unflatten(full, 0, (self.base.images, self.count))
+        parts[:, torch.arange(self.count, device=full.device), value.channels] = value.values
+        return full.flatten(1) if value.flat else full
 
     def _repeated(self, node: fx.Node, value: Any) -> Any:
         """A base value as the suffix needs it: one copy of each image's part per ablation."""
@@ -226,10 +227,12 @@ class Run:
     def _repeated_tensor(self, value: Any) -> Any:
         if not isinstance(value, Tensor) or value.dim() == 0:
             return value
+        if value.shape[0] == self.base.images:
+            return repeated(value, self.count)
         if value.shape[0] % self.base.images:
             raise CannotReplay(f"a value of shape {tuple(value.shape)} has no batch axis")
-        parts = torch.unflatten(value, 0, (self.base.images, -1)).unsqueeze(1)
-        return parts.expand(-1, self.count, *parts.shape[2:]).flatten(0, 2)
+        parts = torch.unflatten(value, 0, (self.base.images, -1))
+        return repeated(parts, self.count).flatten(0, 1)
 
     def _resized(self, node: fx.Node, value: Any) -> Any:
         """A shape, or arithmetic on shapes, redone for N*G images."""
@@ -244,6 +247,27 @@ class Run:
             return _shape_answer(node, shape)
         args = fx.node.map_arg(node.args, self.rows)
         return self.program.call(node, args, fx.node.map_arg(node.kwargs, self.rows))
+
+
+def repeated(value: Tensor, count: int) -> Tensor:
+    """(N, ...) to (N*count, ...) in memory of its own, each entry `count` times in a row.
+
+    Maps that lie channels last in memory stay so.
+    """
+    if is_channels_last(value):
+        rows = repeated(value.permute(0, 2, 3, 1), count)
+        return rows.permute(0, 3, 1, 2)
+    wide = value.unsqueeze(1).expand(-1, count, *value.shape[1:])
+    return wide.clone(memory_format=torch.contiguous_format).flatten(0, 1)
+
+
+def is_channels_last(value: Tensor) -> bool:
+    """Whether maps (N, C, H, W) lie in memory as (N, H, W, C) and not also as they are written."""
+    return (
+        value.dim() == 4
+        and value.is_contiguous(memory_format=torch.channels_last)
+        and not value.is_contiguous()
+    )
 
 
 def _shape_answer(node: fx.Node, shape: torch.Size) -> Any:
