@@ -53,7 +53,7 @@ def exported(
     net = net or network()
     dynamic = ({0: torch.export.Dim("batch")},) if batch is None else None
     program = torch.export.export(
-        net, (torch.zeros(batch or 2, 3, size, size),), dynamic_shapes=dynamic
+        net, (torch.zeros(batch or 2, 3, size, size),), dynamic_shapes=dynamic, strict=False
     )
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
