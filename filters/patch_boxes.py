@@ -64,17 +64,23 @@ class Cutter:
         Raises:
             CnnvizError: the layer's receptive field is not known, and the crop needs it.
         """
-        exact = self._exact(layer, winners)
-        if self._crop is Crop.RECEPTIVE_FIELD:
-            return exact
-        most = MOST * math.prod(self._model.input_size)
-        large = [n for n, (y0, x0, y1, x1) in enumerate(exact) if (y1 - y0) * (x1 - x0) > most]
-        for start in range(0, len(large), self._batch_size):
-            part = large[start : start + self._batch_size]
-            found = self._effective(layer, [winners[n] for n in part])
-            for number, box in zip(part, found, strict=True):
-                exact[number] = box or exact[number]
-        return exact
+        if self._crop is Crop.RECEPTIVE_FIELD or not self._sees_most(layer):
+            return self._exact(layer, winners)
+        boxes: list[Box] = []
+        for start in range(0, len(winners), self._batch_size):
+            part = winners[start : start + self._batch_size]
+            found = zip(self._effective(layer, part), self._exact(layer, part), strict=True)
+            boxes += [effective or exact for effective, exact in found]
+        return boxes
+
+    def _sees_most(self, layer: str) -> bool:
+        """Whether a unit in the middle of the layer's map sees most of the image."""
+        field = self._fields.get(layer)
+        if field is None:
+            return True
+        size = self._model.input_size
+        seen = [min(length, side) for length, side in zip(field.size, size, strict=True)]
+        return math.prod(seen) > MOST * math.prod(size)
 
     def _exact(self, layer: str, winners: Sequence[Winner]) -> list[Box]:
         size = self._model.input_size

@@ -1,8 +1,9 @@
 """The sheets of a scan: one row per filter, its strongest patches from left to right.
 
 `patches.png` shows the patches, all of a layer at one scale (a patch that is cut off at the edge
-of its image is smaller); `images.png` the whole images with the patch as a white box. A sheet is
-one array of pixels with text over it, so a page of hundreds of patches is one picture.
+of its image is smaller) unless each has a size of its own (`Crop.EFFECTIVE`); `images.png` the
+whole images with the patch as a white box. A sheet is one array of pixels with text over it, so a
+page of hundreds of patches is one picture.
 
 Lengths are in pixels of the sheet.
 """
@@ -19,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from cnnviz.core.drawing import escape, to_uint8
 from cnnviz.core.images import WorkingImage
 from cnnviz.filters.max_patches import FilterPatches, MaxPatches, Patch
-from cnnviz.filters.patch_choices import Score
+from cnnviz.filters.patch_choices import Crop, Score
 from cnnviz.filters.patch_images import PatchImages
 
 if TYPE_CHECKING:
@@ -74,8 +75,9 @@ def draw(
     """
     filters = result.of(layer)
     pages = count_sheets(result, layer) // 2
-    extents = [_extent(patch) for entry in filters for patch in entry.patches]
-    frame = max(1, *(max(extent) for extent in extents))
+    one_scale = result.crop is Crop.RECEPTIVE_FIELD
+    frame = max(_longer(patch) for entry in filters for patch in entry.patches)
+    paint = _patch_painter(frame if one_scale else None)
     for page in range(pages):
         rows = filters[page * ROWS : (page + 1) * ROWS]
         found = images.fetch(patch.index for entry in rows for patch in entry.patches)
@@ -83,13 +85,14 @@ def draw(
         ending = f"-{page + 1}.png" if page else ".png"
         heading = f"{layer}: {{}} by {RANKED[result.plan.score]}{of}"
         patches, whole = (heading.format(f"strongest {what}") for what in ("patches", "images"))
-        yield f"patches{ending}", _sheet(rows, found, patches, PATCH_SIDE, _patch_painter(frame))
+        yield f"patches{ending}", _sheet(rows, found, patches, PATCH_SIDE, paint)
         yield f"images{ending}", _sheet(rows, found, whole, IMAGE_SIDE, _paint_image)
 
 
-def _extent(patch: Patch) -> tuple[int, int]:
+def _longer(patch: Patch) -> int:
+    """The longer side of the patch."""
     y0, x0, y1, x1 = patch.box
-    return y1 - y0, x1 - x0
+    return max(y1 - y0, x1 - x0)
 
 
 def _pixels(image: WorkingImage) -> "NDArray[np.uint8]":
@@ -102,15 +105,15 @@ def _resized(pixels: "NDArray[np.uint8]", scale: float, blocky: bool) -> "NDArra
     return np.asarray(Image.fromarray(pixels).resize((width, height), how))
 
 
-def _patch_painter(frame: int) -> Paint:
-    """Cuts patches and brings them to the scale at which `frame` pixels fill a cell."""
-    scale = PATCH_SIDE / frame
+def _patch_painter(frame: int | None) -> Paint:
+    """Cuts patches and enlarges them so that `frame` pixels, or each by itself, fill a cell."""
 
     def paint(patch: Patch, image: WorkingImage) -> "NDArray[np.uint8]":
         y0, x0, y1, x1 = patch.box
         if y0 == y1 or x0 == x1:
             return np.full((1, 1, 3), GREY, np.uint8)
-        return _resized(_pixels(image)[y0:y1, x0:x1], scale, frame <= BLOCKY)
+        side = frame or _longer(patch)
+        return _resized(_pixels(image)[y0:y1, x0:x1], PATCH_SIDE / side, side <= BLOCKY)
 
     return paint
 
