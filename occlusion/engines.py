@@ -17,8 +17,9 @@ from cnnviz.occlusion.network import Network, prepare
 __all__ = ["Engine", "EngineChoice", "Scores", "choose", "make_engine", "verify"]
 
 SAMPLE = 32
-# Counting is not exact: the incremental engine must promise this much to be taken.
-MARGIN = 0.9
+# Counted gains came out up to 1.5 times too high where windows are small and calls many, so the
+# incremental engine must promise more than that it is no slower.
+MARGIN = 0.77
 
 
 def make_engine(
