@@ -493,3 +493,22 @@ def test_a_network_without_a_graph_needs_the_effective_crop(data: ImageData) -> 
             y0, x0, y1, x1 = patch.box
             assert y <= y0 < y1 <= y + 3
             assert x <= x0 < x1 <= x + 3
+
+
+def test_running_out_of_memory_halves_the_batch_and_changes_nothing(
+    net: Branches, data: ImageData
+) -> None:
+    cramped = Branches()
+    cramped.load_state_dict(net.state_dict())
+    refused = []
+
+    def refuse(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if len(inputs[0]) > 4:
+            refused.append(len(inputs[0]))
+            raise torch.OutOfMemoryError("out of memory")
+
+    cramped.last.register_forward_pre_hook(refuse)
+    roomy, tight = as_model(net), as_model(cramped)
+    whole = max_patches(roomy, data, make_plan(roomy), batch_size=16)
+    assert max_patches(tight, data, make_plan(tight), batch_size=16) == whole
+    assert refused == [16, 8]
