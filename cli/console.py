@@ -4,6 +4,7 @@ With `--json` stdout carries the summary alone; `--quiet` silences progress and 
 users (labels, file names) is shown with its control characters replaced, never read as markup.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from cnnviz.core.results import RunFolder
 
 PLAIN_STEPS = 4
+PIPED_WIDTH = 140
 
 
 def printable(text: object) -> str:
@@ -38,7 +40,7 @@ class Console:
 
     def __init__(self, output: OutputOptions) -> None:
         self._output = output
-        self._out = RichConsole(highlight=False)
+        self._out = RichConsole(highlight=False, width=_width())
         self._err = RichConsole(stderr=True, highlight=False)
         self._shows_findings = not (output.quiet or output.json)
 
@@ -130,6 +132,13 @@ class Console:
             say(f"cnnviz: {error['message']}")
         if content["errors"]:
             raise typer.Exit(1)
+
+
+def _width() -> int | None:
+    """The terminal's or the user's own; where nobody looks (a pipe, a file), enough for tables."""
+    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+        return None
+    return PIPED_WIDTH
 
 
 def _is_numeric(cell: object) -> bool:

@@ -17,6 +17,7 @@ from cnnviz.filters.gabor import GABOR_LIKE, GaborFit
 from cnnviz.filters.kernels import GaborReport, KernelReport
 from cnnviz.filters.sheets import Scale, Sheet, draw_sheet, grid, matrix, place
 
+MOST_COLUMNS = 3
 FITTED, CHANCE = "#0072B2", "#999999"
 
 
@@ -25,17 +26,20 @@ def draw_kernels(report: KernelReport, model_name: str, normalize: Normalize) ->
     sheet, scale = _sheet(report, normalize)
     count, channels, height, width = report.kernels.shape
     heading = (
-        f"{model_name} {report.layer}: {count} filters over {channels} channels, {height}x{width}"
+        f"{model_name} {report.layer}\n{count} filters over {channels} channels, {height}x{width}"
     )
     return draw_sheet(sheet, heading, scale)
 
 
 def draw_comparison(reports: Sequence[tuple[str, KernelReport]], normalize: Normalize) -> Figure:
     """One layer of each of several models, side by side."""
-    width = min(5.0 * len(reports), 24.0)
-    figure = new_figure(width, 5.6)
-    cells = figure.subplots(1, len(reports), squeeze=False)[0]
-    for axes, (name, report) in zip(cells, reports, strict=True):
+    columns = min(len(reports), MOST_COLUMNS)
+    rows = -(-len(reports) // columns)
+    figure = new_figure(5.0 * columns, 4.9 * rows)
+    cells = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in cells[len(reports) :]:
+        axes.set_visible(False)
+    for axes, (name, report) in zip(cells, reports, strict=False):
         sheet, scale = _sheet(report, normalize)
         count, channels, height, wide = report.kernels.shape
         heading = f"{name}\n{report.layer}: {count} filters, {channels}x{height}x{wide}"

@@ -25,6 +25,8 @@ DEAD_BELOW = 1e-3
 """Share of the layer's largest norm below which a filter counts as dead."""
 DUPLICATE_ABOVE = 0.95
 """|cosine| above which two filters count as near-duplicates."""
+MOST_COLOURS = 3
+"""Input channels up to which a kernel is a picture, and a Gabor fit means something."""
 _CHUNK = 512
 
 
@@ -144,7 +146,7 @@ def examine(
     Args:
         module: the network; only read.
         name: the layer.
-        gabor: fit a Gabor filter to each kernel, where the kernels are large enough.
+        gabor: fit a Gabor filter to each kernel, where kernels are pictures and large enough.
         seed: of the shuffling that the Gabor fits are held against.
         advance: called with the number of filters just fitted.
     """
@@ -153,7 +155,7 @@ def examine(
     kernels_FCHW = kernels_of(layer)
     norms_F: Array = np.sqrt(np.square(kernels_FCHW, dtype=np.float64).sum(axis=(1, 2, 3)))
     alive_F = norms_F > DEAD_BELOW * float(norms_F.max(initial=0))
-    fits = gabor and can_fit(*kernels_FCHW.shape[1:])
+    fits = gabor and gabor_steps(module, name) > 0
     return KernelReport(
         layer=name,
         kind=type(layer).__name__,
@@ -216,9 +218,10 @@ def _gabor(
 
 
 def gabor_steps(module: nn.Module, name: str) -> int:
-    """How far `examine` with Gabor fits will advance over this layer."""
+    """How far `examine` with Gabor fits will advance over this layer; 0 where it makes none."""
     layer = module.get_submodule(name)
     assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)  # noqa: S101 (told to mypy)
     channels = layer.in_channels // layer.groups
     height, width = pair(layer.kernel_size)
-    return 2 * layer.out_channels if can_fit(channels, height, width) else 0
+    fits = channels <= MOST_COLOURS and can_fit(channels, height, width)
+    return 2 * layer.out_channels if fits else 0
