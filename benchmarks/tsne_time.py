@@ -126,7 +126,7 @@ def neighbours(count: int, dimensions: int, rounds: int, device: str) -> None:
 
 def train(root: Path, device: str) -> nn.Module:
     """A small convolutional network after one pass over 20,000 training images."""
-    from torchvision.datasets import MNIST  # noqa: PLC0415 (only this part needs it)
+    from torchvision.datasets import MNIST
 
     torch.manual_seed(0)
     net = nn.Sequential(
@@ -136,7 +136,7 @@ def train(root: Path, device: str) -> nn.Module:
     data = MNIST(str(root), train=True)
     images, labels = data.data[:EPOCH_IMAGES], data.targets[:EPOCH_IMAGES]
     optimizer = torch.optim.Adam(net.parameters(), 2e-3)
-    for part in torch.randperm(len(images)).split(64):
+    for part in torch.split(torch.randperm(len(images)), 64):
         x = (images[part].float()[:, None] / 255 - 0.5).mul(2).expand(-1, 3, -1, -1).to(device)
         loss: Tensor = nn.functional.cross_entropy(net(x), labels[part].to(device))
         optimizer.zero_grad()
@@ -161,9 +161,9 @@ def mnist(root: Path, count: int, backend: Backend, device: str) -> None:
     chosen = figures.chosen_images(len(data), 0)
     before_drawing = time.perf_counter()
     framed = figures.framed_thumbnails(result, chosen)
-    figures.scatter(result).canvas.draw()  # type: ignore[attr-defined]
-    figures.images(result, chosen, framed).canvas.draw()  # type: ignore[attr-defined]
-    figures.grid(result, chosen, framed).canvas.draw()  # type: ignore[attr-defined]
+    figures.scatter(result).canvas.draw()
+    figures.images(result, chosen, framed).canvas.draw()
+    figures.grid(result, chosen, framed).canvas.draw()
     seconds = result.seconds | {"drawing": time.perf_counter() - before_drawing}
     for name, spent in seconds.items():
         print(f"  {name:34} wall {spent:.2f} s")
