@@ -272,6 +272,8 @@ def test_guards_of_an_exported_graph_are_dropped_unread(
     net = exported(tmp_path / "a.pt2")
 
     def change(program: Any) -> None:
+        if "guards_code" not in program:
+            pytest.skip("this torch writes no guards")
         program["guards_code"] = ["__import__('pathlib').Path('mark').touch() is None"]
 
     altered(tmp_path / "a.pt2", PROGRAM, lambda text: edited(text, change))
