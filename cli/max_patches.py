@@ -162,7 +162,8 @@ def _forget(folder: "RunFolder") -> None:
     from cnnviz.core.results import SUMMARY
 
     if (folder.path / SUMMARY).exists():
-        (folder.path / STATE).unlink(missing_ok=True)
+        for path in (folder.path / STATE, *folder.path.glob(f".{STATE}.*.tmp")):
+            path.unlink(missing_ok=True)
 
 
 def _draw(
