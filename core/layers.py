@@ -66,7 +66,8 @@ def tap(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
 
     def keeper(name: str) -> Callable[[nn.Module, object, object], None]:
         def keep(_layer: nn.Module, _inputs: object, output: object) -> None:
-            outputs[name] = _as_tensor(name, output)
+            # A copy, since the next layer may work in place (a ReLU behind a convolution).
+            outputs[name] = _as_tensor(name, output).clone()
 
         return keep
 

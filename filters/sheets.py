@@ -29,6 +29,7 @@ WIDTH = 8.0  # inches, of an ordinary sheet
 LARGEST = 40.0  # inches, the longer side of a sheet with very many tiles
 DPI = 150
 _MOST_TICKS = 40
+_MOST_LABELS = 512  # tiles; more numbers could not be read
 _SHARP = 24  # pixels of a tile's longer side, from which on it is not enlarged
 _ROOMY = 1200  # pixels of a matrix's longer side, likewise
 
@@ -53,6 +54,7 @@ class Sheet:
         pitch: rows and columns of pixels from one tile to the next.
         relative: columns count on from the row's number (a grid); else they have their own (a
             matrix).
+        labels: the number of each tile, where it cannot be told from row and column.
         row_name: what rows count.
         column_name: what columns count.
     """
@@ -62,6 +64,7 @@ class Sheet:
     columns: tuple[int, ...]
     pitch: tuple[int, int]
     relative: bool
+    labels: tuple[int, ...]
     row_name: str
     column_name: str
 
@@ -74,8 +77,8 @@ def grid(
     Args:
         pictures: one for each number.
         what: what they are: "filter", "channel".
-        numbers: as labels; 0, 1, 2, … if not given. Other numbers are not consecutive, so only the
-            first of each row can be told from its label.
+        numbers: of the pictures; 0, 1, 2, … if not given. Given ones stand on each tile, as long
+            as there are few enough of them to be read.
         aspect: width over height to aim at.
     """
     count, height, width = pictures.shape[:3]
@@ -89,6 +92,7 @@ def grid(
         columns=tuple(range(across)),
         pitch=(height * scale + gap, width * scale + gap),
         relative=True,
+        labels=numbers if numbers and count <= _MOST_LABELS else (),
         row_name=what,
         column_name="" if numbers else "+",
     )
@@ -107,6 +111,7 @@ def matrix(pictures: Pixels, row_name: str, column_name: str) -> Sheet:
         columns=tuple(range(columns)),
         pitch=(height * scale + gap, width * scale + gap),
         relative=False,
+        labels=(),
         row_name=row_name,
         column_name=column_name,
     )
@@ -143,12 +148,31 @@ def place(axes: Axes, sheet: Sheet, heading: str, scale: Scale | None) -> None:
     down, right = sheet.pitch
     _ticks(axes, "y", sheet.rows, down, sheet.row_name, plus=False)
     _ticks(axes, "x", sheet.columns, right, sheet.column_name, plus=sheet.relative)
+    _number_tiles(axes, sheet)
     axes.tick_params(length=0, pad=2, labelsize=FONT_SIZE - 3)
     for spine in axes.spines.values():
         spine.set_visible(False)
     if scale is not None:
         bar = ScalarMappable(Normalize(scale.low, scale.high), "gray")
         add_colorbar(bar, axes, scale.label).ax.set_box_aspect(30)
+
+
+def _number_tiles(axes: Axes, sheet: Sheet) -> None:
+    down, right = sheet.pitch
+    size = min(FONT_SIZE - 2, max(2.5, 40 / len(sheet.columns)))
+    box = {"facecolor": "black", "alpha": 0.55, "pad": 0.4, "linewidth": 0}
+    for place, number in enumerate(sheet.labels):
+        row, column = divmod(place, len(sheet.columns))
+        axes.text(
+            column * right + 0.04 * right + 1,
+            row * down + 0.04 * down + 1,
+            str(number),
+            fontsize=size,
+            color="white",
+            va="top",
+            ha="left",
+            bbox=box,
+        )
 
 
 def _ticks(

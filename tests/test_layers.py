@@ -14,6 +14,7 @@ from cnnviz.core.choices import Precision
 from cnnviz.core.datasets import ImageData, open_data
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.images import Preprocess
+from cnnviz.core.layers import tap
 from cnnviz.core.models import Model
 from cnnviz.filters.inventory import take_inventory
 from cnnviz.filters.spread import LOWEST_EXPONENT, OCTAVES, Spread, spread_of
@@ -72,6 +73,16 @@ def data(tmp_path: Path) -> ImageData:
             pixels = rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
     return open_data([str(tmp_path)])
+
+
+def test_tapped_values_are_those_before_an_inplace_relu() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True)).eval()
+    image = torch.randn(1, 3, 8, 8)
+    with torch.inference_mode(), tap(module, ["0", "1"]) as outputs:
+        module(image)
+    with torch.inference_mode():
+        assert torch.equal(outputs["0"], module[0](image))
+        assert torch.equal(outputs["1"], module[0](image).relu())
 
 
 def test_rows_are_what_runs_in_order_with_shapes_and_calls() -> None:
