@@ -89,7 +89,7 @@ def tsne(
     check_spec(spec, len(images))
     root = output.folder("tsne")
     loaded = model.load()
-    embedder = Embedder(loaded, images, spec, console.progress)
+    embedder = Embedder(loaded, images, spec, console.progress, console.note)
     known = embedder.known_features(root / FEATURES) if output.overwrite else None
     folder = RunFolder.open(root, overwrite=output.overwrite)
     features = known or embedder.features(scratch=folder.path)

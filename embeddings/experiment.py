@@ -101,7 +101,7 @@ def _judge_predictions(
 
 
 def _maps(
-    components: Pca, spec: EmbeddingSpec, model: Model, clock: _Clock
+    components: Pca, spec: EmbeddingSpec, model: Model, clock: _Clock, tell: Callable[[str], None]
 ) -> tuple[tuple[Map, ...], Map]:
     """The maps asked for, and that of PCA."""
     points = components.scores_Nc
@@ -115,6 +115,10 @@ def _maps(
         near = nearest(points, min(k, len(points) - 1), device=model.device, progress=advance)
     maps = []
     for perplexity in spec.perplexities:
+
+        def watch(iteration: int, divergence: float, perplexity: float = perplexity) -> None:
+            tell(f"perplexity {perplexity:g}: KL {divergence:.3f} after {iteration} iterations")
+
         with clock.part("embedding", total_iterations()) as advance:
             found = tsne(
                 near,
@@ -124,6 +128,7 @@ def _maps(
                 device=model.device,
                 seed=spec.seed,
                 progress=advance,
+                watch=watch,
             )
         maps.append(found)
     return tuple(maps), flat
@@ -133,9 +138,21 @@ class Embedder:
     """An experiment on one data set, in two steps: features first, then the maps of them."""
 
     def __init__(
-        self, model: Model, data: ImageData, spec: EmbeddingSpec, stage: Stage = _silent
+        self,
+        model: Model,
+        data: ImageData,
+        spec: EmbeddingSpec,
+        stage: Stage = _silent,
+        tell: Callable[[str], None] = lambda _line: None,
     ) -> None:
         """Checks the spec and finds the layer.
+
+        Args:
+            model: from `cnnviz.core.load_model`.
+            data: from `cnnviz.core.open_data`.
+            spec: what to do.
+            stage: opens the progress of one part of the work.
+            tell: called with a line about how far t-SNE has come.
 
         Raises:
             UsageError: no such layer, too few images, or a perplexity that does not fit.
@@ -143,7 +160,7 @@ class Embedder:
         check_spec(spec, len(data))
         self._model, self._data, self._spec = model, data, spec
         self._extractor = FeatureExtractor(model, spec.layer, spec.pool)
-        self._clock = _Clock(stage)
+        self._clock, self._tell = _Clock(stage), tell
 
     def known_features(self, path: Path) -> Features | None:
         """The features in an earlier run's `features.npz`, if this run would compute the same."""
@@ -184,7 +201,7 @@ class Embedder:
         with clock.part("components", 1) as advance:
             components = _components(features, spec, model)
             advance(1)
-        maps, flat = _maps(components, spec, model, clock)
+        maps, flat = _maps(components, spec, model, clock, self._tell)
         with clock.part("neighbours", count) as advance:
             near = nearest(points, min(FAR, count - 1), device=model.device, progress=advance)
         judged = maps if maps[0] is flat else (*maps, flat)

@@ -22,7 +22,7 @@ from openTSNE.nearest_neighbors import PrecomputedNeighbors
 from cnnviz.core.errors import UsageError
 from cnnviz.embeddings.choices import Backend
 from cnnviz.embeddings.neighbors import Neighbors
-from cnnviz.embeddings.tsne_torch import WATCHED, PairForces, Phase, optimise
+from cnnviz.embeddings.tsne_torch import TOLD, WATCHED, PairForces, Phase, optimise
 
 EXAGGERATION = 12.0
 EARLY_ITERATIONS = 250
@@ -113,9 +113,16 @@ def _by_opentsne(
     places_N2: NDArray[np.float64],
     seed: int,
     progress: Callable[[int], None],
+    watch: Callable[[int, float], None],
 ) -> NDArray[np.float32]:
-    def advance(_iteration: int, _error: float, _embedding: object) -> None:
+    done = 0
+
+    def advance(_iteration: int, divergence: float, _embedding: object) -> None:
+        nonlocal done
+        done += WATCHED
         progress(WATCHED)
+        if done % TOLD == 0:
+            watch(done, float(divergence))
 
     early, late = phases(len(places_N2))
     solver = TSNE(
@@ -143,6 +150,7 @@ def tsne(
     device: torch.device | str = "cpu",
     seed: int = 0,
     progress: Callable[[int], None] = lambda _steps: None,
+    watch: Callable[[int, float], None] = lambda _iteration, _divergence: None,
 ) -> Map:
     """Lays points out so that neighbours stay neighbours.
 
@@ -154,6 +162,7 @@ def tsne(
         device: where torch computes.
         seed: of the jitter of the start.
         progress: called with the number of iterations just done, of `total_iterations`.
+        watch: called every 250 iterations with their number and the divergence so far.
 
     Raises:
         UsageError: the perplexity does not fit the number of points.
@@ -165,9 +174,9 @@ def tsne(
     start_N2 = starting_places(components_Nc, seed)
     forces = PairForces(affinities.P, device)
     if chosen == Backend.TORCH:
-        places_N2 = optimise(forces, start_N2, phases(count), progress=progress)
+        places_N2 = optimise(forces, start_N2, phases(count), progress=progress, watch=watch)
     else:
-        places_N2 = _by_opentsne(affinities, start_N2, seed, progress)
+        places_N2 = _by_opentsne(affinities, start_N2, seed, progress, watch)
     divergence = forces.divergence(torch.from_numpy(places_N2).to(forces.device))
     return Map(places_N2, float(perplexity), chosen, divergence)
 

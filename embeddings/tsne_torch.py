@@ -21,7 +21,7 @@ from torch import Tensor
 TILE_PAIRS = {"cpu": 1 << 18, "mps": 1 << 24, "cuda": 1 << 26}
 MIN_GAIN = 0.01
 LONGEST_STEP = 5.0
-WATCHED = 50
+WATCHED, TOLD = 50, 250
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,7 @@ def optimise(
     phases: tuple[Phase, ...],
     *,
     progress: Callable[[int], None] = lambda _steps: None,
+    watch: Callable[[int, float], None] = lambda _iteration, _divergence: None,
 ) -> NDArray[np.float32]:
     """Moves the points of a map until it shows the affinities.
 
@@ -135,10 +136,12 @@ def optimise(
         initial_N2: where they start, spread about 1e-4.
         phases: one after the other.
         progress: called with the number of iterations just done.
+        watch: called every 250 iterations with their number and the divergence.
 
     Returns:
         (N, 2) the map, centred.
     """
+    total = 0
     descent = Descent(torch.from_numpy(initial_N2).float().to(forces.device))
     for phase in phases:
         for done in range(1, phase.iterations + 1):
@@ -146,4 +149,7 @@ def optimise(
             descent.advance(gradient, phase)
             if done % WATCHED == 0 or done == phase.iterations:
                 progress((done - 1) % WATCHED + 1)
+            total += 1
+            if total % TOLD == 0:
+                watch(total, forces.divergence(descent.map_N2))
     return np.asarray(descent.map_N2.cpu().numpy())

@@ -145,7 +145,9 @@ def test_one_seed_gives_one_result(out, photos, options):
 def test_features_are_used_again_while_nothing_changed(out, photos, options, capsys):
     loud = [option for option in options if option != "--quiet"]
     assert run(["tsne", str(photos), *loud, "--overwrite", "--perplexity", "8"]) == 0
-    assert "the features of the earlier run are used again" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "the features of the earlier run are used again" in told
+    assert "perplexity 8: KL " in told
     assert summary_in(out)["results"]["features_reused"] is True
     Image.new("RGB", (16, 16), "red").save(photos / "red" / "01b.png")
     assert run(["tsne", str(photos), *options, "--overwrite"]) == 0

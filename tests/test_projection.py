@@ -120,6 +120,16 @@ def test_points_on_a_line_spread_over_the_plane():
 
 
 @pytest.mark.parametrize("backend", [Backend.OPENTSNE, Backend.TORCH])
+def test_the_divergence_is_told_as_it_falls(backend, data, maps):
+    told = []
+    tsne(data[2], data[1], 15, backend=backend, watch=lambda *at: told.append(at))
+    assert [iteration for iteration, _ in told] == [250, 500, 750]
+    divergences = [divergence for _, divergence in told]
+    assert divergences == sorted(divergences, reverse=True)
+    assert divergences[-1] == pytest.approx(maps[backend].divergence, rel=0.05)
+
+
+@pytest.mark.parametrize("backend", [Backend.OPENTSNE, Backend.TORCH])
 def test_progress_counts_every_iteration(backend, data):
     steps = []
     tsne(data[2], data[1], 15, backend=backend, progress=steps.append)
