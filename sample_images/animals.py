@@ -1,7 +1,7 @@
 """Four animals, each in its place: a robin, a stag, a frog, a horse."""
 
 import numpy as np
-from backdrops import bokeh, fallen_leaves, grass, ground, hills, sky, trees
+from backdrops import bokeh, grass, ground, hills, sky, trees
 from painting import Array, Canvas, Points, ellipse, limb, mix, moved, rgb, spline
 
 BLACK, SPOT = rgb("15120f"), rgb("3a4f1c")
@@ -47,6 +47,7 @@ def horse(canvas: Canvas) -> None:
     """A brown horse with a black mane on a meadow."""
     meadow(canvas, "5c8a36", "8db551", ("3f6336", "779a55"))
     grass(canvas, 226, 300, 16, "4c7a2c", "8db551")
+    canvas.scale(0.6, 190, 250)
     canvas.shadow(ellipse(205, 248, 96, 9), 0.6, 5)
     coat, coarse = rgb("9a5526"), hair(canvas)
     far = [
@@ -97,6 +98,7 @@ def deer(canvas: Canvas) -> None:
     """A stag with his antlers on an autumn meadow."""
     meadow(canvas, "8a7f3c", "c2ac5c", ("5d5a32", "b07a38"))
     grass(canvas, 226, 300, 18, "7d7434", "cdb866")
+    canvas.scale(0.72, 205, 250)
     canvas.shadow(ellipse(184, 250, 82, 8), 0.6, 5)
     coat, coarse = rgb("a06a3c"), hair(canvas)
     far = [
@@ -136,9 +138,10 @@ def deer(canvas: Canvas) -> None:
 
 def bird(canvas: Canvas) -> None:
     """A robin on a branch before green leaves."""
-    bokeh(canvas, ("33521f", "6f9a3f", "b9cf7a"), 60)
+    bokeh(canvas, ("6f8f4a", "8fae62", "aec57c"), 60)
     canvas.soften(6)
     branch(canvas)
+    canvas.scale(0.6, 185, 236)
     down = 1 + 0.3 * (canvas.noise(4) - 0.5)
     tail = [(128, 172), (76, 226), (86, 234), (98, 236), (146, 202)]
     canvas.fill(tail, rgb("5a4630"), volume=3, texture=down)
@@ -182,8 +185,9 @@ def branch(canvas: Canvas) -> None:
 
 
 def frog(canvas: Canvas) -> None:
-    """A green frog on fallen leaves."""
-    fallen_leaves(canvas, 190)
+    """A green frog on sandy ground."""
+    ground(canvas, -40, "8a7450", "9a8460", grain=0.3)
+    canvas.scale(0.8, 192, 246)
     canvas.shadow(ellipse(188, 244, 112, 10), 0.6, 5)
     skin = 1 + 0.4 * (canvas.noise(10, octaves=4) - 0.5)
     green = rgb("84a836")

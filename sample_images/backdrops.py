@@ -1,7 +1,7 @@
 """What stands behind the subjects: skies, sea, meadows, roads, leaves out of focus."""
 
 import numpy as np
-from painting import Array, Canvas, blur, ellipse, limb, mix, moved, rgb
+from painting import Array, Canvas, blur, ellipse, mix, rgb
 
 
 def sky(canvas: Canvas, top: str, bottom: str, horizon: float) -> None:
@@ -93,36 +93,8 @@ def bokeh(canvas: Canvas, tones: tuple[str, str, str], size: float) -> None:
 
 
 def sea(canvas: Canvas, horizon: float) -> None:
-    """Water with waves that grow towards the viewer."""
+    """A grey-green sea with waves that grow towards the viewer."""
     depth = np.clip((canvas.y - horizon) / (canvas.height - horizon), 0, 1)
     ripple = canvas.noise(4, stretch=7) * (1 - depth) + canvas.noise(13, stretch=5) * depth
-    field = mix(rgb("6a9fc0"), rgb("14466f"), depth**0.7) + (ripple - 0.5)[..., None] * 0.25
-    water = (canvas.y > horizon).astype(float)
-    canvas.lay(np.clip(field, 0, 1), water)
-    canvas.lay(rgb("d7ebf5"), np.clip((ripple - 0.72) * 5, 0, 1) * 0.5 * water)
-
-
-def fallen_leaves(canvas: Canvas, sharp_from: float) -> None:
-    """Ground under brown leaves, larger towards the viewer, out of focus above row `sharp_from`."""
-    canvas.lay(rgb("35271a"))
-    rows = np.linspace(-8, canvas.height + 12, 420)
-    for row in rows[rows < sharp_from]:
-        fallen_leaf(canvas, float(row))
-    canvas.soften(2.2)
-    for row in rows[rows >= sharp_from]:
-        fallen_leaf(canvas, float(row))
-    canvas.soften(0.6)
-
-
-def fallen_leaf(canvas: Canvas, y: float) -> None:
-    """One leaf that lies somewhere on row `y`."""
-    x, turn = canvas.uniform(-20, canvas.width + 20), canvas.uniform(0, 2 * np.pi)
-    size = (12 + 13 * y / canvas.height) * canvas.uniform(0.8, 1.3)
-    along, down = size * np.cos(turn), 0.55 * size * np.sin(turn)
-    bend = (x + canvas.uniform(-4, 4), y + canvas.uniform(-4, 4))
-    spine = [(x - along, y - down), bend, (x + along, y + down)]
-    tone = mix(rgb("3d2a18"), rgb("a3793f"), canvas.uniform(0, 1))
-    leaf = limb(spine, [2, size * 0.8, 1])
-    canvas.shadow(moved(leaf, dx=1.5, dy=2.5), 0.5, 1.5)
-    canvas.fill(leaf, tone, volume=3, depth=0.7, subject=False)
-    canvas.fill(limb(spine, [0.8, 0.8, 0.5]), tone * 0.6, subject=False)
+    field = mix(rgb("8a9a86"), rgb("5f7460"), depth**0.7) + (ripple - 0.5)[..., None] * 0.12
+    canvas.lay(np.clip(field, 0, 1), (canvas.y > horizon).astype(float))

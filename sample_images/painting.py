@@ -110,9 +110,19 @@ class Canvas:
         self.pixels: Array = np.zeros((*self.shape, 3))
         self.subject: Array = np.zeros(self.shape)
         self._chance = np.random.default_rng(seed)
+        self._anchor, self._size = np.zeros(2), 1.0
         rows, columns = np.indices(self.shape)
         self.x: Array = (columns + 0.5) / SCALE
         self.y: Array = (rows + 0.5) / SCALE
+
+    def scale(self, size: float, x: float, y: float) -> None:
+        """From now on all that is drawn is `size` times as large, seen from the point (x, y)."""
+        self._anchor, self._size = np.array([x, y], dtype=float), size
+        self.x, self.y = x + (self.x - x) / size, y + (self.y - y) / size
+
+    def _placed(self, points: Points) -> Array:
+        """Corners in pixels of the supersampled canvas."""
+        return (self._anchor + (np.asarray(points) - self._anchor) * self._size) * SCALE
 
     def uniform(self, low: float, high: float) -> float:
         """A random number between the two."""
@@ -120,9 +130,10 @@ class Canvas:
 
     def window(self, points: Points, margin: float) -> Window:
         """The rows and columns of the supersampled canvas around a shape."""
-        (x0, y0), (x1, y1) = np.min(points, axis=0) - margin, np.max(points, axis=0) + margin
-        top, bottom = (int(np.clip(edge * SCALE, 2, self.shape[0] - 2)) for edge in (y0, y1))
-        left, right = (int(np.clip(edge * SCALE, 2, self.shape[1] - 2)) for edge in (x0, x1))
+        corners, reach = self._placed(points), margin * self._size * SCALE
+        (x0, y0), (x1, y1) = corners.min(axis=0) - reach, corners.max(axis=0) + reach
+        top, bottom = (int(np.clip(edge, 2, self.shape[0] - 2)) for edge in (y0, y1))
+        left, right = (int(np.clip(edge, 2, self.shape[1] - 2)) for edge in (x0, x1))
         return slice(top - 2, bottom + 2), slice(left - 2, right + 2)
 
     def noise(self, size: float, *, stretch: float = 1.0, octaves: int = 3) -> Array:
@@ -147,8 +158,8 @@ class Canvas:
         rows, columns = window
         image = Image.new("L", (columns.stop - columns.start, rows.stop - rows.start), 0)
         for points in polygons:
-            corners = [(x * SCALE - columns.start, y * SCALE - rows.start) for x, y in points]
-            ImageDraw.Draw(image).polygon(corners, fill=1)
+            corners = self._placed(points) - (columns.start, rows.start)
+            ImageDraw.Draw(image).polygon([tuple(corner) for corner in corners], fill=1)
         return np.asarray(image, dtype=float)
 
     def lay(self, colour: Array, mask: Array | float = 1.0) -> None:
@@ -194,8 +205,8 @@ class Canvas:
         if texture is not None:
             field = field * texture[window][..., None]
         if volume:
-            field = lit(field, mask, volume, depth)
-        cover = opacity * (blur(mask, soft) if soft else mask)[..., None]
+            field = lit(field, mask, volume * self._size, depth)
+        cover = opacity * (blur(mask, soft * self._size) if soft else mask)[..., None]
         self.pixels[window] += (np.clip(field, 0, 1) - self.pixels[window]) * cover
         whole = np.zeros(self.shape)
         whole[window] = mask
@@ -206,7 +217,8 @@ class Canvas:
     def shadow(self, points: Points, strength: float, soft: float) -> None:
         """Darkens what lies under a shape, with a soft rim."""
         window = self.window(points, 2 + 3 * soft)
-        self.pixels[window] *= 1 - strength * blur(self._drawn([points], window), soft)[..., None]
+        mask = blur(self._drawn([points], window), soft * self._size)
+        self.pixels[window] *= 1 - strength * mask[..., None]
 
     def soften(self, radius: float) -> None:
         """Puts all that has been painted so far out of focus."""

@@ -8,12 +8,15 @@ WHITE, GLASS, RUBBER = rgb("f4f6f8"), rgb("27333f"), rgb("1c1d20")
 
 
 def airplane(canvas: Canvas) -> None:
-    """A white airliner with a blue tail, climbing among clouds."""
-    sky(canvas, "2f74c4", "b9daf3", canvas.height * 1.05)
-    cloud(canvas, 62, 262, 26)
-    cloud(canvas, 318, 280, 30)
-    cloud(canvas, 330, 66, 13, 0.7)
-    cloud(canvas, 84, 62, 10, 0.55)
+    """A white airliner with a blue tail, climbing away over fields."""
+    sky(canvas, "5f9bd8", "eef3f2", 170)
+    cloud(canvas, 90, 60, 16, 0.8)
+    cloud(canvas, 318, 44, 13, 0.6)
+    hills(canvas, 180, 70, "8fa9ae", 1.2)
+    hills(canvas, 186, 40, "6d8f6a", 2.2)
+    ground(canvas, 180, "8db551", "5c8a36")
+    canvas.soften(1.8)
+    canvas.scale(0.6, 192, 150)
 
     def at(points: Points) -> Points:
         turn = np.deg2rad(-9)
@@ -45,12 +48,13 @@ def airplane(canvas: Canvas) -> None:
 
 
 def ship(canvas: Canvas) -> None:
-    """A freighter with a red and black hull and a white bridge on a blue sea."""
+    """A freighter with a red and black hull and a white bridge on a grey-green sea."""
     horizon = 150.0
     sky(canvas, "6ea9dd", "e3eef5", horizon)
     cloud(canvas, 60, 70, 17, 0.8)
     cloud(canvas, 320, 50, 14, 0.7)
     sea(canvas, horizon)
+    canvas.scale(0.6, 192, 212)
     deck = 160
     for x, tiers in ((146, 2), (178, 3), (210, 3), (242, 2), (274, 2)):
         for tier in range(tiers):
@@ -118,6 +122,7 @@ def road(canvas: Canvas, top: float) -> None:
 def automobile(canvas: Canvas) -> None:
     """A red car on a country road."""
     road(canvas, 168)
+    canvas.scale(0.6, 192, 238)
     canvas.shadow(ellipse(192, 232, 142, 10), 0.7, 5)
     body = spline(
         [(56, 208), (56, 186), (64, 170), (92, 160), (128, 150), (160, 122), (196, 113), (238, 115),
@@ -156,6 +161,7 @@ def automobile(canvas: Canvas) -> None:
 def truck(canvas: Canvas) -> None:
     """A lorry with a blue cab and a white box on a country road."""
     road(canvas, 176)
+    canvas.scale(0.6, 192, 244)
     canvas.shadow(ellipse(196, 240, 146, 9), 0.7, 5)
     canvas.fill([(70, 206), (328, 206), (328, 220), (70, 220)], rgb("2c2f34"), volume=2)
     box = [(140, 208), (330, 208), (330, 100), (140, 100)]
