@@ -107,7 +107,8 @@ def overlay(
 
 def to_uint8(pixels: "NDArray[np.floating]") -> "NDArray[np.uint8]":
     """Values in [0, 1] to 0…255, rounded."""
-    return np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+    return levels
 
 
 def tile_columns(count: int, height: int, width: int, aspect: float = 1.5) -> int:
