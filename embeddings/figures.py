@@ -227,7 +227,7 @@ def images(
     # One scale for both axes: the map keeps its shape.
     unit = (places - (low + high) / 2) / max(float((high - low).max()), 1e-12)
     shape_xy = np.maximum(unit.max(0) - unit.min(0), NARROWEST)
-    room_xy = (np.clip(wanted, SMALLEST_CANVAS, LARGEST_CANVAS) - side) * shape_xy
+    room_xy = np.floor((np.clip(wanted, SMALLEST_CANVAS, LARGEST_CANVAS) - side) * shape_xy)
     corners_xy = np.rint((shape_xy / 2 + unit * (1, -1)) / shape_xy * room_xy)
     width, height = (int(room) + side for room in room_xy)
     canvas = np.full((height, width, 3), BACKGROUND, np.uint8)

@@ -156,6 +156,17 @@ def test_each_image_stands_at_its_place(result):
     assert (canvas.shape[1] - side) / (bottom + 1 - top - side) == pytest.approx(wide / high, 0.01)
 
 
+def test_images_fit_the_canvas_whatever_the_shape_of_the_map(result, monkeypatch):
+    monkeypatch.setattr(figures, "SMALLEST_CANVAS", 60)
+    pictures = np.full((20, 4, 4, 3), 7, np.uint8)
+    for seed in range(30):
+        places = np.random.default_rng(seed).random((20, 2)).astype(np.float32)
+        drawn = dataclasses.replace(result, maps=(Map(places),))
+        canvas = canvas_of(figures.images(drawn, np.arange(20), pictures))
+        filled = (canvas == 7).all(axis=2)
+        assert filled.any(axis=0)[[0, -1]].all() or filled.any(axis=1)[[0, -1]].all()
+
+
 def test_the_grid_shows_every_image_whole(result):
     pictures = np.stack([np.full((8, 8, 3), k, np.uint8) for k in range(20)])
     canvas = canvas_of(figures.grid(result, np.arange(20), pictures))
