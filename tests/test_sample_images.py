@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 from cnnviz.core.images import read
@@ -37,7 +38,7 @@ def on_object(name: str) -> np.ndarray:
 
 def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(FOLDER / "render.py"), *arguments]
-    return subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
+    return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
 def test_every_picture_has_its_truth_and_the_other_way_round() -> None:
@@ -94,7 +95,9 @@ def test_object_lies_in_the_part_of_the_picture_that_the_network_sees(name: str)
 def test_bundled_model_reads_the_picture_rightly_and_surely(name: str) -> None:
     model = load_model()
     working = read(FOLDER / name, model.preprocess)
-    probabilities = model.logits(model.preprocess.normalise(working.pixels)[None]).softmax(dim=1)[0]
+    with torch.inference_mode():
+        logits = model.logits(model.preprocess.normalise(working.pixels)[None])
+    probabilities = logits.softmax(dim=1)[0]
     assert model.labels[int(probabilities.argmax())] == TRUTH[name]["label"]
     assert float(probabilities.max()) >= 0.7
 
