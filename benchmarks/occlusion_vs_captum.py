@@ -2,10 +2,14 @@
 
     python benchmarks/occlusion_vs_captum.py --model resnet18 --mask 15 --stride 10
 
-Captum runs with the fastest of several `perturbations_per_eval`, found on a coarser grid
-first. Every contender computes the same positions of one random image of 224 x 224; Captum scores
-one class, the engines all of them. Reported: the median and range of each contender's seconds, how
-many times as fast as Captum, what the cost model predicted, and how far apart the results are.
+Captum runs with the fastest of several `perturbations_per_eval`, found first. Every contender
+computes the same positions of one random image of 224 x 224; Captum scores one class, the engines
+all of them. Reported: the median and range of each contender's seconds, how many times as fast as
+Captum, what the cost model predicted, and how far apart the results are.
+
+On a machine that others use too, `--threads 1 --clock cpu` counts the processor's seconds instead
+of the clock's, and `--part 24` times Captum and the full engine, whose cost is the same for every
+position, on about that many positions and scales up.
 """
 
 import argparse
@@ -49,13 +53,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--per-eval", type=int, help="Captum's; default: best")
     parser.add_argument("--batch-size", type=int, help="of the full engine; default: automatic")
+    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"])
+    parser.add_argument("--part", type=int, help="positions that Captum and full are timed on")
     parser.add_argument("--no-captum", action="store_true", help="compare the two engines alone")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(
         f"torch {torch.__version__}, {options.device}, {options.threads} threads, "
         f"{options.precision}, {SIZE}x{SIZE}, mask {options.mask}, stride {options.stride}, "
-        f"{options.rounds} rounds"
+        f"{options.rounds} rounds, {options.clock} clock, part {options.part or 'all'}"
     )
     for name in options.model or TABLE:
         measure(name, options)
@@ -86,7 +92,10 @@ def measure(name: str, options: argparse.Namespace) -> None:
     seconds: dict[str, list[float]] = {contender: [] for contender in runs}
     for _round in range(options.rounds):
         for contender, run in runs.items():
-            seconds[contender].append(clocked(run, device))
+            scale = 1.0
+            if options.part and contender != "incremental":
+                scale = (len(boxes_P4) + 1) / (part_of(boxes_P4, options, contender) + 1)
+            seconds[contender].append(scale * clocked(run, device, options.clock))
     report(name, len(boxes_P4), prepared, seconds, options)
     describe_costs(network, boxes_P4, options)
     compare(scores)
@@ -103,10 +112,14 @@ def contenders(
     fill, scores = torch.zeros_like(image), {}
     runs: dict[str, Callable[[], None]] = {}
     if not options.no_captum:
-        per_eval = options.per_eval or fastest_per_eval(module, image, options.mask)
+        per_eval = options.per_eval or fastest_per_eval(module, image, options)
+
+        mask, stride = options.mask, options.stride
+        if options.part:
+            mask = stride = captum_side(options.part)
 
         def captum() -> None:
-            run_captum(module, image, options.mask, options.stride, per_eval)
+            run_captum(module, image, mask, stride, per_eval)
 
         runs[f"captum ({per_eval} per eval)"] = captum
     engines = [FullEngine(network, batch_size=options.batch_size)]
@@ -115,20 +128,38 @@ def contenders(
     for engine in engines:
 
         def run(engine: FullEngine = engine) -> None:
-            scores[engine.name] = engine.run(image, fill, boxes_P4).logits_PK
+            step = len(boxes_P4) // options.part if options.part and engine.name == "full" else 1
+            boxes = boxes_P4[:: max(1, step)]
+            scores[engine.name] = engine.run(image, fill, boxes).logits_PK
 
         runs[engine.name] = run
     return runs, scores
 
 
-def fastest_per_eval(module: nn.Module, image: Tensor, mask: int) -> int:
+def captum_side(part: int) -> int:
+    """Side of masks that tile the image with about `part` of them."""
+    return -(-SIZE // max(1, round(part**0.5)))
+
+
+def part_of(boxes_P4: Tensor, options: argparse.Namespace, contender: str) -> int:
+    """How many positions a contender is timed on."""
+    if contender == "full":
+        return len(boxes_P4[:: max(1, len(boxes_P4) // options.part)])
+    return int((-(-SIZE // captum_side(options.part))) ** 2)
+
+
+def fastest_per_eval(module: nn.Module, image: Tensor, options: argparse.Namespace) -> int:
     """Captum's best `perturbations_per_eval`, on masks side by side."""
+    side = captum_side(options.part) if options.part else options.mask
     run_captum(module, image, SIZE, SIZE, 1)
     seconds = {
-        per_eval: clocked(lambda n=per_eval: run_captum(module, image, mask, mask, n), image.device)
+        per_eval: clocked(
+            lambda n=per_eval: run_captum(module, image, side, side, n), image.device, options.clock
+        )
         for per_eval in PER_EVAL
+        if not options.part or per_eval <= options.part
     }
-    print("captum by per_eval:", {k: f"{v:.2f} s" for k, v in seconds.items()}, flush=True)
+    print("captum by per_eval:", {k: f"{v:.2f} s" for k, v in seconds.items()})
     return min(seconds, key=lambda per_eval: seconds[per_eval])
 
 
@@ -146,15 +177,16 @@ def run_captum(module: nn.Module, image: Tensor, mask: int, stride: int, per_eva
     return attribution
 
 
-def clocked(run: Callable[[], object], device: torch.device) -> float:
+def clocked(run: Callable[[], object], device: torch.device, clock: str) -> float:
     """Seconds of one run, the device's work included."""
+    now = time.process_time if clock == "cpu" else time.perf_counter
     if device.type == "cuda":
         torch.cuda.synchronize()
-    started = time.perf_counter()
+    started = now()
     run()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return now() - started
 
 
 def report(
@@ -197,6 +229,7 @@ def compare(scores: dict[str, Tensor]) -> None:
     """How far the engines are apart."""
     if len(scores) == 2:
         full, incremental = scores.values()
+        incremental = incremental[:: -(-len(incremental) // len(full))]
         difference = float((full - incremental).abs().max())
         relative = difference / float(full.abs().max())
         print(f"  largest logit difference {difference:.1e}, {relative:.1e} of the largest logit")
