@@ -249,8 +249,8 @@ def _operand(run: Run, argument: object, lane: Lane) -> Tensor | float | None:
         return None
     value = run.env.get(argument)
     if isinstance(value, Lane):
-        same = value.flat == lane.flat and torch.equal(value.channels, lane.channels)
-        return value.values if same else None
+        same = value.channels is lane.channels or torch.equal(value.channels, lane.channels)
+        return value.values if same and value.flat == lane.flat else None
     if lane.flat or argument not in run.base.shapes or argument not in run.program.on_image:
         return None
     base: Tensor = run.base.values[argument]

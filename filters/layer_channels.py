@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from cnnviz.core.errors import UsageError
 from cnnviz.core.graph import Untraceable, describe, trace
@@ -24,9 +24,21 @@ ROWS_AND_COLUMNS = (2, 3)
 
 
 class LayerChannels:
-    """Channel counts of a model's layers, each found out when first asked for."""
+    """Channel counts of a model's layers, each found out when first asked for.
+
+    Raises:
+        UsageError: the model is an archive, whose layers nobody can reach.
+    """
 
     def __init__(self, model: "Model") -> None:
+        modules = list(model.module.modules())
+        scripted = any(isinstance(module, torch.jit.ScriptModule) for module in modules)
+        exported = any(isinstance(module, fx.GraphModule) for module in modules)
+        if scripted or (exported and not conv_layers(model.module)):
+            raise UsageError(
+                f"{model.name} is an archive, whose layers cannot be reached; "
+                "name its architecture with --model and give its weights with --checkpoint"
+            )
         self._model = model
         self._shapes: dict[str, tuple[int, ...] | None] = {}
         self._axes: Mapping[str, tuple[int, int] | None] | None = None

@@ -1,6 +1,8 @@
 """The whole experiment on networks whose evidence is known by construction."""
 
+import dataclasses
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -265,6 +267,18 @@ def test_layers_without_channel_maps_are_refused(layer: str, message: str) -> No
         channels.counts([layer])
     assert channels.counts(["conv"]) == {"conv": 4}
     assert channels.convolutions() == ["conv"]
+
+
+def test_archives_are_refused_with_the_remedy(model: Model) -> None:
+    example = torch.zeros(2, 3, 8, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit says that it is out of fashion
+        scripted = torch.jit.trace(model.module, example)
+    exported = torch.export.export(model.module, (example,)).module()
+    for module in (scripted, exported):
+        archive = dataclasses.replace(model, module=module)
+        with pytest.raises(UsageError, match=r"planted is an archive, .* with --model"):
+            make_plan(archive, AblationSpec(filters=("conv:0",)))
 
 
 @pytest.mark.parametrize(
