@@ -124,7 +124,7 @@ def pca(points_ND: Points, count: int, *, device: torch.device | str = "cpu", se
     """
     points = _Centred(points_ND, device)
     total = points.variance()
-    largest = float(np.abs(points_ND).max(initial=0.0))
+    largest = max(float(points_ND.max()), -float(points_ND.min()))
     if total <= (np.finfo(np.float32).eps * largest) ** 2 * points_ND.size:
         raise CnnvizError(
             f"all {points.count} points are the same, so there is nothing to lay out; "

@@ -64,7 +64,7 @@ def check_perplexity(perplexity: float, count: int) -> None:
     largest = (count - 1) // NEIGHBOURS_PER_PERPLEXITY
     if largest < 1:
         raise UsageError(f"{count} images are too few for t-SNE, which needs 4; use --method pca")
-    if perplexity < 1:
+    if not perplexity >= 1:  # NaN too
         raise UsageError(f"--perplexity {perplexity:g} is too small; it takes 1 to {largest}")
     if perplexity > (count - 1) / NEIGHBOURS_PER_PERPLEXITY:
         raise UsageError(

@@ -74,13 +74,16 @@ def knn_accuracy(neighbors_Nk: NDArray[np.int64], labels_N: NDArray[np.int64]) -
     known = np.flatnonzero(labels_N != UNKNOWN)
     if not len(known):
         return None
-    votes_Nk = labels_N[neighbors_Nk[known]]
-    counts_NK = np.zeros((len(known), labels_N.max() + 1), np.int64)
-    voter, place = np.nonzero(votes_Nk != UNKNOWN)
-    np.add.at(counts_NK, (voter, votes_Nk[voter, place]), 1)
-    elected = counts_NK.argmax(axis=1)
-    agreed = (elected == labels_N[known]) & (counts_NK.max(axis=1) > 0)
-    return float(agreed.mean())
+    classes, agreed = int(labels_N.max()) + 1, 0
+    for tile in row_tiles(len(known)):
+        rows = known[tile]
+        votes_Rk = labels_N[neighbors_Nk[rows]]
+        counts_RK = np.zeros((len(rows), classes), np.int64)
+        voter, place = np.nonzero(votes_Rk != UNKNOWN)
+        np.add.at(counts_RK, (voter, votes_Rk[voter, place]), 1)
+        elected = counts_RK.argmax(axis=1)
+        agreed += int(((elected == labels_N[rows]) & (counts_RK.max(axis=1) > 0)).sum())
+    return agreed / len(known)
 
 
 def trustworthiness(
@@ -139,7 +142,8 @@ def silhouette(
     classes, members = np.unique(labels_N[known], return_inverse=True)
     if len(classes) < 2:
         return None
-    tiles = DistanceTiles(points_ND[known], device)
+    all_known = len(known) == len(points_ND)
+    tiles = DistanceTiles(points_ND if all_known else points_ND[known], device)
     member_N = torch.from_numpy(members).to(tiles.device)
     onehot_NK = torch.nn.functional.one_hot(member_N, len(classes)).to(tiles.dtype)
     sizes_K = onehot_NK.sum(0)

@@ -146,9 +146,10 @@ def test_too_large_a_perplexity_names_the_largest_that_works():
     check_perplexity(25, 76)
 
 
-def test_perplexity_below_one_is_refused():
-    with pytest.raises(UsageError, match=r"--perplexity 0\.5 is too small; it takes 1 to 33"):
-        check_perplexity(0.5, 100)
+@pytest.mark.parametrize("value", ["0.5", "-3", "nan"])
+def test_perplexity_below_one_is_refused(value):
+    with pytest.raises(UsageError, match=f"--perplexity {value} is too small; it takes 1 to 33"):
+        check_perplexity(float(value), 100)
 
 
 def test_three_images_are_too_few():
