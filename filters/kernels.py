@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import fx, nn
 
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.geometry import pair
@@ -96,10 +96,7 @@ def choose_layers(module: nn.Module, choice: str, model_name: str) -> list[str]:
     names = conv_layers(module)
     if choice in ("first", "all"):
         if not names:
-            raise CnnvizError(
-                f"{model_name} has no convolutions, so it has no kernels to show; "
-                f"cnnviz occlude and cnnviz saliency work on any model"
-            )
+            raise CnnvizError(_no_kernels(module, model_name))
         return names[:1] if choice == "first" else names
     layer = find_layer(module, choice, model_name)
     if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
@@ -110,6 +107,18 @@ def choose_layers(module: nn.Module, choice: str, model_name: str) -> list[str]:
             f"{model_name} that do: {_shorten(remedy) or 'none'}"
         )
     return [choice]
+
+
+def _no_kernels(module: nn.Module, model_name: str) -> str:
+    if isinstance(module, torch.jit.ScriptModule | fx.GraphModule):
+        return (
+            f"{model_name} is an archive whose layers cannot be looked into; load its weights into "
+            f"the network's code: --model NAME --checkpoint {model_name}"
+        )
+    return (
+        f"{model_name} has no convolutions, so it has no kernels to show; "
+        f"cnnviz occlude and cnnviz saliency work on any model"
+    )
 
 
 def _shorten(names: list[str], most: int = 4) -> str:

@@ -17,6 +17,7 @@ from cnnviz.core.images import Preprocess
 from cnnviz.core.layers import tap
 from cnnviz.core.models import Model
 from cnnviz.filters.inventory import take_inventory
+from cnnviz.filters.kernels import choose_layers
 from cnnviz.filters.spread import LOWEST_EXPONENT, OCTAVES, Spread, spread_of
 from cnnviz.filters.statistics import measure
 
@@ -315,3 +316,13 @@ def test_unreadable_images_are_listed_and_none_at_all_is_an_error(tmp_path: Path
     found = measure(model_of(network()), open_data([str(tmp_path)]), ["0"])
     assert found.images == 1
     assert [Path(path).name for path, _ in found.errors] == ["bad.png"]
+
+
+def test_compiled_networks_are_refused_with_the_remedy() -> None:
+    class Compiled(torch.jit.ScriptModule):
+        """Stands for an archive; torch.jit.script itself is deprecated."""
+
+    with pytest.raises(CnnvizError, match=r"compiled .TorchScript.*--model NAME --checkpoint net"):
+        take_inventory(model_of(Compiled()))
+    with pytest.raises(CnnvizError, match=r"is an archive.*--model NAME --checkpoint net"):
+        choose_layers(Compiled(), "first", "net")
