@@ -40,34 +40,53 @@ def dead():
 LABELS = "dark\nred\n"
 
 
-@pytest.fixture
-def net(tmp_path):
-    (tmp_path / "net.py").write_text(NET)
-    (tmp_path / "labels.txt").write_text(LABELS)
-    return tmp_path / "net.py"
-
-
-@pytest.fixture
-def photos(tmp_path):
+def write_photos(folder):
     """Forty noisy images: dark ones, red ones, and one red one that is called dark."""
     rng = np.random.default_rng(0)
-    root = tmp_path / "photos"
     for number in range(40):
         red = number % 2 == 1
-        place = root / ("red" if red and number != 1 else "dark")
+        place = folder / ("red" if red and number != 1 else "dark")
         place.mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 60, (16, 16, 3))
         pixels[..., 0] += 150 * red
         Image.fromarray(pixels.astype(np.uint8)).save(place / f"{number:02}.png")
-    return root
+    return folder
+
+
+def write_net(folder):
+    """The options that name the network, and all others that the tests share."""
+    (folder / "net.py").write_text(NET)
+    (folder / "labels.txt").write_text(LABELS)
+    return [
+        "--model", f"{folder / 'net.py'}:make", "--labels", str(folder / "labels.txt"),
+        "--size", "16", "--device", "cpu", "--out", str(folder / "out"), "--perplexity", "5",
+        "--quiet",
+    ]  # fmt: skip
 
 
 @pytest.fixture
-def options(net, tmp_path):
-    return [
-        "--model", f"{net}:make", "--labels", str(net.parent / "labels.txt"), "--size", "16",
-        "--device", "cpu", "--out", str(tmp_path / "out"), "--perplexity", "5", "--quiet",
-    ]  # fmt: skip
+def photos(tmp_path):
+    return write_photos(tmp_path / "photos")
+
+
+@pytest.fixture
+def options(tmp_path):
+    return write_net(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run's folder, to be looked at and left as it is."""
+    root = tmp_path_factory.mktemp("finished")
+    assert run(["tsne", str(write_photos(root / "photos")), *write_net(root)]) == 0
+    return root / "out"
+
+
+@pytest.fixture
+def out(photos, options, tmp_path):
+    """A finished run without pictures, to be run again."""
+    assert run(["tsne", str(photos), *options, "--no-pictures"]) == 0
+    return tmp_path / "out"
 
 
 def table(path):
@@ -79,16 +98,10 @@ def summary_in(folder):
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture
-def out(photos, options, tmp_path):
-    assert run(["tsne", str(photos), *options]) == 0
-    return tmp_path / "out"
-
-
-def test_a_run_writes_what_its_summary_says(out):
-    summary = summary_in(out)
+def test_a_run_writes_what_its_summary_says(finished):
+    summary = summary_in(finished)
     jsonschema.validate(summary, json.loads(SCHEMA.read_text()))
-    written = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
+    written = sorted(str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file())
     assert written == sorted([*summary["files"], "summary.json"])
     pictures = {f"{name}.png" for name in ("scatter", "images", "grid", "quality")}
     assert pictures | {"embedding.csv", "neighbors.csv", "features.npz"} == set(summary["files"])
@@ -100,8 +113,8 @@ def test_a_run_writes_what_its_summary_says(out):
     assert results["features"]["knn_accuracy"] == pytest.approx(39 / 40)
 
 
-def test_the_embedding_names_image_label_and_prediction(out):
-    rows = table(out / "embedding.csv")
+def test_the_embedding_names_image_label_and_prediction(finished):
+    rows = table(finished / "embedding.csv")
     assert len(rows) == 40
     wrong = [row for row in rows if row["label"] != row["predicted"]]
     assert [Path(row["image"]).name for row in wrong] == ["01.png"]
@@ -112,8 +125,8 @@ def test_the_embedding_names_image_label_and_prediction(out):
     assert np.linalg.norm(centres[0] - centres[1]) > spread
 
 
-def test_the_mislabelled_image_comes_first_among_neighbors(out):
-    rows = table(out / "neighbors.csv")
+def test_the_mislabelled_image_comes_first_among_neighbors(finished):
+    rows = table(finished / "neighbors.csv")
     assert len(rows) == 40
     assert Path(rows[0]["image"]).name == "01.png"
     assert rows[0]["shared"] == "0"
@@ -123,34 +136,39 @@ def test_the_mislabelled_image_comes_first_among_neighbors(out):
     assert first == sorted(first)
 
 
-def test_features_can_be_read_by_anybody(out):
-    with np.load(out / "features.npz") as stored:
+def test_features_can_be_read_by_anybody(finished):
+    with np.load(finished / "features.npz") as stored:
         assert stored["features"].shape == (40, 48)
         assert stored["features"].dtype == np.float32
         assert stored["classes"][stored["labels"]].tolist() == ["dark"] * 21 + ["red"] * 19
         assert len(stored["images"]) == 40
 
 
-def test_one_seed_gives_one_result(out, photos, options):
-    names = ("embedding.csv", "neighbors.csv", "scatter.png", "images.png", "grid.png")
-    before = {name: (out / name).read_bytes() for name in names}
-    results = summary_in(out)["results"]
-    (out / "features.npz").unlink()
-    assert run(["tsne", str(photos), *options, "--overwrite"]) == 0
-    assert {name: (out / name).read_bytes() for name in names} == before
-    again = summary_in(out)["results"]
-    assert again | {"seconds": 0} == results | {"seconds": 0}
+def test_one_seed_gives_one_result(finished, photos, options, tmp_path):
+    """A second run, from and to other folders."""
+    assert run(["tsne", str(photos), *options]) == 0
+    for name in ("scatter.png", "images.png", "grid.png", "quality.png"):
+        assert (tmp_path / "out" / name).read_bytes() == (finished / name).read_bytes()
+    places = [
+        [(Path(row["image"]).name, row["x"], row["y"]) for row in table(folder / "embedding.csv")]
+        for folder in (finished, tmp_path / "out")
+    ]
+    assert places[0] == places[1]
+    results = [summary_in(folder)["results"] for folder in (finished, tmp_path / "out")]
+    assert results[0] | {"seconds": 0} == results[1] | {"seconds": 0}
 
 
 def test_features_are_used_again_while_nothing_changed(out, photos, options, capsys):
     loud = [option for option in options if option != "--quiet"]
-    assert run(["tsne", str(photos), *loud, "--overwrite", "--perplexity", "8"]) == 0
+    assert (
+        run(["tsne", str(photos), *loud, "--overwrite", "--perplexity", "8", "--no-pictures"]) == 0
+    )
     told = capsys.readouterr().err
     assert "the features of the earlier run are used again" in told
     assert "perplexity 8: KL " in told
     assert summary_in(out)["results"]["features_reused"] is True
     Image.new("RGB", (16, 16), "red").save(photos / "red" / "01b.png")
-    assert run(["tsne", str(photos), *options, "--overwrite"]) == 0
+    assert run(["tsne", str(photos), *options, "--overwrite", "--no-pictures"]) == 0
     assert summary_in(out)["results"]["features_reused"] is False
 
 
@@ -242,8 +260,8 @@ def test_identical_images_are_refused(options, tmp_path, capsys):
     assert "all 20 points are the same, so there is nothing to lay out" in capsys.readouterr().err
 
 
-def test_a_dead_layer_is_refused_by_name(photos, options, net, capsys):
-    options[options.index(f"{net}:make")] = f"{net}:dead"
+def test_a_dead_layer_is_refused_by_name(photos, options, capsys):
+    options[1] = options[1].replace(":make", ":dead")
     assert run(["tsne", str(photos), *options, "--layer", "pool"]) == 1
     assert "layer 'pool': all 40 points are the same" in capsys.readouterr().err
 
