@@ -1,8 +1,7 @@
 """A traced network as a list of steps that can run on windows as well as on whole maps.
 
 Each node becomes a `Step` with its kind, its call, what it may overwrite and what is no longer
-needed behind it. Chains of concatenations (dense blocks) are nested first, so that each one starts
-from the one before instead of from all its parts again.
+needed behind it. Operations that overwrite their input do so only where nobody else reads it.
 """
 
 import copy
