@@ -1,6 +1,8 @@
 """Receptive fields against the slow truth: which pixels have a gradient from one unit."""
 
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -315,3 +317,12 @@ def test_fields_of_containers_are_those_of_their_output() -> None:
 def test_padding_that_copies_pixels_shows_where_they_come_from(mode: str) -> None:
     module = nn.Conv2d(3, 3, 1, padding=3, padding_mode=mode)  # type: ignore[arg-type]
     assert check_against_gradients(nn.Sequential(module), (7, 8)) > 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["alexnet", "resnet18", "densenet121", "mobilenet_v3_small"])
+def test_the_page_has_what_its_script_finds(name: str) -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    script = runpy.run_path(str(docs / "write_receptive_fields.py"))
+    page = (docs / "receptive-fields.md").read_text(encoding="utf-8")
+    assert f"\n{script['line_of'](name)}\n" in page
