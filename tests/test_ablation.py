@@ -1,5 +1,6 @@
 """The whole experiment on networks whose evidence is known by construction."""
 
+import copy
 import dataclasses
 import re
 import warnings
@@ -16,7 +17,7 @@ from cnnviz.core.choices import Precision
 from cnnviz.core.datasets import ImageData, open_data
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.images import Preprocess
-from cnnviz.core.models import Model
+from cnnviz.core.models import Model, load_model
 from cnnviz.filters import evaluation
 from cnnviz.filters.ablation import AblationSpec, ablate, make_plan
 from cnnviz.filters.ablation_choices import Mode, Order
@@ -317,3 +318,33 @@ def test_data_without_fitting_labels_is_refused_with_the_remedy(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         ablate(model, open_data([source(folder)]), AblationSpec(filters=("conv:0",)))
+
+
+def test_ten_random_filters_of_four_layers_on_cifar10_equal_a_network_edited_by_hand(
+    assets: Path, tmp_path: Path
+) -> None:
+    with np.load(assets / "cifar10" / "cifar10_lossless_4000train_1000test.npz") as arrays:
+        pixels, labels = arrays["x_test"][:120], arrays["y_test"][:120]
+    model = load_model("bundled", device="cpu")
+    for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+        place = tmp_path / model.labels[int(label)]
+        place.mkdir(exist_ok=True)
+        Image.fromarray(image).save(place / f"{number:03}.png")
+    layers = ("stem.conv", "features.widen1.conv", "features.widen2.conv", "features.block3.conv1")
+    spec = AblationSpec(filters=("+".join(layers) + ":random:10",), seed=0)
+    result = ablate(model, open_data([str(tmp_path)]), spec)
+    assert result.engine == "replay"
+    assert sum(map(len, result.plan.channels.values())) == 10
+    edited = copy.deepcopy(model.module)
+    for layer, channels in result.plan.channels.items():
+        with torch.no_grad():
+            edited.get_submodule(layer).weight[list(channels)] = 0
+    ready = model.preprocess.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
+    with torch.inference_mode():
+        expected = [module(ready).argmax(1).numpy() for module in (model.module, edited)]
+    found = [own.predicted for own in result.counts.predictions]
+    order = np.argsort(np.array([model.labels[int(label)] for label in labels]), kind="stable")
+    for own, known in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(own, known[order])
+    assert (found[0] == labels[order]).mean() > 0.85
+    assert (found[0] != found[1]).any()
