@@ -1,6 +1,7 @@
 """`cnnviz occlude`: cover an image piece by piece and see which pieces carry the prediction."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -222,11 +223,15 @@ class _Run:
 
 
 def _write(folder: "RunFolder", result: "OcclusionResult", look: "Look", scores: bool) -> None:
-    from cnnviz.occlusion.archive import INPUT, SCORES, to_arrays
+    from cnnviz.core.images import file_crop
+    from cnnviz.occlusion.archive import CROP, INPUT, SCORES, to_arrays
     from cnnviz.occlusion.figures import draw, input_pixels
 
     folder.write_image(INPUT, input_pixels(result))
-    for name, figure in draw(result, look).items():
+    crop = file_crop(result.measured.image)
+    if crop is not None:
+        folder.write_image(CROP, crop)
+    for name, figure in draw(result, replace(look, backdrop=crop)).items():
         folder.write_figure(name, figure)
     if scores:
         folder.write_npz(SCORES, **to_arrays(result))

@@ -39,7 +39,7 @@ def render(
     if not 0 <= alpha <= 1:
         raise UsageError(f"--alpha {alpha:g} is out of range; it takes 0 (image) to 1 (map)")
     from cnnviz.core.results import RunFolder, safe_name, summary
-    from cnnviz.occlusion.archive import load
+    from cnnviz.occlusion.archive import load, load_crop
     from cnnviz.occlusion.experiment import OcclusionSpec, look
     from cnnviz.occlusion.figures import Look, draw
     from cnnviz.occlusion.report import report
@@ -51,7 +51,7 @@ def render(
     result = look(measured, spec, engine="none")
     name = safe_name(folder.resolve().name)
     out = RunFolder.open(output.folder("render") / name, overwrite=output.overwrite)
-    for file_name, figure in draw(result, Look(colormap, alpha)).items():
+    for file_name, figure in draw(result, Look(colormap, alpha, load_crop(folder))).items():
         out.write_figure(file_name, figure)
     content = summary(
         "render",

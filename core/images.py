@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
@@ -200,6 +201,30 @@ def read(path: str | Path, preprocess: Preprocess) -> WorkingImage:
         CnnvizError: see `read_rgb` and `prepare`.
     """
     return prepare(read_rgb(path), preprocess, path)
+
+
+def file_crop(image: WorkingImage, longest: int = 640) -> NDArray[np.uint8] | None:
+    """What the working image shows, in the file's own pixels: for drawing maps on.
+
+    Args:
+        image: as `read` returned it; its file is read again.
+        longest: larger crops are shrunk to this many pixels on the longer side.
+
+    Returns:
+        (h, w, 3) uint8 of the working image's proportions, or None where the file has no more
+        pixels there than the working image.
+
+    Raises:
+        CnnvizError: see `read_rgb`.
+    """
+    top, left, bottom, right = image.box_original
+    rows, columns = image.original_size
+    inside = top >= 0 and left >= 0 and bottom <= rows and right <= columns
+    if not inside or bottom - top <= image.pixels.shape[-2]:
+        return None
+    crop = read_rgb(image.path).crop((round(left), round(top), round(right), round(bottom)))
+    crop.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    return np.asarray(crop)
 
 
 def images_below(folder: Path) -> list[Path]:

@@ -16,13 +16,14 @@ import torch
 from PIL import Image
 
 from cnnviz.core.errors import CnnvizError
-from cnnviz.core.images import WorkingImage
+from cnnviz.core.images import WorkingImage, read_rgb
 from cnnviz.occlusion.choices import Border
 from cnnviz.occlusion.experiment import Activation, Measurement, OcclusionResult
 from cnnviz.occlusion.masks import Grid
 
 SCORES = "scores.npz"
 INPUT = "input.png"
+CROP = "crop.png"
 # What damaged or foreign files have been seen to raise.
 _DAMAGE = (
     OSError,
@@ -86,6 +87,16 @@ def load(folder: Path) -> Measurement:
         ) from error
     except _DAMAGE as error:
         raise CnnvizError(f"{path} cannot be read: it is damaged or not cnnviz's") from error
+
+
+def load_crop(folder: Path) -> np.ndarray | None:
+    """The crop that the run drew its maps on, uint8 (h, w, 3); None if it used the input itself.
+
+    Raises:
+        CnnvizError: the file is damaged.
+    """
+    path = folder / CROP
+    return np.asarray(read_rgb(path)) if path.exists() else None
 
 
 def _measurement(arrays: dict[str, np.ndarray], pixels: np.ndarray, name: str) -> Measurement:

@@ -53,17 +53,20 @@ BAR_LABELS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Look:
     """How maps are drawn.
 
     Attributes:
         colormap: diverging (symmetric about zero) or one that runs from smallest to largest.
         alpha: weight of the map over the image, 0…1.
+        backdrop: what maps are laid over, uint8 (h, w, 3): the working image's crop in the file's
+            own pixels; None for the working image itself.
     """
 
     colormap: Colormap = Colormap.DIVERGING
     alpha: float = 0.5
+    backdrop: np.ndarray | None = None
 
 
 def draw(result: OcclusionResult, look: Look | None = None) -> dict[str, Figure]:
@@ -78,7 +81,7 @@ def draw(result: OcclusionResult, look: Look | None = None) -> dict[str, Figure]
         "overlay.png": _grid(result, lambda axes, panel: _map(axes, result, panel, look, True)),
         "heatmap.png": _grid(result, lambda axes, panel: _map(axes, result, panel, look, False)),
         "probability.png": _grid(result, lambda axes, panel: _probability(axes, result, panel)),
-        "label.png": _labels(result),
+        "label.png": _labels(result, look),
     }
     if result.measured.activation:
         figures["activation.png"] = _activation(result)
@@ -128,17 +131,15 @@ def _heading(result: OcclusionResult, panel: Panel) -> str:
     return f"{name}{note}  p = {panel.probability:.3f}\nmask {grid.name}, stride {grid.stride}"
 
 
-def _grey(result: OcclusionResult) -> np.ndarray:
-    """(H, W) luminance in [0, 1], from `input.png`'s very pixels: drawn again it is the same."""
-    return np.asarray(input_pixels(result) @ LUMINANCE / 255)
-
-
-def _background(axes: Axes, result: OcclusionResult) -> None:
-    """The working image in grey, pixel (0, 0) from 0 to 1; smoothed where its pixels are large."""
+def _background(axes: Axes, result: OcclusionResult, look: Look) -> None:
+    """The image in grey, its corner at (0, 0); smoothed where its pixels are large."""
+    # From 8-bit pixels, as they are on disk, so that a picture drawn again is the same to the bit.
+    pixels = input_pixels(result) if look.backdrop is None else look.backdrop
+    smooth = "bicubic" if min(pixels.shape[:2]) < SMALL else "antialiased"
     height, width = _size(result)
-    smooth = "bicubic" if min(height, width) < SMALL else "nearest"
     extent = (0.0, float(width), float(height), 0.0)
-    axes.imshow(_grey(result), cmap="gray", vmin=0, vmax=1, interpolation=smooth, extent=extent)
+    grey = pixels @ LUMINANCE / 255
+    axes.imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation=smooth, extent=extent)
 
 
 def _map(axes: Axes, result: OcclusionResult, panel: Panel, look: Look, over_image: bool) -> None:
@@ -151,7 +152,7 @@ def _map(axes: Axes, result: OcclusionResult, panel: Panel, look: Look, over_ima
         norm = Normalize(low, max(float(values.max()), low + 1e-12))
     cmap = cmap_of(look.colormap)
     if over_image:
-        _background(axes, result)
+        _background(axes, result, look)
     alpha = look.alpha if over_image else 1.0
     height, width = values.shape
     extent = (0.0, float(width), float(height), 0.0)
@@ -186,7 +187,7 @@ def _probability(axes: Axes, result: OcclusionResult, panel: Panel) -> None:
     add_colorbar(shown, axes, "probability of the class with this place covered")
 
 
-def _labels(result: OcclusionResult) -> Figure:
+def _labels(result: OcclusionResult, look: Look) -> Figure:
     """The most probable class at each position, one panel per mask, one legend for all."""
     measured, grids = result.measured, result.measured.grids
     by_mask = [next(p for p in result.panels if p.grid is grid) for grid in grids]
@@ -203,7 +204,7 @@ def _labels(result: OcclusionResult) -> Figure:
     rows = -(-len(by_mask) // columns)
     figure, axes = _axes_grid(rows, columns, _size(result), legend=1.8)
     for cell, panel in zip(axes, by_mask, strict=False):
-        _background(cell, result)
+        _background(cell, result, look)
         codes = np.ma.masked_equal(code[panel.winners_P.numpy()], 0)
         limits = {"vmin": -0.5, "vmax": len(colours) - 0.5}
         _cells(

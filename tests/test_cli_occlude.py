@@ -28,7 +28,7 @@ def valid(folder: Path, command: str = "occlude") -> dict:
 def test_one_image_gets_its_pictures_scores_and_a_valid_summary(tmp_path):
     assert run(["occlude", str(SHIP), *FAST, "--out", str(tmp_path), "--quiet"]) == 0
     summary = valid(tmp_path / "ship")
-    names = {"input.png", "overlay.png", "heatmap.png", "probability.png", "label.png"}
+    names = {"input.png", "crop.png", "overlay.png", "heatmap.png", "probability.png", "label.png"}
     assert set(summary["files"]) == names | {"scores.npz"}
     (entry,) = summary["results"]
     assert entry["prediction"]["class"] == "ship"

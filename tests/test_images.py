@@ -7,7 +7,7 @@ from PIL import Image
 from torchvision.models import EfficientNet_B0_Weights, ResNet50_Weights
 
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.images import Preprocess, find_images, prepare, read, read_rgb
+from cnnviz.core.images import Preprocess, file_crop, find_images, prepare, read, read_rgb
 from cnnviz.core.published import of_torchvision
 
 SMALL = Preprocess(resize=16, crop=(14, 14))
@@ -250,3 +250,23 @@ def test_find_images_refuses_what_is_not_there(tmp_path: Path) -> None:
         find_images([tmp_path])
     with pytest.raises(UsageError, match="no image was named"):
         find_images([])
+
+
+def test_the_files_own_pixels_of_a_crop_show_what_the_working_image_shows(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(20, 0).repeat(20, 1)
+    Image.fromarray(blocks).save(tmp_path / "blocks.png")
+    image = read(tmp_path / "blocks.png", Preprocess(12, (12, 12)))
+    crop = file_crop(image)
+    assert crop is not None
+    assert np.array_equal(crop, blocks[:, 20:140])
+    coarse = crop.reshape(12, 10, 12, 10, 3).mean((1, 3)) / 255
+    assert np.abs(coarse - image.pixels.numpy().transpose(1, 2, 0)).max() < 0.25
+    assert file_crop(image, longest=60).shape == (60, 60, 3)
+
+
+def test_a_file_with_no_more_pixels_than_the_working_image_has_no_crop(tmp_path: Path) -> None:
+    Image.new("RGB", (10, 10)).save(tmp_path / "small.png")
+    for size in (10, 24):
+        assert file_crop(read(tmp_path / "small.png", Preprocess(size, (size, size)))) is None
+    assert file_crop(read(tmp_path / "small.png", Preprocess(4, (12, 12)))) is None
