@@ -96,6 +96,8 @@ def _merge(
 def spread_of(values: Tensor, channel_axis: int | None = None) -> Spread:
     """The spread of one tensor; `channel_axis` tells channels apart."""
     values = values.detach().float()
+    if values.device.type == "mps":  # it has neither frexp nor float64
+        values = values.cpu()
     flat = values.flatten()
     finite = flat.isfinite()
     not_finite = int((~finite).sum())
