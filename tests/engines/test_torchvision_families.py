@@ -13,6 +13,7 @@ from cnnviz.occlusion.incremental import IncrementalEngine
 from cnnviz.occlusion.network import prepare
 
 ODD = (129, 161)
+AUXILIARY = ("googlenet", "inception_v3")
 # Some only take the size they were made for; the largest odd sizes go to the cheapest ones.
 FAMILIES = {
     "alexnet": (193, 257),
@@ -41,7 +42,8 @@ FAMILIES = {
 
 
 def build(name: str) -> nn.Module:
-    kwargs = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    # The auxiliary heads run in training alone, and only on images of 299 x 299.
+    kwargs = {"init_weights": False, "aux_logits": False} if name in AUXILIARY else {}
     module: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=10, **kwargs)
     return module
 
