@@ -87,11 +87,11 @@ class DistanceTiles:
             self._whole = made
         return made
 
-    def of(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, Tensor]]:
+    def of(self, rows: NDArray[np.int64], own: float = torch.inf) -> Iterator[tuple[int, Tensor]]:
         """The distances of those rows, a block of columns at a time.
 
         Yields:
-            The first column's index, and squared distances (R, C); infinite for a point itself.
+            The first column's index, and squared distances (R, C); `own` for a point itself.
         """
         a_RD = self.take(rows)
         norms_R1 = a_RD.double().square().sum(1, keepdim=True).to(self.dtype)
@@ -99,8 +99,8 @@ class DistanceTiles:
         for start in range(0, len(self), TILE_COLUMNS):
             b_CD, norms_1C = self._columns(start)
             tile_RC = torch.addmm(norms_1C, a_RD, b_CD.T, alpha=-2).add_(norms_R1).clamp_(min=0)
-            own = torch.nonzero((places >= start) & (places < start + len(b_CD))).squeeze(1)
-            tile_RC[own, places[own] - start] = torch.inf
+            here = torch.nonzero((places >= start) & (places < start + len(b_CD))).squeeze(1)
+            tile_RC[here, places[here] - start] = own
             yield start, tile_RC
 
     def error(self, squared_R: Tensor, rows: NDArray[np.int64]) -> Tensor:
@@ -112,10 +112,16 @@ class DistanceTiles:
         return bound
 
 
-def row_tiles(count: int) -> Iterator[NDArray[np.int64]]:
-    """range(count) in pieces of one tile's height."""
-    for start in range(0, count, TILE_ROWS):
-        yield np.arange(start, min(start + TILE_ROWS, count))
+def row_tiles(count: int, most_pairs: int | None = None) -> Iterator[NDArray[np.int64]]:
+    """range(count) in pieces of one tile's height.
+
+    Args:
+        count: points in all.
+        most_pairs: with whole rows of `count`, a piece shall hold no more pairs than this.
+    """
+    height = TILE_ROWS if most_pairs is None else min(TILE_ROWS, max(1, most_pairs // count))
+    for start in range(0, count, height):
+        yield np.arange(start, min(start + height, count))
 
 
 def _smallest(tiles: DistanceTiles, rows: NDArray[np.int64], k: int) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,15 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from cnnviz.embeddings.neighbors import DistanceTiles, Points, Progress, nearest, row_tiles
+from cnnviz.embeddings.neighbors import (
+    TILE_COLUMNS,
+    TILE_ROWS,
+    DistanceTiles,
+    Points,
+    Progress,
+    nearest,
+    row_tiles,
+)
 
 NEAR, FAR = 10, 50
 PAIRS = 1000
@@ -106,18 +114,18 @@ def trustworthiness(
         return None
     tiles = DistanceTiles(points_ND, device)
     penalty = 0.0
-    for rows in row_tiles(count):
+    for rows in row_tiles(count, TILE_ROWS * TILE_COLUMNS):
         found = torch.from_numpy(found_Nk[rows]).to(tiles.device)
-        limits_Rk = torch.empty(found.shape, dtype=tiles.dtype, device=tiles.device)
-        for start, tile_RC in tiles.of(rows):
-            inside = (found >= start) & (found < start + tile_RC.shape[1])
-            reached = tile_RC.gather(1, (found - start).clamp(0, tile_RC.shape[1] - 1))
-            limits_Rk = torch.where(inside, reached, limits_Rk)
-        nearer_Rk = torch.zeros_like(found)
-        for _, tile_RC in tiles.of(rows):
-            for column in range(k):
-                nearer_Rk[:, column] += (tile_RC < limits_Rk[:, column, None]).sum(1)
-        penalty += float((nearer_Rk + 1 - k).clamp(min=0).sum())
+        distances_RN = torch.cat([tile_RC for _, tile_RC in tiles.of(rows)], dim=1)
+        limits_Rk = distances_RN.gather(1, found)
+        true_R1 = distances_RN.topk(k, dim=1, largest=False).values[:, -1:]
+        # Neighbours that are true ones cost nothing; the others, their rank beyond k.
+        false_Rk = limits_Rk > true_R1
+        limits_Rk[~false_Rk] = -torch.inf
+        nearer_RN = torch.zeros_like(distances_RN, dtype=torch.uint8)
+        for column in range(k):
+            nearer_RN += distances_RN < limits_Rk[:, column, None]
+        penalty += int(nearer_RN.sum()) + (1 - k) * int(false_Rk.sum())
         progress(len(rows))
     worst: float = count * k * (2 * count - 3 * k - 1) / 2
     return 1 - penalty / worst
@@ -150,8 +158,8 @@ def silhouette(
     total = 0.0
     for rows in row_tiles(len(known)):
         sums_RK = torch.zeros(len(rows), len(classes), dtype=tiles.dtype, device=tiles.device)
-        for start, tile_RC in tiles.of(rows):
-            lengths_RC = tile_RC.nan_to_num_(posinf=0).sqrt_()
+        for start, tile_RC in tiles.of(rows, own=0):
+            lengths_RC = tile_RC.sqrt_()
             sums_RK += lengths_RC @ onehot_NK[start : start + lengths_RC.shape[1]]
         own_R1 = member_N[rows].unsqueeze(1)
         alone_R = sizes_K[own_R1].squeeze(1) == 1

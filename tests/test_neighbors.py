@@ -105,3 +105,10 @@ def test_progress_counts_every_point(small_tiles):
 def test_more_neighbours_than_points_are_refused(k):
     with pytest.raises(UsageError, match=rf"10 points have no {k} neighbours each; 1 to 9"):
         nearest(clusters(10, 3), k)
+
+
+def test_whole_rows_hold_no_more_pairs_than_allowed():
+    tiles = list(neighbors.row_tiles(500, most_pairs=5000))
+    assert np.concatenate(tiles).tolist() == list(range(500))
+    assert max(len(rows) for rows in tiles) * 500 == 5000
+    assert len(next(neighbors.row_tiles(10, most_pairs=3))) == 1
