@@ -200,9 +200,7 @@ def _canvas_figure(
     margin = round(0.37 * height)
     figure = new_figure((width + margin) / CANVAS_DPI, height / CANVAS_DPI)
     figure.set_layout_engine("none")
-    axes = figure.add_axes((0, 0, width / (width + margin), 1))
-    axes.imshow(canvas_HW3, interpolation="none", aspect="auto")
-    axes.set_axis_off()
+    figure.figimage(canvas_HW3, 0, 0, origin="upper")
     left = (width + 0.04 * margin) / (width + margin)
     scale = height / CANVAS_DPI / 10
     _margin_text(figure, result, index, left, scale, CORNER)

@@ -132,7 +132,16 @@ def test_frames_have_the_colour_of_the_class_and_wrong_ones_a_black_corner(resul
 
 
 def canvas_of(figure):
-    return figure.axes[0].images[0].get_array()
+    return figure.images[0].get_array()
+
+
+def test_a_canvas_is_drawn_pixel_for_pixel(result, tmp_path):
+    framed = figures.framed_thumbnails(result, np.arange(20))
+    figure = figures.images(result, np.arange(20), framed)
+    figure.savefig(tmp_path / "images.png", dpi=figures.CANVAS_DPI)
+    drawn = np.asarray(Image.open(tmp_path / "images.png").convert("RGB"))
+    canvas = canvas_of(figure)
+    np.testing.assert_array_equal(drawn[: canvas.shape[0], : canvas.shape[1]], canvas)
 
 
 def test_each_image_stands_at_its_place(result):

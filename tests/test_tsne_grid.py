@@ -42,7 +42,7 @@ def test_every_point_has_a_cell_of_its_own(count):
     assert is_one_to_one(cells, rows, columns)
 
 
-def test_windows_come_within_two_percent_of_the_optimum(monkeypatch):
+def test_windows_come_within_four_percent_of_the_optimum(monkeypatch):
     places = blobs(800)
     best, rows, columns = snap_to_grid(places)
     monkeypatch.setattr(grid, "EXACT_UP_TO", 0)
@@ -50,7 +50,7 @@ def test_windows_come_within_two_percent_of_the_optimum(monkeypatch):
     assert is_one_to_one(found, rows, columns)
     halved = grid._halved(grid._spread(places, rows, columns), rows, columns)
     lowest = cost(places, best, rows, columns)
-    assert lowest <= cost(places, found, rows, columns) <= 1.02 * lowest
+    assert lowest <= cost(places, found, rows, columns) <= 1.04 * lowest
     assert cost(places, halved, rows, columns) > 1.05 * lowest, "the case is too easy"
 
 
