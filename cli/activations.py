@@ -1,18 +1,20 @@
 """`cnnviz activations`: the feature maps that a picture makes in some layers."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cnnviz.cli.console import Console
-from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.cli.options import ModelOptions, OutputOptions, check_alpha
+from cnnviz.cli.per_image import ImageRun
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.filters.choices import Normalize, Order
 
 if TYPE_CHECKING:
-    from cnnviz.core.images import Preprocess
+    from cnnviz.core.images import WorkingImage
     from cnnviz.core.results import RunFolder
     from cnnviz.filters.activations import Activations, LayerActivation, Observer
 
@@ -56,7 +58,6 @@ def activations(
     console = Console(output)
     _check(alpha, top)
     from cnnviz.core.images import find_images
-    from cnnviz.core.results import RunFolder, safe_name, summary
     from cnnviz.filters.activations import Observer, parse_filters
     from cnnviz.filters.kernels import choose_layers
 
@@ -70,35 +71,18 @@ def activations(
     }
     if filters and observer.untraceable:
         raise CnnvizError(f"--filters cannot place maps over the image: {observer.untraceable}")
-    alone = len(paths) == 1
-    out = output.folder("activations")
-    root = out / safe_name(paths[0].stem) if alone else out
-    folder = RunFolder.open(root, overwrite=output.overwrite)
+    run = ImageRun("activations", paths, output)
     look = _Look(
         top, order or (Order.CHANNEL if top is None else Order.STRONGEST), normalize, alpha
     )
-    run = _Run(observer, chosen, look, folder)
-    with console.progress("looking", len(paths)) as advance:
-        for path in paths:
-            run.one(path, loaded.preprocess, folder if alone else None)
-            advance(1)
+    run.study(console, "looking", loaded, _Study(observer, chosen, look), 1)
     console.table("Activations", _COLUMNS, [row for entry in run.entries for row in _rows(entry)])
-    content = summary(
-        "activations",
-        model=loaded,
-        seed=model.seed,
-        elapsed_seconds=time.perf_counter() - started,
-        results=run.entries,
-        files=folder.files,
-        errors=run.errors,
-    )
-    shown = [folder.path / n for n in folder.files if n.endswith(".png") and INPUT not in n]
-    console.finish(folder, content, show=shown)
+    seconds = time.perf_counter() - started
+    run.finish(console, loaded, seed=model.seed, seconds=seconds, show="*_*.png")
 
 
 def _check(alpha: float, top: int | None) -> None:
-    if not 0 <= alpha <= 1:
-        raise UsageError(f"--alpha {alpha:g} is out of range; it takes 0 (image) to 1 (map)")
+    check_alpha(alpha)
     if top is not None and top < 1:
         raise UsageError(f"--top {top} is out of range; it takes a whole number from 1")
 
@@ -115,34 +99,19 @@ class _Look:
         return sorted(strongest) if self.order is Order.CHANNEL else strongest
 
 
-class _Run:
-    """The images of one call, one after the other; a bad one does not stop the rest."""
+class _Study:
+    """Looks at one image's feature maps, and draws them."""
 
-    def __init__(
-        self,
-        observer: "Observer",
-        chosen: dict[str, list[int]],
-        look: _Look,
-        folder: "RunFolder",
-    ) -> None:
-        self._observer, self._chosen, self._look, self._folder = observer, chosen, look, folder
-        self.entries: list[dict[str, Any]] = []
-        self.errors: list[tuple[str, str]] = []
+    def __init__(self, observer: "Observer", chosen: dict[str, list[int]], look: _Look) -> None:
+        self._observer, self._chosen, self._look = observer, chosen, look
 
-    def one(self, path: Path, preprocess: "Preprocess", folder: "RunFolder | None") -> None:
-        """Looks at one image and writes what is seen, or notes why not."""
-        from cnnviz.core.images import read
+    def __call__(
+        self, _path: Path, image: "WorkingImage", _advance: Callable[[int], None]
+    ) -> "tuple[dict[str, Any], Callable[[RunFolder], None]]":
         from cnnviz.filters.activation_report import report
 
-        try:
-            found = self._observer.observe(read(path, preprocess))
-            target = folder or self._folder.subfolder(path.stem)
-            self._write(target, found)
-        except CnnvizError as error:
-            self.errors.append((str(path), str(error)))
-            return
-        relative = target.path.relative_to(self._folder.path).as_posix()
-        self.entries.append(report(found) | {"folder": relative})
+        found = self._observer.observe(image)
+        return report(found), lambda folder: self._write(folder, found)
 
     def _write(self, folder: "RunFolder", found: "Activations") -> None:
         from cnnviz.core.drawing import to_uint8

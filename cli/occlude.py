@@ -1,6 +1,7 @@
 """`cnnviz occlude`: cover an image piece by piece and see which pieces carry the prediction."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cnnviz.cli.console import Console
-from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.cli.options import ModelOptions, OutputOptions, check_alpha
+from cnnviz.cli.per_image import ImageRun
 from cnnviz.core.choices import Colormap
-from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
+from cnnviz.core.errors import CheckFailed, UsageError
 from cnnviz.occlusion.choices import Border, EngineChoice, Score, Upsample
 
 if TYPE_CHECKING:
@@ -111,7 +113,6 @@ def occlude(
     console = Console(output)
     _check_shares(alpha, min_inside, expect)
     from cnnviz.core.images import find_images
-    from cnnviz.core.results import RunFolder, safe_name, summary
     from cnnviz.occlusion.expectation import read_expectations
     from cnnviz.occlusion.experiment import Occluder, OcclusionSpec
     from cnnviz.occlusion.figures import Look
@@ -138,76 +139,43 @@ def occlude(
     occluder = Occluder(loaded, spec)
     if occluder.note:
         console.note(occluder.note)
-    alone = len(paths) == 1
-    root = (
-        output.folder("occlude") / safe_name(paths[0].stem) if alone else output.folder("occlude")
-    )
-    folder = RunFolder.open(root, overwrite=output.overwrite)
-    run = _Run(occluder, folder, expectations, label == FOLDER_LABEL, Look(colormap, alpha), scores)
-    with console.progress("occluding", occluder.positions * len(paths)) as advance:
-        for path in paths:
-            run.one(path, loaded.preprocess, folder if alone else None, advance)
+    run = ImageRun("occlude", paths, output)
+    study = _Study(occluder, expectations, label == FOLDER_LABEL, Look(colormap, alpha), scores)
+    run.study(console, "occluding", loaded, study, occluder.positions)
     console.table("Occlusion", _COLUMNS, [_row(entry) for entry in run.entries])
-    content = summary(
-        "occlude",
-        model=loaded,
-        seed=model.seed,
-        elapsed_seconds=time.perf_counter() - started,
-        results=run.entries,
-        files=folder.files,
-        errors=run.errors,
-    )
-    shown = [folder.path / name for name in folder.files if name.endswith("overlay.png")]
-    console.finish(folder, content, show=shown)
+    seconds = time.perf_counter() - started
+    run.finish(console, loaded, seed=model.seed, seconds=seconds, show="overlay.png")
     if min_inside is not None:
-        _check_inside(run.checked, min_inside)
+        _check_inside(study.checked, min_inside)
 
 
-class _Run:
-    """The images of one call, one after the other; a bad one does not stop the rest."""
+class _Study:
+    """Measures one image, judges the maps where the user said what to expect, and writes them."""
 
     def __init__(
         self,
         occluder: "Occluder",
-        folder: "RunFolder",
         expectations: "Expectations | None",
         label_by_folder: bool,
         look: "Look",
         scores: bool,
     ) -> None:
-        self._occluder, self._folder, self._look, self._scores = occluder, folder, look, scores
+        self._occluder, self._look, self._scores = occluder, look, scores
         self._expectations, self._label_by_folder = expectations, label_by_folder
-        self.entries: list[dict[str, Any]] = []
-        self.errors: list[tuple[str, str]] = []
         self.checked: list[tuple[str, float | None]] = []
 
-    def one(self, path: Path, preprocess: Any, folder: "RunFolder | None", advance: Any) -> None:
-        """Measures, judges and writes one image, or notes why not."""
-        from cnnviz.core.images import read
+    def __call__(
+        self, path: Path, image: "WorkingImage", advance: Callable[[int], None]
+    ) -> "tuple[dict[str, Any], Callable[[RunFolder], None]]":
         from cnnviz.occlusion.report import report
 
-        done = 0
-
-        def progress(steps: int) -> None:
-            nonlocal done
-            done += steps
-            advance(steps)
-
-        try:
-            image = read(path, preprocess)
-            expected = self._expectations.for_image(str(path)) if self._expectations else None
-            label = path.resolve().parent.name if self._label_by_folder else None
-            label = expected.label if expected and expected.label and not label else label
-            result = self._occluder.run(image, label=label, progress=progress)
-            verdicts = self._judge(result, image)
-            target = folder or self._folder.subfolder(path.stem)
-            _write(target, result, self._look, self._scores)
-        except CnnvizError as error:
-            self.errors.append((str(path), str(error)))
-            advance(self._occluder.positions - done)
-            return
-        relative = target.path.relative_to(self._folder.path).as_posix()
-        self.entries.append(report(result, verdicts) | {"folder": relative})
+        expected = self._expectations.for_image(str(path)) if self._expectations else None
+        label = expected.label if expected else None
+        if self._label_by_folder:
+            label = path.resolve().parent.name
+        result = self._occluder.run(image, label=label, progress=advance)
+        verdicts = self._judge(result, image)
+        return report(result, verdicts), lambda folder: self._write(folder, result)
 
     def _judge(self, result: "OcclusionResult", image: "WorkingImage") -> "tuple[Verdict, ...]":
         from cnnviz.occlusion.expectation import judge, object_mask
@@ -221,25 +189,23 @@ class _Run:
         self.checked.append((image.path, verdicts[first].inside))
         return verdicts
 
+    def _write(self, folder: "RunFolder", result: "OcclusionResult") -> None:
+        from cnnviz.core.images import file_crop
+        from cnnviz.occlusion.archive import CROP, INPUT, SCORES, to_arrays
+        from cnnviz.occlusion.figures import draw, input_pixels
 
-def _write(folder: "RunFolder", result: "OcclusionResult", look: "Look", scores: bool) -> None:
-    from cnnviz.core.images import file_crop
-    from cnnviz.occlusion.archive import CROP, INPUT, SCORES, to_arrays
-    from cnnviz.occlusion.figures import draw, input_pixels
-
-    folder.write_image(INPUT, input_pixels(result))
-    crop = file_crop(result.measured.image)
-    if crop is not None:
-        folder.write_image(CROP, crop)
-    for name, figure in draw(result, replace(look, backdrop=crop)).items():
-        folder.write_figure(name, figure)
-    if scores:
-        folder.write_npz(SCORES, **to_arrays(result))
+        folder.write_image(INPUT, input_pixels(result))
+        crop = file_crop(result.measured.image)
+        if crop is not None:
+            folder.write_image(CROP, crop)
+        for name, figure in draw(result, replace(self._look, backdrop=crop)).items():
+            folder.write_figure(name, figure)
+        if self._scores:
+            folder.write_npz(SCORES, **to_arrays(result))
 
 
 def _check_shares(alpha: float, min_inside: float | None, expect: str | None) -> None:
-    if not 0 <= alpha <= 1:
-        raise UsageError(f"--alpha {alpha:g} is out of range; it takes 0 (image) to 1 (map)")
+    check_alpha(alpha)
     if min_inside is not None and not 0 <= min_inside <= 1:
         raise UsageError(f"--min-inside {min_inside:g} is out of range; it takes a share, 0 to 1")
     if min_inside is not None and expect is None:

@@ -37,6 +37,12 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
         ) from error
 
 
+def check_alpha(alpha: float) -> None:
+    """Raises UsageError unless `alpha` is a weight, 0 to 1."""
+    if not 0 <= alpha <= 1:
+        raise UsageError(f"--alpha {alpha:g} is out of range; it takes 0 (image) to 1 (map)")
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Which network, with which weights, fed how and run where."""

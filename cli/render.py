@@ -7,9 +7,8 @@ from typing import Annotated
 import typer
 
 from cnnviz.cli.console import Console
-from cnnviz.cli.options import OutputOptions
+from cnnviz.cli.options import OutputOptions, check_alpha
 from cnnviz.core.choices import Colormap
-from cnnviz.core.errors import UsageError
 from cnnviz.occlusion.choices import Score, Upsample
 
 
@@ -36,8 +35,7 @@ def render(
     """
     started = time.perf_counter()
     console = Console(output)
-    if not 0 <= alpha <= 1:
-        raise UsageError(f"--alpha {alpha:g} is out of range; it takes 0 (image) to 1 (map)")
+    check_alpha(alpha)
     from cnnviz.core.results import RunFolder, safe_name, summary
     from cnnviz.occlusion.archive import load, load_crop
     from cnnviz.occlusion.experiment import OcclusionSpec, look

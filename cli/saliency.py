@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cnnviz.cli.console import Console
-from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.cli.options import ModelOptions, OutputOptions, check_alpha
+from cnnviz.cli.per_image import ImageRun
 from cnnviz.core.choices import Colormap
-from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.errors import UsageError
 from cnnviz.gradients.choices import LAST_CONV, Method
 
 if TYPE_CHECKING:
@@ -81,7 +82,6 @@ def saliency(
     console = Console(output)
     _check(alpha, compare, mask, stride, method, layer)
     from cnnviz.core.images import find_images
-    from cnnviz.core.results import RunFolder, safe_name, summary
     from cnnviz.gradients.figures import Look
 
     targets = tuple(target or ("predicted",))
@@ -89,29 +89,13 @@ def saliency(
     loaded = model.load()
     make = _maker(loaded, method, targets, layer)
     other = _occluder(loaded, targets, mask, stride, model) if compare else None
-    alone = len(paths) == 1
-    out = output.folder("saliency")
-    folder = RunFolder.open(
-        out / safe_name(paths[0].stem) if alone else out, overwrite=output.overwrite
-    )
-    run = _Run(make, other, Look(colormap, alpha), folder)
-    steps = 1 + (other.positions if other else 0)
-    with console.progress("tracing back", steps * len(paths)) as advance:
-        for path in paths:
-            run.one(path, loaded, folder if alone else None, steps, advance)
+    run = ImageRun("saliency", paths, output)
+    study = _Study(make, other, Look(colormap, alpha))
+    run.study(console, "tracing back", loaded, study, 1 + (other.positions if other else 0))
     console.table("Saliency", _COLUMNS, [row for entry in run.entries for row in _rows(entry)])
-    content = summary(
-        "saliency",
-        model=loaded,
-        seed=model.seed,
-        elapsed_seconds=time.perf_counter() - started,
-        results=run.entries,
-        files=folder.files,
-        errors=run.errors,
-    )
+    seconds = time.perf_counter() - started
     best = COMPARISON if compare else "overlay.png"
-    shown = [folder.path / name for name in folder.files if name.endswith(best)]
-    console.finish(folder, content, show=shown)
+    run.finish(console, loaded, seed=model.seed, seconds=seconds, show=best)
 
 
 def _check(
@@ -122,8 +106,7 @@ def _check(
     method: Method,
     layer: str,
 ) -> None:
-    if not 0 <= alpha <= 1:
-        raise UsageError(f"--alpha {alpha:g} is out of range; it takes 0 (image) to 1 (map)")
+    check_alpha(alpha)
     if compare is None and (mask is not None or stride is not None):
         raise UsageError("--mask and --stride need --compare occlusion, which places masks")
     if method is not Method.GRAD_CAM and layer != LAST_CONV:
@@ -173,53 +156,37 @@ def _occluder(
     return Occluder(model, spec)
 
 
-class _Run:
-    """The images of one call, one after the other; a bad one does not stop the rest."""
+class _Study:
+    """Traces one image's prediction back, and holds the maps against occlusion if asked to."""
 
     def __init__(
         self,
         make: "Callable[[WorkingImage], SaliencyResult]",
         other: "Occluder | None",
         look: "Look",
-        folder: "RunFolder",
     ) -> None:
-        self._make, self._other, self._look, self._folder = make, other, look, folder
-        self.entries: list[dict[str, Any]] = []
-        self.errors: list[tuple[str, str]] = []
+        self._make, self._other, self._look = make, other, look
 
-    def one(
-        self,
-        path: Path,
-        model: "Model",
-        folder: "RunFolder | None",
-        steps: int,
-        advance: Callable[[int], None],
-    ) -> None:
-        """Traces, compares and writes one image, or notes why not."""
-        from cnnviz.core.images import read
+    def __call__(
+        self, _path: Path, image: "WorkingImage", advance: Callable[[int], None]
+    ) -> "tuple[dict[str, Any], Callable[[RunFolder], None]]":
         from cnnviz.gradients.report import report
 
-        try:
-            image = read(path, model.preprocess)
-            result = self._make(image)
-            comparisons = self._compare(image, result) if self._other else ()
-            target = folder or self._folder.subfolder(path.stem)
-            self._write(target, result, comparisons)
-        except CnnvizError as error:
-            self.errors.append((str(path), str(error)))
-        else:
-            relative = target.path.relative_to(self._folder.path).as_posix()
-            self.entries.append(report(result, comparisons) | {"folder": relative})
-        advance(steps)
+        result = self._make(image)
+        comparisons = self._compare(image, result, advance) if self._other else ()
+        entry = report(result, comparisons)
+        return entry, lambda folder: self._write(folder, result, comparisons)
 
-    def _compare(self, image: "WorkingImage", result: "SaliencyResult") -> "tuple[Comparison, ...]":
+    def _compare(
+        self, image: "WorkingImage", result: "SaliencyResult", advance: Callable[[int], None]
+    ) -> "tuple[Comparison, ...]":
         from cnnviz.gradients.comparison import Comparison, rank_correlation
 
         assert self._other is not None  # noqa: S101 (told to mypy)
         begun = time.perf_counter()
         self._make(image)  # once more, now that everything is warm
         turned = time.perf_counter()
-        covered = self._other.run(image)
+        covered = self._other.run(image, progress=advance)
         seconds = turned - begun, time.perf_counter() - turned
         grid = covered.panels[0].grid
         return tuple(
