@@ -41,7 +41,7 @@ Progress = Callable[[int], None]
 
 def _point_size(count: int) -> float:
     """In points squared: small data get large marks."""
-    return float(np.clip(9000 / count, 2, 40))
+    return float(np.clip(9000 / count, 3, 40))
 
 
 def _handles(result: EmbeddingResult, size: float, wrong_mark: str) -> list[Line2D]:
@@ -84,7 +84,8 @@ def _paint_points(axes: Axes, result: EmbeddingResult, index: int) -> None:
         )
     if result.correct_N is not None:
         x, y = places[~result.correct_N].T
-        axes.scatter(x, y, s=size * 2.8, facecolors="none", edgecolors="black", linewidths=0.7)
+        thin = min(0.7, 0.18 * size**0.5)
+        axes.scatter(x, y, s=size * 2.8, facecolors="none", edgecolors="black", linewidths=thin)
     if len(np.unique(result.labels_N)) > TOLD_APART:
         _name_classes(axes, result, places)
     axes.set_aspect("equal", adjustable="datalim")
