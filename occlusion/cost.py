@@ -27,7 +27,7 @@ _GPU_CALL = 15e-6
 # What minimal filtering leaves of the multiplications, and how much larger its weights are.
 _FILTERED_MACS = 0.65
 _FILTERED_WEIGHTS = 4.0
-_CPU_MEMORY = 96 * 2**20
+_CPU_MEMORY = 32 * 2**20
 _MOST_POSITIONS = 256
 
 
