@@ -98,7 +98,7 @@ def measure(name: str, options: argparse.Namespace) -> None:
             seconds[contender].append(scale * clocked(run, device, options.clock))
     report(name, len(boxes_P4), prepared, seconds, options)
     describe_costs(network, boxes_P4, options)
-    compare(scores)
+    compare(scores, len(boxes_P4) // options.part if options.part else 1)
 
 
 def contenders(
@@ -225,11 +225,11 @@ def describe_costs(network: Network, boxes_P4: Tensor, options: argparse.Namespa
     )
 
 
-def compare(scores: dict[str, Tensor]) -> None:
+def compare(scores: dict[str, Tensor], step: int) -> None:
     """How far the engines are apart."""
     if len(scores) == 2:
         full, incremental = scores.values()
-        incremental = incremental[:: -(-len(incremental) // len(full))]
+        incremental = incremental[:: max(1, step)]
         difference = float((full - incremental).abs().max())
         relative = difference / float(full.abs().max())
         print(f"  largest logit difference {difference:.1e}, {relative:.1e} of the largest logit")

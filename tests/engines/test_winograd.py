@@ -16,13 +16,13 @@ def pair(padding: int | str, *, bias: bool = True) -> tuple[nn.Conv2d, WinogradC
     return direct, filtered
 
 
-@pytest.mark.parametrize("tile", [0, 2, 4])
+@pytest.mark.parametrize("tile", winograd.TILES)
 @pytest.mark.parametrize("padding", [0, 1, 2, "same"])
 def test_minimal_filtering_equals_direct_convolution(
     tile: int, padding: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(winograd, "seconds", lambda t, *_rest: float(t != tile))
-    direct, filtered = pair(padding, bias=tile != 2)
+    direct, filtered = pair(padding, bias=padding != 2)
     x = torch.randn(3, 64, 9, 13).to(memory_format=torch.channels_last)
     with torch.inference_mode():
         exact = F.conv2d(x.double(), direct.weight.double(), padding=padding)
@@ -48,7 +48,7 @@ def test_only_plain_wide_3x3_convolutions_are_replaced() -> None:
 def test_large_calls_take_tiles_and_tiny_ones_do_not() -> None:
     def best(count: int, size: int, channels: int) -> int:
         return min(
-            (0, 2, 4),
+            winograd.TILES,
             key=lambda tile: winograd.seconds(tile, count, (size, size), (channels, channels)),
         )
 
