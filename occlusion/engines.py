@@ -1,6 +1,6 @@
 """Which engine runs: the plain one, the incremental one, or whichever costs less.
 
-Both give the same numbers up to rounding; `verify` shows it on a sample.
+Both give the same numbers up to rounding; `Verifier` shows it on a sample.
 Shapes: P positions.
 """
 
@@ -14,7 +14,7 @@ from cnnviz.occlusion.full import Engine, FullEngine, Scores
 from cnnviz.occlusion.incremental import IncrementalEngine
 from cnnviz.occlusion.network import Network, prepare
 
-__all__ = ["Engine", "EngineChoice", "Scores", "choose", "make_engine", "verify"]
+__all__ = ["Engine", "EngineChoice", "Scores", "Verifier", "choose", "make_engine"]
 
 SAMPLE = 32
 # Counted gains came out up to 1.5 times too high where windows are small and calls many, so the
@@ -81,15 +81,30 @@ def choose(
     )
 
 
-def verify(
-    model: Model, image_3HW: Tensor, fill_3HW: Tensor, boxes_P4: Tensor, *, seed: int = 0
-) -> float:
-    """The largest |logit difference| between the two engines on a seeded sample of positions."""
-    generator = torch.Generator().manual_seed(seed)
-    picked = torch.randperm(len(boxes_P4), generator=generator)[:SAMPLE].sort().values
-    boxes = boxes_P4.cpu()[picked]
-    results = [
-        make_engine(model, choice, boxes_P4=boxes).run(image_3HW, fill_3HW, boxes).logits_PK
-        for choice in (EngineChoice.FULL, EngineChoice.INCREMENTAL)
-    ]
-    return float((results[0] - results[1]).abs().max())
+class Verifier:
+    """Runs a seeded sample of positions through both engines; set up once for many images.
+
+    Attributes:
+        note: why there is nothing to compare, where only one engine can run the network.
+    """
+
+    def __init__(self, model: Model, boxes_P4: Tensor, *, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        picked = torch.randperm(len(boxes_P4), generator=generator)[:SAMPLE].sort().values
+        self._boxes_P4 = boxes_P4.cpu()[picked]
+        network = prepare(
+            model.module, model.input_size, device=model.device, dtype=model.precision.dtype
+        )
+        self._engines = [
+            choose(network, choice, self._boxes_P4)
+            for choice in (EngineChoice.FULL, EngineChoice.INCREMENTAL)
+        ]
+        self.note = self._engines[1].note
+
+    def difference(self, image_3HW: Tensor, fill_3HW: Tensor) -> float | None:
+        """The largest |logit difference| on one image; None where only one engine can run it."""
+        full, other = self._engines
+        if self.note is not None:
+            return None
+        logits = [e.run(image_3HW, fill_3HW, self._boxes_P4).logits_PK for e in (full, other)]
+        return float((logits[0] - logits[1]).abs().max())

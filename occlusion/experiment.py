@@ -21,7 +21,7 @@ from cnnviz.core.layers import find_layer
 from cnnviz.core.models import Model
 from cnnviz.core.targets import resolve_targets
 from cnnviz.occlusion.choices import Border, EngineChoice, Score, Upsample
-from cnnviz.occlusion.engines import Engine, make_engine, verify
+from cnnviz.occlusion.engines import Engine, Verifier, make_engine
 from cnnviz.occlusion.fills import check_fill, fill_picture
 from cnnviz.occlusion.masks import Grid, default_mask, default_stride, place
 from cnnviz.occlusion.panels import Panel, make_panels
@@ -43,7 +43,7 @@ class OcclusionSpec:
         layer: a layer whose strongest map is watched too.
         engine: how the covered images are run.
         batch_size: images at a time; None for automatic.
-        seed: for the noise fill and the sample of `verify`.
+        seed: for the noise fill and the sample that `verify` takes.
         verify: run a sample of positions through both engines and report the difference.
     """
 
@@ -110,7 +110,9 @@ class OcclusionResult:
         panels: one per target and mask, targets outermost.
         label: index of the true class, if known.
         engine: the engine that ran: `full` or `incremental`.
-        largest_difference: with `verify`, the largest |logit difference| between the engines.
+        verified: whether a sample of positions went through both engines.
+        largest_difference: if so, the largest |logit difference| between them; None where only
+            one of them can run this network.
     """
 
     measured: Measurement
@@ -118,6 +120,7 @@ class OcclusionResult:
     panels: tuple[Panel, ...]
     label: int | None
     engine: str
+    verified: bool = False
     largest_difference: float | None = None
 
 
@@ -154,7 +157,8 @@ class Occluder:
             batch_size=spec.batch_size,
             boxes_P4=self._boxes_P4,
         )
-        self.note = self._engine.note
+        self._verifier = Verifier(model, self._boxes_P4, seed=spec.seed) if spec.verify else None
+        self.note = self._engine.note or (self._verifier.note if self._verifier else None)
 
     @property
     def positions(self) -> int:
@@ -201,10 +205,10 @@ class Occluder:
             image, model.labels, base_logits_K, logits_PK, self.grids, activation
         )
         result = look(measured, spec, label=label, engine=self._engine.name)
-        if not spec.verify:
+        if self._verifier is None:
             return result
-        difference = verify(model, pair[0], pair[1], self._boxes_P4, seed=spec.seed)
-        return replace(result, largest_difference=difference)
+        difference = self._verifier.difference(pair[0], pair[1])
+        return replace(result, verified=True, largest_difference=difference)
 
 
 def look(

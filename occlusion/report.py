@@ -69,8 +69,9 @@ def report(result: OcclusionResult, verdicts: tuple[Verdict, ...] = ()) -> dict[
     if result.label is not None:
         entry["label"] = _class(result, result.label, float(probabilities_K[result.label]))
         entry["correct"] = top[0]["index"] == result.label
-    if result.largest_difference is not None:
-        entry["verified_largest_difference"] = _digits(result.largest_difference)
+    if result.verified:
+        difference = result.largest_difference
+        entry["verified_largest_difference"] = None if difference is None else _digits(difference)
     if measured.activation:
         activation = measured.activation
         entry["activation"] = {

@@ -170,3 +170,21 @@ def test_dog_and_cat_in_one_photograph_are_told_apart(assets: Path, photo, targe
     y0, x0, y1, x1 = result.measured.image.to_original((y, x, y + 1, x + 1))
     assert box[0] <= x0 < x1 <= box[2]
     assert box[1] <= y0 < y1 <= box[3]
+
+
+class _Decides(nn.Module):
+    """Its forward depends on values, so that no graph of it can be traced."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        level = x.mean((1, 2, 3))
+        return torch.stack([level, -level if x.mean() > 0 else 2 * level], 1)
+
+
+def test_verify_compares_the_engines_and_says_where_there_is_but_one():
+    spec = OcclusionSpec(((4, 4),), 4, verify=True)
+    two = occlude(model_of(tiny_network(), 29, 5), image_of(torch.rand(3, 29, 29)), spec)
+    assert two.verified
+    assert 0 <= two.largest_difference <= 1e-4
+    one = occlude(model_of(_Decides(), 29, 2), image_of(torch.rand(3, 29, 29)), spec)
+    assert one.verified
+    assert one.largest_difference is None
