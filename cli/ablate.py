@@ -24,7 +24,7 @@ def ablate(
     data: Annotated[
         list[str],
         typer.Argument(
-            metavar="DATA…",
+            metavar="DATA",
             help="Labelled images: a folder with one folder per class, a CSV or JSONL manifest "
             "(path,label), or cifar10:DIR, mnist:DIR, fashionmnist:DIR.",
         ),

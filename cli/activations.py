@@ -23,7 +23,7 @@ INPUT, ARRAYS = "input.png", "activations.npz"
 
 def activations(
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE…", help="Image files, or folders of them.")
+        list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")
     ],
     model: ModelOptions,
     output: OutputOptions,

@@ -32,6 +32,7 @@ app = typer.Typer(
     name="cnnviz",
     help="See what a convolutional network has learned and where it looks.",
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS = {

@@ -25,7 +25,7 @@ def max_patches(
     data: Annotated[
         list[str],
         typer.Argument(
-            metavar="DATA…",
+            metavar="DATA",
             help="A folder (of class folders or flat), files, a CSV or JSONL manifest, or "
             "cifar10:DIR, mnist:DIR, fashionmnist:DIR.",
         ),

@@ -27,7 +27,7 @@ FOLDER_LABEL = "folder"
 
 def occlude(
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE…", help="Image files, or folders of them.")
+        list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")
     ],
     model: ModelOptions,
     output: OutputOptions,

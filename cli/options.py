@@ -54,58 +54,50 @@ class ModelOptions:
             "-m",
             help="A torchvision name, path/to/file.py:factory, package.module:factory, "
             "or the model that ships with cnnviz.",
-            rich_help_panel="Model",
         ),
     ] = "bundled"
     checkpoint: Annotated[
         Path | None,
         typer.Option(
             help="Weights from a file: .pth .pt .th .ckpt .safetensors, "
-            "or a TorchScript or torch.export archive (these need no --model).",
-            rich_help_panel="Model",
+            "or a TorchScript or torch.export archive (these need no --model)."
         ),
     ] = None
     weights: Annotated[
         str | None,
         typer.Option(
-            help="A torchvision weights name (DEFAULT, IMAGENET1K_V1, …), or none for random ones.",
-            rich_help_panel="Model",
+            help="A torchvision weights name (DEFAULT, IMAGENET1K_V1, …), or none for random ones."
         ),
     ] = None
     labels: Annotated[
         Path | None,
-        typer.Option(
-            help="Class names: a text file, one a line, or a JSON list or map.",
-            rich_help_panel="Model",
-        ),
+        typer.Option(help="Class names: a text file, one a line, or a JSON list or map."),
     ] = None
     size: Annotated[
         int | None,
-        typer.Option(help="Side of the working image in pixels.", rich_help_panel="Model"),
+        typer.Option(help="Side of the working image in pixels."),
     ] = None
     mean: Annotated[
         str | None,
-        typer.Option(help="Channel means, as 0.485,0.456,0.406.", rich_help_panel="Model"),
+        typer.Option(help="Channel means, as 0.485,0.456,0.406."),
     ] = None
     std: Annotated[
         str | None,
-        typer.Option(help="Channel deviations, likewise.", rich_help_panel="Model"),
+        typer.Option(help="Channel deviations, likewise."),
     ] = None
     device: Annotated[
         str,
-        typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel="Running"),
+        typer.Option(help="auto, cpu, cuda, cuda:N or mps."),
     ] = "auto"
     precision: Annotated[
         Precision,
-        typer.Option(help="Number format of weights and activations.", rich_help_panel="Running"),
+        typer.Option(help="Number format of weights and activations."),
     ] = Precision.FP32
     batch_size: Annotated[
         str,
-        typer.Option(help="Images at a time: auto or a number.", rich_help_panel="Running"),
+        typer.Option(help="Images at a time: auto or a number."),
     ] = "auto"
-    seed: Annotated[
-        int, typer.Option(help="Seed of all that is random.", rich_help_panel="Running")
-    ] = 0
+    seed: Annotated[int, typer.Option(help="Seed of all that is random.")] = 0
 
     def load(self) -> "Model":
         """The model these options describe, ready to run."""
@@ -137,28 +129,19 @@ class OutputOptions:
 
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="Output folder (cnnviz-out/<command> if not given).",
-            rich_help_panel="Output",
-        ),
+        typer.Option("--out", "-o", help="Output folder (cnnviz-out/<command> if not given)."),
     ] = None
     overwrite: Annotated[
         bool,
-        typer.Option(
-            "--overwrite", help="Replace an earlier run's results.", rich_help_panel="Output"
-        ),
+        typer.Option("--overwrite", help="Replace an earlier run's results."),
     ] = False
     json: Annotated[
         bool,
-        typer.Option(
-            "--json", help="Print the summary as JSON and nothing else.", rich_help_panel="Output"
-        ),
+        typer.Option("--json", help="Print the summary as JSON and nothing else."),
     ] = False
     quiet: Annotated[
         bool,
-        typer.Option("--quiet", "-q", help="No progress and no table.", rich_help_panel="Output"),
+        typer.Option("--quiet", "-q", help="No progress and no table."),
     ] = False
 
     def folder(self, command: str) -> Path:

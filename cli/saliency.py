@@ -35,7 +35,7 @@ class Other(StrEnum):
 
 def saliency(
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE…", help="Image files, or folders of them.")
+        list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")
     ],
     model: ModelOptions,
     output: OutputOptions,

@@ -18,7 +18,7 @@ def tsne(
     data: Annotated[
         list[str],
         typer.Argument(
-            metavar="DATA…",
+            metavar="DATA",
             help="A folder with one folder per class, images, a CSV or JSONL manifest, or "
             "cifar10:DIR, mnist:DIR, fashionmnist:DIR.",
         ),
