@@ -115,7 +115,8 @@ def _window(module: nn.Module, value: Any) -> Window | None:
 def _adaptive(call: Call, average: bool) -> Verdict:
     (height, width), (rows, columns) = call.map.shape[-2:], call.value.shape[-2:]
     if (rows, columns) == (height, width):
-        return Pointwise(), (2, 3)
+        # Not Pointwise: the operation itself, run on a part of the map, would stretch that part.
+        return Window((1, 1), (1, 1)), (2, 3)
     if (rows, columns) == (1, 1):
         return Mix(mean=average), (2, 3)
     if height % rows or width % columns:

@@ -131,6 +131,9 @@ def _step(
         step.sliding = _sliding(graph, node, place, pure)
         if step.sliding.local:
             step.kind = Kind.LOCAL
+            if "adaptive" in _name(graph, node).lower():
+                # It keeps the map's size, but run on a window it would stretch that to the map's.
+                step.call = lambda value, *_args, **_kwargs: value.clone()
     return step
 
 

@@ -188,3 +188,19 @@ def test_verify_compares_the_engines_and_says_where_there_is_but_one():
     one = occlude(model_of(_Decides(), 29, 2), image_of(torch.rand(3, 29, 29)), spec)
     assert one.verified
     assert one.largest_difference is None
+
+
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(14), nn.AdaptiveMaxPool2d(14)])
+def test_incremental_equals_full_through_an_adaptive_pool_that_keeps_the_size(pool):
+    """As in VGG and AlexNet at their own input size: it must not stretch a window to a map."""
+    module = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1)),
+        *(nn.MaxPool2d(2), pool, nn.Flatten(), nn.Linear(8 * 14 * 14, 10)),
+    )
+    model, image = model_of(module, 56, 10), image_of(torch.rand(3, 56, 56))
+    logits = []
+    for engine in (EngineChoice.FULL, EngineChoice.INCREMENTAL):
+        result = occlude(model, image, OcclusionSpec(((7, 7),), 5, engine=engine))
+        assert result.engine == engine
+        logits.append(result.measured.logits_PK)
+    torch.testing.assert_close(logits[1], logits[0], atol=1e-5, rtol=0)
