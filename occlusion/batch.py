@@ -191,8 +191,7 @@ class Batch:
         if rows is None:
             return base.expand(self._count, *base.shape[1:])
         kept = self._untouched.maps[source]
-        before = kept.box_sums(box)
-        change = (rows.sum((1, 2), dtype=before.dtype) - before) / (box.extent[0] * box.extent[1])
+        change = (_sums(rows) - kept.box_sums(box)) / (box.extent[0] * box.extent[1])
         return base + change.to(base.dtype).view(self._count, *base.shape[1:])
 
     def _reshape(self, step: Step, box: Box) -> Tensor:
@@ -280,9 +279,13 @@ class Batch:
             return channel_sums(value, step.place.axes)[:, channel]
         rows = self._rows(node)
         assert rows is not None  # noqa: S101 (it has a box)
-        before = self._untouched.maps[node].box_sums(box)
-        changed = rows.sum((1, 2), dtype=before.dtype) - before
+        changed = _sums(rows) - self._untouched.maps[node].box_sums(box)
         return base[0, channel] + changed[:, channel].float()
+
+
+def _sums(rows_NhwC: Tensor) -> Tensor:
+    """Sum over each window, (N, C), in float32 or better; windows are small enough for that."""
+    return rows_NhwC.sum((1, 2), dtype=torch.promote_types(rows_NhwC.dtype, torch.float32))
 
 
 def reading(window: Window, box: Box) -> Read:

@@ -27,8 +27,12 @@ _GPU_CALL = 15e-6
 # What minimal filtering leaves of the multiplications, and how much larger its weights are.
 _FILTERED_MACS = 0.65
 _FILTERED_WEIGHTS = 4.0
-_CPU_MEMORY = 32 * 2**20
-_MOST_POSITIONS = 256
+_CPU_MEMORY = 256 * 2**20
+_MOST_POSITIONS = 512
+# oneDNN compiles a kernel for each shape it meets and keeps the last 1,024 (its documentation,
+# "Primitive Cache"); groups that need more than that compile theirs again for every image.
+_KEPT_KERNELS = 1024
+_COMPILED = 0.2e-3
 
 
 class Costs:
@@ -53,6 +57,7 @@ class Costs:
         weights = sum(self._weight_bytes(step) for step in steps)
         self.overhead = len(steps) * (_CPU_CALL if cpu else _GPU_CALL)
         self.overhead += weights / (_CPU_BYTES if cpu else _GPU_BYTES)
+        self._kernels = sum(step.sliding is not None for step in steps) if cpu else 0
         self._extents = extents(graph)
         self.weight: dict[fx.Node, float] = {}
         self.rest = 0.0
@@ -107,14 +112,20 @@ class Costs:
         )
         return positions * image + self.overhead * -(-positions // batch_size)
 
+    def calls(self, groups: int, batches: int) -> float:
+        """Predicted seconds that groups and their batches cost whatever their sizes."""
+        kernels = groups * self._kernels
+        compiled = kernels * _COMPILED if kernels > _KEPT_KERNELS else 0.0
+        return batches * self.overhead + compiled
+
     def incremental(self, groups: list[tuple[int, Mapping[fx.Node, tuple[int, int]]]]) -> float:
         """Predicted seconds of the incremental engine for groups of (positions, window sizes)."""
-        seconds = 0.0
+        batches = sum(-(-count // self.largest_batch(sizes)) for count, sizes in groups)
+        seconds = self.calls(len(groups), batches)
         for count, sizes in groups:
-            one = self.rest + sum(
-                weight * sizes[node][0] * sizes[node][1] for node, weight in self.weight.items()
-            )
-            seconds += count * one + self.overhead * -(-count // self.largest_batch(sizes))
+            seconds += count * self.rest
+            for node, weight in self.weight.items():
+                seconds += count * weight * sizes[node][0] * sizes[node][1]
         return seconds
 
     def batch_size(self, axes: tuple[AxisReach, AxisReach]) -> int:

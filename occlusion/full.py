@@ -18,6 +18,8 @@ from cnnviz.occlusion.network import Network
 # Small batches keep a layer's maps in the processor's caches; a GPU wants many images at once.
 CPU_BATCH = 8
 DEVICE_BATCH = 128
+# glibc takes blocks of 32 MiB and more fresh from the kernel each time, which clears their pages.
+CPU_MAP = 28 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +93,16 @@ class FullEngine:
         self, network: Network, *, batch_size: int | None = None, note: str | None = None
     ) -> None:
         self._network, self.note = network, note
-        default = CPU_BATCH if network.device.type == "cpu" else DEVICE_BATCH
-        self.batch_size = batch_size or default
+        self.batch_size = batch_size or self._default_batch()
+
+    def _default_batch(self) -> int:
+        network = self._network
+        if network.device.type != "cpu":
+            return DEVICE_BATCH
+        places = network.graph.places.values() if network.graph is not None else ()
+        sizes = [torch.Size(place.shape).numel() for place in places if place.shape is not None]
+        fitting = CPU_MAP // (max(sizes, default=1) * network.dtype.itemsize)
+        return max(1, min(CPU_BATCH, fitting))
 
     @torch.inference_mode()
     def run(

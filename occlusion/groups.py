@@ -8,7 +8,7 @@ larger; keeping them apart makes more, smaller batches; the cheaper of the two i
 Shapes: I different spans on one axis, M maps of the network, P positions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,7 +81,7 @@ def make_groups(
     rows: AxisReach,
     columns: AxisReach,
     weight: Mapping[fx.Node, float],
-    overhead: float,
+    calls: Callable[[int, int], float],
     largest: int,
 ) -> list[Group]:
     """Groups with the least predicted time.
@@ -90,7 +90,7 @@ def make_groups(
         rows: what the row spans reach.
         columns: what the column spans reach.
         weight: seconds per position of each map's windows.
-        overhead: seconds that a batch costs whatever its size.
+        calls: numbers of groups and of batches to seconds that they cost whatever their sizes.
         largest: positions that one batch holds.
     """
     nodes = list(weight)
@@ -106,7 +106,7 @@ def make_groups(
     for row_labels in _levels(trees[0]):
         for column_labels in _levels(trees[1]):
             labels = [row_labels, column_labels]
-            seconds = _predicted(labels, (rows, columns), sizes, weight_M, overhead, largest)
+            seconds = _predicted(labels, (rows, columns), sizes, weight_M, calls, largest)
             if best is None or seconds < best[0]:
                 best = (seconds, labels)
     assert best is not None  # noqa: S101 (there is always at least one cluster)
@@ -144,7 +144,7 @@ def _predicted(
     axes: tuple[AxisReach, AxisReach],
     sizes: Sequence[Ints],
     weight_M: Floats,
-    overhead: float,
+    calls: Callable[[int, int], float],
     largest: int,
 ) -> float:
     cluster = [labels[a][axes[a].number_P] for a in (0, 1)]
@@ -155,7 +155,8 @@ def _predicted(
         for a in (0, 1)
     ]
     per_position = (maxima[0] * weight_M) @ maxima[1].T
-    return float((count * per_position).sum() + overhead * np.ceil(count / largest).sum())
+    batches = int(np.ceil(count / largest).sum())
+    return float((count * per_position).sum()) + calls(int((count > 0).sum()), batches)
 
 
 def _grouped(labels: Sequence[Ints], axes: tuple[AxisReach, AxisReach]) -> list[Group]:

@@ -50,7 +50,7 @@ class IncrementalEngine:
         if self._planned is None or not np.array_equal(self._planned[0], boxes_P4):
             rows, columns = reach_of_boxes(self._graph, boxes_P4)
             largest = self._batch_size or self.costs.batch_size((rows, columns))
-            groups = make_groups(rows, columns, self.costs.weight, self.costs.overhead, largest)
+            groups = make_groups(rows, columns, self.costs.weight, self.costs.calls, largest)
             self._planned = (boxes_P4, groups, (rows, columns))
         return self._planned[1], self._planned[2]
 
