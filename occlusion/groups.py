@@ -84,7 +84,9 @@ def make_groups(
     calls: Callable[[int, int], float],
     largest: int,
 ) -> list[Group]:
-    """Groups with the least predicted time.
+    """Groups with the least predicted time, the largest windows first.
+
+    In that order later groups fit into the memory that earlier ones have given back.
 
     Args:
         rows: what the row spans reach.
@@ -178,7 +180,7 @@ def _grouped(labels: Sequence[Ints], axes: tuple[AxisReach, AxisReach]) -> list[
             for node in rows.spans
         }
         groups.append(Group(positions[np.lexsort(keys)], sizes))
-    return groups
+    return sorted(groups, key=lambda g: sum(h * w for h, w in g.sizes.values()), reverse=True)
 
 
 def _largest(labels: Ints, axis: AxisReach) -> dict[fx.Node, Ints]:

@@ -22,6 +22,7 @@ _DIRECT_MACS = 55e9
 _PRODUCT_MACS = 47e9
 _BYTES = 8e9
 _LEAST_CHANNELS = 64
+_SCRATCH = 10 * 2**20  # bytes of transformed tiles at a time
 TILES = (0, 4)  # 0 is the direct way
 
 _INPUT = {
@@ -72,7 +73,7 @@ class WinogradConv2d(nn.Conv2d):
         tile = self._tile(len(input), size)
         if tile == 0:
             return super().forward(input)
-        return self._tiled(input, tile, size, (rows, columns))
+        return self._in_parts(input, tile, size, (rows, columns))
 
     def valid(self, input: Tensor) -> Tensor:  # noqa: A002
         """Without padding: (N, C, h + 2, w + 2) to (N, K, h, w)."""
@@ -80,7 +81,7 @@ class WinogradConv2d(nn.Conv2d):
         tile = self._tile(len(input), size)
         if tile == 0:
             return F.conv2d(input, self.weight, self.bias)
-        return self._tiled(input, tile, size, (0, 0))
+        return self._in_parts(input, tile, size, (0, 0))
 
     @property
     def _sides(self) -> tuple[int, int]:
@@ -91,6 +92,16 @@ class WinogradConv2d(nn.Conv2d):
     def _tile(self, count: int, size: tuple[int, int]) -> int:
         channels = (self.in_channels, self.out_channels)
         return min(TILES, key=lambda tile: seconds(tile, count, size, channels))
+
+    def _in_parts(
+        self, images: Tensor, tile: int, size: tuple[int, int], sides: tuple[int, int]
+    ) -> Tensor:
+        """Transformed tiles are several times as large as the images, so only some at a time."""
+        tiles = -(-size[0] // tile) * -(-size[1] // tile)
+        scratch = 4 * (tile + 2) ** 2 * tiles * max(self.in_channels, self.out_channels)
+        parts = images.split(max(1, _SCRATCH // scratch))
+        done = [self._tiled(part, tile, size, sides) for part in parts]
+        return done[0] if len(done) == 1 else torch.cat(done)
 
     def _tiled(
         self, images: Tensor, tile: int, size: tuple[int, int], sides: tuple[int, int]
@@ -119,9 +130,12 @@ class WinogradConv2d(nn.Conv2d):
         """The transformed weights (A, C, K), made at first use."""
         if tile not in self._transformed:
             matrix = torch.tensor(_WEIGHT[tile], dtype=torch.float64)
-            weight = self.weight.detach().double()
-            made = torch.einsum("ai,kcij,bj->abck", matrix, weight, matrix)
-            self._transformed[tile] = made.flatten(0, 1).float().contiguous()
+            both_A9 = torch.kron(matrix, matrix)
+            weight_9CK = self.weight.detach().permute(2, 3, 1, 0).flatten(0, 1).double()
+            made_ACK = self.weight.new_empty(len(both_A9), *weight_9CK.shape[1:])
+            for made_CK, row_9 in zip(made_ACK, both_A9, strict=True):
+                made_CK.copy_(torch.tensordot(row_9, weight_9CK, 1))
+            self._transformed[tile] = made_ACK
         return self._transformed[tile]
 
 
