@@ -4,6 +4,8 @@ A batch size is a promise nobody can keep beforehand: `in_batches` starts from a
 whenever the device runs out of memory, so a run slows down where it would have died.
 """
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterator
 
 import torch
@@ -83,3 +85,13 @@ def in_batches(
         batch_size = max(1, batch_size // 2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def give_back_memory() -> None:
+    """Returns freed memory to the system where the C library would keep it (glibc does).
+
+    Tensors of ever-changing sizes leave holes that nothing fits into; a long run would grow.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

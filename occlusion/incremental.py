@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from cnnviz.core.device import in_batches
+from cnnviz.core.device import give_back_memory, in_batches
 from cnnviz.occlusion.batch import Batch, Untouched, run_untouched, source_windows
 from cnnviz.occlusion.cost import Costs
 from cnnviz.occlusion.full import Scores
@@ -22,6 +22,8 @@ from cnnviz.occlusion.network import Network
 from cnnviz.occlusion.program import compile_steps
 from cnnviz.occlusion.reach import Ints, extents
 from cnnviz.occlusion.windows import Box
+
+_TRIM_EVERY = 1024  # positions; more often would cost time
 
 
 class IncrementalEngine:
@@ -91,6 +93,7 @@ class IncrementalEngine:
         channel = None if base is None else int(base[0].argmax())
         activation_P = None if base is None else logits_PK.new_empty(count)
         groups, axes = self.plan(boxes)
+        since = 0
         for group in groups:
             for positions, logits, sums in self._group(
                 untouched, (image, fill), group, axes, boxes, channel
@@ -99,6 +102,10 @@ class IncrementalEngine:
                 if activation_P is not None and sums is not None:
                     activation_P.index_copy_(0, positions, sums)
                 progress(len(positions))
+            since += len(group.positions_N)
+            if since >= _TRIM_EVERY:
+                give_back_memory()
+                since = 0
         base_activation = None if base is None else float(base[0, channel])
         return Scores(untouched.logits_1K[0], logits_PK, base_activation, activation_P, channel)
 

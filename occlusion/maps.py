@@ -21,13 +21,19 @@ def class_scores(logits_PK: Tensor, score: Score) -> Tensor:
     return logits if score is Score.LOGIT else -logits.log_softmax(-1)
 
 
+def target_scores(logits_PK: Tensor, target: int, score: Score) -> Tensor:
+    """The scores of one class at each position, (P,) float64; little memory for many positions."""
+    parts = torch.split(logits_PK, 1024)
+    return torch.cat([class_scores(part_PK, score)[:, target] for part_PK in parts])
+
+
 def position_values(base_logits_K: Tensor, logits_PK: Tensor, target: int, score: Score) -> Tensor:
     """How much covering each position hurts class `target`, (P,) float64.
 
     Original − occluded for probability and logit, occluded − original for the loss.
     """
     base = class_scores(base_logits_K, score)[target]
-    covered_P = class_scores(logits_PK, score)[:, target]
+    covered_P = target_scores(logits_PK, target, score)
     return covered_P - base if score is Score.LOSS else base - covered_P
 
 

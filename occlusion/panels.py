@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cnnviz.occlusion.choices import Score, Upsample
-from cnnviz.occlusion.maps import class_scores, pixel_map, position_values
+from cnnviz.occlusion.maps import class_scores, pixel_map, position_values, target_scores
 from cnnviz.occlusion.masks import Grid
 
 
@@ -62,7 +62,7 @@ def make_panel(
 ) -> Panel:
     """Derives one panel from the scores at one grid's positions."""
     values_P = position_values(base_logits_K, logits_PK, target, score)
-    probabilities_P = class_scores(logits_PK, Score.PROBABILITY)[:, target]
+    probabilities_P = target_scores(logits_PK, target, Score.PROBABILITY)
     probability = float(class_scores(base_logits_K, Score.PROBABILITY)[target])
     peak = int(values_P.argmax())
     y0, x0, y1, x1 = grid.boxes_P4[peak].tolist()

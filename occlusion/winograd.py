@@ -99,7 +99,7 @@ class WinogradConv2d(nn.Conv2d):
         """Transformed tiles are several times as large as the images, so only some at a time."""
         tiles = -(-size[0] // tile) * -(-size[1] // tile)
         scratch = 4 * (tile + 2) ** 2 * tiles * max(self.in_channels, self.out_channels)
-        parts = images.split(max(1, _SCRATCH // scratch))
+        parts = torch.split(images, max(1, _SCRATCH // scratch))
         done = [self._tiled(part, tile, size, sides) for part in parts]
         return done[0] if len(done) == 1 else torch.cat(done)
 
