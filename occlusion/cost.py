@@ -28,10 +28,11 @@ _GPU_CALL = 15e-6
 _FILTERED_MACS = 0.65
 _FILTERED_WEIGHTS = 4.0
 _CPU_MEMORY = 256 * 2**20
-_MOST_POSITIONS = 64  # more gain nothing
+_MOST_POSITIONS = 96  # more gain nothing
 # oneDNN compiles a kernel for each shape it meets and keeps the last 1,024 (its documentation,
-# "Primitive Cache"); groups that need more than that compile theirs again for every image.
-_KEPT_KERNELS = 1024
+# "Primitive Cache"), other steps included; groups with more than half of that compile theirs again
+# and again.
+_KEPT_KERNELS = 512
 _COMPILED = 0.2e-3
 
 
