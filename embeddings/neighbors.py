@@ -94,14 +94,46 @@ class DistanceTiles:
             The first column's index, and squared distances (R, C); `own` for a point itself.
         """
         a_RD = self.take(rows)
-        norms_R1 = a_RD.double().square().sum(1, keepdim=True).to(self.dtype)
-        places = torch.from_numpy(rows).to(self.device)
+        norms_R1 = self._norms(a_RD)
+        for start, tile_RC in self._products(a_RD):
+            tile_RC.add_(norms_R1).clamp_(min=0)
+            self._set_own(tile_RC, start, rows, own)
+            yield start, tile_RC
+
+    def smallest(self, rows: NDArray[np.int64], k: int) -> tuple[Tensor, Tensor]:
+        """Values and columns (R, k) of each row's k smallest, ascending, ties by column.
+
+        A row's own norm changes nothing about their order, so it is added to those k alone.
+        """
+        a_RD = self.take(rows)
+        values = torch.empty(len(rows), 0, dtype=self.dtype, device=self.device)
+        columns = torch.empty(len(rows), 0, dtype=torch.int64, device=self.device)
+        for start, tile_RC in self._products(a_RD):
+            self._set_own(tile_RC, start, rows, torch.inf)
+            found, where = _least(tile_RC, min(k, tile_RC.shape[1]))
+            values = torch.cat([values, found], dim=1)
+            columns = torch.cat([columns, where + start], dim=1)
+            if values.shape[1] > k:
+                values, kept = torch.topk(values, k, dim=1, largest=False)
+                columns = columns.gather(1, kept)
+        values = values.add_(self._norms(a_RD)).clamp_(min=0)
+        columns, order = columns.sort(dim=1)
+        values, stable = values.gather(1, order).sort(dim=1, stable=True)
+        return values, columns.gather(1, stable)
+
+    def _norms(self, points_RD: Tensor) -> Tensor:
+        return points_RD.double().square().sum(1, keepdim=True).to(self.dtype)
+
+    def _products(self, a_RD: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """|b|² - 2ab, (R, C): the squared distances less the rows' own norms."""
         for start in range(0, len(self), TILE_COLUMNS):
             b_CD, norms_1C = self._columns(start)
-            tile_RC = torch.addmm(norms_1C, a_RD, b_CD.T, alpha=-2).add_(norms_R1).clamp_(min=0)
-            here = torch.nonzero((places >= start) & (places < start + len(b_CD))).squeeze(1)
-            tile_RC[here, places[here] - start] = own
-            yield start, tile_RC
+            yield start, torch.addmm(norms_1C, a_RD, b_CD.T, alpha=-2)
+
+    def _set_own(self, tile_RC: Tensor, start: int, rows: NDArray[np.int64], own: float) -> None:
+        inside = np.flatnonzero((rows >= start) & (rows < start + tile_RC.shape[1]))
+        here = torch.from_numpy(inside).to(self.device)
+        tile_RC[here, torch.from_numpy(rows[inside] - start).to(self.device)] = own
 
     def error(self, squared_R: Tensor, rows: NDArray[np.int64]) -> Tensor:
         """A bound (R,) on the rounding error of squared distances up to `squared_R` (R,)."""
@@ -124,20 +156,24 @@ def row_tiles(count: int, most_pairs: int | None = None) -> Iterator[NDArray[np.
         yield np.arange(start, min(start + height, count))
 
 
-def _smallest(tiles: DistanceTiles, rows: NDArray[np.int64], k: int) -> tuple[Tensor, Tensor]:
-    """Values and columns (R, k) of each row's k smallest, ascending, ties by column."""
-    values = torch.empty(len(rows), 0, dtype=tiles.dtype, device=tiles.device)
-    columns = torch.empty(len(rows), 0, dtype=torch.int64, device=tiles.device)
-    for start, tile_RC in tiles.of(rows):
-        found, where = torch.topk(tile_RC, min(k, tile_RC.shape[1]), dim=1, largest=False)
-        values = torch.cat([values, found], dim=1)
-        columns = torch.cat([columns, where + start], dim=1)
-        if values.shape[1] > k:
-            values, kept = torch.topk(values, k, dim=1, largest=False)
-            columns = columns.gather(1, kept)
-    columns, order = columns.sort(dim=1)
-    values, stable = values.gather(1, order).sort(dim=1, stable=True)
-    return values, columns.gather(1, stable)
+def _least(values_RC: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Values and columns (R, k) of each row's k smallest, ascending.
+
+    The k smallest lie in the k groups of columns with the smallest minima; so most columns are
+    looked at once, to find the minima.
+    """
+    rows, columns = values_RC.shape
+    size = int((columns / k) ** 0.5)
+    if size < 2:
+        return torch.topk(values_RC, k, dim=1, largest=False)
+    count = columns // size
+    groups_RSG = values_RC[:, : size * count].view(rows, size, count)
+    group_Rk = torch.topk(groups_RSG.amin(1), k, dim=1, largest=False, sorted=False).indices
+    steps_S1 = torch.arange(size, device=values_RC.device)[:, None] * count
+    left = torch.arange(size * count, columns, device=values_RC.device).expand(rows, -1)
+    where = torch.cat([(group_Rk[:, None] + steps_S1).flatten(1), left], dim=1)
+    least, kept = torch.topk(values_RC.gather(1, where), k, dim=1, largest=False)
+    return least, where.gather(1, kept)
 
 
 def _doubtful(tiles: DistanceTiles, rows: NDArray[np.int64], values: Tensor, k: int) -> Tensor:
@@ -150,8 +186,8 @@ def _doubtful(tiles: DistanceTiles, rows: NDArray[np.int64], values: Tensor, k: 
 
 
 def _settled(tiles: DistanceTiles, rows: NDArray[np.int64], k: int) -> tuple[Tensor, Tensor]:
-    """Like `_smallest` in float64, with distances that are rounding noise set to zero."""
-    values, columns = _smallest(tiles, rows, k)
+    """The k smallest in float64, with distances that are rounding noise set to zero."""
+    values, columns = tiles.smallest(rows, k)
     noise = tiles.error(torch.zeros(len(rows), device=tiles.device), rows)
     return torch.where(values <= noise[:, None], 0, values), columns
 
@@ -189,7 +225,7 @@ def nearest(
     for rows in row_tiles(count):
         again = rows
         if fast is not None:
-            values, columns = _smallest(fast, rows, min(k + 1, count - 1))
+            values, columns = fast.smallest(rows, min(k + 1, count - 1))
             again = rows[_doubtful(fast, rows, values, k).cpu().numpy()]
             indices[rows] = columns[:, :k].cpu().numpy()
             distances[rows] = values[:, :k].sqrt().cpu().numpy()

@@ -43,7 +43,7 @@ def test_exact_where_float32_distances_drown_in_rounding():
     points = clusters(400, 200, spread=2e-3, offset=50.0)
     columns, distances = brute_force(points, 15)
     tiles = neighbors.DistanceTiles(points, dtype=torch.float32)
-    _, hasty = neighbors._smallest(tiles, np.arange(400), 15)
+    _, hasty = tiles.smallest(np.arange(400), 15)
     assert (np.sort(hasty.numpy()) != np.sort(columns)).any(), "the case is too easy"
     found = nearest(points, 15)
     np.testing.assert_array_equal(found.indices, columns)
@@ -112,3 +112,14 @@ def test_whole_rows_hold_no_more_pairs_than_allowed():
     assert np.concatenate(tiles).tolist() == list(range(500))
     assert max(len(rows) for rows in tiles) * 500 == 5000
     assert len(next(neighbors.row_tiles(10, most_pairs=3))) == 1
+
+
+@pytest.mark.parametrize(("columns", "k"), [(1, 1), (7, 7), (50, 1), (101, 5), (1000, 92)])
+def test_least_by_groups_is_what_a_sort_gives(columns: int, k: int):
+    values_RC = torch.randn(20, columns, generator=torch.Generator().manual_seed(columns))
+    values_RC[:, : columns // 2] = torch.inf  # ties
+    expected = values_RC.sort(dim=1).values[:, :k]
+    least, where = neighbors._least(values_RC, k)
+    assert torch.equal(least, expected)
+    assert torch.equal(values_RC.gather(1, where), expected)
+    assert all(len(set(row)) == k for row in where.tolist())
