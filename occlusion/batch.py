@@ -127,7 +127,7 @@ class Batch:
         if step.kind is Kind.MIX or box is None or (box.whole and step.kind is not Kind.CONCAT):
             return self._mix(step)
         if step.kind is Kind.LOCAL:
-            return _native(step, self._env)
+            return self._local(step, box)
         if step.kind is Kind.RESHAPE:
             return self._reshape(step, box)
         if step.kind is Kind.CONCAT:
@@ -193,6 +193,14 @@ class Batch:
         kept = self._untouched.maps[source]
         change = (_sums(rows) - kept.box_sums(box)) / (box.extent[0] * box.extent[1])
         return base + change.to(base.dtype).view(self._count, *base.shape[1:])
+
+    def _local(self, step: Step, box: Box) -> Any:
+        """As it is on windows; but a pool may know the size of its map, and would stretch them."""
+        if step.sliding is None:
+            return _native(step, self._env)
+        windows = self._env[step.place.inputs[0]]
+        out = step.sliding.compute(windows, box)
+        return out.clone() if out is windows else out
 
     def _reshape(self, step: Step, box: Box) -> Tensor:
         place = step.place

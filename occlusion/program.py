@@ -57,7 +57,7 @@ class Step:
         place: what is known about it.
         kind: how it treats places.
         call: the operation itself, on evaluated arguments.
-        sliding: for SLIDE, the operation on cut windows.
+        sliding: the operation on cut windows, for those that slide.
         done: nodes whose values nobody needs behind this step.
         keep: the untouched image's map is needed later, to cut windows from it.
     """
@@ -131,9 +131,6 @@ def _step(
         step.sliding = _sliding(graph, node, place, pure)
         if step.sliding.local:
             step.kind = Kind.LOCAL
-            if "adaptive" in _name(graph, node).lower():
-                # It keeps the map's size, but run on a window it would stretch that to the map's.
-                step.call = lambda value, *_args, **_kwargs: value.clone()
     return step
 
 

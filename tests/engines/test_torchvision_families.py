@@ -39,6 +39,8 @@ FAMILIES = {
     "vgg11_bn": (97, 129),
     "vit_b_16": (224, 224),
 }
+# At the size they were made for, the pool in front of the classifier has nothing to do.
+CASES = [*FAMILIES.items(), ("alexnet", (224, 224)), ("resnet18", (224, 224))]
 
 
 def build(name: str) -> nn.Module:
@@ -50,11 +52,10 @@ def build(name: str) -> nn.Module:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "size"), CASES)
 def test_incremental_equals_full_for_torchvision(
-    name: str, seed: int, settled: Callable[..., nn.Module]
+    name: str, size: tuple[int, int], seed: int, settled: Callable[..., nn.Module]
 ) -> None:
-    size = FAMILIES[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision's own, on scipy and future defaults
         module = settled(build(name), size, seed)
