@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cnnviz.cli.console import Console
-from cnnviz.cli.options import ModelOptions, OutputOptions, check_alpha
+from cnnviz.cli.options import MapOptions, ModelOptions, OutputOptions, check_alpha
 from cnnviz.cli.per_image import ImageRun
-from cnnviz.core.choices import Colormap
 from cnnviz.core.errors import CheckFailed, UsageError
 from cnnviz.occlusion.choices import Border, EngineChoice, Score, Upsample
 
@@ -29,6 +28,7 @@ def occlude(
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")
     ],
+    maps: MapOptions,
     model: ModelOptions,
     output: OutputOptions,
     mask: Annotated[
@@ -48,13 +48,6 @@ def occlude(
             help="What masks show: mean, gray, black, white, #rrggbb, blur, noise or image-mean."
         ),
     ] = "mean",
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Class to ask about: predicted, topK (top3), a name or an index; repeatable. "
-            "Default: predicted."
-        ),
-    ] = None,
     score: Annotated[
         Score, typer.Option(help="What is compared between untouched and covered.")
     ] = Score.PROBABILITY,
@@ -97,8 +90,6 @@ def occlude(
     verify: Annotated[
         bool, typer.Option("--verify", help="Run a sample through both engines and compare.")
     ] = False,
-    alpha: Annotated[float, typer.Option(help="Weight of the map in the overlay, 0 to 1.")] = 0.5,
-    colormap: Annotated[Colormap, typer.Option(help="Colours of the maps.")] = Colormap.DIVERGING,
     scores: Annotated[
         bool, typer.Option("--scores/--no-scores", help="Write scores.npz (what render reads).")
     ] = True,
@@ -111,7 +102,8 @@ def occlude(
     """
     started = time.perf_counter()
     console = Console(output)
-    _check_shares(alpha, min_inside, expect)
+    check_alpha(maps.alpha)
+    _check_share(min_inside, expect)
     from cnnviz.core.images import find_images
     from cnnviz.occlusion.expectation import read_expectations
     from cnnviz.occlusion.experiment import Occluder, OcclusionSpec
@@ -123,7 +115,7 @@ def occlude(
         stride=stride,
         border=border,
         fill=fill,
-        targets=tuple(target or ("predicted",)),
+        targets=maps.targets,
         score=score,
         upsample=upsample,
         label=None if label == FOLDER_LABEL else label,
@@ -140,7 +132,9 @@ def occlude(
     if occluder.note:
         console.note(occluder.note)
     run = ImageRun("occlude", paths, output)
-    study = _Study(occluder, expectations, label == FOLDER_LABEL, Look(colormap, alpha), scores)
+    study = _Study(
+        occluder, expectations, label == FOLDER_LABEL, Look(maps.colormap, maps.alpha), scores
+    )
     run.study(console, "occluding", loaded, study, occluder.positions)
     console.table("Occlusion", _COLUMNS, [_row(entry) for entry in run.entries])
     seconds = time.perf_counter() - started
@@ -204,8 +198,7 @@ class _Study:
             folder.write_npz(SCORES, **to_arrays(result))
 
 
-def _check_shares(alpha: float, min_inside: float | None, expect: str | None) -> None:
-    check_alpha(alpha)
+def _check_share(min_inside: float | None, expect: str | None) -> None:
     if min_inside is not None and not 0 <= min_inside <= 1:
         raise UsageError(f"--min-inside {min_inside:g} is out of range; it takes a share, 0 to 1")
     if min_inside is not None and expect is None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from cnnviz.core.choices import Precision
+from cnnviz.core.choices import Colormap, Precision
 from cnnviz.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -147,6 +147,26 @@ class OutputOptions:
     def folder(self, command: str) -> Path:
         """`--out`, or the command's own folder."""
         return self.out or Path("cnnviz-out") / command
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """Which classes maps are made for, and how they are drawn."""
+
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Class to ask about: predicted, topK (top3), a name or an index; repeatable. "
+            "Default: predicted."
+        ),
+    ] = None
+    alpha: Annotated[float, typer.Option(help="Weight of the map in the overlay, 0 to 1.")] = 0.5
+    colormap: Annotated[Colormap, typer.Option(help="Colours of the maps.")] = Colormap.DIVERGING
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The classes asked for, as they were written."""
+        return tuple(self.target or ("predicted",))
 
 
 def expand(command: Callable[..., None]) -> Callable[..., None]:

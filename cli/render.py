@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from cnnviz.cli.console import Console
-from cnnviz.cli.options import OutputOptions, check_alpha
-from cnnviz.core.choices import Colormap
+from cnnviz.cli.options import MapOptions, OutputOptions, check_alpha
 from cnnviz.occlusion.choices import Score, Upsample
 
 
@@ -16,18 +15,13 @@ def render(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="What cnnviz occlude wrote for one image.")
     ],
+    maps: MapOptions,
     output: OutputOptions,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(help="predicted, topK, a class name or index; repeatable."),
-    ] = None,
     score: Annotated[Score, typer.Option(help="What is compared.")] = Score.PROBABILITY,
     upsample: Annotated[
         Upsample, typer.Option(help="From positions to pixels.")
     ] = Upsample.COVERAGE,
     label: Annotated[str | None, typer.Option(help="The true class.")] = None,
-    alpha: Annotated[float, typer.Option(help="Weight of the map in the overlay, 0 to 1.")] = 0.5,
-    colormap: Annotated[Colormap, typer.Option(help="Colours of the maps.")] = Colormap.DIVERGING,
 ) -> None:
     """Draw an occlusion run again without the model: other classes, scores, colours.
 
@@ -35,7 +29,7 @@ def render(
     """
     started = time.perf_counter()
     console = Console(output)
-    check_alpha(alpha)
+    check_alpha(maps.alpha)
     from cnnviz.core.results import RunFolder, safe_name, summary
     from cnnviz.occlusion.archive import load, load_crop
     from cnnviz.occlusion.experiment import OcclusionSpec, look
@@ -43,13 +37,13 @@ def render(
     from cnnviz.occlusion.report import report
 
     measured = load(folder)
-    spec = OcclusionSpec(
-        targets=tuple(target or ("predicted",)), score=score, upsample=upsample, label=label
-    )
+    spec = OcclusionSpec(targets=maps.targets, score=score, upsample=upsample, label=label)
     result = look(measured, spec, engine="none")
     name = safe_name(folder.resolve().name)
     out = RunFolder.open(output.folder("render") / name, overwrite=output.overwrite)
-    for file_name, figure in draw(result, Look(colormap, alpha, load_crop(folder))).items():
+    for file_name, figure in draw(
+        result, Look(maps.colormap, maps.alpha, load_crop(folder))
+    ).items():
         out.write_figure(file_name, figure)
     content = summary(
         "render",

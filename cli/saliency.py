@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cnnviz.cli.console import Console
-from cnnviz.cli.options import ModelOptions, OutputOptions, check_alpha
+from cnnviz.cli.options import MapOptions, ModelOptions, OutputOptions, check_alpha
 from cnnviz.cli.per_image import ImageRun
-from cnnviz.core.choices import Colormap
 from cnnviz.core.errors import UsageError
 from cnnviz.gradients.choices import LAST_CONV, Method
 
@@ -37,6 +36,7 @@ def saliency(
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")
     ],
+    maps: MapOptions,
     model: ModelOptions,
     output: OutputOptions,
     method: Annotated[
@@ -52,13 +52,6 @@ def saliency(
             "residual networks the last block (layer4) is customary."
         ),
     ] = LAST_CONV,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Class to ask about: predicted, topK (top3), a name or an index; repeatable. "
-            "Default: predicted."
-        ),
-    ] = None,
     compare: Annotated[
         Other | None,
         typer.Option(help="Put the map beside one of another kind: occlusion (of the logit)."),
@@ -69,8 +62,6 @@ def saliency(
     stride: Annotated[
         int | None, typer.Option(help="With --compare: pixels between mask positions.")
     ] = None,
-    alpha: Annotated[float, typer.Option(help="Weight of the map in the overlay, 0 to 1.")] = 0.5,
-    colormap: Annotated[Colormap, typer.Option(help="Colours of the maps.")] = Colormap.DIVERGING,
 ) -> None:
     """Trace a prediction back to the pixels: gradient, gradient x input, Grad-CAM.
 
@@ -80,17 +71,17 @@ def saliency(
     """
     started = time.perf_counter()
     console = Console(output)
-    _check(alpha, compare, mask, stride, method, layer)
+    check_alpha(maps.alpha)
+    _check(compare, mask, stride, method, layer)
     from cnnviz.core.images import find_images
     from cnnviz.gradients.figures import Look
 
-    targets = tuple(target or ("predicted",))
     paths = find_images(images)
     loaded = model.load()
-    make = _maker(loaded, method, targets, layer)
-    other = _occluder(loaded, targets, mask, stride, model) if compare else None
+    make = _maker(loaded, method, maps.targets, layer)
+    other = _occluder(loaded, maps.targets, mask, stride, model) if compare else None
     run = ImageRun("saliency", paths, output)
-    study = _Study(make, other, Look(colormap, alpha))
+    study = _Study(make, other, Look(maps.colormap, maps.alpha))
     run.study(console, "tracing back", loaded, study, 1 + (other.positions if other else 0))
     console.table("Saliency", _COLUMNS, [row for entry in run.entries for row in _rows(entry)])
     seconds = time.perf_counter() - started
@@ -99,14 +90,12 @@ def saliency(
 
 
 def _check(
-    alpha: float,
     compare: Other | None,
     mask: str | None,
     stride: int | None,
     method: Method,
     layer: str,
 ) -> None:
-    check_alpha(alpha)
     if compare is None and (mask is not None or stride is not None):
         raise UsageError("--mask and --stride need --compare occlusion, which places masks")
     if method is not Method.GRAD_CAM and layer != LAST_CONV:
