@@ -92,8 +92,11 @@ class Costs:
 
     def _bytes(self, step: Step) -> float:
         """Read and written per output position."""
-        values = [step.node, *step.place.inputs]
-        return self._item * sum(self._values(node) for node in values)
+        height, width = self._extents.get(step.node, (1, 1))
+        values = self._values(step.node)
+        for node in step.place.inputs:
+            values += self._values(node) / (1 if node in self._extents else height * width)
+        return self._item * values
 
     def _values(self, node: fx.Node) -> float:
         """Numbers per position."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from cnnviz.core.calls import Call
@@ -242,9 +243,13 @@ def macs_of(step: Step, graph: Graph) -> float:
     if step.sliding is not None:
         return step.sliding.macs
     module = graph.module.get_submodule(step.place.layer) if step.place.layer else None
-    if isinstance(module, nn.Linear | nn.Conv2d):
-        return float(module.weight.numel())
-    if isinstance(module, nn.MultiheadAttention) and step.place.shape is not None:
+    shapes = [graph.places[node].shape for node in (*step.place.inputs, step.node)]
+    if isinstance(module, nn.MultiheadAttention) and shapes[0] is not None:
         weights = sum(p.numel() for p in module.parameters() if isinstance(p, Tensor))
-        return float(weights * step.place.shape[1])
-    return 0.0
+        return float(weights * shapes[0][1])
+    if not isinstance(module, nn.Linear | nn.Conv2d):
+        return 0.0
+    tokens = 1.0
+    if isinstance(module, nn.Linear) and step.place.axes is None and shapes[-1] is not None:
+        tokens = torch.Size(shapes[-1]).numel() / module.out_features
+    return tokens * module.weight.numel()

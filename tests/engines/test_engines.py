@@ -2,6 +2,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from cnnviz.core.errors import UsageError
@@ -203,6 +204,16 @@ def test_auto_weighs_what_masks_reach(settled: Callable[..., nn.Module], network
         assert choose(prepared, EngineChoice.AUTO, boxes).name == engine
     prepared = prepare(local, size, device=CPU)
     assert choose(prepared, EngineChoice.AUTO, torch.tensor([[0, 0, *size]])).name == "full"
+
+
+def test_auto_leaves_transformers_to_the_full_engine(settled: Callable[..., nn.Module]) -> None:
+    module = torchvision.models.VisionTransformer(
+        image_size=64, patch_size=8, num_layers=3, num_heads=2, hidden_dim=96, mlp_dim=384
+    )
+    prepared = prepare(settled(module, (64, 64)), (64, 64), device=CPU)
+    boxes = torch.tensor([[y, x, y + 9, x + 9] for y in range(0, 55, 6) for x in range(0, 55, 6)])
+    assert prepared.graph is not None
+    assert choose(prepared, EngineChoice.AUTO, boxes).name == "full"
 
 
 def test_progress_counts_every_position_once(network: Make) -> None:
