@@ -208,7 +208,7 @@ def test_auto_weighs_what_masks_reach(settled: Callable[..., nn.Module], network
 
 def test_auto_leaves_transformers_to_the_full_engine(settled: Callable[..., nn.Module]) -> None:
     module = torchvision.models.VisionTransformer(
-        image_size=64, patch_size=8, num_layers=3, num_heads=2, hidden_dim=96, mlp_dim=384
+        image_size=64, patch_size=8, num_layers=3, num_heads=2, hidden_dim=384, mlp_dim=1536
     )
     prepared = prepare(settled(module, (64, 64)), (64, 64), device=CPU)
     boxes = torch.tensor([[y, x, y + 9, x + 9] for y in range(0, 55, 6) for x in range(0, 55, 6)])
