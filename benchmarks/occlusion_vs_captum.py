@@ -7,7 +7,7 @@ computes the same positions of one random image of 224 x 224; Captum scores one 
 all of them. Reported: the median and range of each contender's seconds, how many times as fast as
 Captum, what the cost model predicted, and how far apart the results are.
 
-The incremental engine is left out where it is predicted to be the slower one.
+The incremental engine is left out where `auto` would not take it.
 
 On a machine that others use too, `--threads 1 --clock cpu` counts the processor's seconds instead
 of the clock's, and `--part 24` times Captum and the full engine, whose cost is the same for every
@@ -125,12 +125,9 @@ def contenders(
 
         runs[f"captum ({per_eval} per eval)"] = captum
     engines = [FullEngine(network, batch_size=options.batch_size)]
-    if network.graph is not None:
-        incremental = IncrementalEngine(network)
-        if incremental.predict(boxes_P4) < incremental.predict_full(
-            boxes_P4, engines[0].batch_size
-        ):
-            engines.append(incremental)  # type: ignore[arg-type]
+    best = choose(network, EngineChoice.AUTO, boxes_P4)
+    if best.name == "incremental":
+        engines.append(best)  # type: ignore[arg-type]
     for engine in engines:
 
         def run(engine: FullEngine = engine) -> None:

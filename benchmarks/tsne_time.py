@@ -176,8 +176,8 @@ def mnist(root: Path, count: int, backend: Backend, device: str) -> None:
         chosen = figures.chosen_images(len(data), 0)
         framed = figures.framed_thumbnails(result, chosen)
         figures.scatter(result).canvas.draw()
-        figures.images(result, chosen, framed).canvas.draw()
-        figures.grid(result, chosen, framed).canvas.draw()
+        figures.images(result, chosen, framed).pixels()
+        figures.grid(result, chosen, framed).pixels()
     done_wall, done_busy = time.perf_counter(), time.process_time()
     beyond = done_wall - beyond_wall, done_busy - beyond_busy
     print(f"  {'all but features':34} wall {beyond[0]:.2f} s   processor {beyond[1]:.2f} s")

@@ -163,11 +163,11 @@ def _draw(
         for index, place in enumerate(places):
             place.write_figure("scatter.png", figures.scatter(result, index))
             advance(1)
-            canvas = figures.images(result, chosen, framed, index, seed)
-            place.write_figure("images.png", canvas, dpi=figures.CANVAS_DPI)
+            sheet = figures.images(result, chosen, framed, index, seed)
+            place.write_image("images.png", sheet.pixels())
             advance(1)
-            canvas = figures.grid(result, chosen, framed, index)
-            place.write_figure("grid.png", canvas, dpi=figures.CANVAS_DPI)
+            sheet = figures.grid(result, chosen, framed, index)
+            place.write_image("grid.png", sheet.pixels())
             advance(1)
     folder.write_figure("quality.png", quality_figure(result))
     if len(places) > 1:

@@ -201,10 +201,10 @@ class RunFolder:
         Image.fromarray(pixels).save(stream, format="PNG")
         return self.write_bytes(name, stream.getvalue())
 
-    def write_figure(self, name: str, figure: "Figure", dpi: int = DPI) -> Path:
+    def write_figure(self, name: str, figure: "Figure") -> Path:
         """Draws a matplotlib figure as PNG; the same figure gives the same bytes."""
         stream = io.BytesIO()
-        figure.savefig(stream, format="png", dpi=dpi, metadata={"Software": None})
+        figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})
         return self.write_bytes(name, stream.getvalue())
 
     def finish(self, content: dict[str, Any]) -> Path:

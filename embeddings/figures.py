@@ -7,9 +7,11 @@ Shapes: N images, S side of a thumbnail, H W rows and columns of a canvas.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
@@ -193,22 +195,38 @@ def _paste(
         canvas_HW3[top : top + side, left : left + side] = pictures[i]
 
 
-def _canvas_figure(
-    canvas_HW3: NDArray[np.uint8], result: EmbeddingResult, index: int, shown: int
-) -> Figure:
-    """A canvas pixel for pixel, with legend and quality in a margin to its right."""
-    height, width = canvas_HW3.shape[:2]
-    margin = round(0.37 * height)
-    figure = new_figure((width + margin) / CANVAS_DPI, height / CANVAS_DPI)
-    figure.set_layout_engine("none")
-    figure.figimage(canvas_HW3, 0, 0, origin="upper")
-    left = (width + 0.04 * margin) / (width + margin)
+@dataclass(frozen=True, eq=False)
+class Sheet:
+    """A canvas of images, pixel for pixel, with a drawn margin to its right.
+
+    Attributes:
+        canvas_HW3: uint8.
+        margin: of the same height, at CANVAS_DPI.
+    """
+
+    canvas_HW3: NDArray[np.uint8]
+    margin: Figure
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """Both side by side, uint8 (H, W + margin, 3)."""
+        canvas = FigureCanvasAgg(self.margin)
+        canvas.draw()  # type: ignore[no-untyped-call]
+        drawn = np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
+        return np.concatenate([self.canvas_HW3, drawn], axis=1)
+
+
+def _sheet(canvas_HW3: NDArray[np.uint8], result: EmbeddingResult, index: int, shown: int) -> Sheet:
+    """A canvas with legend and quality beside it."""
+    height = canvas_HW3.shape[0]
+    margin = new_figure(round(0.37 * height) / CANVAS_DPI, height / CANVAS_DPI)
+    margin.set_dpi(CANVAS_DPI)
+    margin.set_layout_engine("none")
     scale = height / CANVAS_DPI / 10
-    _margin_text(figure, result, index, left, scale, CORNER)
+    _margin_text(margin, result, index, 0.04, scale, CORNER)
     if shown < len(result.labels_N):
         note = f"a random sample of {shown:,}\nof the {len(result.labels_N):,} images"
-        figure.text(left, 0.3, note, fontsize=FONT_SIZE * scale, color="#bd1f01")
-    return figure
+        margin.text(0.04, 0.3, note, fontsize=FONT_SIZE * scale, color="#bd1f01")
+    return Sheet(canvas_HW3, margin)
 
 
 def images(
@@ -217,7 +235,7 @@ def images(
     pictures: NDArray[np.uint8],
     index: int = 0,
     seed: int = 0,
-) -> Figure:
+) -> Sheet:
     """`images.png`: each image at its place on the map; where they overlap, chance decides."""
     side = pictures.shape[1]
     wanted = 2.4 * side * np.sqrt(len(chosen))
@@ -232,7 +250,7 @@ def images(
     canvas = np.full((height, width, 3), BACKGROUND, np.uint8)
     order = np.random.default_rng(seed).permutation(len(chosen))
     _paste(canvas, pictures, corners_xy[:, ::-1].astype(np.int64), order)
-    return _canvas_figure(canvas, result, index, len(chosen))
+    return _sheet(canvas, result, index, len(chosen))
 
 
 def grid(
@@ -240,7 +258,7 @@ def grid(
     chosen: NDArray[np.int64],
     pictures: NDArray[np.uint8],
     index: int = 0,
-) -> Figure:
+) -> Sheet:
     """`grid.png`: the map snapped to a grid, so that no image covers another."""
     side = pictures.shape[1]
     cells, rows, columns = snap_to_grid(result.maps[index].places_N2[chosen])
@@ -249,4 +267,4 @@ def grid(
     step = side * scale + 1
     canvas = np.full((rows * step, columns * step, 3), BACKGROUND, np.uint8)
     _paste(canvas, large, cells * step, range(len(chosen)))
-    return _canvas_figure(canvas, result, index, len(chosen))
+    return _sheet(canvas, result, index, len(chosen))

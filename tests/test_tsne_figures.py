@@ -100,7 +100,8 @@ def result(tmp_path):
     )
 
 
-def texts(figure):
+def texts(drawn):
+    figure = drawn.margin if isinstance(drawn, figures.Sheet) else drawn
     found = [text.get_text() for text in figure.texts]
     for legend in figure.legends:
         found += [text.get_text() for text in legend.get_texts()]
@@ -131,17 +132,18 @@ def test_frames_have_the_colour_of_the_class_and_wrong_ones_a_black_corner(resul
         assert (image[0, 0] == 0).all() == (k == 0)
 
 
-def canvas_of(figure):
-    return figure.images[0].get_array()
+def canvas_of(sheet):
+    return sheet.canvas_HW3
 
 
-def test_a_canvas_is_drawn_pixel_for_pixel(result, tmp_path):
+def test_a_sheet_is_its_canvas_and_its_margin_side_by_side(result):
     framed = figures.framed_thumbnails(result, np.arange(20))
-    figure = figures.images(result, np.arange(20), framed)
-    figure.savefig(tmp_path / "images.png", dpi=figures.CANVAS_DPI)
-    drawn = np.asarray(Image.open(tmp_path / "images.png").convert("RGB"))
-    canvas = canvas_of(figure)
-    np.testing.assert_array_equal(drawn[: canvas.shape[0], : canvas.shape[1]], canvas)
+    sheet = figures.images(result, np.arange(20), framed)
+    canvas, drawn = sheet.canvas_HW3, sheet.pixels()
+    height, width = canvas.shape[:2]
+    assert drawn.shape == (height, width + round(0.37 * height), 3)
+    np.testing.assert_array_equal(drawn[:, :width], canvas)
+    assert (drawn[:, width:] < 100).any(), "the margin is empty"
 
 
 def test_each_image_stands_at_its_place(result):
