@@ -1,10 +1,10 @@
 """Exact nearest neighbours by brute force: a tile of the distance matrix at a time.
 
 Squared distances are |a|² + |b|² - 2ab of centred points, so that a tile is one matrix product.
-Above a few dimensions the product is taken in float32 and its rounding error is bounded: a point
-whose k-th and next neighbour lie closer together than that bound is looked at again in float64. The
-neighbours are therefore those that float64 gives, at the price of float32. No index, no sampling,
-and no more memory than a tile takes, whatever the number of points.
+Above a few dimensions the product is taken in float32 and its rounding error is bounded: where the
+k-th and the next neighbour lie closer together than that bound, those that could change places are
+compared in float64. The neighbours are therefore those that float64 gives, at the price of float32.
+No index, no sampling, and no more memory than a tile takes, whatever the number of points.
 
 Shapes: N points, D dimensions, R rows of a tile, C columns of a tile, k neighbours.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cnnviz.core.errors import UsageError
 
-TILE_ROWS = 1024
+TILE_ROWS = 640
 TILE_COLUMNS = 16384
 # Up to this many dimensions float64 costs no more than selecting the smallest of each row.
 WIDE_DIMENSIONS = 64
@@ -29,6 +29,9 @@ RELATIVE_ERROR = 1e-3
 # "A new approach to probabilistic rounding error analysis"); with this factor the bound
 # was at least 1.7 times the largest error seen, on points chosen to make it large.
 CONFIDENCE = 2.0
+# So many neighbours on either side of the k-th are compared in float64; where rounding could reach
+# further, all points are.
+SPARE = 8
 
 Points = NDArray[np.float32] | NDArray[np.float64]
 Progress = Callable[[int], None]
@@ -176,13 +179,32 @@ def _least(values_RC: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return least, where.gather(1, kept)
 
 
-def _doubtful(tiles: DistanceTiles, rows: NDArray[np.int64], values: Tensor, k: int) -> Tensor:
-    """Which rows (R,) bool float32 does not settle: the (k+1)-th value tells how close it was."""
+def _doubts(
+    tiles: DistanceTiles, rows: NDArray[np.int64], values: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """Which rows (R,) bool float32 does not settle: by a few places around the k-th, or at all."""
     error = tiles.error(values[:, k - 1], rows)
-    near = values[:, 0] * RELATIVE_ERROR < error
+    at_all = values[:, 0] * RELATIVE_ERROR < error
     if values.shape[1] == k:
-        return near
-    return near | (values[:, k] - values[:, k - 1] <= 2 * error)
+        return torch.zeros_like(at_all), at_all
+    low, high = values[:, k - 1] - 2 * error, values[:, k - 1] + 2 * error
+    close = values[:, k] <= high
+    more = values.shape[1] < len(tiles) - 1
+    beyond = values[:, -1] <= high if more else torch.zeros_like(close)
+    before = values[:, k - SPARE - 1] >= low if k > SPARE else torch.zeros_like(close)
+    at_all = at_all | (close & (beyond | before))
+    return close & ~at_all, at_all
+
+
+def _swapped(
+    tiles: DistanceTiles, rows: NDArray[np.int64], columns: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Values and columns (R, c) in the order that float64 gives, ties by column."""
+    columns = columns.sort(dim=1).values
+    others = tiles.take(columns.cpu().numpy().ravel()).view(*columns.shape, tiles.points.shape[1])
+    exact = (others - tiles.take(rows)[:, None]).square().sum(2)
+    exact, order = exact.sort(dim=1, stable=True)
+    return exact, columns.gather(1, order)
 
 
 def _settled(tiles: DistanceTiles, rows: NDArray[np.int64], k: int) -> tuple[Tensor, Tensor]:
@@ -225,8 +247,12 @@ def nearest(
     for rows in row_tiles(count):
         again = rows
         if fast is not None:
-            values, columns = fast.smallest(rows, min(k + 1, count - 1))
-            again = rows[_doubtful(fast, rows, values, k).cpu().numpy()]
+            values, columns = fast.smallest(rows, min(k + SPARE, count - 1))
+            some, at_all = _doubts(fast, rows, values, k)
+            around = slice(max(0, k - SPARE), None)
+            exact, order = _swapped(wide, rows[some.cpu().numpy()], columns[some, around])
+            values[some, around], columns[some, around] = exact.to(values.dtype), order
+            again = rows[at_all.cpu().numpy()]
             indices[rows] = columns[:, :k].cpu().numpy()
             distances[rows] = values[:, :k].sqrt().cpu().numpy()
         if len(again):

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from cnnviz.embeddings.neighbors import (
-    TILE_COLUMNS,
-    TILE_ROWS,
     DistanceTiles,
     Points,
     Progress,
@@ -29,6 +27,8 @@ from cnnviz.embeddings.neighbors import (
 NEAR, FAR = 10, 50
 PAIRS = 1000
 UNKNOWN = -1
+# Distances are read k times over to count ranks; so many of them stay in a processor's caches.
+RANKED_PAIRS = 2**21
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def trustworthiness(
         return None
     tiles = DistanceTiles(points_ND, device)
     penalty = 0.0
-    for rows in row_tiles(count, TILE_ROWS * TILE_COLUMNS):
+    for rows in row_tiles(count, RANKED_PAIRS):
         found = torch.from_numpy(found_Nk[rows]).to(tiles.device)
         distances_RN = torch.cat([tile_RC for _, tile_RC in tiles.of(rows)], dim=1)
         limits_Rk = distances_RN.gather(1, found)
