@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 EXACT_UP_TO = 1500
-WINDOW = 16
+WINDOW = 12
 SWEEPS = 12
 
 Cells = NDArray[np.int64]

@@ -27,8 +27,8 @@ from cnnviz.embeddings.neighbors import (
 NEAR, FAR = 10, 50
 PAIRS = 1000
 UNKNOWN = -1
-# Distances are read k times over to count ranks; so many of them stay in a processor's caches.
-RANKED_PAIRS = 2**21
+# Distances that are read several times over are made so many at a time: they stay in the caches.
+CACHED_PAIRS = 2**21
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def trustworthiness(
         return None
     tiles = DistanceTiles(points_ND, device)
     penalty = 0.0
-    for rows in row_tiles(count, RANKED_PAIRS):
+    for rows in row_tiles(count, CACHED_PAIRS):
         found = torch.from_numpy(found_Nk[rows]).to(tiles.device)
         distances_RN = torch.cat([tile_RC for _, tile_RC in tiles.of(rows)], dim=1)
         limits_Rk = distances_RN.gather(1, found)
@@ -156,7 +156,7 @@ def silhouette(
     onehot_NK = torch.nn.functional.one_hot(member_N, len(classes)).to(tiles.dtype)
     sizes_K = onehot_NK.sum(0)
     total = 0.0
-    for rows in row_tiles(len(known)):
+    for rows in row_tiles(len(known), CACHED_PAIRS):
         sums_RK = torch.zeros(len(rows), len(classes), dtype=tiles.dtype, device=tiles.device)
         for start, tile_RC in tiles.of(rows, own=0):
             lengths_RC = tile_RC.sqrt_()
