@@ -7,6 +7,7 @@ A layer is a submodule under its dotted name (`layer1.0.conv1`). Hooks are borro
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from cnnviz.core.errors import UsageError, nearest
@@ -28,16 +29,25 @@ def find_layer(module: nn.Module, name: str, model_name: str) -> nn.Module:
     """The layer of that name.
 
     Raises:
-        UsageError: there is none; the message offers the nearest names.
+        UsageError: there is none (the message offers the nearest names), or it is compiled.
     """
     layers = named_layers(module)
     if name in layers:
-        return layers[name]
+        return _open(name, layers[name])
     near = ", ".join(nearest(name, layers)) or "(it has none)"
     raise UsageError(
         f"no layer '{name}' in {model_name}; the nearest are {near} "
         f"(cnnviz layers --model {model_name} lists all)"
     )
+
+
+def _open(name: str, layer: nn.Module) -> nn.Module:
+    if isinstance(layer, torch.jit.ScriptModule):
+        raise UsageError(
+            f"layer '{name}' is compiled (TorchScript) and cannot be watched; load its weights "
+            "into the network's code: --model NAME --checkpoint FILE"
+        )
+    return layer
 
 
 def _as_tensor(name: str, output: object) -> Tensor:
@@ -59,7 +69,8 @@ def tap(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
 
     Raises:
         KeyError: a name that `find_layer` would refuse.
-        UsageError: on a forward pass, where a layer puts out something other than a tensor.
+        UsageError: a layer is compiled; or, on a forward pass, puts out something other than a
+            tensor.
     """
     layers = named_layers(module)
     outputs: dict[str, Tensor] = {}
@@ -73,7 +84,8 @@ def tap(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
 
     with ExitStack() as stack:
         for name in names:
-            stack.callback(layers[name].register_forward_hook(keeper(name)).remove)
+            hooked = _open(name, layers[name]).register_forward_hook(keeper(name))
+            stack.callback(hooked.remove)
         yield outputs
 
 
@@ -83,7 +95,8 @@ def edit(module: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]]) -
 
     Raises:
         KeyError: a name that `find_layer` would refuse.
-        UsageError: on a forward pass, where a layer puts out something other than a tensor.
+        UsageError: a layer is compiled; or, on a forward pass, puts out something other than a
+            tensor.
     """
     layers = named_layers(module)
 
@@ -94,5 +107,6 @@ def edit(module: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]]) -
 
     with ExitStack() as stack:
         for name, change in changes.items():
-            stack.callback(layers[name].register_forward_hook(changer(name, change)).remove)
+            hooked = _open(name, layers[name]).register_forward_hook(changer(name, change))
+            stack.callback(hooked.remove)
         yield

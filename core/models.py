@@ -122,7 +122,8 @@ def _choose(
         return entries[architecture.default]
     if name not in entries:
         known = ", ".join(["DEFAULT", *entries, "none"] if entries else ["none"])
-        raise UsageError(f"no weights '{weights}' for {architecture.name}; there are {known}")
+        file = "; a file goes to --checkpoint" if Path(str(weights)).exists() else ""
+        raise UsageError(f"no weights '{weights}' for {architecture.name}; there are {known}{file}")
     return entries[name]
 
 

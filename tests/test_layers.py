@@ -14,7 +14,7 @@ from cnnviz.core.choices import Precision
 from cnnviz.core.datasets import ImageData, open_data
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.images import Preprocess
-from cnnviz.core.layers import tap
+from cnnviz.core.layers import edit, find_layer, tap
 from cnnviz.core.models import Model
 from cnnviz.filters.inventory import take_inventory
 from cnnviz.filters.kernels import choose_layers
@@ -326,3 +326,14 @@ def test_compiled_networks_are_refused_with_the_remedy() -> None:
         take_inventory(model_of(Compiled()))
     with pytest.raises(CnnvizError, match=r"is an archive.*--model NAME --checkpoint net"):
         choose_layers(Compiled(), "first", "net")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_compiled_layers_are_refused_with_the_remedy():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    compiled = torch.jit.trace(module, torch.zeros(1, 3, 8, 8))
+    for watch in (tap(compiled, ["0"]), edit(compiled, {"0": lambda value: value})):
+        with pytest.raises(UsageError, match="--model NAME --checkpoint FILE"), watch:
+            pass
+    with pytest.raises(UsageError, match="'0' is compiled"):
+        find_layer(compiled, "0", "net")

@@ -128,6 +128,13 @@ def test_unknown_model_offers_the_nearest(name: str, message: str) -> None:
         load_model(name)
 
 
+def test_a_file_given_as_weights_is_told_its_option(tmp_path: Path) -> None:
+    file = tmp_path / "mine.pth"
+    file.write_bytes(b"")
+    with pytest.raises(UsageError, match="a file goes to --checkpoint"):
+        load_model("resnet50", weights=str(file))
+
+
 def test_unknown_weights_precision_and_device_say_what_there_is() -> None:
     with pytest.raises(UsageError, match="no weights 'V9' for resnet50; there are DEFAULT, IMAGEN"):
         load_model("resnet50", weights="V9")

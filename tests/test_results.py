@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -159,3 +160,14 @@ def test_killed_while_writing_leaves_no_half_file_under_its_name(tmp_path):
 def test_a_place_that_cannot_be_written_to_is_one_line():
     with pytest.raises(CnnvizError, match="cannot write to /proc/cnnviz-results"):
         RunFolder.open(Path("/proc/cnnviz-results"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no umask")
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_files_have_the_rights_that_the_user_gives_new_files(tmp_path: Path, mask: int):
+    before = os.umask(mask)
+    try:
+        results.write_atomically(tmp_path / "a.txt", b"a")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o666 & ~mask
