@@ -218,7 +218,9 @@ class Sheet:
 def _sheet(canvas_HW3: NDArray[np.uint8], result: EmbeddingResult, index: int, shown: int) -> Sheet:
     """A canvas with legend and quality beside it."""
     height = canvas_HW3.shape[0]
-    margin = new_figure(round(0.37 * height) / CANVAS_DPI, height / CANVAS_DPI)
+    # Half a pixel more, since what inches come to in pixels is cut off, not rounded.
+    size = (round(0.37 * height) + 0.5) / CANVAS_DPI, (height + 0.5) / CANVAS_DPI
+    margin = new_figure(*size)
     margin.set_dpi(CANVAS_DPI)
     margin.set_layout_engine("none")
     scale = height / CANVAS_DPI / 10

@@ -32,6 +32,7 @@ CONFIDENCE = 2.0
 # So many neighbours on either side of the k-th are compared in float64; where rounding could reach
 # further, all points are.
 SPARE = 8
+MOST_NUMBERS = 2**24  # in float64, of points that are compared so
 
 Points = NDArray[np.float32] | NDArray[np.float64]
 Progress = Callable[[int], None]
@@ -201,8 +202,13 @@ def _swapped(
 ) -> tuple[Tensor, Tensor]:
     """Values and columns (R, c) in the order that float64 gives, ties by column."""
     columns = columns.sort(dim=1).values
-    others = tiles.take(columns.cpu().numpy().ravel()).view(*columns.shape, tiles.points.shape[1])
-    exact = (others - tiles.take(rows)[:, None]).square().sum(2)
+    count, dimensions = columns.shape[1], tiles.points.shape[1]
+    exact = torch.empty(columns.shape, dtype=tiles.dtype, device=tiles.device)
+    some = max(1, MOST_NUMBERS // (count * dimensions))
+    for start in range(0, len(rows), some):
+        part = slice(start, start + some)
+        others = tiles.take(columns[part].cpu().numpy().ravel()).view(-1, count, dimensions)
+        exact[part] = (others - tiles.take(rows[part])[:, None]).square().sum(2)
     exact, order = exact.sort(dim=1, stable=True)
     return exact, columns.gather(1, order)
 

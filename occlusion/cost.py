@@ -28,7 +28,8 @@ _GPU_CALL = 15e-6
 _FILTERED_MACS = 0.65
 _FILTERED_WEIGHTS = 4.0
 _CPU_MEMORY = 256 * 2**20
-_MOST_POSITIONS = 96  # more gain nothing
+# More positions in a batch gain nothing on a CPU; on a GPU the number is a guess.
+_CPU_POSITIONS, _GPU_POSITIONS = 96, 256
 # oneDNN compiles a kernel for each shape it meets and keeps the last 1,024 (its documentation,
 # "Primitive Cache"), other steps included; groups with more than half of that compile theirs again
 # and again.
@@ -153,7 +154,8 @@ class Costs:
             peak = max(peak, sum(live.values()) + 2 * live.get(node, 0.0))
             for dead in step.done:
                 live.pop(dead, None)
-        return max(1, min(_MOST_POSITIONS, int(self._budget() / (peak * self._item))))
+        most = _CPU_POSITIONS if self._device.type == "cpu" else _GPU_POSITIONS
+        return max(1, min(most, int(self._budget() / (peak * self._item))))
 
     def _budget(self) -> float:
         if self._device.type == "cuda":

@@ -28,6 +28,7 @@ def brute_force(points, k):
 def small_tiles(monkeypatch):
     monkeypatch.setattr(neighbors, "TILE_ROWS", 64)
     monkeypatch.setattr(neighbors, "TILE_COLUMNS", 80)
+    monkeypatch.setattr(neighbors, "MOST_NUMBERS", 20_000)
 
 
 @pytest.mark.parametrize("dimensions", [2, 50, 300])

@@ -146,6 +146,12 @@ def test_a_sheet_is_its_canvas_and_its_margin_side_by_side(result):
     assert (drawn[:, width:] < 100).any(), "the margin is empty"
 
 
+@pytest.mark.parametrize("height", [1003, 1400, 1606])
+def test_a_margin_is_as_high_as_its_canvas(result, height):
+    sheet = figures._sheet(np.zeros((height, 30, 3), np.uint8), result, 0, 20)
+    assert sheet.pixels().shape == (height, 30 + round(0.37 * height), 3)
+
+
 def test_each_image_stands_at_its_place(result):
     framed = figures.framed_thumbnails(result, np.arange(20))
     places = result.maps[0].places_N2
