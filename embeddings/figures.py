@@ -218,8 +218,8 @@ class Sheet:
 def _sheet(canvas_HW3: NDArray[np.uint8], result: EmbeddingResult, index: int, shown: int) -> Sheet:
     """A canvas with legend and quality beside it."""
     height = canvas_HW3.shape[0]
-    # Half a pixel more, since what inches come to in pixels is cut off, not rounded.
-    size = (round(0.37 * height) + 0.5) / CANVAS_DPI, (height + 0.5) / CANVAS_DPI
+    # A little more, since inches times dots may fall just short of a whole number of pixels.
+    size = (round(0.37 * height) + 0.1) / CANVAS_DPI, (height + 0.1) / CANVAS_DPI
     margin = new_figure(*size)
     margin.set_dpi(CANVAS_DPI)
     margin.set_layout_engine("none")
