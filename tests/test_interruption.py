@@ -9,7 +9,16 @@ import pytest
 SHIP = Path(__file__).parent.parent / "sample_images" / "ship.png"
 
 
+@pytest.fixture
+def heard_sigint():
+    """A shell's background jobs ignore SIGINT, and so would all they start; a user's do not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("heard_sigint")
 def test_ctrl_c_ends_with_130_one_line_and_no_summary(tmp_path):
     command = [sys.executable, "-m", "cnnviz.cli", "occlude", str(SHIP), "--out", str(tmp_path)]
     # Every pixel with many windows: long enough to be interrupted in the middle.
