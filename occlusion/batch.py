@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from cnnviz.core.geometry import Window
+from cnnviz.core.geometry import Fixed, Window
 from cnnviz.core.graph import Graph
 from cnnviz.occlusion.network import channel_sums
 from cnnviz.occlusion.program import Kind, Step
 from cnnviz.occlusion.reach import copied_from
 from cnnviz.occlusion.sliding import Sliding
+from cnnviz.occlusion.stretches import Stretch
 from cnnviz.occlusion.windows import (
     Box,
     Kept,
@@ -91,30 +92,76 @@ class Batch:
         self._graph, self._untouched = graph, untouched
         self._boxes, self._count = boxes, count
         self._env: dict[fx.Node, Any] = {}
+        self._sums: Tensor | None = None
 
     def run(
-        self, steps: list[Step], layer: fx.Node | None, source_NhwC: Tensor, channel: int | None
+        self,
+        stretches: list[Stretch],
+        layer: fx.Node | None,
+        source_NhwC: Tensor,
+        channel: int | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Float32 logits (N, K) and, with a layer, the sum (N,) of its map `channel`.
 
         Args:
-            steps: of the whole network.
+            stretches: of the whole network.
             layer: the node whose map is summed.
             source_NhwC: the changed windows of the image.
             channel: which map of it.
         """
-        sums = None
+        self._env[self._graph.source] = source_NhwC.permute(0, 3, 1, 2)
+        for stretch in stretches:
+            count = -(-self._count // stretch.size)
+            if count == 1:
+                self._advance(stretch.steps, layer, channel)
+                continue
+            parts = []
+            for numbers in np.array_split(np.arange(self._count), count):
+                part = self._part(slice(int(numbers[0]), int(numbers[-1]) + 1))
+                part._advance(stretch.steps, layer, channel)
+                parts.append(part)
+            self._gather(parts)
+        logits = self._whole(self._graph.output)
+        return logits.float(), self._sums
+
+    def _advance(self, steps: list[Step], layer: fx.Node | None, channel: int | None) -> None:
         for step in steps:
-            if step.kind is Kind.SOURCE:
-                self._env[step.node] = source_NhwC.permute(0, 3, 1, 2)
-            else:
+            if step.kind is not Kind.SOURCE:
                 self._env[step.node] = self._value(step)
             if step.node is layer and channel is not None:
-                sums = self._sum(step, channel)
+                self._sums = self._sum(step, channel)
             for dead in step.done:
                 self._env.pop(dead, None)
-        logits = self._whole(self._graph.output)
-        return logits.float(), sums
+
+    def _part(self, positions: slice) -> "Batch":
+        """Some of the positions, as far as they have come; only where all values can be split."""
+        boxes = {box: box.part(positions) for box in set(self._boxes.values())}
+        part = Batch(
+            self._graph,
+            self._untouched,
+            {node: boxes[box] for node, box in self._boxes.items()},
+            positions.stop - positions.start,
+        )
+        for node, value in self._env.items():
+            shared = value is None or self._constant(node)
+            part._env[node] = value if shared else value[positions]
+        return part
+
+    def _gather(self, parts: list["Batch"]) -> None:
+        """All positions again, as far as the parts have come."""
+        first = parts[0]
+        self._env = {
+            node: value
+            if value is None or self._constant(node)
+            else torch.cat([part._env[node] for part in parts])
+            for node, value in first._env.items()
+        }
+        sums = [part._sums for part in parts if part._sums is not None]
+        if sums:
+            self._sums = torch.cat(sums)
+
+    def _constant(self, node: fx.Node) -> bool:
+        return isinstance(self._graph.places[node].geometry, Fixed)
 
     def _value(self, step: Step) -> Any:  # noqa: PLR0911
         if step.kind is Kind.FIXED:

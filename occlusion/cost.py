@@ -5,15 +5,15 @@ of one ordinary machine; only ratios between engines matter, and `benchmarks/occ
 prints predictions beside measured times.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import fx, nn
 
 from cnnviz.core.graph import Graph
-from cnnviz.occlusion.groups import AxisReach
 from cnnviz.occlusion.program import Kind, Step, macs_of
 from cnnviz.occlusion.reach import extents
+from cnnviz.occlusion.stretches import Schedule, Sizes, values_per_position
 from cnnviz.occlusion.winograd import WinogradConv2d
 
 # Per CPU thread: dense convolution in float32, and copying through the caches.
@@ -27,9 +27,6 @@ _GPU_CALL = 15e-6
 # What minimal filtering leaves of the multiplications, and how much larger its weights are.
 _FILTERED_MACS = 0.65
 _FILTERED_WEIGHTS = 4.0
-_CPU_MEMORY = 256 * 2**20
-# More positions in a batch gain nothing on a CPU; on a GPU the number is a guess.
-_CPU_POSITIONS, _GPU_POSITIONS = 96, 256
 # oneDNN compiles a kernel for each shape it meets and keeps the last 1,024 (its documentation,
 # "Primitive Cache"), other steps included; groups with more than half of that compile theirs again
 # and again.
@@ -56,11 +53,12 @@ class Costs:
         self.macs_per_second = (_CPU_MACS * threads if cpu else _GPU_MACS) * half
         self.bytes_per_second = _CPU_BYTES * threads if cpu else _GPU_BYTES
         self._item = torch.finfo(dtype).bits / 8
-        weights = sum(self._weight_bytes(step) for step in steps)
-        self.overhead = len(steps) * (_CPU_CALL if cpu else _GPU_CALL)
-        self.overhead += weights / (_CPU_BYTES if cpu else _GPU_BYTES)
+        self._call = _CPU_CALL if cpu else _GPU_CALL
+        self._weights_per_second = _CPU_BYTES if cpu else _GPU_BYTES
+        self.overhead = self._overhead(steps)
         self._kernels = sum(step.sliding is not None for step in steps) if cpu else 0
         self._extents = extents(graph)
+        self._values = values_per_position(graph)
         self.weight: dict[fx.Node, float] = {}
         self.rest = 0.0
         for step in steps:
@@ -75,6 +73,11 @@ class Costs:
     def _module(self, step: Step) -> nn.Module | None:
         layer = step.place.layer
         return None if layer is None else self._graph.module.get_submodule(layer)
+
+    def _overhead(self, steps: Iterable[Step]) -> float:
+        """Seconds that these steps cost once more, however few positions they run on."""
+        each = (self._call + self._weight_bytes(s) / self._weights_per_second for s in steps)
+        return sum(each)
 
     def _weight_bytes(self, step: Step) -> float:
         """Read once per batch, however small it is; minimal filtering has more of them."""
@@ -94,20 +97,10 @@ class Costs:
     def _bytes(self, step: Step) -> float:
         """Read and written per output position."""
         height, width = self._extents.get(step.node, (1, 1))
-        values = self._values(step.node)
+        values = self._values[step.node]
         for node in step.place.inputs:
-            values += self._values(node) / (1 if node in self._extents else height * width)
+            values += self._values[node] / (1 if node in self._extents else height * width)
         return self._item * values
-
-    def _values(self, node: fx.Node) -> float:
-        """Numbers per position."""
-        place = self._graph.places[node]
-        if place.shape is None:
-            return 0.0
-        count = float(torch.Size(place.shape).numel())
-        if node in self._extents:
-            return count / max(1, self._extents[node][0] * self._extents[node][1])
-        return count
 
     def full(self, positions: int, batch_size: int) -> float:
         """Predicted seconds of the full engine."""
@@ -123,41 +116,18 @@ class Costs:
         compiled = kernels * _COMPILED if kernels > _KEPT_KERNELS else 0.0
         return batches * self.overhead + compiled
 
-    def incremental(self, groups: list[tuple[int, Mapping[fx.Node, tuple[int, int]]]]) -> float:
-        """Predicted seconds of the incremental engine for groups of (positions, window sizes)."""
-        batches = sum(-(-count // self.largest_batch(sizes)) for count, sizes in groups)
-        seconds = self.calls(len(groups), batches)
-        for count, sizes in groups:
+    def incremental(self, groups: Iterable[tuple[int, Sizes, Schedule]]) -> float:
+        """Predicted seconds of the incremental engine for groups of positions.
+
+        Args:
+            groups: of each its number of positions, the sizes of its windows, and its schedule.
+        """
+        groups = list(groups)
+        seconds = self.calls(len(groups), 0)
+        for count, sizes, schedule in groups:
             seconds += count * self.rest
             for node, weight in self.weight.items():
                 seconds += count * weight * sizes[node][0] * sizes[node][1]
+            for stretch in schedule.stretches:
+                seconds += -(-count // stretch.size) * self._overhead(stretch.steps)
         return seconds
-
-    def batch_size(self, axes: tuple[AxisReach, AxisReach]) -> int:
-        """Positions that fit the memory budget when all have the largest windows."""
-        rows, columns = axes
-        sizes = {
-            node: (int(rows.spans[node].sizes.max()), int(columns.spans[node].sizes.max()))
-            for node in rows.spans
-        }
-        return self.largest_batch(sizes)
-
-    def largest_batch(self, sizes: Mapping[fx.Node, tuple[int, int]]) -> int:
-        """Positions whose windows fit the memory budget together."""
-        live: dict[fx.Node, float] = {}
-        peak = 1.0
-        for step in self._steps:
-            node = step.node
-            if node in sizes:
-                live[node] = self._values(node) * sizes[node][0] * sizes[node][1]
-            # A cut holds about as much again as the windows it is made from.
-            peak = max(peak, sum(live.values()) + 2 * live.get(node, 0.0))
-            for dead in step.done:
-                live.pop(dead, None)
-        most = _CPU_POSITIONS if self._device.type == "cpu" else _GPU_POSITIONS
-        return max(1, min(most, int(self._budget() / (peak * self._item))))
-
-    def _budget(self) -> float:
-        if self._device.type == "cuda":
-            return float(torch.cuda.mem_get_info(self._device)[0]) / 4
-        return float(_CPU_MEMORY)

@@ -77,6 +77,14 @@ def _alike(graph: Graph, axis: int, spans: dict[fx.Node, Spans]) -> Ints:
     return np.unique(np.stack(offsets), axis=1, return_inverse=True)[1].reshape(-1)
 
 
+def largest_windows(rows: AxisReach, columns: AxisReach) -> dict[fx.Node, tuple[int, int]]:
+    """Windows that hold what any of the masks reaches, on each map."""
+    return {
+        node: (int(rows.spans[node].sizes.max()), int(columns.spans[node].sizes.max()))
+        for node in rows.spans
+    }
+
+
 def make_groups(
     rows: AxisReach,
     columns: AxisReach,

@@ -17,10 +17,11 @@ from cnnviz.core.device import give_back_memory, in_batches
 from cnnviz.occlusion.batch import Batch, Untouched, run_untouched, source_windows
 from cnnviz.occlusion.cost import Costs
 from cnnviz.occlusion.full import Scores
-from cnnviz.occlusion.groups import AxisReach, Group, make_groups, reach_of_boxes
+from cnnviz.occlusion.groups import AxisReach, Group, largest_windows, make_groups, reach_of_boxes
 from cnnviz.occlusion.network import Network
 from cnnviz.occlusion.program import compile_steps
 from cnnviz.occlusion.reach import Ints, extents
+from cnnviz.occlusion.stretches import Scheduler
 from cnnviz.occlusion.windows import Box
 
 _TRIM_EVERY = 1024  # positions; more often would cost time
@@ -43,15 +44,17 @@ class IncrementalEngine:
         self.note, self._network, self._graph = note, network, network.graph
         self._layer = self._graph.layers[network.layer] if network.layer else None
         self._steps = compile_steps(self._graph, network.layer)
-        self._batch_size = batch_size
         self.costs = Costs(self._graph, self._steps, network.device, network.dtype)
+        self._scheduler = Scheduler(
+            self._graph, self._steps, network.device, network.dtype, batch_size
+        )
         self._planned: tuple[Ints, list[Group], tuple[AxisReach, AxisReach]] | None = None
 
     def plan(self, boxes_P4: Ints) -> tuple[list[Group], tuple[AxisReach, AxisReach]]:
         """Groups of positions for these masks; made once, however many images follow."""
         if self._planned is None or not np.array_equal(self._planned[0], boxes_P4):
             rows, columns = reach_of_boxes(self._graph, boxes_P4)
-            largest = self._batch_size or self.costs.batch_size((rows, columns))
+            largest = self._scheduler.schedule(largest_windows(rows, columns)).size
             groups = make_groups(rows, columns, self.costs.weight, self.costs.calls, largest)
             self._planned = (boxes_P4, groups, (rows, columns))
         return self._planned[1], self._planned[2]
@@ -59,7 +62,9 @@ class IncrementalEngine:
     def predict(self, boxes_P4: Tensor) -> float:
         """Seconds that these masks will take, by count."""
         groups, _axes = self.plan(boxes_P4.cpu().numpy())
-        return self.costs.incremental([(len(g.positions_N), g.sizes) for g in groups])
+        return self.costs.incremental(
+            (len(g.positions_N), g.sizes, self._scheduler.schedule(g.sizes)) for g in groups
+        )
 
     def predict_full(self, boxes_P4: Tensor, batch_size: int) -> float:
         """Seconds that the full engine will take for the same masks, by count."""
@@ -119,8 +124,8 @@ class IncrementalEngine:
         channel: int | None,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         count = len(group.positions_N)
-        largest = self._batch_size or self.costs.largest_batch(group.sizes)
-        batches = -(-count // largest)
+        schedule = self._scheduler.schedule(group.sizes)
+        batches = -(-count // schedule.size)
         results: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
         def batch(part: slice) -> None:
@@ -129,7 +134,7 @@ class IncrementalEngine:
             source = places[self._graph.source]
             windows = source_windows(*pictures, source, boxes_P4[positions])
             run = Batch(self._graph, untouched, places, len(positions))
-            logits, sums = run.run(self._steps, self._layer, windows, channel)
+            logits, sums = run.run(schedule.stretches, self._layer, windows, channel)
             index = torch.from_numpy(positions).to(logits.device)
             results.append((index, logits, sums))
 

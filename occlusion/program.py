@@ -61,6 +61,7 @@ class Step:
         sliding: the operation on cut windows, for those that slide.
         done: nodes whose values nobody needs behind this step.
         keep: the untouched image's map is needed later, to cut windows from it.
+        constant: its value depends on parameters alone.
     """
 
     node: fx.Node
@@ -70,6 +71,7 @@ class Step:
     sliding: Sliding | None = None
     done: tuple[fx.Node, ...] = ()
     keep: bool = False
+    constant: bool = False
 
 
 def compile_steps(graph: Graph, layer: str | None = None) -> list[Step]:
@@ -110,7 +112,7 @@ def _pure_values(graph: Graph) -> dict[fx.Node, Any]:
 def _last_uses(graph: Graph) -> dict[fx.Node, fx.Node]:
     last: dict[fx.Node, fx.Node] = {}
     for node in graph.places:
-        for used in node.all_input_nodes:
+        for used in (*node.all_input_nodes, node):
             last[used] = node
     last.pop(graph.output, None)
     return last
@@ -120,10 +122,12 @@ def _step(
     graph: Graph, node: fx.Node, pure: dict[fx.Node, Any], last: dict[fx.Node, fx.Node]
 ) -> Step:
     place = graph.places[node]
-    done = tuple(m for m in dict.fromkeys(node.all_input_nodes) if last.get(m) is node)
+    done = tuple(m for m in dict.fromkeys((*node.all_input_nodes, node)) if last.get(m) is node)
     if node in pure:
         value = pure[node]
-        return Step(node, place, Kind.FIXED, lambda *_args, **_kwargs: value, done=done)
+        return Step(
+            node, place, Kind.FIXED, lambda *_args, **_kwargs: value, done=done, constant=True
+        )
     reuse = len(place.inputs) == 1 and place.inputs[0] in done and _fresh(graph, place.inputs[0])
     call = _operation(graph, node, reuse=reuse)
     kind = _kind(graph, node, place)

@@ -49,6 +49,11 @@ class Box:
         """Nothing of the map changes, for no mask of the batch."""
         return self.height == 0 or self.width == 0
 
+    def part(self, positions: slice) -> "Box":
+        """The windows of some of the positions."""
+        tops, lefts = self.top_N[positions], self.left_N[positions]
+        return Box(self.height, self.width, tops, lefts, self.extent)
+
     def same(self, other: "Box") -> bool:
         """Equal places on equal maps."""
         if self is other:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,8 +10,11 @@ from cnnviz.core.errors import UsageError
 from cnnviz.occlusion.choices import EngineChoice
 from cnnviz.occlusion.engines import choose
 from cnnviz.occlusion.full import FullEngine, Scores, cover
+from cnnviz.occlusion.groups import largest_windows, reach_of_boxes
 from cnnviz.occlusion.incremental import IncrementalEngine
 from cnnviz.occlusion.network import Network, prepare
+from cnnviz.occlusion.program import compile_steps
+from cnnviz.occlusion.stretches import Schedule, Scheduler, Sizes, Stretch
 
 CPU = torch.device("cpu")
 SIZE = (33, 41)
@@ -99,8 +103,32 @@ def test_batch_size_changes_nothing(batch_size: int, network: Make) -> None:
     assert_close(incremental.logits_PK, reference[1].logits_PK, 1e-6)
 
 
+@pytest.fixture
+def cut_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stretch of its own, of 1, 2 or 3 positions at a time, wherever a batch can be split."""
+
+    def schedule(self: Scheduler, _sizes: Sizes) -> Schedule:
+        edges = [*self.borders, len(self.steps)]
+        cuts = enumerate(pairwise(edges))
+        return Schedule(5, [Stretch(self.steps[a:b], 1 + i % 3) for i, (a, b) in cuts])
+
+    monkeypatch.setattr(Scheduler, "schedule", schedule)
+
+
+@pytest.mark.usefixtures("cut_everywhere")
+def test_both_engines_agree_wherever_batches_are_split(name: str, network: Make) -> None:
+    prepared = prepare(network(name), SIZE, device=CPU)
+    full, incremental = both(prepared, masks())
+    assert_close(incremental.logits_PK, full.logits_PK)
+
+
+@pytest.mark.parametrize("stretches", [1, 2])
 @pytest.mark.parametrize("layer", ["0", "0.1", "1.body.1", "2", "3.body.0.2", "4", "6"])
-def test_layer_sums_are_those_of_the_strongest_map(layer: str, network: Make) -> None:
+def test_layer_sums_are_those_of_the_strongest_map(
+    layer: str, stretches: int, network: Make, request: pytest.FixtureRequest
+) -> None:
+    if stretches > 1:
+        request.getfixturevalue("cut_everywhere")
     module = network("residual")
     image, fill = pictures()
     outputs: list[Tensor] = []
@@ -190,17 +218,35 @@ def test_half_precision_engines_agree_to_its_precision(network: Make) -> None:
     assert_close(incremental.logits_PK, full.logits_PK, 0.05)
 
 
+def test_large_maps_run_a_few_at_a_time(settled: Callable[..., nn.Module], network: Make) -> None:
+    body = [nn.Conv2d(3, 8, 3, 2), network("gate")[1], nn.Conv2d(8, 256, 1), nn.Conv2d(256, 8, 3)]
+    prepared = prepare(settled(nn.Sequential(*body, Means()), (224, 224)), (224, 224), device=CPU)
+    assert prepared.graph is not None
+    steps = compile_steps(prepared.graph)
+    boxes = torch.tensor([[y, 9, y + 9, 18] for y in range(0, 200, 9)])
+    windows = largest_windows(*reach_of_boxes(prepared.graph, boxes.numpy()))
+    schedule = Scheduler(prepared.graph, steps, CPU, torch.float32).schedule(windows)
+    assert [step for stretch in schedule.stretches for step in stretch.steps] == steps
+    small, large = schedule.stretches[0].size, min(s.size for s in schedule.stretches)
+    map_bytes = 256 * 111 * 111 * 4
+    assert small == schedule.size >= 48
+    assert large * map_bytes <= 14 * 2**20 < (large + 1) * map_bytes
+    asked = Scheduler(prepared.graph, steps, CPU, torch.float32, batch_size=7).schedule(windows)
+    assert (asked.size, [s.size for s in asked.stretches]) == (7, [7])
+
+
 def test_auto_weighs_what_masks_reach(settled: Callable[..., nn.Module], network: Make) -> None:
     size = (128, 128)
     boxes = torch.tensor([[y, x, y + 9, x + 9] for y in range(0, 120, 8) for x in range(0, 120, 8)])
     body = [nn.Conv2d(3, 16, 3, padding=1), *(nn.Conv2d(16, 16, 3, padding=1) for _ in range(4))]
     local = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    gate = network("gate")[3]
+    gate = network("gate")[1]
     gated = nn.Sequential(
         nn.Conv2d(3, 8, 1), gate, nn.Conv2d(8, 64, 3), nn.Conv2d(64, 5, 3), Means()
     )
     for module, engine in ((settled(local, size), "incremental"), (gated.eval(), "full")):
         prepared = prepare(module, size, device=CPU)
+        assert prepared.graph is not None, prepared.reason
         assert choose(prepared, EngineChoice.AUTO, boxes).name == engine
     prepared = prepare(local, size, device=CPU)
     assert choose(prepared, EngineChoice.AUTO, torch.tensor([[0, 0, *size]])).name == "full"
