@@ -18,12 +18,15 @@ from cnnviz.occlusion.winograd import WinogradConv2d
 
 # Per CPU thread: dense convolution in float32, and copying through the caches.
 _CPU_MACS = 45e9
-_CPU_BYTES = 8e9
+_CPU_BYTES = 16e9
 _CPU_CALL = 25e-6
 # A GPU, whose batches are limited by memory and whose calls take about as long to launch.
 _GPU_MACS = 20e12
 _GPU_BYTES = 2e12
 _GPU_CALL = 15e-6
+# What it takes besides to find out where windows are cut and pasted.
+_CUT = 150e-6
+_CUTTING = (Kind.SLIDE, Kind.JOIN, Kind.CONCAT)
 # What minimal filtering leaves of the multiplications, and how much larger its weights are.
 _FILTERED_MACS = 0.65
 _FILTERED_WEIGHTS = 4.0
@@ -40,7 +43,6 @@ class Costs:
     Attributes:
         weight: node to seconds per position of its windows, for maps.
         rest: seconds per image for what is no map.
-        overhead: seconds that a batch costs whatever its size.
     """
 
     def __init__(
@@ -55,18 +57,19 @@ class Costs:
         self._item = torch.finfo(dtype).bits / 8
         self._call = _CPU_CALL if cpu else _GPU_CALL
         self._weights_per_second = _CPU_BYTES if cpu else _GPU_BYTES
-        self.overhead = self._overhead(steps)
         self._kernels = sum(step.sliding is not None for step in steps) if cpu else 0
         self._extents = extents(graph)
         self._values = values_per_position(graph)
         self.weight: dict[fx.Node, float] = {}
+        self._whole: dict[fx.Node, float] = {}
         self.rest = 0.0
         for step in steps:
             if step.kind is Kind.FIXED:
                 continue
             seconds = self._seconds(step)
             if step.node in self._extents:
-                self.weight[step.node] = seconds
+                self._whole[step.node] = seconds
+                self.weight[step.node] = seconds + self._cutting(step)
             else:
                 self.rest += seconds
 
@@ -74,10 +77,14 @@ class Costs:
         layer = step.place.layer
         return None if layer is None else self._graph.module.get_submodule(layer)
 
-    def _overhead(self, steps: Iterable[Step]) -> float:
-        """Seconds that these steps cost once more, however few positions they run on."""
-        each = (self._call + self._weight_bytes(s) / self._weights_per_second for s in steps)
-        return sum(each)
+    def _overhead(self, steps: Iterable[Step], sizes: Sizes | None = None) -> float:
+        """Seconds that these steps cost whatever the number of positions; whole maps by default."""
+        seconds = 0.0
+        for step in steps:
+            seconds += self._call + self._weight_bytes(step) / self._weights_per_second
+            if sizes is not None and step.kind in _CUTTING and step.node in sizes:
+                seconds += _CUT if sizes[step.node] != self._extents[step.node] else 0.0
+        return seconds
 
     def _weight_bytes(self, step: Step) -> float:
         """Read once per batch, however small it is; minimal filtering has more of them."""
@@ -96,38 +103,69 @@ class Costs:
 
     def _bytes(self, step: Step) -> float:
         """Read and written per output position."""
+        if step.free:
+            return 0.0
         height, width = self._extents.get(step.node, (1, 1))
         values = self._values[step.node]
         for node in step.place.inputs:
             values += self._values[node] / (1 if node in self._extents else height * width)
         return self._item * values
 
-    def full(self, positions: int, batch_size: int) -> float:
-        """Predicted seconds of the full engine."""
-        image = self.rest + sum(
-            weight * self._extents[node][0] * self._extents[node][1]
-            for node, weight in self.weight.items()
-        )
-        return positions * image + self.overhead * -(-positions // batch_size)
+    def _cutting(self, step: Step) -> float:
+        """What cutting the windows takes besides, per output position: its inputs copied."""
+        if step.kind not in _CUTTING:
+            return 0.0
+        values = sum(self._values[node] for node in step.place.inputs if node in self._extents)
+        return 2 * self._item * values / self.bytes_per_second
 
-    def calls(self, groups: int, batches: int) -> float:
-        """Predicted seconds that groups and their batches cost whatever their sizes."""
+    def image(self) -> float:
+        """Predicted seconds of the whole network per image, without what a batch costs."""
+        return self.rest + sum(
+            weight * self._extents[node][0] * self._extents[node][1]
+            for node, weight in self._whole.items()
+        )
+
+    def _untouched(self) -> float:
+        """Predicted seconds of the untouched image's way through the network, maps kept."""
+        seconds = self.image() + self._overhead(self._steps)
+        for step in self._steps:
+            if step.keep and step.node in self._extents:
+                height, width = self._extents[step.node]
+                values = self._values[step.node] * height * width
+                seconds += self._call + 2 * self._item * values / self.bytes_per_second
+        return seconds
+
+    def full(self, positions: int, batch_size: int) -> float:
+        """Predicted seconds of the full engine, the untouched image included."""
+        batches = 1 + -(-positions // batch_size)
+        return (1 + positions) * self.image() + batches * self._overhead(self._steps)
+
+    def compiling(self, groups: int) -> float:
+        """Predicted seconds for kernels that are not kept from one image to the next."""
         kernels = groups * self._kernels
-        compiled = kernels * _COMPILED if kernels > _KEPT_KERNELS else 0.0
-        return batches * self.overhead + compiled
+        return kernels * _COMPILED if kernels > _KEPT_KERNELS else 0.0
+
+    def batch(self, schedule: Schedule, sizes: Sizes) -> float:
+        """Predicted seconds that a batch costs whatever its positions."""
+        return sum(
+            -(-schedule.size // stretch.size) * self._overhead(stretch.steps, sizes)
+            for stretch in schedule.stretches
+        )
 
     def incremental(self, groups: Iterable[tuple[int, Sizes, Schedule]]) -> float:
-        """Predicted seconds of the incremental engine for groups of positions.
+        """Predicted seconds of the incremental engine, the untouched image included.
 
         Args:
             groups: of each its number of positions, the sizes of its windows, and its schedule.
         """
         groups = list(groups)
-        seconds = self.calls(len(groups), 0)
+        seconds = self._untouched() + self.compiling(len(groups))
         for count, sizes, schedule in groups:
             seconds += count * self.rest
             for node, weight in self.weight.items():
-                seconds += count * weight * sizes[node][0] * sizes[node][1]
+                whole = sizes[node] == self._extents[node]
+                each = self._whole[node] if whole else weight
+                seconds += count * each * sizes[node][0] * sizes[node][1]
             for stretch in schedule.stretches:
-                seconds += -(-count // stretch.size) * self._overhead(stretch.steps)
+                seconds += -(-count // stretch.size) * self._overhead(stretch.steps, sizes)
         return seconds

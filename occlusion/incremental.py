@@ -54,8 +54,14 @@ class IncrementalEngine:
         """Groups of positions for these masks; made once, however many images follow."""
         if self._planned is None or not np.array_equal(self._planned[0], boxes_P4):
             rows, columns = reach_of_boxes(self._graph, boxes_P4)
-            largest = self._scheduler.schedule(largest_windows(rows, columns)).size
-            groups = make_groups(rows, columns, self.costs.weight, self.costs.calls, largest)
+            windows = largest_windows(rows, columns)
+            schedule = self._scheduler.schedule(windows)
+            batch = self.costs.batch(schedule, windows)
+
+            def calls(groups: int, batches: int) -> float:
+                return self.costs.compiling(groups) + batches * batch
+
+            groups = make_groups(rows, columns, self.costs.weight, calls, schedule.size)
             self._planned = (boxes_P4, groups, (rows, columns))
         return self._planned[1], self._planned[2]
 

@@ -37,10 +37,11 @@ class Kind(Enum):
 
 
 _RESHAPES = frozenset(("view", "reshape", "flatten", "unflatten"))
-_VIEWS = _RESHAPES | {
-    "getitem", "chunk", "split", "permute", "transpose", "swapaxes", "unsqueeze", "contiguous",
-    "detach", "to", "float", "type_as", "expand", "squeeze",
+_FREE = _RESHAPES | {
+    "getitem", "chunk", "split", "permute", "transpose", "swapaxes", "unsqueeze", "detach",
+    "expand", "squeeze",
 }  # fmt: skip
+_VIEWS = _FREE | {"contiguous", "to", "float", "type_as"}
 _OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
@@ -62,6 +63,7 @@ class Step:
         done: nodes whose values nobody needs behind this step.
         keep: the untouched image's map is needed later, to cut windows from it.
         constant: its value depends on parameters alone.
+        free: it only looks at its input in another way.
     """
 
     node: fx.Node
@@ -72,6 +74,7 @@ class Step:
     done: tuple[fx.Node, ...] = ()
     keep: bool = False
     constant: bool = False
+    free: bool = False
 
 
 def compile_steps(graph: Graph, layer: str | None = None) -> list[Step]:
@@ -131,7 +134,7 @@ def _step(
     reuse = len(place.inputs) == 1 and place.inputs[0] in done and _fresh(graph, place.inputs[0])
     call = _operation(graph, node, reuse=reuse)
     kind = _kind(graph, node, place)
-    step = Step(node, place, kind, call, done=done)
+    step = Step(node, place, kind, call, done=done, free=_name(graph, node) in _FREE)
     if kind is Kind.SLIDE:
         step.sliding = _sliding(graph, node, place, pure)
         if step.sliding.local:
