@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from cnnviz.core.errors import UsageError, nearest
 
@@ -29,11 +29,12 @@ def find_layer(module: nn.Module, name: str, model_name: str) -> nn.Module:
     """The layer of that name.
 
     Raises:
-        UsageError: there is none (the message offers the nearest names), or it is compiled.
+        UsageError: there is none (the message offers the nearest names), or it cannot be reached.
     """
+    check_open(module, model_name)
     layers = named_layers(module)
     if name in layers:
-        return _open(name, layers[name])
+        return layers[name]
     near = ", ".join(nearest(name, layers)) or "(it has none)"
     raise UsageError(
         f"no layer '{name}' in {model_name}; the nearest are {near} "
@@ -41,13 +42,20 @@ def find_layer(module: nn.Module, name: str, model_name: str) -> nn.Module:
     )
 
 
-def _open(name: str, layer: nn.Module) -> nn.Module:
-    if isinstance(layer, torch.jit.ScriptModule):
+def check_open(module: nn.Module, model_name: str) -> None:
+    """Sees to it that layers can be reached: archives hold one graph, whatever it once was made of.
+
+    Raises:
+        UsageError: the module is a TorchScript or torch.export archive.
+    """
+    kinds = [type(layer) for layer in module.modules()]
+    scripted = any(issubclass(kind, torch.jit.ScriptModule) for kind in kinds)
+    exported = any(issubclass(kind, fx.GraphModule) for kind in kinds)
+    if scripted or (exported and not conv_layers(module)):
         raise UsageError(
-            f"layer '{name}' is compiled (TorchScript) and cannot be watched; load its weights "
-            "into the network's code: --model NAME --checkpoint FILE"
+            f"{model_name} is an archive, whose layers cannot be reached; load its weights into "
+            f"the network's code: --model NAME --checkpoint {model_name}"
         )
-    return layer
 
 
 def _as_tensor(name: str, output: object) -> Tensor:
@@ -69,8 +77,7 @@ def tap(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
 
     Raises:
         KeyError: a name that `find_layer` would refuse.
-        UsageError: a layer is compiled; or, on a forward pass, puts out something other than a
-            tensor.
+        UsageError: a layer puts out something other than a tensor (on a forward pass).
     """
     layers = named_layers(module)
     outputs: dict[str, Tensor] = {}
@@ -84,7 +91,7 @@ def tap(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
 
     with ExitStack() as stack:
         for name in names:
-            hooked = _open(name, layers[name]).register_forward_hook(keeper(name))
+            hooked = layers[name].register_forward_hook(keeper(name))
             stack.callback(hooked.remove)
         yield outputs
 
@@ -95,8 +102,7 @@ def edit(module: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]]) -
 
     Raises:
         KeyError: a name that `find_layer` would refuse.
-        UsageError: a layer is compiled; or, on a forward pass, puts out something other than a
-            tensor.
+        UsageError: a layer puts out something other than a tensor (on a forward pass).
     """
     layers = named_layers(module)
 
@@ -107,6 +113,6 @@ def edit(module: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]]) -
 
     with ExitStack() as stack:
         for name, change in changes.items():
-            hooked = _open(name, layers[name]).register_forward_hook(changer(name, change))
+            hooked = layers[name].register_forward_hook(changer(name, change))
             stack.callback(hooked.remove)
         yield

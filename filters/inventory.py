@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.errors import UsageError
 from cnnviz.core.graph import Untraceable
-from cnnviz.core.layers import named_layers
+from cnnviz.core.layers import check_open, named_layers
 from cnnviz.core.models import Model
 from cnnviz.core.receptive_field import ReceptiveField, receptive_fields
 
@@ -86,15 +86,10 @@ def take_inventory(model: Model, image_size: tuple[int, int] | None = None) -> I
         image_size: rows and columns; the model's input size if not given.
 
     Raises:
-        UsageError: the network does not run at this size.
-        CnnvizError: it is compiled, so that its layers cannot be watched.
+        UsageError: the network does not run at this size, or is an archive.
     """
     size = image_size or model.input_size
-    if isinstance(model.module, torch.jit.ScriptModule):
-        raise CnnvizError(
-            f"{model.name} is compiled (TorchScript) and its layers cannot be watched; load its "
-            f"weights into the network's code: --model NAME --checkpoint {model.name}"
-        )
+    check_open(model.module, model.name)
     seen, macs = _watch(model, size)
     fields, untraceable = _fields(model, size)
     modules = named_layers(model.module)

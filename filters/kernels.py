@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import fx, nn
+from torch import nn
 
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.geometry import pair
-from cnnviz.core.layers import conv_layers, find_layer
+from cnnviz.core.layers import check_open, conv_layers, find_layer
 from cnnviz.filters.gabor import GaborFit, can_fit, fit_gabor, gabor_share, shuffled
 
 Array = NDArray[np.float32]
@@ -91,12 +91,16 @@ def choose_layers(module: nn.Module, choice: str, model_name: str) -> list[str]:
 
     Raises:
         CnnvizError: the network has no two-dimensional convolution.
-        UsageError: no layer has that name, or it has no kernels.
+        UsageError: no layer has that name, it has no kernels, or the network is an archive.
     """
+    check_open(module, model_name)
     names = conv_layers(module)
     if choice in ("first", "all"):
         if not names:
-            raise CnnvizError(_no_kernels(module, model_name))
+            raise CnnvizError(
+                f"{model_name} has no convolutions, so it has no kernels to show; "
+                f"cnnviz occlude and cnnviz saliency work on any model"
+            )
         return names[:1] if choice == "first" else names
     layer = find_layer(module, choice, model_name)
     if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
@@ -107,18 +111,6 @@ def choose_layers(module: nn.Module, choice: str, model_name: str) -> list[str]:
             f"{model_name} that do: {_shorten(remedy) or 'none'}"
         )
     return [choice]
-
-
-def _no_kernels(module: nn.Module, model_name: str) -> str:
-    if isinstance(module, torch.jit.ScriptModule | fx.GraphModule):
-        return (
-            f"{model_name} is an archive whose layers cannot be looked into; load its weights into "
-            f"the network's code: --model NAME --checkpoint {model_name}"
-        )
-    return (
-        f"{model_name} has no convolutions, so it has no kernels to show; "
-        f"cnnviz occlude and cnnviz saliency work on any model"
-    )
 
 
 def _shorten(names: list[str], most: int = 4) -> str:

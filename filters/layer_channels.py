@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from cnnviz.core.errors import UsageError
 from cnnviz.core.graph import Untraceable, describe, trace
-from cnnviz.core.layers import conv_layers, find_layer, tap
+from cnnviz.core.layers import check_open, conv_layers, find_layer, tap
 
 if TYPE_CHECKING:
     from cnnviz.core.models import Model
@@ -31,14 +31,7 @@ class LayerChannels:
     """
 
     def __init__(self, model: "Model") -> None:
-        modules = list(model.module.modules())
-        scripted = any(isinstance(module, torch.jit.ScriptModule) for module in modules)
-        exported = any(isinstance(module, fx.GraphModule) for module in modules)
-        if scripted or (exported and not conv_layers(model.module)):
-            raise UsageError(
-                f"{model.name} is an archive, whose layers cannot be reached; "
-                "name its architecture with --model and give its weights with --checkpoint"
-            )
+        check_open(model.module, model.name)
         self._model = model
         self._shapes: dict[str, tuple[int, ...] | None] = {}
         self._axes: Mapping[str, tuple[int, int] | None] | None = None

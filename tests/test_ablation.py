@@ -278,7 +278,7 @@ def test_archives_are_refused_with_the_remedy(model: Model) -> None:
     exported = torch.export.export(model.module, (example,)).module()
     for module in (scripted, exported):
         archive = dataclasses.replace(model, module=module)
-        with pytest.raises(UsageError, match=r"planted is an archive, .* with --model"):
+        with pytest.raises(UsageError, match=r"planted is an archive, .* --model NAME"):
             make_plan(archive, AblationSpec(filters=("conv:0",)))
 
 

@@ -322,7 +322,7 @@ def test_compiled_networks_are_refused_with_the_remedy() -> None:
     class Compiled(torch.jit.ScriptModule):
         """Stands for an archive; torch.jit.script itself is deprecated."""
 
-    with pytest.raises(CnnvizError, match=r"compiled .TorchScript.*--model NAME --checkpoint net"):
+    with pytest.raises(CnnvizError, match=r"is an archive.*--model NAME --checkpoint net"):
         take_inventory(model_of(Compiled()))
     with pytest.raises(CnnvizError, match=r"is an archive.*--model NAME --checkpoint net"):
         choose_layers(Compiled(), "first", "net")
