@@ -77,8 +77,10 @@ def tap(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
 
     Raises:
         KeyError: a name that `find_layer` would refuse.
-        UsageError: a layer puts out something other than a tensor (on a forward pass).
+        UsageError: the module is an archive; or a layer, on a forward pass, puts out something
+            other than a tensor.
     """
+    check_open(module, "FILE")
     layers = named_layers(module)
     outputs: dict[str, Tensor] = {}
 
@@ -102,8 +104,10 @@ def edit(module: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]]) -
 
     Raises:
         KeyError: a name that `find_layer` would refuse.
-        UsageError: a layer puts out something other than a tensor (on a forward pass).
+        UsageError: the module is an archive; or a layer, on a forward pass, puts out something
+            other than a tensor.
     """
+    check_open(module, "FILE")
     layers = named_layers(module)
 
     def changer(
