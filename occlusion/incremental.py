@@ -24,7 +24,7 @@ from cnnviz.occlusion.reach import Ints, extents
 from cnnviz.occlusion.stretches import Scheduler
 from cnnviz.occlusion.windows import Box
 
-# From so many positions on, memory is given back behind each group; it costs a twentieth of the time.
+# From so many positions on, memory is given back behind each group, for a twentieth of the time.
 _LONG_RUN = 1024
 
 
