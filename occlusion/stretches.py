@@ -114,7 +114,7 @@ class Scheduler:
             peaks.append(sum(live.values()) + _CUT * own)
             for dead in step.done:
                 live.pop(dead, None)
-        return outputs, [*waiting, sum(live.values())], peaks
+        return outputs, waiting, peaks
 
     def _edges(self, outputs: list[float], waiting: list[float]) -> list[int]:
         """Where stretches begin, and the end.

@@ -8,6 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
+from cnnviz.occlusion.batch import Batch
 from cnnviz.occlusion.full import FullEngine
 from cnnviz.occlusion.incremental import IncrementalEngine
 from cnnviz.occlusion.network import prepare
@@ -73,6 +74,35 @@ def test_incremental_equals_full_for_torchvision(
     incremental = IncrementalEngine(prepared).run(image, fill, boxes)
     assert float((full - incremental.base_logits_K).abs().max()) > 1e-3 * float(full.abs().max())
     assert float((full - incremental.logits_PK).abs().max()) <= 1e-4 * float(full.abs().max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["efficientnet_b0", "densenet121"])
+def test_large_maps_run_in_parts_with_the_same_numbers(
+    name: str, settled: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    part = Batch._part
+
+    def counted(batch: Batch, positions: slice) -> Batch:
+        counts.append(positions.stop - positions.start)
+        return part(batch, positions)
+
+    monkeypatch.setattr(Batch, "_part", counted)
+    size = (224, 224)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = settled(build(name), size, 0)
+    image, fill = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor(
+        [[y, x, y + 15, x + 15] for y in (60, 100, 140) for x in range(0, 200, 20)]
+    )
+    prepared = prepare(module, size, device=torch.device("cpu"))
+    full = FullEngine(prepared).run(image, fill, boxes).logits_PK
+    incremental = IncrementalEngine(prepared).run(image, fill, boxes).logits_PK
+    assert len(set(counts)) > 1
+    assert float(full.std(0).max()) > 1e-3 * float(full.abs().max())
+    assert float((full - incremental).abs().max()) <= 1e-4 * float(full.abs().max())
 
 
 def test_every_torchvision_family_is_here() -> None:
