@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import fx, nn
 
+from cnnviz.core.geometry import Window
 from cnnviz.core.graph import Graph
 from cnnviz.occlusion.program import Kind, Step, macs_of
 from cnnviz.occlusion.reach import extents
@@ -26,6 +27,7 @@ _GPU_BYTES = 2e12
 _GPU_CALL = 15e-6
 # What it takes besides to find out where windows are cut and pasted.
 _CUT = 150e-6
+_FOUND = 10e-9  # each position that is cut
 _CUTTING = (Kind.SLIDE, Kind.JOIN, Kind.CONCAT)
 # What minimal filtering leaves of the multiplications, and how much larger its weights are.
 _FILTERED_MACS = 0.65
@@ -116,7 +118,10 @@ class Costs:
         if step.kind not in _CUTTING:
             return 0.0
         values = sum(self._values[node] for node in step.place.inputs if node in self._extents)
-        return 2 * self._item * values / self.bytes_per_second
+        copied = 2 * self._item * values / self.bytes_per_second + _FOUND
+        window = step.place.geometry
+        read = window.stride[0] * window.stride[1] if isinstance(window, Window) else 1
+        return read * copied
 
     def image(self) -> float:
         """Predicted seconds of the whole network per image, without what a batch costs."""
