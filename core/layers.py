@@ -93,8 +93,7 @@ def tap(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
 
     with ExitStack() as stack:
         for name in names:
-            hooked = layers[name].register_forward_hook(keeper(name))
-            stack.callback(hooked.remove)
+            stack.callback(layers[name].register_forward_hook(keeper(name)).remove)
         yield outputs
 
 
@@ -117,6 +116,5 @@ def edit(module: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]]) -
 
     with ExitStack() as stack:
         for name, change in changes.items():
-            hooked = layers[name].register_forward_hook(changer(name, change))
-            stack.callback(hooked.remove)
+            stack.callback(layers[name].register_forward_hook(changer(name, change)).remove)
         yield

@@ -7,7 +7,6 @@ Shapes: N positions of the batch, C channels, H W of a map, h w of a window.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from cnnviz.occlusion.program import Kind, Step
 from cnnviz.occlusion.reach import copied_from
 from cnnviz.occlusion.sliding import Sliding
 from cnnviz.occlusion.stretches import Stretch
+from cnnviz.occlusion.untouched import Untouched, run_step
 from cnnviz.occlusion.windows import (
     Box,
     Kept,
@@ -31,51 +31,6 @@ from cnnviz.occlusion.windows import (
     paste_whole,
     to_rows,
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Untouched:
-    """The untouched image's way through the network.
-
-    Attributes:
-        maps: what windows are cut from.
-        means: values of global averages.
-        logits_1K: float32.
-        sums_1C: the layer's channel sums, with a layer.
-    """
-
-    maps: dict[fx.Node, Kept]
-    means: dict[fx.Node, Tensor]
-    logits_1K: Tensor
-    sums_1C: Tensor | None
-
-
-def run_untouched(
-    steps: list[Step], output: fx.Node, layer: fx.Node | None, image_13HW: Tensor
-) -> Untouched:
-    """Runs every step on the whole image and keeps the maps that masks will need."""
-    env: dict[fx.Node, Any] = {}
-    maps: dict[fx.Node, Kept] = {}
-    means: dict[fx.Node, Tensor] = {}
-    sums = None
-    for step in steps:
-        node, place = step.node, step.place
-        env[node] = image_13HW if step.kind is Kind.SOURCE else _native(step, env)
-        if step.keep and place.axes is not None:
-            maps[node] = Kept(env[node], place.axes)
-        if step.kind is Kind.MEAN:
-            means[node] = env[node].clone()
-        if node is layer:
-            sums = channel_sums(env[node], place.axes)
-        for dead in step.done:
-            del env[dead]
-    return Untouched(maps, means, env[output].float(), sums)
-
-
-def _native(step: Step, values: Mapping[fx.Node, Any]) -> Any:
-    node = step.node
-    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
-    return step.call(*args, **kwargs)
 
 
 class Batch:
@@ -225,7 +180,7 @@ class Batch:
             node: self._whole(node) if node in step.place.inputs else self._env[node]
             for node in step.node.all_input_nodes
         }
-        return _native(step, values)
+        return run_step(step, values)
 
     def _mean(self, step: Step) -> Tensor:
         """A mean over all positions changes by the change of the sum over the window."""
@@ -244,7 +199,7 @@ class Batch:
     def _local(self, step: Step, box: Box) -> Any:
         """As it is on windows; but a pool may know the size of its map, and would stretch them."""
         if step.sliding is None:
-            return _native(step, self._env)
+            return run_step(step, self._env)
         windows = self._env[step.place.inputs[0]]
         out = step.sliding.compute(windows, box)
         return out.clone() if out is windows else out
@@ -301,12 +256,12 @@ class Batch:
 
     def _join(self, step: Step, box: Box) -> Any:
         values = {node: self._aligned(node, box) for node in step.node.all_input_nodes}
-        return _native(step, values)
+        return run_step(step, values)
 
     def _concatenate(self, step: Step, box: Box) -> Any:
         inputs = step.node.all_input_nodes
         if all(self._boxes[m].same(box) and self._env[m] is not None for m in inputs):
-            return _native(step, self._env)
+            return run_step(step, self._env)
         kept = self._untouched.maps[step.node]
         read = Read((box.top_N, box.left_N), (box.height, box.width))
         joined = cut_and_paste(kept, read, box, None)

@@ -50,7 +50,7 @@ class Costs:
     def __init__(
         self, graph: Graph, steps: list[Step], device: torch.device, dtype: torch.dtype
     ) -> None:
-        self._graph, self._steps, self._device = graph, steps, device
+        self._graph, self._steps = graph, steps
         threads = torch.get_num_threads()
         cpu = device.type == "cpu"
         half = 2.0 if dtype in (torch.bfloat16, torch.float16) else 1.0
@@ -84,8 +84,9 @@ class Costs:
         seconds = 0.0
         for step in steps:
             seconds += self._call + self._weight_bytes(step) / self._weights_per_second
-            if sizes is not None and step.kind in _CUTTING and step.node in sizes:
-                seconds += _CUT if sizes[step.node] != self._extents[step.node] else 0.0
+            whole = sizes is None or sizes.get(step.node) == self._extents.get(step.node)
+            if step.kind in _CUTTING and not whole:
+                seconds += _CUT
         return seconds
 
     def _weight_bytes(self, step: Step) -> float:
@@ -150,10 +151,10 @@ class Costs:
         kernels = groups * self._kernels
         return kernels * _COMPILED if kernels > _KEPT_KERNELS else 0.0
 
-    def batch(self, schedule: Schedule, sizes: Sizes) -> float:
-        """Predicted seconds that a batch costs whatever its positions."""
+    def calls(self, schedule: Schedule, sizes: Sizes, positions: int) -> float:
+        """Predicted seconds that so many positions cost besides arithmetic and bytes."""
         return sum(
-            -(-schedule.size // stretch.size) * self._overhead(stretch.steps, sizes)
+            -(-positions // stretch.size) * self._overhead(stretch.steps, sizes)
             for stretch in schedule.stretches
         )
 
@@ -171,6 +172,5 @@ class Costs:
                 whole = sizes[node] == self._extents[node]
                 each = self._whole[node] if whole else weight
                 seconds += count * each * sizes[node][0] * sizes[node][1]
-            for stretch in schedule.stretches:
-                seconds += -(-count // stretch.size) * self._overhead(stretch.steps, sizes)
+            seconds += self.calls(schedule, sizes, count)
         return seconds

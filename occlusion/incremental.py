@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from cnnviz.core.device import give_back_memory, in_batches
-from cnnviz.occlusion.batch import Batch, Untouched, run_untouched, source_windows
+from cnnviz.occlusion.batch import Batch, source_windows
 from cnnviz.occlusion.cost import Costs
 from cnnviz.occlusion.full import Scores
 from cnnviz.occlusion.groups import AxisReach, Group, largest_windows, make_groups, reach_of_boxes
@@ -22,6 +22,7 @@ from cnnviz.occlusion.network import Network
 from cnnviz.occlusion.program import compile_steps
 from cnnviz.occlusion.reach import Ints, extents
 from cnnviz.occlusion.stretches import Scheduler
+from cnnviz.occlusion.untouched import Untouched, run_untouched
 from cnnviz.occlusion.windows import Box
 
 # From so many positions on, memory is given back behind each group, for a twentieth of the time.
@@ -57,7 +58,7 @@ class IncrementalEngine:
             rows, columns = reach_of_boxes(self._graph, boxes_P4)
             windows = largest_windows(rows, columns)
             schedule = self._scheduler.schedule(windows)
-            batch = self.costs.batch(schedule, windows)
+            batch = self.costs.calls(schedule, windows, schedule.size)
 
             def calls(groups: int, batches: int) -> float:
                 return self.costs.compiling(groups) + batches * batch

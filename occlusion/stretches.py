@@ -24,7 +24,7 @@ _CPU_MEMORY = 256 * 2**20
 # More positions in a batch gain nothing on a CPU; on a GPU the number is a guess.
 _CPU_POSITIONS, _GPU_POSITIONS = 96, 256
 # A cut holds about as much again as the windows it is made from.
-_CUT = 2.0
+_CUT_COPIES = 2.0
 
 Sizes = Mapping[fx.Node, tuple[int, int]]
 
@@ -111,7 +111,7 @@ class Scheduler:
             own = 0.0 if step.kind is Kind.FIXED else self._bytes[step.node] * height * width
             live[step.node] = own
             outputs.append(own)
-            peaks.append(sum(live.values()) + _CUT * own)
+            peaks.append(sum(live.values()) + _CUT_COPIES * own)
             for dead in step.done:
                 live.pop(dead, None)
         return outputs, waiting, peaks
