@@ -142,12 +142,17 @@ def _with_images(
 
 
 class _Scan:
-    """A scan under way: the state, and the batch size that has fitted so far."""
+    """A scan under way: the state, and the batch size that has fitted so far.
+
+    `unreadable` is what `batches` could not read, place in the data to message, as long as the
+    state does not list it.
+    """
 
     def __init__(self, model: Model, data: ImageData, plan: ScanPlan, batch_size: int) -> None:
         self._model, self._data, self._plan = model, data, plan
         self._batch_size = batch_size
         self.state = empty_state(model, plan)
+        self.unreadable: dict[int, str] = {}
 
     def take(self, batch: Batch) -> None:
         """Takes a batch in, in parts if the device's memory asks for it."""
@@ -159,11 +164,14 @@ class _Scan:
         for _done, size in in_batches(len(batch.indices), self._batch_size, run):
             self._batch_size = size
 
-    def reach(self, done: int, unreadable: list[tuple[int, str]]) -> None:
-        """Notes that all images before `done` are through; `unreadable` is emptied."""
-        paths = [self._data.examples[index].path for index, _message in unreadable]
-        new = [(path, message) for path, (_i, message) in zip(paths, unreadable, strict=True)]
-        unreadable.clear()
+    def reach(self, done: int) -> None:
+        """Notes that all images before `done` are through, and which of them are unreadable.
+
+        Pictures are decoded ahead: one known to be unreadable may lie behind `done`, and a scan
+        that goes on from there would meet it again, so it is not noted yet.
+        """
+        found = sorted(index for index in self.unreadable if index < done)
+        new = [(self._data.examples[index].path, self.unreadable.pop(index)) for index in found]
         self.state = replace(self.state, done=done, errors=(*self.state.errors, *new))
 
 
@@ -197,23 +205,22 @@ def scan(
     if saving and saving.resume:
         run.state = scan_state.load(saving.path, run.state, of) or run.state
         progress(run.state.done)
-    unreadable: list[tuple[int, str]] = []
     loader = batches(
         data,
         model.preprocess,
         batch_size,
         start=run.state.done,
-        on_error=lambda index, message: unreadable.append((index, message)),
+        on_error=run.unreadable.__setitem__,
     )
     for number, batch in enumerate(loader, start=1):
         before = run.state.done
         run.take(batch)
-        run.reach(int(batch.indices[-1]) + 1, unreadable)
+        run.reach(int(batch.indices[-1]) + 1)
         if saving and number % saving.every == 0:
             scan_state.save(saving.path, run.state, of)
         progress(run.state.done - before)
     before = run.state.done
-    run.reach(len(data), unreadable)
+    run.reach(len(data))
     if saving:
         scan_state.save(saving.path, run.state, of)
     progress(run.state.done - before)

@@ -81,8 +81,10 @@ def test_interrupted_anywhere_and_resumed_equals_uninterrupted(
     model: Model, data: ImageData, tmp_path: Path, every: int
 ) -> None:
     plan = make_plan(model)
-    whole = max_patches(model, data, plan, batch_size=4)
-    for after in range(1, 15, 2):
+    steps: list[int] = []
+    whole = max_patches(model, data, plan, batch_size=4, progress=steps.append)
+    assert len(steps) == 16  # 15 batches, the last of one picture, and the broken one behind it
+    for after in range(1, len(steps) + 1):
         path = tmp_path / f"{after}.npz"
         interrupted(model, data, plan, Saving(path, every), after)
         resumed = max_patches(
