@@ -16,6 +16,7 @@ from cnnviz.core.bundled.network import CifarNet
 from cnnviz.core.errors import UsageError, nearest
 from cnnviz.core.factories import find_factory
 from cnnviz.core.preprocess import Preprocess
+from cnnviz.core.probing import settled
 from cnnviz.core.published import Published, of_torchvision
 
 # Heads that only help in training; the published weights were trained behind the transform.
@@ -80,8 +81,8 @@ def _torchvision(name: str) -> Architecture:
 def _user_factory(name: str) -> Architecture:
     factory = find_factory(name)
 
-    def make(classes: int | None, _size: tuple[int, int]) -> nn.Module:
-        return factory.build(classes)
+    def make(classes: int | None, size: tuple[int, int]) -> nn.Module:
+        return settled(factory.build(classes), factory.name, size)
 
     return Architecture(factory.name, make, factory.class_parameter is not None)
 

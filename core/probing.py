@@ -1,10 +1,11 @@
-"""Trying a network on a blank image: how many channels it takes, how many classes it has.
+"""Trying a network on a blank image: channels it takes, classes it has, shapes of lazy layers.
 
 Shapes: N images, H W rows and columns, K classes.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from cnnviz.core.errors import CnnvizError
 
@@ -52,7 +53,7 @@ def count_classes(
     """
 
     def run(channels: int) -> object:
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference mode: what lazy layers make here is written to later
             return module(torch.zeros(1, channels, *size, dtype=dtype, device=device))
 
     try:
@@ -76,3 +77,14 @@ def count_classes(
         return module, output.shape[1]
     what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
     raise CnnvizError(f"{name} puts out {what}, not logits of shape (images, classes)")
+
+
+def settled(module: nn.Module, name: str, size: tuple[int, int]) -> nn.Module:
+    """The network; lazy layers in it (`nn.LazyLinear`) have taken their shapes from a blank image.
+
+    Raises:
+        CnnvizError: as `count_classes`.
+    """
+    if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
+        count_classes(module.eval(), name, size, torch.float32, torch.device("cpu"))
+    return module

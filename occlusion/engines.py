@@ -1,8 +1,11 @@
 """Which engine runs: the plain one, the incremental one, or whichever costs less.
 
 Both give the same numbers up to rounding; `Verifier` shows it on a sample.
-Shapes: P positions.
+Shapes: P positions, H W rows and columns.
 """
+
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,16 +13,43 @@ from torch import Tensor
 from cnnviz.core.graph import Untraceable
 from cnnviz.core.models import Model
 from cnnviz.occlusion.choices import EngineChoice
-from cnnviz.occlusion.full import Engine, FullEngine, Scores
+from cnnviz.occlusion.full import FullEngine
 from cnnviz.occlusion.incremental import IncrementalEngine
 from cnnviz.occlusion.network import Network, prepare
-
-__all__ = ["Engine", "EngineChoice", "Scores", "Verifier", "choose", "make_engine"]
+from cnnviz.occlusion.scores import Scores
 
 SAMPLE = 32
 # Counted gains came out up to a tenth too high where they are small, so the incremental engine must
 # promise more than that it is no slower.
 MARGIN = 0.9
+
+
+class Engine(Protocol):
+    """Runs covered images through a network it was prepared for; one engine serves many images."""
+
+    @property
+    def name(self) -> str:
+        """`full` or `incremental`."""
+
+    @property
+    def note(self) -> str | None:
+        """A line that the user should see, such as why another engine runs than was asked for."""
+
+    def run(
+        self,
+        image_3HW: Tensor,
+        fill_3HW: Tensor,
+        boxes_P4: Tensor,
+        progress: Callable[[int], None] = ...,
+    ) -> Scores:
+        """Scores of the image with the fill pasted inside each box.
+
+        Args:
+            image_3HW: normalised, float32.
+            fill_3HW: of the same size: what the masks show.
+            boxes_P4: int64 rows y0, x0, y1, x1 (ends excluded), inside the image, of any sizes.
+            progress: called with the number of positions just done.
+        """
 
 
 def make_engine(

@@ -6,67 +6,19 @@ Shapes: N images in a batch, P positions, C channels, K classes, H W rows and co
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from cnnviz.core.device import in_batches
 from cnnviz.occlusion.network import Network
+from cnnviz.occlusion.scores import Scores, ScoreSheet
 
 # Small batches keep a layer's maps in the processor's caches; a GPU wants many images at once.
 CPU_BATCH = 8
 DEVICE_BATCH = 128
 # glibc takes blocks of 32 MiB and more fresh from the kernel each time, which clears their pages.
 CPU_MAP = 28 * 2**20
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """What the network said, on its device.
-
-    Attributes:
-        base_logits_K: float32 logits of the untouched image.
-        logits_PK: float32 logits at each position.
-        base_activation: with a layer, the sum of its strongest map on the untouched image.
-        activation_P: the same map's sum at each position.
-        activation_channel: which map that is: the one with the largest sum.
-    """
-
-    base_logits_K: Tensor
-    logits_PK: Tensor
-    base_activation: float | None = None
-    activation_P: Tensor | None = None
-    activation_channel: int | None = None
-
-
-class Engine(Protocol):
-    """Runs covered images through a network it was prepared for; one engine serves many images."""
-
-    @property
-    def name(self) -> str:
-        """`full` or `incremental`."""
-
-    @property
-    def note(self) -> str | None:
-        """A line that the user should see, such as why another engine runs than was asked for."""
-
-    def run(
-        self,
-        image_3HW: Tensor,
-        fill_3HW: Tensor,
-        boxes_P4: Tensor,
-        progress: Callable[[int], None] = ...,
-    ) -> Scores:
-        """Scores of the image with the fill pasted inside each box.
-
-        Args:
-            image_3HW: normalised, float32.
-            fill_3HW: of the same size: what the masks show.
-            boxes_P4: int64 rows y0, x0, y1, x1 (ends excluded), inside the image, of any sizes.
-            progress: called with the number of positions just done.
-        """
 
 
 def cover(image_3HW: Tensor, fill_3HW: Tensor, boxes_N4: Tensor) -> Tensor:
@@ -121,20 +73,14 @@ class FullEngine:
         image, fill = (t.to(network.device, network.dtype) for t in (image_3HW, fill_3HW))
         boxes = boxes_P4.to(network.device)
         image_13HW = image[None].contiguous(memory_format=torch.channels_last)
-        base_logits, base_sums = network.run(image_13HW)
-        logits_PK = torch.empty(len(boxes), base_logits.shape[1], device=network.device)
-        channel = None if base_sums is None else int(base_sums[0].argmax())
-        activation_P = None if base_sums is None else torch.empty(len(boxes), device=network.device)
+        sheet = ScoreSheet(len(boxes), *network.run(image_13HW))
 
         def batch(part: slice) -> None:
             logits, sums = network.run(cover(image, fill, boxes[part]))
-            logits_PK[part] = logits
-            if activation_P is not None and sums is not None:
-                activation_P[part] = sums[:, channel]
+            sheet.write(part, logits, None if sums is None else sums[:, sheet.channel])
 
         before = 0
         for done, _size in in_batches(len(boxes), self.batch_size, batch):
             progress(done - before)
             before = done
-        base = None if base_sums is None else float(base_sums[0, channel])
-        return Scores(base_logits[0], logits_PK, base, activation_P, channel)
+        return sheet.scores()

@@ -16,11 +16,11 @@ from torch import Tensor, fx
 from cnnviz.core.device import give_back_memory, in_batches
 from cnnviz.occlusion.batch import Batch, source_windows
 from cnnviz.occlusion.cost import Costs
-from cnnviz.occlusion.full import Scores
 from cnnviz.occlusion.groups import AxisReach, Group, largest_windows, make_groups, reach_of_boxes
 from cnnviz.occlusion.network import Network
 from cnnviz.occlusion.program import compile_steps
 from cnnviz.occlusion.reach import Ints, extents
+from cnnviz.occlusion.scores import Scores, ScoreSheet
 from cnnviz.occlusion.stretches import Scheduler
 from cnnviz.occlusion.untouched import Untouched, run_untouched
 from cnnviz.occlusion.windows import Box
@@ -100,24 +100,17 @@ class IncrementalEngine:
             image[None].contiguous(memory_format=torch.channels_last),
         )
         boxes = boxes_P4.cpu().numpy()
-        count = len(boxes)
-        logits_PK = image.new_empty(count, untouched.logits_1K.shape[1], dtype=torch.float32)
-        base = untouched.sums_1C
-        channel = None if base is None else int(base[0].argmax())
-        activation_P = None if base is None else logits_PK.new_empty(count)
+        sheet = ScoreSheet(len(boxes), untouched.logits_1K, untouched.sums_1C)
         groups, axes = self.plan(boxes)
         for group in groups:
             for positions, logits, sums in self._group(
-                untouched, (image, fill), group, axes, boxes, channel
+                untouched, (image, fill), group, axes, boxes, sheet.channel
             ):
-                logits_PK.index_copy_(0, positions, logits)
-                if activation_P is not None and sums is not None:
-                    activation_P.index_copy_(0, positions, sums)
+                sheet.write(positions, logits, sums)
                 progress(len(positions))
-            if count >= _LONG_RUN:
+            if len(boxes) >= _LONG_RUN:
                 give_back_memory()
-        base_activation = None if base is None else float(base[0, channel])
-        return Scores(untouched.logits_1K[0], logits_PK, base_activation, activation_P, channel)
+        return sheet.scores()
 
     def _group(
         self,

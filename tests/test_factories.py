@@ -44,6 +44,10 @@ def one_logit():
 
 def maps():
     return nn.Conv2d(3, 4, 3)
+
+def lazy(num_classes=3):
+    return nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.Flatten(),
+                         nn.LazyLinear(num_classes))
 """
 
 
@@ -83,6 +87,22 @@ def test_factory_that_makes_no_classifier_is_one_line(
     with pytest.raises(CnnvizError, match=message) as error:
         load_model(f"{nets}:{factory}", size=8)
     assert "\n" not in str(error.value)
+
+
+def test_lazy_layers_take_their_shapes_from_the_input_size(nets: str, tmp_path: Path) -> None:
+    made = load_model(f"{nets}:lazy", size=8, device="cpu")
+    state = made.module.state_dict()
+    assert state["4.weight"].shape == (3, 4 * 6 * 6)
+    assert not state["1.running_mean"].any()  # the blank image is no training
+    state["4.weight"], state["4.bias"] = torch.randn(7, 4 * 6 * 6), torch.randn(7)
+    torch.save(state, tmp_path / "a.pth")
+    loaded = load_model(f"{nets}:lazy", checkpoint=tmp_path / "a.pth", size=8, device="cpu")
+    assert loaded.classes == 7
+    assert all(torch.equal(loaded.module.state_dict()[name], state[name]) for name in state)
+    with pytest.raises(
+        CnnvizError, match=r"does not fit the model nets\.py:lazy; of another shape"
+    ):
+        load_model(f"{nets}:lazy", checkpoint=tmp_path / "a.pth", size=10)
 
 
 def test_wrong_input_size_points_to_the_option(nets: str) -> None:

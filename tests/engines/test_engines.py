@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from cnnviz.core.errors import UsageError
 from cnnviz.occlusion.choices import EngineChoice
 from cnnviz.occlusion.engines import choose
-from cnnviz.occlusion.full import FullEngine, Scores, cover
+from cnnviz.occlusion.full import FullEngine, cover
 from cnnviz.occlusion.groups import largest_windows, reach_of_boxes
 from cnnviz.occlusion.incremental import IncrementalEngine
 from cnnviz.occlusion.network import Network, prepare
 from cnnviz.occlusion.program import compile_steps
+from cnnviz.occlusion.scores import Scores
 from cnnviz.occlusion.stretches import Schedule, Scheduler, Sizes, Stretch
 
 CPU = torch.device("cpu")
