@@ -85,7 +85,9 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except UsageMistake as error:
-        say(f"cnnviz: {getattr(error, 'format_message', error.__str__)()} (cnnviz --help)")
+        message = getattr(error, "format_message", error.__str__)()
+        command = getattr(getattr(error, "ctx", None), "command_path", "cnnviz")
+        say(f"cnnviz: {message} ({command} --help)")
         return 2
     if status == INTERRUPTED:
         say("cnnviz: interrupted; what is written is whole, and no summary says it is complete")

@@ -1,8 +1,8 @@
 """The pictures of an ablation.
 
 `classes.png` (accuracy per class before and after), `confusions.png` (which mistakes became more
-frequent), `flips.png` (the first images whose prediction changed), `sweep.png` (the filters whose
-loss costs most, and how the cost spreads over all), `cumulative.png` (accuracy while filters go).
+frequent), `flips.png` (images whose prediction changed), `sweep.png` (the filters whose loss costs
+most, and how the cost spreads over all), `cumulative.png` (accuracy while filters go).
 Red is harm throughout.
 """
 
@@ -204,7 +204,9 @@ def _confused_classes(result: "AblationResult", model: "Model") -> list[int]:
 def _flips(result: "AblationResult", model: "Model", data: ImageData) -> Figure:
     rows = flips(result)
     before, after = result.counts.predictions
-    shown = rows[:MOST_FLIPS]
+    # Spread over the data: folders are read class by class, and the first would all be of a few.
+    places = np.linspace(0, len(rows) - 1, min(len(rows), MOST_FLIPS)).round().astype(int)
+    shown = [rows[place] for place in places]
     columns = min(FLIP_COLUMNS, len(shown))
     lines = -(-len(shown) // columns)
     figure = new_figure(max(1.35 * columns, 3.0), 1.75 * lines + 0.5)
@@ -219,9 +221,9 @@ def _flips(result: "AblationResult", model: "Model", data: ImageData) -> Figure:
         text = f"{_name(model, was, 16)}\n→ {_name(model, is_now, 14)}"
         axes.set_title(text, fontsize=FONT_SIZE - 2, color=colour, pad=2)
         axes.set_xlabel(f"is {_name(model, label, 16)}", fontsize=FONT_SIZE - 2, labelpad=2)
-    some = f"the first {len(shown)} of " if len(shown) < len(rows) else ""
+    some = f"{len(shown)} of {len(rows)}, spread evenly" if len(shown) < len(rows) else len(rows)
     figure.suptitle(
-        f"Predictions that changed: {some}{len(rows)} "
+        f"Predictions that changed: {some} "
         "(red: right before, blue: right now, black: wrong both times)",
         fontsize=FONT_SIZE,
         wrap=True,

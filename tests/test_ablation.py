@@ -18,9 +18,10 @@ from cnnviz.core.datasets import ImageData, open_data
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.images import Preprocess
 from cnnviz.core.models import Model, load_model
-from cnnviz.filters import evaluation
+from cnnviz.filters import ablation_figures, evaluation
 from cnnviz.filters.ablation import AblationSpec, ablate, make_plan
 from cnnviz.filters.ablation_choices import Mode, Order
+from cnnviz.filters.ablation_report import flips as report_flips
 from cnnviz.filters.ablation_report import notes, report
 from cnnviz.filters.layer_channels import LayerChannels, channel_strengths
 from cnnviz.filters.sweep import cumulative_ablations, curves, ranked, removal_orders, steps
@@ -152,6 +153,17 @@ def test_mean_mode_uses_the_mean_over_all_images_and_positions(
         logits[:, 0] = 4 * mean
     expected = logits.double().softmax(1)[torch.arange(15), torch.arange(15) // 5]
     np.testing.assert_allclose(result.counts.predictions[1].true_probability, expected, atol=1e-6)
+
+
+def test_the_sheet_of_flips_shows_all_parts_of_a_sorted_data_set(
+    model: Model, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablation_figures, "MOST_FLIPS", 4)
+    result = ablate(model, data, AblationSpec(filters=("conv:all",)))
+    assert report_flips(result) == list(range(5, 15))  # green and red, which now count as blue
+    figure = ablation_figures.draw(result, model, data, top=1)["flips.png"]
+    assert [cell.get_xlabel() for cell in figure.axes] == ["is green"] * 2 + ["is red"] * 2
+    assert figure.get_suptitle().startswith("Predictions that changed: 4 of 10, spread evenly (")
 
 
 def test_everything_off_is_allowed_and_said(model: Model, data: ImageData) -> None:
