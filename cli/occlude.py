@@ -88,7 +88,8 @@ def occlude(
         typer.Option(help="full: whole passes; incremental: only what a mask can reach."),
     ] = EngineChoice.AUTO,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Run a sample through both engines and compare.")
+        bool,
+        typer.Option("--verify", help="Have the other engine repeat 32 positions, and compare."),
     ] = False,
     scores: Annotated[
         bool, typer.Option("--scores/--no-scores", help="Write scores.npz (what render reads).")

@@ -112,29 +112,34 @@ def choose(
 
 
 class Verifier:
-    """Runs a seeded sample of positions through both engines; set up once for many images.
+    """Has the other engine repeat a seeded sample of a run's positions; serves many images.
 
     Attributes:
         note: why there is nothing to compare, where only one engine can run the network.
     """
 
-    def __init__(self, model: Model, boxes_P4: Tensor, *, seed: int = 0) -> None:
+    def __init__(self, model: Model, engine: Engine, boxes_P4: Tensor, *, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
-        picked = torch.randperm(len(boxes_P4), generator=generator)[:SAMPLE].sort().values
-        self._boxes_P4 = boxes_P4.cpu()[picked]
+        self._picked = torch.randperm(len(boxes_P4), generator=generator)[:SAMPLE].sort().values
+        self._boxes_P4 = boxes_P4.cpu()[self._picked]
         network = prepare(
             model.module, model.input_size, device=model.device, dtype=model.precision.dtype
         )
-        self._engines = [
-            choose(network, choice, self._boxes_P4)
-            for choice in (EngineChoice.FULL, EngineChoice.INCREMENTAL)
-        ]
-        self.note = self._engines[1].note
+        ran_full = engine.name == FullEngine.name
+        choice = EngineChoice.INCREMENTAL if ran_full else EngineChoice.FULL
+        self._other = choose(network, choice, self._boxes_P4, name=model.name)
+        self.note = self._other.note
 
-    def difference(self, image_3HW: Tensor, fill_3HW: Tensor) -> float | None:
-        """The largest |logit difference| on one image; None where only one engine can run it."""
-        full, other = self._engines
+    def difference(self, image_3HW: Tensor, fill_3HW: Tensor, scores: Scores) -> float | None:
+        """The largest |logit difference| to a run's scores; None where only one engine can run.
+
+        Args:
+            image_3HW: what the run was given.
+            fill_3HW: likewise.
+            scores: what it gave, at all positions.
+        """
         if self.note is not None:
             return None
-        logits = [e.run(image_3HW, fill_3HW, self._boxes_P4).logits_PK for e in (full, other)]
-        return float((logits[0] - logits[1]).abs().max())
+        logits_PK = self._other.run(image_3HW, fill_3HW, self._boxes_P4).logits_PK
+        ran_PK = scores.logits_PK[self._picked.to(scores.logits_PK.device)]
+        return float((logits_PK - ran_PK).abs().max())

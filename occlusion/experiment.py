@@ -44,7 +44,7 @@ class OcclusionSpec:
         engine: how the covered images are run.
         batch_size: images at a time; None for automatic.
         seed: for the noise fill and the sample that `verify` takes.
-        verify: run a sample of positions through both engines and report the difference.
+        verify: have the other engine repeat a sample of positions and report the difference.
     """
 
     masks: tuple[tuple[int, int], ...] = ()
@@ -110,7 +110,7 @@ class OcclusionResult:
         panels: one per target and mask, targets outermost.
         label: index of the true class, if known.
         engine: the engine that ran: `full` or `incremental`.
-        verified: whether a sample of positions went through both engines.
+        verified: whether the other engine repeated a sample of positions.
         largest_difference: if so, the largest |logit difference| between them; None where only
             one of them can run this network.
     """
@@ -157,7 +157,9 @@ class Occluder:
             batch_size=spec.batch_size,
             boxes_P4=self._boxes_P4,
         )
-        self._verifier = Verifier(model, self._boxes_P4, seed=spec.seed) if spec.verify else None
+        self._verifier = (
+            Verifier(model, self._engine, self._boxes_P4, seed=spec.seed) if spec.verify else None
+        )
         self.note = self._engine.note or (self._verifier.note if self._verifier else None)
 
     @property
@@ -207,7 +209,7 @@ class Occluder:
         result = look(measured, spec, label=label, engine=self._engine.name)
         if self._verifier is None:
             return result
-        difference = self._verifier.difference(pair[0], pair[1])
+        difference = self._verifier.difference(pair[0], pair[1], scores)
         return replace(result, verified=True, largest_difference=difference)
 
 

@@ -13,6 +13,9 @@ from cnnviz.core.images import Preprocess, WorkingImage, read
 from cnnviz.core.models import Model
 from cnnviz.occlusion import OcclusionSpec, occlude
 from cnnviz.occlusion.choices import Border, EngineChoice, Score
+from cnnviz.occlusion.engines import SAMPLE
+from cnnviz.occlusion.full import FullEngine
+from cnnviz.occlusion.incremental import IncrementalEngine
 
 PHOTOS = ("dog.jpg", "elephant.jpg", "snake.png", "spider.png", "swan-3299528_1280.jpg")
 
@@ -188,6 +191,25 @@ def test_verify_compares_the_engines_and_says_where_there_is_but_one():
     one = occlude(model_of(_Decides(), 29, 2), image_of(torch.rand(3, 29, 29)), spec)
     assert one.verified
     assert one.largest_difference is None
+
+
+@pytest.mark.parametrize("engine", [FullEngine, IncrementalEngine])
+def test_verify_looks_at_the_run_itself(engine, monkeypatch):
+    """Scores that went wrong in the run must show, whichever engine made them."""
+    run = engine.run
+
+    def spoilt_run(*given):
+        scores = run(*given)
+        monkeypatch.undo()  # only the run, not what repeats it
+        with torch.inference_mode():
+            scores.logits_PK[-1] += 7
+        return scores
+
+    monkeypatch.setattr(engine, "run", spoilt_run)
+    spec = OcclusionSpec(((8, 8),), 7, engine=EngineChoice(engine.name), verify=True)
+    spoilt = occlude(model_of(tiny_network(), 29, 5), image_of(torch.rand(3, 29, 29)), spec)
+    assert len(spoilt.measured.logits_PK) < SAMPLE
+    assert spoilt.largest_difference == pytest.approx(7, abs=1e-3)
 
 
 @pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(14), nn.AdaptiveMaxPool2d(14)])
