@@ -141,9 +141,8 @@ def side_by_side(result: EmbeddingResult) -> Figure:
     for index, found in enumerate(result.maps):
         _paint_points(axes[index], result, index)
         kept = result.qualities[index].preservation_10
-        axes[index].set_title(
-            f"{map_name(found)}: {kept:.1%} of 10 nearest kept", fontsize=FONT_SIZE
-        )
+        share = "" if kept is None else f": {kept:.1%} of 10 nearest kept"
+        axes[index].set_title(f"{map_name(found)}{share}", fontsize=FONT_SIZE)
     for spare in axes[len(result.maps) :]:
         spare.set_visible(False)
     return figure

@@ -36,7 +36,8 @@ class LabelQuality:
     """How well the points of a space stand by class; None where the labels do not allow it.
 
     Attributes:
-        knn_accuracy: share of points whose class is the commonest among their 10 neighbours.
+        knn_accuracy: share of points whose class is the commonest among their 10 neighbours; None
+            with 11 points or fewer too, where those are all the others.
         silhouette: -1 to 1: nearer to the own class (1) or to another one (-1), on average.
     """
 
@@ -49,14 +50,15 @@ class MapQuality:
     """What a map keeps of the features.
 
     Attributes:
-        preservation_10: share of each point's 10 nearest features among its 10 nearest places.
-        preservation_50: the same of 50; None with too few points.
+        preservation_10: share of each point's 10 nearest features among its 10 nearest places; None
+            with 11 points or fewer, where those are all the others.
+        preservation_50: the same of 50; None with 51 points or fewer.
         trustworthiness: 1 where no far point became one of the 10 neighbours; 0.5 at random.
         spearman: rank correlation of distances between 1,000 random pairs.
         labels: how it stands by class.
     """
 
-    preservation_10: float
+    preservation_10: float | None
     preservation_50: float | None
     trustworthiness: float | None
     spearman: float
@@ -203,8 +205,10 @@ def label_quality(
         labels_N: class of each point, -1 where unknown.
         where: `device` and `progress`, as for `silhouette`.
     """
+    enough = len(labels_N) > NEAR + 1
     return LabelQuality(
-        knn_accuracy(neighbors_Nk[:, :NEAR], labels_N), silhouette(points_ND, labels_N, **where)
+        knn_accuracy(neighbors_Nk[:, :NEAR], labels_N) if enough else None,
+        silhouette(points_ND, labels_N, **where),
     )
 
 
@@ -231,12 +235,15 @@ def map_quality(
     """
     count = len(points_ND)
     found = nearest(places_N2, min(FAR, count - 1), device=device).indices
-    near = min(NEAR, count - 1)
+
+    def kept(k: int) -> float | None:
+        return preservation(reference_Nk[:, :k], found[:, :k]) if count > k + 1 else None
+
     return MapQuality(
-        preservation_10=preservation(reference_Nk[:, :near], found[:, :near]),
-        preservation_50=preservation(reference_Nk[:, :FAR], found) if count > FAR + 1 else None,
+        preservation_10=kept(NEAR),
+        preservation_50=kept(FAR),
         trustworthiness=trustworthiness(
-            points_ND, found[:, :near], device=device, progress=progress
+            points_ND, found[:, :NEAR], device=device, progress=progress
         ),
         spearman=distance_correlation(points_ND, places_N2, seed),
         labels=label_quality(places_N2, found, labels_N, device=device),

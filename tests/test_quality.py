@@ -121,6 +121,18 @@ def test_few_points_have_no_fifty_neighbours(space):
     reference = nearest(points[few], 29).indices
     judged = quality.map_quality(points[few], reference, places[few], labels[few])
     assert judged.preservation_50 is None
+    assert judged.preservation_10 is not None
+    assert judged.labels.knn_accuracy is not None
+
+
+def test_points_that_are_all_neighbours_of_each_other_tell_nothing(space):
+    points, places, labels = space
+    for count, known in ((11, False), (12, True)):
+        few = slice(0, count)
+        reference = nearest(points[few], count - 1).indices
+        judged = quality.map_quality(points[few], reference, places[few], labels[few])
+        assert (judged.preservation_10 is not None) is known
+        assert (judged.labels.knn_accuracy is not None) is known
 
 
 def test_distances_that_do_not_vary_correlate_with_nothing():
