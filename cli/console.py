@@ -94,7 +94,8 @@ class Console:
         """The findings in short; numbers stand to the right."""
         if not self._shows_findings:
             return
-        table = Table(title=Text(printable(title)), title_justify="left")
+        self._out.print(Text(printable(title), style="italic"), soft_wrap=True)
+        table = Table()
         for index, column in enumerate(columns):
             numeric = bool(rows) and all(_is_numeric(row[index]) for row in rows)
             table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")

@@ -1,5 +1,6 @@
 """`cnnviz models`: what can be named, and which weights are on disk already."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -61,7 +62,7 @@ def models(
     if listed:
         rows = [_row(entry) for entry in listed]
         console.table(
-            f"torchvision (weights are kept in {cache_folder()})",
+            f"torchvision (weights are kept in {_from_home(cache_folder())})",
             ["--model", "--weights", "pixels", "on disk"],
             rows,
         )
@@ -80,6 +81,11 @@ def _show_card(console: Console, card: dict[str, Any]) -> None:
         ["class", "percent"],
         list(accuracy["per_class_percent"].items()),
     )
+
+
+def _from_home(path: Path) -> str:
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
 def _row(entry: "Listed") -> tuple[object, ...]:

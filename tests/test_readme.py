@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,19 +13,27 @@ from cnnviz.core.results import version
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
-# Those that need nothing but the repository; `img.jpg` stands for the reader's own picture.
-EXAMPLES = [
-    line for line in BLOCKS.splitlines() if line.startswith("cnnviz ") and "img.jpg" not in line
-]
 
 
 @pytest.mark.slow
-def test_every_example_on_the_sample_images_runs(tmp_path, monkeypatch):
-    (tmp_path / "sample_images").symlink_to(ROOT / "sample_images")
-    monkeypatch.chdir(tmp_path)
-    for line in EXAMPLES:
-        assert run(shlex.split(line, comments=True)[1:]) == 0, line
+def test_every_example_prints_what_the_readme_shows():
+    done = subprocess.run(
+        [sys.executable, "docs/write_examples.py", "--check"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_check_for_ci_holds_for_the_sample_images(tmp_path, monkeypatch):
+    (command,) = re.findall(r"^cnnviz .*--min-inside.*$", README, re.MULTILINE)
+    monkeypatch.chdir(ROOT)
+    assert run([*shlex.split(command)[1:], "--out", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_an_example_in_the_readme(name):
+    assert re.search(rf"^\*\*{name}\*\*.*\n(.+\n)*\n```sh\ncnnviz {name} ", README, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
