@@ -72,12 +72,17 @@ class Factory:
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    # Last, so that a user's file can never stand in for a module of Python's.
-    sys.path.append(str(folder))
+    # Last, so that a user's file can never stand in for a module of Python's. Other changes that
+    # the user's code makes to the path stay: it may import more when it runs.
+    place = str(folder)
+    missing = place not in sys.path
+    if missing:
+        sys.path.append(place)
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
+        if missing:
+            sys.path.remove(place)
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -119,8 +119,14 @@ def test_factory_file_with_a_mistake_in_it_is_one_line(tmp_path: Path) -> None:
         load_model(f"{tmp_path / 'bad.py'}:make")
 
 
-def test_factory_by_module_name_and_search_path_is_left_as_it_was() -> None:
-    before = list(sys.path)
+@pytest.mark.parametrize("here_first", [False, True])
+def test_factory_by_module_name_and_search_path_is_left_as_it_was(
+    here_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = str(Path.cwd())
+    others = [place for place in sys.path if place != here]
+    before = [here] * here_first + others
+    monkeypatch.setattr(sys, "path", list(before))
     model = load_model("torchvision.models:squeezenet1_1", size=64, device="cpu")
     assert (model.name, model.classes) == ("torchvision.models:squeezenet1_1", 1000)
     assert sys.path == before
