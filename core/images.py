@@ -15,15 +15,12 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
 
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.preprocess import Preprocess
@@ -164,6 +161,11 @@ def _resized_size(size: tuple[int, int], shorter: int | None) -> tuple[int, int]
     return int(shorter * height / width), shorter
 
 
+def _offset(length: int, crop: int) -> int:
+    """Where a central crop begins, as torchvision rounds it; negative where it is the longer."""
+    return round((length - crop) / 2) if length >= crop else -((crop - length) // 2)
+
+
 def prepare(image: Image.Image, preprocess: Preprocess, path: str | Path) -> WorkingImage:
     """Resizes and crops an RGB image as torchvision's presets do.
 
@@ -178,20 +180,16 @@ def prepare(image: Image.Image, preprocess: Preprocess, path: str | Path) -> Wor
             f"to {preprocess.resize}; crop it first"
         )
     if (height, width) != original:
-        mode = InterpolationMode(preprocess.interpolation)
-        image = cast(
-            Image.Image,
-            functional.resize(
-                cast(Any, image), [height, width], mode, antialias=preprocess.antialias
-            ),
-        )
+        # Pillow filters before it shrinks, as torchvision does for pictures.
+        mode = Image.Resampling[preprocess.interpolation.upper()]
+        image = image.resize((width, height), mode)
     rows, columns = preprocess.crop
-    cropped = functional.center_crop(cast(Any, image), [rows, columns])
-    pixels = functional.to_dtype(functional.pil_to_tensor(cropped), torch.float32, scale=True)
-    top, left = round((height - rows) / 2), round((width - columns) / 2)
+    top, left = _offset(height, rows), _offset(width, columns)
+    cropped = image.crop((left, top, left + columns, top + rows))  # black where there is no image
+    pixels = torch.from_numpy(np.array(cropped)).permute(2, 0, 1).contiguous().float() / 255
     scale_y, scale_x = original[0] / height, original[1] / width
     box = (top * scale_y, left * scale_x, (top + rows) * scale_y, (left + columns) * scale_x)
-    return WorkingImage(str(path), cast(Tensor, pixels), box, original)
+    return WorkingImage(str(path), pixels, box, original)
 
 
 def read(path: str | Path, preprocess: Preprocess) -> WorkingImage:

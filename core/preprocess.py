@@ -27,7 +27,6 @@ class Preprocess:
         mean: per channel, subtracted from pixels in [0, 1].
         std: per channel, divided by.
         interpolation: torchvision's name for it: "bilinear", "bicubic", "nearest", …
-        antialias: whether shrinking is low-pass filtered (on PIL images it always is).
     """
 
     resize: int | None
@@ -35,7 +34,6 @@ class Preprocess:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
-    antialias: bool = True
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Pixels (…, 3, H, W) in [0, 1] to zero mean and unit variance, same shape and device."""

@@ -61,7 +61,6 @@ def _of_entry(entry: Any) -> Published:
         mean=tuple(transform.mean),
         std=tuple(transform.std),
         interpolation=transform.interpolation.value,
-        antialias=bool(transform.antialias),
     )
     file_name = entry.url.rpartition("/")[2]
     labels = tuple(entry.meta["categories"] or ())

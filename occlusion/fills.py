@@ -8,7 +8,6 @@ import re
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 from cnnviz.core.errors import UsageError
 from cnnviz.core.images import Preprocess
@@ -69,5 +68,7 @@ def _blur(pixels_3HW: Tensor) -> Tensor:
     reach = min(int(3 * sigma + 0.5), shorter - 1)  # reflection cannot reach past the image
     if reach == 0:
         return pixels_3HW.clone()
+    from torchvision.transforms.v2 import functional
+
     blurred: Tensor = functional.gaussian_blur(pixels_3HW, [2 * reach + 1] * 2, [sigma] * 2)
     return blurred

@@ -23,6 +23,17 @@ def test_help_imports_neither_torch_nor_matplotlib():
     assert done.returncode == 0, done.stderr
 
 
+def test_occluding_with_a_network_of_ones_own_does_without_torchvision(tmp_path):
+    """Importing it takes about as long as the rest of a small run."""
+    line = ["occlude", str(ROOT / "sample_images" / "ship.png"), "--out", str(tmp_path)]
+    code = (
+        "import sys\nfrom cnnviz.cli.main import run\n"
+        f"sys.exit(run({line!r}) or 'torchvision' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_and_every_option_says_what_it_does(name):
     assert COMMANDS[name].__doc__

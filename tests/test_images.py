@@ -3,8 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torchvision.models import EfficientNet_B0_Weights, ResNet50_Weights
+from torchvision.transforms.v2 import functional
 
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.images import Preprocess, file_crop, find_images, prepare, read, read_rgb
@@ -213,6 +215,21 @@ def test_preprocessing_equals_torchvisions_own_transform(
     preprocess = of_torchvision(name)[0][entry.name].preprocess
     ours = preprocess.normalise(prepare(image, preprocess, "noise").pixels)
     assert (ours - entry.transforms()(image)).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize(("height", "width"), [(9, 30), (30, 9), (9, 8), (12, 12), (31, 30)])
+def test_crop_equals_torchvisions_where_the_image_is_smaller_too(height: int, width: int) -> None:
+    image = Image.fromarray(noise(height, width))
+    ours = prepare(image, Preprocess(None, (12, 12)), "noise")
+    theirs = functional.to_dtype(
+        functional.pil_to_tensor(functional.center_crop(image, [12, 12])), torch.float32, scale=True
+    )
+    assert (ours.pixels - theirs).abs().max() <= 1e-7
+    top, left, bottom, right = (round(side) for side in ours.box_original)
+    assert (bottom - top, right - left) == (12, 12)
+    inside = np.asarray(image)[max(top, 0) : bottom, max(left, 0) : right]
+    found = ours.pixels[:, max(-top, 0) :, max(-left, 0) :][:, : inside.shape[0], : inside.shape[1]]
+    assert np.array_equal((found * 255).round().byte().permute(1, 2, 0).numpy(), inside)
 
 
 def test_crop_box_in_the_file_is_where_the_pixels_came_from(tmp_path: Path) -> None:
