@@ -77,6 +77,6 @@ def open_archive(path: Path, kind: Kind) -> Archive:
     else:
         found = load_exported(path)
         module = FixedBatch(found.module, found.batch) if found.batch else found.module
-        archive = Archive(module, found.state, found.size)
+        archive = Archive(module.eval(), found.state, found.size)
     check_finite(archive.state, path)
     return archive

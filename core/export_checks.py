@@ -2,7 +2,8 @@
 
 `torch.export.load` evaluates some of the strings in a graph's JSON and pastes others into Python
 source. What passes here has nothing to evaluate: operators are ATen's, names are letters, digits,
-dots and underscores, sizes are sums and products of symbols, and one tensor goes in and one out.
+dots, hyphens and underscores, sizes are sums and products of symbols, and one tensor goes in and
+one out.
 """
 
 import json
@@ -10,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-_NAME = re.compile(r"[\w.]*")
+_NAME = re.compile(r"[\w.-]*")
 _TARGET = re.compile(
     r"torch\.ops\.aten\.\w+\.\w+|_operator\.(getitem|add|sub|mul|floordiv|mod|neg)"
 )

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from cnnviz.core.archives import FixedBatch
 from cnnviz.core.calls import Call
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.geometry import Fixed, Geometry, Mix, Source
@@ -108,19 +109,25 @@ def trace(module: nn.Module) -> fx.GraphModule:
     The result's `meta["layers"]` maps every layer's dotted name to the name of its output node.
 
     Raises:
-        Untraceable: its forward depends on the values of tensors, takes several inputs, or is
-            compiled code (TorchScript).
+        Untraceable: its forward depends on the values of tensors, takes several inputs, is
+            compiled code (TorchScript), or was exported for one batch size.
     """
     kind = type(module).__name__
     if isinstance(module, torch.jit.ScriptModule):
         raise Untraceable(f"{kind} cannot be traced (TorchScript is compiled already)")
+    if isinstance(module, FixedBatch):
+        images = "image" if module.batch == 1 else "images"
+        raise Untraceable(
+            f"its graph takes {module.batch} {images} at a time and no other number; export it "
+            "with a dynamic batch"
+        )
     if module.training:
         raise Untraceable(f"{kind} cannot be traced in training mode; call .eval() first")
     tracer = _NamingTracer()
     try:
         graph = tracer.trace(module)
     except _FAILURES as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
         raise Untraceable(f"{kind} cannot be traced ({reason or type(error).__name__})") from error
     required = [node for node in graph.find_nodes(op="placeholder") if not node.args]
     if len(required) != 1:
@@ -194,7 +201,7 @@ def describe(
         with torch.inference_mode():
             result = describer.run(images)
     except _FAILURES as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
         raise Untraceable(f"the network does not run on {size[0]}x{size[1]} ({reason})") from error
     if not isinstance(result, Tensor):
         raise Untraceable(f"the network returns {type(result).__name__}, not a tensor")

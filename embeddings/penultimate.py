@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph import Untraceable, trace
-from cnnviz.core.layers import find_layer, tap
+from cnnviz.core.layers import check_open, find_layer, tap
 from cnnviz.core.models import Model
 from cnnviz.embeddings.choices import Pool
 
@@ -98,6 +98,7 @@ def _run_penultimate(model: Model) -> tuple[Run, str]:
     try:
         traced = trace(model.module)
     except Untraceable as error:
+        check_open(model.module, model.name)
         raise UsageError(
             f"the penultimate layer of {model.name} was not found: {error}; "
             "name the layer whose features you want with --layer"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from cnnviz.core.errors import UsageError
-from cnnviz.core.layers import conv_layers, find_layer, named_layers, tap
+from cnnviz.core.layers import check_open, conv_layers, find_layer, named_layers, tap
 from cnnviz.core.models import Model
 from cnnviz.filters import channel_spec
 from cnnviz.filters.patch_choices import Score
@@ -91,6 +91,7 @@ def make_plan(
         UsageError: a layer or filter does not exist or does not run, or the numbers make no sense.
     """
     _check(top, per_image, score)
+    check_open(model.module, model.name)
     every = list(named_layers(model.module))
     shapes: dict[str, MapShape] = {}
 

@@ -68,7 +68,8 @@ def prepare(
         graph = describe(folded, size, device=device, dtype=dtype)
         _check_same(module, folded, size, device, dtype)
     except Untraceable as error:
-        plain = copy.deepcopy(module).to(memory_format=torch.channels_last)
+        with torch.no_grad():  # a copy of TorchScript would remember what it was copied from
+            plain = copy.deepcopy(module).to(memory_format=torch.channels_last)
         speed_up(plain)
         return Network(
             _Watched(plain, layer) if layer else plain, None, str(error), layer, device, dtype

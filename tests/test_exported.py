@@ -13,12 +13,17 @@ from torch import nn
 from torch._export.serde.schema import SCHEMA_VERSION
 from torch._export.serde.serialize import serialize
 from torch._export.verifier import SpecViolationError
+from torch.nn import functional
 
 from cnnviz.core.archives import FixedBatch, open_archive
 from cnnviz.core.checkpoints import Kind, kind_of
-from cnnviz.core.errors import CnnvizError
+from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.exported import load_exported
 from cnnviz.core.models import load_model
+from cnnviz.embeddings.penultimate import FeatureExtractor
+from cnnviz.filters.scan_plan import make_plan
+from cnnviz.occlusion.incremental import IncrementalEngine
+from cnnviz.occlusion.network import prepare
 
 # Entries of an archive, in today's form and in the one before torch 2.8.
 PROGRAM = ("models/model.json", "serialized_exported_program.json")
@@ -132,6 +137,60 @@ def test_exported_network_of_fixed_batch_takes_any_number_of_images(
     for count in (1, 3, 4):
         x = torch.randn(count, 3, 8, 8)
         assert torch.allclose(archive.module(x), net(x), atol=1e-6)
+
+
+class Deeper(nn.Module):
+    """Strides, a residual, a gate, a name with a hyphen in it, and both kinds of pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 5, 2, 2, bias=False), nn.BatchNorm2d(8))
+        self.blocks = nn.ModuleDict({"block-0": nn.Conv2d(8, 8, 3, padding=1, groups=2)})
+        self.gate = nn.Conv2d(8, 8, 1)
+        self.last = nn.Conv2d(8, 6, 3, dilation=2)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.max_pool2d(functional.relu(self.first(x)), 3, 2, 1)
+        x = x + functional.silu(self.blocks["block-0"](x))
+        x = x * self.gate(functional.adaptive_avg_pool2d(x, 1)).sigmoid()
+        return self.head(functional.avg_pool2d(self.last(x), 2).mean((2, 3)))
+
+
+def test_exported_network_has_windows_and_penultimate_features(tmp_path: Path) -> None:
+    net = Deeper().eval()
+    exported(tmp_path / "a.pt2", net, size=64)
+    model = load_model(checkpoint=tmp_path / "a.pt2", device="cpu")
+    prepared = prepare(model.module, (64, 64), device=torch.device("cpu"))
+    assert prepared.reason is None
+    image, fill = torch.randn(2, 3, 64, 64)
+    boxes = torch.tensor([[0, 0, 7, 7], [20, 30, 27, 37], [57, 50, 64, 57]])
+    covered = [image.clone() for _ in boxes]
+    for picture, (y0, x0, y1, x1) in zip(covered, boxes.tolist(), strict=True):
+        picture[:, y0:y1, x0:x1] = fill[:, y0:y1, x0:x1]
+    with torch.inference_mode():
+        wanted = net(torch.stack(covered))
+    assert (wanted - net(image[None])).abs().max() > 1e-3
+    engine = IncrementalEngine(prepared)
+    _groups, (rows, _columns) = engine.plan(boxes.numpy())
+    assert min(int(spans.sizes.max()) for spans in rows.spans.values()) < 16
+    torch.testing.assert_close(engine.run(image, fill, boxes).logits_PK, wanted)
+    features, logits = FeatureExtractor(model)(torch.stack(covered))
+    torch.testing.assert_close(logits, wanted)
+    with torch.inference_mode():
+        torch.testing.assert_close(net.head(features), wanted)
+
+
+def test_what_an_archive_cannot_do_says_how_to_do_it(tmp_path: Path) -> None:
+    exported(tmp_path / "a.pt2", batch=1)
+    scripted(tmp_path / "a.pt")
+    for name, reason in (("a.pt2", "its graph takes 1 image at a time"), ("a.pt", "TorchScript")):
+        model = load_model(checkpoint=tmp_path / name, size=8, device="cpu")
+        assert reason in str(prepare(model.module, (8, 8), device=torch.device("cpu")).reason)
+        remedy = rf"^{name} is an archive, .* --model NAME --checkpoint {name}$"
+        for refused in (FeatureExtractor, make_plan):
+            with pytest.raises(UsageError, match=remedy):
+                refused(model)
 
 
 def test_exported_network_free_in_size_says_so(tmp_path: Path) -> None:
