@@ -86,6 +86,7 @@ def run(arguments: Sequence[str]) -> int:
         status = INTERRUPTED
     except UsageMistake as error:
         message = getattr(error, "format_message", error.__str__)()
+        message = message.replace("Value error, ", "")  # pydantic's way of saying ValueError
         command = getattr(getattr(error, "ctx", None), "command_path", "cnnviz")
         say(f"cnnviz: {message} ({command} --help)")
         return 2

@@ -60,6 +60,14 @@ def test_an_unknown_command_is_one_line(capsys):
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
+def test_a_wrong_option_is_one_line_that_points_to_the_commands_help(capsys):
+    assert run(["saliency", "--method", "all", "a.png"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("cnnviz: Invalid value for '--method': 'all' is not one of ")
+    assert told.endswith(" (cnnviz saliency --help)\n")
+    assert told.count("\n") == 1
+
+
 def test_version_is_the_packages(capsys):
     assert run(["--version"]) == 0
     assert capsys.readouterr().out.startswith("cnnviz ")
