@@ -76,10 +76,11 @@ def ranked(
     tickets_MP = images_N[rows_M, None] * per_image + torch.arange(
         per_image, device=images_N.device
     )
-    keys_MP = torch.where(values_MP == -torch.inf, EMPTY, pack(values_MP, tickets_MP))
+    missing_MP = values_MP == -torch.inf
+    keys_MP = torch.where(missing_MP, EMPTY, pack(values_MP, tickets_MP))
     new = TopK.empty(keys_FA.numel(), per_image, keys_FA.device)
     places_M = filters_M * keys_FA.shape[1] + slots_M
     new.keys[places_M] = keys_MP
-    new.units[places_M] = units_MP
+    new.units[places_M] = torch.where(missing_MP, -1, units_MP)
     filters = len(keys_FA)
     return best.with_candidates(new.keys.view(filters, -1), new.units.view(filters, -1))

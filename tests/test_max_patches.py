@@ -415,6 +415,16 @@ def test_a_linear_layer_counts_as_maps_of_one_unit(net: Branches, data: ImageDat
     assert [e.patches[0].score for e in result.filters] == logits.amax(0).tolist()
 
 
+def test_images_with_one_unit_give_one_patch_however_many_are_allowed(
+    net: Branches, data: ImageData
+) -> None:
+    model = as_model(net)
+    plan = make_plan(model, layers=["head"], top=len(data) + 5, per_image=3)
+    for entry in max_patches(model, data, plan).filters:
+        assert sorted(patch.index for patch in entry.patches) == list(range(len(data)))
+        assert all(math.isfinite(patch.score) for patch in entry.patches)
+
+
 def test_copies_of_a_file_are_dropped_and_named(data: ImageData) -> None:
     kept, copies = distinct(data)
     assert len(kept) == 36
