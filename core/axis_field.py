@@ -20,6 +20,8 @@ from cnnviz.core.geometry import Window
 Index = NDArray[np.int64]
 NOTHING = np.iinfo(np.int64).max
 """`first` of a unit that reads padding alone; its `last` is -1."""
+# Wide enough for something to be left of the other axis when both are scaled down.
+_OTHER_AXIS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,8 +133,11 @@ def through_resampling(
     """Tries out which inputs each output reads, by resampling one impulse at a time."""
     count = len(field.first)
     impulses = torch.eye(count).unsqueeze(1).unsqueeze(3 - axis)
+    impulses = impulses.repeat_interleave(_OTHER_AXIS, 3 - axis)
     answers = resample(impulses)[:, 0].movedim(1 + axis, 1).flatten(2).abs().amax(2)
     reads_UI = answers.T.numpy() > 0
+    if len(reads_UI) == 1 and reads_UI.all():
+        return everything([field], 1)
     positions_UI = np.where(reads_UI, np.arange(count), -1)
     first, last = _hull(field, positions_UI)
     spans = list(_spans(reads_UI))

@@ -178,7 +178,7 @@ def _field(
     if isinstance(geometry, Window) and count is not None:
         return through_window(inputs[0], geometry, axis, count)
     resample = _resampler(graph, node, place)
-    if resample is not None and count is not None and count > 1:
+    if resample is not None and count is not None:
         return through_resampling(inputs[0], resample, axis)
     return everything(inputs, count)
 

@@ -83,7 +83,8 @@ def saliency(
 
     Raises:
         UsageError: no such class or layer, or the layer puts out no maps.
-        CnnvizError: the network has no convolution for Grad-CAM, or its gradient is not finite.
+        CnnvizError: the network has no convolution for Grad-CAM, or its scores or gradients are not
+            finite.
     """
     pixels = model.preprocess.normalise(image.pixels)[None].to(model.device)
     if method is not Method.GRAD_CAM:
@@ -96,9 +97,9 @@ def saliency(
     maps = []
     for target, found in gradients.items():
         raw = found.float().cpu()
-        if not raw.isfinite().all():
+        if not (raw.isfinite().all() and logits_K.isfinite().all()):
             raise CnnvizError(
-                f"{model.name}'s gradient is not finite on '{image.path}' in "
+                f"{model.name} gives scores or gradients that are not finite on '{image.path}' in "
                 f"{model.precision.value}; use --precision fp32, or check the weights"
             )
         raw = raw * pixels[0].cpu() if method is Method.GRADIENT_X_INPUT else raw

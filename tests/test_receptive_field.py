@@ -178,6 +178,8 @@ def resampling(draw: st.DrawFn) -> nn.Module:
             [
                 nn.AdaptiveAvgPool2d((rows, columns)),
                 nn.Upsample(scale_factor=2),
+                nn.Upsample(scale_factor=0.5),
+                nn.Upsample(scale_factor=0.4, mode="bilinear"),
                 nn.Upsample((rows + 6, columns + 6), mode="bilinear"),
                 nn.Upsample(scale_factor=1.5, mode="bilinear", align_corners=True),
             ]

@@ -197,11 +197,14 @@ def test_bad_requests_are_refused() -> None:
         saliency(model_of(flat), image, method=Method.GRAD_CAM)
 
 
-def test_a_gradient_that_is_not_finite_is_refused() -> None:
+@pytest.mark.parametrize("method", [Method.GRADIENT, Method.GRAD_CAM])
+@pytest.mark.parametrize("spoilt", ["weight", "bias"])
+def test_scores_or_gradients_that_are_not_finite_are_refused(method: Method, spoilt: str) -> None:
     module = network()
-    module[9].weight.data[:] = float("inf")
-    with pytest.raises(CnnvizError, match=r"net's gradient is not finite on 'random\.png' in fp32"):
-        saliency(model_of(module), picture())
+    getattr(module[9], spoilt).data[:] = float("inf")
+    said = r"net gives scores or gradients that are not finite on 'random\.png' in fp32"
+    with pytest.raises(CnnvizError, match=said):
+        saliency(model_of(module), picture(), method=method)
 
 
 def test_rank_correlation_equals_the_correlation_of_ranks() -> None:
