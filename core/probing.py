@@ -67,7 +67,7 @@ def count_classes(
                 f"{name} cannot run on an image of 3x{size[0]}x{size[1]} in {kind} on {device}: "
                 f"{_essence(error)}; --size gives another size"
             ) from error
-        module = GreyInput(module).to(device, dtype)
+        module = GreyInput(module).to(device, dtype).train(module.training)
     if isinstance(output, Tensor) and output.ndim == 2 and output.shape[0] == 1:
         if output.shape[1] < 2:
             raise CnnvizError(

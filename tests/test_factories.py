@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.graph import trace
 from cnnviz.core.images import Preprocess
 from cnnviz.core.models import load_model
 from cnnviz.core.probing import GreyInput
@@ -135,6 +136,7 @@ def test_factory_by_module_name_and_search_path_is_left_as_it_was(
 def test_grey_network_sees_the_luminance(nets: str) -> None:
     model = load_model(f"{nets}:grey", size=8, mean=[0.1], std=[0.3], device="cpu")
     assert isinstance(model.module, GreyInput)
+    assert "network.0" in trace(model.module).meta["layers"]
     pixels = torch.rand(2, 3, 8, 8)
     red, green, blue = pixels.unbind(1)
     grey = (0.299 * red + 0.587 * green + 0.114 * blue - 0.1) / 0.3
