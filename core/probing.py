@@ -5,6 +5,7 @@ Shapes: N images, H W rows and columns, K classes.
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
 from cnnviz.core.errors import CnnvizError
@@ -24,16 +25,18 @@ PROBE_ERRORS = (
 class GreyInput(nn.Module):
     """Feeds a network of one input channel with the luminance of RGB (ITU-R BT.601 weights)."""
 
+    luminance: Tensor
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.luminance = nn.Conv2d(3, 1, 1, bias=False)
-        with torch.no_grad():
-            self.luminance.weight.copy_(torch.tensor(LUMINANCE).view(1, 3, 1, 1))
         self.network = network
+        # No layer: `first` and `all` are of the user's network.
+        weight = torch.tensor(LUMINANCE).view(1, 3, 1, 1)
+        self.register_buffer("luminance", weight, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) to what the network makes of (N, 1, H, W)."""
-        out: Tensor = self.network(self.luminance(x))
+        out: Tensor = self.network(functional.conv2d(x, self.luminance))
         return out
 
 

@@ -1,6 +1,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -8,8 +9,11 @@ from safetensors.torch import save_file
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph import trace
 from cnnviz.core.images import Preprocess
+from cnnviz.core.layers import conv_layers
 from cnnviz.core.models import load_model
 from cnnviz.core.probing import GreyInput
+from cnnviz.occlusion.incremental import IncrementalEngine
+from cnnviz.occlusion.network import prepare
 
 FACTORIES = """
 import torch
@@ -137,6 +141,11 @@ def test_grey_network_sees_the_luminance(nets: str) -> None:
     model = load_model(f"{nets}:grey", size=8, mean=[0.1], std=[0.3], device="cpu")
     assert isinstance(model.module, GreyInput)
     assert "network.0" in trace(model.module).meta["layers"]
+    assert conv_layers(model.module) == ["network.0"]
+    prepared = prepare(model.module, (8, 8), device=torch.device("cpu"))
+    boxes = np.array([[0, 0, 2, 2], [5, 3, 7, 5]])
+    _groups, (rows, _columns) = IncrementalEngine(prepared).plan(boxes)
+    assert max(int(spans.sizes.max()) for spans in rows.spans.values()) < 6  # no whole map
     pixels = torch.rand(2, 3, 8, 8)
     red, green, blue = pixels.unbind(1)
     grey = (0.299 * red + 0.587 * green + 0.114 * blue - 0.1) / 0.3
