@@ -11,11 +11,10 @@ rehearsal. Processor time is shown too, since it does not count what other progr
 
 import argparse
 import resource
-import statistics
-import time
 from collections.abc import Callable, Sequence
 
 import torch
+from timing import Seconds, spread, timed
 from torch import Tensor
 
 from cnnviz.core.models import Model, load_model
@@ -26,17 +25,6 @@ from cnnviz.filters.replay import Replay, default_memory
 from cnnviz.filters.tally import Tally
 
 TARGETS = {"layer4.1.conv2": 100.0, "layer3.0.conv1": 1.8, "conv1": 1.0}
-Seconds = tuple[float, float]
-"""Wall-clock and processor time."""
-
-
-def timed(model: Model, run: Callable[[], object]) -> Seconds:
-    """How long a run takes, the device's work included."""
-    wall, processor = time.perf_counter(), time.process_time()
-    run()
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    return time.perf_counter() - wall, time.process_time() - processor
 
 
 def count(model: Model, passes: AblationPasses, images: Tensor, ablations: int) -> None:
@@ -73,21 +61,17 @@ def compare(
     times: dict[str, list[Seconds]] = {name: [] for name in contenders}
     for repeat in range(options.repeats):
         for name in sorted(contenders, reverse=repeat % 2 == 0):
-            times[name].append(timed(model, contenders[name]))
+            times[name].append(timed(model.device, contenders[name]))
     scale = channels / len(some)
     print(f"{layer}: {channels} filters, {len(images)} images")
     for number, clock in enumerate(("wall-clock", "processor")):
         plain = [row[number] * scale for row in times["whole passes"]]
         quick = [row[number] for row in times["replay"]]
-        print(f"  {clock:>10}  whole passes {_spread(plain)} s (from {len(some)} filters)")
-        print(f"  {clock:>10}  replay       {_spread(quick)} s")
+        print(f"  {clock:>10}  whole passes {spread(plain)} s (from {len(some)} filters)")
+        print(f"  {clock:>10}  replay       {spread(quick)} s")
         ratios = [p / q for p, q in zip(plain, quick, strict=True)]
         target = f" (target {TARGETS[layer]:g})" if layer in TARGETS else ""
-        print(f"  {clock:>10}  ratio        {_spread(ratios)}{target}")
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.3g} [{min(values):.3g}, {max(values):.3g}]"
+        print(f"  {clock:>10}  ratio        {spread(ratios)}{target}")
 
 
 def sweep_all(model: Model, images: Tensor, memory: int) -> None:
@@ -96,7 +80,7 @@ def sweep_all(model: Model, images: Tensor, memory: int) -> None:
     counts = layers.counts(layers.convolutions())
     sweep: list[Channels] = [{}]
     sweep += [{name: (channel,)} for name, total in counts.items() for channel in range(total)]
-    wall, processor = timed(model, lambda: replayed(model, images, sweep, memory))
+    wall, processor = timed(model.device, lambda: replayed(model, images, sweep, memory))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         f"{len(sweep) - 1} filters of {len(counts)} convolutions, {len(images)} images: "

@@ -11,14 +11,13 @@ own, one for each number of images.
 
 import argparse
 import resource
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from timing import Seconds, spread, timed
 
 from cnnviz.core.datasets import ImageData, batches, open_data
 from cnnviz.core.models import Model, load_model
@@ -39,37 +38,24 @@ def _refuse(_index: int, message: str) -> None:
     raise SystemExit(message)
 
 
-def timed(model: Model, run: Callable[[], object]) -> tuple[float, float]:
-    """(wall-clock, processor) seconds of one run, the device's work included."""
-    wall, processor = time.perf_counter(), time.process_time()
-    run()
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    return time.perf_counter() - wall, time.process_time() - processor
-
-
 def compare(model: Model, data: ImageData, plan: ScanPlan, batch_size: int, repeats: int) -> None:
     """Runs both in turns and prints medians, ranges and the ratio of each pair."""
     contenders: dict[str, Callable[[], object]] = {
         "bare forward": lambda: bare(model, data, batch_size),
         "scan": lambda: scan(model, data, plan, batch_size=batch_size),
     }
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+    times: dict[str, list[Seconds]] = {name: [] for name in contenders}
     for repeat in range(repeats + 1):
         for name in sorted(contenders, reverse=repeat % 2 == 1):
-            took = timed(model, contenders[name])
+            took = timed(model.device, contenders[name])
             if repeat:  # the first round warms up
                 times[name].append(took)
     for number, clock in enumerate(("wall-clock", "processor")):
         for name, rows in times.items():
-            print(f"{clock:>10}  {name:<13} {_spread([row[number] for row in rows])} s")
+            print(f"{clock:>10}  {name:<13} {spread([row[number] for row in rows])} s")
         pairs = zip(times["scan"], times["bare forward"], strict=True)
         ratios = [scanned[number] / plain[number] for scanned, plain in pairs]
-        print(f"{clock:>10}  ratio         {_spread(ratios)} (target {TARGET})")
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.3f} [{min(values):.3f}, {max(values):.3f}]"
+        print(f"{clock:>10}  ratio         {spread(ratios)} (target {TARGET})")
 
 
 def compare_memory(arguments: list[str], counts: list[int]) -> None:

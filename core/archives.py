@@ -10,9 +10,10 @@ Shapes: N images, H W rows and columns, K classes.
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from cnnviz.core.checkpoints import Kind, check_finite
 from cnnviz.core.errors import CnnvizError
@@ -44,8 +45,14 @@ class FixedBatch(nn.Module):
         self.network = network
         self.batch = batch
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any) -> Tensor:
         """(N, 3, H, W) of any N to (N, K)."""
+        if isinstance(x, fx.Proxy):
+            images = "image" if self.batch == 1 else "images"
+            raise TypeError(
+                f"its graph takes {self.batch} {images} at a time and no other number; export it "
+                "with a dynamic batch"
+            )
         shares = []
         for share in torch.split(x, self.batch):
             blank = share.new_zeros(self.batch - len(share), *share.shape[1:])

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from cnnviz.core.archives import FixedBatch
 from cnnviz.core.calls import Call
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.geometry import Fixed, Geometry, Mix, Source
@@ -115,12 +114,6 @@ def trace(module: nn.Module) -> fx.GraphModule:
     kind = type(module).__name__
     if isinstance(module, torch.jit.ScriptModule):
         raise Untraceable(f"{kind} cannot be traced (TorchScript is compiled already)")
-    if isinstance(module, FixedBatch):
-        images = "image" if module.batch == 1 else "images"
-        raise Untraceable(
-            f"its graph takes {module.batch} {images} at a time and no other number; export it "
-            "with a dynamic batch"
-        )
     if module.training:
         raise Untraceable(f"{kind} cannot be traced in training mode; call .eval() first")
     tracer = _NamingTracer()
@@ -201,7 +194,7 @@ def describe(
         with torch.inference_mode():
             result = describer.run(images)
     except _FAILURES as error:
-        reason = str(error).strip().split("\n")[0].split(". ")[0]
+        reason = str(error).strip().split("\n")[0]
         raise Untraceable(f"the network does not run on {size[0]}x{size[1]} ({reason})") from error
     if not isinstance(result, Tensor):
         raise Untraceable(f"the network returns {type(result).__name__}, not a tensor")

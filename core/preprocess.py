@@ -26,7 +26,7 @@ class Preprocess:
         crop: (rows, columns) cut out of the centre.
         mean: per channel, subtracted from pixels in [0, 1].
         std: per channel, divided by.
-        interpolation: torchvision's name for it: "bilinear", "bicubic", "nearest", …
+        interpolation: Pillow's and torchvision's name for it: "bilinear", "bicubic", "nearest", …
     """
 
     resize: int | None

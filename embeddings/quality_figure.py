@@ -22,31 +22,33 @@ MEASURES = (
 )
 
 
-def _values(quality: MapQuality | LabelQuality) -> list[float | None]:
-    """One value per measure; of the features, which keep all of themselves, only the last two."""
-    if isinstance(quality, LabelQuality):
-        return [None, None, None, None, quality.knn_accuracy, quality.silhouette]
+def _by_class(quality: LabelQuality) -> list[float | None]:
+    return [quality.knn_accuracy, quality.silhouette]
+
+
+def _values(quality: MapQuality) -> list[float | None]:
+    """One value per measure."""
     return [
         quality.preservation_10,
         quality.preservation_50,
         quality.trustworthiness,
         quality.spearman,
-        *_values(quality.labels)[4:],
+        *_by_class(quality.labels),
     ]
 
 
 def quality_figure(result: EmbeddingResult) -> Figure:
     """A group of bars per measure: features (where 1 is no news, left out), PCA, every map."""
-    judged: list[tuple[str, str, MapQuality | LabelQuality]] = [
-        ("features", FEATURES_COLOUR, result.feature_quality),
-        ("first 2 of PCA", PCA_COLOUR, result.pca_quality),
+    features = [None, None, None, None, *_by_class(result.feature_quality)]
+    bars = [
+        ("features", FEATURES_COLOUR, features),
+        ("first 2 of PCA", PCA_COLOUR, _values(result.pca_quality)),
     ]
-    judged += [
-        (f"t-SNE, {map_name(found)}", PALETTE[i % len(PALETTE)], quality)
+    bars += [
+        (f"t-SNE, {map_name(found)}", PALETTE[i % len(PALETTE)], _values(quality))
         for i, (found, quality) in enumerate(zip(result.maps, result.qualities, strict=True))
         if found.perplexity is not None
     ]
-    bars = [(name, colour, _values(quality)) for name, colour, quality in judged]
     bars = [bar for bar in bars if any(value is not None for value in bar[2])]
     measures = [m for m in range(len(MEASURES)) if any(bar[2][m] is not None for bar in bars)]
     figure = new_figure(2.2 + 1.5 * len(measures), 4)
