@@ -17,12 +17,12 @@ import torch
 from timing import Seconds, spread, timed
 from torch import Tensor
 
-from cnnviz.core.models import Model, load_model
-from cnnviz.filters.channel_spec import Channels
-from cnnviz.filters.layer_channels import LayerChannels
-from cnnviz.filters.passes import AblationPasses, WholePasses
-from cnnviz.filters.replay import Replay, default_memory
-from cnnviz.filters.tally import Tally
+from cnnviz.core.models.load import Model, load_model
+from cnnviz.filters.ablation.passes import AblationPasses, WholePasses
+from cnnviz.filters.ablation.replay import Replay, default_memory
+from cnnviz.filters.ablation.tally import Tally
+from cnnviz.filters.channels.shapes import LayerChannels
+from cnnviz.filters.channels.spec import Channels
 
 TARGETS = {"layer4.1.conv2": 100.0, "layer3.0.conv1": 1.8, "conv1": 1.0}
 

@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 from timing import Seconds, spread, timed
 
-from cnnviz.core.datasets import ImageData, batches, open_data
-from cnnviz.core.models import Model, load_model
-from cnnviz.filters.scan import scan
-from cnnviz.filters.scan_plan import ScanPlan, make_plan
+from cnnviz.core.data.datasets import ImageData, batches, open_data
+from cnnviz.core.models.load import Model, load_model
+from cnnviz.filters.patches.plan import ScanPlan, make_plan
+from cnnviz.filters.patches.scan import scan
 
 TARGET = 1.25
 

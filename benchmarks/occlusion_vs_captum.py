@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from cnnviz.core.choices import Precision
 from cnnviz.occlusion.choices import Border, EngineChoice
-from cnnviz.occlusion.engines import choose
-from cnnviz.occlusion.full import FullEngine
-from cnnviz.occlusion.incremental import IncrementalEngine
+from cnnviz.occlusion.engines.choose import choose
+from cnnviz.occlusion.engines.full import FullEngine
+from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine
+from cnnviz.occlusion.engines.network import Network, prepare
 from cnnviz.occlusion.masks import place
-from cnnviz.occlusion.network import Network, prepare
 
 SIZE = 224
 PER_EVAL = (1, 8, 32, 64)

@@ -15,8 +15,8 @@ from pathlib import Path
 from PIL import Image
 
 from cnnviz.core import load_model
+from cnnviz.core.data.images import read
 from cnnviz.core.errors import CnnvizError
-from cnnviz.core.images import read
 from cnnviz.occlusion import OcclusionSpec
 from cnnviz.occlusion.expectation import Expectation, judge, object_mask
 from cnnviz.occlusion.experiment import Occluder

@@ -28,15 +28,15 @@ from openTSNE.affinity import get_knn_index
 from torch import Tensor, nn
 
 from cnnviz.core.choices import Precision
-from cnnviz.core.datasets import open_data
-from cnnviz.core.images import Preprocess
-from cnnviz.core.models import Model
-from cnnviz.embeddings import figures
+from cnnviz.core.data.datasets import open_data
+from cnnviz.core.data.images import Preprocess
+from cnnviz.core.models.load import Model
 from cnnviz.embeddings.choices import Backend
 from cnnviz.embeddings.experiment import Embedder
-from cnnviz.embeddings.neighbors import Points, nearest
-from cnnviz.embeddings.pca import pca
-from cnnviz.embeddings.projection import neighbours_needed
+from cnnviz.embeddings.layout.neighbors import Points, nearest
+from cnnviz.embeddings.layout.pca import pca
+from cnnviz.embeddings.layout.tsne import neighbours_needed
+from cnnviz.embeddings.pictures import figures
 from cnnviz.embeddings.report import quality_rows
 from cnnviz.embeddings.result import EmbeddingSpec
 

@@ -8,13 +8,13 @@ import typer
 from cnnviz.cli.console import Console
 from cnnviz.cli.options import ModelOptions, OutputOptions
 from cnnviz.core.errors import CheckFailed, UsageError
-from cnnviz.filters.ablation_choices import Mode
+from cnnviz.filters.ablation.choices import Mode
 
 if TYPE_CHECKING:
-    from cnnviz.core.datasets import ImageData
-    from cnnviz.core.models import Model
-    from cnnviz.core.results import RunFolder
-    from cnnviz.filters.ablation import AblationResult
+    from cnnviz.core.data.datasets import ImageData
+    from cnnviz.core.models.load import Model
+    from cnnviz.core.output.run_folder import RunFolder
+    from cnnviz.filters.ablation.ablation import AblationResult
 
 MEBIBYTE = 1 << 20
 SHOWN = 8
@@ -83,10 +83,10 @@ def ablate(
     started = time.perf_counter()
     console = Console(output)
     _check(top, memory, min_accuracy, filters)
-    from cnnviz.core.datasets import open_data
-    from cnnviz.core.results import RunFolder, summary
-    from cnnviz.filters.ablation import Ablation, AblationSpec
-    from cnnviz.filters.ablation_report import notes, report
+    from cnnviz.core.data.datasets import open_data
+    from cnnviz.core.output.run_folder import RunFolder, summary
+    from cnnviz.filters.ablation.ablation import Ablation, AblationSpec
+    from cnnviz.filters.ablation.report import notes, report
 
     spec = AblationSpec(
         filters=tuple(text for given in filters or () for text in given.split()),
@@ -139,8 +139,8 @@ def _check(
 def _write(
     folder: "RunFolder", result: "AblationResult", model: "Model", data: "ImageData", top: int
 ) -> None:
-    from cnnviz.filters import ablation_report as rows
-    from cnnviz.filters.ablation_figures import draw
+    from cnnviz.filters.ablation import report as rows
+    from cnnviz.filters.ablation.figures import draw
 
     if len(result.counts.predictions) > 1:
         folder.write_csv(rows.FLIPS, rows.FLIPS_HEADER, rows.flip_rows(result, model, data))

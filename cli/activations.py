@@ -9,14 +9,14 @@ import typer
 
 from cnnviz.cli.console import Console
 from cnnviz.cli.options import ModelOptions, OutputOptions, check_alpha
-from cnnviz.cli.per_image import ImageRun
+from cnnviz.cli.run import ImageRun
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.filters.choices import Normalize, Order
+from cnnviz.filters.activations.choices import Normalize, Order
 
 if TYPE_CHECKING:
-    from cnnviz.core.images import WorkingImage
-    from cnnviz.core.results import RunFolder
-    from cnnviz.filters.activations import Activations, LayerActivation, Observer
+    from cnnviz.core.data.images import WorkingImage
+    from cnnviz.core.output.run_folder import RunFolder
+    from cnnviz.filters.activations.maps import Activations, LayerActivation, Observer
 
 INPUT, ARRAYS = "input.png", "activations.npz"
 
@@ -57,9 +57,9 @@ def activations(
     started = time.perf_counter()
     console = Console(output)
     _check(alpha, top)
-    from cnnviz.core.images import find_images
-    from cnnviz.filters.activations import Observer, parse_filters
-    from cnnviz.filters.kernels import choose_layers
+    from cnnviz.core.data.images import find_images
+    from cnnviz.filters.activations.maps import Observer, parse_filters
+    from cnnviz.filters.kernels.weights import choose_layers
 
     paths = find_images(images)
     loaded = model.load()
@@ -108,14 +108,14 @@ class _Study:
     def __call__(
         self, _path: Path, image: "WorkingImage", _advance: Callable[[int], None]
     ) -> "tuple[dict[str, Any], Callable[[RunFolder], None]]":
-        from cnnviz.filters.activation_report import report
+        from cnnviz.filters.activations.report import report
 
         found = self._observer.observe(image)
         return report(found), lambda folder: self._write(folder, found)
 
     def _write(self, folder: "RunFolder", found: "Activations") -> None:
-        from cnnviz.core.drawing import to_uint8
-        from cnnviz.filters.figures_activations import draw_maps, draw_overlays
+        from cnnviz.core.output.drawing import to_uint8
+        from cnnviz.filters.activations.figures import draw_maps, draw_overlays
 
         folder.write_image(INPUT, to_uint8(found.image.pixels.numpy().transpose(1, 2, 0)))
         for layer in found.layers:

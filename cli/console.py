@@ -19,7 +19,7 @@ from rich.text import Text
 from cnnviz.cli.options import OutputOptions
 
 if TYPE_CHECKING:
-    from cnnviz.core.results import RunFolder
+    from cnnviz.core.output.run_folder import RunFolder
 
 PLAIN_STEPS = 4
 PIPED_WIDTH = 140
@@ -121,7 +121,7 @@ class Console:
         Raises:
             typer.Exit: with status 1, when `content["errors"]` is not empty.
         """
-        from cnnviz.core.results import to_json
+        from cnnviz.core.output.run_folder import to_json
 
         written = folder.finish(content)
         if self._output.json:

@@ -9,11 +9,11 @@ import typer
 from cnnviz.cli.console import Console
 from cnnviz.cli.options import ModelOptions, OutputOptions, numbers
 from cnnviz.core.errors import UsageError
-from cnnviz.filters.choices import Normalize
+from cnnviz.filters.activations.choices import Normalize
 
 if TYPE_CHECKING:
-    from cnnviz.core.models import Model
-    from cnnviz.filters.kernels import KernelReport
+    from cnnviz.core.models.load import Model
+    from cnnviz.filters.kernels.weights import KernelReport
 
 
 def filters(
@@ -48,9 +48,9 @@ def filters(
     """
     started = time.perf_counter()
     console = Console(output)
-    from cnnviz.core.results import RunFolder, summary
-    from cnnviz.filters.kernel_report import report
-    from cnnviz.filters.kernels import choose_layers
+    from cnnviz.core.output.run_folder import RunFolder, summary
+    from cnnviz.filters.kernels.report import report
+    from cnnviz.filters.kernels.weights import choose_layers
 
     if compare and layer != "first":
         raise UsageError(f"--compare shows first layers; it does not go with --layer {layer}")
@@ -80,7 +80,7 @@ def filters(
 
 def _other(options: ModelOptions, text: str) -> "Model":
     """The model that `--compare` names, on the same device and precision."""
-    from cnnviz.core.models import load_model
+    from cnnviz.core.models.load import load_model
 
     name, _, checkpoint = text.partition("=")
     return load_model(
@@ -100,7 +100,7 @@ def _examine(
     console: Console, model: "Model", names: list[str], gabor: bool, seed: int
 ) -> "list[KernelReport]":
     """The numbers of each layer; Gabor fits where filters look at pixels or at single channels."""
-    from cnnviz.filters.kernels import choose_layers, examine, gabor_steps
+    from cnnviz.filters.kernels.weights import choose_layers, examine, gabor_steps
 
     first = choose_layers(model.module, "first", model.name)[0] if len(names) > 1 else names[0]
     steps = gabor_steps(model.module, first) if gabor else 0
@@ -121,7 +121,7 @@ def _write(
     others: "list[tuple[Model, KernelReport]]",
     normalize: Normalize,
 ) -> None:
-    from cnnviz.filters.figures_kernels import draw_comparison, draw_gabor, draw_kernels
+    from cnnviz.filters.kernels.figures import draw_comparison, draw_gabor, draw_kernels
 
     with console.progress("drawing", len(examined) + len(others)) as advance:
         for found in examined:

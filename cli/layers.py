@@ -12,11 +12,11 @@ from cnnviz.cli.options import ModelOptions, OutputOptions
 from cnnviz.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from cnnviz.core.models import Model
-    from cnnviz.core.receptive_field import ReceptiveField
-    from cnnviz.core.results import RunFolder
-    from cnnviz.filters.inventory import Inventory, LayerRow
-    from cnnviz.filters.statistics import Statistics
+    from cnnviz.core.graph.receptive_field import ReceptiveField
+    from cnnviz.core.models.load import Model
+    from cnnviz.core.output.run_folder import RunFolder
+    from cnnviz.filters.layers.inventory import Inventory, LayerRow
+    from cnnviz.filters.layers.statistics import Statistics
 
 TABLE, PICTURE = "layers.csv", "statistics.png"
 
@@ -56,9 +56,9 @@ def layers(
     if not data and (gradients or limit is not None):
         raise UsageError("--gradients and --limit need DATA: images to run the network on")
     size = _image_size(image_size)
-    from cnnviz.core.results import RunFolder, summary
-    from cnnviz.filters.inventory import take_inventory
-    from cnnviz.filters.inventory_report import report
+    from cnnviz.core.output.run_folder import RunFolder, summary
+    from cnnviz.filters.layers.inventory import take_inventory
+    from cnnviz.filters.layers.report import report
 
     loaded = model.load()
     found = take_inventory(loaded, size)
@@ -106,8 +106,8 @@ def _measure(
     limit: int | None,
     options: ModelOptions,
 ) -> "Statistics":
-    from cnnviz.core.datasets import open_data
-    from cnnviz.filters.statistics import measure
+    from cnnviz.core.data.datasets import open_data
+    from cnnviz.filters.layers.statistics import measure
 
     opened = open_data(data, limit=limit, seed=options.seed)
     if len(opened) < opened.total:
@@ -127,7 +127,7 @@ def _measure(
 def _draw(
     folder: "RunFolder", model: "Model", found: "Inventory", statistics: "Statistics"
 ) -> None:
-    from cnnviz.filters.figures_layers import draw_statistics
+    from cnnviz.filters.layers.figures import draw_statistics
 
     names = [row.name for row in found.rows]
     folder.write_figure(PICTURE, draw_statistics(statistics, names, model.name))

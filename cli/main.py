@@ -56,7 +56,7 @@ for _name, _command in COMMANDS.items():
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from cnnviz.core.results import version
+        from cnnviz.core.output.run_folder import version
 
         print(f"cnnviz {version()}")  # noqa: T201
         raise typer.Exit

@@ -8,13 +8,13 @@ import typer
 from cnnviz.cli.console import Console
 from cnnviz.cli.options import ModelOptions, OutputOptions
 from cnnviz.core.errors import UsageError
-from cnnviz.filters.patch_choices import Crop, Score
+from cnnviz.filters.patches.choices import Crop, Score
 
 if TYPE_CHECKING:
-    from cnnviz.core.datasets import ImageData
-    from cnnviz.core.images import Preprocess
-    from cnnviz.core.results import RunFolder
-    from cnnviz.filters.max_patches import MaxPatches
+    from cnnviz.core.data.datasets import ImageData
+    from cnnviz.core.data.images import Preprocess
+    from cnnviz.core.output.run_folder import RunFolder
+    from cnnviz.filters.patches.max_patches import MaxPatches
 
 STATE = "scan-state.npz"
 _COLUMNS = ("layer", "filters", "dead", "most class-selective")
@@ -88,13 +88,13 @@ def max_patches(
     console = Console(output)
     if save_every < 1:
         raise UsageError(f"--save-every {save_every}: it takes a whole number from 1")
-    from cnnviz.core.datasets import open_data
-    from cnnviz.core.results import summary
-    from cnnviz.filters.distinct import distinct
-    from cnnviz.filters.max_patches import max_patches as find
-    from cnnviz.filters.patch_report import report
-    from cnnviz.filters.scan import Saving
-    from cnnviz.filters.scan_plan import make_plan
+    from cnnviz.core.data.datasets import open_data
+    from cnnviz.core.data.distinct import distinct
+    from cnnviz.core.output.run_folder import summary
+    from cnnviz.filters.patches.max_patches import max_patches as find
+    from cnnviz.filters.patches.plan import make_plan
+    from cnnviz.filters.patches.report import report
+    from cnnviz.filters.patches.scan import Saving
 
     images = open_data(data, limit=limit, seed=model.seed)
     if len(images) < images.total:
@@ -143,7 +143,7 @@ def max_patches(
 
 def _open_folder(output: OutputOptions, resume: bool) -> "RunFolder":
     """The run's folder, without an older scan's state unless that is to go on."""
-    from cnnviz.core.results import SUMMARY, RunFolder
+    from cnnviz.core.output.run_folder import SUMMARY, RunFolder
 
     root = output.folder("max-patches")
     if resume and not output.overwrite and (root / SUMMARY).exists():
@@ -159,7 +159,7 @@ def _open_folder(output: OutputOptions, resume: bool) -> "RunFolder":
 
 def _forget(folder: "RunFolder") -> None:
     """Deletes the scan's state once the summary says that the run is complete."""
-    from cnnviz.core.results import SUMMARY
+    from cnnviz.core.output.run_folder import SUMMARY
 
     if (folder.path / SUMMARY).exists():
         for path in (folder.path / STATE, *folder.path.glob(f".{STATE}.*.tmp")):
@@ -174,8 +174,8 @@ def _draw(
     console: Console,
 ) -> dict[str, list[str]]:
     """Writes each layer's sheets into a folder of its own; returns their names by layer."""
-    from cnnviz.filters.patch_figures import count_sheets, draw
-    from cnnviz.filters.patch_images import PatchImages
+    from cnnviz.filters.patches.figures import count_sheets, draw
+    from cnnviz.filters.patches.images import PatchImages
 
     reader = PatchImages(images, preprocess)
     drawn: dict[str, list[str]] = {}

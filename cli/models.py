@@ -10,7 +10,7 @@ from cnnviz.cli.options import OutputOptions
 from cnnviz.core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from cnnviz.core.catalogue import Listed
+    from cnnviz.core.models.catalogue import Listed
 
 CARD_LINES = ("architecture", "parameters", "data", "recipe", "limits")
 
@@ -30,10 +30,10 @@ def models(
 
     Besides these, --model takes a network of your own: path/to/file.py:factory.
     """
-    from cnnviz.core.bundled import read_card
-    from cnnviz.core.catalogue import list_torchvision
-    from cnnviz.core.published import cache_folder
-    from cnnviz.core.results import to_json, version
+    from cnnviz.core.models.bundled import read_card
+    from cnnviz.core.models.catalogue import list_torchvision
+    from cnnviz.core.models.published import cache_folder
+    from cnnviz.core.output.run_folder import to_json, version
 
     wanted = (pattern or "").lower()
     everything = list_torchvision()

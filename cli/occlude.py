@@ -10,13 +10,13 @@ import typer
 
 from cnnviz.cli.console import Console
 from cnnviz.cli.options import MapOptions, ModelOptions, OutputOptions, check_alpha
-from cnnviz.cli.per_image import ImageRun
+from cnnviz.cli.run import ImageRun
 from cnnviz.core.errors import CheckFailed, UsageError
 from cnnviz.occlusion.choices import Border, EngineChoice, Score, Upsample
 
 if TYPE_CHECKING:
-    from cnnviz.core.images import WorkingImage
-    from cnnviz.core.results import RunFolder
+    from cnnviz.core.data.images import WorkingImage
+    from cnnviz.core.output.run_folder import RunFolder
     from cnnviz.occlusion.expectation import Expectations, Verdict
     from cnnviz.occlusion.experiment import Occluder, OcclusionResult
     from cnnviz.occlusion.figures import Look
@@ -105,7 +105,7 @@ def occlude(
     console = Console(output)
     check_alpha(maps.alpha)
     _check_share(min_inside, expect)
-    from cnnviz.core.images import find_images
+    from cnnviz.core.data.images import find_images
     from cnnviz.occlusion.expectation import read_expectations
     from cnnviz.occlusion.experiment import Occluder, OcclusionSpec
     from cnnviz.occlusion.figures import Look
@@ -185,7 +185,7 @@ class _Study:
         return verdicts
 
     def _write(self, folder: "RunFolder", result: "OcclusionResult") -> None:
-        from cnnviz.core.images import file_crop
+        from cnnviz.core.data.images import file_crop
         from cnnviz.occlusion.archive import CROP, INPUT, SCORES, to_arrays
         from cnnviz.occlusion.figures import draw, input_pixels
 

@@ -18,7 +18,7 @@ from cnnviz.core.choices import Colormap, Precision
 from cnnviz.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from cnnviz.core.models import Model
+    from cnnviz.core.models.load import Model
 
 
 def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
@@ -101,7 +101,7 @@ class ModelOptions:
 
     def load(self) -> "Model":
         """The model these options describe, ready to run."""
-        from cnnviz.core.models import load_model
+        from cnnviz.core.models.load import load_model
 
         return load_model(
             self.model,

@@ -30,7 +30,7 @@ def render(
     started = time.perf_counter()
     console = Console(output)
     check_alpha(maps.alpha)
-    from cnnviz.core.results import RunFolder, safe_name, summary
+    from cnnviz.core.output.run_folder import RunFolder, safe_name, summary
     from cnnviz.occlusion.archive import load, load_crop
     from cnnviz.occlusion.experiment import OcclusionSpec, look
     from cnnviz.occlusion.figures import Look, draw

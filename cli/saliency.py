@@ -10,14 +10,14 @@ import typer
 
 from cnnviz.cli.console import Console
 from cnnviz.cli.options import MapOptions, ModelOptions, OutputOptions, check_alpha
-from cnnviz.cli.per_image import ImageRun
+from cnnviz.cli.run import ImageRun
 from cnnviz.core.errors import UsageError
 from cnnviz.gradients.choices import LAST_CONV, Method
 
 if TYPE_CHECKING:
-    from cnnviz.core.images import WorkingImage
-    from cnnviz.core.models import Model
-    from cnnviz.core.results import RunFolder
+    from cnnviz.core.data.images import WorkingImage
+    from cnnviz.core.models.load import Model
+    from cnnviz.core.output.run_folder import RunFolder
     from cnnviz.gradients.comparison import Comparison
     from cnnviz.gradients.figures import Look
     from cnnviz.gradients.saliency import SaliencyResult
@@ -73,7 +73,7 @@ def saliency(
     console = Console(output)
     check_alpha(maps.alpha)
     _check(compare, mask, stride, method, layer)
-    from cnnviz.core.images import find_images
+    from cnnviz.core.data.images import find_images
     from cnnviz.gradients.figures import Look
 
     paths = find_images(images)
@@ -105,7 +105,7 @@ def _check(
 def _maker(
     model: "Model", method: Method, targets: tuple[str, ...], layer: str
 ) -> "Callable[[WorkingImage], SaliencyResult]":
-    from cnnviz.core.layers import find_layer
+    from cnnviz.core.models.layers import find_layer
     from cnnviz.gradients.saliency import find_last_conv, saliency
 
     if method is Method.GRAD_CAM:
@@ -118,7 +118,7 @@ def _maker(
 def _check_targets(model: "Model", targets: tuple[str, ...]) -> None:
     import torch
 
-    from cnnviz.core.targets import resolve_targets
+    from cnnviz.core.models.targets import resolve_targets
 
     resolve_targets(targets, torch.zeros(model.classes), model.labels)
 
@@ -198,7 +198,7 @@ class _Study:
     ) -> None:
         import numpy as np
 
-        from cnnviz.core.drawing import to_uint8
+        from cnnviz.core.output.drawing import to_uint8
         from cnnviz.gradients.figures import draw, draw_comparison
 
         folder.write_image(INPUT, to_uint8(result.image.pixels.numpy().transpose(1, 2, 0)))

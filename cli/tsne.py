@@ -10,7 +10,7 @@ from cnnviz.cli.options import ModelOptions, OutputOptions
 from cnnviz.embeddings.choices import Backend, Method, Pool
 
 if TYPE_CHECKING:
-    from cnnviz.core.results import RunFolder
+    from cnnviz.core.output.run_folder import RunFolder
     from cnnviz.embeddings.result import EmbeddingResult
 
 
@@ -67,10 +67,10 @@ def tsne(
     """
     started = time.perf_counter()
     console = Console(output)
-    from cnnviz.core.datasets import open_data
-    from cnnviz.core.results import RunFolder, summary
+    from cnnviz.core.data.datasets import open_data
+    from cnnviz.core.output.run_folder import RunFolder, summary
     from cnnviz.embeddings.experiment import Embedder, check_spec
-    from cnnviz.embeddings.feature_file import FEATURES, to_arrays
+    from cnnviz.embeddings.features.file import FEATURES, to_arrays
     from cnnviz.embeddings.report import QUALITY_COLUMNS, quality_rows, report
     from cnnviz.embeddings.result import EmbeddingSpec
 
@@ -154,8 +154,8 @@ def _draw(
     seed: int,
 ) -> None:
     """Writes the pictures of every map, and those that compare them."""
-    from cnnviz.embeddings import figures
-    from cnnviz.embeddings.quality_figure import quality_figure
+    from cnnviz.embeddings.pictures import figures
+    from cnnviz.embeddings.pictures.quality import quality_figure
 
     chosen = figures.chosen_images(len(result.labels_N), seed)
     with console.progress("drawing", len(chosen) + 3 * len(places)) as advance:

@@ -8,9 +8,9 @@ import torch
 import torchvision
 from matplotlib.patches import Rectangle
 
-from cnnviz.core.drawing import new_figure
-from cnnviz.core.graph import Graph, describe, trace
-from cnnviz.occlusion.reach import Spans, reach
+from cnnviz.core.graph.reach import Spans, reach
+from cnnviz.core.graph.trace import Graph, describe, trace
+from cnnviz.core.output.drawing import new_figure
 
 SIZE = 224
 MASK = 15

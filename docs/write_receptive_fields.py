@@ -14,9 +14,9 @@ from pathlib import Path
 import torchvision
 from torch import nn
 
-from cnnviz.core.graph import describe, trace
-from cnnviz.core.layers import named_layers
-from cnnviz.core.receptive_field import ReceptiveField, node_fields
+from cnnviz.core.graph.receptive_field import ReceptiveField, node_fields
+from cnnviz.core.graph.trace import describe, trace
+from cnnviz.core.models.layers import named_layers
 
 BEGIN = "<!-- table: written by docs/write_receptive_fields.py -->"
 END = "<!-- end of table -->"

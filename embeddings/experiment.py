@@ -14,16 +14,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnviz.core.datasets import ImageData, match_labels
+from cnnviz.core.data.datasets import ImageData, match_labels
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models import Model
+from cnnviz.core.models.load import Model
 from cnnviz.embeddings.choices import Method
-from cnnviz.embeddings.feature_file import load_features
-from cnnviz.embeddings.features import Features, extract, features_key
-from cnnviz.embeddings.neighbors import Neighbors, nearest
-from cnnviz.embeddings.pca import Pca, pca
-from cnnviz.embeddings.penultimate import FeatureExtractor
-from cnnviz.embeddings.projection import (
+from cnnviz.embeddings.features.extract import Features, extract, features_key
+from cnnviz.embeddings.features.file import load_features
+from cnnviz.embeddings.features.penultimate import FeatureExtractor
+from cnnviz.embeddings.layout.neighbors import Neighbors, nearest
+from cnnviz.embeddings.layout.pca import Pca, pca
+from cnnviz.embeddings.layout.tsne import (
     Map,
     check_perplexity,
     neighbours_needed,

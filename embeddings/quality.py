@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from cnnviz.embeddings.neighbors import (
+from cnnviz.embeddings.layout.neighbors import (
     DistanceTiles,
     Points,
     Progress,

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from cnnviz.embeddings.projection import Map
+from cnnviz.embeddings.layout.tsne import Map
 from cnnviz.embeddings.quality import UNKNOWN, LabelQuality, MapQuality
 from cnnviz.embeddings.result import EmbeddingResult
 from cnnviz.embeddings.tables import nearest_shared

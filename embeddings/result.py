@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnviz.core.datasets import ImageData
+from cnnviz.core.data.datasets import ImageData
 from cnnviz.embeddings.choices import Backend, Method, Pool
-from cnnviz.embeddings.features import Features
-from cnnviz.embeddings.neighbors import Neighbors
-from cnnviz.embeddings.pca import Pca
-from cnnviz.embeddings.penultimate import PENULTIMATE
-from cnnviz.embeddings.projection import Map
+from cnnviz.embeddings.features.extract import Features
+from cnnviz.embeddings.features.penultimate import PENULTIMATE
+from cnnviz.embeddings.layout.neighbors import Neighbors
+from cnnviz.embeddings.layout.pca import Pca
+from cnnviz.embeddings.layout.tsne import Map
 from cnnviz.embeddings.quality import LabelQuality, MapQuality
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnviz.embeddings.features import shown_path
-from cnnviz.embeddings.projection import Map
+from cnnviz.embeddings.features.extract import shown_path
+from cnnviz.embeddings.layout.tsne import Map
 from cnnviz.embeddings.quality import UNKNOWN
 from cnnviz.embeddings.result import EmbeddingResult
 

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from cnnviz.core.choices import Colormap
-from cnnviz.core.drawing import add_colorbar, bare, cmap_of, new_figure, title, to_uint8
-from cnnviz.core.images import WorkingImage
+from cnnviz.core.data.images import WorkingImage
+from cnnviz.core.output.drawing import add_colorbar, bare, cmap_of, new_figure, title, to_uint8
 from cnnviz.gradients.choices import Method
 from cnnviz.gradients.comparison import Comparison
 from cnnviz.gradients.saliency import ClassMap, SaliencyResult

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.images import WorkingImage
-from cnnviz.core.layers import conv_layers, edit, find_layer
-from cnnviz.core.models import Model
-from cnnviz.core.targets import resolve_targets
+from cnnviz.core.models.layers import conv_layers, edit, find_layer
+from cnnviz.core.models.load import Model
+from cnnviz.core.models.targets import resolve_targets
 from cnnviz.gradients.choices import LAST_CONV, Method
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from cnnviz.core.data.images import WorkingImage, read_rgb
 from cnnviz.core.errors import CnnvizError
-from cnnviz.core.images import WorkingImage, read_rgb
 from cnnviz.occlusion.choices import Border
 from cnnviz.occlusion.experiment import Activation, Measurement, OcclusionResult
 from cnnviz.occlusion.masks import Grid

@@ -16,8 +16,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.images import WorkingImage
 
 PLATEAU = 1e-6  # map values this close to the peak, relative to it, are the peak
 

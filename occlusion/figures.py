@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from cnnviz.core.choices import Colormap
-from cnnviz.core.drawing import (
+from cnnviz.core.output.drawing import (
     FONT_SIZE,
     add_colorbar,
     bare,

@@ -9,8 +9,8 @@ import re
 import torch
 from torch import Tensor
 
+from cnnviz.core.data.images import Preprocess
 from cnnviz.core.errors import UsageError
-from cnnviz.core.images import Preprocess
 
 GRAYS = {"gray": 0.5, "black": 0.0, "white": 1.0}
 PICTURES = ("mean", *GRAYS, "blur", "noise", "image-mean")

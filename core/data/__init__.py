@@ -1,0 +1,1 @@
+"""Pictures: files, data sets, streams."""

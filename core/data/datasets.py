@@ -1,0 +1,269 @@
+"""Many pictures, streamed: listed first, decoded ahead by threads, put out in a stable order.
+
+Nothing but the list is held in memory. A picture that cannot be read is reported and left out; the
+others come in the order of the list whatever the number of threads.
+
+Shapes: N images, H W rows and columns.
+"""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cnnviz.core.data.images import Preprocess, prepare
+from cnnviz.core.data.sources import UNKNOWN, Example, Source, find_source
+from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models.labels import find_class
+
+if TYPE_CHECKING:
+    from cnnviz.core.models.load import Model
+
+MAX_WORKERS = 8
+SHOWN = 8
+IMAGENET_CLASSES = 1000
+
+__all__ = ["Batch", "Example", "ImageData", "batches", "match_labels", "open_data"]
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A list of pictures, in stable order.
+
+    Attributes:
+        examples: the pictures; after `--limit`, the sample.
+        classes: what labels point at; None where nothing is labelled.
+        name: the source as the user named it; of several, the first.
+        fingerprint: SHA-256 over paths, labels, sizes and times of the examples.
+        total: how many pictures there were before `--limit`.
+    """
+
+    examples: tuple[Example, ...]
+    classes: tuple[str, ...] | None
+    name: str
+    fingerprint: str
+    total: int
+    _source: Source = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def open(self, index: int) -> Image.Image:
+        """Decodes one picture to 8-bit RGB, upright.
+
+        Raises:
+            CnnvizError: it cannot be read.
+        """
+        return self._source.open(self.examples[index])
+
+    @property
+    def canonical(self) -> bool:
+        """Whether the classes stand in the order that all models of this data set share."""
+        return self._source.canonical
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some pictures, ready for the model.
+
+    Attributes:
+        indices: (N,) int64, positions in the data's examples.
+        images: (N, 3, H, W) float32, normalised, on the CPU.
+        labels: (N,) int64, positions in the data's classes, -1 where unknown.
+    """
+
+    indices: Tensor
+    images: Tensor
+    labels: Tensor
+
+
+def _sample(examples: Sequence[Example], limit: int, seed: int) -> list[Example]:
+    """A class-balanced sample, in the order of the list.
+
+    Every class gives one picture a round, in random order, until the limit is reached; a class
+    that runs out leaves its share to the others.
+    """
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(examples))
+    members: dict[int | None, list[int]] = {}
+    for index in order:
+        members.setdefault(examples[index].label, []).append(int(index))
+    rounds = [(place, turn) for turn in members for place in range(len(members[turn]))]
+    shuffled = {turn: place for place, turn in enumerate(members)}
+    rounds.sort(key=lambda pair: (pair[0], shuffled[pair[1]]))
+    chosen = sorted(members[turn][place] for place, turn in rounds[:limit])
+    return [examples[index] for index in chosen]
+
+
+def _fingerprint(examples: Sequence[Example], classes: Sequence[str] | None) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        name = classes[example.label] if classes and example.label is not None else ""
+        try:
+            stat = Path(example.path).stat()
+            state = f"{stat.st_size} {stat.st_mtime_ns}"
+        except OSError:
+            state = "-"
+        digest.update(f"{example.path}\0{name}\0{state}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def open_data(sources: Sequence[str], *, limit: int | None = None, seed: int = 0) -> ImageData:
+    """Lists the pictures that `sources` stand for; see `find_source` for what they can be.
+
+    Args:
+        sources: names as on the command line.
+        limit: at most so many pictures, class-balanced, drawn at random.
+        seed: of that draw.
+
+    Raises:
+        UsageError: something does not exist, holds no picture, or is malformed; limit below 1.
+        CnnvizError: a torchvision data set is not there.
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: it takes a whole number from 1")
+    source = find_source(sources)
+    examples: Sequence[Example] = source.examples
+    if limit is not None and limit < len(examples):
+        examples = _sample(examples, limit, seed)
+    return ImageData(
+        examples=tuple(examples),
+        classes=source.classes,
+        name=sources[0] + (f" and {len(sources) - 1} more" if len(sources) > 1 else ""),
+        fingerprint=_fingerprint(examples, source.classes),
+        total=len(source.examples),
+        _source=source,
+    )
+
+
+def default_workers() -> int:
+    """Threads that decode: one for each core this process may use, within reason."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(MAX_WORKERS, cores or 1)
+
+
+def _decoded(
+    data: ImageData, preprocess: Preprocess, workers: int, ahead: int, start: int
+) -> Iterator[tuple[int, Tensor | CnnvizError]]:
+    """Each picture in order, normalised, or the reason why it could not be read."""
+
+    def decode(index: int) -> Tensor | CnnvizError:
+        try:
+            image = prepare(data.open(index), preprocess, data.examples[index].path)
+        except CnnvizError as error:
+            return error
+        return preprocess.normalise(image.pixels)
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    waiting: deque[tuple[int, Future[Tensor | CnnvizError]]] = deque()
+    try:
+        for index in range(start, len(data)):
+            waiting.append((index, pool.submit(decode, index)))
+            if len(waiting) > ahead:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def batches(
+    data: ImageData,
+    preprocess: Preprocess,
+    batch_size: int,
+    *,
+    on_error: Callable[[int, str], None],
+    workers: int | None = None,
+    start: int = 0,
+) -> Iterator[Batch]:
+    """Streams the pictures through the model's preprocessing, decoding ahead.
+
+    Args:
+        data: what to stream.
+        preprocess: the model's.
+        batch_size: pictures in a batch; the last one may have fewer.
+        on_error: called with the index and the message of each picture that cannot be read, in
+            order; it is left out.
+        workers: threads that decode; one for each core if not given.
+        start: index of the first picture.
+    """
+    threads = workers or default_workers()
+    indices: list[int] = []
+    images: list[Tensor] = []
+
+    def batch() -> Batch:
+        labels = [data.examples[index].label for index in indices]
+        known = [UNKNOWN if label is None else label for label in labels]
+        made = Batch(torch.tensor(indices), torch.stack(images), torch.tensor(known))
+        indices.clear()
+        images.clear()
+        return made
+
+    for index, image in _decoded(data, preprocess, threads, batch_size + threads, start):
+        if isinstance(image, CnnvizError):
+            on_error(index, str(image))
+            continue
+        indices.append(index)
+        images.append(image)
+        if len(indices) == batch_size:
+            yield batch()
+    if indices:
+        yield batch()
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _is_wnid(name: str) -> bool:
+    return len(name) == 9 and name[0] == "n" and name[1:].isdecimal()
+
+
+def _by_position(data: ImageData, model: "Model") -> bool:
+    """Whether the data's classes are the model's, one for one, by convention rather than name."""
+    classes = data.classes or ()
+    if len(classes) != model.classes:
+        return False
+    unnamed = model.labels == tuple(map(str, range(model.classes)))
+    all_wnids = len(classes) == IMAGENET_CLASSES and all(map(_is_wnid, classes))
+    return (data.canonical and unnamed) or all_wnids
+
+
+def match_labels(data: ImageData, model: "Model") -> tuple[int, ...]:
+    """The model's class for each class of the data: by name, wnid or index.
+
+    Two conventions hold where names cannot: all 1,000 wnids of ImageNet in sorted order are
+    ImageNet's classes, and a torchvision data set has its own order.
+
+    Returns:
+        One class index for each of `data.classes`; empty where nothing is labelled.
+
+    Raises:
+        UsageError: a class cannot be matched; both sides are listed.
+    """
+    classes = data.classes or ()
+    if _by_position(data, model):
+        return tuple(range(len(classes)))
+    found = [find_class(name, model.labels, model.wnids) for name in classes]
+    lost = [name for name, index in zip(classes, found, strict=True) if index is None]
+    if not lost:
+        return tuple(index for index in found if index is not None)
+    remedy = "name the model's classes with --labels"
+    if all(map(_is_wnid, lost)):
+        remedy += " (a JSON map from index to [wnid, name] gives the wnids)"
+    raise UsageError(
+        f"{len(lost)} of the {len(classes)} classes of {data.name} are none of {model.name}'s: "
+        f"{_shown(lost)}; the model's are {_shown(model.labels)}; {remedy}"
+    )

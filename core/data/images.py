@@ -1,0 +1,259 @@
+"""From any picture file to the working image: what the model sees, before normalisation.
+
+Files come from strangers. Whatever Pillow can decode becomes 8-bit RGB (rotated as its EXIF says,
+16 bits scaled to 8, alpha laid over mid grey); whatever it cannot is an error that names the file.
+The working image is the RGB image after the model's own resize and crop, with pixels in [0, 1];
+it knows where it was cut from, so that a box in it can be given in the file's own pixels.
+
+Shapes: 3 colours, H W rows and columns.
+"""
+
+import math
+import struct
+import warnings
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models.preprocess import Preprocess
+
+__all__ = [
+    "Preprocess",
+    "WorkingImage",
+    "find_images",
+    "images_below",
+    "prepare",
+    "read",
+    "read_rgb",
+    "to_rgb",
+]
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+MID_GREY = (128, 128, 128, 255)
+
+# What Pillow grumbles about in damaged files either shows as an error here or does not matter;
+# a filter for the length of a call would not be safe among threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+# Everything that Pillow's decoders have been seen to raise on damaged files.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    ArithmeticError,
+    MemoryError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class WorkingImage:
+    """A picture as the model gets it, before normalisation.
+
+    Attributes:
+        path: the file as the user named it.
+        pixels: (3, H, W) float32 in [0, 1], on the CPU.
+        box_original: y0, x0, y1, x1 of the crop in the file's pixels (after EXIF rotation).
+        original_size: (rows, columns) of the file after EXIF rotation.
+    """
+
+    path: str
+    pixels: Tensor
+    box_original: tuple[float, float, float, float]
+    original_size: tuple[int, int]
+
+    def to_original(self, box: Sequence[float]) -> tuple[int, int, int, int]:
+        """A box (y0, x0, y1, x1) of the working image in the file's pixels, clipped to the file."""
+        top, left, bottom, right = self.box_original
+        height, width = self.pixels.shape[-2:]
+        scale_y, scale_x = (bottom - top) / height, (right - left) / width
+        y0, x0, y1, x1 = box
+        rows, columns = self.original_size
+        return (
+            min(max(math.floor(top + y0 * scale_y), 0), rows),
+            min(max(math.floor(left + x0 * scale_x), 0), columns),
+            min(max(math.ceil(top + y1 * scale_y), 0), rows),
+            min(max(math.ceil(left + x1 * scale_x), 0), columns),
+        )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _scale_wide(image: Image.Image) -> Image.Image:
+    """Brings 16-bit and float greyscale to 8 bits; other modes are returned as they are."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image).astype(np.float64)
+    top = 1.0 if image.mode == "F" else 65535.0
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= top):
+        raise ValueError(f"its values run from {low:g} to {high:g}; 0 to {top:g} can be read")
+    return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow mode to 8-bit RGB; what is transparent shows mid grey.
+
+    Raises:
+        ValueError: the mode has no RGB reading (LAB, floats outside 0…1).
+    """
+    image = _scale_wide(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, MID_GREY), image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def read_rgb(path: str | Path) -> Image.Image:
+    """Decodes a picture file (the first frame of it) to 8-bit RGB, upright.
+
+    Raises:
+        CnnvizError: the file is missing, no image, truncated, or larger than Pillow's bomb limit.
+    """
+    if Path(path).is_dir():
+        raise CnnvizError(f"'{path}' is a folder, not an image")
+    try:
+        with Image.open(path) as file:
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and file.width * file.height > limit:
+                raise Image.DecompressionBombError(f"{file.width}x{file.height} is over {limit}")
+            upright = ImageOps.exif_transpose(file)
+            return to_rgb(upright)
+    except FileNotFoundError as error:
+        raise CnnvizError(f"no file '{path}'") from error
+    except PermissionError as error:
+        raise CnnvizError(f"'{path}' may not be read: permission denied") from error
+    except UnidentifiedImageError as error:
+        raise CnnvizError(f"'{path}' is not an image that can be read") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise CnnvizError(
+            f"'{path}' has more pixels than Pillow's safety limit of {Image.MAX_IMAGE_PIXELS}; "
+            "make it smaller first"
+        ) from error
+    except _DECODER_ERRORS as error:
+        raise CnnvizError(f"'{path}' cannot be decoded: {_one_line(error)}") from error
+
+
+def _resized_size(size: tuple[int, int], shorter: int | None) -> tuple[int, int]:
+    """(rows, columns) once the shorter side has the given length, as torchvision rounds it."""
+    height, width = size
+    if shorter is None:
+        return size
+    if height <= width:
+        return shorter, int(shorter * width / height)
+    return int(shorter * height / width), shorter
+
+
+def _offset(length: int, crop: int) -> int:
+    """Where a central crop begins, as torchvision rounds it; negative where it is the longer."""
+    return round((length - crop) / 2) if length >= crop else -((crop - length) // 2)
+
+
+def prepare(image: Image.Image, preprocess: Preprocess, path: str | Path) -> WorkingImage:
+    """Resizes and crops an RGB image as torchvision's presets do.
+
+    Raises:
+        CnnvizError: the image is so elongated that resizing it would explode.
+    """
+    original = (image.height, image.width)
+    height, width = _resized_size(original, preprocess.resize)
+    if height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
+        raise CnnvizError(
+            f"'{path}' is {image.width}x{image.height}: too elongated to resize its shorter side "
+            f"to {preprocess.resize}; crop it first"
+        )
+    if (height, width) != original:
+        # Pillow filters before it shrinks, as torchvision does for pictures.
+        mode = Image.Resampling[preprocess.interpolation.upper()]
+        image = image.resize((width, height), mode)
+    rows, columns = preprocess.crop
+    top, left = _offset(height, rows), _offset(width, columns)
+    cropped = image.crop((left, top, left + columns, top + rows))  # black where there is no image
+    pixels = torch.from_numpy(np.array(cropped)).permute(2, 0, 1).contiguous().float() / 255
+    scale_y, scale_x = original[0] / height, original[1] / width
+    box = (top * scale_y, left * scale_x, (top + rows) * scale_y, (left + columns) * scale_x)
+    return WorkingImage(str(path), pixels, box, original)
+
+
+def read(path: str | Path, preprocess: Preprocess) -> WorkingImage:
+    """A picture file as the working image.
+
+    Raises:
+        CnnvizError: see `read_rgb` and `prepare`.
+    """
+    return prepare(read_rgb(path), preprocess, path)
+
+
+def file_crop(image: WorkingImage, longest: int = 640) -> NDArray[np.uint8] | None:
+    """What the working image shows, in the file's own pixels: for drawing maps on.
+
+    Args:
+        image: as `read` returned it; its file is read again.
+        longest: larger crops are shrunk to this many pixels on the longer side.
+
+    Returns:
+        (h, w, 3) uint8 of the working image's proportions, or None where the file has no more
+        pixels there than the working image.
+
+    Raises:
+        CnnvizError: see `read_rgb`.
+    """
+    top, left, bottom, right = image.box_original
+    rows, columns = image.original_size
+    inside = top >= 0 and left >= 0 and bottom <= rows and right <= columns
+    if not inside or bottom - top <= image.pixels.shape[-2]:
+        return None
+    crop = read_rgb(image.path).crop((round(left), round(top), round(right), round(bottom)))
+    crop.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    return np.asarray(crop)
+
+
+def images_below(folder: Path) -> list[Path]:
+    """All picture files below a folder, by their suffix, sorted; hidden ones are left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def find_images(paths: Sequence[str | Path]) -> list[Path]:
+    """Files as they are named, folders as all pictures below them.
+
+    Raises:
+        UsageError: a path does not exist, or a folder holds no picture.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            below = images_below(path)
+            if not below:
+                kinds = " ".join(sorted(SUFFIXES))
+                raise UsageError(f"the folder '{path}' holds no image ({kinds})")
+            found += below
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UsageError(f"no file or folder '{path}'")
+    if not found:
+        raise UsageError("no image was named")
+    return found

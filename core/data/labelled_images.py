@@ -1,0 +1,90 @@
+"""A labelled data set as ablation needs it: the same images again and again, in batches.
+
+Every image must have a label, and every label must be a class of the model's; that is checked at
+the door. Images that cannot be read are noted once and left out of every pass alike.
+Shapes: N images of a batch, H W rows and columns.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from cnnviz.core.data.datasets import ImageData, batches, match_labels
+from cnnviz.core.errors import CnnvizError, UsageError
+
+if TYPE_CHECKING:
+    from cnnviz.core.models.load import Model
+
+Progress = Callable[[int], None]
+"""Told how many images have just been gone through."""
+
+
+def check_labels(data: ImageData, model: "Model") -> Tensor:
+    """The model's class of each class of the data, int64.
+
+    Raises:
+        UsageError: an image has no label, or a label is no class of the model's.
+    """
+    missing = sum(example.label is None for example in data.examples)
+    if missing:
+        raise UsageError(
+            f"{missing} of the {len(data)} images of {data.name} have no label, and accuracy needs "
+            "one each; give a folder with one folder per class, a CSV with the columns path,label, "
+            "or a torchvision data set (cifar10:DIR)"
+        )
+    return torch.tensor(match_labels(data, model), dtype=torch.int64)
+
+
+@dataclass
+class LabelledImages:
+    """The labelled images of a data set, to be gone through any number of times.
+
+    Attributes:
+        data: all images.
+        model: whose preprocessing and classes they get.
+        classes: the model's class of each class of the data, (classes of the data,) int64.
+        progress: told of every image, in every pass.
+        errors: place in the data to message, of the images that cannot be read.
+    """
+
+    data: ImageData
+    model: "Model"
+    classes: Tensor
+    progress: Progress
+    errors: dict[int, str] = field(default_factory=dict)
+
+    def first(self, count: int) -> Tensor:
+        """The first images that can be read, (N, 3, H, W) with N at most `count`.
+
+        Raises:
+            CnnvizError: there is none.
+        """
+        with closing(self._batches(count)) as found:
+            for _indices, images, _labels in found:
+                return images
+        reason = next(iter(self.errors.values()), "the data set is empty")
+        raise CnnvizError(f"no image could be used: {reason}")
+
+    def images(self, size: int) -> Iterator[Tensor]:
+        """All images in batches, without what is known of them."""
+        for _indices, images, _labels in self.all(size):
+            yield images
+
+    def all(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """All images in batches: places in the data, pixels, the model's class indices."""
+        told = 0
+        for indices, images, labels in self._batches(size):
+            yield indices, images, labels
+            done = int(indices[-1]) + 1
+            self.progress(done - told)
+            told = done
+        self.progress(len(self.data) - told)
+
+    def _batches(self, size: int) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
+        found = batches(self.data, self.model.preprocess, size, on_error=self.errors.__setitem__)
+        for batch in found:
+            yield batch.indices, batch.images, self.classes[batch.labels]

@@ -1,0 +1,207 @@
+"""Where pictures with labels come from: folders, files, manifests, torchvision's data sets.
+
+A source is listed, never loaded: what comes out is the name and the label of every picture, in an
+order that depends on the names alone. Labels are positions in the source's own list of classes,
+or -1 where a picture has none.
+"""
+
+import csv
+import json
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cnnviz.core.data.images import find_images, images_below, read_rgb
+from cnnviz.core.errors import CnnvizError, UsageError
+
+MANIFESTS = frozenset({".csv", ".jsonl"})
+TORCHVISION = ("cifar10", "mnist", "fashionmnist")
+SPLITS = ("test", "train")
+UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture.
+
+    Attributes:
+        path: the file, or its place in a torchvision data set; for display too.
+        label: position in the data's classes; None where the picture has none.
+        row: its place in the source, before any sampling.
+    """
+
+    path: str
+    label: int | None
+    row: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """All pictures of a source.
+
+    Attributes:
+        examples: in stable order.
+        classes: names that labels point at; None where nothing is labelled.
+        open: decodes a picture to 8-bit RGB, or raises CnnvizError.
+        canonical: whether the order of the classes is the data set's own, which models trained on
+            it share.
+    """
+
+    examples: tuple[Example, ...]
+    classes: tuple[str, ...] | None
+    open: Callable[[Example], Image.Image]
+    canonical: bool = False
+
+
+def _open_file(example: Example) -> Image.Image:
+    return read_rgb(example.path)
+
+
+def _by_number(name: str) -> tuple[bool, int, str]:
+    """Sorts names as text, unless all are numbers: then 2 comes before 10."""
+    return (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
+
+
+def _labelled(rows: Iterable[tuple[Path, str | None]]) -> Source:
+    """Pictures with the names of their classes, None where unknown."""
+    listed = list(rows)
+    names = tuple(sorted({name for _, name in listed if name is not None}, key=_by_number))
+    position = {name: index for index, name in enumerate(names)}
+    examples = (
+        Example(str(path), None if name is None else position[name], row)
+        for row, (path, name) in enumerate(listed)
+    )
+    return Source(tuple(examples), names or None, _open_file)
+
+
+def _folder(folder: Path) -> Source:
+    """One class per folder in it; pictures beside those folders, or in a flat one, have none."""
+    images = images_below(folder)
+    if not images:
+        raise UsageError(f"the folder '{folder}' holds no image")
+    parts = [path.relative_to(folder).parts for path in images]
+    return _labelled((p, q[0] if len(q) > 1 else None) for p, q in zip(images, parts, strict=True))
+
+
+def _several(paths: Sequence[Path]) -> Source:
+    """Several folders are a class each; files, or files and folders, have no labels."""
+    if all(path.is_dir() for path in paths):
+        return _labelled(
+            (image, folder.resolve().name)
+            for folder in sorted(paths, key=lambda path: path.resolve().name)
+            for image in find_images([folder])
+        )
+    return _labelled((image, None) for image in find_images(paths))
+
+
+def _csv_rows(text: str, manifest: Path) -> list[tuple[str, str | None]]:
+    try:
+        rows = [row for row in csv.reader(text.splitlines(), strict=True) if any(row)]
+    except csv.Error as error:
+        raise UsageError(f"the manifest '{manifest}' is not CSV: {error}") from error
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    place, label = 0, 1
+    if "path" in header:
+        place = header.index("path")
+        label = header.index("label") if "label" in header else len(header)
+        rows = rows[1:]
+    for number, row in enumerate(rows, start=1):
+        if place >= len(row) or not row[place].strip():
+            raise UsageError(f"the manifest '{manifest}' has no path in its row {number}")
+    return [(row[place].strip(), row[label].strip() if label < len(row) else None) for row in rows]
+
+
+def _json_rows(text: str, manifest: Path) -> list[tuple[str, str | None]]:
+    rows: list[tuple[str, str | None]] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise UsageError(f"the manifest '{manifest}', line {number}: {error}") from error
+        if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+            raise UsageError(
+                f"the manifest '{manifest}', line {number}: it takes an object with path and label"
+            )
+        label = entry.get("label")
+        rows.append((entry["path"], None if label is None else str(label).strip()))
+    return rows
+
+
+def _manifest(manifest: Path) -> Source:
+    try:
+        text = manifest.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"cannot read the manifest '{manifest}': {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the manifest '{manifest}' is not UTF-8 text") from error
+    read = _csv_rows if manifest.suffix.lower() == ".csv" else _json_rows
+    rows = read(text, manifest)
+    if not rows:
+        raise UsageError(f"the manifest '{manifest}' lists no image")
+    return _labelled((manifest.parent / path, label or None) for path, label in rows)
+
+
+def _load_torchvision(name: str, root: Path, split: str) -> Any:
+    from torchvision import datasets
+
+    kind = {
+        "cifar10": datasets.CIFAR10,
+        "mnist": datasets.MNIST,
+        "fashionmnist": datasets.FashionMNIST,
+    }[name]
+    try:
+        # CIFAR's files are older than today's numpy, which says so once for each of them.
+        with warnings.catch_warnings(action="ignore"):
+            return kind(str(root), train=split == "train", download=False)
+    except (RuntimeError, OSError, ValueError, AssertionError, EOFError) as error:
+        place = {"cifar10": "cifar-10-batches-py", "mnist": "MNIST/raw"}
+        raise CnnvizError(
+            f"no whole {name} in '{root}': {place.get(name, 'FashionMNIST/raw')} is missing there "
+            f"or damaged; torchvision.datasets.{kind.__name__}('{root}', download=True) fetches it"
+        ) from error
+
+
+def _torchvision(text: str) -> Source:
+    name, _, rest = text.partition(":")
+    root, _, split = rest.rpartition(":")
+    if split not in SPLITS or not root:
+        root, split = rest, "test"
+    data = _load_torchvision(name, Path(root).expanduser(), split)
+    arrays = np.asarray(data.data)
+    classes = tuple(map(str, range(10))) if name == "mnist" else tuple(data.classes)
+    examples = tuple(
+        Example(f"{name}:{split}/{row:05d}", int(label), row)
+        for row, label in enumerate(data.targets)
+    )
+    return Source(
+        examples, classes, lambda e: Image.fromarray(arrays[e.row]).convert("RGB"), canonical=True
+    )
+
+
+def find_source(sources: Sequence[str]) -> Source:
+    """The pictures that some names on the command line stand for.
+
+    Args:
+        sources: one folder (a folder per class in it, or flat), one manifest (.csv, .jsonl), one
+            `cifar10:DIR[:train]`, `mnist:DIR` or `fashionmnist:DIR`, or several files or folders.
+
+    Raises:
+        UsageError: something does not exist, holds no picture, or is malformed.
+        CnnvizError: a torchvision data set is not there.
+    """
+    if len(sources) == 1:
+        only = Path(sources[0])
+        if sources[0].partition(":")[0] in TORCHVISION and ":" in sources[0]:
+            return _torchvision(sources[0])
+        if only.is_dir():
+            return _folder(only)
+        if only.suffix.lower() in MANIFESTS:
+            return _manifest(only)
+    return _several([Path(source) for source in sources])

@@ -1,0 +1,1 @@
+"""A traced network: operations that know where they look."""

@@ -1,0 +1,170 @@
+"""The same network with fewer operations: batch norm folded into convolutions, no-ops dropped.
+
+In evaluation batch norm is y = γ·(x − μ)/√(σ² + ε) + β with fixed numbers, so behind a convolution
+it is a change of the convolution's weight and bias (Jacob et al. 2017, "Quantization and Training
+of Neural Networks for Efficient Integer-Arithmetic-Only Inference", section 3.2). The fold is done
+in float64, on copies: the module that was traced keeps its layers and parameters.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, fx, nn
+
+from cnnviz.core.graph.trace import Untraceable
+
+_DROPPED_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_VIEWS = (
+    "getitem", "chunk", "split", "permute", "transpose", "swapaxes", "unsqueeze", "squeeze", "view",
+    "reshape", "flatten", "unflatten", "expand", "detach", "contiguous",
+)  # fmt: skip
+_DROPPED_FUNCTIONS = ("dropout", "dropout2d", "stochastic_depth")
+
+
+def fold(traced: fx.GraphModule, keep: str | None = None) -> fx.GraphModule:
+    """A copy with batch norms folded, no-ops dropped and convolutions in channels-last layout.
+
+    Args:
+        traced: what `cnnviz.core.graph.trace.trace` gave.
+        keep: dotted name of a layer whose own output is still wanted; it is left as it is.
+
+    Raises:
+        Untraceable: an operation overwrites a part of a tensor that is read again later.
+
+    Returns:
+        A graph module of its own. Its `meta["layers"]` names the nodes where the outputs of layers
+        are found; a convolution that was folded has lost its own and is missing there.
+    """
+    folded = fx.GraphModule(traced, copy.deepcopy(traced.graph), type(traced).__name__)
+    _see_overwritten(folded)
+    layers = dict(traced.meta.get("layers", {}))
+    kept = layers.get(keep) if keep is not None else None
+
+    def layer(node: fx.Node) -> nn.Module:
+        return folded.get_submodule(str(node.target))
+
+    for node in list(folded.graph.nodes):
+        if node.name == kept:
+            continue
+        source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+        if source is None:
+            continue
+        if _is_noop(folded, node):
+            _bypass(node, source, layers)
+        elif source.name != kept and _foldable(folded, node, source):
+            merged = _merged(layer(source), layer(node))
+            _put(folded, str(source.target), merged)
+            _forget(layers, source.name)
+            _bypass(node, source, layers)
+    for node in folded.graph.find_nodes(op="call_module"):
+        module = layer(node)
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            _put(
+                folded,
+                str(node.target),
+                copy.deepcopy(module).to(memory_format=torch.channels_last),
+            )
+    folded.recompile()
+    folded.meta["layers"] = layers
+    return folded
+
+
+def _see_overwritten(module: fx.GraphModule) -> None:
+    """Later readers of a tensor that was overwritten in place read what overwrote it."""
+    order = {node: number for number, node in enumerate(module.graph.nodes)}
+    for node in list(module.graph.nodes):
+        if not _overwrites(module, node) or not isinstance(node.args[0], fx.Node):
+            continue
+        target = node.args[0]
+        for user in list(target.users):
+            if order[user] > order[node]:
+                user.replace_input_with(target, node)
+        while _is_view(target) and isinstance(target.args[0], fx.Node):
+            target = target.args[0]
+            if any(order[user] > order[node] for user in target.users):
+                raise Untraceable(f"'{node.name}' overwrites a part of '{target.name}'")
+
+
+def _overwrites(module: fx.GraphModule, node: fx.Node) -> bool:
+    if not node.args:
+        return False
+    if node.op == "call_module":
+        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if node.op == "call_method" or name in ("iadd", "isub", "imul", "itruediv"):
+        return name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv")
+    second = node.args[1] if len(node.args) == 2 and name in ("relu", "silu") else False
+    return node.op == "call_function" and (node.kwargs.get("inplace", second) is True)
+
+
+def _is_view(node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return node.op in ("call_method", "call_function") and name in _VIEWS
+
+
+def _is_noop(module: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(module.get_submodule(str(node.target)), _DROPPED_MODULES)
+    # Traced in evaluation mode, these carry training=False; anything else is left alone.
+    name = getattr(node.target, "__name__", "")
+    if node.op != "call_function" or name not in _DROPPED_FUNCTIONS:
+        return False
+    place = {"stochastic_depth": 3}.get(name, 2)
+    training = node.args[place] if len(node.args) > place else node.kwargs.get("training", True)
+    return training is False
+
+
+def _foldable(module: fx.GraphModule, node: fx.Node, source: fx.Node) -> bool:
+    if node.op != "call_module" or source.op != "call_module" or len(source.users) != 1:
+        return False
+    norm = module.get_submodule(str(node.target))
+    convolution = module.get_submodule(str(source.target))
+    calls = [n for n in module.graph.find_nodes(op="call_module") if n.target == source.target]
+    return (
+        isinstance(norm, nn.BatchNorm2d)
+        and norm.running_mean is not None
+        and type(convolution) is nn.Conv2d
+        and len(calls) == 1
+    )
+
+
+def _merged(convolution: nn.Module, norm: nn.Module) -> nn.Conv2d:
+    """One convolution that does what the two did."""
+    merged = copy.deepcopy(convolution)
+    assert isinstance(merged, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)  # noqa: S101, PT018
+    assert norm.running_mean is not None and norm.running_var is not None  # noqa: S101, PT018
+    weight = merged.weight
+    scale = torch.rsqrt(norm.running_var.detach().double() + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = -norm.running_mean.detach().double()
+    if merged.bias is not None:
+        shift = shift + merged.bias.detach().double()
+    shift = shift * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.detach().double()
+    merged.weight = _parameter(weight.detach().double() * scale[:, None, None, None], weight)
+    merged.bias = _parameter(shift, weight)
+    return merged
+
+
+def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.to(like.dtype), requires_grad=False)
+
+
+def _bypass(node: fx.Node, source: fx.Node, layers: dict[str, str]) -> None:
+    for layer, name in layers.items():
+        if name == node.name:
+            layers[layer] = source.name
+    node.replace_all_uses_with(source)
+    node.graph.erase_node(node)
+
+
+def _forget(layers: dict[str, str], name: str) -> None:
+    for layer in [layer for layer, node in layers.items() if node == name]:
+        del layers[layer]
+
+
+def _put(module: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(module.get_submodule(parent), last, layer)

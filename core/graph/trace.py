@@ -1,0 +1,209 @@
+"""A network as a graph of operations that know where they look.
+
+`trace` turns a module into a `torch.fx.GraphModule` (control flow resolved for evaluation, leaf
+modules kept under their names); `describe` runs it once and tells for each node its shape, which
+of its axes are rows and columns, and its geometry (see
+`cnnviz.core.graph.geometry`). Receptive fields, the incremental occlusion engine and the replay of
+a network's suffix stand on this.
+
+    graph = describe(trace(model.module), (224, 224), device=model.device, dtype=...)
+    for node, place in graph.places.items():          # in order of execution
+        place.geometry, place.shape, place.axes, place.inputs
+    graph.layers["layer1.0"]                           # the fx node whose value that layer puts out
+
+The module itself is left as it was: the graph module refers to its layers and parameters.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from cnnviz.core.errors import CnnvizError
+from cnnviz.core.graph.call import Call
+from cnnviz.core.graph.geometry import Fixed, Geometry, Mix, Source
+from cnnviz.core.graph.operations import classify
+
+# What user code may raise when it is run with proxies or with a shape it did not expect.
+_FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+_BATCH = 2  # with one image, `squeeze` and `reshape` could not tell the batch from other axes
+
+
+class Untraceable(CnnvizError):  # noqa: N818 (the reason why, not an error of the program)
+    """The module's forward cannot be turned into a graph."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is known about one node.
+
+    Attributes:
+        geometry: where the operation looks.
+        shape: of the output tensor for a batch of one; None if it is no tensor (or several).
+        axes: positions of rows and columns in that shape, e.g. (2, 3), or (1, 2) behind a permute
+            to channels last; None if it has none.
+        inputs: the nodes it reads that depend on the image, in order of the arguments.
+        layer: dotted name of the module it calls; None for functions and methods.
+    """
+
+    geometry: Geometry
+    shape: tuple[int, ...] | None
+    axes: tuple[int, int] | None
+    inputs: tuple[fx.Node, ...]
+    layer: str | None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A traced network with the place of every node (`output` left out).
+
+    Attributes:
+        module: the graph module; `module(images)` gives what the original gives.
+        places: node to place, in order of execution.
+        layers: dotted name of every layer that runs, leaf or not, to the node whose value it puts
+            out (the last one, where a layer runs more than once).
+        source: the node of the image.
+        output: the node whose value the network returns.
+    """
+
+    module: fx.GraphModule
+    places: dict[fx.Node, Place]
+    layers: dict[str, fx.Node]
+    source: fx.Node
+    output: fx.Node
+
+
+class _NamingTracer(fx.Tracer):
+    """Remembers which node each module, leaf or not, puts out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers: dict[str, str] = {}
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        output = super().call_module(m, forward, args, kwargs)
+        if isinstance(output, fx.Proxy):
+            self.layers[self.path_of_module(m)] = output.node.name
+        return output
+
+
+def trace(module: nn.Module) -> fx.GraphModule:
+    """The module as a graph, in evaluation mode; the module itself stays untouched.
+
+    The result's `meta["layers"]` maps every layer's dotted name to the name of its output node.
+
+    Raises:
+        Untraceable: its forward depends on the values of tensors, takes several inputs, is
+            compiled code (TorchScript), or was exported for one batch size.
+    """
+    kind = type(module).__name__
+    if isinstance(module, torch.jit.ScriptModule):
+        raise Untraceable(f"{kind} cannot be traced (TorchScript is compiled already)")
+    if module.training:
+        raise Untraceable(f"{kind} cannot be traced in training mode; call .eval() first")
+    tracer = _NamingTracer()
+    try:
+        graph = tracer.trace(module)
+    except _FAILURES as error:
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
+        raise Untraceable(f"{kind} cannot be traced ({reason or type(error).__name__})") from error
+    required = [node for node in graph.find_nodes(op="placeholder") if not node.args]
+    if len(required) != 1:
+        raise Untraceable(f"{kind} cannot be traced (it takes {len(required)} inputs, not one)")
+    traced = fx.GraphModule(module, graph, class_name=kind)
+    traced.meta["layers"] = tracer.layers
+    return traced
+
+
+class _Describer(fx.Interpreter):
+    """Runs the graph once and writes down the place of every node."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.places: dict[fx.Node, Place] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        value = super().run_node(n)
+        if n.op != "output":
+            self.places[n] = self._place(n, args, kwargs, value)
+        return value
+
+    def _place(
+        self, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any
+    ) -> Place:
+        layer = str(n.target) if n.op == "call_module" else None
+        shape = _shape(value)
+        if n.op == "placeholder" and not n.args:
+            return Place(Source(), shape, (2, 3), (), None)
+        inputs = tuple(m for m in n.all_input_nodes if self.places[m].geometry != Fixed())
+        if not inputs or not _holds_tensors(value):
+            return Place(Fixed(), shape, None, (), layer)
+        module = self.module.get_submodule(layer) if layer is not None else None
+        axes = {m: self.places[m].axes for m in inputs}
+        if not any(axes.values()):
+            return Place(Mix(), shape, None, inputs, layer)
+        geometry, out_axes = classify(Call(n, module, args, kwargs, value, axes))
+        return Place(geometry, shape, out_axes, inputs, layer)
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(isinstance(item, Tensor) for item in value)
+    return isinstance(value, Tensor)
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    if not isinstance(value, Tensor):
+        return None
+    shape = tuple(value.shape)
+    return (1, *shape[1:]) if shape[:1] == (_BATCH,) else shape
+
+
+def describe(
+    traced: fx.GraphModule,
+    size: tuple[int, int],
+    *,
+    channels: int = 3,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Graph:
+    """Runs a traced module on blank images of `size` (H, W) and describes every node.
+
+    Raises:
+        Untraceable: it does not run on images of this size, or returns no tensor.
+    """
+    images = torch.zeros(_BATCH, channels, *size, device=device, dtype=dtype)
+    describer = _Describer(traced)
+    try:
+        with torch.inference_mode():
+            result = describer.run(images)
+    except _FAILURES as error:
+        reason = str(error).strip().split("\n")[0]
+        raise Untraceable(f"the network does not run on {size[0]}x{size[1]} ({reason})") from error
+    if not isinstance(result, Tensor):
+        raise Untraceable(f"the network returns {type(result).__name__}, not a tensor")
+    by_name = {node.name: node for node in describer.places}
+    named: dict[str, str] = traced.meta.get("layers", {})
+    layers = {layer: by_name[name] for layer, name in named.items() if name in by_name}
+    output = next(iter(traced.graph.find_nodes(op="output"))).args[0]
+    source = next(node for node, place in describer.places.items() if place.geometry == Source())
+    if not isinstance(output, fx.Node):
+        raise Untraceable("the network returns something that does not depend on the image")
+    return Graph(traced, describer.places, layers, source, output)

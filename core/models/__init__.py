@@ -1,0 +1,1 @@
+"""Networks: by name, file or checkpoint, with weights, preprocessing and class names."""

@@ -1,0 +1,122 @@
+"""From the name of a model to a network that still lacks its weights.
+
+A name is "bundled", a torchvision classification model, or a factory of the user's. Each becomes
+an `Architecture`: something that can be built, for any number of classes where it allows that, and
+that knows what its publisher says about preprocessing, class names and ready-made weights.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from cnnviz.core.errors import UsageError, nearest
+from cnnviz.core.models import bundled
+from cnnviz.core.models.bundled.network import CifarNet
+from cnnviz.core.models.factories import find_factory
+from cnnviz.core.models.preprocess import Preprocess
+from cnnviz.core.models.probing import settled
+from cnnviz.core.models.published import Published, of_torchvision
+
+# Heads that only help in training; the published weights were trained behind the transform.
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+_OPTIONS: dict[str, dict[str, Any]] = {
+    name: {"aux_logits": False, "transform_input": True, "init_weights": True}
+    for name in ("googlenet", "inception_v3")
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network that can be built.
+
+    Attributes:
+        name: as messages and summaries call it.
+        make: (number of classes or None, input size) to a network with random weights.
+        sets_classes: whether `make` heeds the number of classes.
+        published: ready-made weights by name, the first entry the customary one.
+        default: the publisher's best entry; None where nothing is published.
+        ignores: beginnings of names in a state dict that inference has no use for.
+    """
+
+    name: str
+    make: Callable[[int | None, tuple[int, int]], nn.Module]
+    sets_classes: bool
+    published: dict[str, Published] = field(default_factory=dict)
+    default: str | None = None
+    ignores: tuple[str, ...] = ()
+
+
+def torchvision_names() -> list[str]:
+    """Every classification model that torchvision can build, sorted."""
+    from torchvision import models
+
+    return list(models.list_models(module=models))
+
+
+def _torchvision(name: str) -> Architecture:
+    from torchvision import models
+
+    def make(classes: int | None, size: tuple[int, int]) -> nn.Module:
+        options = dict(_OPTIONS.get(name, {}))
+        if name.startswith("vit_"):
+            options["image_size"] = size[0]
+        elif name.startswith("maxvit"):
+            options["input_size"] = size
+        if classes is not None:
+            options["num_classes"] = classes
+        try:
+            module: nn.Module = models.get_model(name, weights=None, **options)
+        except (AssertionError, ValueError) as error:
+            shown = f"{size[0]}x{size[1]}"
+            raise UsageError(f"{name} cannot be built for --size {shown}: {error}") from error
+        return module
+
+    published, default = of_torchvision(name)
+    ignores = _AUXILIARY if name in _OPTIONS else ()
+    return Architecture(name, make, True, published, default, ignores)
+
+
+def _user_factory(name: str) -> Architecture:
+    factory = find_factory(name)
+
+    def make(classes: int | None, size: tuple[int, int]) -> nn.Module:
+        return settled(factory.build(classes), factory.name, size)
+
+    return Architecture(factory.name, make, factory.class_parameter is not None)
+
+
+def _bundled() -> Architecture:
+    card = bundled.read_card()
+    preprocess = Preprocess(card.size, (card.size, card.size), card.mean, card.std)
+    file = bundled.WEIGHTS
+    entry = Published("CIFAR10", file.name, "", file.parent, preprocess, card.labels)
+
+    def make(classes: int | None, _size: tuple[int, int]) -> nn.Module:
+        return CifarNet(len(card.labels) if classes is None else classes)
+
+    return Architecture("bundled", make, True, {entry.name: entry}, entry.name)
+
+
+def find_architecture(name: str) -> Architecture:
+    """The architecture of that name.
+
+    Raises:
+        UsageError: there is none; the message offers the nearest names.
+        CnnvizError: the bundled model is missing from the installation.
+    """
+    if name == "bundled":
+        return _bundled()
+    if name.endswith(".py"):
+        raise UsageError(f"'{name}' is a file; name the factory in it: --model {name}:FACTORY")
+    if ":" in name:
+        return _user_factory(name)
+    known = torchvision_names()
+    if name.lower() in known:
+        return _torchvision(name.lower())
+    near = ", ".join(nearest(name, ["bundled", *known]))
+    raise UsageError(
+        f"no model '{name}'; the nearest are {near} (cnnviz models lists all; a network of your "
+        "own is named FILE.py:FACTORY)"
+    )

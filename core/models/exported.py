@@ -1,0 +1,190 @@
+"""torch.export archives (.pt2), rewritten before torch reads them.
+
+`torch.export.load` trusts its file: it unpickles, evaluates the strings that stand for symbolic
+sizes, and pastes names into Python source. So nothing of a stranger's archive reaches it as it is.
+The archive is taken apart, its graph is held against a short list of what a plain network needs
+(`export_checks.py`), tensors must be raw bytes or load without pickled code, and a clean archive is
+put together in memory from what passed. Anything else is refused.
+"""
+
+import io
+import json
+import logging
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cnnviz.core.errors import CnnvizError
+from cnnviz.core.models.export_checks import (
+    RefusedError,
+    check_payloads,
+    clean_program,
+    input_sizes,
+)
+
+MODEL = "models/model.json"
+WEIGHTS = "data/weights/model_weights_config.json"
+CONSTANTS = "data/constants/model_constants_config.json"
+SAMPLES = "data/sample_inputs/model.pt"
+LEGACY = "serialized_exported_program.json"
+
+LEGACY_TENSORS = ("serialized_state_dict.pt", "serialized_constants.pt")
+LEGACY_SAMPLES = "serialized_example_inputs.pt"
+
+_NEEDED = re.compile(
+    r"archive_format|archive_version|byteorder|\.data/\w+|models/model\.json|"
+    r"data/(weights|constants)/(\w+|model_\w+_config\.json)|version|"
+    r"serialized_(exported_program\.json|(state_dict|constants)\.pt)"
+)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps torch from telling on stderr what an error is about to say."""
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A network out of a torch.export archive.
+
+    Attributes:
+        module: its graph, callable.
+        state: its parameters and buffers.
+        batch: the number of images it insists on; None where any will do.
+        size: the (rows, columns) it insists on; None where any will do.
+    """
+
+    module: nn.Module
+    state: dict[str, Tensor]
+    batch: int | None
+    size: tuple[int, int] | None
+
+
+# What torch raises on a graph that does not hang together.
+_LOADING_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    StopIteration,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+)
+
+
+def _read(path: Path) -> dict[str, bytes]:
+    """The entries of an archive that are needed, by name without the folder at the top."""
+    with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+        if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+            raise RefusedError("it is compressed, as torch never writes it")
+        names = [info.filename for info in infos]
+        if LEGACY not in names:
+            names = [name.partition("/")[2] for name in names]
+        if len(set(names)) != len(names):
+            raise RefusedError("names in it stand twice")
+        return {
+            name: archive.read(info)
+            for name, info in zip(names, infos, strict=True)
+            if _NEEDED.fullmatch(name)
+        }
+
+
+def _json(entries: dict[str, bytes], name: str) -> Any:
+    if name not in entries:
+        raise RefusedError(f"it has no {name}")
+    return json.loads(entries[name])
+
+
+def _clean(entries: dict[str, bytes]) -> list[int | None]:
+    """Puts what was checked in place of what was read; returns the sizes of the image tensor."""
+    program = clean_program(_json(entries, MODEL))
+    entries[MODEL] = json.dumps(program).encode()
+    for name in (WEIGHTS, CONSTANTS):
+        entries[name] = json.dumps(check_payloads(_json(entries, name))).encode()
+    entries[SAMPLES] = b""
+    return input_sizes(program)
+
+
+def _clean_legacy(entries: dict[str, bytes]) -> list[int | None]:
+    """The same for what torch wrote before 2.8, where tensors are pickled by torch.save."""
+    program = clean_program(_json(entries, LEGACY))
+    entries[LEGACY] = json.dumps(program).encode()
+    for name in LEGACY_TENSORS:
+        try:
+            tensors = torch.load(io.BytesIO(entries[name]), weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise RefusedError(f"{name} in it holds more than tensors") from error
+        buffer = io.BytesIO()
+        torch.save(tensors, buffer)
+        entries[name] = buffer.getvalue()
+    entries[LEGACY_SAMPLES] = b""
+    return input_sizes(program)
+
+
+def _rewrite(entries: dict[str, bytes], folder: str) -> io.BytesIO:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in entries.items():
+            archive.writestr(folder + name, content)
+    buffer.seek(0)
+    return buffer
+
+
+def _load(path: Path) -> Exported:
+    entries = _read(path)
+    if LEGACY in entries:
+        sizes, folder = _clean_legacy(entries), ""
+    else:
+        sizes, folder = _clean(entries), "model/"
+    loaded = torch.export.load(_rewrite(entries, folder))
+    module = loaded.module()
+    # It refuses to switch modes; here there is none to switch, and callers may well ask.
+    for name in ("train", "eval"):
+        module.__dict__.pop(name, None)
+    rows, columns = sizes[2:]
+    size = (rows, columns) if rows is not None and columns is not None else None
+    return Exported(module, dict(loaded.state_dict), sizes[0], size)
+
+
+def load_exported(path: Path) -> Exported:
+    """The network in a .pt2 archive.
+
+    Raises:
+        CnnvizError: it is damaged, or holds more than a plain network.
+    """
+    from torch._export.verifier import SpecViolationError
+
+    try:
+        with _quiet():
+            return _load(path)
+    except RefusedError as error:
+        raise CnnvizError(
+            f"refused to read '{path}': {error}; export the plain network again, or save its "
+            "state_dict() and name the architecture with --model"
+        ) from error
+    except (*_LOADING_ERRORS, SpecViolationError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise CnnvizError(f"the archive '{path}' cannot be read: {text}") from error

@@ -1,0 +1,261 @@
+"""A trained network, ready to be asked: weights in place, preprocessing and class names known.
+
+`load_model` goes from what a user can name (the bundled model, a torchvision model, a factory in a
+file, a checkpoint) to a `Model`. The module in it is freshly made and in eval mode; analyses only
+borrow it.
+
+Shapes: N images, H W rows and columns, K classes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cnnviz.core.choices import Precision
+from cnnviz.core.device import pick_device
+from cnnviz.core.errors import UsageError
+from cnnviz.core.models import checkpoints
+from cnnviz.core.models.architectures import Architecture, find_architecture
+from cnnviz.core.models.archives import SELF_CONTAINED, open_archive
+from cnnviz.core.models.checkpoints import Kind
+from cnnviz.core.models.labels import Labels, class_index, read_labels
+from cnnviz.core.models.preprocess import Preprocess, adjust, plain
+from cnnviz.core.models.probing import count_classes
+from cnnviz.core.models.published import Published, fetch
+
+BUNDLED = "bundled"
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network and everything needed to feed it and to read its answer.
+
+    Attributes:
+        module: in eval mode, on `device`, in `precision`; borrowed by analyses, never changed.
+        name: as summaries call it: "bundled", "resnet18", "net.py:make", "model.pt2".
+        preprocess: resize, crop, mean and std.
+        labels: one per class; class indices as text where the names are unknown.
+        input_size: (rows, columns) of the working image.
+        weights_sha256: over the state dict before any conversion (an archive: over the file).
+        device: where the module is.
+        precision: the number format of its weights.
+        wnids: WordNet ids per class, where a labels file gave them.
+    """
+
+    module: nn.Module
+    name: str
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    input_size: tuple[int, int]
+    weights_sha256: str
+    device: torch.device
+    precision: Precision
+    wnids: tuple[str, ...] | None = None
+
+    @property
+    def classes(self) -> int:
+        """The number of classes K."""
+        return len(self.labels)
+
+    def logits(self, images_N3HW: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) on any device to float32 logits (N, K) on the model's."""
+        images = images_N3HW.to(self.device, self.precision.dtype)
+        logits: Tensor = self.module(images)
+        return logits.float()
+
+    def class_index(self, text: str) -> int:
+        """The class of that name (case, '_' and space alike; an unambiguous part will do) or index.
+
+        Raises:
+            UsageError: no class, or more than one, goes by that name.
+        """
+        return class_index(text, self.labels, self.wnids)
+
+    def summary(self) -> dict[str, object]:
+        """The `model` entry of a run's summary."""
+        return {
+            "name": self.name,
+            "weights_sha256": self.weights_sha256,
+            "classes": self.classes,
+            "input_size": list(self.input_size),
+        }
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A network with its weights, before it is told where to run."""
+
+    module: nn.Module
+    name: str
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    weights_sha256: str
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seeds torch's generator of the CPU for a while; random weights are made nowhere else."""
+    before = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
+
+
+def _choose(
+    architecture: Architecture, weights: str | None, checkpoint: Path | None
+) -> Published | None:
+    """The publisher's entry that gives the weights or, beside a checkpoint, the preprocessing."""
+    entries = architecture.published
+    if weights in (None, "none"):
+        if weights is None and checkpoint is None and architecture.default:
+            return entries[architecture.default]
+        same = (e for e in entries.values() if checkpoint and e.file_name == checkpoint.name)
+        return next(same, next(iter(entries.values()), None))
+    name = str(weights).rpartition(".")[2]
+    if name == "DEFAULT" and architecture.default:
+        return entries[architecture.default]
+    if name not in entries:
+        known = ", ".join(["DEFAULT", *entries, "none"] if entries else ["none"])
+        file = "; a file goes to --checkpoint" if Path(str(weights)).exists() else ""
+        raise UsageError(f"no weights '{weights}' for {architecture.name}; there are {known}{file}")
+    return entries[name]
+
+
+def _with_weights(
+    architecture: Architecture, path: Path, size: tuple[int, int], hint: str
+) -> nn.Module:
+    """The network with the weights in a file, for as many classes as the file's head has."""
+    kind = checkpoints.kind_of(path)
+    if kind in SELF_CONTAINED:
+        state = open_archive(path, kind).state
+    else:
+        state = checkpoints.read_state_dict(path, kind)
+    module = architecture.make(None, size)
+    state = checkpoints.match_names(state, module.state_dict())
+    state = {key: v for key, v in state.items() if not key.startswith(architecture.ignores)}
+    classes = checkpoints.head_classes(module, state) if architecture.sets_classes else None
+    if classes is not None:
+        module = architecture.make(classes, size)
+    checkpoints.fit(module, state, path, architecture.name + hint)
+    return module
+
+
+def _from_architecture(
+    name: str,
+    checkpoint: Path | None,
+    weights: str | None,
+    adjusted: Callable[[Preprocess | None], Preprocess],
+) -> _Trained:
+    architecture = find_architecture(name)
+    entry = _choose(architecture, weights, checkpoint)
+    preprocess = adjusted(entry.preprocess if entry else None)
+    if checkpoint is not None:
+        hint = " (name its architecture with --model)" if name == BUNDLED else ""
+        module = _with_weights(architecture, checkpoint, preprocess.crop, hint)
+    elif entry is not None and weights != "none":
+        path = fetch(entry, architecture.name)
+        module = _with_weights(architecture, path, preprocess.crop, "")
+    else:
+        module = architecture.make(None, preprocess.crop)
+    module.eval()
+    known = entry.labels if entry is not None and weights != "none" else ()
+    digest = checkpoints.weights_sha256(module)
+    return _Trained(module, architecture.name, preprocess, known, digest)
+
+
+def _from_archive(
+    path: Path, kind: Kind, adjusted: Callable[[Preprocess | None], Preprocess]
+) -> _Trained:
+    archive = open_archive(path, kind)
+    base = Preprocess(max(archive.size), archive.size) if archive.size else None
+    digest = checkpoints.file_sha256(path)
+    return _Trained(archive.module, path.name, adjusted(base), (), digest)
+
+
+def _name_classes(path: Path | None, known: tuple[str, ...], classes: int, name: str) -> Labels:
+    if path is not None:
+        given = read_labels(path)
+        if len(given.names) != classes:
+            raise UsageError(
+                f"'{path}' has {len(given.names)} labels; {name} has {classes} classes"
+            )
+        return given
+    return Labels(known if len(known) == classes else tuple(map(str, range(classes))))
+
+
+def load_model(
+    name: str = BUNDLED,
+    *,
+    checkpoint: str | Path | None = None,
+    weights: str | None = None,
+    labels: str | Path | None = None,
+    size: int | tuple[int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    seed: int = 0,
+) -> Model:
+    """Loads a network with its weights, preprocessing and class names.
+
+    Args:
+        name: "bundled", a torchvision classification model, `FILE.py:FACTORY` or
+            `package.module:FACTORY`. A TorchScript or torch.export checkpoint needs no name.
+        checkpoint: weight file (.pth .pt .th .ckpt .safetensors .pt2), recognised by content.
+        weights: torchvision's name of ready-made weights, or "none" for random ones (seeded).
+            By default torchvision's own default, unless there is a checkpoint.
+        labels: file of class names (.txt, .json).
+        size: side of the square input, or (rows, columns); by default the weights' own.
+        mean: what is subtracted from pixels in [0, 1]: one number, or one per channel.
+        std: what is divided by: one number, or one per channel.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        precision: "fp32", "bf16" or "fp16".
+        seed: of random weights; torch's own generator is left as it was.
+
+    Raises:
+        UsageError: a name, option or file that does not exist.
+        CnnvizError: weights that cannot be fetched, read or fitted, or are not finite.
+    """
+    if precision not in list(Precision):
+        raise UsageError(f"no precision '{precision}'; --precision takes {', '.join(Precision)}")
+    target, number_format = pick_device(device), Precision(precision)
+    file = Path(checkpoint) if checkpoint is not None else None
+
+    def adjusted(base: Preprocess | None) -> Preprocess:
+        return adjust(base or plain(size), size, mean, std)
+
+    with _seeded(seed):
+        kind = checkpoints.kind_of(file) if file is not None else None
+        if file is not None and kind in SELF_CONTAINED and name == BUNDLED:
+            if weights is not None:
+                raise UsageError(f"--weights {weights}: '{file}' brings its own weights")
+            trained = _from_archive(file, kind, adjusted)
+        else:
+            trained = _from_architecture(name, file, weights, adjusted)
+    module, classes = count_classes(
+        trained.module.to(target, number_format.dtype),
+        trained.name,
+        trained.preprocess.crop,
+        number_format.dtype,
+        target,
+    )
+    names = _name_classes(
+        Path(labels) if labels is not None else None, trained.labels, classes, trained.name
+    )
+    return Model(
+        module=module,
+        name=trained.name,
+        preprocess=trained.preprocess,
+        labels=names.names,
+        input_size=trained.preprocess.crop,
+        weights_sha256=trained.weights_sha256,
+        device=target,
+        precision=number_format,
+        wnids=names.wnids,
+    )

@@ -1,0 +1,259 @@
+"""The folder a run writes to: every file whole or absent, the summary last.
+
+A file is written under a temporary name beside its place and then renamed, so a name never stands
+for half a file. `summary.json` comes last: a folder that has one is complete. Nothing is replaced
+without `overwrite`, and then only what an earlier summary lists, or what has the same name.
+"""
+
+import csv
+import io
+import json
+import os
+import re
+import secrets
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from cnnviz.core.errors import CnnvizError, UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from cnnviz.core.models.load import Model
+
+SUMMARY = "summary.json"
+DPI = 150
+LONGEST_NAME = 80
+
+
+def version() -> str:
+    """The installed version of cnnviz; `unknown` when run from a bare source tree."""
+    try:
+        return metadata.version("cnnviz")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Lets `write` fill a temporary file beside `path`, then gives it that name."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            with temporary.open("xb") as stream:
+                write(stream)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise CnnvizError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file so that `path` is at every moment absent, old or complete.
+
+    Raises:
+        CnnvizError: the file system refuses (permissions, full disk, …).
+    """
+    _replace(path, lambda stream: stream.write(data))
+
+
+def safe_name(text: str) -> str:
+    """`text` as a file name that stays in its folder: no separators, no leading dots, not long."""
+    kept = re.sub(r"[^\w .+,()=@-]", "_", text).strip(" .")
+    return kept.encode()[:LONGEST_NAME].decode(errors="ignore") or "unnamed"
+
+
+class RunFolder:
+    """Where one run's files go, and the list of them.
+
+    Attributes:
+        path: the folder.
+        files: paths relative to the run's root folder, in order of writing; shared with subfolders.
+    """
+
+    def __init__(self, path: Path, root: "RunFolder | None" = None) -> None:
+        self.path = path
+        self._root = root or self
+        self.files: list[str] = root.files if root else []
+        self._taken: set[str] = set()
+
+    @classmethod
+    def open(cls, path: Path, *, overwrite: bool = False, resume: bool = False) -> "RunFolder":
+        """Makes the folder, or takes an existing one over.
+
+        Args:
+            path: the run's folder.
+            overwrite: allow a folder that is not empty; the files that its summary lists go.
+            resume: allow a folder that has files but no summary (an interrupted run).
+
+        Raises:
+            UsageError: the folder is not empty and neither flag allows it, or it is a file.
+            CnnvizError: it cannot be made or written to.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            occupied = any(path.iterdir())
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UsageError(f"{path} is not a folder; give --out another one") from error
+        except OSError as error:
+            raise CnnvizError(f"cannot write to {path}: {error.strerror or error}") from error
+        if not os.access(path, os.W_OK):
+            raise CnnvizError(
+                f"cannot write to {path}: permission denied; give --out another folder"
+            )
+        unfinished = resume and not (path / SUMMARY).exists()
+        if occupied and not overwrite and not unfinished:
+            raise UsageError(f"{path} is not empty; use --overwrite, or another folder with --out")
+        folder = cls(path)
+        if occupied and overwrite:
+            folder._remove_previous()
+        return folder
+
+    def _remove_previous(self) -> None:
+        """Deletes the summary of an earlier run, then the files it lists inside this folder."""
+        summary_path = self.path / SUMMARY
+        try:
+            written = json.loads(summary_path.read_text(encoding="utf-8"))
+            names = [str(name) for name in written["files"]]
+            ours = str(written["schema"]).startswith("cnnviz.")
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if not ours:
+            return
+        inside = self.path.resolve()
+        try:
+            summary_path.unlink()
+            for name in names:
+                path = (self.path / name).resolve()
+                if path.is_relative_to(inside) and path.is_file():
+                    path.unlink()
+        except OSError as error:
+            raise CnnvizError(f"cannot replace {self.path}: {error.strerror or error}") from error
+
+    def subfolder(self, name: str) -> "RunFolder":
+        """A folder inside, its name made safe and different from those asked for before."""
+        base = candidate = safe_name(name)
+        number = 1
+        while candidate.lower() in self._taken:
+            number += 1
+            candidate = f"{base}-{number}"
+        self._taken.add(candidate.lower())
+        path = self.path / candidate
+        try:
+            path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise CnnvizError(f"cannot write to {path}: {error.strerror or error}") from error
+        return RunFolder(path, self._root)
+
+    def _list(self, path: Path) -> Path:
+        relative = path.relative_to(self._root.path).as_posix()
+        if relative not in self.files:
+            self.files.append(relative)
+        return path
+
+    def write_bytes(self, name: str, data: bytes) -> Path:
+        """Writes one file and lists it; `name` is used as `safe_name` makes it."""
+        path = self.path / safe_name(name)
+        write_atomically(path, data)
+        return self._list(path)
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Writes UTF-8 text."""
+        return self.write_bytes(name, text.encode())
+
+    def write_json(self, name: str, content: object) -> Path:
+        """Writes strict JSON: NaN and Infinity are a bug of the caller's and raise ValueError."""
+        return self.write_text(name, to_json(content))
+
+    def write_csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
+        """Writes comma-separated values with a header line."""
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+        return self.write_text(name, stream.getvalue())
+
+    def write_npz(self, name: str, **arrays: np.ndarray) -> Path:
+        """Writes arrays, compressed; none may hold objects (nobody should unpickle our files)."""
+        stream = io.BytesIO()
+        np.savez_compressed(stream, allow_pickle=False, **arrays)
+        return self.write_bytes(name, stream.getvalue())
+
+    def write_large_npz(self, name: str, **arrays: np.ndarray) -> Path:
+        """Writes arrays uncompressed and straight to disk: they may be larger than the memory."""
+        path = self.path / safe_name(name)
+        _replace(path, lambda stream: np.savez(stream, **arrays))  # type: ignore[arg-type]
+        return self._list(path)
+
+    def write_image(self, name: str, pixels: np.ndarray) -> Path:
+        """Writes uint8 pixels (H, W) or (H, W, 3) as they are, one pixel each, as PNG."""
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, format="PNG")
+        return self.write_bytes(name, stream.getvalue())
+
+    def write_figure(self, name: str, figure: "Figure") -> Path:
+        """Draws a matplotlib figure as PNG; the same figure gives the same bytes."""
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})
+        return self.write_bytes(name, stream.getvalue())
+
+    def finish(self, content: dict[str, Any]) -> Path:
+        """Writes `summary.json`, the sign that the folder is complete; call it last."""
+        path = self.path / SUMMARY
+        write_atomically(path, to_json(content).encode())
+        return path
+
+
+def to_json(content: object) -> str:
+    """Indented strict JSON that ends in a line feed.
+
+    Raises:
+        ValueError: there is a NaN or an Infinity in it.
+    """
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def summary(
+    command: str,
+    *,
+    model: "Model | None",
+    seed: int,
+    elapsed_seconds: float,
+    results: object,
+    files: Sequence[str],
+    errors: Sequence[tuple[str, str]] = (),
+    argv: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The content of `summary.json` with the keys that every command has.
+
+    Args:
+        command: its name on the command line.
+        model: what was looked at; None for commands without one.
+        seed: the run's seed.
+        elapsed_seconds: wall-clock time of the whole run.
+        results: the command's own part; plain data.
+        files: paths relative to the run folder.
+        errors: (input, message) of each input that failed.
+        argv: the arguments after the program's name; default those of this process.
+    """
+    return {
+        "schema": f"cnnviz.{command}/1",
+        "command": command,
+        "version": version(),
+        "argv": list(sys.argv[1:] if argv is None else argv),
+        "model": model.summary() if model else None,
+        "device": str(model.device) if model else None,
+        "precision": model.precision.value if model else None,
+        "seed": seed,
+        "elapsed_seconds": round(elapsed_seconds, 3),
+        "results": results,
+        "files": list(files),
+        "errors": [{"input": name, "message": message} for name, message in errors],
+    }

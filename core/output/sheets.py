@@ -1,0 +1,199 @@
+"""Sheets: many small pictures of one size in one array, with their numbers along the edges.
+
+A sheet is drawn as one image on one pair of axes, so thousands of tiles cost no more than a few.
+Numbers stand at the rows and columns: in a grid the tile in row `32` and column `+5` is number 37.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from cnnviz.core.output.drawing import (
+    FONT_SIZE,
+    add_colorbar,
+    escape,
+    new_figure,
+    tile_columns,
+    tiles,
+    title,
+)
+
+Pixels = NDArray[np.uint8]
+
+WIDTH = 8.0  # inches, of an ordinary sheet
+LARGEST = 40.0  # inches, the longer side of a sheet with very many tiles
+DPI = 150
+_MOST_TICKS = 40
+_MOST_LABELS = 512  # tiles; more numbers could not be read
+_SHARP = 24  # pixels of a tile's longer side, from which on it is not enlarged
+_ROOMY = 1200  # pixels of a matrix's longer side, likewise
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What grey levels mean: black is `low`, white is `high`."""
+
+    low: float
+    high: float
+    label: str
+
+
+@dataclass(frozen=True, eq=False)
+class Sheet:
+    """A grid of tiles and how to read it.
+
+    Attributes:
+        pixels: the tiles put together, uint8 grey (h, w) or RGB (h, w, 3).
+        rows: numbers of the rows, top to bottom.
+        columns: numbers of the columns, left to right.
+        pitch: rows and columns of pixels from one tile to the next.
+        relative: columns count on from the row's number (a grid); else they have their own (a
+            matrix).
+        labels: the number of each tile, where it cannot be told from row and column.
+        row_name: what rows count.
+        column_name: what columns count.
+    """
+
+    pixels: Pixels
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    pitch: tuple[int, int]
+    relative: bool
+    labels: tuple[int, ...]
+    row_name: str
+    column_name: str
+
+
+def grid(
+    pictures: Pixels, what: str, numbers: tuple[int, ...] | None = None, aspect: float = 1.3
+) -> Sheet:
+    """Pictures (N, H, W[, 3]) in reading order.
+
+    Args:
+        pictures: one for each number.
+        what: what they are: "filter", "channel".
+        numbers: of the pictures; 0, 1, 2, … if not given. Given ones stand on each tile, as long
+            as there are few enough of them to be read.
+        aspect: width over height to aim at.
+    """
+    count, height, width = pictures.shape[:3]
+    across = _columns(count, tile_columns(count, height, width, aspect))
+    scale = max(1, _SHARP // max(height, width))
+    gap = _gap(height * scale)
+    shown = numbers or tuple(range(count))
+    return Sheet(
+        pixels=tiles(pictures, across, gap=gap, scale=scale),
+        rows=shown[::across],
+        columns=tuple(range(across)),
+        pitch=(height * scale + gap, width * scale + gap),
+        relative=True,
+        labels=numbers if numbers and count <= _MOST_LABELS else (),
+        row_name=what,
+        column_name="" if numbers else "+",
+    )
+
+
+def matrix(pictures: Pixels, row_name: str, column_name: str) -> Sheet:
+    """Pictures (R, C, H, W) as R rows of C tiles."""
+    rows, columns, height, width = pictures.shape
+    scale = max(1, min(4, _ROOMY // (max(rows, columns) * max(height, width))))
+    gap = 1 if max(height, width) * scale > 1 else 0
+    return Sheet(
+        pixels=tiles(
+            pictures.reshape(rows * columns, height, width), columns, gap=gap, scale=scale
+        ),
+        rows=tuple(range(rows)),
+        columns=tuple(range(columns)),
+        pitch=(height * scale + gap, width * scale + gap),
+        relative=False,
+        labels=(),
+        row_name=row_name,
+        column_name=column_name,
+    )
+
+
+def _columns(count: int, ideal: int) -> int:
+    """Tiles in a row: near the ideal, the last row as full as it can be."""
+    nearby = range(max(1, ideal * 3 // 4), max(1, ideal * 4 // 3) + 1)
+    return min(nearby, key=lambda columns: (-count % columns, abs(columns - ideal)))
+
+
+def _gap(side: int) -> int:
+    return 1 if side < 24 else 2 if side < 80 else 4
+
+
+def draw_sheet(sheet: Sheet, heading: str, scale: Scale | None) -> Figure:
+    """One sheet as a figure, at least one dot for each pixel wherever that stays printable."""
+    height, width = sheet.pixels.shape[:2]
+    across = min(max(WIDTH, width / DPI), LARGEST)
+    down = across * height / width
+    if down > LARGEST:
+        across, down = across * LARGEST / down, LARGEST
+    across = max(across, 2.5)
+    figure = new_figure(across + (1.1 if scale else 0.5), max(down, 0.6) + 0.8)
+    axes = figure.subplots()
+    place(axes, sheet, heading, scale)
+    return figure
+
+
+def place(axes: Axes, sheet: Sheet, heading: str, scale: Scale | None) -> None:
+    """Puts a sheet on axes: numbers, heading and the bar that says what grey levels mean."""
+    axes.imshow(sheet.pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    title(axes, heading)
+    down, right = sheet.pitch
+    _ticks(axes, "y", sheet.rows, down, sheet.row_name, plus=False)
+    _ticks(axes, "x", sheet.columns, right, sheet.column_name, plus=sheet.relative)
+    _number_tiles(axes, sheet)
+    axes.tick_params(length=0, pad=2, labelsize=FONT_SIZE - 3)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if scale is not None:
+        bar = ScalarMappable(Normalize(scale.low, scale.high), "gray")
+        add_colorbar(bar, axes, scale.label).ax.set_box_aspect(30)
+
+
+def _number_tiles(axes: Axes, sheet: Sheet) -> None:
+    down, right = sheet.pitch
+    size = min(FONT_SIZE - 2, max(2.5, 40 / len(sheet.columns)))
+    box = {"facecolor": "black", "alpha": 0.55, "pad": 0.4, "linewidth": 0}
+    for place, number in enumerate(sheet.labels):
+        row, column = divmod(place, len(sheet.columns))
+        axes.text(
+            column * right + 0.04 * right + 1,
+            row * down + 0.04 * down + 1,
+            str(number),
+            fontsize=size,
+            color="white",
+            va="top",
+            ha="left",
+            bbox=box,
+        )
+
+
+def _ticks(
+    axes: Axes, axis: str, numbers: tuple[int, ...], pitch: int, name: str, *, plus: bool
+) -> None:
+    step = _step(len(numbers))
+    places = [(i + 0.5) * pitch for i in range(0, len(numbers), step)]
+    labels = [f"+{n}" if plus else str(n) for n in numbers[::step]]
+    if plus and not name:
+        places, labels = [], []
+    (axes.set_yticks if axis == "y" else axes.set_xticks)(places, labels)
+    if name and not plus:
+        set_label = axes.set_ylabel if axis == "y" else axes.set_xlabel
+        set_label(escape(name), fontsize=FONT_SIZE - 1)
+
+
+def _step(count: int) -> int:
+    """Every so-many-th number gets a label: every one, second, fifth, tenth and so on."""
+    step, grow = 1, (2, 2.5, 2)
+    turn = 0
+    while count / step > _MOST_TICKS:
+        step = int(step * grow[turn % 3])
+        turn += 1
+    return step

@@ -1,0 +1,177 @@
+"""The vector that a network makes of an image, just before it decides on the class.
+
+The classifier head is found in the traced graph: going back from the output through operations
+that learn nothing (activation, pooling, reshaping), the first one that mixes channels by weights.
+What goes into it are the penultimate features, whatever the architecture calls its layers. Any
+other layer can be named instead. A map is averaged over its positions, or flattened.
+
+Shapes: N images, C channels, H W rows and columns, T tokens, D features, K classes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.graph.trace import Untraceable, trace
+from cnnviz.core.models.layers import check_open, find_layer, tap
+from cnnviz.core.models.load import Model
+from cnnviz.embeddings.choices import Pool
+
+PENULTIMATE = "penultimate"
+MIXING_LAYERS = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+MIXING_FUNCTIONS = frozenset(
+    (
+        "linear",
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "convolution",
+        "matmul",
+        "mm",
+        "addmm",
+        "bmm",
+        "einsum",
+    )
+)
+
+Run = Callable[[Tensor], tuple[object, Tensor]]
+"""Images to what the layer puts out, and the logits."""
+
+
+def _name(target: Any) -> str:
+    """`linear` for F.linear, torch.ops.aten.linear.default and the like."""
+    packet = getattr(target, "overloadpacket", target)
+    return target if isinstance(target, str) else getattr(packet, "__name__", str(target))
+
+
+def _mixes_channels(traced: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(traced.get_submodule(str(node.target)), MIXING_LAYERS)
+    return node.op in ("call_function", "call_method") and _name(node.target) in MIXING_FUNCTIONS
+
+
+def _reaches_image(node: fx.Node) -> bool:
+    """Whether a node hangs on the image, rather than on parameters alone."""
+    seen: set[fx.Node] = set()
+    waiting = [node]
+    while waiting:
+        current = waiting.pop()
+        if current.op == "placeholder":
+            return True
+        waiting += [before for before in current.all_input_nodes if before not in seen]
+        seen.update(current.all_input_nodes)
+    return False
+
+
+def head_input(traced: fx.GraphModule) -> fx.Node:
+    """The node whose value goes into the classifier head.
+
+    Raises:
+        UsageError: on the way back from the output, paths join before a head is met.
+    """
+    node: fx.Node = next(iter(traced.graph.find_nodes(op="output")))
+    while True:
+        before = [n for n in node.all_input_nodes if _reaches_image(n)]
+        if len(before) != 1:
+            raise UsageError(
+                "the classifier head was not found (no layer with weights stands alone before the "
+                "output); name the layer whose features you want with --layer"
+            )
+        if _mixes_channels(traced, node):
+            return before[0]
+        node = before[0]
+
+
+def _with_value_of(traced: fx.GraphModule, wanted: fx.Node) -> fx.GraphModule:
+    """The network, returning one of its inner values beside its output."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    result = graph.graph_copy(traced.graph, copies)
+    graph.output((copies[wanted], result))
+    return fx.GraphModule(traced, graph)
+
+
+def _run_penultimate(model: Model) -> tuple[Run, str]:
+    try:
+        traced = trace(model.module)
+    except Untraceable as error:
+        check_open(model.module, model.name)
+        raise UsageError(
+            f"the penultimate layer of {model.name} was not found: {error}; "
+            "name the layer whose features you want with --layer"
+        ) from error
+    wanted = head_input(traced)
+    both = _with_value_of(traced, wanted)
+
+    def run(images_N3HW: Tensor) -> tuple[object, Tensor]:
+        inner, logits = both(images_N3HW.to(model.device, model.precision.dtype))
+        return inner, logits.float()
+
+    where = str(wanted.target) if wanted.op == "call_module" else wanted.name
+    return run, f"{PENULTIMATE} ({where})"
+
+
+def _run_layer(model: Model, name: str) -> Run:
+    find_layer(model.module, name, model.name)
+
+    def run(images_N3HW: Tensor) -> tuple[object, Tensor]:
+        with tap(model.module, [name]) as outputs:
+            logits = model.logits(images_N3HW)
+        return outputs.get(name), logits
+
+    return run
+
+
+class FeatureExtractor:
+    """Images to one feature vector each, and the logits beside it.
+
+    Attributes:
+        layer: the layer's name, for people.
+        pool: how a map becomes a vector.
+    """
+
+    def __init__(self, model: Model, layer: str = PENULTIMATE, pool: Pool = Pool.MEAN) -> None:
+        """Finds the layer.
+
+        Raises:
+            UsageError: there is no such layer, or no penultimate one that can be found.
+        """
+        self.pool = pool
+        if layer == PENULTIMATE:
+            self._run, self.layer = _run_penultimate(model)
+        else:
+            self._run, self.layer = _run_layer(model, layer), layer
+
+    @torch.inference_mode()
+    def __call__(self, images_N3HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images to float32 features (N, D) and logits (N, K), on the model's device.
+
+        Raises:
+            CnnvizError: the layer puts out nothing that could be one vector per image.
+        """
+        output, logits = self._run(images_N3HW)
+        return self._pooled(output, len(images_N3HW)), logits
+
+    def _pooled(self, output: object, count: int) -> Tensor:
+        if output is None:
+            raise CnnvizError(
+                f"layer '{self.layer}' gives no features: it does not run; name another --layer"
+            )
+        if not isinstance(output, Tensor) or output.shape[:1] != (count,) or not output.numel():
+            what = (
+                f"shape {tuple(output.shape)}"
+                if isinstance(output, Tensor)
+                else type(output).__name__
+            )
+            raise CnnvizError(
+                f"layer '{self.layer}' gives no features: it puts out {what} for {count} images; "
+                "name another --layer"
+            )
+        values = output.float()
+        if values.ndim > 2 and self.pool == Pool.MEAN:
+            # Tokens are (N, T, D), maps (N, C, H, W).
+            values = values.mean(1) if values.ndim == 3 else values.flatten(2).mean(2)
+        return values.reshape(count, -1)

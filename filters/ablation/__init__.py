@@ -1,0 +1,1 @@
+"""Filters switched off, and what breaks."""

@@ -1,0 +1,289 @@
+"""Switch filters off and measure what breaks.
+
+`ablate` runs the experiment of DESIGN's `ablate` command end to end: the untouched network, the
+chosen filters off together, each filter of a layer off alone, and filters off one after the other,
+all on the same labelled images, in as few passes over them as possible. The network is never
+edited. Leaving parts out to see what they do is as old as physiology; for networks see Morcos et
+al. 2018, "On the importance of single directions for generalization", and Zhou et al. 2018,
+"Revisiting the importance of individual units in CNNs via ablation".
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cnnviz.core.data.datasets import ImageData
+from cnnviz.core.data.labelled_images import LabelledImages, Progress, check_labels
+from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models.layers import named_layers
+from cnnviz.filters.ablation.choices import Mode
+from cnnviz.filters.ablation.passes import IMAGES, Fills
+from cnnviz.filters.ablation.replay import REHEARSED, ablation_passes, default_memory
+from cnnviz.filters.ablation.sweep import (
+    Curve,
+    FilterEffect,
+    cumulative_ablations,
+    curves,
+    effects,
+    removal_orders,
+)
+from cnnviz.filters.ablation.tally import Counts, Tally
+from cnnviz.filters.channels.shapes import ChannelStrength, LayerChannels, channel_strengths
+from cnnviz.filters.channels.spec import Channels, Pick, Selection, expand, resolve
+
+if TYPE_CHECKING:
+    from cnnviz.core.models.load import Model
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class AblationSpec:
+    """What to do; every default is the one of the command line.
+
+    Attributes:
+        filters: specifications of the filters to switch off together (`channel_spec`).
+        mode: what stands in for them.
+        sweep: layers (names, patterns, `all` for every convolution) to go through filter by filter.
+        cumulative: also remove the filters of the swept layers one after the other.
+        seed: of random filters and orders.
+        batch_size: images at a time; None for automatic.
+        memory: bytes that replaying may take; None for automatic.
+    """
+
+    filters: tuple[str, ...] = ()
+    mode: Mode = Mode.ZERO
+    sweep: tuple[str, ...] = ()
+    cumulative: bool = False
+    seed: int = 0
+    batch_size: int | None = None
+    memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was asked, in channels that exist.
+
+    Attributes:
+        channels: switched off together; empty for none.
+        swept: layer to its number of channels.
+        counts: the same, for the layers of `channels`.
+    """
+
+    channels: Channels
+    swept: Mapping[str, int]
+    counts: Mapping[str, int]
+
+    @property
+    def swept_filters(self) -> list[tuple[str, int]]:
+        """Every filter of the sweep, in order."""
+        return [(layer, f) for layer, count in self.swept.items() for f in range(count)]
+
+    @property
+    def silenced(self) -> tuple[str, ...]:
+        """Layers all of whose filters are switched off together."""
+        return tuple(name for name, off in self.channels.items() if len(off) == self.counts[name])
+
+
+@dataclass(frozen=True, eq=False)
+class AblationResult:
+    """What came out.
+
+    Attributes:
+        plan: which filters.
+        mode: what stood in for them.
+        counts: the untouched network (ablation 0), the filters off together (ablation 1, where
+            asked), and the sweep.
+        indices: (M,) places in the data of the images that counted.
+        sweep: the effect of each swept filter, in order of the network.
+        curves: of the cumulative removal.
+        engine: `replay` or `full`.
+        reason: why not `replay`, where it is not.
+        errors: (image, message) of the images that did not count.
+    """
+
+    plan: Plan
+    mode: Mode
+    counts: Counts
+    indices: "np.ndarray"
+    sweep: tuple[FilterEffect, ...]
+    curves: tuple[Curve, ...]
+    engine: str
+    reason: str | None
+    errors: tuple[tuple[str, str], ...]
+
+
+def make_plan(model: "Model", spec: AblationSpec) -> Plan:
+    """Looks up every filter that is asked for.
+
+    Raises:
+        UsageError: nothing is asked for, or something that is not there.
+    """
+    if not spec.filters and not spec.sweep:
+        raise UsageError("nothing to ablate; give --filters LAYER:3,7-12, or --sweep LAYER")
+    if spec.cumulative and not spec.sweep:
+        raise UsageError("--cumulative needs --sweep LAYER, whose filters it removes")
+    layers = LayerChannels(model)
+    names = list(named_layers(model.module))
+    convolutions = layers.convolutions()
+    channels = resolve(spec.filters, names, convolutions, layers.counts, spec.seed)
+    swept: dict[str, int] = {}
+    for text in spec.sweep:
+        wanted = () if text == ALL else tuple(part.strip() for part in text.split("+"))
+        selection = Selection(text, wanted, Pick.ALL)
+        swept |= layers.counts(expand(selection, names, convolutions))
+    if not swept and not channels:
+        raise UsageError(f"{model.name} has no convolution; name layers whose output has channels")
+    return Plan(channels, swept, layers.counts(list(channels)))
+
+
+@dataclass(frozen=True)
+class _Measured:
+    counts: Counts
+    indices: "np.ndarray"
+    engine: str
+    reason: str | None
+
+
+class Ablation:
+    """One experiment, checked and ready to run.
+
+    Args:
+        model: the network.
+        data: labelled images.
+        spec: what to do.
+
+    Raises:
+        UsageError: the specification or the labels do not fit the model.
+    """
+
+    def __init__(self, model: "Model", data: ImageData, spec: AblationSpec) -> None:
+        self.model, self.data, self.spec = model, data, spec
+        self.classes = check_labels(data, model)
+        self.plan = make_plan(model, spec)
+
+    @property
+    def passes(self) -> int:
+        """How often the experiment goes through the data."""
+        averages = self.spec.mode is Mode.MEAN or self.spec.cumulative
+        return 1 + averages + self.spec.cumulative * len(self.plan.swept)
+
+    def run(self, progress: Progress = lambda _images: None) -> AblationResult:
+        """Runs it.
+
+        Args:
+            progress: called with the number of images just gone through, in each pass.
+
+        Raises:
+            CnnvizError: no image can be read, or the network's answers are not numbers.
+        """
+        plan, spec = self.plan, self.spec
+        stream = LabelledImages(self.data, self.model, self.classes, progress)
+        strengths = _strengths(stream, plan, spec)
+        fills = _fills(strengths, spec.mode)
+        together: list[Channels] = [{}, plan.channels] if plan.channels else [{}]
+        alone: list[Channels] = [{layer: (channel,)} for layer, channel in plan.swept_filters]
+        measured = _measure(stream, [*together, *alone], fills, len(together), spec)
+        sweep = effects(measured.counts, plan.swept_filters, len(together))
+        found: list[Curve] = []
+        if spec.cumulative:
+            for layer in plan.swept:
+                own = [effect for effect in sweep if effect.layer == layer]
+                found += _cumulative(stream, layer, own, strengths[layer], fills, spec)
+        messages = sorted(stream.errors.items())
+        return AblationResult(
+            plan=plan,
+            mode=spec.mode,
+            counts=measured.counts,
+            indices=measured.indices,
+            sweep=sweep,
+            curves=tuple(found),
+            engine=measured.engine,
+            reason=measured.reason,
+            errors=tuple((self.data.examples[place].path, text) for place, text in messages),
+        )
+
+
+def ablate(
+    model: "Model", data: ImageData, spec: AblationSpec, progress: Progress = lambda _images: None
+) -> AblationResult:
+    """Runs the whole experiment; see the module's text, and `Ablation` for what is raised."""
+    return Ablation(model, data, spec).run(progress)
+
+
+def _strengths(
+    stream: LabelledImages, plan: Plan, spec: AblationSpec
+) -> dict[str, ChannelStrength]:
+    """Channel means where something needs them: mode `mean`, or the order by activation."""
+    wanted: dict[str, None] = {}
+    if spec.mode is Mode.MEAN:
+        wanted |= dict.fromkeys([*plan.channels, *plan.swept])
+    if spec.cumulative:
+        wanted |= dict.fromkeys(plan.swept)
+    if not wanted:
+        return {}
+    stream.first(1)
+    images = stream.images(spec.batch_size or IMAGES)
+    return channel_strengths(stream.model, images, list(wanted))
+
+
+def _fills(strengths: Mapping[str, ChannelStrength], mode: Mode) -> Fills:
+    if mode is Mode.ZERO:
+        return {}
+    return {layer: strength.mean for layer, strength in strengths.items()}
+
+
+def _measure(
+    stream: LabelledImages,
+    ablations: Sequence[Channels],
+    fills: Fills,
+    recorded: int,
+    spec: AblationSpec,
+) -> _Measured:
+    """Every ablation on every image, counted."""
+    model = stream.model
+    memory = spec.memory or default_memory(model.device)
+    first = stream.first(REHEARSED)
+    passes = ablation_passes(
+        model, ablations, fills, first=first, memory=memory, images=spec.batch_size
+    )
+    tally = Tally(len(ablations), model.classes, recorded, model.device)
+    indices: list[Tensor] = []
+    with torch.inference_mode():
+        for places, images, labels in stream.all(passes.images):
+            tally.start(labels)
+            passes.run(images, tally.add)
+            indices.append(places)
+    counts = tally.finish()
+    wrong = np.flatnonzero(~np.isfinite(counts.probability).all(axis=1))
+    if wrong.size:
+        raise CnnvizError(
+            f"{model.name} gives answers that are not numbers "
+            f"({'untouched' if wrong[0] == 0 else 'with filters switched off'}) "
+            f"in {model.precision.value}; use --precision fp32, or check the weights"
+        )
+    return _Measured(counts, torch.cat(indices).numpy(), passes.engine, passes.reason)
+
+
+def _cumulative(
+    stream: LabelledImages,
+    layer: str,
+    sweep: Sequence[FilterEffect],
+    strength: ChannelStrength,
+    fills: Fills,
+    spec: AblationSpec,
+) -> tuple[Curve, ...]:
+    channels = len(sweep)
+    module = named_layers(stream.model.module)[layer]
+    norms = None
+    if isinstance(module, nn.Conv2d):
+        norms = module.weight.detach().float().flatten(1).norm(dim=1).cpu().numpy()
+    orders = removal_orders(channels, sweep, norms, strength.magnitude.cpu().numpy(), spec.seed)
+    ablations = cumulative_ablations(layer, channels, orders)
+    counts = _measure(stream, ablations, fills, 1, spec).counts
+    correct = counts.correct.sum(axis=1)
+    return curves(layer, channels, orders, correct, int(counts.images.sum()))

@@ -1,0 +1,313 @@
+"""The pictures of an ablation.
+
+`classes.png` (accuracy per class before and after), `confusions.png` (which mistakes became more
+frequent), `flips.png` (images whose prediction changed), `sweep.png` (the filters whose loss costs
+most, and how the cost spreads over all), `cumulative.png` (accuracy while filters go).
+Red is harm throughout.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from cnnviz.core.choices import Colormap
+from cnnviz.core.data.datasets import ImageData
+from cnnviz.core.data.images import Preprocess, prepare
+from cnnviz.core.output.drawing import (
+    FONT_SIZE,
+    add_colorbar,
+    bare,
+    cmap_of,
+    escape,
+    new_figure,
+    title,
+    to_uint8,
+)
+from cnnviz.filters.ablation import evaluation
+from cnnviz.filters.ablation.choices import Order
+from cnnviz.filters.ablation.report import class_changes, flips
+from cnnviz.filters.ablation.sweep import RANDOM_ORDERS, Curve, FilterEffect, ranked
+
+if TYPE_CHECKING:
+    from cnnviz.core.models.load import Model
+    from cnnviz.filters.ablation.ablation import AblationResult
+
+MOST_CLASSES = 30
+MOST_FLIPS = 50
+FLIP_COLUMNS = 10
+MOST_LAYERS = 12
+MOST_COLUMNS = 4
+NAME_LENGTH = 22
+HARM, GAIN, SAME, BEFORE = "#b2182b", "#2166ac", "#616161", "#bdbdbd"
+ORDER_COLOURS = {
+    Order.RANDOM: "#000000",
+    Order.LEAST_HARM: "#009E73",
+    Order.MOST_HARM: "#D55E00",
+    Order.SMALLEST_NORM: "#0072B2",
+    Order.WEAKEST: "#CC79A7",
+}
+
+
+def draw(result: "AblationResult", model: "Model", data: ImageData, top: int) -> dict[str, Figure]:
+    """All figures of one result, by the file name they are meant for.
+
+    Args:
+        result: what `ablate` returned.
+        model: whose labels name the classes.
+        data: the images, for the sheet of flips.
+        top: how many filters of the sweep get a bar.
+    """
+    figures: dict[str, Figure] = {}
+    if len(result.counts.predictions) > 1:
+        figures["classes.png"] = _classes(result, model)
+        figures["confusions.png"] = _confusions(result, model)
+        if flips(result):
+            figures["flips.png"] = _flips(result, model, data)
+    if result.sweep:
+        figures["sweep.png"] = _sweep(result, model, top)
+    if result.curves:
+        figures["cumulative.png"] = _cumulative(result)
+    return figures
+
+
+def _name(model: "Model", index: int, length: int = NAME_LENGTH) -> str:
+    return escape(model.labels[index], length)
+
+
+def _shown_classes(result: "AblationResult", model: "Model") -> list[evaluation.ClassChange]:
+    """The classes that changed most, in order of the model, as many as fit."""
+    changes = class_changes(result, model.classes)
+    most = sorted(changes, key=lambda c: (-abs(c.change), -abs(c.probability_change), c.index))
+    return sorted(most[:MOST_CLASSES], key=lambda c: c.index)
+
+
+def _of_all(shown: int, total: int) -> str:
+    return "" if shown == total else f" (the {shown} of {total} classes that changed most)"
+
+
+def _classes(result: "AblationResult", model: "Model") -> Figure:
+    shown = _shown_classes(result, model)
+    total = len(class_changes(result, model.classes))
+    before, after = (
+        evaluation.accuracy(own, result.counts.labels, model.classes)
+        for own in result.counts.predictions
+    )
+    figure = new_figure(7.0, 1.4 + 0.3 * len(shown))
+    axes = figure.subplots()
+    rows = np.arange(len(shown))
+    was = [change.before / change.count for change in shown]
+    is_now = [change.after / change.count for change in shown]
+    axes.barh(rows - 0.2, was, 0.38, color=BEFORE)
+    colours = [_colour(new - old) for old, new in zip(was, is_now, strict=True)]
+    axes.barh(rows + 0.2, is_now, 0.38, color=colours)
+    for row, (old, new) in enumerate(zip(was, is_now, strict=True)):
+        text = f"{(new - old) * 100:+.1f}"
+        axes.text(max(old, new) + 0.01, row, text, va="center", fontsize=FONT_SIZE - 2)
+    names = [f"{_name(model, c.index)} ({c.count})" for c in shown]
+    axes.set_yticks(rows, names, fontsize=FONT_SIZE - 1)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.09)
+    _dress(axes, "accuracy on the class's images (their number in brackets)")
+    handles = [Patch(color=colour) for colour in (BEFORE, HARM, GAIN)]
+    overall = f"before ({before.top1:.1%} overall)", f"after ({after.top1:.1%} overall): lower"
+    names = [*overall, "higher"]
+    _legend_below(figure, handles, names, columns=3)
+    title(axes, f"Accuracy per class{_of_all(len(shown), total)}\n{_switched_off(result)}")
+    return figure
+
+
+def _colour(change: float) -> str:
+    return HARM if change < 0 else GAIN if change > 0 else SAME
+
+
+def _dress(axes: Axes, xlabel: str, ylabel: str = "") -> None:
+    """Axis labels and ticks in the size of the rest, and a frame only where the axes are."""
+    axes.set_xlabel(xlabel, fontsize=FONT_SIZE - 1)
+    axes.set_ylabel(ylabel, fontsize=FONT_SIZE - 1)
+    axes.tick_params(labelsize=FONT_SIZE - 2)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend_below(
+    figure: Figure, handles: Sequence[Artist], names: Sequence[str], columns: int
+) -> None:
+    figure.legend(
+        handles,
+        names,
+        loc="outside lower center",
+        ncols=columns,
+        fontsize=FONT_SIZE - 1,
+        frameon=False,
+    )
+
+
+def _switched_off(result: "AblationResult") -> str:
+    off = result.plan.channels
+    filters = sum(map(len, off.values()))
+    where = f"{len(off)} layers" if len(off) > 1 else next(iter(off))
+    return f"{filters} filter{'s' * (filters > 1)} of {where} off ({result.mode.value})"
+
+
+def _confusions(result: "AblationResult", model: "Model") -> Figure:
+    shown = _confused_classes(result, model)
+    matrices = [
+        evaluation.confusion_matrix(own, result.counts.labels, shown)
+        for own in result.counts.predictions
+    ]
+    difference = matrices[1] - matrices[0]
+    limit = max(int(np.abs(difference).max()), 1)
+    side = 2.2 + 0.34 * len(shown)
+    figure = new_figure(side + 0.8, side)
+    axes = figure.subplots()
+    norm = Normalize(-limit, limit)
+    # A lost right answer is as much harm as a gained mistake, so the diagonal is turned about.
+    harm = np.where(np.eye(len(shown), dtype=bool), -difference, difference)
+    axes.imshow(harm, cmap=cmap_of(Colormap.DIVERGING), norm=norm)
+    for row, column in zip(*np.nonzero(difference), strict=True):
+        strong = abs(difference[row, column]) > 0.6 * limit
+        axes.text(column, row, f"{difference[row, column]:+d}", ha="center", va="center",
+                  fontsize=FONT_SIZE - 2, color="white" if strong else "black")  # fmt: skip
+    names = [_name(model, index) for index in shown]
+    axes.set_xticks(range(len(shown)), names, rotation=90, fontsize=FONT_SIZE - 1)
+    axes.set_yticks(range(len(shown)), names, fontsize=FONT_SIZE - 1)
+    _dress(axes, "predicted", "labelled")
+    bar = ScalarMappable(norm, cmap_of(Colormap.DIVERGING))
+    add_colorbar(bar, axes, "images more (fewer on the diagonal): red is harm")
+    total = len(class_changes(result, model.classes))
+    title(axes, f"Change of the confusion matrix{_of_all(len(shown), total)}")
+    return figure
+
+
+def _confused_classes(result: "AblationResult", model: "Model") -> list[int]:
+    """Classes that gained or lost predictions, most first, as many as fit; the model's order."""
+    before, after = result.counts.predictions
+    labels = result.counts.labels
+    moved = before.predicted != after.predicted
+    weight = np.zeros(model.classes, np.int64)
+    for classes in (labels, before.predicted, after.predicted):
+        np.add.at(weight, classes[moved], 1)
+    with_images = result.counts.images > 0
+    order = sorted(
+        np.flatnonzero(with_images | (weight > 0)).tolist(),
+        key=lambda index: (-weight[index], index),
+    )
+    return sorted(order[:MOST_CLASSES])
+
+
+def _flips(result: "AblationResult", model: "Model", data: ImageData) -> Figure:
+    rows = flips(result)
+    before, after = result.counts.predictions
+    # Spread over the data: folders are read class by class, and the first would all be of a few.
+    places = np.linspace(0, len(rows) - 1, min(len(rows), MOST_FLIPS)).round().astype(int)
+    shown = [rows[place] for place in places]
+    columns = min(FLIP_COLUMNS, len(shown))
+    lines = -(-len(shown) // columns)
+    figure = new_figure(max(1.35 * columns, 3.0), 1.75 * lines + 0.5)
+    cells = figure.subplots(lines, columns, squeeze=False)
+    for axes in cells.flat:
+        bare(axes)
+    for axes, row in zip(cells.flat, shown, strict=False):
+        axes.imshow(_pixels(data, int(result.indices[row]), model.preprocess))
+        label = int(result.counts.labels[row])
+        was, is_now = int(before.predicted[row]), int(after.predicted[row])
+        colour = HARM if was == label else GAIN if is_now == label else "black"
+        text = f"{_name(model, was, 16)}\n→ {_name(model, is_now, 14)}"
+        axes.set_title(text, fontsize=FONT_SIZE - 2, color=colour, pad=2)
+        axes.set_xlabel(f"is {_name(model, label, 16)}", fontsize=FONT_SIZE - 2, labelpad=2)
+    some = f"{len(shown)} of {len(rows)}, spread evenly" if len(shown) < len(rows) else len(rows)
+    figure.suptitle(
+        f"Predictions that changed: {some} "
+        "(red: right before, blue: right now, black: wrong both times)",
+        fontsize=FONT_SIZE,
+        wrap=True,
+    )
+    return figure
+
+
+def _pixels(data: ImageData, index: int, preprocess: Preprocess) -> np.ndarray:
+    image = prepare(data.open(index), preprocess, data.examples[index].path)
+    return to_uint8(image.pixels.numpy().transpose(1, 2, 0))
+
+
+def _sweep(result: "AblationResult", model: "Model", top: int) -> Figure:
+    order = ranked(result.sweep)
+    shown = order[:top]
+    figure = new_figure(10.0, 1.6 + 0.26 * max(len(shown), 8))
+    left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
+    images = len(result.counts.labels)
+    _sweep_bars(left, shown, model)
+    title(left, f"The {len(shown)} filters whose loss costs most, of {len(order)}")
+    layers = list(result.plan.swept)
+    for layer in layers[:MOST_LAYERS]:
+        own = sorted(effect.change * 100 for effect in result.sweep if effect.layer == layer)
+        ranks = np.linspace(0, 1, len(own)) if len(own) > 1 else np.zeros(1)
+        right.plot(ranks, own, marker="." if len(own) < 20 else None, label=escape(layer, 30))
+    right.axhline(0, color="0.6", linewidth=0.6)
+    _dress(right, "share of the layer's filters, worst first", "change of accuracy, points")
+    right.legend(fontsize=FONT_SIZE - 3, frameon=False, loc="lower right")
+    some = f" ({MOST_LAYERS} of {len(layers)} layers)" if len(layers) > MOST_LAYERS else ""
+    title(right, f"Each filter alone, {images} images{some}")
+    return figure
+
+
+def _sweep_bars(axes: Axes, shown: Sequence[FilterEffect], model: "Model") -> None:
+    rows = np.arange(len(shown))
+    changes = [effect.change * 100 for effect in shown]
+    axes.barh(rows, changes, color=[_colour(change) for change in changes])
+    for row, effect in enumerate(shown):
+        if effect.hurts is not None:
+            text = f" {_name(model, effect.hurts)} {effect.hurts_change * 100:+.1f}"
+            axes.text(max(changes[row], 0), row, text, va="center", fontsize=FONT_SIZE - 2)
+    names = [escape(f"{effect.layer}:{effect.filter}", 34) for effect in shown]
+    axes.set_yticks(rows, names, fontsize=FONT_SIZE - 2)
+    axes.invert_yaxis()
+    low, high = min([*changes, 0.0]), max([*changes, 0.0])
+    axes.set_xlim(low * 1.05 - 0.01, high + (high - low) * 0.45 + 0.1)
+    axes.axvline(0, color="black", linewidth=0.6)
+    _dress(axes, "change of accuracy, points (written: of the class hurt most)")
+
+
+def _cumulative(result: "AblationResult") -> Figure:
+    layers = list(dict.fromkeys(curve.layer for curve in result.curves))
+    columns = min(len(layers), MOST_COLUMNS)
+    lines = -(-len(layers) // columns)
+    figure = new_figure(max(3.3 * columns, 6.0), 2.9 * lines + 0.6)
+    cells = list(figure.subplots(lines, columns, squeeze=False, sharey=True).flat)
+    for axes, layer in zip(cells, layers, strict=False):
+        own = [curve for curve in result.curves if curve.layer == layer]
+        for curve in own:
+            _curve(axes, curve)
+        title(axes, f"{layer} ({own[0].removed[-1]} filters)")
+        axes.set_ylim(0, 1)
+        _dress(axes, "share of filters removed", "accuracy" if axes in cells[::columns] else "")
+    for axes in cells[len(layers) :]:
+        axes.set_visible(False)
+    handles, names = _legend(cells[: len(layers)])
+    _legend_below(figure, handles, names, columns=2 if columns == 1 else 3)
+    return figure
+
+
+def _curve(axes: Axes, curve: Curve) -> None:
+    shares = [removed / curve.removed[-1] for removed in curve.removed]
+    colour = ORDER_COLOURS[curve.order]
+    name = curve.order.value
+    if curve.order is Order.RANDOM:
+        axes.fill_between(shares, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
+        name = f"random (mean and range of {RANDOM_ORDERS})"
+    axes.plot(shares, curve.accuracy, color=colour, label=name, linewidth=1.4)
+
+
+def _legend(cells: Sequence[Axes]) -> tuple[list[Artist], list[str]]:
+    """One entry per order, whichever panels have it."""
+    found: dict[str, Artist] = {}
+    for axes in cells:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(name, handle)
+    return list(found.values()), list(found)

@@ -1,0 +1,276 @@
+"""Which operations keep a change within its channel, and what the first one that does not adds.
+
+`lane_rules` answers, for a step of the suffix that reads a lane (`cnnviz.filters.ablation.suffix`):
+
+- batch norm, activations, pooling, depthwise convolution and the spatial mean work on the gathered
+  channels as if they were the map's own: the answer is a lane again;
+- adding or multiplying by a base value takes that value's same channels; concatenating shifts them;
+- flattening keeps each channel as a block of columns;
+- a convolution or linear layer is linear in its input, so its result is the base result plus what
+  it makes of the one changed channel: the answer is rows;
+- for anything else the answer is None, and the lane is written out in full.
+"""
+
+import operator
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (its customary name)
+from torch import Tensor, fx, nn
+
+from cnnviz.core.graph.program import IN_PLACE
+from cnnviz.filters.ablation.suffix import Lane, Rows, Run, is_channels_last, shape_of_lane
+
+ELEMENTWISE_MODULES = (
+    nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU,
+    nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.Hardswish,
+    nn.Hardsigmoid, nn.Hardtanh,
+)  # fmt: skip
+POOLING_MODULES = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+ELEMENTWISE_NAMES = (
+    "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "sigmoid", "tanh",
+    "softplus", "softsign", "hardswish", "hardsigmoid", "hardtanh", "dropout", "dropout2d", "clamp",
+    "contiguous", "clone", "detach", "abs", "neg", "exp", "stochastic_depth",
+)  # fmt: skip
+POOLING_NAMES = ("avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d")
+# F.max_pool2d dispatches between two functions and bears the name of neither.
+POOLING_FUNCTIONS = (F.max_pool2d, F.adaptive_max_pool2d)
+ARITHMETIC = (
+    operator.add, operator.sub, operator.mul, operator.truediv,
+    torch.add, torch.sub, torch.mul, torch.div,
+)  # fmt: skip
+
+
+def lane_rules(run: Run, node: fx.Node) -> Lane | Rows | None:
+    """What a step makes of the lane it reads; None where the lane has to be written out."""
+    if node.op == "call_module":
+        return _module(run, node)
+    if node.op not in ("call_function", "call_method"):
+        return None
+    if node.target in ("size", getattr):
+        return shape_of_lane(run, node)
+    target = IN_PLACE.get(node.target, node.target)
+    if target in ARITHMETIC or node.target in ("add", "mul", "sub", "div"):
+        return _arithmetic(run, node)
+    if target in (torch.cat, torch.concat):
+        return _concatenate(run, node)
+    return _function(run, node)
+
+
+def _function(run: Run, node: fx.Node) -> Lane | None:
+    """Functions and methods of one map."""
+    lane = _only_lane(run, node)
+    if lane is None:
+        return None
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    pools = node.target in POOLING_FUNCTIONS or name in POOLING_NAMES
+    if name.rstrip("_") in ELEMENTWISE_NAMES or (pools and not lane.flat):
+        return _applied(run, node, lane)
+    rule = _SHAPING.get(name)
+    return rule(run, node, lane) if rule is not None else None
+
+
+def _only_lane(run: Run, node: fx.Node) -> Lane | None:
+    """The lane that is a step's first argument, if its others are numbers or shapes."""
+    first, *others = node.args
+    lane = run.env.get(first) if isinstance(first, fx.Node) else None
+    reads_more = any(
+        isinstance(run.env.get(n), Lane) or n in run.base.shapes
+        for n in node.all_input_nodes
+        if n is not first
+    )
+    repeated = any(other is first for other in others)
+    return lane if isinstance(lane, Lane) and not reads_more and not repeated else None
+
+
+def _applied(run: Run, node: fx.Node, lane: Lane) -> Lane | None:
+    if any(isinstance(other, fx.Node) for other in node.args[1:]):
+        return None
+    values = run.program.call(node, [lane.values, *node.args[1:]], node.kwargs)
+    return Lane(values, lane.channels) if isinstance(values, Tensor) else None
+
+
+def _module(run: Run, node: fx.Node) -> Lane | Rows | None:
+    module, lane = run.program.modules[str(node.target)], _only_lane(run, node)
+    if lane is None or len(node.args) != 1 or node.kwargs:
+        return None
+    kind = type(module)
+    if kind in ELEMENTWISE_MODULES or (kind in POOLING_MODULES and not lane.flat):
+        return _applied(run, node, lane)
+    rule = _LAYERS.get(kind)
+    return rule(run, node, module, lane) if rule is not None else None
+
+
+def _batch_norm(_run: Run, _node: fx.Node, module: nn.BatchNorm2d, lane: Lane) -> Lane | None:
+    if module.running_mean is None or module.running_var is None or module.training or lane.flat:
+        return None
+    values = F.batch_norm(
+        lane.values,
+        module.running_mean[lane.channels],
+        module.running_var[lane.channels],
+        None if module.weight is None else module.weight[lane.channels],
+        None if module.bias is None else module.bias[lane.channels],
+        eps=module.eps,
+    )
+    return Lane(values, lane.channels)
+
+
+def _delta(run: Run, node: fx.Node, lane: Lane) -> Tensor:
+    """By how much the lane that a step reads differs from the base value."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)  # noqa: S101 (it is what `_only_lane` found)
+    base: Tensor = run.base.values[source]
+    if lane.flat:
+        base = torch.unflatten(base, 1, (-1, lane.values.shape[2]))
+    return lane.values - base[:, lane.channels]
+
+
+def _convolution(run: Run, node: fx.Node, module: nn.Conv2d, lane: Lane) -> Lane | Rows | None:
+    if lane.flat or module.padding_mode != "zeros" or isinstance(module.padding, str):
+        return None
+    if module.groups == module.in_channels == module.out_channels:
+        return _depthwise(module, lane)
+    if module.groups != 1:
+        return None
+    delta = _delta(run, node, lane)
+    images, count, height, width = delta.shape
+    weight = module.weight[:, lane.channels].transpose(0, 1).flatten(2)  # (G, O, kernel)
+    if module.kernel_size == (1, 1) and module.padding == (0, 0):
+        rows, columns = module.stride
+        patches = delta[:, :, ::rows, ::columns].flatten(2).unsqueeze(2)
+    else:
+        single = delta.reshape(images * count, 1, height, width)
+        geometry = (module.kernel_size, module.dilation, module.padding, module.stride)
+        patches = torch.unflatten(F.unfold(single, *geometry), 0, (images, count))
+    base: Tensor = run.base.values[node]
+    if not is_channels_last(base):
+        added = torch.matmul(weight, patches).add_(base.flatten(2).unsqueeze(1))
+        return Rows(added.view(images * count, *base.shape[1:]))
+    last = base.permute(0, 2, 3, 1)
+    added = torch.matmul(patches.transpose(2, 3), weight.transpose(1, 2))
+    added += last.flatten(1, 2).unsqueeze(1)
+    return Rows(added.view(images * count, *last.shape[1:]).permute(0, 3, 1, 2))
+
+
+def _depthwise(module: nn.Conv2d, lane: Lane) -> Lane:
+    values = F.conv2d(
+        lane.values,
+        module.weight[lane.channels],
+        None if module.bias is None else module.bias[lane.channels],
+        module.stride,
+        module.padding,
+        module.dilation,
+        groups=len(lane.channels),
+    )
+    return Lane(values, lane.channels)
+
+
+def _linear(run: Run, node: fx.Node, module: nn.Linear, lane: Lane) -> Rows | None:
+    if not lane.flat:
+        return None
+    delta = _delta(run, node, lane)
+    columns = torch.unflatten(module.weight, 1, (-1, delta.shape[2]))
+    weight = columns[:, lane.channels]  # (O, G, B)
+    base: Tensor = run.base.values[node]
+    if delta.shape[2] == 1:
+        added = delta * weight[:, :, 0].T
+    else:
+        added = torch.matmul(delta.transpose(0, 1), weight.permute(1, 2, 0)).transpose(0, 1)
+    return Rows((added + base.unsqueeze(1)).flatten(0, 1))
+
+
+def _flatten_layer(_run: Run, _node: fx.Node, module: nn.Flatten, lane: Lane) -> Lane | None:
+    return _flattened(lane) if (module.start_dim, module.end_dim) == (1, -1) else None
+
+
+# A layer type is looked up exactly: a subclass may do something else in its forward.
+_LAYERS: dict[type, Callable[..., Lane | Rows | None]] = {
+    nn.BatchNorm2d: _batch_norm,
+    nn.Conv2d: _convolution,
+    nn.Linear: _linear,
+    nn.Flatten: _flatten_layer,
+}
+
+
+def _flattened(lane: Lane) -> Lane | None:
+    return None if lane.flat else Lane(lane.values.flatten(2), lane.channels)
+
+
+def _flatten(_run: Run, node: fx.Node, lane: Lane) -> Lane | None:
+    start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
+    end = node.args[2] if len(node.args) > 2 else node.kwargs.get("end_dim", -1)
+    return _flattened(lane) if (start, end) in ((1, -1), (1, 3)) else None
+
+
+def _view(run: Run, node: fx.Node, lane: Lane) -> Lane | None:
+    """`x.view(x.size(0), -1)` and the like: (N, C, H, W) to (N, C*H*W)."""
+    before = run.base.shapes[node.all_input_nodes[0]]
+    after = run.base.shapes.get(node)
+    return _flattened(lane) if after == (before[0], before[1:].numel()) else None
+
+
+def _mean(_run: Run, node: fx.Node, lane: Lane) -> Lane | None:
+    dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+    if lane.flat or not isinstance(dims, list | tuple) or {d % 4 for d in dims} != {2, 3}:
+        return None
+    mean = lane.values.mean((2, 3), keepdim=True)
+    return Lane(mean if keep else mean.flatten(2), lane.channels)
+
+
+_SHAPING: dict[str, Callable[[Run, fx.Node, Lane], Lane | None]] = {
+    "flatten": _flatten,
+    "view": _view,
+    "reshape": _view,
+    "mean": _mean,
+}
+
+
+def _arithmetic(run: Run, node: fx.Node) -> Lane | None:
+    if node.kwargs or len(node.args) != 2:
+        return None
+    lanes = [run.env[n] for n in node.args if isinstance(n, fx.Node) and n in run.env]
+    if not all(isinstance(value, Lane) for value in lanes):
+        return None
+    lane = lanes[0]
+    assert isinstance(lane, Lane)  # noqa: S101 (told to mypy; `all` above says it)
+    operands = [_operand(run, argument, lane) for argument in node.args]
+    if any(operand is None for operand in operands):
+        return None
+    values = run.program.call(node, operands, {})
+    return Lane(values, lane.channels) if values.shape == lane.values.shape else None
+
+
+def _operand(run: Run, argument: object, lane: Lane) -> Tensor | float | None:
+    """One side of an addition or product as the lane's channels see it; None where they do not."""
+    if isinstance(argument, int | float):
+        return argument
+    if not isinstance(argument, fx.Node):
+        return None
+    value = run.env.get(argument)
+    if isinstance(value, Lane):
+        same = value.channels is lane.channels or torch.equal(value.channels, lane.channels)
+        return value.values if same and value.flat == lane.flat else None
+    if lane.flat or argument not in run.base.shapes or argument not in run.program.on_image:
+        return None
+    base: Tensor = run.base.values[argument]
+    return base[:, lane.channels] if base.dim() == 4 and base.shape[1] > 1 else None
+
+
+def _concatenate(run: Run, node: fx.Node) -> Lane | None:
+    tensors = node.args[0] if node.args else node.kwargs.get("tensors")
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    changed = [n for n in node.all_input_nodes if n in run.env]
+    if not isinstance(tensors, list | tuple) or len(changed) != 1 or dim not in (1, -3):
+        return None
+    lane = run.env[changed[0]]
+    if not isinstance(lane, Lane) or lane.flat or sum(n is changed[0] for n in tensors) != 1:
+        return None
+    offset = 0
+    for tensor in tensors:
+        if tensor is changed[0]:
+            break
+        if not isinstance(tensor, fx.Node):
+            return None
+        offset += run.base.shapes[tensor][1]
+    return Lane(lane.values, lane.channels + offset)

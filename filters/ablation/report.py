@@ -1,0 +1,300 @@
+"""What `summary.json` and the CSV files say of an ablation: plain data, class names, no NaN."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cnnviz.filters.ablation import evaluation
+from cnnviz.filters.ablation.choices import Order
+from cnnviz.filters.ablation.sweep import Curve, FilterEffect, ranked
+
+if TYPE_CHECKING:
+    from cnnviz.core.data.datasets import ImageData
+    from cnnviz.core.models.load import Model
+    from cnnviz.filters.ablation.ablation import AblationResult
+
+CONFUSIONS = 20
+FLIPS = "flips.csv"
+FLIPS_HEADER = (
+    "image", "label", "before", "after", "before_probability", "after_probability",
+    "label_probability_before", "label_probability_after",
+)  # fmt: skip
+PREDICTIONS = "predictions.npz"
+SWEEP = "sweep.csv"
+SWEEP_HEADER = (
+    "layer", "filter", "correct", "accuracy", "change", "lost", "gained", "p_value",
+    "probability_change", "hurts", "hurts_change", "hurts_probability_change",
+)  # fmt: skip
+CURVES = "cumulative.csv"
+CURVES_HEADER = ("layer", "order", "removed", "share", "accuracy", "lowest", "highest")
+
+
+def _digits(value: float) -> float:
+    """Seven significant digits: all that float32 scores carry."""
+    return float(f"{value:.7g}")
+
+
+def report(result: "AblationResult", model: "Model", data: "ImageData", top: int) -> dict[str, Any]:
+    """The `results` of the summary.
+
+    Args:
+        result: what `ablate` returned.
+        model: whose labels name the classes.
+        data: the images.
+        top: how many filters of the sweep to list; the CSV has all.
+    """
+    counts = result.counts
+    return {
+        "data": {
+            "name": data.name,
+            "images": len(counts.labels),
+            "total": data.total,
+            "fingerprint": data.fingerprint,
+        },
+        "filters": [
+            {"layer": layer, "channels": list(off), "of": result.plan.counts[layer]}
+            for layer, off in result.plan.channels.items()
+        ],
+        "mode": result.mode.value,
+        "engine": {"name": result.engine, "reason": result.reason},
+        "accuracy": _accuracy(result, model.classes),
+        "classes": _classes(result, model),
+        "classes_without_images": [
+            label for label, count in zip(model.labels, counts.images, strict=True) if not count
+        ],
+        "confusions": _confusions(result, model),
+        "flips": _flip_counts(result),
+        "sweep": _sweep(result, model, top),
+        "cumulative": [_curve(curve) for curve in result.curves],
+        "notes": notes(result, model, data),
+    }
+
+
+def notes(result: "AblationResult", model: "Model", data: "ImageData") -> list[str]:
+    """What the user should know before believing the numbers."""
+    found = [
+        f"all {result.plan.counts[layer]} filters of '{layer}' are off"
+        for layer in result.plan.silenced
+    ]
+    if len(data) < data.total:
+        found.append(f"a sample of {len(data)} of the {data.total} images")
+    empty = [label for label, n in zip(model.labels, result.counts.images, strict=True) if not n]
+    if empty:
+        shown = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+        found.append(f"no images of {shown}: left out of the mean over classes")
+    if result.reason:
+        found.append(f"every ablation was a whole pass: {result.reason}")
+    if result.curves:
+        found.append("orders by harm were found on the same images as the curves")
+    ordered = {curve.layer for curve in result.curves if curve.order is Order.SMALLEST_NORM}
+    unordered = [layer for layer in result.plan.swept if result.curves and layer not in ordered]
+    if unordered:
+        found.append(f"no order by kernel norm for {', '.join(unordered)}: not convolutions")
+    return found
+
+
+def _accuracy(result: "AblationResult", classes: int) -> dict[str, Any]:
+    labels, answers = result.counts.labels, result.counts.predictions
+    entries = [_one_accuracy(own, labels, classes) for own in answers]
+    before = entries[0]
+    if len(answers) == 1:
+        return {"before": before, "after": None, "change": None, "mcnemar": None}
+    pair = evaluation.paired(answers[0], answers[1], labels)
+    return {
+        "before": before,
+        "after": entries[1],
+        "change": _digits(entries[1]["top1"] - before["top1"]),
+        "mcnemar": {"lost": pair.lost, "gained": pair.gained, "p_value": _digits(pair.p_value)},
+    }
+
+
+def _one_accuracy(answers: evaluation.Predictions, labels: Any, classes: int) -> dict[str, Any]:
+    found = evaluation.accuracy(answers, labels, classes)
+    own = evaluation.per_class(answers, answers, labels, range(classes))
+    return {
+        "top1": _digits(found.top1),
+        "top5": None if found.top5 is None else _digits(found.top5),
+        "correct": found.correct,
+        "count": found.count,
+        "interval": [_digits(end) for end in found.interval],
+        "mean_over_classes": _digits(evaluation.mean_class_accuracy(own)[0]),
+        "label_probability": _digits(float(answers.true_probability.mean())),
+    }
+
+
+def class_changes(result: "AblationResult", classes: int) -> tuple[evaluation.ClassChange, ...]:
+    """The change of every class that has images; empty where no filters went together."""
+    if len(result.counts.predictions) == 1:
+        return ()
+    before, after = result.counts.predictions
+    changes = evaluation.per_class(before, after, result.counts.labels, range(classes))
+    return tuple(change for change in changes if change.count)
+
+
+def _classes(result: "AblationResult", model: "Model") -> list[dict[str, Any]]:
+    return [
+        {
+            "class": model.labels[change.index],
+            "index": change.index,
+            "count": change.count,
+            "before": change.before,
+            "after": change.after,
+            "change": _digits(change.change),
+            "probability_change": _digits(change.probability_change),
+        }
+        for change in class_changes(result, model.classes)
+    ]
+
+
+def grown_confusions(result: "AblationResult") -> tuple[evaluation.Confusion, ...]:
+    """Confusions that became more frequent, most grown first; empty with a sweep alone."""
+    if len(result.counts.predictions) == 1:
+        return ()
+    before, after = result.counts.predictions
+    return evaluation.grown_confusions(before, after, result.counts.labels)
+
+
+def _confusions(result: "AblationResult", model: "Model") -> list[dict[str, Any]]:
+    return [
+        {
+            "label": model.labels[pair.label],
+            "predicted": model.labels[pair.predicted],
+            "before": pair.before,
+            "after": pair.after,
+        }
+        for pair in grown_confusions(result)[:CONFUSIONS]
+    ]
+
+
+def flips(result: "AblationResult") -> list[int]:
+    """Rows of the images whose prediction changed, in order of the data."""
+    if len(result.counts.predictions) == 1:
+        return []
+    found: list[int] = evaluation.flipped(*result.counts.predictions).tolist()
+    return found
+
+
+def _flip_counts(result: "AblationResult") -> dict[str, int] | None:
+    if len(result.counts.predictions) == 1:
+        return None
+    before, after = result.counts.predictions
+    labels = result.counts.labels
+    flipped = before.predicted != after.predicted
+    return {
+        "count": int(flipped.sum()),
+        "right_to_wrong": int((flipped & (before.predicted == labels)).sum()),
+        "wrong_to_right": int((flipped & (after.predicted == labels)).sum()),
+        "wrong_to_wrong": int(
+            (flipped & (before.predicted != labels) & (after.predicted != labels)).sum()
+        ),
+    }
+
+
+def flip_rows(
+    result: "AblationResult", model: "Model", data: "ImageData"
+) -> Iterator[tuple[object, ...]]:
+    """Rows of `flips.csv`."""
+    if len(result.counts.predictions) == 1:
+        return
+    before, after = result.counts.predictions
+    for row in flips(result):
+        yield (
+            data.examples[int(result.indices[row])].path,
+            model.labels[result.counts.labels[row]],
+            model.labels[before.predicted[row]],
+            model.labels[after.predicted[row]],
+            *(
+                _digits(float(values[row]))
+                for values in (
+                    before.probability,
+                    after.probability,
+                    before.true_probability,
+                    after.true_probability,
+                )
+            ),
+        )
+
+
+def prediction_arrays(result: "AblationResult") -> dict[str, Any]:
+    """Arrays of `predictions.npz`: a row per image that counted, in order of the data."""
+    arrays: dict[str, Any] = {"images": result.indices, "labels": result.counts.labels}
+    for when, own in zip(("before", "after"), result.counts.predictions, strict=False):
+        arrays |= {
+            when: own.predicted,
+            f"{when}_probability": own.probability,
+            f"{when}_label_probability": own.true_probability,
+        }
+    return arrays
+
+
+def _hurt(effect: FilterEffect, model: "Model") -> str | None:
+    return None if effect.hurts is None else model.labels[effect.hurts]
+
+
+def _sweep(result: "AblationResult", model: "Model", top: int) -> dict[str, Any] | None:
+    if not result.sweep:
+        return None
+    return {
+        "layers": [
+            {"layer": layer, "filters": count} for layer, count in result.plan.swept.items()
+        ],
+        "top": [
+            {
+                "layer": effect.layer,
+                "filter": effect.filter,
+                "correct": effect.correct,
+                "change": _digits(effect.change),
+                "lost": effect.lost,
+                "gained": effect.gained,
+                "p_value": _digits(effect.p_value),
+                "probability_change": _digits(effect.probability_change),
+                "hurts": _hurt(effect, model),
+                "hurts_change": _digits(effect.hurts_change),
+                "hurts_probability_change": _digits(effect.hurts_probability),
+            }
+            for effect in ranked(result.sweep)[:top]
+        ],
+    }
+
+
+def sweep_rows(result: "AblationResult", model: "Model") -> Iterator[tuple[object, ...]]:
+    """Rows of `sweep.csv`: every filter, most harmful loss first."""
+    images = len(result.counts.labels)
+    for effect in ranked(result.sweep):
+        yield (
+            effect.layer,
+            effect.filter,
+            effect.correct,
+            _digits(effect.correct / images),
+            _digits(effect.change),
+            effect.lost,
+            effect.gained,
+            _digits(effect.p_value),
+            _digits(effect.probability_change),
+            _hurt(effect, model) or "",
+            _digits(effect.hurts_change),
+            _digits(effect.hurts_probability),
+        )
+
+
+def _curve(curve: Curve) -> dict[str, Any]:
+    return {
+        "layer": curve.layer,
+        "order": curve.order.value,
+        "removed": list(curve.removed),
+        "accuracy": _rounded(curve.accuracy),
+        "lowest": _rounded(curve.low),
+        "highest": _rounded(curve.high),
+    }
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [_digits(value) for value in values]
+
+
+def curve_rows(result: "AblationResult") -> Iterator[tuple[object, ...]]:
+    """Rows of `cumulative.csv`."""
+    for curve in result.curves:
+        levels = zip(curve.removed, curve.accuracy, curve.low, curve.high, strict=True)
+        for removed, *accuracies in levels:
+            share = removed / curve.removed[-1]
+            yield curve.layer, curve.order.value, removed, _digits(share), *_rounded(accuracies)

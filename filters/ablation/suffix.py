@@ -1,0 +1,293 @@
+"""What comes behind an ablated layer, run for many ablations of the same images at once.
+
+A traced network splits at the ablated layer. What does not depend on it (the prefix, and whatever
+runs beside it) is the same for every ablation; it is computed once
+(`cnnviz.core.graph.program`) and the values that the suffix reads are kept. The suffix then runs
+for G ablations of N images together. Each value in it is one of two kinds:
+
+    Lane   one channel per ablation is new, the rest is as in the base run: (N, G, ...), where entry
+           g belongs to channel channels[g]. It stays a lane through everything that works channel
+           by channel (batch norm, activations, pooling, adding, concatenating), and the first
+           convolution or linear layer turns it into rows by adding what the change contributes.
+    Rows   everything may be new: (N*G, ...), ablation fastest.
+
+So silencing one of C channels costs 1/C of the layers up to and including the next convolution, and
+with only pooling and a linear layer behind, it is a rank-one update of the logits.
+Shapes: N images, G ablations, C channels, H W rows and columns, K classes.
+"""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from cnnviz.core.graph.program import (
+    IN_PLACE,
+    Base,
+    CannotReplay,
+    Program,
+    holds_tensors,
+    last_uses,
+)
+
+
+@dataclass
+class Lane:
+    """One new channel per ablation.
+
+    Attributes:
+        values: (N, G, H, W), or (N, G, B) once flattened, where a channel became B columns.
+        channels: (G,) int64, the place of each among the channels of the base value.
+    """
+
+    values: Tensor
+    channels: Tensor
+
+    @property
+    def flat(self) -> bool:
+        """Whether the base value is (N, C*B) rather than (N, C, H, W)."""
+        return self.values.dim() == 3
+
+
+@dataclass
+class Rows:
+    """A value of the suffix in full: a tensor (N*G, ...), a tuple of such, or a shape."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Change:
+    """What G ablations do to one layer's output.
+
+    Attributes:
+        mask: (G, C) bool, the channels that are replaced; None where `lane` says it.
+        lane: (G,) int64, the one channel that each ablation replaces; None where `mask` says it.
+        fill: (C,) what they are replaced with; None for zero.
+    """
+
+    mask: Tensor | None
+    lane: Tensor | None
+    fill: Tensor | None
+
+
+Rule = Callable[["Run", fx.Node], "Lane | Rows | None"]
+
+
+class Suffix:
+    """The part of a network behind some nodes, to be run for many ablations.
+
+    Args:
+        program: the network.
+        starts: the nodes whose values are changed.
+        rules: what keeps lanes lanes; asked for every node that reads one.
+    """
+
+    def __init__(self, program: Program, starts: Sequence[fx.Node], rules: Rule) -> None:
+        self.program = program
+        self.starts = tuple(starts)
+        self.nodes = program.behind(starts)
+        self.last_uses = last_uses(self.nodes)
+        self.rules = rules
+
+    def run(self, base: Base, changes: Mapping[fx.Node, Change], count: int) -> "Run":
+        """Runs `count` ablations at once; `changes` has one entry per start node.
+
+        Raises:
+            CannotReplay: some step cannot take rows of several ablations.
+        """
+        run = Run(self, base, count)
+        run.execute(changes)
+        return run
+
+
+class Run:
+    """One run of a suffix: N images, G ablations.
+
+    Attributes:
+        base: the untouched run.
+        count: G.
+        env: values of the suffix so far.
+        peak: most bytes that its values took at any one time.
+        logits: (N, G, K) once it is done.
+    """
+
+    def __init__(self, suffix: Suffix, base: Base, count: int) -> None:
+        self.suffix = suffix
+        self.program = suffix.program
+        self.base = base
+        self.count = count
+        self.env: dict[fx.Node, Lane | Rows] = {}
+        self.peak = 0
+        self.logits = torch.empty(0)
+
+    def execute(self, changes: Mapping[fx.Node, Change]) -> None:
+        """Runs every node of the suffix."""
+        if self.suffix.nodes[-1].op != "output":  # nothing that was changed is ever used
+            self.logits = self.base.logits.unsqueeze(1).expand(-1, self.count, -1)
+            return
+        live = 0
+        sizes: dict[fx.Node, int] = {}
+        for node in self.suffix.nodes:
+            if self.env.keys().isdisjoint(node.all_input_nodes):
+                value = self._change(node, changes[node])
+            else:
+                value = self._evaluate(node)
+                if node in changes:
+                    self.env[node] = value
+                    value = self._change(node, changes[node])
+            self.env[node] = value
+            sizes[node] = _bytes(value)
+            live += sizes[node]
+            self.peak = max(self.peak, live)
+            for done in self.suffix.last_uses.get(node, ()):
+                del self.env[done]
+                live -= sizes[done]
+        result = self.rows(self.suffix.nodes[-1])
+        self.logits = torch.unflatten(result, 0, (self.base.images, self.count))
+
+    def _evaluate(self, node: fx.Node) -> Lane | Rows:
+        if any(isinstance(self.env.get(read), Lane) for read in node.all_input_nodes):
+            value = self.suffix.rules(self, node)
+            if value is not None:
+                return value
+        if node.op == "output":
+            return Rows(fx.node.map_arg(node.args[0], self.rows))
+        merged = self._merged(node)
+        if merged is not None:
+            return Rows(merged)
+        args = fx.node.map_arg(node.args, self.rows)
+        return Rows(self.program.call(node, args, fx.node.map_arg(node.kwargs, self.rows)))
+
+    def _merged(self, node: fx.Node) -> Tensor | None:
+        """Arithmetic on rows and a base value, the latter broadcast instead of repeated."""
+        function = IN_PLACE.get(node.target, node.target)
+        if function not in (operator.add, operator.mul, torch.add, torch.mul) or node.kwargs:
+            return None
+        first, second = node.args
+        if not (isinstance(first, fx.Node) and isinstance(second, fx.Node)):
+            return None
+        new, old = (first, second) if first in self.env else (second, first)
+        if old in self.env or old not in self.program.on_image:
+            return None
+        rows, value = self.rows(new), self.base.values[old]
+        if not isinstance(value, Tensor) or value.shape[1:] != rows.shape[1:]:
+            return None
+        lanes = torch.unflatten(rows, 0, (self.base.images, self.count))
+        merged: Tensor = function(lanes, value.unsqueeze(1))
+        return merged.flatten(0, 1)
+
+    def _change(self, node: fx.Node, change: Change) -> Lane | Rows:
+        batch = (self.base.images, self.count)
+        if change.lane is not None:
+            value = self.base.values[node]
+            new = value.new_zeros(*batch, *value.shape[2:])
+            if change.fill is not None:
+                new += change.fill[change.lane].to(new.dtype).view(1, -1, 1, 1)
+            return Lane(new, change.lane)
+        assert change.mask is not None  # noqa: S101 (a change has a lane or a mask)
+        mask = change.mask.view(1, *change.mask.shape, 1, 1)
+        old: Tensor = self.rows(node)
+        rows = old.clone() if node in self.env else old
+        parts = torch.unflatten(rows, 0, batch)
+        if change.fill is None:
+            parts.masked_fill_(mask, 0)
+        else:
+            fill = change.fill.to(rows.dtype).view(1, 1, -1, 1, 1)
+            parts.copy_(torch.where(mask, fill, parts))
+        return Rows(rows)
+
+    def rows(self, node: fx.Node) -> Any:
+        """The value of any node in full, for N*G rows."""
+        value = self.env.get(node)
+        if isinstance(value, Rows):
+            return value.value
+        if value is None:
+            return self._repeated(node, self.base.values[node])
+        base = self.base.values[node]
+        if value.flat:
+            base = torch.unflatten(base, 1, (-1, value.values.shape[2]))
+        full = repeated(base, self.count)
+        parts = torch.unflatten(full, 0, (self.base.images, self.count))
+        parts[:, torch.arange(self.count, device=full.device), value.channels] = value.values
+        return full.flatten(1) if value.flat else full
+
+    def _repeated(self, node: fx.Node, value: Any) -> Any:
+        """A base value as the suffix needs it: one copy of each image's part per ablation."""
+        if not holds_tensors(value):
+            return self._resized(node, value)
+        if node not in self.program.on_image:
+            return value
+        return pytree.tree_map(self._repeated_tensor, value)
+
+    def _repeated_tensor(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            return value
+        if value.shape[0] == self.base.images:
+            return repeated(value, self.count)
+        if value.shape[0] % self.base.images:
+            raise CannotReplay(f"a value of shape {tuple(value.shape)} has no batch axis")
+        parts = torch.unflatten(value, 0, (self.base.images, -1))
+        return repeated(parts, self.count).flatten(0, 1)
+
+    def _resized(self, node: fx.Node, value: Any) -> Any:
+        """A shape, or arithmetic on shapes, redone for N*G images."""
+        if node not in self.program.on_image:
+            return value
+        source = node.args[0] if node.args else None
+        if isinstance(source, fx.Node) and source in self.base.shapes:
+            if node.target not in ("size", getattr):
+                raise CannotReplay(f"{node.target} reads numbers out of a tensor")
+            length = self.base.shapes[source][0] * self.count
+            shape = torch.Size([length, *self.base.shapes[source][1:]])
+            return _shape_answer(node, shape)
+        args = fx.node.map_arg(node.args, self.rows)
+        return self.program.call(node, args, fx.node.map_arg(node.kwargs, self.rows))
+
+
+def repeated(value: Tensor, count: int) -> Tensor:
+    """(N, ...) to (N*count, ...) in memory of its own, each entry `count` times in a row.
+
+    Maps that lie channels last in memory stay so.
+    """
+    if is_channels_last(value):
+        rows = repeated(value.permute(0, 2, 3, 1), count)
+        return rows.permute(0, 3, 1, 2)
+    wide = value.unsqueeze(1).expand(-1, count, *value.shape[1:])
+    return wide.clone(memory_format=torch.contiguous_format).flatten(0, 1)
+
+
+def is_channels_last(value: Tensor) -> bool:
+    """Whether maps (N, C, H, W) lie in memory as (N, H, W, C) and not also as they are written."""
+    return (
+        value.dim() == 4
+        and value.is_contiguous(memory_format=torch.channels_last)
+        and not value.is_contiguous()
+    )
+
+
+def _shape_answer(node: fx.Node, shape: torch.Size) -> Any:
+    """What `size()`, `size(dim)` or `shape` says of a tensor of that shape."""
+    if node.target is getattr and node.args[1] == "shape":
+        return shape
+    if node.target == "size":
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        return shape if dim is None else shape[dim]  # type: ignore[index]
+    raise CannotReplay(f"the attribute '{node.args[1]}' of a tensor")
+
+
+def shape_of_lane(run: Run, node: fx.Node) -> Rows:
+    """The answer to a question for the shape of a lane, as its rows would give it."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)  # noqa: S101 (asked only for nodes that read a lane)
+    shape = run.base.shapes[source]
+    return Rows(_shape_answer(node, torch.Size([shape[0] * run.count, *shape[1:]])))
+
+
+def _bytes(value: Lane | Rows) -> int:
+    leaves = pytree.tree_leaves(value.values if isinstance(value, Lane) else value.value)
+    return sum(t.numel() * t.element_size() for t in leaves if isinstance(t, Tensor))

@@ -1,0 +1,53 @@
+"""What `summary.json` says of the feature maps of one picture: plain data, no NaN."""
+
+from typing import Any
+
+from cnnviz.filters.activations.maps import Activations, LayerActivation
+
+
+def report(found: Activations) -> dict[str, Any]:
+    """One entry of `results`."""
+    return {
+        "image": found.image.path,
+        "layers": [_layer(found, layer) for layer in found.layers],
+    }
+
+
+def _layer(found: Activations, layer: LayerActivation) -> dict[str, Any]:
+    channels, height, width = layer.maps_CHW.shape
+    sparsities = layer.sparsities.tolist()
+    return {
+        "layer": layer.layer,
+        "channels": channels,
+        "map": [height, width],
+        "sparsity": _digits(sum(sparsities) / channels),
+        "silent": [i for i, share in enumerate(sparsities) if share == 1],
+        "strongest": layer.order(strongest=True),
+        "per_channel": [_channel(found, layer, i, sparsities[i]) for i in range(channels)],
+    }
+
+
+def _channel(
+    found: Activations, layer: LayerActivation, index: int, sparsity: float
+) -> dict[str, Any]:
+    values_HW = layer.maps_CHW[index]
+    unit = divmod(int(values_HW.argmax()), values_HW.shape[1])
+    box = None
+    if layer.field is not None and layer.field.units == tuple(values_HW.shape):
+        size = layer.field.input_size
+        box = list(layer.field.box(*unit, clipped_to=size))
+    return {
+        "channel": index,
+        "lowest": _digits(float(values_HW.min())),
+        "highest": _digits(float(values_HW.max())),
+        "mean": _digits(float(values_HW.double().mean())),
+        "sparsity": _digits(sparsity),
+        "peak_unit": list(unit),
+        "peak_box": box,
+        "peak_box_original": None if box is None else list(found.image.to_original(box)),
+    }
+
+
+def _digits(value: float) -> float:
+    """Seven significant digits: all that float32 carries."""
+    return float(f"{value:.7g}")

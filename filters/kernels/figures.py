@@ -1,0 +1,128 @@
+"""The pictures of a layer's kernels and of its Gabor fits.
+
+Zero is mid-grey everywhere. Kernels over three channels are shown in colour, a tile per filter;
+others as a matrix, a row per filter and a column per input channel.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.projections.polar import PolarAxes
+
+from cnnviz.core.output.drawing import FONT_SIZE, new_figure, title, to_uint8
+from cnnviz.core.output.sheets import Scale, Sheet, draw_sheet, grid, matrix, place
+from cnnviz.filters.activations.choices import Normalize
+from cnnviz.filters.kernels.gabor import GABOR_LIKE, GaborFit
+from cnnviz.filters.kernels.weights import GaborReport, KernelReport
+
+MOST_COLUMNS = 3
+FITTED, CHANCE = "#0072B2", "#999999"
+
+
+def draw_kernels(report: KernelReport, model_name: str, normalize: Normalize) -> Figure:
+    """All kernels of one layer, none left out."""
+    sheet, scale = _sheet(report, normalize)
+    count, channels, height, width = report.kernels.shape
+    heading = (
+        f"{model_name} {report.layer}\n{count} filters over {channels} channels, {height}x{width}"
+    )
+    return draw_sheet(sheet, heading, scale)
+
+
+def draw_comparison(reports: Sequence[tuple[str, KernelReport]], normalize: Normalize) -> Figure:
+    """One layer of each of several models, side by side."""
+    columns = min(len(reports), MOST_COLUMNS)
+    rows = -(-len(reports) // columns)
+    figure = new_figure(5.0 * columns, 4.9 * rows)
+    cells = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in cells[len(reports) :]:
+        axes.set_visible(False)
+    for axes, (name, report) in zip(cells, reports, strict=False):
+        sheet, scale = _sheet(report, normalize)
+        count, channels, height, wide = report.kernels.shape
+        heading = f"{name}\n{report.layer}: {count} filters, {channels}x{height}x{wide}"
+        place(axes, sheet, heading, scale)
+    return figure
+
+
+def _sheet(report: KernelReport, normalize: Normalize) -> tuple[Sheet, Scale]:
+    kernels = report.kernels
+    per_filter = np.abs(kernels).max(axis=(1, 2, 3), keepdims=True)
+    largest = float(per_filter.max(initial=0))
+    divisor = per_filter if normalize is Normalize.FILTER else np.full_like(per_filter, largest)
+    levels = to_uint8(0.5 + 0.5 * kernels / np.maximum(divisor, 1e-30))
+    if normalize is Normalize.FILTER:
+        scale = Scale(-1, 1, "weight / the filter's largest |weight|")
+    else:
+        scale = Scale(-largest, largest, "weight")
+    if kernels.shape[1] == 3:
+        return grid(levels.transpose(0, 2, 3, 1), "filter"), scale
+    if kernels.shape[1] == 1:
+        return grid(levels[:, 0], "filter"), scale
+    name = (
+        "input channel"
+        if report.groups == 1
+        else f"input channel of the group ({report.groups} groups)"
+    )
+    return matrix(levels, "filter", name), scale
+
+
+def draw_gabor(report: KernelReport, model_name: str) -> Figure:
+    """Orientation against wavelength of the Gabor-like filters, and R² beside what chance gives."""
+    assert report.gabor is not None  # noqa: S101 (the caller asked for fits)
+    figure = new_figure(9.0, 4.2)
+    left = cast(PolarAxes, figure.add_subplot(1, 2, 1, projection="polar"))
+    _polar(left, report.gabor.fits)
+    count = len(report.gabor.fits)
+    title(
+        left,
+        f"{model_name} {report.layer}: {report.gabor.share:.0%} of {count} filters with "
+        f"R² > {GABOR_LIKE}\nangle: direction across the stripes\n"
+        f"radius: wavelength in pixels (near the rim: blobs)",
+    )
+    _explained(figure, report.gabor)
+    return figure
+
+
+def _polar(axes: PolarAxes, fits: Sequence[GaborFit | None]) -> None:
+    alike = [fit for fit in fits if fit is not None and fit.r2 > GABOR_LIKE]
+    others = [fit for fit in fits if fit is not None and fit.r2 <= GABOR_LIKE]
+    axes.set_thetamin(0)
+    axes.set_thetamax(180)
+    groups = ((others, CHANCE, "other filters"), (alike, FITTED, f"R² > {GABOR_LIKE}"))
+    for chosen, colour, name in groups:
+        angles = [np.deg2rad(fit.orientation) for fit in chosen]
+        filled = colour if colour == FITTED else "none"
+        axes.scatter(
+            angles,
+            [fit.wavelength for fit in chosen],
+            s=22,
+            facecolors=filled,
+            edgecolors=colour,
+            alpha=0.8,
+            label=f"{name} ({len(chosen)})",
+        )
+    axes.set_ylim(0, None)
+    axes.tick_params(labelsize=FONT_SIZE - 2)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=FONT_SIZE - 1)
+
+
+def _explained(figure: Figure, gabor: GaborReport) -> None:
+    axes = figure.add_subplot(1, 2, 2)
+    for fits, colour, name, share in (
+        (gabor.fits, FITTED, "kernels", gabor.share),
+        (gabor.shuffled_fits, CHANCE, "the same, pixels shuffled", gabor.shuffled_share),
+    ):
+        values = np.sort([0.0 if fit is None else fit.r2 for fit in fits])[::-1]
+        axes.plot(values, color=colour, label=f"{name}: {share:.0%} above", linewidth=1.8)
+    axes.axhline(GABOR_LIKE, color="black", linewidth=0.6, linestyle="--")
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("filters, best fit first", fontsize=FONT_SIZE)
+    axes.set_ylabel("R² of the Gabor fit", fontsize=FONT_SIZE)
+    axes.tick_params(labelsize=FONT_SIZE - 2)
+    axes.legend(loc="lower left", fontsize=FONT_SIZE - 1)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    title(axes, "variance explained, beside what chance gives")

@@ -1,0 +1,1 @@
+"""Which layers there are and what they do on data."""

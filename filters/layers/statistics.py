@@ -1,0 +1,180 @@
+"""How a network's values spread while it looks at data: layer by layer, streamed.
+
+For every layer the values that it puts out are counted by magnitude (`spread`); with gradients,
+also the gradient of each image's cross-entropy loss with respect to these values. Gradients whose
+magnitudes fall layer by layer towards the input vanish, ones that rise explode (Glorot and Bengio
+2010, "Understanding the difficulty of training deep feedforward neural networks").
+
+Shapes: N images, K classes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cnnviz.core.data.datasets import Batch, ImageData, batches, match_labels
+from cnnviz.core.device import in_batches
+from cnnviz.core.errors import CnnvizError
+from cnnviz.core.graph.trace import Untraceable, describe, trace
+from cnnviz.core.models.layers import named_layers
+from cnnviz.core.models.load import Model
+from cnnviz.filters.layers.spread import Spread, spread_of
+
+DEFAULT_BATCH = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """The spreads of all layers over a data set.
+
+    Attributes:
+        images: how many counted.
+        labelled: how many of their losses were taken at the true class; the others' at the
+            predicted one.
+        activations: by layer.
+        gradients: by layer; empty if not asked for.
+        errors: (image, message) of those that could not be read.
+    """
+
+    images: int
+    labelled: int
+    activations: Mapping[str, Spread]
+    gradients: Mapping[str, Spread]
+    errors: tuple[tuple[str, str], ...]
+
+
+def measure(
+    model: Model,
+    data: ImageData,
+    layers: Sequence[str],
+    *,
+    gradients: bool = False,
+    batch_size: int | None = None,
+    advance: Callable[[int], None] = lambda _steps: None,
+) -> Statistics:
+    """Streams the data through the network once.
+
+    Args:
+        model: borrowed.
+        data: what to look at.
+        layers: whose outputs are counted.
+        gradients: also the gradients of the loss.
+        batch_size: images at a time; None for automatic. Results do not depend on it, but for the
+            last digits of means.
+        advance: called with the number of images just done.
+
+    Raises:
+        CnnvizError: no image could be read.
+        UsageError: the data's classes cannot be matched to the model's (with gradients).
+    """
+    classes = match_labels(data, model) if gradients and data.classes else ()
+    axes = _channel_axes(model)
+    merged: tuple[dict[str, Spread], dict[str, Spread]] = ({}, {})
+    images = labelled = 0
+    errors: list[tuple[str, str]] = []
+
+    def failed(index: int, message: str) -> None:
+        errors.append((data.examples[index].path, message))
+        advance(1)
+
+    def run(batch: Batch, part: slice) -> None:
+        found = _one_pass(
+            model, batch.images[part], batch.labels[part], layers, axes, classes, gradients
+        )
+        for total, new in zip(merged, found, strict=True):
+            for name, spread in new.items():
+                total.setdefault(name, Spread()).add(spread)
+
+    size = batch_size or DEFAULT_BATCH
+    for batch in batches(data, model.preprocess, size, on_error=failed):
+        count, done = len(batch.images), 0
+        for reached, fitting in in_batches(count, min(size, count), partial(run, batch)):
+            advance(reached - done)
+            done, size = reached, min(size, fitting)
+        images += count
+        labelled += int((batch.labels >= 0).sum()) if classes else 0
+    if not images:
+        raise CnnvizError(f"none of the images of {data.name} could be read")
+    return Statistics(images, labelled, *merged, tuple(errors))
+
+
+def _one_pass(
+    model: Model,
+    images_N3HW: Tensor,
+    labels_N: Tensor,
+    layers: Sequence[str],
+    axes: Mapping[str, int],
+    classes: Sequence[int],
+    gradients: bool,
+) -> tuple[dict[str, Spread], dict[str, Spread]]:
+    """Spreads of outputs and gradients of some images."""
+    outputs: dict[str, Spread] = {}
+    slopes: dict[str, Spread] = {}
+    with _watched(model.module, layers, axes, outputs, slopes), torch.set_grad_enabled(gradients):
+        leaf = images_N3HW.detach().clone().requires_grad_(gradients)
+        logits_NK = model.logits(leaf.clone())
+        if gradients:
+            targets_N = logits_NK.detach().argmax(1).cpu()
+            if classes:
+                matched_N = torch.tensor(classes)[labels_N.clamp_min(0)]
+                targets_N = torch.where(labels_N >= 0, matched_N, targets_N)
+            # Summed, so that each image's gradient is that of its own loss, whatever the batch.
+            loss = functional.cross_entropy(
+                logits_NK, targets_N.to(logits_NK.device), reduction="sum"
+            )
+            torch.autograd.grad(loss, leaf)
+    return outputs, slopes
+
+
+@contextmanager
+def _watched(
+    module: nn.Module,
+    layers: Sequence[str],
+    axes: Mapping[str, int],
+    outputs: dict[str, Spread],
+    slopes: dict[str, Spread],
+) -> Iterator[None]:
+    """Counts what the layers put out, all their runs together, and the gradients of that."""
+    modules = named_layers(module)
+
+    def count(into: dict[str, Spread], name: str, values: Tensor) -> None:
+        axis = axes.get(name, 1) if values.dim() in (2, 4) else values.dim() - 1
+        into.setdefault(name, Spread()).add(spread_of(values, axis))
+
+    def hook_of(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_layer: nn.Module, _inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                count(outputs, name, output)
+                if output.requires_grad:
+                    hook_slope = partial(count, slopes, name)
+                    output.register_hook(hook_slope)  # type: ignore[no-untyped-call]
+
+        return hook
+
+    with ExitStack() as stack:
+        for name in layers:
+            stack.callback(modules[name].register_forward_hook(hook_of(name)).remove)
+        yield
+
+
+def _channel_axes(model: Model) -> dict[str, int]:
+    """Where the channels of a layer's maps are, for networks that move them behind the places."""
+    try:
+        parameter = next(model.module.parameters(), torch.zeros(()))
+        graph = describe(
+            trace(model.module), model.input_size, device=model.device, dtype=parameter.dtype
+        )
+    except Untraceable:
+        return {}
+    found = {}
+    for name, node in graph.layers.items():
+        place = graph.places[node]
+        if place.axes is not None and place.shape is not None and len(place.shape) == 4:
+            found[name] = next(axis for axis in (1, 2, 3) if axis not in place.axes)
+    return found

@@ -1,0 +1,107 @@
+"""From a unit to the patch of the image that it looks at.
+
+The exact receptive field comes from the network's geometry, clipped to the image. Where it is most
+of the image, the patch can be the part that carries the unit's gradient instead
+(`effective_field`).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from cnnviz.core.errors import CnnvizError
+from cnnviz.core.graph.receptive_field import ReceptiveField, receptive_fields
+from cnnviz.core.graph.trace import Untraceable
+from cnnviz.core.models.load import Model
+from cnnviz.filters.patches.choices import Crop
+from cnnviz.filters.patches.effective_field import Box, box_of_energy, gradient_energy
+from cnnviz.filters.patches.images import PatchImages
+
+MOST = 0.5
+"""Share of the image above which a receptive field is too large for `Crop.EFFECTIVE`."""
+
+
+@dataclass(frozen=True)
+class Winner:
+    """A place in a filter's top k: which unit on which image.
+
+    Attributes:
+        filter: the output channel.
+        index: the image's place in the data set.
+        score: what ranked it.
+        unit: (row, column) in the filter's map.
+    """
+
+    filter: int
+    index: int
+    score: float
+    unit: tuple[int, int]
+
+
+class Cutter:
+    """Gives each winner of a layer its box."""
+
+    def __init__(self, model: Model, images: PatchImages, crop: Crop, batch_size: int) -> None:
+        """Works out the receptive fields.
+
+        Raises:
+            CnnvizError: they cannot be told, and `crop` needs them.
+        """
+        self._model, self._images = model, images
+        self._crop, self._batch_size = crop, batch_size
+        self._fields: Mapping[str, ReceptiveField] = {}
+        try:
+            self._fields = receptive_fields(model.module, model.input_size)
+        except Untraceable as error:
+            if crop is Crop.RECEPTIVE_FIELD:
+                raise CnnvizError(f"{error}; --crop effective does without") from error
+
+    def boxes(self, layer: str, winners: Sequence[Winner]) -> list[Box]:
+        """Boxes in the working image, in the order of the winners.
+
+        Raises:
+            CnnvizError: the layer's receptive field is not known, and the crop needs it.
+        """
+        if self._crop is Crop.RECEPTIVE_FIELD or not self._sees_most(layer):
+            return self._exact(layer, winners)
+        boxes: list[Box] = []
+        for start in range(0, len(winners), self._batch_size):
+            part = winners[start : start + self._batch_size]
+            found = zip(self._effective(layer, part), self._exact(layer, part), strict=True)
+            boxes += [effective or exact for effective, exact in found]
+        return boxes
+
+    def _sees_most(self, layer: str) -> bool:
+        """Whether a unit in the middle of the layer's map sees most of the image."""
+        field = self._fields.get(layer)
+        if field is None:
+            return True
+        size = self._model.input_size
+        seen = [min(length, side) for length, side in zip(field.size, size, strict=True)]
+        return math.prod(seen) > MOST * math.prod(size)
+
+    def _exact(self, layer: str, winners: Sequence[Winner]) -> list[Box]:
+        size = self._model.input_size
+        field = self._fields.get(layer)
+        if field is None and self._crop is Crop.RECEPTIVE_FIELD:
+            raise CnnvizError(
+                f"the receptive field of layer '{layer}' is not known; "
+                "--crop effective does without"
+            )
+        if field is None:
+            return [(0, 0, *size)] * len(winners)
+        return [field.box(*winner.unit, clipped_to=size) for winner in winners]
+
+    def _effective(self, layer: str, winners: Sequence[Winner]) -> list[Box | None]:
+        found = self._images.fetch(winner.index for winner in winners)
+        pixels = torch.stack([found[winner.index].pixels for winner in winners])
+        energy_AHW = gradient_energy(
+            self._model,
+            layer,
+            [winner.filter for winner in winners],
+            [winner.unit for winner in winners],
+            self._model.preprocess.normalise(pixels),
+        )
+        return [box_of_energy(energy_HW) for energy_HW in energy_AHW]

@@ -1,0 +1,145 @@
+"""How far a scan has come, and its file: what lets a killed scan go on.
+
+The file is an npz of plain arrays beside a JSON text that says what the scan is of. It is replaced
+whole, never changed in place, so whatever moment the process dies at, the file on disk is the
+state after some batch. A file that is of other weights, preprocessing, data or questions is
+refused by naming what differs.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.output.run_folder import write_atomically
+from cnnviz.filters.patches.score_stats import ScoreStats
+from cnnviz.filters.patches.top_k import TopK
+
+_HEADER = "header"
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """What one layer's filters have shown so far.
+
+    Attributes:
+        best: the strongest patches.
+        stats: of all scores.
+    """
+
+    best: TopK
+    stats: ScoreStats
+
+    @classmethod
+    def empty(cls, filters: int, top: int, device: torch.device | str) -> "LayerState":
+        """Nothing seen yet."""
+        return cls(TopK.empty(filters, top, device), ScoreStats.empty(filters, device))
+
+
+@dataclass(frozen=True)
+class ScanState:
+    """A scan after some batch.
+
+    Attributes:
+        done: images of the data set gone through, whether they could be used or not.
+        layers: by name.
+        errors: (image, message) of those that could not be used.
+    """
+
+    done: int
+    layers: Mapping[str, LayerState]
+    errors: tuple[tuple[str, str], ...] = ()
+
+
+def _arrays(state: LayerState) -> dict[str, Tensor]:
+    stats = {f.name: getattr(state.stats, f.name) for f in fields(ScoreStats) if f.name != "count"}
+    return {"keys": state.best.keys, "units": state.best.units, **stats}
+
+
+def save(path: Path, state: ScanState, identity: Mapping[str, Any]) -> None:
+    """Replaces the file with this state.
+
+    Args:
+        path: the file.
+        state: of the scan.
+        identity: what the scan is of, JSON data; the same must be given to `load`.
+
+    Raises:
+        CnnvizError: the file cannot be written.
+    """
+    header = {
+        "identity": identity,
+        "done": state.done,
+        "errors": state.errors,
+        "counts": [layer.stats.count for layer in state.layers.values()],
+    }
+    text = json.dumps(header).encode()
+    content: dict[str, Any] = {_HEADER: np.frombuffer(text, np.uint8)}
+    for number, layer in enumerate(state.layers.values()):
+        for name, tensor in _arrays(layer).items():
+            content[f"{number}.{name}"] = tensor.cpu().numpy()
+    stream = io.BytesIO()
+    np.savez(stream, allow_pickle=False, **content)
+    write_atomically(path, stream.getvalue())
+
+
+def load(path: Path, empty: ScanState, identity: Mapping[str, Any]) -> ScanState | None:
+    """The state that the file holds; None where there is no file.
+
+    Args:
+        path: the file.
+        empty: the state before the first batch: names, shapes, types and device to expect.
+        identity: what the scan is of.
+
+    Raises:
+        UsageError: the file is of another scan; the message says what differs.
+        CnnvizError: it is no scan state or cannot be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            header = json.loads(bytes(file[_HEADER]))
+            _refuse_other(path, dict(header["identity"]), identity)
+            layers = {
+                name: _layer(file, number, layer, int(header["counts"][number]))
+                for number, (name, layer) in enumerate(empty.layers.items())
+            }
+            errors = tuple((str(image), str(message)) for image, message in header["errors"])
+            return ScanState(int(header["done"]), layers, errors)
+    except (ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise CnnvizError(
+            f"'{path}' is not the state of a scan; start again with --overwrite"
+        ) from error
+    except OSError as error:
+        raise CnnvizError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    same = json.loads(json.dumps(wanted))  # tuples become lists, as in the file
+    differing = [key for key in same if found.get(key) != same[key]]
+    if differing:
+        raise UsageError(
+            f"'{path}' belongs to a scan with other {', '.join(differing)}; "
+            "repeat that command to resume it, or start again with --overwrite"
+        )
+
+
+def _layer(file: Any, number: int, like: LayerState, count: int) -> LayerState:
+    loaded = {}
+    for name, expected in _arrays(like).items():
+        array = file[f"{number}.{name}"]
+        tensor = torch.from_numpy(array)
+        if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}")
+        loaded[name] = tensor.to(expected.device)
+    best = TopK(loaded.pop("keys"), loaded.pop("units"))
+    return LayerState(best, ScoreStats(count, **loaded))

@@ -1,0 +1,1 @@
+"""Running covered images."""

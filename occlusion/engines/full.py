@@ -1,0 +1,86 @@
+"""The plain engine: every covered image goes through the whole network, in batches.
+
+Covered images are made on the device, a batch at a time, from the image, the fill and the boxes;
+all of them never exist at once, and nothing comes to the host before the end.
+Shapes: N images in a batch, P positions, C channels, K classes, H W rows and columns.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cnnviz.core.device import in_batches
+from cnnviz.occlusion.engines.network import Network
+from cnnviz.occlusion.engines.scores import Scores, ScoreSheet
+
+# Small batches keep a layer's maps in the processor's caches; a GPU wants many images at once.
+CPU_BATCH = 8
+DEVICE_BATCH = 128
+# glibc takes blocks of 32 MiB and more fresh from the kernel each time, which clears their pages.
+CPU_MAP = 28 * 2**20
+
+
+def cover(image_3HW: Tensor, fill_3HW: Tensor, boxes_N4: Tensor) -> Tensor:
+    """The image with the fill inside box n, for each n: (N, 3, H, W), channels last."""
+    rows_H = torch.arange(image_3HW.shape[1], device=image_3HW.device)
+    columns_W = torch.arange(image_3HW.shape[2], device=image_3HW.device)
+    y0, x0, y1, x1 = boxes_N4.T[..., None]
+    inside_N1HW = (
+        ((rows_H >= y0) & (rows_H < y1))[:, None, :, None]
+        & ((columns_W >= x0) & (columns_W < x1))[:, None, None, :]
+    )  # fmt: skip
+    inside_NHW1 = inside_N1HW.permute(0, 2, 3, 1)
+    image_HW3, fill_HW3 = (t.permute(1, 2, 0).contiguous() for t in (image_3HW, fill_3HW))
+    covered = torch.where(inside_NHW1, fill_HW3, image_HW3)
+    return covered.permute(0, 3, 1, 2)
+
+
+class FullEngine:
+    """The whole network on every covered image."""
+
+    name = "full"
+
+    def __init__(
+        self, network: Network, *, batch_size: int | None = None, note: str | None = None
+    ) -> None:
+        self._network, self.note = network, note
+        self.batch_size = batch_size or self._default_batch()
+
+    def _default_batch(self) -> int:
+        network = self._network
+        if network.device.type != "cpu":
+            return DEVICE_BATCH
+        places = network.graph.places.values() if network.graph is not None else ()
+        sizes = [torch.Size(place.shape).numel() for place in places if place.shape is not None]
+        fitting = CPU_MAP // (max(sizes, default=1) * network.dtype.itemsize)
+        return max(1, min(CPU_BATCH, fitting))
+
+    @torch.inference_mode()
+    def run(
+        self,
+        image_3HW: Tensor,
+        fill_3HW: Tensor,
+        boxes_P4: Tensor,
+        progress: Callable[[int], None] = lambda _steps: None,
+    ) -> Scores:
+        """See `Engine.run`.
+
+        Raises:
+            CnnvizError: not even one image fits the device's memory.
+        """
+        network = self._network
+        image, fill = (t.to(network.device, network.dtype) for t in (image_3HW, fill_3HW))
+        boxes = boxes_P4.to(network.device)
+        image_13HW = image[None].contiguous(memory_format=torch.channels_last)
+        sheet = ScoreSheet(len(boxes), *network.run(image_13HW))
+
+        def batch(part: slice) -> None:
+            logits, sums = network.run(cover(image, fill, boxes[part]))
+            sheet.write(part, logits, None if sums is None else sums[:, sheet.channel])
+
+        before = 0
+        for done, _size in in_batches(len(boxes), self.batch_size, batch):
+            progress(done - before)
+            before = done
+        return sheet.scores()

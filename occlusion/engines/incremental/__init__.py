@@ -1,0 +1,1 @@
+"""Only what a mask can reach."""

@@ -1,0 +1,346 @@
+"""One batch of masks through the network, computing only what they change.
+
+Every value on the way is a batch of windows on a map (`Box`), in the layout that the network itself
+has there; a window that is the whole map is an ordinary batch of maps. A value of None is a map
+that no mask of the batch changes.
+Shapes: N positions of the batch, C channels, H W of a map, h w of a window.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from cnnviz.core.graph.geometry import Fixed, Window
+from cnnviz.core.graph.reach import copied_from
+from cnnviz.core.graph.trace import Graph
+from cnnviz.occlusion.engines.incremental.schedule import Stretch
+from cnnviz.occlusion.engines.incremental.sliding import Sliding
+from cnnviz.occlusion.engines.incremental.steps import Kind, Step
+from cnnviz.occlusion.engines.incremental.untouched import Untouched, run_step
+from cnnviz.occlusion.engines.incremental.windows import (
+    Box,
+    Kept,
+    Read,
+    cut_and_paste,
+    cut_mapped,
+    from_rows,
+    paste_whole,
+    to_rows,
+)
+from cnnviz.occlusion.engines.network import channel_sums
+
+
+class Batch:
+    """A batch of masks on its way through the steps."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        untouched: Untouched,
+        boxes: Mapping[fx.Node, Box],
+        count: int,
+    ) -> None:
+        """Windows of `count` masks at `boxes`, one `Box` for every map of the network."""
+        self._graph, self._untouched = graph, untouched
+        self._boxes, self._count = boxes, count
+        self._env: dict[fx.Node, Any] = {}
+        self._sums: Tensor | None = None
+
+    def run(
+        self,
+        stretches: list[Stretch],
+        layer: fx.Node | None,
+        source_NhwC: Tensor,
+        channel: int | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Float32 logits (N, K) and, with a layer, the sum (N,) of its map `channel`.
+
+        Args:
+            stretches: of the whole network.
+            layer: the node whose map is summed.
+            source_NhwC: the changed windows of the image.
+            channel: which map of it.
+        """
+        self._env[self._graph.source] = source_NhwC.permute(0, 3, 1, 2)
+        for stretch in stretches:
+            count = -(-self._count // stretch.size)
+            if count == 1:
+                self._advance(stretch.steps, layer, channel)
+                continue
+            parts = []
+            for numbers in np.array_split(np.arange(self._count), count):
+                part = self._part(slice(int(numbers[0]), int(numbers[-1]) + 1))
+                part._advance(stretch.steps, layer, channel)
+                parts.append(part)
+            self._gather(parts)
+        logits = self._whole(self._graph.output)
+        return logits.float(), self._sums
+
+    def _advance(self, steps: list[Step], layer: fx.Node | None, channel: int | None) -> None:
+        for step in steps:
+            if step.kind is not Kind.SOURCE:
+                self._env[step.node] = self._value(step)
+            if step.node is layer and channel is not None:
+                self._sums = self._sum(step, channel)
+            for dead in step.done:
+                self._env.pop(dead, None)
+
+    def _part(self, positions: slice) -> "Batch":
+        """Some of the positions, as far as they have come; only where all values can be split."""
+        boxes = {box: box.part(positions) for box in set(self._boxes.values())}
+        part = Batch(
+            self._graph,
+            self._untouched,
+            {node: boxes[box] for node, box in self._boxes.items()},
+            positions.stop - positions.start,
+        )
+        for node, value in self._env.items():
+            shared = value is None or self._constant(node)
+            part._env[node] = value if shared else value[positions]
+        return part
+
+    def _gather(self, parts: list["Batch"]) -> None:
+        """All positions again, as far as the parts have come."""
+        first = parts[0]
+        self._env = {
+            node: value
+            if value is None or self._constant(node)
+            else torch.cat([part._env[node] for part in parts])
+            for node, value in first._env.items()
+        }
+        sums = [part._sums for part in parts if part._sums is not None]
+        if sums:
+            self._sums = torch.cat(sums)
+
+    def _constant(self, node: fx.Node) -> bool:
+        return isinstance(self._graph.places[node].geometry, Fixed)
+
+    def _value(self, step: Step) -> Any:  # noqa: PLR0911
+        if step.kind is Kind.FIXED:
+            return self._fixed(step)
+        box = self._boxes.get(step.node)
+        if box is not None and box.empty:
+            return None
+        if step.kind is Kind.MEAN:
+            return self._mean(step)
+        if step.kind is Kind.MIX or box is None or (box.whole and step.kind is not Kind.CONCAT):
+            return self._mix(step)
+        if step.kind is Kind.LOCAL:
+            return self._local(step, box)
+        if step.kind is Kind.RESHAPE:
+            return self._reshape(step, box)
+        if step.kind is Kind.CONCAT:
+            return self._concatenate(step, box)
+        if step.kind is Kind.SLIDE:
+            return self._slide(step, box)
+        return self._join(step, box)
+
+    def _fixed(self, step: Step) -> Any:
+        """Arithmetic on shapes sees maps of full size, whatever the windows are."""
+
+        def value(node: fx.Node) -> Any:
+            place = self._graph.places[node]
+            if place.axes is None or place.shape is None:
+                return self._env[node]
+            like = self._env.get(node)
+            blank = torch.empty(1, dtype=getattr(like, "dtype", self._dtype), device=self._device)
+            return blank.expand(self._count, *place.shape[1:])
+
+        args, kwargs = fx.node.map_arg((step.node.args, dict(step.node.kwargs)), value)
+        return step.call(*args, **kwargs)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(iter(self._untouched.maps.values())).table.dtype
+
+    @property
+    def _device(self) -> torch.device:
+        return self._untouched.logits_1K.device
+
+    def _rows(self, node: fx.Node) -> Tensor | None:
+        value, axes = self._env[node], self._graph.places[node].axes
+        return None if value is None or axes is None else to_rows(value, axes)
+
+    def _whole(self, node: fx.Node) -> Any:
+        """The node's value as full maps."""
+        box, value = self._boxes.get(node), self._env[node]
+        if box is None or (box.whole and value is not None):
+            return value
+        kept = self._untouched.maps[node]
+        rows = self._rows(node)
+        if rows is None:
+            return kept.whole(self._count)
+        return from_rows(paste_whole(kept, box, rows), kept.axes, kept.shape)
+
+    def _mix(self, step: Step) -> Any:
+        values = {
+            node: self._whole(node) if node in step.place.inputs else self._env[node]
+            for node in step.node.all_input_nodes
+        }
+        return run_step(step, values)
+
+    def _mean(self, step: Step) -> Tensor:
+        """A mean over all positions changes by the change of the sum over the window."""
+        source = step.place.inputs[0]
+        box, value = self._boxes[source], self._env[source]
+        if box.whole and value is not None:
+            return self._mix(step)  # type: ignore[no-any-return]
+        base = self._untouched.means[step.node]
+        rows = self._rows(source)
+        if rows is None:
+            return base.expand(self._count, *base.shape[1:])
+        kept = self._untouched.maps[source]
+        change = (_sums(rows) - kept.box_sums(box)) / (box.extent[0] * box.extent[1])
+        return base + change.to(base.dtype).view(self._count, *base.shape[1:])
+
+    def _local(self, step: Step, box: Box) -> Any:
+        """As it is on windows; but a pool may know the size of its map, and would stretch them."""
+        if step.sliding is None:
+            return run_step(step, self._env)
+        windows = self._env[step.place.inputs[0]]
+        out = step.sliding.compute(windows, box)
+        return out.clone() if out is windows else out
+
+    def _reshape(self, step: Step, box: Box) -> Tensor:
+        place = step.place
+        assert place.shape is not None and place.axes is not None  # noqa: S101, PT018
+        shape = [self._count, *place.shape[1:]]
+        shape[place.axes[0]], shape[place.axes[1]] = box.height, box.width
+        value: Tensor = self._env[place.inputs[0]]
+        return value.reshape(shape)
+
+    def _slide(self, step: Step, box: Box) -> Tensor:
+        operation, source = step.sliding, step.place.inputs[0]
+        assert operation is not None  # noqa: S101
+        read = reading(operation.window, box)
+        kept, below = self._untouched.maps[source], self._boxes[source]
+        rows = self._rows(source)
+        if operation.window.padding_mode != "zeros":
+            origin = [
+                copied_from(read.numbers(a), kept.extent[a], operation.window.padding_mode)
+                for a in (0, 1)
+            ]
+            cut = cut_mapped(kept, (origin[0], origin[1]), below, rows)
+        else:
+            cut = cut_and_paste(kept, read, below, rows, lowest=operation.lowest)
+        if operation.fill:
+            _fill_outside(cut, read, kept.extent, operation)
+        out = operation.compute(cut.permute(0, 3, 1, 2), box)
+        return (
+            out if kept.axes == (2, 3) else from_rows(to_rows(out, (2, 3)), kept.axes, kept.shape)
+        )
+
+    def _aligned(self, node: fx.Node, box: Box) -> Any:
+        """A map's windows at exactly `box`."""
+        below = self._boxes.get(node)
+        if below is None:
+            return self._fixed_map(node, box)
+        if below.same(box) and self._env[node] is not None:
+            return self._env[node]
+        kept = self._untouched.maps[node]
+        read = Read((box.top_N, box.left_N), (box.height, box.width))
+        return from_rows(cut_and_paste(kept, read, below, self._rows(node)), kept.axes, kept.shape)
+
+    def _fixed_map(self, node: fx.Node, box: Box) -> Any:
+        """A number, a constant per channel, or a parameter that is a map itself."""
+        value = self._env[node]
+        if not isinstance(value, Tensor) or tuple(value.shape[-2:]) != box.extent:
+            return value
+        full = value.view(*(1,) * (4 - value.dim()), *value.shape)
+        kept = Kept(full, (2, 3))
+        read = Read((box.top_N, box.left_N), (box.height, box.width))
+        return from_rows(cut_and_paste(kept, read, box, None), (2, 3), kept.shape)
+
+    def _join(self, step: Step, box: Box) -> Any:
+        values = {node: self._aligned(node, box) for node in step.node.all_input_nodes}
+        return run_step(step, values)
+
+    def _concatenate(self, step: Step, box: Box) -> Any:
+        inputs = step.node.all_input_nodes
+        if all(self._boxes[m].same(box) and self._env[m] is not None for m in inputs):
+            return run_step(step, self._env)
+        kept = self._untouched.maps[step.node]
+        read = Read((box.top_N, box.left_N), (box.height, box.width))
+        joined = cut_and_paste(kept, read, box, None)
+        first = 0
+        parts = step.node.args[0] if step.node.args else step.node.kwargs["tensors"]
+        assert isinstance(parts, list | tuple)  # noqa: S101
+        for node in parts:
+            assert isinstance(node, fx.Node)  # noqa: S101
+            last = first + _channels(self._graph, node)
+            rows = self._rows(node)
+            if rows is not None:
+                for target, source in read.pastes(self._boxes[node]):
+                    joined[(*target, slice(first, last))] = rows[source]
+            first = last
+        return from_rows(joined, kept.axes, kept.shape)
+
+    def _sum(self, step: Step, channel: int) -> Tensor:
+        """The sum of one of the layer's maps, per position (N,)."""
+        node, box = step.node, self._boxes.get(step.node)
+        value, base = self._env[node], self._untouched.sums_1C
+        assert base is not None  # noqa: S101 (there is a layer)
+        if value is None:
+            return base[0, channel].expand(self._count)
+        if box is None or box.whole:
+            return channel_sums(value, step.place.axes)[:, channel]
+        rows = self._rows(node)
+        assert rows is not None  # noqa: S101 (it has a box)
+        changed = _sums(rows) - self._untouched.maps[node].box_sums(box)
+        return base[0, channel] + changed[:, channel].float()
+
+
+def _sums(rows_NhwC: Tensor) -> Tensor:
+    """Sum over each window, (N, C), in float32 or better; windows are small enough for that."""
+    return rows_NhwC.sum((1, 2), dtype=torch.promote_types(rows_NhwC.dtype, torch.float32))
+
+
+def reading(window: Window, box: Box) -> Read:
+    """The input positions that output windows at `box` read, padding included."""
+    firsts, counts, steps = [], [], []
+    for axis, (start, size) in enumerate(((box.top_N, box.height), (box.left_N, box.width))):
+        stride, kernel = window.stride[axis], window.kernel[axis]
+        firsts.append(start * stride - window.padding[axis][0])
+        steps.append(stride if kernel == 1 else 1)
+        far = (kernel - 1) * window.dilation[axis]
+        counts.append(size if kernel == 1 else (size - 1) * stride + far + 1)
+    return Read((firsts[0], firsts[1]), (counts[0], counts[1]), (steps[0], steps[1]))
+
+
+def _fill_outside(
+    cut_NhwC: Tensor, read: Read, extent: tuple[int, int], operation: Sliding
+) -> None:
+    """Puts the padding's own value where the cut lies outside of the map."""
+    rows, columns = read.numbers(0), read.numbers(1)
+    outside = ((rows < 0) | (rows >= extent[0]))[:, :, None]
+    outside = outside | ((columns < 0) | (columns >= extent[1]))[:, None, :]
+    mask = torch.from_numpy(outside[..., None]).to(cut_NhwC.device)
+    cut_NhwC.masked_fill_(mask, operation.fill)
+
+
+def _channels(graph: Graph, node: fx.Node) -> int:
+    place = graph.places[node]
+    assert place.shape is not None and place.axes is not None  # noqa: S101, PT018
+    rest = [size for axis, size in enumerate(place.shape) if axis not in (0, *place.axes)]
+    return int(np.prod(rest))
+
+
+def source_windows(
+    image_3HW: Tensor, fill_3HW: Tensor, box: Box, boxes_N4: np.ndarray[Any, Any]
+) -> Tensor:
+    """The covered image at each window: the fill inside the mask, else the image; (N, h, w, 3)."""
+    width = box.extent[1]
+    rows = box.top_N[:, None] + np.arange(box.height)
+    columns = box.left_N[:, None] + np.arange(box.width)
+    covered_rows = (rows >= boxes_N4[:, :1]) & (rows < boxes_N4[:, 2:3])
+    covered_columns = (columns >= boxes_N4[:, 1:2]) & (columns < boxes_N4[:, 3:])
+    covered = covered_rows[:, :, None] & covered_columns[:, None, :]
+    index = (rows * width)[:, :, None] + columns[:, None, :]
+    index = index + covered * (box.extent[0] * width)
+    both = torch.cat([image_3HW.flatten(1).T, fill_3HW.flatten(1).T])
+    return both.index_select(0, torch.from_numpy(index.reshape(-1)).to(both.device)).view(
+        *index.shape, -1
+    )

@@ -1,0 +1,166 @@
+"""The incremental engine: the same numbers as the full one, computing only what a mask changes.
+
+The untouched image runs once and its maps are kept. For a batch of masks, each layer gets the
+windows that the masks can reach, cut from the kept maps with the halo that the layer reads, with
+the changed part of the layer before pasted in. Where the windows have grown to the whole map, or
+an operation mixes all positions, the batch goes on with whole maps.
+Shapes: N positions of a batch, P positions, C channels, K classes, H W rows and columns.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from cnnviz.core.device import give_back_memory, in_batches
+from cnnviz.core.graph.reach import Ints, extents
+from cnnviz.occlusion.engines.incremental.batch import Batch, source_windows
+from cnnviz.occlusion.engines.incremental.cost import Costs
+from cnnviz.occlusion.engines.incremental.groups import (
+    AxisReach,
+    Group,
+    largest_windows,
+    make_groups,
+    reach_of_boxes,
+)
+from cnnviz.occlusion.engines.incremental.schedule import Scheduler
+from cnnviz.occlusion.engines.incremental.steps import compile_steps
+from cnnviz.occlusion.engines.incremental.untouched import Untouched, run_untouched
+from cnnviz.occlusion.engines.incremental.windows import Box
+from cnnviz.occlusion.engines.network import Network
+from cnnviz.occlusion.engines.scores import Scores, ScoreSheet
+
+# From so many positions on, memory is given back behind each group, for a twentieth of the time.
+_LONG_RUN = 1024
+
+
+class IncrementalEngine:
+    """Recomputes what each mask can reach; see the module's own words."""
+
+    name = "incremental"
+
+    def __init__(
+        self, network: Network, *, batch_size: int | None = None, note: str | None = None
+    ) -> None:
+        """Prepares the steps of a network that has a graph.
+
+        Raises:
+            Untraceable: the graph has an operation that windows cannot follow.
+        """
+        assert network.graph is not None  # noqa: S101 (the caller's choice of engine sees to it)
+        self.note, self._network, self._graph = note, network, network.graph
+        self._layer = self._graph.layers[network.layer] if network.layer else None
+        self._steps = compile_steps(self._graph, network.layer)
+        self.costs = Costs(self._graph, self._steps, network.device, network.dtype)
+        self._scheduler = Scheduler(
+            self._graph, self._steps, network.device, network.dtype, batch_size
+        )
+        self._planned: tuple[Ints, list[Group], tuple[AxisReach, AxisReach]] | None = None
+
+    def plan(self, boxes_P4: Ints) -> tuple[list[Group], tuple[AxisReach, AxisReach]]:
+        """Groups of positions for these masks; made once, however many images follow."""
+        if self._planned is None or not np.array_equal(self._planned[0], boxes_P4):
+            rows, columns = reach_of_boxes(self._graph, boxes_P4)
+            windows = largest_windows(rows, columns)
+            schedule = self._scheduler.schedule(windows)
+            batch = self.costs.calls(schedule, windows, schedule.size)
+
+            def calls(groups: int, batches: int) -> float:
+                return self.costs.compiling(groups) + batches * batch
+
+            groups = make_groups(rows, columns, self.costs.weight, calls, schedule.size)
+            self._planned = (boxes_P4, groups, (rows, columns))
+        return self._planned[1], self._planned[2]
+
+    def predict(self, boxes_P4: Tensor) -> float:
+        """Seconds that these masks will take, by count."""
+        groups, _axes = self.plan(boxes_P4.cpu().numpy())
+        return self.costs.incremental(
+            (len(g.positions_N), g.sizes, self._scheduler.schedule(g.sizes)) for g in groups
+        )
+
+    def predict_full(self, boxes_P4: Tensor, batch_size: int) -> float:
+        """Seconds that the full engine will take for the same masks, by count."""
+        return self.costs.full(len(boxes_P4), batch_size)
+
+    @torch.inference_mode()
+    def run(
+        self,
+        image_3HW: Tensor,
+        fill_3HW: Tensor,
+        boxes_P4: Tensor,
+        progress: Callable[[int], None] = lambda _steps: None,
+    ) -> Scores:
+        """See `Engine.run`.
+
+        Raises:
+            CnnvizError: not even one mask fits the device's memory.
+        """
+        network = self._network
+        image, fill = (t.to(network.device, network.dtype) for t in (image_3HW, fill_3HW))
+        untouched = run_untouched(
+            self._steps,
+            self._graph.output,
+            self._layer,
+            image[None].contiguous(memory_format=torch.channels_last),
+        )
+        boxes = boxes_P4.cpu().numpy()
+        sheet = ScoreSheet(len(boxes), untouched.logits_1K, untouched.sums_1C)
+        groups, axes = self.plan(boxes)
+        for group in groups:
+            for positions, logits, sums in self._group(
+                untouched, (image, fill), group, axes, boxes, sheet.channel
+            ):
+                sheet.write(positions, logits, sums)
+                progress(len(positions))
+            if len(boxes) >= _LONG_RUN:
+                give_back_memory()
+        return sheet.scores()
+
+    def _group(
+        self,
+        untouched: Untouched,
+        pictures: tuple[Tensor, Tensor],
+        group: Group,
+        axes: tuple[AxisReach, AxisReach],
+        boxes_P4: Ints,
+        channel: int | None,
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        count = len(group.positions_N)
+        schedule = self._scheduler.schedule(group.sizes)
+        batches = -(-count // schedule.size)
+        results: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+        def batch(part: slice) -> None:
+            positions = group.positions_N[part]
+            places = self._places(group, axes, positions)
+            source = places[self._graph.source]
+            windows = source_windows(*pictures, source, boxes_P4[positions])
+            run = Batch(self._graph, untouched, places, len(positions))
+            logits, sums = run.run(schedule.stretches, self._layer, windows, channel)
+            index = torch.from_numpy(positions).to(logits.device)
+            results.append((index, logits, sums))
+
+        for _done in in_batches(count, -(-count // batches), batch):
+            yield from results
+            results.clear()
+
+    def _places(
+        self, group: Group, axes: tuple[AxisReach, AxisReach], positions_N: Ints
+    ) -> dict[fx.Node, Box]:
+        """The boxes of every map; maps with the same reach share one."""
+        rows, columns = axes
+        row_N, column_N = rows.number_P[positions_N], columns.number_P[positions_N]
+        shared: dict[tuple[int, int, tuple[int, int]], Box] = {}
+        places = {}
+        for node, extent in extents(self._graph).items():
+            height, width = group.sizes[node]
+            tall, wide = rows.spans[node], columns.spans[node]
+            key = (id(tall), id(wide), extent)
+            if key not in shared:
+                top = np.minimum(tall.first_I[row_N], extent[0] - height)
+                left = np.minimum(wide.first_I[column_N], extent[1] - width)
+                shared[key] = Box(height, width, top, left, extent)
+            places[node] = shared[key]
+        return places

@@ -1,0 +1,240 @@
+"""Windows cut from kept maps, and changed windows pasted over them.
+
+A map is kept as a table of its positions, row-major, with all channels of a position side by side
+(channels-last memory), and two more rows at the end: zeros, and minus infinity, which padding
+reads. Cutting the windows of a whole batch is then one `index_select`, whatever their places, and
+pasting is one strided copy for each run of windows with the same relative place.
+Shapes: N windows, h w rows and columns of a window, H W of the map, C channels.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cnnviz.core.graph.reach import Ints
+
+Axes = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Box:
+    """Where the windows of a batch lie on their map; all are of one size and inside the map.
+
+    Attributes:
+        height: rows of each window.
+        width: columns of each window.
+        top_N: first row of each.
+        left_N: first column of each.
+        extent: (H, W) of the map.
+    """
+
+    height: int
+    width: int
+    top_N: Ints
+    left_N: Ints
+    extent: tuple[int, int]
+
+    @property
+    def whole(self) -> bool:
+        """Each window is the map."""
+        return (self.height, self.width) == self.extent
+
+    @property
+    def empty(self) -> bool:
+        """Nothing of the map changes, for no mask of the batch."""
+        return self.height == 0 or self.width == 0
+
+    def part(self, positions: slice) -> "Box":
+        """The windows of some of the positions."""
+        tops, lefts = self.top_N[positions], self.left_N[positions]
+        return Box(self.height, self.width, tops, lefts, self.extent)
+
+    def same(self, other: "Box") -> bool:
+        """Equal places on equal maps."""
+        if self is other:
+            return True
+        return (
+            (self.height, self.width, self.extent) == (other.height, other.width, other.extent)
+            and np.array_equal(self.top_N, other.top_N)
+            and np.array_equal(self.left_N, other.left_N)
+        )
+
+
+def to_rows(value: Tensor, axes: Axes) -> Tensor:
+    """Rows and columns moved to axes 1 and 2, the rest flattened behind: (N, h, w, C)."""
+    moved = value if axes == (1, 2) else value.movedim(axes, (1, 2))
+    return moved.reshape(*moved.shape[:3], -1)
+
+
+def from_rows(rows_NhwC: Tensor, axes: Axes, shape: tuple[int, ...]) -> Tensor:
+    """The inverse of `to_rows` for a tensor whose other axes are as in `shape`."""
+    rest = [size for axis, size in enumerate(shape) if axis not in (0, *axes)]
+    value = rows_NhwC.reshape(*rows_NhwC.shape[:3], *rest)
+    return value if axes == (1, 2) else value.movedim((1, 2), axes)
+
+
+class Kept:
+    """A map of the untouched image, ready to be cut.
+
+    Attributes:
+        table: (H·W + 2, C): positions row by row, a row of zeros, a row of minus infinity.
+        extent: (H, W).
+        axes: where rows and columns are in the map's own layout.
+        shape: of the map in its own layout, batch of one.
+    """
+
+    def __init__(self, value: Tensor, axes: Axes) -> None:
+        rows_1HWC = to_rows(value, axes)
+        self.extent = (rows_1HWC.shape[1], rows_1HWC.shape[2])
+        self.axes, self.shape = axes, tuple(value.shape)
+        positions = self.extent[0] * self.extent[1]
+        self.table = value.new_empty(positions + 2, rows_1HWC.shape[3])
+        self.table[:positions] = rows_1HWC.reshape(positions, -1)
+        self.table[positions] = 0
+        self.table[positions + 1] = -torch.inf
+
+    @cached_property
+    def integral(self) -> Tensor:
+        """Sums over all positions above and left of each corner: ((H + 1)·(W + 1), C), float64."""
+        height, width = self.extent
+        kind = torch.float32 if self.table.device.type == "mps" else torch.float64
+        values = self.table[:-2].to(kind).view(height, width, -1)
+        corners = values.new_zeros(height + 1, width + 1, values.shape[2])
+        corners[1:, 1:] = values.cumsum(0).cumsum(1)
+        return corners.view(-1, values.shape[2])
+
+    def box_sums(self, box: Box) -> Tensor:
+        """Sum of the untouched map over each window, (N, C)."""
+        width = self.extent[1] + 1
+        top, left = box.top_N * width, box.left_N
+        bottom, right = (box.top_N + box.height) * width, box.left_N + box.width
+        corners = [top + left, bottom + right, top + right, bottom + left]
+        index = torch.from_numpy(np.concatenate(corners)).to(self.table.device)
+        parts = self.integral.index_select(0, index).view(4, len(top), -1)
+        return parts[0] + parts[1] - parts[2] - parts[3]
+
+    def cut(self, rows: Tensor, columns: Tensor, *, lowest: bool = False) -> Tensor:
+        """The windows with these rows (N, h) and columns (N, w), from `Read`: (N, h, w, C).
+
+        Args:
+            rows: row number times W, or an index of padding.
+            columns: column number, or an index of padding.
+            lowest: padding is minus infinity instead of zero.
+        """
+        last = len(self.table) - (1 if lowest else 2)
+        index = (rows[:, :, None] + columns[:, None, :]).clamp_(max=last)
+        cut = self.table.index_select(0, index.view(-1))
+        return cut.view(*index.shape, -1)
+
+    def whole(self, count: int) -> Tensor:
+        """The map in its own layout, `count` times without copying."""
+        rows_1HWC = self.table[:-2].view(1, *self.extent, -1)
+        return from_rows(rows_1HWC, self.axes, self.shape).expand(count, *self.shape[1:])
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """The input positions that a batch of windows needs: rows first + i·step, i < count.
+
+    Attributes:
+        first: (top_N, left_N), possibly outside of the map.
+        count: (rows, columns) read.
+        step: (vertical, horizontal) distance between them.
+    """
+
+    first: tuple[Ints, Ints]
+    count: tuple[int, int]
+    step: tuple[int, int] = (1, 1)
+
+    def numbers(self, axis: int) -> Ints:
+        """Row (column) numbers, (N, count)."""
+        steps = np.arange(self.count[axis]) * self.step[axis]
+        return self.first[axis][:, None] + steps
+
+    def indices(self, extent: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """What `Kept.cut` takes; positions outside of the map become padding."""
+        positions = extent[0] * extent[1]
+        indices = []
+        for axis, scale in ((0, extent[1]), (1, 1)):
+            numbers = self.numbers(axis)
+            outside = (numbers < 0) | (numbers >= extent[axis])
+            index = np.where(outside, positions + 1, numbers * scale)
+            indices.append(torch.from_numpy(index).to(device, non_blocking=True))
+        return indices[0], indices[1]
+
+    def pastes(self, box: Box) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+        """Where changed windows at `box` go: pairs of slices (into the cut, out of the windows)."""
+        rows = self.first[0] - box.top_N
+        columns = self.first[1] - box.left_N
+        edges = np.flatnonzero((np.diff(rows) != 0) | (np.diff(columns) != 0)) + 1
+        starts = [0, *edges.tolist(), len(rows)]
+        for start, stop in pairwise(starts):
+            vertical = self._overlap(0, int(rows[start]), box.height)
+            horizontal = self._overlap(1, int(columns[start]), box.width)
+            if vertical is not None and horizontal is not None:
+                batch = slice(start, stop)
+                yield (batch, vertical[0], horizontal[0]), (batch, vertical[1], horizontal[1])
+
+    def _overlap(self, axis: int, offset: int, size: int) -> tuple[slice, slice] | None:
+        """Cut row i shows window row offset + i·step: the i that exist, and those window rows."""
+        step = self.step[axis]
+        first = max(0, -(offset // step))
+        last = min(self.count[axis] - 1, (size - 1 - offset) // step)
+        if last < first:
+            return None
+        source = offset + first * step
+        return slice(first, last + 1), slice(source, source + (last - first) * step + 1, step)
+
+
+def cut_and_paste(
+    kept: Kept, read: Read, box: Box, changed_NhwC: Tensor | None, *, lowest: bool = False
+) -> Tensor:
+    """What the windows read: the untouched map, with the changed windows over it."""
+    rows, columns = read.indices(kept.extent, kept.table.device)
+    cut = kept.cut(rows, columns, lowest=lowest)
+    if changed_NhwC is not None:
+        for target, source in read.pastes(box):
+            cut[target] = changed_NhwC[source]
+    return cut
+
+
+def cut_mapped(
+    kept: Kept, origin: tuple[Ints, Ints], box: Box, changed_NhwC: Tensor | None
+) -> Tensor:
+    """The same where padding shows copies of the map.
+
+    `origin` names for each row (N, h) and column (N, w) that is read the one it is a copy of;
+    -1 stands for zeros.
+    """
+    device, (height, width) = kept.table.device, kept.extent
+    (rows, columns), positions = origin, height * width
+    base = np.where(rows < 0, positions, rows * width)[:, :, None]
+    base = np.minimum(base + np.where(columns < 0, positions, columns)[:, None, :], positions)
+    if changed_NhwC is None:
+        index = torch.from_numpy(base).to(device)
+        return kept.table.index_select(0, index.view(-1)).view(*base.shape, -1)
+    y, x = rows - box.top_N[:, None], columns - box.left_N[:, None]
+    inside_y, inside_x = (y >= 0) & (y < box.height), (x >= 0) & (x < box.width)
+    number = np.arange(len(rows))[:, None, None] * (box.height * box.width)
+    place = number + (y * box.width)[:, :, None] + x[:, None, :] + len(kept.table)
+    inside = inside_y[:, :, None] & inside_x[:, None, :]
+    index = torch.from_numpy(np.where(inside, place, base)).to(device)
+    both = torch.cat([kept.table, changed_NhwC.reshape(-1, kept.table.shape[1])])
+    return both.index_select(0, index.view(-1)).view(*base.shape, -1)
+
+
+def paste_whole(kept: Kept, box: Box, changed_NhwC: Tensor) -> Tensor:
+    """Whole maps with the changed windows over the untouched map, (N, H, W, C)."""
+    height, width = kept.extent
+    zeros = np.zeros(len(box.top_N), dtype=np.int64)
+    read = Read((zeros, zeros), (height, width))
+    table = kept.table[:-2].view(1, height, width, -1)
+    maps = table.expand(len(zeros), -1, -1, -1).clone(memory_format=torch.contiguous_format)
+    for target, source in read.pastes(box):
+        maps[target] = changed_NhwC[source]
+    return maps

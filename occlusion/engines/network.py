@@ -1,0 +1,153 @@
+"""The network as the engines run it: a folded channels-last copy, and one layer's sums if wanted.
+
+Preparing is done once per experiment, whatever the number of images. A network that cannot be
+traced runs as it is (a channels-last copy). The user's module is never changed.
+Shapes: N images, C channels, H W rows and columns, K classes.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from cnnviz.core.errors import UsageError
+from cnnviz.core.graph.fold import fold
+from cnnviz.core.graph.trace import Graph, Untraceable, describe, trace
+from cnnviz.occlusion.engines.winograd import speed_up
+
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of the largest logit
+_COARSE = 0.1  # bfloat16, float16
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """What both engines start from.
+
+    Attributes:
+        module: images (N, 3, H, W) to logits (N, K), and to (logits, sums (N, C)) with a layer.
+        graph: the folded graph with the place of every node; None where tracing failed.
+        reason: why there is no graph.
+        layer: the layer whose channel sums come out too.
+        device: where it runs.
+        dtype: the number format of weights and activations.
+    """
+
+    module: nn.Module
+    graph: Graph | None
+    reason: str | None
+    layer: str | None
+    device: torch.device
+    dtype: torch.dtype
+
+    def run(self, images_N3HW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Float32 logits (N, K), and the layer's sum over positions per channel (N, C)."""
+        result = self.module(images_N3HW)
+        if self.layer is None:
+            return result.float(), None
+        return result[0].float(), result[1]
+
+
+def prepare(
+    module: nn.Module,
+    size: tuple[int, int],
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    layer: str | None = None,
+) -> Network:
+    """Traces, folds and lays out a copy of the module for images of `size` (H, W).
+
+    Raises:
+        UsageError: `layer` takes no part in the forward pass.
+    """
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            folded = fold(trace(module), keep=layer)
+            speed_up(folded)
+        graph = describe(folded, size, device=device, dtype=dtype)
+        _check_same(module, folded, size, device, dtype)
+    except Untraceable as error:
+        with torch.no_grad():  # a copy of TorchScript would remember what it was copied from
+            plain = copy.deepcopy(module).to(memory_format=torch.channels_last)
+        speed_up(plain)
+        return Network(
+            _Watched(plain, layer) if layer else plain, None, str(error), layer, device, dtype
+        )
+    if layer is None:
+        return Network(folded, graph, None, None, device, dtype)
+    return Network(_with_sums(graph, layer), graph, None, layer, device, dtype)
+
+
+def _check_same(
+    module: nn.Module,
+    folded: nn.Module,
+    size: tuple[int, int],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """A trace freezes decisions that the forward takes on values; compare on a random image."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, 3, *size, generator=generator).to(device, dtype)
+    with torch.inference_mode():
+        expected, got = module(image).float(), folded(image).float()
+    if expected.shape != got.shape:
+        raise Untraceable("its traced graph gives outputs of another shape")
+    difference = float((expected - got).abs().max())
+    if difference > _TOLERANCE.get(dtype, _COARSE) * float(expected.abs().max()):
+        raise Untraceable("its traced graph gives other numbers")
+
+
+def channel_sums(value: Tensor, axes: tuple[int, int] | None) -> Tensor:
+    """Sum over all positions, per image and channel, float32 (N, C).
+
+    Without known axes, (N, C, …) sums over what follows the channels, and tokens (N, L, C) over L.
+    """
+    if axes is None:
+        axes_summed = (1,) if value.dim() == 3 else tuple(range(2, value.dim()))
+    else:
+        axes_summed = axes
+    return value.float().sum(axes_summed).flatten(1) if axes_summed else value.float()
+
+
+def _with_sums(graph: Graph, layer: str) -> fx.GraphModule:
+    """The same graph, putting out (logits, channel sums of the layer)."""
+    if layer not in graph.layers:
+        raise UsageError(f"layer '{layer}' takes no part in the forward pass; name another one")
+    place = graph.places[graph.layers[layer]]
+    if place.shape is None:
+        raise UsageError(f"layer '{layer}' puts out no tensor; name a layer inside it")
+    tapped = fx.GraphModule(graph.module, copy.deepcopy(graph.module.graph))
+    nodes = {node.name: node for node in tapped.graph.nodes}
+    node = nodes[graph.layers[layer].name]
+    # Summed on the spot: what follows may overwrite the layer's output in place.
+    with tapped.graph.inserting_after(node):
+        sums = tapped.graph.call_function(channel_sums, (node, place.axes))
+    output = next(iter(tapped.graph.find_nodes(op="output")))
+    output.args = ((output.args[0], sums),)
+    tapped.recompile()
+    return tapped
+
+
+class _Watched(nn.Module):
+    """A module that cannot be traced, with a hook on one layer of it."""
+
+    def __init__(self, module: nn.Module, layer: str) -> None:
+        super().__init__()
+        self.module, self._sums = module, torch.empty(0)
+        self._layer = layer
+        module.get_submodule(layer).register_forward_hook(self._keep)
+
+    def _keep(self, _layer: nn.Module, _inputs: object, output: object) -> None:
+        if not isinstance(output, Tensor):
+            raise UsageError(f"layer '{self._layer}' puts out no tensor; name a layer inside it")
+        self._sums = channel_sums(output, None)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        self._sums = torch.empty(0)
+        logits = self.module(images)
+        if not self._sums.numel():
+            raise UsageError(
+                f"layer '{self._layer}' takes no part in the forward pass; name another one"
+            )
+        return logits, self._sums

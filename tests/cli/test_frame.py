@@ -1,0 +1,91 @@
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from cnnviz.cli.main import COMMANDS, run
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_help_imports_neither_torch_nor_matplotlib():
+    lines = [["--help"], *([name, "--help"] for name in COMMANDS)]
+    code = (
+        "import sys\nfrom cnnviz.cli.main import run\n"
+        f"statuses = [run(line) for line in {lines!r}]\n"
+        "heavy = {'torch', 'matplotlib', 'torchvision', 'scipy'} & set(sys.modules)\n"
+        "sys.exit(f'{heavy} {statuses}' if heavy or any(statuses) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_occluding_with_a_network_of_ones_own_does_without_torchvision(tmp_path):
+    """Importing it takes about as long as the rest of a small run."""
+    line = ["occlude", str(ROOT / "sample_images" / "ship.png"), "--out", str(tmp_path)]
+    code = (
+        "import sys\nfrom cnnviz.cli.main import run\n"
+        f"sys.exit(run({line!r}) or 'torchvision' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_and_every_option_says_what_it_does(name):
+    assert COMMANDS[name].__doc__
+    for parameter in inspect.signature(COMMANDS[name]).parameters.values():
+        _, info = get_args(parameter.annotation)
+        assert info.help, parameter.name
+
+
+def test_docs_hold_the_options_the_program_has():
+    done = subprocess.run(
+        [sys.executable, "docs/write_options.py", "--check"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_arguments_shows_the_help(capsys):
+    assert run([]) == 0
+    assert "occlude" in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_one_line(capsys):
+    assert run(["oclude"]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_a_wrong_option_is_one_line_that_points_to_the_commands_help(capsys):
+    assert run(["saliency", "--method", "all", "a.png"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("cnnviz: Invalid value for '--method': 'all' is not one of ")
+    assert told.endswith(" (cnnviz saliency --help)\n")
+    assert told.count("\n") == 1
+
+
+def test_version_is_the_packages(capsys):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("cnnviz ")
+
+
+@pytest.mark.parametrize("folder", ["core", "occlusion", "filters", "embeddings", "gradients"])
+def test_a_folder_imports_only_from_floors_below(folder):
+    above = {"cli", "occlusion", "filters", "embeddings", "gradients"} - {folder}
+    for path in (ROOT / folder).rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        for other in above:
+            assert f"cnnviz.{other}" not in text, f"{path} names cnnviz.{other}"
+
+
+def test_interrupting_ends_with_130_and_one_line(capsys, monkeypatch):
+    def interrupt(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cnnviz.core.data.images.find_images", interrupt)
+    assert run(["occlude", "x.png"]) == 130
+    assert capsys.readouterr().err.startswith("cnnviz: interrupted")

@@ -1,0 +1,294 @@
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from cnnviz.core.graph.fold import fold
+from cnnviz.core.graph.geometry import Fixed, Merge, Mix, Pointwise, Window
+from cnnviz.core.graph.reach import reach
+from cnnviz.core.graph.trace import Graph, Untraceable, describe, trace
+from cnnviz.core.models.layers import tap
+
+SIZE = (13, 17)
+
+
+def graph_of(module: nn.Module, size: tuple[int, int] = SIZE) -> Graph:
+    return describe(trace(nn.Sequential(module).eval()), size)
+
+
+class Block(nn.Module):
+    """conv → batch norm → relu twice around a shortcut, relu shared between both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 3, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(3)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(3, 3, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(3)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.dropout(self.bn2(self.conv2(y)))
+        y += x
+        return self.relu(y)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 3, 5, stride=2, padding=2)
+        self.block = Block()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.flatten(self.pool(self.block(self.stem(x))), 1))
+
+
+def lively(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Random statistics in every batch norm, so that folding has something to do."""
+    torch.manual_seed(seed)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.running_mean, -1, 1)
+            nn.init.uniform_(layer.running_var, 0.5, 2)
+            nn.init.uniform_(layer.weight, 0.5, 2)
+            nn.init.uniform_(layer.bias, -1, 1)
+    return module.eval()
+
+
+def function(run):
+    class Function(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return run(x)
+
+    return Function()
+
+
+def shuffle(x: Tensor) -> Tensor:
+    n, c, h, w = x.size()
+    return x.view(n, 3, c // 3, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+
+
+LOCAL_AND_SLIDING = {
+    "conv": nn.Conv2d(3, 2, 3),
+    "conv strided": nn.Conv2d(3, 2, 3, stride=2, padding=1),
+    "conv dilated, asymmetric": nn.Conv2d(3, 2, (3, 2), stride=(1, 3), dilation=2, padding=(0, 2)),
+    "conv same": nn.Conv2d(3, 2, 3, padding="same", dilation=2),
+    "conv kernel below stride": nn.Conv2d(3, 2, 1, stride=3),
+    "conv depthwise": nn.Conv2d(3, 3, 3, groups=3, padding=1),
+    "conv reflect": nn.Conv2d(3, 2, 3, padding=2, padding_mode="reflect"),
+    "max pool": nn.MaxPool2d(3, 2, padding=1),
+    "max pool ceil": nn.MaxPool2d(3, 2, ceil_mode=True),
+    "average pool": nn.AvgPool2d(3, 2, padding=1, count_include_pad=False),
+    "adaptive, divisible": nn.Sequential(nn.AvgPool2d(2), nn.AdaptiveAvgPool2d((3, 4))),
+    "zero pad": nn.ZeroPad2d((1, 2, 0, 3)),
+    "replication pad": nn.ReplicationPad2d(2),
+    "batch norm": nn.BatchNorm2d(3),
+    "strided slice": function(lambda x: x[:, :, ::2, 1::3]),
+    "channel slice": function(lambda x: torch.unsqueeze(x[:, 1], 1) * 2 + 1),
+    "channel padding": function(lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 1))),
+    "concatenation": function(lambda x: torch.cat([x, F.max_pool2d(x, 3, 1, 1)], 1)),
+    "split": function(lambda x: torch.cat([x.chunk(3, dim=1)[0], x.split(1, 1)[2]], 1)),
+    "shuffle": function(shuffle),
+    "channels last": function(
+        lambda x: F.layer_norm(x.permute(0, 2, 3, 1), (3,)).permute(0, 3, 1, 2)
+    ),
+    "product": function(lambda x: x * torch.sigmoid(x)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOCAL_AND_SLIDING)
+def test_reach_is_what_a_change_really_changes(name: str) -> None:
+    torch.manual_seed(0)
+    module = LOCAL_AND_SLIDING[name].eval()
+    graph = graph_of(module)
+    image = torch.rand(1, 3, *SIZE)
+    with torch.no_grad():
+        before = module(image)
+        for row, column in ((0, 0), (5, 6), (6, 9), (12, 16)):
+            changed = image.clone()
+            changed[:, :, row, column] += 100 * torch.tensor([1.0, -1.0, 1.5])
+            differs = (module(changed) != before).any(1)[0]
+            for axis, place in enumerate((row, column)):
+                spans = reach(
+                    graph, axis, torch.tensor([place]).numpy(), torch.tensor([place]).numpy()
+                )
+                where = differs.any(1 - axis).nonzero().flatten().tolist()
+                span = spans[graph.output]
+                if (
+                    "max pool" in name
+                    or "pad" in name
+                    or "reflect" in name
+                    or name == "concatenation"
+                ):
+                    assert not where or span.first_I[0] <= where[0] <= where[-1] <= span.last_I[0]
+                elif not where:
+                    other = reach(
+                        graph, 1 - axis, *2 * (torch.tensor([(column, row)[axis]]).numpy(),)
+                    )[graph.output]
+                    assert span.last_I[0] < 0 or other.last_I[0] < 0
+                else:
+                    assert (span.first_I[0], span.last_I[0]) == (where[0], where[-1])
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.GroupNorm(1, 3),
+        nn.AdaptiveAvgPool2d((2, 3)),
+        nn.ConvTranspose2d(3, 3, 2, stride=2),
+        function(lambda x: x * x.mean((2, 3), keepdim=True)),
+        function(lambda x: x.flip(2)),
+        function(lambda x: x.transpose(2, 3) @ x),
+        function(lambda x: torch.softmax(x, dim=3)),
+        function(lambda x: torch.cat([x, x], 2)),
+    ],
+)
+def test_what_mixes_positions_reaches_everything(module: nn.Module) -> None:
+    graph = graph_of(module)
+    spans = reach(graph, 0, torch.tensor([5]).numpy(), torch.tensor([5]).numpy())
+    span = spans.get(graph.output)
+    assert span is None or (span.first_I[0], span.last_I[0] + 1) == (0, span.extent)
+
+
+def test_geometry_of_a_small_network_is_told_node_by_node() -> None:
+    graph = describe(trace(Net().eval()), SIZE)
+    geometry = {place.layer: place.geometry for place in graph.places.values() if place.layer}
+    sides = ((2, 2), (2, 2))
+    assert geometry["stem"] == Window((5, 5), (2, 2), sides)
+    assert geometry["block.conv1"] == Window((3, 3), padding=((1, 1), (1, 1)))
+    assert geometry["block.bn1"] == Pointwise()
+    assert geometry["pool"] == Mix(mean=True)
+    assert geometry["head"] == Mix()
+    assert Merge() in {place.geometry for place in graph.places.values()}
+    assert graph.places[graph.layers["stem"]].shape == (1, 3, 7, 9)
+    assert graph.places[graph.layers["pool"]].shape == (1, 3, 1, 1)
+
+
+def test_window_reads_and_reaches_are_inverse() -> None:
+    window = Window((3, 5), (2, 3), ((1, 1), (0, 2)), (1, 2))
+    for axis in (0, 1):
+        readers: dict[int, list[int]] = {}
+        for out in range(30):
+            first, _last = window.reads(axis, out, out)
+            for number in range(window.kernel[axis]):
+                readers.setdefault(first + number * window.dilation[axis], []).append(out)
+        for place in range(20, 40):
+            first, last = window.reaches(axis, place, place)
+            real = readers.get(place, [])
+            assert not real or (first <= real[0] and real[-1] <= last)
+        first, last = window.reaches(axis, 20, 30)
+        assert window.reads(axis, first, first)[1] >= 20
+        assert window.reads(axis, first - 1, first - 1)[1] < 20
+        assert window.reads(axis, last, last)[0] <= 30
+        assert window.reads(axis, last + 1, last + 1)[0] > 30
+
+
+def test_layers_leaf_and_composite_are_found_by_name() -> None:
+    module = lively(Net())
+    graph = describe(trace(module), SIZE)
+    image = torch.rand(2, 3, *SIZE)
+    interpreter = torch.fx.Interpreter(graph.module, garbage_collect_values=False)
+    interpreter.run(image)
+    for layer in ("stem", "block", "pool", "head"):
+        with tap(module, [layer]) as outputs:
+            module(image)
+        assert torch.equal(interpreter.env[graph.layers[layer]], outputs[layer])
+
+
+def test_parameters_and_shapes_are_fixed() -> None:
+    graph = graph_of(function(lambda x: x.reshape(x.shape[0], -1) + torch.ones(1)))
+    kinds = {node.name: place.geometry for node, place in graph.places.items()}
+    assert kinds["getattr_1"] == Fixed()
+    assert kinds["getitem"] == Fixed()
+    assert kinds["reshape"] == Mix()
+
+
+def test_tracing_and_folding_leave_the_module_as_it_was() -> None:
+    module = lively(Net())
+    before = {k: (v.clone(), v.data_ptr(), v.stride()) for k, v in module.state_dict().items()}
+    layers = dict(module.named_modules())
+    fold(trace(module))
+    after = module.state_dict()
+    assert dict(module.named_modules()) == layers
+    assert module.block.relu.inplace
+    for name, (value, address, stride) in before.items():
+        assert torch.equal(after[name], value)
+        assert (after[name].data_ptr(), after[name].stride()) == (address, stride)
+
+
+def test_folding_gives_the_same_numbers_with_fewer_operations() -> None:
+    module = lively(Net())
+    folded = fold(trace(module))
+    image = torch.rand(2, 3, *SIZE)
+    torch.testing.assert_close(folded(image), module(image), rtol=1e-5, atol=1e-6)
+    kinds = {
+        type(folded.get_submodule(str(n.target))) for n in folded.graph.find_nodes(op="call_module")
+    }
+    assert nn.BatchNorm2d not in kinds
+    assert nn.Dropout not in kinds
+
+
+def test_a_kept_layer_is_not_folded_away() -> None:
+    module = lively(Net())
+    graph = describe(fold(trace(module), keep="block.conv1"), SIZE)
+    image = torch.rand(2, 3, *SIZE)
+    interpreter = torch.fx.Interpreter(graph.module, garbage_collect_values=False)
+    interpreter.run(image)
+    torch.testing.assert_close(
+        interpreter.env[graph.layers["block.conv1"]], module.block.conv1(module.stem(image))
+    )
+    assert "block.conv1" not in describe(fold(trace(module)), SIZE).layers
+
+
+def test_overwriting_in_place_is_seen_by_later_readers() -> None:
+    def run(x: Tensor) -> Tensor:
+        y = x * 1.0
+        z = F.relu(y, inplace=True)
+        return y + z
+
+    module = function(run).eval()
+    image = torch.randn(2, 3, *SIZE)
+    graph = describe(fold(trace(module)), SIZE)
+    add = graph.output
+    assert add.args[0] is add.args[1]
+    torch.testing.assert_close(graph.module(image), module(image))
+
+
+def test_overwriting_through_a_view_is_refused() -> None:
+    def run(x: Tensor) -> Tensor:
+        y = x * 1.0
+        y.chunk(3, 1)[0].relu_()
+        return y + 1
+
+    with pytest.raises(Untraceable, match="overwrites a part of"):
+        fold(trace(function(run).eval()))
+
+
+def test_control_flow_on_values_is_untraceable() -> None:
+    module = function(lambda x: x if x.sum() > 0 else -x).eval()
+    with pytest.raises(
+        Untraceable, match=r"Function cannot be traced \(symbolically traced variab"
+    ):
+        trace(module)
+
+
+def test_compiled_training_and_many_inputs_are_untraceable() -> None:
+    with pytest.raises(Untraceable, match=r"in training mode; call \.eval"):
+        trace(Net().train())
+
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y
+
+    with pytest.raises(Untraceable, match="it takes 2 inputs, not one"):
+        trace(Two().eval())
+
+
+def test_a_size_that_does_not_fit_is_told() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()
+    with pytest.raises(Untraceable, match="the network does not run on 13x17"):
+        describe(trace(module), SIZE)

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+
+from cnnviz.core.choices import Colormap
+from cnnviz.core.output.drawing import (
+    colour,
+    escape,
+    new_figure,
+    overlay,
+    tile_columns,
+    tiles,
+    title,
+)
+
+
+@pytest.mark.parametrize("count", [1, 5, 6, 7])
+@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 3)])
+def test_tiles_puts_each_picture_at_its_place(count, shape):
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(1, 200, (count, *shape), dtype=np.uint8)
+    sheet = tiles(pictures, columns=3, gap=2, background=255, scale=2)
+    for index, picture in enumerate(pictures):
+        row, column = divmod(index, 3)
+        y, x = 2 + row * (6 + 2), 2 + column * (8 + 2)
+        large = picture.repeat(2, 0).repeat(2, 1)
+        assert np.array_equal(sheet[y : y + 6, x : x + 8], large)
+    assert (sheet[:2] == 255).all()
+    assert (sheet[:, -2:] == 255).all()
+    assert sheet.shape[:2] == (2 + -(-count // 3) * 8, 2 + 3 * 10)
+
+
+def test_tile_columns_never_exceeds_the_count():
+    assert tile_columns(1, 5, 5) == 1
+    assert tile_columns(64, 11, 11) in range(8, 12)
+
+
+def test_zero_is_white_in_diverging_colours_and_the_ends_are_blue_and_red():
+    rgb = colour(np.array([-1.0, 0.0, 1.0]), Colormap.DIVERGING, -1, 1)
+    assert rgb[1].min() > 240
+    assert rgb[0][2] > rgb[0][0]
+    assert rgb[2][0] > rgb[2][2]
+
+
+def test_overlay_runs_from_image_to_colours():
+    image = np.full((2, 2, 3), 10, np.uint8)
+    colours = np.full((2, 2, 3), 200, np.uint8)
+    assert (overlay(image, colours, 0) == 10).all()
+    assert (overlay(image, colours, 1) == 200).all()
+    assert (overlay(image, colours, 0.5) == 105).all()
+
+
+@pytest.mark.parametrize(
+    "label", ["a $\\frac{$ b", "$x$", "100 $", "\x1b[31m", "漢字", "a\nb", "ü–é"]
+)
+def test_any_label_is_drawn_literally(label):
+    figure = new_figure(2, 2)
+    title(figure.subplots(), label)
+    figure.canvas.draw()
+
+
+def test_labels_are_cut_with_a_sign_that_they_were():
+    assert escape("x" * 100, 10) == "x" * 9 + "…"

@@ -1,0 +1,126 @@
+"""Neighbours: the same as scikit-learn's brute force, also where float32 alone goes wrong."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import NearestNeighbors
+
+from cnnviz.core.errors import UsageError
+from cnnviz.embeddings.layout import neighbors
+from cnnviz.embeddings.layout.neighbors import nearest
+
+
+def clusters(count, dimensions, spread=1.0, offset=0.0, seed=0):
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(5, dimensions)) * 3
+    points = centres[rng.integers(5, size=count)] + spread * rng.normal(size=(count, dimensions))
+    return (points + offset).astype(np.float32)
+
+
+def brute_force(points, k):
+    wide = points.astype(np.float64)
+    finder = NearestNeighbors(n_neighbors=k, algorithm="brute", metric="sqeuclidean").fit(wide)
+    _, columns = finder.kneighbors()
+    return columns, np.linalg.norm(wide[columns] - wide[:, None], axis=-1)
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    monkeypatch.setattr(neighbors, "TILE_ROWS", 64)
+    monkeypatch.setattr(neighbors, "TILE_COLUMNS", 80)
+    monkeypatch.setattr(neighbors, "MOST_NUMBERS", 20_000)
+
+
+@pytest.mark.parametrize("dimensions", [2, 50, 300])
+def test_neighbours_are_those_of_brute_force(dimensions, small_tiles):
+    points = clusters(500, dimensions)
+    found = nearest(points, 20)
+    columns, distances = brute_force(points, 20)
+    np.testing.assert_array_equal(found.indices, columns)
+    np.testing.assert_allclose(found.distances, distances, rtol=5e-4)
+
+
+def test_exact_where_float32_distances_drown_in_rounding():
+    points = clusters(400, 200, spread=2e-3, offset=50.0)
+    columns, distances = brute_force(points, 15)
+    tiles = neighbors.DistanceTiles(points, dtype=torch.float32)
+    _, hasty = tiles.smallest(np.arange(400), 15)
+    assert (np.sort(hasty.numpy()) != np.sort(columns)).any(), "the case is too easy"
+    found = nearest(points, 15)
+    np.testing.assert_array_equal(found.indices, columns)
+    np.testing.assert_allclose(found.distances, distances, rtol=5e-4)
+
+
+def test_tiled_equals_untiled(monkeypatch):
+    points = clusters(300, 100)
+    whole = nearest(points, 10)
+    monkeypatch.setattr(neighbors, "TILE_ROWS", 7)
+    monkeypatch.setattr(neighbors, "TILE_COLUMNS", 13)
+    tiled = nearest(points, 10)
+    np.testing.assert_array_equal(whole.indices, tiled.indices)
+    np.testing.assert_allclose(whole.distances, tiled.distances, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dimensions", [10, 100])
+def test_identical_points_are_at_distance_zero_in_order_of_index(dimensions):
+    points = clusters(60, dimensions)
+    points[30] = points[10] = points[5]
+    found = nearest(points, 3)
+    for point, others in ((5, [10, 30]), (10, [5, 30]), (30, [5, 10])):
+        assert found.indices[point, :2].tolist() == others
+        assert found.distances[point, :2].tolist() == [0, 0]
+        assert found.distances[point, 2] > 0
+
+
+def test_rows_that_float32_settles_are_not_computed_twice(monkeypatch):
+    points = clusters(300, 400)
+    repeated = []
+    settled = neighbors._settled
+    monkeypatch.setattr(
+        neighbors, "_settled", lambda t, rows, k: repeated.append(len(rows)) or settled(t, rows, k)
+    )
+    nearest(points, 10)
+    assert sum(repeated) < 30
+
+
+def test_a_reduced_matmul_precision_goes_straight_to_float64(monkeypatch):
+    points = clusters(200, 100)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    np.testing.assert_array_equal(nearest(points, 5).indices, brute_force(points, 5)[0])
+
+
+def test_memory_mapped_points_are_read_in_place(tmp_path):
+    points = clusters(200, 80)
+    mapped = np.memmap(tmp_path / "points", np.float32, "w+", shape=points.shape)
+    mapped[:] = points
+    np.testing.assert_array_equal(nearest(mapped, 5).indices, nearest(points, 5).indices)
+
+
+def test_progress_counts_every_point(small_tiles):
+    steps = []
+    nearest(clusters(150, 3), 2, progress=steps.append)
+    assert steps == [64, 64, 22]
+
+
+@pytest.mark.parametrize("k", [0, 10])
+def test_more_neighbours_than_points_are_refused(k):
+    with pytest.raises(UsageError, match=rf"10 points have no {k} neighbours each; 1 to 9"):
+        nearest(clusters(10, 3), k)
+
+
+def test_whole_rows_hold_no_more_pairs_than_allowed():
+    tiles = list(neighbors.row_tiles(500, most_pairs=5000))
+    assert np.concatenate(tiles).tolist() == list(range(500))
+    assert max(len(rows) for rows in tiles) * 500 == 5000
+    assert len(next(neighbors.row_tiles(10, most_pairs=3))) == 1
+
+
+@pytest.mark.parametrize(("columns", "k"), [(1, 1), (7, 7), (50, 1), (101, 5), (1000, 92)])
+def test_least_by_groups_is_what_a_sort_gives(columns: int, k: int):
+    values_RC = torch.randn(20, columns, generator=torch.Generator().manual_seed(columns))
+    values_RC[:, : columns // 2] = torch.inf  # ties
+    expected = values_RC.sort(dim=1).values[:, :k]
+    least, where = neighbors._least(values_RC, k)
+    assert torch.equal(least, expected)
+    assert torch.equal(values_RC.gather(1, where), expected)
+    assert all(len(set(row)) == k for row in where.tolist())

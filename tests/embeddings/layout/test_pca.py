@@ -1,0 +1,65 @@
+"""Principal components: the same as scikit-learn's, whichever way they are computed."""
+
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+
+from cnnviz.core.errors import CnnvizError
+from cnnviz.embeddings.layout import pca as module
+from cnnviz.embeddings.layout.pca import pca
+
+
+def points(count, dimensions, seed=0):
+    rng = np.random.default_rng(seed)
+    scales = 0.7 ** np.arange(dimensions)
+    rotation = np.linalg.qr(rng.normal(size=(dimensions, dimensions)))[0]
+    return ((rng.normal(size=(count, dimensions)) * scales) @ rotation + 3).astype(np.float32)
+
+
+@pytest.fixture(params=["covariance", "gram", "randomised"])
+def way(request, monkeypatch):
+    data = points(120, 60)
+    limits = {"covariance": 60, "gram": 0, "randomised": 0}
+    monkeypatch.setattr(module, "LARGEST_MATRIX", limits[request.param])
+    monkeypatch.setattr(module, "BLOCK", 32)
+    if request.param == "gram":
+        monkeypatch.setattr(module, "LARGEST_MATRIX", 50)
+        data = points(120, 60)[:40]
+    return data
+
+
+def test_components_are_those_of_scikit_learn(way):
+    ours = pca(way, 5)
+    theirs = PCA(5, svd_solver="full").fit(way.astype(np.float64))
+    expected = theirs.transform(way.astype(np.float64))
+    signs = np.sign((ours.scores_Nc * expected).sum(0))
+    np.testing.assert_allclose(ours.scores_Nc * signs, expected, atol=1e-4)
+    np.testing.assert_allclose(ours.explained, theirs.explained_variance_ratio_, rtol=1e-5)
+
+
+def test_the_largest_weight_of_a_component_is_positive(way):
+    ours = pca(way, 3)
+    weights = np.linalg.lstsq(ours.scores_Nc, way - way.mean(0), rcond=None)[0]
+    assert (weights[range(3), np.abs(weights).argmax(1)] > 0).all()
+
+
+def test_one_seed_gives_one_result(way):
+    np.testing.assert_array_equal(pca(way, 4).scores_Nc, pca(way, 4).scores_Nc)
+
+
+def test_signs_do_not_hang_on_the_order_of_points(way):
+    order = np.random.default_rng(1).permutation(len(way))
+    shuffled = pca(way[order], 4)
+    np.testing.assert_allclose(shuffled.scores_Nc, pca(way, 4).scores_Nc[order], atol=1e-4)
+
+
+def test_points_on_a_line_have_one_component():
+    line = np.outer(np.arange(10), [1, 2, 3]).astype(np.float32)
+    result = pca(line, 3)
+    assert result.scores_Nc.shape == (10, 1)
+    assert result.explained[0] == pytest.approx(1)
+
+
+def test_identical_points_are_refused():
+    with pytest.raises(CnnvizError, match="all 7 points are the same"):
+        pca(np.full((7, 5), 0.1, np.float32), 2)

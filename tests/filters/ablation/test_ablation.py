@@ -1,0 +1,369 @@
+"""The whole experiment on networks whose evidence is known by construction."""
+
+import copy
+import dataclasses
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from cnnviz.core.choices import Precision
+from cnnviz.core.data.datasets import ImageData, open_data
+from cnnviz.core.data.images import Preprocess
+from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models.load import Model, load_model
+from cnnviz.filters.ablation import evaluation
+from cnnviz.filters.ablation import figures as ablation_figures
+from cnnviz.filters.ablation.ablation import AblationSpec, ablate, make_plan
+from cnnviz.filters.ablation.choices import Mode, Order
+from cnnviz.filters.ablation.report import flips as report_flips
+from cnnviz.filters.ablation.report import notes, report
+from cnnviz.filters.ablation.sweep import (
+    cumulative_ablations,
+    curves,
+    ranked,
+    removal_orders,
+    steps,
+)
+from cnnviz.filters.channels.shapes import LayerChannels, channel_strengths
+
+COLOURS = {"blue": (20, 20, 220), "green": (20, 220, 20), "red": (220, 20, 20)}
+
+
+class OneChannelPerClass(nn.Module):
+    """Class k is the mean of colour k and nothing else; channel 3 is not connected."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1, bias=False)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.linear = nn.Linear(4, 3)
+        with torch.no_grad():
+            # Classes stand in alphabetical order: blue, green, red.
+            order = torch.tensor([[0.0, 0, 1], [0, 1, 0], [1, 0, 0], [1, 1, 1]])
+            self.conv.weight.copy_(order.view(4, 3, 1, 1))
+            self.linear.weight.copy_(torch.eye(4)[:3] * 4)
+            self.linear.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.flatten(self.pool(self.relu(self.conv(x)))))
+
+
+def as_model(module: nn.Module, labels: tuple[str, ...] = ("blue", "green", "red")) -> Model:
+    plain = Preprocess(None, (8, 8), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    cpu = torch.device("cpu")
+    return Model(module.eval(), "planted", plain, labels, (8, 8), "", cpu, Precision.FP32)
+
+
+@pytest.fixture
+def model() -> Model:
+    return as_model(OneChannelPerClass())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Five images of each colour with a little noise, one folder per class."""
+    generator = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            noise = generator.integers(-15, 16, (8, 8, 3))
+            pixels = (np.array(colour) + noise).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def data(folder: Path) -> ImageData:
+    return open_data([str(folder)])
+
+
+def test_sweep_names_the_class_that_each_planted_channel_stands_for(
+    model: Model, data: ImageData
+) -> None:
+    result = ablate(model, data, AblationSpec(sweep=("conv", "relu")))
+    assert result.engine == "replay"
+    by_filter = {(effect.layer, effect.filter): effect for effect in result.sweep}
+    assert len(by_filter) == 8
+    for layer in ("conv", "relu"):
+        for channel in range(3):
+            effect = by_filter[layer, channel]
+            # Without its channel the class's logit is 0, the others' are small but positive.
+            assert effect.hurts == channel
+            assert effect.hurts_change == -1.0
+            assert effect.change == pytest.approx(-1 / 3)
+            assert (effect.lost, effect.gained) == (5, 0)
+            assert effect.p_value == pytest.approx(2 * 0.5**5)
+        unused = by_filter[layer, 3]
+        assert unused.hurts is None
+        assert (unused.change, unused.lost, unused.probability_change) == (0, 0, 0)
+    assert {effect.filter for effect in ranked(result.sweep)[-2:]} == {3}
+
+
+def test_together_it_says_which_images_flipped_and_where_to(model: Model, data: ImageData) -> None:
+    result = ablate(model, data, AblationSpec(filters=("conv:0", "relu:3")))
+    before, after = result.counts.predictions
+    labels = result.counts.labels
+    assert evaluation.accuracy(before, labels, 3).correct == 15
+    assert evaluation.accuracy(after, labels, 3).correct == 10
+    assert evaluation.flipped(before, after).tolist() == [0, 1, 2, 3, 4]
+    assert result.indices.tolist() == list(range(15))
+    content = report(result, model, data, top=5)
+    assert content["flips"] == {
+        "count": 5, "right_to_wrong": 5, "wrong_to_right": 0, "wrong_to_wrong": 0,
+    }  # fmt: skip
+    assert [entry["change"] for entry in content["classes"]] == [-1.0, 0.0, 0.0]
+    assert {pair["label"] for pair in content["confusions"]} == {"blue"}
+    assert sum(pair["after"] for pair in content["confusions"]) == 5
+
+
+def test_counts_equal_a_loop_over_images_with_a_copy_edited_by_hand(
+    model: Model, data: ImageData
+) -> None:
+    result = ablate(model, data, AblationSpec(filters=("conv:1",), batch_size=4))
+    edited = OneChannelPerClass().eval()
+    with torch.no_grad():
+        edited.conv.weight[1] = 0
+    for row in range(15):
+        pixels = np.asarray(data.open(row), dtype=np.float32) / 255
+        image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        for own, module in zip(result.counts.predictions, (model.module, edited), strict=True):
+            with torch.inference_mode():
+                probabilities = module(image).double().softmax(1)[0]
+            label = result.counts.labels[row]
+            assert own.predicted[row] == probabilities.argmax()
+            assert own.probability[row] == pytest.approx(float(probabilities.max()), abs=1e-6)
+            assert own.true_probability[row] == pytest.approx(float(probabilities[label]), abs=1e-6)
+            assert own.rank[row] == (probabilities > probabilities[label]).sum()
+
+
+def test_mean_mode_uses_the_mean_over_all_images_and_positions(
+    model: Model, data: ImageData
+) -> None:
+    pixels = np.stack([np.asarray(data.open(row), dtype=np.float64) for row in range(15)]) / 255
+    mean = pixels[..., 2].mean()  # channel 0 of the network is blue
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    strength = channel_strengths(model, images.split(4), ["conv"])["conv"]
+    assert float(strength.mean[0]) == pytest.approx(mean, rel=1e-6)
+    assert float(strength.magnitude[0]) == pytest.approx(mean, rel=1e-6)
+    result = ablate(model, data, AblationSpec(filters=("conv:0",), mode=Mode.MEAN))
+    with torch.inference_mode():
+        logits = model.module(images)
+        logits[:, 0] = 4 * mean
+    expected = logits.double().softmax(1)[torch.arange(15), torch.arange(15) // 5]
+    np.testing.assert_allclose(result.counts.predictions[1].true_probability, expected, atol=1e-6)
+
+
+def test_the_sheet_of_flips_shows_all_parts_of_a_sorted_data_set(
+    model: Model, data: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablation_figures, "MOST_FLIPS", 4)
+    result = ablate(model, data, AblationSpec(filters=("conv:all",)))
+    assert report_flips(result) == list(range(5, 15))  # green and red, which now count as blue
+    figure = ablation_figures.draw(result, model, data, top=1)["flips.png"]
+    assert [cell.get_xlabel() for cell in figure.axes] == ["is green"] * 2 + ["is red"] * 2
+    assert figure.get_suptitle().startswith("Predictions that changed: 4 of 10, spread evenly (")
+
+
+def test_everything_off_is_allowed_and_said(model: Model, data: ImageData) -> None:
+    result = ablate(model, data, AblationSpec(filters=("conv:all",)))
+    assert result.plan.silenced == ("conv",)
+    assert "all 4 filters of 'conv' are off" in notes(result, model, data)
+    _, after = result.counts.predictions
+    assert set(after.predicted) == {0}  # all logits are 0, the first class wins
+    np.testing.assert_allclose(after.probability, 1 / 3, rtol=1e-6)
+
+
+def test_classes_without_images_are_left_out_of_the_mean_and_said(folder: Path) -> None:
+    module = OneChannelPerClass()
+    module.linear = nn.Linear(4, 5)
+    model = as_model(module, ("blue", "green", "red", "violet", "white"))
+    data = open_data([str(folder)])
+    content = report(ablate(model, data, AblationSpec(filters=("conv:0",))), model, data, top=1)
+    assert content["classes_without_images"] == ["violet", "white"]
+    assert [entry["class"] for entry in content["classes"]] == ["blue", "green", "red"]
+    assert any("no images of violet, white" in note for note in content["notes"])
+    before = content["accuracy"]["before"]
+    assert before["mean_over_classes"] == pytest.approx(before["top1"])  # equal class sizes
+
+
+def test_an_image_that_cannot_be_read_counts_nowhere(model: Model, folder: Path) -> None:
+    (folder / "green" / "2.png").write_bytes(b"no image")
+    data = open_data([str(folder)])
+    steps_done: list[int] = []
+    result = ablate(model, data, AblationSpec(filters=("conv:0",)), steps_done.append)
+    assert [Path(path).name for path, _ in result.errors] == ["2.png"]
+    assert result.counts.images.tolist() == [5, 4, 5]
+    assert 7 not in result.indices
+    assert sum(steps_done) == 15
+
+
+def test_no_readable_image_at_all_is_an_error(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "red").mkdir()
+    (tmp_path / "red" / "a.png").write_bytes(b"no image")
+    with pytest.raises(CnnvizError, match=r"no image could be used: .*a\.png"):
+        ablate(model, open_data([str(tmp_path)]), AblationSpec(filters=("conv:0",)))
+
+
+def test_answers_that_are_not_numbers_are_an_error(data: ImageData) -> None:
+    module = OneChannelPerClass()
+    with torch.no_grad():
+        module.linear.bias[0] = torch.nan
+    with pytest.raises(CnnvizError, match="gives answers that are not numbers"):
+        ablate(as_model(module), data, AblationSpec(filters=("conv:0",)))
+
+
+def test_cumulative_curves_equal_whole_evaluations(model: Model, data: ImageData) -> None:
+    result = ablate(model, data, AblationSpec(sweep=("conv",), cumulative=True, seed=1))
+    assert {curve.order for curve in result.curves} == set(Order)
+    by_order = {curve.order: curve for curve in result.curves}
+    most = by_order[Order.MOST_HARM]
+    order = [effect.filter for effect in ranked(result.sweep)]
+    assert most.removed == (0, 1, 2, 3, 4) == steps(4)
+    for removed, accuracy in zip(most.removed, most.accuracy, strict=True):
+        off = ",".join(map(str, order[:removed]))
+        spec = AblationSpec(filters=(f"conv:{off}",) if off else (), sweep=("relu",))
+        predictions = ablate(model, data, spec).counts.predictions[-1]
+        assert accuracy == evaluation.accuracy(predictions, result.counts.labels, 3).top1
+    assert by_order[Order.LEAST_HARM].accuracy[1] == 1.0
+    spread = by_order[Order.RANDOM]
+    for low, middle, high in zip(spread.low, spread.accuracy, spread.high, strict=True):
+        assert low <= middle <= high
+
+
+def test_orders_are_permutations_by_what_their_names_say(model: Model, data: ImageData) -> None:
+    sweep = ablate(model, data, AblationSpec(sweep=("conv",))).sweep
+    norms, magnitudes = np.array([3.0, 1, 2, 0]), np.array([0.1, 0.4, 0.3, 0.2])
+    orders = removal_orders(4, sweep, norms, magnitudes, seed=0)
+    assert orders[Order.SMALLEST_NORM] == [[3, 1, 2, 0]]
+    assert orders[Order.WEAKEST] == [[0, 3, 2, 1]]
+    assert orders[Order.LEAST_HARM][0] == orders[Order.MOST_HARM][0][::-1]
+    for permutations in orders.values():
+        for permutation in permutations:
+            assert sorted(permutation) == [0, 1, 2, 3]
+    assert Order.SMALLEST_NORM not in removal_orders(4, sweep, None, magnitudes, seed=0)
+    ablations = cumulative_ablations("conv", 4, orders)
+    lengths = [len(own.get("conv", ())) for own in ablations]
+    found = curves("conv", 4, orders, np.array([100 - n for n in lengths]), 100)
+    for curve in found:
+        assert curve.accuracy == pytest.approx([1.0, 0.99, 0.98, 0.97, 0.96])
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.wide = nn.Linear(4, 6)
+        self.gelu = nn.GELU()
+        self.unused = nn.Conv2d(4, 4, 1)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.gelu(self.wide(self.conv(x).permute(0, 2, 3, 1)))
+        return self.head(y.mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("head", r"layer 'head' puts out \(1, 3\), no maps"),
+        ("wide", "layer 'wide' puts out .* with its channels last"),
+        ("gelu", "layer 'gelu' puts out .* with its channels last"),
+        ("unused", "layer 'unused' does not run in a forward pass"),
+        ("convv", "no layer 'convv' in planted; the nearest are conv"),
+    ],
+)
+def test_layers_without_channel_maps_are_refused(layer: str, message: str) -> None:
+    channels = LayerChannels(as_model(ChannelsLast()))
+    with pytest.raises(UsageError, match=message):
+        channels.counts([layer])
+    assert channels.counts(["conv"]) == {"conv": 4}
+    assert channels.convolutions() == ["conv"]
+
+
+def test_archives_are_refused_with_the_remedy(model: Model) -> None:
+    example = torch.zeros(2, 3, 8, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit says that it is out of fashion
+        scripted = torch.jit.trace(model.module, example)
+    exported = torch.export.export(model.module, (example,)).module()
+    for module in (scripted, exported):
+        archive = dataclasses.replace(model, module=module)
+        with pytest.raises(UsageError, match=r"planted is an archive, .* --model NAME"):
+            make_plan(archive, AblationSpec(filters=("conv:0",)))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (AblationSpec(), "nothing to ablate; give --filters"),
+        (AblationSpec(filters=("conv:0",), cumulative=True), "--cumulative needs --sweep"),
+        (AblationSpec(filters=("conv:4",)), "no channel 4 .* 0 to 3"),
+        (AblationSpec(sweep=("linear",)), "layer 'linear' puts out"),
+        (AblationSpec(sweep=("nothing*",)), r"no layer matches 'nothing\*'"),
+    ],
+)
+def test_plans_that_cannot_be_are_refused(model: Model, spec: AblationSpec, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make_plan(model, spec)
+
+
+def flat(folder: Path) -> str:
+    return str(folder / "red")
+
+
+def other(folder: Path) -> str:
+    (folder / "red").rename(folder / "crimson")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (flat, "5 of the 5 images of .* have no label, .* one folder per class"),
+        (other, re.escape("crimson") + ".* the model's are blue, green, red"),
+    ],
+)
+def test_data_without_fitting_labels_is_refused_with_the_remedy(
+    model: Model, folder: Path, source: Callable[[Path], str], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        ablate(model, open_data([source(folder)]), AblationSpec(filters=("conv:0",)))
+
+
+def test_ten_random_filters_of_four_layers_on_cifar10_equal_a_network_edited_by_hand(
+    assets: Path, tmp_path: Path
+) -> None:
+    with np.load(assets / "cifar10" / "cifar10_lossless_4000train_1000test.npz") as arrays:
+        pixels, labels = arrays["x_test"][:120], arrays["y_test"][:120]
+    model = load_model("bundled", device="cpu")
+    for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+        place = tmp_path / model.labels[int(label)]
+        place.mkdir(exist_ok=True)
+        Image.fromarray(image).save(place / f"{number:03}.png")
+    layers = ("stem.conv", "features.widen1.conv", "features.widen2.conv", "features.block3.conv1")
+    spec = AblationSpec(filters=("+".join(layers) + ":random:10",), seed=0)
+    result = ablate(model, open_data([str(tmp_path)]), spec)
+    assert result.engine == "replay"
+    assert sum(map(len, result.plan.channels.values())) == 10
+    edited = copy.deepcopy(model.module)
+    for layer, channels in result.plan.channels.items():
+        with torch.no_grad():
+            edited.get_submodule(layer).weight[list(channels)] = 0
+    ready = model.preprocess.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
+    with torch.inference_mode():
+        expected = [module(ready).argmax(1).numpy() for module in (model.module, edited)]
+    found = [own.predicted for own in result.counts.predictions]
+    order = np.argsort(np.array([model.labels[int(label)] for label in labels]), kind="stable")
+    for own, known in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(own, known[order])
+    assert (found[0] == labels[order]).mean() > 0.85
+    assert (found[0] != found[1]).any()

@@ -1,0 +1,184 @@
+"""Feature maps against a plain forward pass, their places against receptive fields, sheets."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cnnviz.core.choices import Precision
+from cnnviz.core.data.images import Preprocess, WorkingImage
+from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.graph.receptive_field import receptive_fields
+from cnnviz.core.models.load import Model
+from cnnviz.core.output.sheets import grid, matrix
+from cnnviz.filters.activations.choices import Normalize, Order
+from cnnviz.filters.activations.figures import draw_maps, draw_overlays
+from cnnviz.filters.activations.maps import Observer, parse_filters, placement
+from cnnviz.filters.activations.report import report
+from cnnviz.filters.kernels.figures import draw_kernels
+from cnnviz.filters.kernels.weights import examine
+
+SIZE = (18, 22)
+
+
+def network(inplace: bool = True) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1, stride=2),
+        nn.ReLU(inplace=inplace),
+        nn.Conv2d(6, 5, 3),
+        nn.ReLU(inplace=inplace),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(5, 4),
+    ).eval()
+
+
+def model_of(module: nn.Module) -> Model:
+    return Model(
+        module=module,
+        name="net",
+        preprocess=Preprocess(None, SIZE, (0.4,) * 3, (0.2,) * 3),
+        labels=("a", "b", "c", "d"),
+        input_size=SIZE,
+        weights_sha256="0" * 64,
+        device=torch.device("cpu"),
+        precision=Precision.FP32,
+    )
+
+
+def picture() -> WorkingImage:
+    pixels = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(2))
+    return WorkingImage("random.png", pixels, (0, 0, *map(float, SIZE)), SIZE)
+
+
+def test_maps_are_what_the_layer_puts_out_even_before_an_inplace_relu() -> None:
+    found = Observer(model_of(network()), ["0", "1", "2", "6"]).observe(picture())
+    plain = network(inplace=False)
+    value = model_of(plain).preprocess.normalise(picture().pixels)[None]
+    expected: dict[str, Tensor] = {}
+    for name, layer in plain.named_children():
+        value = expected[name] = layer(value).detach()
+    assert [layer.layer for layer in found.layers] == ["0", "1", "2", "6"]
+    for layer in found.layers[:3]:
+        assert torch.allclose(layer.maps_CHW, expected[layer.layer][0], atol=1e-6)
+    assert (found.layers[0].maps_CHW < 0).any()
+    assert found.layers[3].maps_CHW.shape == (4, 1, 1)
+    assert torch.allclose(found.layers[3].maps_CHW.flatten(), expected["6"][0], atol=1e-6)
+
+
+def test_numbers_of_each_channel_equal_a_plain_loop() -> None:
+    found = Observer(model_of(network()), ["1"]).observe(picture())
+    maps = found.layers[0].maps_CHW.numpy()
+    entry = report(found)["layers"][0]
+    for channel, numbers in enumerate(entry["per_channel"]):
+        assert numbers["highest"] == pytest.approx(maps[channel].max(), rel=1e-5)
+        assert numbers["mean"] == pytest.approx(maps[channel].mean(), rel=1e-5)
+        assert numbers["sparsity"] == pytest.approx((maps[channel] == 0).mean(), rel=1e-5)
+        row, column = numbers["peak_unit"]
+        assert maps[channel, row, column] == maps[channel].max()
+        # A 3x3 kernel with stride 2 and padding 1.
+        y0, x0, y1, x1 = numbers["peak_box"]
+        assert (y0, y1) == (max(0, 2 * row - 1), min(SIZE[0], 2 * row + 2))
+        assert (x0, x1) == (max(0, 2 * column - 1), min(SIZE[1], 2 * column + 2))
+    peaks = [maps[channel].max() for channel in entry["strongest"]]
+    assert peaks == sorted(peaks, reverse=True)
+
+
+def test_units_are_placed_at_the_centre_of_what_they_see() -> None:
+    field = receptive_fields(network(), SIZE)["2"]
+    rows, columns = placement(field)
+    for axis, (chosen, pixels) in enumerate(zip((rows, columns), SIZE, strict=True)):
+        count = field.units[axis]
+        for pixel in range(pixels):
+            distances = []
+            for unit in range(count):
+                box = field.box(unit, 0) if axis == 0 else field.box(0, unit)
+                distances.append(abs((box[axis] + box[axis + 2]) / 2 - (pixel + 0.5)))
+            assert distances[int(chosen[pixel])] == min(distances)
+
+
+def test_the_model_is_left_as_it_was_even_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = network()
+    observer = Observer(model_of(module), ["0"])
+    monkeypatch.setattr(module[6], "forward", lambda _x: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        observer.observe(picture())
+    assert not any(layer._forward_hooks for layer in module.modules())
+
+
+def test_bad_layers_and_values_are_refused() -> None:
+    module = network()
+    with pytest.raises(UsageError, match="no layer 'layer9' in net"):
+        Observer(model_of(module), ["layer9"])
+    tokens = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(2), nn.Flatten(), nn.LazyLinear(4)).eval()
+    tokens(torch.zeros(1, 3, *SIZE))
+    with pytest.raises(UsageError, match="layer '1' of net puts out 4x320, not channels of maps"):
+        Observer(model_of(tokens), ["1"])
+    observer = Observer(model_of(module), ["2"])
+    with torch.no_grad():
+        module[0].weight[0] = float("nan")
+    with pytest.raises(CnnvizError, match=r"layer '2' gives values that are not finite"):
+        observer.observe(picture())
+
+
+def test_filters_are_read_from_lists_and_ranges() -> None:
+    assert parse_filters("3,0-2,3", 6, "2") == [3, 0, 1, 2]
+    with pytest.raises(UsageError, match="no filter 6 in layer '2'; it has 6, numbered 0 to 5"):
+        parse_filters("5-6", 6, "2")
+    for text in ("a", "", "1,,2", "-3", "5-2"):
+        with pytest.raises(UsageError, match="--filters takes 3,17 or 0-15"):
+            parse_filters(text, 6, "2")
+
+
+def test_every_tile_of_a_sheet_is_where_its_number_says() -> None:
+    pictures = np.arange(50, dtype=np.uint8)[:, None, None] * np.ones((1, 5, 7), np.uint8)
+    sheet = grid(pictures, "channel")
+    down, right = sheet.pitch
+    for row, first in enumerate(sheet.rows):
+        for column, more in enumerate(sheet.columns):
+            value = sheet.pixels[int((row + 0.5) * down), int((column + 0.5) * right)]
+            assert value == (first + more if first + more < 50 else 255)
+
+
+def test_every_kernel_of_a_matrix_is_in_its_row_and_column() -> None:
+    pictures = np.arange(60, dtype=np.uint8).reshape(10, 6, 1, 1) * np.ones((1, 1, 3, 3), np.uint8)
+    sheet = matrix(pictures, "filter", "input channel")
+    down, right = sheet.pitch
+    for row in range(10):
+        for column in range(6):
+            pixel = sheet.pixels[int((row + 0.5) * down), int((column + 0.5) * right)]
+            assert pixel == row * 6 + column
+
+
+def test_thousands_of_maps_are_drawn_as_one_image() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 2048, 3, stride=3)).eval()
+    found = Observer(model_of(nn.Sequential(module, nn.Flatten(), nn.LazyLinear(4)).eval()), ["0"])
+    layer = found.observe(picture()).layers[0]
+    figure = draw_maps(layer, layer.order(strongest=False), Normalize.FILTER, Order.CHANNEL)
+    grey = [axes for axes in figure.axes if axes.images]
+    assert len(grey) == 1
+    assert grey[0].images[0].get_array().shape[0] >= 32 * 6  # type: ignore[union-attr]
+
+
+def test_pictures_of_signed_and_rectified_maps_state_their_scale() -> None:
+    found = Observer(model_of(network()), ["0", "1"]).observe(picture())
+    for layer, low in zip(found.layers, (-1, 0), strict=True):
+        figure = draw_maps(layer, [0, 3], Normalize.FILTER, Order.STRONGEST)
+        bar = figure.axes[-1]
+        assert bar.get_ylim() == (low, 1)
+        assert "activation" in bar.get_ylabel()
+        assert next(text.get_text() for text in figure.axes[0].get_yticklabels()) in ("0", "3")
+    assert len(draw_overlays(found.layers[1], [0, 3, 5], picture(), 0.6).axes) == 6
+
+
+@pytest.mark.parametrize("normalize", list(Normalize))
+def test_zero_weights_are_mid_grey(normalize: Normalize) -> None:
+    module = network()
+    with torch.no_grad():
+        module[2].weight[1] = 0
+        module[0].weight[2, :, 1, 1] = 0
+    for name in ("0", "2"):
+        figure = draw_kernels(examine(module, name), "net", normalize)
+        pixels = np.asarray(figure.axes[0].images[0].get_array())
+        assert (pixels == 128).all(axis=-1).any() if pixels.ndim == 3 else (pixels == 128).any()

@@ -1,0 +1,113 @@
+"""The sample images: painted by the script beside them, rightly labelled, rightly outlined."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from cnnviz.core.data.images import read
+from cnnviz.core.models.load import load_model
+from cnnviz.occlusion import occlude
+from cnnviz.occlusion.expectation import judge, object_mask, read_expectations
+
+FOLDER = Path(__file__).parent.parent.parent / "sample_images"
+TRUTH = json.loads((FOLDER / "truth.json").read_text())
+GRADE = 3  # neighbouring grades of a channel are two or three levels apart
+
+
+def pixels(path: Path) -> np.ndarray:
+    """(height, width, 3) levels."""
+    with Image.open(path) as image:
+        assert image.mode == "RGB"
+        return np.asarray(image).astype(int)
+
+
+def on_object(name: str) -> np.ndarray:
+    """(height, width) bool: the picture's pixels inside the outlines of truth.json."""
+    height, width, _ = pixels(FOLDER / name).shape
+    mask = Image.new("1", (width, height))
+    for outline in TRUTH[name]["polygons"]:
+        ImageDraw.Draw(mask).polygon([(x - 0.5, y - 0.5) for x, y in outline], fill=1)
+    return np.array(mask)
+
+
+def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(FOLDER / "render.py"), *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+def test_every_picture_has_its_truth_and_the_other_way_round() -> None:
+    assert sorted(path.name for path in FOLDER.glob("*.png")) == sorted(TRUTH)
+    assert len(TRUTH) >= 6
+
+
+@pytest.mark.slow
+def test_the_script_paints_the_same_pictures_again(tmp_path: Path) -> None:
+    done = run_script("--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*TRUTH, "truth.json"])
+    for name in TRUTH:
+        kept, painted = (pixels(folder / name) for folder in (FOLDER, tmp_path))
+        # Other processors round sines and sums differently, which a pixel in thousands may show.
+        assert (np.abs(kept - painted) > GRADE).mean() < 1e-3, name
+    again = json.loads((tmp_path / "truth.json").read_text())
+    for name, truth in TRUTH.items():
+        assert again[name]["label"] == truth["label"]
+        np.testing.assert_allclose(again[name]["boxes"], truth["boxes"], atol=1)
+
+
+def test_the_script_names_the_scenes_it_knows_when_asked_for_another(tmp_path: Path) -> None:
+    done = run_script("submarine", "--out", str(tmp_path))
+    assert done.returncode == 2
+    assert "no scene submarine; there are airplane, automobile" in done.stderr
+
+
+@pytest.mark.parametrize("name", TRUTH)
+def test_picture_is_large_enough_and_its_file_small(name: str) -> None:
+    assert min(pixels(FOLDER / name).shape[:2]) >= 256
+    assert (FOLDER / name).stat().st_size < 150_000
+
+
+@pytest.mark.parametrize("name", TRUTH)
+def test_outlines_and_box_bound_the_same_object(name: str) -> None:
+    mask = on_object(name)
+    ((x0, y0, x1, y1),) = TRUTH[name]["boxes"]
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    np.testing.assert_allclose(found, [x0, y0, x1, y1], atol=2)
+    assert 0.03 < mask.mean() < 0.3, "an object should leave most of the picture to its background"
+
+
+@pytest.mark.parametrize("name", TRUTH)
+def test_object_lies_in_the_part_of_the_picture_that_the_network_sees(name: str) -> None:
+    top, left, bottom, right = read(FOLDER / name, load_model().preprocess).box_original
+    ((x0, y0, x1, y1),) = TRUTH[name]["boxes"]
+    assert left <= x0 < x1 <= right
+    assert top <= y0 < y1 <= bottom
+
+
+@pytest.mark.parametrize("name", TRUTH)
+def test_bundled_model_reads_the_picture_rightly_and_surely(name: str) -> None:
+    model = load_model()
+    working = read(FOLDER / name, model.preprocess)
+    with torch.inference_mode():
+        logits = model.logits(model.preprocess.normalise(working.pixels)[None])
+    probabilities = logits.softmax(dim=1)[0]
+    assert model.labels[int(probabilities.argmax())] == TRUTH[name]["label"]
+    assert float(probabilities.max()) >= 0.7
+
+
+@pytest.mark.parametrize("name", TRUTH)
+def test_covering_the_object_hurts_more_than_covering_the_background(name: str) -> None:
+    model = load_model()
+    working = read(FOLDER / name, model.preprocess)
+    expectation = read_expectations(str(FOLDER / "truth.json")).for_image(name)
+    verdict = judge(occlude(model, working).panels[0].map_HW, object_mask(expectation, working))
+    assert verdict.hit
+    assert verdict.inside is not None
+    assert verdict.inside > 2 * verdict.object_share
