@@ -30,7 +30,7 @@ from cnnviz.occlusion.engines.choose import choose
 from cnnviz.occlusion.engines.full import FullEngine
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine
 from cnnviz.occlusion.engines.network import Network, prepare
-from cnnviz.occlusion.masks import place
+from cnnviz.occlusion.masks import mask_grid
 
 SIZE = 224
 PER_EVAL = (1, 8, 32, 64)
@@ -86,7 +86,7 @@ def measure(name: str, options: argparse.Namespace) -> None:
     network = prepare(ours, (SIZE, SIZE), device=device, dtype=dtype)
     prepared = time.perf_counter() - started
     mask = (options.mask, options.mask)
-    boxes_P4 = place((SIZE, SIZE), mask, options.stride, Border.COVER).boxes_P4
+    boxes_P4 = mask_grid((SIZE, SIZE), mask, options.stride, Border.COVER).boxes_P4
     image = torch.randn(3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).to(device)
     runs, scores = contenders(module, network, image, boxes_P4, options)
     for run in runs.values():

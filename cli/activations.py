@@ -11,7 +11,7 @@ from cnnviz.cli.console import Console
 from cnnviz.cli.options import ModelOptions, OutputOptions, check_alpha
 from cnnviz.cli.run import ImageRun
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.filters.activations.choices import Normalize, Order
+from cnnviz.filters.activations.choices import MapOrder, Scaling
 
 if TYPE_CHECKING:
     from cnnviz.core.data.images import WorkingImage
@@ -35,7 +35,7 @@ def activations(
         int | None, typer.Option(help="Show so many maps, the strongest (all if not given).")
     ] = None,
     order: Annotated[
-        Order | None,
+        MapOrder | None,
         typer.Option(help="channel (the default without --top) or strongest (with --top)."),
     ] = None,
     filters: Annotated[
@@ -43,9 +43,9 @@ def activations(
         typer.Option(help="Lay these channels over the image, as 3,17 or 0-15."),
     ] = None,
     normalize: Annotated[
-        Normalize,
+        Scaling,
         typer.Option(help="Full white: the largest value of each map (filter), or of the layer."),
-    ] = Normalize.FILTER,
+    ] = Scaling.FILTER,
     alpha: Annotated[float, typer.Option(help="Weight of a map over the image, 0 to 1.")] = 0.6,
 ) -> None:
     """Show what a layer makes of an image: its feature maps, how strong and how sparse.
@@ -73,7 +73,7 @@ def activations(
         raise CnnvizError(f"--filters cannot place maps over the image: {observer.untraceable}")
     run = ImageRun("activations", paths, output)
     look = _Look(
-        top, order or (Order.CHANNEL if top is None else Order.STRONGEST), normalize, alpha
+        top, order or (MapOrder.CHANNEL if top is None else MapOrder.STRONGEST), normalize, alpha
     )
     run.study(console, "looking", loaded, _Study(observer, chosen, look), 1)
     console.table("Activations", _COLUMNS, [row for entry in run.entries for row in _rows(entry)])
@@ -90,13 +90,13 @@ def _check(alpha: float, top: int | None) -> None:
 class _Look:
     """Which maps are shown, in what order and with what scale."""
 
-    def __init__(self, top: int | None, order: Order, normalize: Normalize, alpha: float) -> None:
+    def __init__(self, top: int | None, order: MapOrder, normalize: Scaling, alpha: float) -> None:
         self.top, self.order, self.normalize, self.alpha = top, order, normalize, alpha
 
     def shown(self, found: "LayerActivation") -> list[int]:
         """Channel numbers: the strongest `top`, in the order asked for."""
         strongest = found.order(strongest=True)[: self.top]
-        return sorted(strongest) if self.order is Order.CHANNEL else strongest
+        return sorted(strongest) if self.order is MapOrder.CHANNEL else strongest
 
 
 class _Study:

@@ -9,11 +9,11 @@ import typer
 from cnnviz.cli.console import Console
 from cnnviz.cli.options import ModelOptions, OutputOptions, numbers
 from cnnviz.core.errors import UsageError
-from cnnviz.filters.activations.choices import Normalize
+from cnnviz.filters.activations.choices import Scaling
 
 if TYPE_CHECKING:
     from cnnviz.core.models.load import Model
-    from cnnviz.filters.kernels.weights import KernelReport
+    from cnnviz.filters.kernels.weights import KernelStats
 
 
 def filters(
@@ -23,11 +23,11 @@ def filters(
         str, typer.Option(help="first (the first convolution), all, or a layer's name.")
     ] = "first",
     normalize: Annotated[
-        Normalize,
+        Scaling,
         typer.Option(
             help="Full black and white: the largest weight of each filter, or of the layer."
         ),
-    ] = Normalize.FILTER,
+    ] = Scaling.FILTER,
     compare: Annotated[
         list[str] | None,
         typer.Option(
@@ -98,7 +98,7 @@ def _other(options: ModelOptions, text: str) -> "Model":
 
 def _examine(
     console: Console, model: "Model", names: list[str], gabor: bool, seed: int
-) -> "list[KernelReport]":
+) -> "list[KernelStats]":
     """The numbers of each layer; Gabor fits where filters look at pixels or at single channels."""
     from cnnviz.filters.kernels.weights import choose_layers, examine, gabor_steps
 
@@ -117,9 +117,9 @@ def _write(
     console: Console,
     folder: Any,
     model: "Model",
-    examined: "list[KernelReport]",
-    others: "list[tuple[Model, KernelReport]]",
-    normalize: Normalize,
+    examined: "list[KernelStats]",
+    others: "list[tuple[Model, KernelStats]]",
+    normalize: Scaling,
 ) -> None:
     from cnnviz.filters.kernels.figures import draw_comparison, draw_gabor, draw_kernels
 
@@ -142,14 +142,14 @@ _COLUMNS = ("layer", "filters", "kernel", "norm", "dead", "alike", "colour", "Ga
 
 def _rows(
     model: "Model",
-    examined: "list[KernelReport]",
-    others: "list[tuple[Model, KernelReport]]",
+    examined: "list[KernelStats]",
+    others: "list[tuple[Model, KernelStats]]",
 ) -> list[tuple[object, ...]]:
     pairs = [(model, found) for found in examined] + others
     return [_row(m.name if others else "", found) for m, found in pairs]
 
 
-def _row(name: str, found: "KernelReport") -> tuple[object, ...]:
+def _row(name: str, found: "KernelStats") -> tuple[object, ...]:
     count, channels, height, width = found.kernels.shape
     colour = "-" if found.chromaticity is None else f"{float(found.chromaticity.mean()):.0%}"
     like = by_chance = "-"

@@ -8,7 +8,7 @@ import typer
 from cnnviz.cli.console import Console
 from cnnviz.cli.options import ModelOptions, OutputOptions
 from cnnviz.core.errors import UsageError
-from cnnviz.filters.patches.choices import Crop, Score
+from cnnviz.filters.patches.choices import Crop, Ranking
 
 if TYPE_CHECKING:
     from cnnviz.core.data.datasets import ImageData
@@ -47,11 +47,11 @@ def max_patches(
     ] = None,
     top: Annotated[int, typer.Option(help="Patches per filter.")] = 9,
     score: Annotated[
-        Score,
+        Ranking,
         typer.Option(
             help="What ranks the images: largest unit, Frobenius norm or mean of the map."
         ),
-    ] = Score.MAX,
+    ] = Ranking.MAX,
     crop: Annotated[
         Crop,
         typer.Option(

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.layers import conv_layers, edit, find_layer
+from cnnviz.core.models.layers import conv_layers, find_layer, replace_outputs
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.targets import resolve_targets
 from cnnviz.gradients.choices import LAST_CONV, Method
@@ -123,7 +123,7 @@ def find_last_conv(model: Model) -> str:
         return output
 
     changes = {name: (lambda output, name=name: note(name, output)) for name in names}
-    with edit(model.module, changes), torch.inference_mode():
+    with replace_outputs(model.module, changes), torch.inference_mode():
         model.logits(torch.zeros(1, 3, *model.input_size))
     if not order:
         raise CnnvizError(
@@ -187,7 +187,7 @@ def _kept(module: nn.Module, layer: str) -> Iterator[list[Tensor]]:
         outputs.append(output)
         return output.clone()
 
-    with edit(module, {layer: keep}):
+    with replace_outputs(module, {layer: keep}):
         yield outputs
 
 

@@ -23,7 +23,7 @@ from cnnviz.core.models.targets import resolve_targets
 from cnnviz.occlusion.choices import Border, EngineChoice, Score, Upsample
 from cnnviz.occlusion.engines.choose import Engine, Verifier, make_engine
 from cnnviz.occlusion.fills import check_fill, fill_picture
-from cnnviz.occlusion.masks import Grid, default_mask, default_stride, place
+from cnnviz.occlusion.masks import Grid, default_mask, default_stride, mask_grid
 from cnnviz.occlusion.panels import Panel, make_panels
 
 
@@ -142,7 +142,7 @@ class Occluder:
         stride = default_stride(size) if spec.stride is None else spec.stride
         masks = spec.masks or (default_mask(size),)
         self._model, self._spec = model, spec
-        self.grids = tuple(place(size, mask, stride, spec.border) for mask in masks)
+        self.grids = tuple(mask_grid(size, mask, stride, spec.border) for mask in masks)
         check_fill(spec.fill)
         resolve_targets(spec.targets, torch.zeros(model.classes), model.labels)
         if spec.label is not None:

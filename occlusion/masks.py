@@ -74,7 +74,7 @@ def _starts(length: int, mask: int, stride: int, border: Border) -> Tensor:
     return torch.arange(0, min(steps * stride + 1, length), stride)
 
 
-def place(size: tuple[int, int], mask: tuple[int, int], stride: int, border: Border) -> Grid:
+def mask_grid(size: tuple[int, int], mask: tuple[int, int], stride: int, border: Border) -> Grid:
     """Lays masks over an image.
 
     `cover`: corners at 0, S, 2S, … until the image is covered, the last mask cut off at the edge

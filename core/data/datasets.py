@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from cnnviz.core.data.images import Preprocess, prepare
-from cnnviz.core.data.sources import UNKNOWN, Example, Source, find_source
+from cnnviz.core.data.sources import UNKNOWN, Example, ImageSource, find_source
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.labels import find_class
 
@@ -52,7 +52,7 @@ class ImageData:
     name: str
     fingerprint: str
     total: int
-    _source: Source = field(repr=False)
+    _source: ImageSource = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -41,7 +41,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageSource:
     """All pictures of a source.
 
     Attributes:
@@ -67,7 +67,7 @@ def _by_number(name: str) -> tuple[bool, int, str]:
     return (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
 
 
-def _labelled(rows: Iterable[tuple[Path, str | None]]) -> Source:
+def _labelled(rows: Iterable[tuple[Path, str | None]]) -> ImageSource:
     """Pictures with the names of their classes, None where unknown."""
     listed = list(rows)
     names = tuple(sorted({name for _, name in listed if name is not None}, key=_by_number))
@@ -76,10 +76,10 @@ def _labelled(rows: Iterable[tuple[Path, str | None]]) -> Source:
         Example(str(path), None if name is None else position[name], row)
         for row, (path, name) in enumerate(listed)
     )
-    return Source(tuple(examples), names or None, _open_file)
+    return ImageSource(tuple(examples), names or None, _open_file)
 
 
-def _folder(folder: Path) -> Source:
+def _folder(folder: Path) -> ImageSource:
     """One class per folder in it; pictures beside those folders, or in a flat one, have none."""
     images = images_below(folder)
     if not images:
@@ -88,7 +88,7 @@ def _folder(folder: Path) -> Source:
     return _labelled((p, q[0] if len(q) > 1 else None) for p, q in zip(images, parts, strict=True))
 
 
-def _several(paths: Sequence[Path]) -> Source:
+def _several(paths: Sequence[Path]) -> ImageSource:
     """Several folders are a class each; files, or files and folders, have no labels."""
     if all(path.is_dir() for path in paths):
         return _labelled(
@@ -134,7 +134,7 @@ def _json_rows(text: str, manifest: Path) -> list[tuple[str, str | None]]:
     return rows
 
 
-def _manifest(manifest: Path) -> Source:
+def _manifest(manifest: Path) -> ImageSource:
     try:
         text = manifest.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -168,7 +168,7 @@ def _load_torchvision(name: str, root: Path, split: str) -> Any:
         ) from error
 
 
-def _torchvision(text: str) -> Source:
+def _torchvision(text: str) -> ImageSource:
     name, _, rest = text.partition(":")
     root, _, split = rest.rpartition(":")
     if split not in SPLITS or not root:
@@ -180,12 +180,12 @@ def _torchvision(text: str) -> Source:
         Example(f"{name}:{split}/{row:05d}", int(label), row)
         for row, label in enumerate(data.targets)
     )
-    return Source(
+    return ImageSource(
         examples, classes, lambda e: Image.fromarray(arrays[e.row]).convert("RGB"), canonical=True
     )
 
 
-def find_source(sources: Sequence[str]) -> Source:
+def find_source(sources: Sequence[str]) -> ImageSource:
     """The pictures that some names on the command line stand for.
 
     Args:

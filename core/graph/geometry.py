@@ -3,7 +3,7 @@
 A network over images is a chain of operations on maps (N, C, H, W). For questions about place
 (receptive fields, what a mask can reach) an operation is one of five kinds:
 
-    Source      the image itself
+    Image      the image itself
     Fixed       does not depend on the pixels: parameters, shapes, arithmetic on shapes
     Pointwise   output (y, x) reads input (y, x) and nothing else, in all channels
     Merge       Pointwise with several inputs: add, multiply, concatenate channels
@@ -21,7 +21,7 @@ Interval = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Source:
+class Image:
     """The image that goes in."""
 
 
@@ -92,7 +92,7 @@ class Window:
         return -(-(first + before - extent) // stride), (last + before) // stride
 
 
-Geometry = Source | Fixed | Pointwise | Merge | Mix | Window
+Geometry = Image | Fixed | Pointwise | Merge | Mix | Window
 
 
 def pair(value: int | tuple[int, ...] | list[int]) -> Pair:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx
 
-from cnnviz.core.graph.geometry import Merge, Mix, Pointwise, Source, Window
+from cnnviz.core.graph.geometry import Image, Merge, Mix, Pointwise, Window
 from cnnviz.core.graph.trace import Graph
 
 Ints = npt.NDArray[np.int64]
@@ -67,7 +67,7 @@ def reach(graph: Graph, axis: int, first_I: Ints, last_I: Ints) -> dict[fx.Node,
         place, extent = graph.places[node], size[axis]
         below = [reached[m] for m in place.inputs if m in reached]
         match place.geometry:
-            case Source():
+            case Image():
                 reached[node] = spans(first_I, last_I, extent)
             case Pointwise():
                 reached[node] = below[0] if below[0].extent == extent else _all(below[0], extent)

@@ -32,8 +32,8 @@ from cnnviz.core.graph.axis_field import (
     through_window,
     union,
 )
-from cnnviz.core.graph.geometry import Fixed, Merge, Pointwise, Source, Window
-from cnnviz.core.graph.trace import Graph, Place, describe, trace
+from cnnviz.core.graph.geometry import Fixed, Image, Merge, Pointwise, Window
+from cnnviz.core.graph.trace import Graph, NodeInfo, describe, trace
 
 FloatPair = tuple[float, float]
 _RESAMPLERS = (nn.Upsample, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
@@ -166,12 +166,12 @@ def _clipped(axis: AxisField, unit: int) -> tuple[int, int]:
 
 
 def _field(
-    graph: Graph, node: fx.Node, place: Place, axis: int, inputs: list[AxisField]
+    graph: Graph, node: fx.Node, place: NodeInfo, axis: int, inputs: list[AxisField]
 ) -> AxisField:
     """One axis of one node, from those that it reads."""
     geometry = place.geometry
     count = place.shape[place.axes[axis]] if place.shape and place.axes else None
-    if isinstance(geometry, Source):
+    if isinstance(geometry, Image):
         return pixels(count or 0)
     if isinstance(geometry, Pointwise | Merge):
         return union(inputs)
@@ -183,7 +183,7 @@ def _field(
     return everything(inputs, count)
 
 
-def _resampler(graph: Graph, node: fx.Node, place: Place) -> Callable[[Tensor], Tensor] | None:
+def _resampler(graph: Graph, node: fx.Node, place: NodeInfo) -> Callable[[Tensor], Tensor] | None:
     """Upsampling and uneven adaptive pooling as functions of a map of any size; else None."""
     if place.layer is not None:
         module = graph.module.get_submodule(place.layer)

@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.graph.call import Call
-from cnnviz.core.graph.geometry import Fixed, Geometry, Mix, Source
+from cnnviz.core.graph.geometry import Fixed, Geometry, Image, Mix
 from cnnviz.core.graph.operations import classify
 
 # What user code may raise when it is run with proxies or with a shape it did not expect.
@@ -44,7 +44,7 @@ class Untraceable(CnnvizError):  # noqa: N818 (the reason why, not an error of t
 
 
 @dataclass(frozen=True)
-class Place:
+class NodeInfo:
     """What is known about one node.
 
     Attributes:
@@ -77,7 +77,7 @@ class Graph:
     """
 
     module: fx.GraphModule
-    places: dict[fx.Node, Place]
+    places: dict[fx.Node, NodeInfo]
     layers: dict[str, fx.Node]
     source: fx.Node
     output: fx.Node
@@ -136,7 +136,7 @@ class _Describer(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
-        self.places: dict[fx.Node, Place] = {}
+        self.places: dict[fx.Node, NodeInfo] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
@@ -147,20 +147,20 @@ class _Describer(fx.Interpreter):
 
     def _place(
         self, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any
-    ) -> Place:
+    ) -> NodeInfo:
         layer = str(n.target) if n.op == "call_module" else None
         shape = _shape(value)
         if n.op == "placeholder" and not n.args:
-            return Place(Source(), shape, (2, 3), (), None)
+            return NodeInfo(Image(), shape, (2, 3), (), None)
         inputs = tuple(m for m in n.all_input_nodes if self.places[m].geometry != Fixed())
         if not inputs or not _holds_tensors(value):
-            return Place(Fixed(), shape, None, (), layer)
+            return NodeInfo(Fixed(), shape, None, (), layer)
         module = self.module.get_submodule(layer) if layer is not None else None
         axes = {m: self.places[m].axes for m in inputs}
         if not any(axes.values()):
-            return Place(Mix(), shape, None, inputs, layer)
+            return NodeInfo(Mix(), shape, None, inputs, layer)
         geometry, out_axes = classify(Call(n, module, args, kwargs, value, axes))
-        return Place(geometry, shape, out_axes, inputs, layer)
+        return NodeInfo(geometry, shape, out_axes, inputs, layer)
 
 
 def _holds_tensors(value: Any) -> bool:
@@ -203,7 +203,7 @@ def describe(
     named: dict[str, str] = traced.meta.get("layers", {})
     layers = {layer: by_name[name] for layer, name in named.items() if name in by_name}
     output = next(iter(traced.graph.find_nodes(op="output"))).args[0]
-    source = next(node for node, place in describer.places.items() if place.geometry == Source())
+    source = next(node for node, place in describer.places.items() if place.geometry == Image())
     if not isinstance(output, fx.Node):
         raise Untraceable("the network returns something that does not depend on the image")
     return Graph(traced, describer.places, layers, source, output)

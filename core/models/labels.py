@@ -22,7 +22,7 @@ class Labels:
     wnids: tuple[str, ...] | None = None
 
 
-def fold(name: str) -> str:
+def normalised_name(name: str) -> str:
     """The form in which names are compared."""
     return " ".join(name.replace("_", " ").casefold().split())
 
@@ -76,7 +76,7 @@ def _readings(
     wanted: str, names: Sequence[str], wnids: Sequence[str] | None
 ) -> Iterator[list[int]]:
     """Classes by stricter readings first: whole name, wnid, one of its names, index."""
-    folded = [fold(name) for name in names]
+    folded = [normalised_name(name) for name in names]
     yield [index for index, name in enumerate(folded) if name == wanted]
     yield [index for index, wnid in enumerate(wnids or ()) if wnid == wanted]
     yield [i for i, name in enumerate(folded) if wanted in map(str.strip, name.split(","))]
@@ -85,7 +85,11 @@ def _readings(
 
 def find_class(text: str, names: Sequence[str], wnids: Sequence[str] | None = None) -> int | None:
     """The one class that goes by that name, wnid or index; None if none or several do."""
-    found = next(filter(None, _readings(fold(text), names, wnids)), []) if text.strip() else []
+    found = (
+        next(filter(None, _readings(normalised_name(text), names, wnids)), [])
+        if text.strip()
+        else []
+    )
     return found[0] if len(found) == 1 else None
 
 
@@ -95,10 +99,12 @@ def class_index(text: str, names: Sequence[str], wnids: Sequence[str] | None = N
     Raises:
         UsageError: no class does, or several do.
     """
-    wanted = fold(text)
+    wanted = normalised_name(text)
     found = next(filter(None, _readings(wanted, names, wnids)), []) if wanted else []
     if not found and wanted:
-        found = [i for i, name in enumerate(names) if fold(name).startswith(f"{wanted} ")]
+        found = [
+            i for i, name in enumerate(names) if normalised_name(name).startswith(f"{wanted} ")
+        ]
     if len(found) == 1:
         return found[0]
     if found:

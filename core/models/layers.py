@@ -1,7 +1,7 @@
 """Layers by name: finding them, reading what they put out, changing what they put out.
 
-A layer is a submodule under its dotted name (`layer1.0.conv1`). Hooks are borrowed: `tap` and
-`edit` take them off again in `finally`, whatever happens in between.
+A layer is a submodule under its dotted name (`layer1.0.conv1`). Hooks are borrowed:
+`watch_outputs` and `replace_outputs` take them off again in `finally`, whatever happens in between.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -67,7 +67,7 @@ def _as_tensor(name: str, output: object) -> Tensor:
 
 
 @contextmanager
-def tap(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def watch_outputs(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Collects what the named layers put out, each forward pass replacing the one before.
 
     A layer that runs more than once in a pass leaves its last output.
@@ -98,7 +98,9 @@ def tap(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
 
 
 @contextmanager
-def edit(module: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+def replace_outputs(
+    module: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]]
+) -> Iterator[None]:
     """Puts each named layer's output through a function for as long as the `with` lasts.
 
     Raises:

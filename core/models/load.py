@@ -24,7 +24,7 @@ from cnnviz.core.models.archives import SELF_CONTAINED, open_archive
 from cnnviz.core.models.checkpoints import Kind
 from cnnviz.core.models.labels import Labels, class_index, read_labels
 from cnnviz.core.models.preprocess import Preprocess, adjust, plain
-from cnnviz.core.models.probing import count_classes
+from cnnviz.core.models.probing import probe
 from cnnviz.core.models.published import Published, fetch
 
 BUNDLED = "bundled"
@@ -238,7 +238,7 @@ def load_model(
             trained = _from_archive(file, kind, adjusted)
         else:
             trained = _from_architecture(name, file, weights, adjusted)
-    module, classes = count_classes(
+    module, classes = probe(
         trained.module.to(target, number_format.dtype),
         trained.name,
         trained.preprocess.crop,

@@ -46,7 +46,7 @@ def _essence(error: BaseException) -> str:
     return (lines[-1] if "TorchScript" in lines[0] else lines[0]).strip()[:200]
 
 
-def count_classes(
+def probe(
     module: nn.Module, name: str, size: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> tuple[nn.Module, int]:
     """Tries a network on a blank image; it comes back wrapped if it takes one channel.
@@ -86,8 +86,8 @@ def settled(module: nn.Module, name: str, size: tuple[int, int]) -> nn.Module:
     """The network; lazy layers in it (`nn.LazyLinear`) have taken their shapes from a blank image.
 
     Raises:
-        CnnvizError: as `count_classes`.
+        CnnvizError: as `probe`.
     """
     if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
-        count_classes(module.eval(), name, size, torch.float32, torch.device("cpu"))
+        probe(module.eval(), name, size, torch.float32, torch.device("cpu"))
     return module

@@ -137,11 +137,11 @@ def draw_sheet(sheet: Sheet, heading: str, scale: Scale | None) -> Figure:
     across = max(across, 2.5)
     figure = new_figure(across + (1.1 if scale else 0.5), max(down, 0.6) + 0.8)
     axes = figure.subplots()
-    place(axes, sheet, heading, scale)
+    draw_on(axes, sheet, heading, scale)
     return figure
 
 
-def place(axes: Axes, sheet: Sheet, heading: str, scale: Scale | None) -> None:
+def draw_on(axes: Axes, sheet: Sheet, heading: str, scale: Scale | None) -> None:
     """Puts a sheet on axes: numbers, heading and the bar that says what grey levels mean."""
     axes.imshow(sheet.pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     title(axes, heading)

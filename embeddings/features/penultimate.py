@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph.trace import Untraceable, trace
-from cnnviz.core.models.layers import check_open, find_layer, tap
+from cnnviz.core.models.layers import check_open, find_layer, watch_outputs
 from cnnviz.core.models.load import Model
 from cnnviz.embeddings.choices import Pool
 
@@ -118,7 +118,7 @@ def _run_layer(model: Model, name: str) -> Run:
     find_layer(model.module, name, model.name)
 
     def run(images_N3HW: Tensor) -> tuple[object, Tensor]:
-        with tap(model.module, [name]) as outputs:
+        with watch_outputs(model.module, [name]) as outputs:
             logits = model.logits(images_N3HW)
         return outputs.get(name), logits
 

@@ -12,7 +12,7 @@ class Mode(StrEnum):
     """The channel's mean over all images and positions of the data."""
 
 
-class Order(StrEnum):
+class RemovalOrder(StrEnum):
     """In which order the filters of a layer are removed, one more at a time."""
 
     RANDOM = "random"

@@ -31,7 +31,7 @@ from cnnviz.core.output.drawing import (
     to_uint8,
 )
 from cnnviz.filters.ablation import evaluation
-from cnnviz.filters.ablation.choices import Order
+from cnnviz.filters.ablation.choices import RemovalOrder
 from cnnviz.filters.ablation.report import class_changes, flips
 from cnnviz.filters.ablation.sweep import RANDOM_ORDERS, Curve, FilterEffect, ranked
 
@@ -47,11 +47,11 @@ MOST_COLUMNS = 4
 NAME_LENGTH = 22
 HARM, GAIN, SAME, BEFORE = "#b2182b", "#2166ac", "#616161", "#bdbdbd"
 ORDER_COLOURS = {
-    Order.RANDOM: "#000000",
-    Order.LEAST_HARM: "#009E73",
-    Order.MOST_HARM: "#D55E00",
-    Order.SMALLEST_NORM: "#0072B2",
-    Order.WEAKEST: "#CC79A7",
+    RemovalOrder.RANDOM: "#000000",
+    RemovalOrder.LEAST_HARM: "#009E73",
+    RemovalOrder.MOST_HARM: "#D55E00",
+    RemovalOrder.SMALLEST_NORM: "#0072B2",
+    RemovalOrder.WEAKEST: "#CC79A7",
 }
 
 
@@ -298,7 +298,7 @@ def _curve(axes: Axes, curve: Curve) -> None:
     shares = [removed / curve.removed[-1] for removed in curve.removed]
     colour = ORDER_COLOURS[curve.order]
     name = curve.order.value
-    if curve.order is Order.RANDOM:
+    if curve.order is RemovalOrder.RANDOM:
         axes.fill_between(shares, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
         name = f"random (mean and range of {RANDOM_ORDERS})"
     axes.plot(shares, curve.accuracy, color=colour, label=name, linewidth=1.4)

@@ -19,7 +19,13 @@ import torch.nn.functional as F  # noqa: N812 (its customary name)
 from torch import Tensor, fx, nn
 
 from cnnviz.core.graph.program import IN_PLACE
-from cnnviz.filters.ablation.suffix import Lane, Rows, Run, is_channels_last, shape_of_lane
+from cnnviz.filters.ablation.suffix import (
+    ChangedChannel,
+    FullRows,
+    Run,
+    is_channels_last,
+    shape_of_lane,
+)
 
 ELEMENTWISE_MODULES = (
     nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU,
@@ -41,7 +47,7 @@ ARITHMETIC = (
 )  # fmt: skip
 
 
-def lane_rules(run: Run, node: fx.Node) -> Lane | Rows | None:
+def lane_rules(run: Run, node: fx.Node) -> ChangedChannel | FullRows | None:
     """What a step makes of the lane it reads; None where the lane has to be written out."""
     if node.op == "call_module":
         return _module(run, node)
@@ -57,7 +63,7 @@ def lane_rules(run: Run, node: fx.Node) -> Lane | Rows | None:
     return _function(run, node)
 
 
-def _function(run: Run, node: fx.Node) -> Lane | None:
+def _function(run: Run, node: fx.Node) -> ChangedChannel | None:
     """Functions and methods of one map."""
     lane = _only_lane(run, node)
     if lane is None:
@@ -70,27 +76,27 @@ def _function(run: Run, node: fx.Node) -> Lane | None:
     return rule(run, node, lane) if rule is not None else None
 
 
-def _only_lane(run: Run, node: fx.Node) -> Lane | None:
+def _only_lane(run: Run, node: fx.Node) -> ChangedChannel | None:
     """The lane that is a step's first argument, if its others are numbers or shapes."""
     first, *others = node.args
     lane = run.env.get(first) if isinstance(first, fx.Node) else None
     reads_more = any(
-        isinstance(run.env.get(n), Lane) or n in run.base.shapes
+        isinstance(run.env.get(n), ChangedChannel) or n in run.base.shapes
         for n in node.all_input_nodes
         if n is not first
     )
     repeated = any(other is first for other in others)
-    return lane if isinstance(lane, Lane) and not reads_more and not repeated else None
+    return lane if isinstance(lane, ChangedChannel) and not reads_more and not repeated else None
 
 
-def _applied(run: Run, node: fx.Node, lane: Lane) -> Lane | None:
+def _applied(run: Run, node: fx.Node, lane: ChangedChannel) -> ChangedChannel | None:
     if any(isinstance(other, fx.Node) for other in node.args[1:]):
         return None
     values = run.program.call(node, [lane.values, *node.args[1:]], node.kwargs)
-    return Lane(values, lane.channels) if isinstance(values, Tensor) else None
+    return ChangedChannel(values, lane.channels) if isinstance(values, Tensor) else None
 
 
-def _module(run: Run, node: fx.Node) -> Lane | Rows | None:
+def _module(run: Run, node: fx.Node) -> ChangedChannel | FullRows | None:
     module, lane = run.program.modules[str(node.target)], _only_lane(run, node)
     if lane is None or len(node.args) != 1 or node.kwargs:
         return None
@@ -101,7 +107,9 @@ def _module(run: Run, node: fx.Node) -> Lane | Rows | None:
     return rule(run, node, module, lane) if rule is not None else None
 
 
-def _batch_norm(_run: Run, _node: fx.Node, module: nn.BatchNorm2d, lane: Lane) -> Lane | None:
+def _batch_norm(
+    _run: Run, _node: fx.Node, module: nn.BatchNorm2d, lane: ChangedChannel
+) -> ChangedChannel | None:
     if module.running_mean is None or module.running_var is None or module.training or lane.flat:
         return None
     values = F.batch_norm(
@@ -112,10 +120,10 @@ def _batch_norm(_run: Run, _node: fx.Node, module: nn.BatchNorm2d, lane: Lane) -
         None if module.bias is None else module.bias[lane.channels],
         eps=module.eps,
     )
-    return Lane(values, lane.channels)
+    return ChangedChannel(values, lane.channels)
 
 
-def _delta(run: Run, node: fx.Node, lane: Lane) -> Tensor:
+def _delta(run: Run, node: fx.Node, lane: ChangedChannel) -> Tensor:
     """By how much the lane that a step reads differs from the base value."""
     source = node.args[0]
     assert isinstance(source, fx.Node)  # noqa: S101 (it is what `_only_lane` found)
@@ -125,7 +133,9 @@ def _delta(run: Run, node: fx.Node, lane: Lane) -> Tensor:
     return lane.values - base[:, lane.channels]
 
 
-def _convolution(run: Run, node: fx.Node, module: nn.Conv2d, lane: Lane) -> Lane | Rows | None:
+def _convolution(
+    run: Run, node: fx.Node, module: nn.Conv2d, lane: ChangedChannel
+) -> ChangedChannel | FullRows | None:
     if lane.flat or module.padding_mode != "zeros" or isinstance(module.padding, str):
         return None
     if module.groups == module.in_channels == module.out_channels:
@@ -145,14 +155,14 @@ def _convolution(run: Run, node: fx.Node, module: nn.Conv2d, lane: Lane) -> Lane
     base: Tensor = run.base.values[node]
     if not is_channels_last(base):
         added = torch.matmul(weight, patches).add_(base.flatten(2).unsqueeze(1))
-        return Rows(added.view(images * count, *base.shape[1:]))
+        return FullRows(added.view(images * count, *base.shape[1:]))
     last = base.permute(0, 2, 3, 1)
     added = torch.matmul(patches.transpose(2, 3), weight.transpose(1, 2))
     added += last.flatten(1, 2).unsqueeze(1)
-    return Rows(added.view(images * count, *last.shape[1:]).permute(0, 3, 1, 2))
+    return FullRows(added.view(images * count, *last.shape[1:]).permute(0, 3, 1, 2))
 
 
-def _depthwise(module: nn.Conv2d, lane: Lane) -> Lane:
+def _depthwise(module: nn.Conv2d, lane: ChangedChannel) -> ChangedChannel:
     values = F.conv2d(
         lane.values,
         module.weight[lane.channels],
@@ -162,10 +172,10 @@ def _depthwise(module: nn.Conv2d, lane: Lane) -> Lane:
         module.dilation,
         groups=len(lane.channels),
     )
-    return Lane(values, lane.channels)
+    return ChangedChannel(values, lane.channels)
 
 
-def _linear(run: Run, node: fx.Node, module: nn.Linear, lane: Lane) -> Rows | None:
+def _linear(run: Run, node: fx.Node, module: nn.Linear, lane: ChangedChannel) -> FullRows | None:
     if not lane.flat:
         return None
     delta = _delta(run, node, lane)
@@ -176,15 +186,17 @@ def _linear(run: Run, node: fx.Node, module: nn.Linear, lane: Lane) -> Rows | No
         added = delta * weight[:, :, 0].T
     else:
         added = torch.matmul(delta.transpose(0, 1), weight.permute(1, 2, 0)).transpose(0, 1)
-    return Rows((added + base.unsqueeze(1)).flatten(0, 1))
+    return FullRows((added + base.unsqueeze(1)).flatten(0, 1))
 
 
-def _flatten_layer(_run: Run, _node: fx.Node, module: nn.Flatten, lane: Lane) -> Lane | None:
+def _flatten_layer(
+    _run: Run, _node: fx.Node, module: nn.Flatten, lane: ChangedChannel
+) -> ChangedChannel | None:
     return _flattened(lane) if (module.start_dim, module.end_dim) == (1, -1) else None
 
 
 # A layer type is looked up exactly: a subclass may do something else in its forward.
-_LAYERS: dict[type, Callable[..., Lane | Rows | None]] = {
+_LAYERS: dict[type, Callable[..., ChangedChannel | FullRows | None]] = {
     nn.BatchNorm2d: _batch_norm,
     nn.Conv2d: _convolution,
     nn.Linear: _linear,
@@ -192,33 +204,33 @@ _LAYERS: dict[type, Callable[..., Lane | Rows | None]] = {
 }
 
 
-def _flattened(lane: Lane) -> Lane | None:
-    return None if lane.flat else Lane(lane.values.flatten(2), lane.channels)
+def _flattened(lane: ChangedChannel) -> ChangedChannel | None:
+    return None if lane.flat else ChangedChannel(lane.values.flatten(2), lane.channels)
 
 
-def _flatten(_run: Run, node: fx.Node, lane: Lane) -> Lane | None:
+def _flatten(_run: Run, node: fx.Node, lane: ChangedChannel) -> ChangedChannel | None:
     start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
     end = node.args[2] if len(node.args) > 2 else node.kwargs.get("end_dim", -1)
     return _flattened(lane) if (start, end) in ((1, -1), (1, 3)) else None
 
 
-def _view(run: Run, node: fx.Node, lane: Lane) -> Lane | None:
+def _view(run: Run, node: fx.Node, lane: ChangedChannel) -> ChangedChannel | None:
     """`x.view(x.size(0), -1)` and the like: (N, C, H, W) to (N, C*H*W)."""
     before = run.base.shapes[node.all_input_nodes[0]]
     after = run.base.shapes.get(node)
     return _flattened(lane) if after == (before[0], before[1:].numel()) else None
 
 
-def _mean(_run: Run, node: fx.Node, lane: Lane) -> Lane | None:
+def _mean(_run: Run, node: fx.Node, lane: ChangedChannel) -> ChangedChannel | None:
     dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
     if lane.flat or not isinstance(dims, list | tuple) or {d % 4 for d in dims} != {2, 3}:
         return None
     mean = lane.values.mean((2, 3), keepdim=True)
-    return Lane(mean if keep else mean.flatten(2), lane.channels)
+    return ChangedChannel(mean if keep else mean.flatten(2), lane.channels)
 
 
-_SHAPING: dict[str, Callable[[Run, fx.Node, Lane], Lane | None]] = {
+_SHAPING: dict[str, Callable[[Run, fx.Node, ChangedChannel], ChangedChannel | None]] = {
     "flatten": _flatten,
     "view": _view,
     "reshape": _view,
@@ -226,29 +238,29 @@ _SHAPING: dict[str, Callable[[Run, fx.Node, Lane], Lane | None]] = {
 }
 
 
-def _arithmetic(run: Run, node: fx.Node) -> Lane | None:
+def _arithmetic(run: Run, node: fx.Node) -> ChangedChannel | None:
     if node.kwargs or len(node.args) != 2:
         return None
     lanes = [run.env[n] for n in node.args if isinstance(n, fx.Node) and n in run.env]
-    if not all(isinstance(value, Lane) for value in lanes):
+    if not all(isinstance(value, ChangedChannel) for value in lanes):
         return None
     lane = lanes[0]
-    assert isinstance(lane, Lane)  # noqa: S101 (told to mypy; `all` above says it)
+    assert isinstance(lane, ChangedChannel)  # noqa: S101 (told to mypy; `all` above says it)
     operands = [_operand(run, argument, lane) for argument in node.args]
     if any(operand is None for operand in operands):
         return None
     values = run.program.call(node, operands, {})
-    return Lane(values, lane.channels) if values.shape == lane.values.shape else None
+    return ChangedChannel(values, lane.channels) if values.shape == lane.values.shape else None
 
 
-def _operand(run: Run, argument: object, lane: Lane) -> Tensor | float | None:
+def _operand(run: Run, argument: object, lane: ChangedChannel) -> Tensor | float | None:
     """One side of an addition or product as the lane's channels see it; None where they do not."""
     if isinstance(argument, int | float):
         return argument
     if not isinstance(argument, fx.Node):
         return None
     value = run.env.get(argument)
-    if isinstance(value, Lane):
+    if isinstance(value, ChangedChannel):
         same = value.channels is lane.channels or torch.equal(value.channels, lane.channels)
         return value.values if same and value.flat == lane.flat else None
     if lane.flat or argument not in run.base.shapes or argument not in run.program.on_image:
@@ -257,14 +269,18 @@ def _operand(run: Run, argument: object, lane: Lane) -> Tensor | float | None:
     return base[:, lane.channels] if base.dim() == 4 and base.shape[1] > 1 else None
 
 
-def _concatenate(run: Run, node: fx.Node) -> Lane | None:
+def _concatenate(run: Run, node: fx.Node) -> ChangedChannel | None:
     tensors = node.args[0] if node.args else node.kwargs.get("tensors")
     dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
     changed = [n for n in node.all_input_nodes if n in run.env]
     if not isinstance(tensors, list | tuple) or len(changed) != 1 or dim not in (1, -3):
         return None
     lane = run.env[changed[0]]
-    if not isinstance(lane, Lane) or lane.flat or sum(n is changed[0] for n in tensors) != 1:
+    if (
+        not isinstance(lane, ChangedChannel)
+        or lane.flat
+        or sum(n is changed[0] for n in tensors) != 1
+    ):
         return None
     offset = 0
     for tensor in tensors:
@@ -273,4 +289,4 @@ def _concatenate(run: Run, node: fx.Node) -> Lane | None:
         if not isinstance(tensor, fx.Node):
             return None
         offset += run.base.shapes[tensor][1]
-    return Lane(lane.values, lane.channels + offset)
+    return ChangedChannel(lane.values, lane.channels + offset)

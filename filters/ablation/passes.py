@@ -1,7 +1,7 @@
 """Whole passes of a network with channels of some layers replaced: the plain way to ablate.
 
-The module is never edited: `core.layers.edit` changes what its layers put out, for one pass.
-`AblationPasses` is what every way of running many ablations offers (see
+The module is never edited: `core.models.layers.replace_outputs` changes what its layers put
+out, for one pass. `AblationPasses` is what every way of running many ablations offers (see
 `cnnviz.filters.ablation.replay`).
 Shapes: N images, G ablations, V ablations in all, C channels, K classes.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cnnviz.core.device import in_batches
-from cnnviz.core.models.layers import edit
+from cnnviz.core.models.layers import replace_outputs
 from cnnviz.filters.channels.spec import Channels
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class AblationPasses(Protocol):
 
 
 def _on(layer: str, channels: Sequence[int], fills: Fills) -> Callable[[Tensor], Tensor]:
-    """Replaces channels of a layer's output, as a function for `core.layers.edit`."""
+    """Replaces channels of a layer's output, as a function for `replace_outputs`."""
 
     def change(output: Tensor) -> Tensor:
         changed = output.clone()
@@ -61,7 +61,7 @@ def _on(layer: str, channels: Sequence[int], fills: Fills) -> Callable[[Tensor],
 def ablated_logits(model: "Model", images: Tensor, channels: Channels, fills: Fills) -> Tensor:
     """Logits (N, K) of a whole pass with channels replaced; the module is left as it was."""
     changes = {layer: _on(layer, numbers, fills) for layer, numbers in channels.items()}
-    with torch.inference_mode(), edit(model.module, changes):
+    with torch.inference_mode(), replace_outputs(model.module, changes):
         return model.logits(images)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cnnviz.filters.ablation import evaluation
-from cnnviz.filters.ablation.choices import Order
+from cnnviz.filters.ablation.choices import RemovalOrder
 from cnnviz.filters.ablation.sweep import Curve, FilterEffect, ranked
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def notes(result: "AblationResult", model: "Model", data: "ImageData") -> list[s
         found.append(f"every ablation was a whole pass: {result.reason}")
     if result.curves:
         found.append("orders by harm were found on the same images as the curves")
-    ordered = {curve.layer for curve in result.curves if curve.order is Order.SMALLEST_NORM}
+    ordered = {curve.layer for curve in result.curves if curve.order is RemovalOrder.SMALLEST_NORM}
     unordered = [layer for layer in result.plan.swept if result.curves and layer not in ordered]
     if unordered:
         found.append(f"no order by kernel norm for {', '.join(unordered)}: not convolutions")
@@ -166,7 +166,7 @@ def _confusions(result: "AblationResult", model: "Model") -> list[dict[str, Any]
 
 
 def flips(result: "AblationResult") -> list[int]:
-    """Rows of the images whose prediction changed, in order of the data."""
+    """FullRows of the images whose prediction changed, in order of the data."""
     if len(result.counts.predictions) == 1:
         return []
     found: list[int] = evaluation.flipped(*result.counts.predictions).tolist()
@@ -192,7 +192,7 @@ def _flip_counts(result: "AblationResult") -> dict[str, int] | None:
 def flip_rows(
     result: "AblationResult", model: "Model", data: "ImageData"
 ) -> Iterator[tuple[object, ...]]:
-    """Rows of `flips.csv`."""
+    """FullRows of `flips.csv`."""
     if len(result.counts.predictions) == 1:
         return
     before, after = result.counts.predictions
@@ -257,7 +257,7 @@ def _sweep(result: "AblationResult", model: "Model", top: int) -> dict[str, Any]
 
 
 def sweep_rows(result: "AblationResult", model: "Model") -> Iterator[tuple[object, ...]]:
-    """Rows of `sweep.csv`: every filter, most harmful loss first."""
+    """FullRows of `sweep.csv`: every filter, most harmful loss first."""
     images = len(result.counts.labels)
     for effect in ranked(result.sweep):
         yield (
@@ -292,7 +292,7 @@ def _rounded(values: Sequence[float]) -> list[float]:
 
 
 def curve_rows(result: "AblationResult") -> Iterator[tuple[object, ...]]:
-    """Rows of `cumulative.csv`."""
+    """FullRows of `cumulative.csv`."""
     for curve in result.curves:
         levels = zip(curve.removed, curve.accuracy, curve.low, curve.high, strict=True)
         for removed, *accuracies in levels:

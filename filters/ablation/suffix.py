@@ -5,11 +5,12 @@ runs beside it) is the same for every ablation; it is computed once
 (`cnnviz.core.graph.program`) and the values that the suffix reads are kept. The suffix then runs
 for G ablations of N images together. Each value in it is one of two kinds:
 
-    Lane   one channel per ablation is new, the rest is as in the base run: (N, G, ...), where entry
-           g belongs to channel channels[g]. It stays a lane through everything that works channel
-           by channel (batch norm, activations, pooling, adding, concatenating), and the first
-           convolution or linear layer turns it into rows by adding what the change contributes.
-    Rows   everything may be new: (N*G, ...), ablation fastest.
+    ChangedChannel  one channel per ablation is new, the rest is as in the base run: (N, G, ...),
+                    where entry g belongs to channel channels[g]. It stays one through everything
+                    that works channel by channel (batch norm, activations, pooling, adding,
+                    concatenating), and the first convolution or linear layer turns it into full
+                    rows by adding what the change contributes.
+    FullRows        everything may be new: (N*G, ...), ablation fastest.
 
 So silencing one of C channels costs 1/C of the layers up to and including the next convolution, and
 with only pooling and a linear layer behind, it is a rank-one update of the logits.
@@ -36,7 +37,7 @@ from cnnviz.core.graph.program import (
 
 
 @dataclass
-class Lane:
+class ChangedChannel:
     """One new channel per ablation.
 
     Attributes:
@@ -54,7 +55,7 @@ class Lane:
 
 
 @dataclass
-class Rows:
+class FullRows:
     """A value of the suffix in full: a tensor (N*G, ...), a tuple of such, or a shape."""
 
     value: Any
@@ -75,7 +76,7 @@ class Change:
     fill: Tensor | None
 
 
-Rule = Callable[["Run", fx.Node], "Lane | Rows | None"]
+Rule = Callable[["Run", fx.Node], "ChangedChannel | FullRows | None"]
 
 
 class Suffix:
@@ -121,7 +122,7 @@ class Run:
         self.program = suffix.program
         self.base = base
         self.count = count
-        self.env: dict[fx.Node, Lane | Rows] = {}
+        self.env: dict[fx.Node, ChangedChannel | FullRows] = {}
         self.peak = 0
         self.logits = torch.empty(0)
 
@@ -150,18 +151,18 @@ class Run:
         result = self.rows(self.suffix.nodes[-1])
         self.logits = torch.unflatten(result, 0, (self.base.images, self.count))
 
-    def _evaluate(self, node: fx.Node) -> Lane | Rows:
-        if any(isinstance(self.env.get(read), Lane) for read in node.all_input_nodes):
+    def _evaluate(self, node: fx.Node) -> ChangedChannel | FullRows:
+        if any(isinstance(self.env.get(read), ChangedChannel) for read in node.all_input_nodes):
             value = self.suffix.rules(self, node)
             if value is not None:
                 return value
         if node.op == "output":
-            return Rows(fx.node.map_arg(node.args[0], self.rows))
+            return FullRows(fx.node.map_arg(node.args[0], self.rows))
         merged = self._merged(node)
         if merged is not None:
-            return Rows(merged)
+            return FullRows(merged)
         args = fx.node.map_arg(node.args, self.rows)
-        return Rows(self.program.call(node, args, fx.node.map_arg(node.kwargs, self.rows)))
+        return FullRows(self.program.call(node, args, fx.node.map_arg(node.kwargs, self.rows)))
 
     def _merged(self, node: fx.Node) -> Tensor | None:
         """Arithmetic on rows and a base value, the latter broadcast instead of repeated."""
@@ -181,14 +182,14 @@ class Run:
         merged: Tensor = function(lanes, value.unsqueeze(1))
         return merged.flatten(0, 1)
 
-    def _change(self, node: fx.Node, change: Change) -> Lane | Rows:
+    def _change(self, node: fx.Node, change: Change) -> ChangedChannel | FullRows:
         batch = (self.base.images, self.count)
         if change.lane is not None:
             value = self.base.values[node]
             new = value.new_zeros(*batch, *value.shape[2:])
             if change.fill is not None:
                 new += change.fill[change.lane].to(new.dtype).view(1, -1, 1, 1)
-            return Lane(new, change.lane)
+            return ChangedChannel(new, change.lane)
         assert change.mask is not None  # noqa: S101 (a change has a lane or a mask)
         mask = change.mask.view(1, *change.mask.shape, 1, 1)
         old: Tensor = self.rows(node)
@@ -199,12 +200,12 @@ class Run:
         else:
             fill = change.fill.to(rows.dtype).view(1, 1, -1, 1, 1)
             parts.copy_(torch.where(mask, fill, parts))
-        return Rows(rows)
+        return FullRows(rows)
 
     def rows(self, node: fx.Node) -> Any:
         """The value of any node in full, for N*G rows."""
         value = self.env.get(node)
-        if isinstance(value, Rows):
+        if isinstance(value, FullRows):
             return value.value
         if value is None:
             return self._repeated(node, self.base.values[node])
@@ -280,14 +281,14 @@ def _shape_answer(node: fx.Node, shape: torch.Size) -> Any:
     raise CannotReplay(f"the attribute '{node.args[1]}' of a tensor")
 
 
-def shape_of_lane(run: Run, node: fx.Node) -> Rows:
+def shape_of_lane(run: Run, node: fx.Node) -> FullRows:
     """The answer to a question for the shape of a lane, as its rows would give it."""
     source = node.args[0]
     assert isinstance(source, fx.Node)  # noqa: S101 (asked only for nodes that read a lane)
     shape = run.base.shapes[source]
-    return Rows(_shape_answer(node, torch.Size([shape[0] * run.count, *shape[1:]])))
+    return FullRows(_shape_answer(node, torch.Size([shape[0] * run.count, *shape[1:]])))
 
 
-def _bytes(value: Lane | Rows) -> int:
-    leaves = pytree.tree_leaves(value.values if isinstance(value, Lane) else value.value)
+def _bytes(value: ChangedChannel | FullRows) -> int:
+    leaves = pytree.tree_leaves(value.values if isinstance(value, ChangedChannel) else value.value)
     return sum(t.numel() * t.element_size() for t in leaves if isinstance(t, Tensor))

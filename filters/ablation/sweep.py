@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnviz.filters.ablation.choices import Order
+from cnnviz.filters.ablation.choices import RemovalOrder
 from cnnviz.filters.ablation.evaluation import mcnemar
 from cnnviz.filters.ablation.tally import Counts
 from cnnviz.filters.channels.spec import Channels
@@ -98,7 +98,7 @@ def ranked(found: Sequence[FilterEffect]) -> tuple[FilterEffect, ...]:
     return tuple(sorted(found, key=lambda effect: (effect.change, effect.probability_change)))
 
 
-Orders = Mapping[Order, Sequence[Sequence[int]]]
+Orders = Mapping[RemovalOrder, Sequence[Sequence[int]]]
 """For each kind of order, one or more permutations of a layer's channels."""
 
 
@@ -108,7 +108,7 @@ def removal_orders(
     norms: "NDArray[np.floating] | None",
     magnitudes: "NDArray[np.floating]",
     seed: int,
-) -> dict[Order, list[list[int]]]:
+) -> dict[RemovalOrder, list[list[int]]]:
     """The orders in which a layer's channels are removed.
 
     Args:
@@ -121,13 +121,15 @@ def removal_orders(
     generator = np.random.default_rng(seed)
     by_harm = [effect.filter for effect in ranked(found)]
     orders = {
-        Order.RANDOM: [generator.permutation(channels).tolist() for _ in range(RANDOM_ORDERS)],
-        Order.LEAST_HARM: [by_harm[::-1]],
-        Order.MOST_HARM: [by_harm],
-        Order.WEAKEST: [np.argsort(magnitudes, kind="stable").tolist()],
+        RemovalOrder.RANDOM: [
+            generator.permutation(channels).tolist() for _ in range(RANDOM_ORDERS)
+        ],
+        RemovalOrder.LEAST_HARM: [by_harm[::-1]],
+        RemovalOrder.MOST_HARM: [by_harm],
+        RemovalOrder.WEAKEST: [np.argsort(magnitudes, kind="stable").tolist()],
     }
     if norms is not None:
-        orders[Order.SMALLEST_NORM] = [np.argsort(norms, kind="stable").tolist()]
+        orders[RemovalOrder.SMALLEST_NORM] = [np.argsort(norms, kind="stable").tolist()]
     return orders
 
 
@@ -160,7 +162,7 @@ class Curve:
     """
 
     layer: str
-    order: Order
+    order: RemovalOrder
     removed: tuple[int, ...]
     accuracy: tuple[float, ...]
     low: tuple[float, ...]

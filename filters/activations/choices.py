@@ -3,14 +3,14 @@
 from enum import StrEnum
 
 
-class Normalize(StrEnum):
+class Scaling(StrEnum):
     """What the largest weight is taken over, when kernels become grey levels."""
 
     FILTER = "filter"
     LAYER = "layer"
 
 
-class Order(StrEnum):
+class MapOrder(StrEnum):
     """In which order a layer's maps are shown."""
 
     CHANNEL = "channel"

@@ -23,9 +23,8 @@ from cnnviz.core.output.drawing import (
     to_uint8,
 )
 from cnnviz.core.output.sheets import Scale, draw_sheet, grid
-from cnnviz.filters.activations.choices import Normalize as Scaling
-from cnnviz.filters.activations.choices import Order
-from cnnviz.filters.activations.maps import LayerActivation, placement
+from cnnviz.filters.activations.choices import MapOrder, Scaling
+from cnnviz.filters.activations.maps import LayerActivation, nearest_units
 
 LUMINANCE = np.array([0.299, 0.587, 0.114])
 PANEL_WIDTH = 3.4  # inches
@@ -33,7 +32,7 @@ MOST_COLUMNS = 4
 
 
 def draw_maps(
-    found: LayerActivation, channels: list[int], scaling: Scaling, order: Order
+    found: LayerActivation, channels: list[int], scaling: Scaling, order: MapOrder
 ) -> Figure:
     """Some maps of a layer as grey tiles, in the order given."""
     maps_NHW = found.maps_CHW.numpy()[channels]
@@ -49,9 +48,9 @@ def draw_maps(
         scale = Scale(low, 1, "activation / the map's largest |activation|")
     else:
         scale = Scale(low * largest, largest if largest > 0 else 1.0, "activation")
-    whole = len(channels) == total and order is Order.CHANNEL
+    whole = len(channels) == total and order is MapOrder.CHANNEL
     chosen = f"{total} maps" if len(channels) == total else f"{len(channels)} of {total} maps"
-    sorting = "by channel" if order is Order.CHANNEL else "strongest first"
+    sorting = "by channel" if order is MapOrder.CHANNEL else "strongest first"
     heading = f"{found.layer}: {chosen} of {height}x{width}, {sorting}"
     numbers = None if whole else tuple(channels)
     return draw_sheet(grid(levels, "channel", numbers), heading, scale)
@@ -68,7 +67,7 @@ def draw_overlays(
     figure = new_figure(PANEL_WIDTH * columns, rows * (PANEL_WIDTH * 0.8 * high / wide + 0.5))
     cells = list(figure.subplots(rows, columns, squeeze=False).flat)
     grey_HW = image.pixels.numpy().transpose(1, 2, 0) @ LUMINANCE
-    row_H, column_W = placement(found.field)
+    row_H, column_W = nearest_units(found.field)
     for axes, channel in zip(cells, channels, strict=False):
         values_HW = found.maps_CHW[channel].numpy()[row_H][:, column_W]
         axes.imshow(grey_HW, cmap="gray", vmin=0, vmax=1, interpolation="nearest")

@@ -14,7 +14,7 @@ from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph.receptive_field import ReceptiveField, receptive_fields
 from cnnviz.core.graph.trace import Untraceable
-from cnnviz.core.models.layers import edit, find_layer
+from cnnviz.core.models.layers import find_layer, replace_outputs
 from cnnviz.core.models.load import Model
 
 
@@ -124,7 +124,7 @@ class Observer:
             return output
 
         changes = {name: lambda output, name=name: keep(name, output) for name in self.layers}
-        with edit(self._model.module, changes), torch.inference_mode():
+        with replace_outputs(self._model.module, changes), torch.inference_mode():
             self._model.logits(pixels_13HW)
         return {name: self._as_maps(name, outputs.get(name)) for name in self.layers}
 
@@ -165,7 +165,7 @@ def parse_filters(text: str, channels: int, layer: str) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def placement(field: ReceptiveField) -> tuple[Tensor, Tensor]:
+def nearest_units(field: ReceptiveField) -> tuple[Tensor, Tensor]:
     """For each row and column of the image, the unit whose receptive field's centre is nearest.
 
     Returns:

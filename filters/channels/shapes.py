@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cnnviz.core.errors import UsageError
 from cnnviz.core.graph.trace import Untraceable, describe, trace
-from cnnviz.core.models.layers import check_open, conv_layers, find_layer, tap
+from cnnviz.core.models.layers import check_open, conv_layers, find_layer, watch_outputs
 
 if TYPE_CHECKING:
     from cnnviz.core.models.load import Model
@@ -58,7 +58,7 @@ class LayerChannels:
         if not new:
             return
         blank = torch.zeros(1, 3, *self._model.input_size)
-        with torch.inference_mode(), tap(self._model.module, new) as outputs:
+        with torch.inference_mode(), watch_outputs(self._model.module, new) as outputs:
             self._model.logits(blank)
         for name in new:
             self._shapes[name] = tuple(outputs[name].shape) if name in outputs else None
@@ -121,7 +121,7 @@ def channel_strengths(
     sums: dict[str, Tensor] = {}
     units = dict.fromkeys(layers, 0)
     for images in batches:
-        with torch.inference_mode(), tap(model.module, layers) as outputs:
+        with torch.inference_mode(), watch_outputs(model.module, layers) as outputs:
             model.logits(images)
             for name in layers:
                 values = outputs[name].to(exact)

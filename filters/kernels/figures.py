@@ -12,16 +12,16 @@ from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 
 from cnnviz.core.output.drawing import FONT_SIZE, new_figure, title, to_uint8
-from cnnviz.core.output.sheets import Scale, Sheet, draw_sheet, grid, matrix, place
-from cnnviz.filters.activations.choices import Normalize
+from cnnviz.core.output.sheets import Scale, Sheet, draw_on, draw_sheet, grid, matrix
+from cnnviz.filters.activations.choices import Scaling
 from cnnviz.filters.kernels.gabor import GABOR_LIKE, GaborFit
-from cnnviz.filters.kernels.weights import GaborReport, KernelReport
+from cnnviz.filters.kernels.weights import GaborStats, KernelStats
 
 MOST_COLUMNS = 3
 FITTED, CHANCE = "#0072B2", "#999999"
 
 
-def draw_kernels(report: KernelReport, model_name: str, normalize: Normalize) -> Figure:
+def draw_kernels(report: KernelStats, model_name: str, normalize: Scaling) -> Figure:
     """All kernels of one layer, none left out."""
     sheet, scale = _sheet(report, normalize)
     count, channels, height, width = report.kernels.shape
@@ -31,7 +31,7 @@ def draw_kernels(report: KernelReport, model_name: str, normalize: Normalize) ->
     return draw_sheet(sheet, heading, scale)
 
 
-def draw_comparison(reports: Sequence[tuple[str, KernelReport]], normalize: Normalize) -> Figure:
+def draw_comparison(reports: Sequence[tuple[str, KernelStats]], normalize: Scaling) -> Figure:
     """One layer of each of several models, side by side."""
     columns = min(len(reports), MOST_COLUMNS)
     rows = -(-len(reports) // columns)
@@ -43,17 +43,17 @@ def draw_comparison(reports: Sequence[tuple[str, KernelReport]], normalize: Norm
         sheet, scale = _sheet(report, normalize)
         count, channels, height, wide = report.kernels.shape
         heading = f"{name}\n{report.layer}: {count} filters, {channels}x{height}x{wide}"
-        place(axes, sheet, heading, scale)
+        draw_on(axes, sheet, heading, scale)
     return figure
 
 
-def _sheet(report: KernelReport, normalize: Normalize) -> tuple[Sheet, Scale]:
+def _sheet(report: KernelStats, normalize: Scaling) -> tuple[Sheet, Scale]:
     kernels = report.kernels
     per_filter = np.abs(kernels).max(axis=(1, 2, 3), keepdims=True)
     largest = float(per_filter.max(initial=0))
-    divisor = per_filter if normalize is Normalize.FILTER else np.full_like(per_filter, largest)
+    divisor = per_filter if normalize is Scaling.FILTER else np.full_like(per_filter, largest)
     levels = to_uint8(0.5 + 0.5 * kernels / np.maximum(divisor, 1e-30))
-    if normalize is Normalize.FILTER:
+    if normalize is Scaling.FILTER:
         scale = Scale(-1, 1, "weight / the filter's largest |weight|")
     else:
         scale = Scale(-largest, largest, "weight")
@@ -69,7 +69,7 @@ def _sheet(report: KernelReport, normalize: Normalize) -> tuple[Sheet, Scale]:
     return matrix(levels, "filter", name), scale
 
 
-def draw_gabor(report: KernelReport, model_name: str) -> Figure:
+def draw_gabor(report: KernelStats, model_name: str) -> Figure:
     """Orientation against wavelength of the Gabor-like filters, and R² beside what chance gives."""
     assert report.gabor is not None  # noqa: S101 (the caller asked for fits)
     figure = new_figure(9.0, 4.2)
@@ -109,7 +109,7 @@ def _polar(axes: PolarAxes, fits: Sequence[GaborFit | None]) -> None:
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=FONT_SIZE - 1)
 
 
-def _explained(figure: Figure, gabor: GaborReport) -> None:
+def _explained(figure: Figure, gabor: GaborStats) -> None:
     axes = figure.add_subplot(1, 2, 2)
     for fits, colour, name, share in (
         (gabor.fits, FITTED, "kernels", gabor.share),

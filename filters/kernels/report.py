@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from cnnviz.filters.kernels.gabor import GABOR_LIKE, GaborFit
-from cnnviz.filters.kernels.weights import DEAD_BELOW, DUPLICATE_ABOVE, GaborReport, KernelReport
+from cnnviz.filters.kernels.weights import DEAD_BELOW, DUPLICATE_ABOVE, GaborStats, KernelStats
 
 
-def report(found: KernelReport) -> dict[str, Any]:
+def report(found: KernelStats) -> dict[str, Any]:
     """One entry of `results.layers`."""
     count, channels, height, width = found.kernels.shape
     chroma = found.chromaticity
@@ -33,7 +33,7 @@ def report(found: KernelReport) -> dict[str, Any]:
     }
 
 
-def _gabor(gabor: GaborReport) -> dict[str, Any]:
+def _gabor(gabor: GaborStats) -> dict[str, Any]:
     return {
         "like_above": GABOR_LIKE,
         "share": _digits(gabor.share),

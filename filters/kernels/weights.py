@@ -40,7 +40,7 @@ class Duplicate:
 
 
 @dataclass(frozen=True)
-class GaborReport:
+class GaborStats:
     """How Gabor-like a layer's filters are.
 
     Attributes:
@@ -57,7 +57,7 @@ class GaborReport:
 
 
 @dataclass(frozen=True, eq=False)
-class KernelReport:
+class KernelStats:
     """One layer's kernels and what they measure.
 
     Attributes:
@@ -83,7 +83,7 @@ class KernelReport:
     dead: tuple[int, ...]
     duplicates: tuple[Duplicate, ...]
     chromaticity: Array | None
-    gabor: GaborReport | None = None
+    gabor: GaborStats | None = None
 
 
 def choose_layers(module: nn.Module, choice: str, model_name: str) -> list[str]:
@@ -141,7 +141,7 @@ def examine(
     gabor: bool = False,
     seed: int = 0,
     advance: Callable[[int], None] = lambda _steps: None,
-) -> KernelReport:
+) -> KernelStats:
     """Measures the kernels of the layer of that name, one that `choose_layers` gave.
 
     Args:
@@ -157,7 +157,7 @@ def examine(
     norms_F: Array = np.sqrt(np.square(kernels_FCHW, dtype=np.float64).sum(axis=(1, 2, 3)))
     alive_F = norms_F > DEAD_BELOW * float(norms_F.max(initial=0))
     fits = gabor and gabor_steps(module, name) > 0
-    return KernelReport(
+    return KernelStats(
         layer=name,
         kind=type(layer).__name__,
         kernels=kernels_FCHW,
@@ -205,7 +205,7 @@ def _chromaticity(kernels_FCHW: Array, alive_F: NDArray[np.bool_]) -> Array | No
 
 def _gabor(
     kernels_FCHW: Array, alive_F: NDArray[np.bool_], seed: int, advance: Callable[[int], None]
-) -> GaborReport:
+) -> GaborStats:
     def fit(kernels: NDArray[np.float64]) -> tuple[GaborFit | None, ...]:
         fits: list[GaborFit | None] = []
         for kernel_CHW, alive in zip(kernels, alive_F, strict=True):
@@ -215,7 +215,7 @@ def _gabor(
 
     kernels = kernels_FCHW.astype(np.float64)
     fits, by_chance = fit(kernels), fit(shuffled(kernels, seed))
-    return GaborReport(fits, gabor_share(fits), by_chance, gabor_share(by_chance))
+    return GaborStats(fits, gabor_share(fits), by_chance, gabor_share(by_chance))
 
 
 def gabor_steps(module: nn.Module, name: str) -> int:

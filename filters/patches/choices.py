@@ -3,7 +3,7 @@
 from enum import StrEnum
 
 
-class Score(StrEnum):
+class Ranking(StrEnum):
     """What ranks the images for a filter, given the filter's map on each."""
 
     MAX = "max"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cnnviz.core.models.layers import edit
+from cnnviz.core.models.layers import replace_outputs
 from cnnviz.core.models.load import Model
 
 Box = tuple[int, int, int, int]
@@ -51,7 +51,7 @@ def gradient_energy(
         return output
 
     leaf = images_A3HW.to(model.device, model.precision.dtype).requires_grad_()
-    with torch.enable_grad(), edit(model.module, {layer: take}):
+    with torch.enable_grad(), replace_outputs(model.module, {layer: take}):
         model.logits(leaf * 1)  # networks may begin with an operation in place
         (gradient,) = torch.autograd.grad(chosen[0], leaf)
     return gradient.detach().cpu().double().square().sum(1)

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.output.drawing import escape, to_uint8
-from cnnviz.filters.patches.choices import Crop, Score
+from cnnviz.filters.patches.choices import Crop, Ranking
 from cnnviz.filters.patches.images import PatchImages
 from cnnviz.filters.patches.max_patches import FilterPatches, MaxPatches, Patch
 
@@ -35,9 +35,9 @@ FONT, SMALL, LARGE, HEADING = "DejaVu Sans", 12, 14, 16
 GREY = 236
 BLOCKY = 12  # patches up to this size are enlarged pixel by pixel
 RANKED = {
-    Score.MAX: "largest unit",
-    Score.NORM: "norm of the map",
-    Score.MEAN: "mean of the map",
+    Ranking.MAX: "largest unit",
+    Ranking.NORM: "norm of the map",
+    Ranking.MEAN: "mean of the map",
 }
 
 Paint = Callable[[Patch, WorkingImage], "NDArray[np.uint8]"]

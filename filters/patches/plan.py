@@ -10,10 +10,16 @@ from dataclasses import dataclass
 import torch
 
 from cnnviz.core.errors import UsageError
-from cnnviz.core.models.layers import check_open, conv_layers, find_layer, named_layers, tap
+from cnnviz.core.models.layers import (
+    check_open,
+    conv_layers,
+    find_layer,
+    named_layers,
+    watch_outputs,
+)
 from cnnviz.core.models.load import Model
 from cnnviz.filters.channels import spec as channel_spec
-from cnnviz.filters.patches.choices import Score
+from cnnviz.filters.patches.choices import Ranking
 
 MapShape = tuple[int, int, int]
 """(filters, rows, columns) of what a layer puts out for one image."""
@@ -34,7 +40,7 @@ class ScanPlan:
     filters: Mapping[str, tuple[int, ...]]
     shapes: Mapping[str, MapShape]
     top: int
-    score: Score
+    score: Ranking
     per_image: int
 
 
@@ -47,7 +53,7 @@ def map_shapes(model: Model, layers: Sequence[str]) -> dict[str, MapShape]:
         UsageError: a layer puts out something else than maps or a vector.
     """
     blank = torch.zeros(1, 3, *model.input_size)
-    with torch.inference_mode(), tap(model.module, layers) as outputs:
+    with torch.inference_mode(), watch_outputs(model.module, layers) as outputs:
         model.logits(blank)
     shapes = {}
     for name in layers:
@@ -71,7 +77,7 @@ def make_plan(
     layers: Sequence[str] = (),
     filters: Sequence[str] = ("all",),
     top: int = 9,
-    score: Score = Score.MAX,
+    score: Ranking = Ranking.MAX,
     per_image: int = 1,
     seed: int = 0,
 ) -> ScanPlan:
@@ -115,12 +121,12 @@ def make_plan(
     return ScanPlan(chosen, {name: shapes[name] for name in chosen}, top, score, per_image)
 
 
-def _check(top: int, per_image: int, score: Score) -> None:
+def _check(top: int, per_image: int, score: Ranking) -> None:
     if top < 1:
         raise UsageError(f"--top {top}: it takes a whole number from 1")
     if per_image < 1:
         raise UsageError(f"--per-image {per_image}: it takes a whole number from 1")
-    if per_image > 1 and score is not Score.MAX:
+    if per_image > 1 and score is not Ranking.MAX:
         raise UsageError(
             f"--per-image {per_image} goes with --score max alone: "
             f"'{score}' ranks whole maps, and an image has one map per filter"

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from cnnviz.core.data.datasets import Batch, ImageData, batches
 from cnnviz.core.device import in_batches
-from cnnviz.core.models.layers import edit
+from cnnviz.core.models.layers import replace_outputs
 from cnnviz.core.models.load import Model
 from cnnviz.filters.patches import state as scan_state
-from cnnviz.filters.patches.choices import Score
+from cnnviz.filters.patches.choices import Ranking
 from cnnviz.filters.patches.plan import ScanPlan
 from cnnviz.filters.patches.state import LayerState, ScanState
 from cnnviz.filters.patches.unit_scores import map_scores, ranked
@@ -98,7 +98,7 @@ def _forward(
         def take(output: Tensor) -> Tensor:
             maps = _maps(output, plan.filters[name], plan.shapes[name][0])
             scores = map_scores(maps, plan.score)
-            highest = scores if plan.score is Score.MAX else map_scores(maps, Score.MAX)
+            highest = scores if plan.score is Ranking.MAX else map_scores(maps, Ranking.MAX)
             best = ranked(before.best, maps, scores, indices_N, plan.per_image)
             after[name] = LayerState(best, before.stats.with_scores(scores, highest))
             finite[name] = scores.isfinite()
@@ -106,7 +106,10 @@ def _forward(
 
         return take
 
-    with torch.inference_mode(), edit(model.module, {name: watch(name) for name in layers}):
+    with (
+        torch.inference_mode(),
+        replace_outputs(model.module, {name: watch(name) for name in layers}),
+    ):
         model.logits(images_N3HW)
     return after, finite
 

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cnnviz.filters.patches.choices import Score
+from cnnviz.filters.patches.choices import Ranking
 from cnnviz.filters.patches.top_k import EMPTY, TopK, pack
 
 
-def map_scores(maps_NFHW: Tensor, score: Score) -> Tensor:
+def map_scores(maps_NFHW: Tensor, score: Ranking) -> Tensor:
     """One float32 number per map, (N, F)."""
-    if score is Score.MAX:
+    if score is Ranking.MAX:
         return maps_NFHW.amax((2, 3)).to(torch.float32)
-    if score is Score.NORM:
+    if score is Ranking.NORM:
         norms: Tensor = torch.linalg.vector_norm(maps_NFHW.flatten(2), dim=2, dtype=torch.float32)
         return norms
     return maps_NFHW.mean((2, 3), dtype=torch.float32)
@@ -62,7 +62,7 @@ def ranked(
     Args:
         best: the top k before.
         maps_NFHW: the batch's feature maps.
-        scores_NF: what `map_scores` makes of them; with `per_image` above 1, of `Score.MAX`.
+        scores_NF: what `map_scores` makes of them; with `per_image` above 1, of `Ranking.MAX`.
         images_N: int64, each image's place in the data set; none was taken in before.
         per_image: patches that one image may have among a filter's top k, P.
     """

@@ -3,7 +3,7 @@ import torch
 
 from cnnviz.occlusion.choices import Border, Score, Upsample
 from cnnviz.occlusion.maps import class_scores, pixel_map, position_values
-from cnnviz.occlusion.masks import place
+from cnnviz.occlusion.masks import mask_grid
 
 
 def mean_over_covering_masks(values, boxes, size):
@@ -24,26 +24,26 @@ def mean_over_covering_masks(values, boxes, size):
 @pytest.mark.parametrize(("mask", "stride"), [((3, 3), 2), ((4, 2), 3), ((2, 2), 5), ((6, 7), 1)])
 def test_coverage_map_is_the_mean_over_the_masks_that_cover_a_pixel(border, mask, stride):
     size = (13, 11)
-    grid = place(size, mask, stride, border)
+    grid = mask_grid(size, mask, stride, border)
     values = torch.randn(len(grid.boxes_P4), dtype=torch.float64)
     expected = mean_over_covering_masks(values, grid.boxes_P4, size)
     torch.testing.assert_close(pixel_map(values, grid, size).double(), expected, atol=1e-6, rtol=0)
 
 
 def test_one_mask_over_the_whole_image_gives_a_constant_map():
-    grid = place((6, 6), (6, 6), 6, Border.COVER)
+    grid = mask_grid((6, 6), (6, 6), 6, Border.COVER)
     assert (pixel_map(torch.tensor([0.25]).double(), grid, (6, 6)) == 0.25).all()
 
 
 def test_nearest_gives_each_pixel_the_value_of_the_nearest_centre():
-    grid = place((9, 9), (3, 3), 3, Border.INSIDE)
+    grid = mask_grid((9, 9), (3, 3), 3, Border.INSIDE)
     values = torch.arange(9.0).double()
     expected = values.reshape(3, 3).repeat_interleave(3, 0).repeat_interleave(3, 1)
     assert torch.equal(pixel_map(values, grid, (9, 9), Upsample.NEAREST), expected.float())
 
 
 def test_bilinear_reproduces_a_linear_ramp_between_the_outer_centres():
-    grid = place((20, 20), (4, 4), 4, Border.INSIDE)
+    grid = mask_grid((20, 20), (4, 4), 4, Border.INSIDE)
     centers = (grid.boxes_P4[:, 1] + grid.boxes_P4[:, 3]).double() / 2
     ramp = pixel_map(centers, grid, (20, 20), Upsample.BILINEAR)
     expected = (torch.arange(20) + 0.5).clamp(2, 18).expand(20, 20)

@@ -2,11 +2,11 @@ import pytest
 
 from cnnviz.core.errors import UsageError
 from cnnviz.occlusion.choices import Border
-from cnnviz.occlusion.masks import default_mask, default_stride, parse_mask, place
+from cnnviz.occlusion.masks import default_mask, default_stride, mask_grid, parse_mask
 
 
 def test_cover_of_224_by_mask_15_stride_10_has_22_by_22_positions():
-    grid = place((224, 224), (15, 15), 10, Border.COVER)
+    grid = mask_grid((224, 224), (15, 15), 10, Border.COVER)
     assert grid.shape == (22, 22)
     assert len(grid.boxes_P4) == 484
     assert grid.boxes_P4[0].tolist() == [0, 0, 15, 15]
@@ -17,7 +17,7 @@ def test_cover_of_224_by_mask_15_stride_10_has_22_by_22_positions():
 @pytest.mark.parametrize(("mask", "stride"), [(1, 1), (3, 2), (5, 5), (4, 7)])
 def test_cover_touches_the_last_row_and_column_and_no_mask_is_idle(size, mask, stride):
     mask = min(mask, *size)
-    boxes = place(size, (mask, mask), stride, Border.COVER).boxes_P4
+    boxes = mask_grid(size, (mask, mask), stride, Border.COVER).boxes_P4
     assert ((boxes[:, 2:] - boxes[:, :2]) > 0).all()
     if stride <= mask:
         assert boxes[:, 2:].amax(0).tolist() == list(size)
@@ -25,7 +25,7 @@ def test_cover_touches_the_last_row_and_column_and_no_mask_is_idle(size, mask, s
 
 
 def test_inside_has_whole_masks_only():
-    boxes = place((10, 13), (4, 3), 3, Border.INSIDE).boxes_P4
+    boxes = mask_grid((10, 13), (4, 3), 3, Border.INSIDE).boxes_P4
     assert ((boxes[:, 2] - boxes[:, 0]) == 4).all()
     assert ((boxes[:, 3] - boxes[:, 1]) == 3).all()
     assert boxes[:, 2].max() <= 10
@@ -34,7 +34,7 @@ def test_inside_has_whole_masks_only():
 
 
 def test_center_puts_a_mask_on_every_pixel_and_cuts_it_at_the_edges():
-    grid = place((32, 32), (5, 5), 1, Border.CENTER)
+    grid = mask_grid((32, 32), (5, 5), 1, Border.CENTER)
     assert grid.shape == (32, 32)
     assert grid.boxes_P4[0].tolist() == [0, 0, 3, 3]
     assert grid.boxes_P4[32 * 10 + 20].tolist() == [8, 18, 13, 23]
@@ -49,12 +49,12 @@ def test_defaults_are_a_fifth_and_a_tenth_of_the_shorter_side():
 
 def test_mask_larger_than_the_image_is_refused():
     with pytest.raises(UsageError, match=r"mask 40x40 is larger than the working image 32x32"):
-        place((32, 32), (40, 40), 10, Border.COVER)
+        mask_grid((32, 32), (40, 40), 10, Border.COVER)
 
 
 def test_stride_zero_is_refused():
     with pytest.raises(UsageError, match=r"stride 0 is too small; --stride takes whole pixels"):
-        place((32, 32), (4, 4), 0, Border.COVER)
+        mask_grid((32, 32), (4, 4), 0, Border.COVER)
 
 
 def test_masks_are_read_as_side_or_rows_by_columns():

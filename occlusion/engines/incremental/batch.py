@@ -16,14 +16,14 @@ from torch import Tensor, fx
 from cnnviz.core.graph.geometry import Fixed, Window
 from cnnviz.core.graph.reach import copied_from
 from cnnviz.core.graph.trace import Graph
-from cnnviz.occlusion.engines.incremental.schedule import Stretch
+from cnnviz.occlusion.engines.incremental.baseline import Baseline, run_step
+from cnnviz.occlusion.engines.incremental.schedule import Segment
 from cnnviz.occlusion.engines.incremental.sliding import Sliding
 from cnnviz.occlusion.engines.incremental.steps import Kind, Step
-from cnnviz.occlusion.engines.incremental.untouched import Untouched, run_step
 from cnnviz.occlusion.engines.incremental.windows import (
     Box,
-    Kept,
-    Read,
+    CachedMap,
+    ReadWindow,
     cut_and_paste,
     cut_mapped,
     from_rows,
@@ -39,7 +39,7 @@ class Batch:
     def __init__(
         self,
         graph: Graph,
-        untouched: Untouched,
+        untouched: Baseline,
         boxes: Mapping[fx.Node, Box],
         count: int,
     ) -> None:
@@ -51,7 +51,7 @@ class Batch:
 
     def run(
         self,
-        stretches: list[Stretch],
+        segments: list[Segment],
         layer: fx.Node | None,
         source_NhwC: Tensor,
         channel: int | None,
@@ -59,21 +59,21 @@ class Batch:
         """Float32 logits (N, K) and, with a layer, the sum (N,) of its map `channel`.
 
         Args:
-            stretches: of the whole network.
+            segments: of the whole network.
             layer: the node whose map is summed.
             source_NhwC: the changed windows of the image.
             channel: which map of it.
         """
         self._env[self._graph.source] = source_NhwC.permute(0, 3, 1, 2)
-        for stretch in stretches:
-            count = -(-self._count // stretch.size)
+        for segment in segments:
+            count = -(-self._count // segment.size)
             if count == 1:
-                self._advance(stretch.steps, layer, channel)
+                self._advance(segment.steps, layer, channel)
                 continue
             parts = []
             for numbers in np.array_split(np.arange(self._count), count):
                 part = self._part(slice(int(numbers[0]), int(numbers[-1]) + 1))
-                part._advance(stretch.steps, layer, channel)
+                part._advance(segment.steps, layer, channel)
                 parts.append(part)
             self._gather(parts)
         logits = self._whole(self._graph.output)
@@ -197,7 +197,7 @@ class Batch:
         return base + change.to(base.dtype).view(self._count, *base.shape[1:])
 
     def _local(self, step: Step, box: Box) -> Any:
-        """As it is on windows; but a pool may know the size of its map, and would stretch them."""
+        """As it is on windows; but a pool may know the size of its map, and would segment them."""
         if step.sliding is None:
             return run_step(step, self._env)
         windows = self._env[step.place.inputs[0]]
@@ -241,7 +241,7 @@ class Batch:
         if below.same(box) and self._env[node] is not None:
             return self._env[node]
         kept = self._untouched.maps[node]
-        read = Read((box.top_N, box.left_N), (box.height, box.width))
+        read = ReadWindow((box.top_N, box.left_N), (box.height, box.width))
         return from_rows(cut_and_paste(kept, read, below, self._rows(node)), kept.axes, kept.shape)
 
     def _fixed_map(self, node: fx.Node, box: Box) -> Any:
@@ -250,8 +250,8 @@ class Batch:
         if not isinstance(value, Tensor) or tuple(value.shape[-2:]) != box.extent:
             return value
         full = value.view(*(1,) * (4 - value.dim()), *value.shape)
-        kept = Kept(full, (2, 3))
-        read = Read((box.top_N, box.left_N), (box.height, box.width))
+        kept = CachedMap(full, (2, 3))
+        read = ReadWindow((box.top_N, box.left_N), (box.height, box.width))
         return from_rows(cut_and_paste(kept, read, box, None), (2, 3), kept.shape)
 
     def _join(self, step: Step, box: Box) -> Any:
@@ -263,7 +263,7 @@ class Batch:
         if all(self._boxes[m].same(box) and self._env[m] is not None for m in inputs):
             return run_step(step, self._env)
         kept = self._untouched.maps[step.node]
-        read = Read((box.top_N, box.left_N), (box.height, box.width))
+        read = ReadWindow((box.top_N, box.left_N), (box.height, box.width))
         joined = cut_and_paste(kept, read, box, None)
         first = 0
         parts = step.node.args[0] if step.node.args else step.node.kwargs["tensors"]
@@ -298,7 +298,7 @@ def _sums(rows_NhwC: Tensor) -> Tensor:
     return rows_NhwC.sum((1, 2), dtype=torch.promote_types(rows_NhwC.dtype, torch.float32))
 
 
-def reading(window: Window, box: Box) -> Read:
+def reading(window: Window, box: Box) -> ReadWindow:
     """The input positions that output windows at `box` read, padding included."""
     firsts, counts, steps = [], [], []
     for axis, (start, size) in enumerate(((box.top_N, box.height), (box.left_N, box.width))):
@@ -307,11 +307,11 @@ def reading(window: Window, box: Box) -> Read:
         steps.append(stride if kernel == 1 else 1)
         far = (kernel - 1) * window.dilation[axis]
         counts.append(size if kernel == 1 else (size - 1) * stride + far + 1)
-    return Read((firsts[0], firsts[1]), (counts[0], counts[1]), (steps[0], steps[1]))
+    return ReadWindow((firsts[0], firsts[1]), (counts[0], counts[1]), (steps[0], steps[1]))
 
 
 def _fill_outside(
-    cut_NhwC: Tensor, read: Read, extent: tuple[int, int], operation: Sliding
+    cut_NhwC: Tensor, read: ReadWindow, extent: tuple[int, int], operation: Sliding
 ) -> None:
     """Puts the padding's own value where the cut lies outside of the map."""
     rows, columns = read.numbers(0), read.numbers(1)

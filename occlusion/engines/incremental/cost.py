@@ -90,7 +90,7 @@ class Costs:
         return seconds
 
     def _weight_bytes(self, step: Step) -> float:
-        """Read once per batch, however small it is; minimal filtering has more of them."""
+        """ReadWindow once per batch, however small it is; minimal filtering has more of them."""
         module = self._module(step)
         if module is None:
             return 0.0
@@ -105,7 +105,7 @@ class Costs:
         return macs / self.macs_per_second + self._bytes(step) / self.bytes_per_second
 
     def _bytes(self, step: Step) -> float:
-        """Read and written per output position."""
+        """ReadWindow and written per output position."""
         if step.free:
             return 0.0
         height, width = self._extents.get(step.node, (1, 1))
@@ -154,8 +154,8 @@ class Costs:
     def calls(self, schedule: Schedule, sizes: Sizes, positions: int) -> float:
         """Predicted seconds that so many positions cost besides arithmetic and bytes."""
         return sum(
-            -(-positions // stretch.size) * self._overhead(stretch.steps, sizes)
-            for stretch in schedule.stretches
+            -(-positions // segment.size) * self._overhead(segment.steps, sizes)
+            for segment in schedule.segments
         )
 
     def incremental(self, groups: Iterable[tuple[int, Sizes, Schedule]]) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from cnnviz.core.device import give_back_memory, in_batches
 from cnnviz.core.graph.reach import Ints, extents
+from cnnviz.occlusion.engines.incremental.baseline import Baseline, run_baseline
 from cnnviz.occlusion.engines.incremental.batch import Batch, source_windows
 from cnnviz.occlusion.engines.incremental.cost import Costs
 from cnnviz.occlusion.engines.incremental.groups import (
@@ -26,7 +27,6 @@ from cnnviz.occlusion.engines.incremental.groups import (
 )
 from cnnviz.occlusion.engines.incremental.schedule import Scheduler
 from cnnviz.occlusion.engines.incremental.steps import compile_steps
-from cnnviz.occlusion.engines.incremental.untouched import Untouched, run_untouched
 from cnnviz.occlusion.engines.incremental.windows import Box
 from cnnviz.occlusion.engines.network import Network
 from cnnviz.occlusion.engines.scores import Scores, ScoreSheet
@@ -99,7 +99,7 @@ class IncrementalEngine:
         """
         network = self._network
         image, fill = (t.to(network.device, network.dtype) for t in (image_3HW, fill_3HW))
-        untouched = run_untouched(
+        untouched = run_baseline(
             self._steps,
             self._graph.output,
             self._layer,
@@ -120,7 +120,7 @@ class IncrementalEngine:
 
     def _group(
         self,
-        untouched: Untouched,
+        untouched: Baseline,
         pictures: tuple[Tensor, Tensor],
         group: Group,
         axes: tuple[AxisReach, AxisReach],
@@ -138,7 +138,7 @@ class IncrementalEngine:
             source = places[self._graph.source]
             windows = source_windows(*pictures, source, boxes_P4[positions])
             run = Batch(self._graph, untouched, places, len(positions))
-            logits, sums = run.run(schedule.stretches, self._layer, windows, channel)
+            logits, sums = run.run(schedule.segments, self._layer, windows, channel)
             index = torch.from_numpy(positions).to(logits.device)
             results.append((index, logits, sums))
 

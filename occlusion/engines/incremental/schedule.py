@@ -2,7 +2,7 @@
 
 Small windows want many positions together: each call and each reading of weights then serves more
 of them. Large maps want few, so that they stay in the processor's caches. A network whose windows
-grow to whole maps early (squeeze-and-excitation) has both, so a batch goes through it in stretches
+grow to whole maps early (squeeze-and-excitation) has both, so a batch goes through it in segments
 of steps, each with a number of its own.
 Shapes: N positions of a batch.
 """
@@ -30,7 +30,7 @@ Sizes = Mapping[fx.Node, tuple[int, int]]
 
 
 @dataclass(frozen=True, eq=False)
-class Stretch:
+class Segment:
     """Steps that run one after another with the same number of positions.
 
     Attributes:
@@ -48,11 +48,11 @@ class Schedule:
 
     Attributes:
         size: positions of a batch.
-        stretches: of the whole network, in order.
+        segments: of the whole network, in order.
     """
 
     size: int
-    stretches: list[Stretch]
+    segments: list[Segment]
 
 
 def values_per_position(graph: Graph) -> dict[fx.Node, float]:
@@ -90,16 +90,16 @@ class Scheduler:
     def schedule(self, sizes: Sizes) -> Schedule:
         """For windows of these (rows, columns) on each map."""
         if self._batch_size is not None:
-            return Schedule(self._batch_size, [Stretch(self.steps, self._batch_size)])
+            return Schedule(self._batch_size, [Segment(self.steps, self._batch_size)])
         outputs, waiting, peaks = self._footprint(sizes)
         edges = self._edges(outputs, waiting)
-        stretches = []
+        segments = []
         for start, stop in pairwise(edges):
             size = self._fitting(max(peaks[start:stop]), self._budget())
             if self._device.type == "cpu":
                 size = min(size, self._fitting(max(outputs[start:stop]), _CPU_MAP))
-            stretches.append(Stretch(self.steps[start:stop], size))
-        return Schedule(max(stretch.size for stretch in stretches), stretches)
+            segments.append(Segment(self.steps[start:stop], size))
+        return Schedule(max(segment.size for segment in segments), segments)
 
     def _footprint(self, sizes: Sizes) -> tuple[list[float], list[float], list[float]]:
         """Bytes per position: what each step puts out, what waits before it, the most it takes."""
@@ -117,12 +117,12 @@ class Scheduler:
         return outputs, waiting, peaks
 
     def _edges(self, outputs: list[float], waiting: list[float]) -> list[int]:
-        """Where stretches begin, and the end.
+        """Where segments begin, and the end.
 
-        Between two stretches all positions of a batch wait for one another, so that must be little:
+        Between two segments all positions of a batch wait for one another, so that must be little:
         no more than a map may take. What counts at a step is the smaller of the largest map up to
         there and the largest from there on, so that a short dip between two large maps is no
-        stretch of its own.
+        segment of its own.
         """
         borders = [b for b in self.borders if waiting[b] * _CPU_POSITIONS <= _CPU_MAP]
         before = accumulate(outputs, max)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from cnnviz.core.graph.call import Call
-from cnnviz.core.graph.geometry import Fixed, Merge, Mix, Pointwise, Source, Window
+from cnnviz.core.graph.geometry import Fixed, Image, Merge, Mix, Pointwise, Window
 from cnnviz.core.graph.reach import extents
-from cnnviz.core.graph.trace import Graph, Place, Untraceable
+from cnnviz.core.graph.trace import Graph, NodeInfo, Untraceable
 from cnnviz.occlusion.engines.incremental.sliding import Sliding, sliding
 
 
@@ -67,7 +67,7 @@ class Step:
     """
 
     node: fx.Node
-    place: Place
+    place: NodeInfo
     kind: Kind
     call: Callable[..., Any]
     sliding: Sliding | None = None
@@ -149,10 +149,10 @@ def _name(graph: Graph, node: fx.Node) -> str:
     return Call(node, None, (), {}, None, {}).name
 
 
-def _kind(graph: Graph, node: fx.Node, place: Place) -> Kind:  # noqa: PLR0911
+def _kind(graph: Graph, node: fx.Node, place: NodeInfo) -> Kind:  # noqa: PLR0911
     name = _name(graph, node)
     match place.geometry:
-        case Source():
+        case Image():
             return Kind.SOURCE
         case Fixed():
             return Kind.FIXED
@@ -171,7 +171,7 @@ def _kind(graph: Graph, node: fx.Node, place: Place) -> Kind:  # noqa: PLR0911
             return Kind.MIX
 
 
-def _sliding(graph: Graph, node: fx.Node, place: Place, pure: dict[fx.Node, Any]) -> Sliding:
+def _sliding(graph: Graph, node: fx.Node, place: NodeInfo, pure: dict[fx.Node, Any]) -> Sliding:
     args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), pure.get)
     module = graph.module.get_submodule(place.layer) if place.layer is not None else None
     sizes = extents(graph)
@@ -192,7 +192,7 @@ def _needed(graph: Graph, step: Step) -> list[fx.Node]:
 def _fresh(graph: Graph, node: fx.Node) -> bool:
     """Its value is a tensor of its own, not a view of another one."""
     geometry = graph.places[node].geometry
-    return not isinstance(geometry, Source | Fixed) and _name(graph, node) not in _VIEWS | {
+    return not isinstance(geometry, Image | Fixed) and _name(graph, node) not in _VIEWS | {
         "Identity"
     }
 

@@ -78,7 +78,7 @@ def from_rows(rows_NhwC: Tensor, axes: Axes, shape: tuple[int, ...]) -> Tensor:
     return value if axes == (1, 2) else value.movedim((1, 2), axes)
 
 
-class Kept:
+class CachedMap:
     """A map of the untouched image, ready to be cut.
 
     Attributes:
@@ -119,7 +119,7 @@ class Kept:
         return parts[0] + parts[1] - parts[2] - parts[3]
 
     def cut(self, rows: Tensor, columns: Tensor, *, lowest: bool = False) -> Tensor:
-        """The windows with these rows (N, h) and columns (N, w), from `Read`: (N, h, w, C).
+        """The windows with these rows (N, h) and columns (N, w), from `ReadWindow`: (N, h, w, C).
 
         Args:
             rows: row number times W, or an index of padding.
@@ -138,7 +138,7 @@ class Kept:
 
 
 @dataclass(frozen=True, eq=False)
-class Read:
+class ReadWindow:
     """The input positions that a batch of windows needs: rows first + i·step, i < count.
 
     Attributes:
@@ -157,7 +157,7 @@ class Read:
         return self.first[axis][:, None] + steps
 
     def indices(self, extent: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """What `Kept.cut` takes; positions outside of the map become padding."""
+        """What `CachedMap.cut` takes; positions outside of the map become padding."""
         positions = extent[0] * extent[1]
         indices = []
         for axis, scale in ((0, extent[1]), (1, 1)):
@@ -192,7 +192,12 @@ class Read:
 
 
 def cut_and_paste(
-    kept: Kept, read: Read, box: Box, changed_NhwC: Tensor | None, *, lowest: bool = False
+    kept: CachedMap,
+    read: ReadWindow,
+    box: Box,
+    changed_NhwC: Tensor | None,
+    *,
+    lowest: bool = False,
 ) -> Tensor:
     """What the windows read: the untouched map, with the changed windows over it."""
     rows, columns = read.indices(kept.extent, kept.table.device)
@@ -204,7 +209,7 @@ def cut_and_paste(
 
 
 def cut_mapped(
-    kept: Kept, origin: tuple[Ints, Ints], box: Box, changed_NhwC: Tensor | None
+    kept: CachedMap, origin: tuple[Ints, Ints], box: Box, changed_NhwC: Tensor | None
 ) -> Tensor:
     """The same where padding shows copies of the map.
 
@@ -228,11 +233,11 @@ def cut_mapped(
     return both.index_select(0, index.view(-1)).view(*base.shape, -1)
 
 
-def paste_whole(kept: Kept, box: Box, changed_NhwC: Tensor) -> Tensor:
+def paste_whole(kept: CachedMap, box: Box, changed_NhwC: Tensor) -> Tensor:
     """Whole maps with the changed windows over the untouched map, (N, H, W, C)."""
     height, width = kept.extent
     zeros = np.zeros(len(box.top_N), dtype=np.int64)
-    read = Read((zeros, zeros), (height, width))
+    read = ReadWindow((zeros, zeros), (height, width))
     table = kept.table[:-2].view(1, height, width, -1)
     maps = table.expand(len(zeros), -1, -1, -1).clone(memory_format=torch.contiguous_format)
     for target, source in read.pastes(box):

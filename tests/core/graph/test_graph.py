@@ -7,7 +7,7 @@ from cnnviz.core.graph.fold import fold
 from cnnviz.core.graph.geometry import Fixed, Merge, Mix, Pointwise, Window
 from cnnviz.core.graph.reach import reach
 from cnnviz.core.graph.trace import Graph, Untraceable, describe, trace
-from cnnviz.core.models.layers import tap
+from cnnviz.core.models.layers import watch_outputs
 
 SIZE = (13, 17)
 
@@ -194,7 +194,7 @@ def test_layers_leaf_and_composite_are_found_by_name() -> None:
     interpreter = torch.fx.Interpreter(graph.module, garbage_collect_values=False)
     interpreter.run(image)
     for layer in ("stem", "block", "pool", "head"):
-        with tap(module, [layer]) as outputs:
+        with watch_outputs(module, [layer]) as outputs:
             module(image)
         assert torch.equal(interpreter.env[graph.layers[layer]], outputs[layer])
 

@@ -14,7 +14,7 @@ from cnnviz.core.choices import Precision
 from cnnviz.core.data.datasets import ImageData, open_data
 from cnnviz.core.data.images import Preprocess
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.layers import edit, find_layer, tap
+from cnnviz.core.models.layers import find_layer, replace_outputs, watch_outputs
 from cnnviz.core.models.load import Model
 from cnnviz.filters.kernels.weights import choose_layers
 from cnnviz.filters.layers.inventory import take_inventory
@@ -79,7 +79,7 @@ def data(tmp_path: Path) -> ImageData:
 def test_tapped_values_are_those_before_an_inplace_relu() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True)).eval()
     image = torch.randn(1, 3, 8, 8)
-    with torch.inference_mode(), tap(module, ["0", "1"]) as outputs:
+    with torch.inference_mode(), watch_outputs(module, ["0", "1"]) as outputs:
         module(image)
     with torch.inference_mode():
         assert torch.equal(outputs["0"], module[0](image))
@@ -332,7 +332,10 @@ def test_compiled_networks_are_refused_with_the_remedy() -> None:
 def test_compiled_layers_are_refused_with_the_remedy():
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     compiled = torch.jit.trace(module, torch.zeros(1, 3, 8, 8))
-    for watch in (tap(compiled, ["0"]), edit(compiled, {"0": lambda value: value})):
+    for watch in (
+        watch_outputs(compiled, ["0"]),
+        replace_outputs(compiled, {"0": lambda value: value}),
+    ):
         with pytest.raises(UsageError, match="--model NAME --checkpoint FILE"), watch:
             pass
     with pytest.raises(UsageError, match=r"net is an archive.*--checkpoint net"):

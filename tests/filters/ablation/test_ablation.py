@@ -21,7 +21,7 @@ from cnnviz.core.models.load import Model, load_model
 from cnnviz.filters.ablation import evaluation
 from cnnviz.filters.ablation import figures as ablation_figures
 from cnnviz.filters.ablation.ablation import AblationSpec, ablate, make_plan
-from cnnviz.filters.ablation.choices import Mode, Order
+from cnnviz.filters.ablation.choices import Mode, RemovalOrder
 from cnnviz.filters.ablation.report import flips as report_flips
 from cnnviz.filters.ablation.report import notes, report
 from cnnviz.filters.ablation.sweep import (
@@ -223,9 +223,9 @@ def test_answers_that_are_not_numbers_are_an_error(data: ImageData) -> None:
 
 def test_cumulative_curves_equal_whole_evaluations(model: Model, data: ImageData) -> None:
     result = ablate(model, data, AblationSpec(sweep=("conv",), cumulative=True, seed=1))
-    assert {curve.order for curve in result.curves} == set(Order)
+    assert {curve.order for curve in result.curves} == set(RemovalOrder)
     by_order = {curve.order: curve for curve in result.curves}
-    most = by_order[Order.MOST_HARM]
+    most = by_order[RemovalOrder.MOST_HARM]
     order = [effect.filter for effect in ranked(result.sweep)]
     assert most.removed == (0, 1, 2, 3, 4) == steps(4)
     for removed, accuracy in zip(most.removed, most.accuracy, strict=True):
@@ -233,8 +233,8 @@ def test_cumulative_curves_equal_whole_evaluations(model: Model, data: ImageData
         spec = AblationSpec(filters=(f"conv:{off}",) if off else (), sweep=("relu",))
         predictions = ablate(model, data, spec).counts.predictions[-1]
         assert accuracy == evaluation.accuracy(predictions, result.counts.labels, 3).top1
-    assert by_order[Order.LEAST_HARM].accuracy[1] == 1.0
-    spread = by_order[Order.RANDOM]
+    assert by_order[RemovalOrder.LEAST_HARM].accuracy[1] == 1.0
+    spread = by_order[RemovalOrder.RANDOM]
     for low, middle, high in zip(spread.low, spread.accuracy, spread.high, strict=True):
         assert low <= middle <= high
 
@@ -243,13 +243,13 @@ def test_orders_are_permutations_by_what_their_names_say(model: Model, data: Ima
     sweep = ablate(model, data, AblationSpec(sweep=("conv",))).sweep
     norms, magnitudes = np.array([3.0, 1, 2, 0]), np.array([0.1, 0.4, 0.3, 0.2])
     orders = removal_orders(4, sweep, norms, magnitudes, seed=0)
-    assert orders[Order.SMALLEST_NORM] == [[3, 1, 2, 0]]
-    assert orders[Order.WEAKEST] == [[0, 3, 2, 1]]
-    assert orders[Order.LEAST_HARM][0] == orders[Order.MOST_HARM][0][::-1]
+    assert orders[RemovalOrder.SMALLEST_NORM] == [[3, 1, 2, 0]]
+    assert orders[RemovalOrder.WEAKEST] == [[0, 3, 2, 1]]
+    assert orders[RemovalOrder.LEAST_HARM][0] == orders[RemovalOrder.MOST_HARM][0][::-1]
     for permutations in orders.values():
         for permutation in permutations:
             assert sorted(permutation) == [0, 1, 2, 3]
-    assert Order.SMALLEST_NORM not in removal_orders(4, sweep, None, magnitudes, seed=0)
+    assert RemovalOrder.SMALLEST_NORM not in removal_orders(4, sweep, None, magnitudes, seed=0)
     ablations = cumulative_ablations("conv", 4, orders)
     lengths = [len(own.get("conv", ())) for own in ablations]
     found = curves("conv", 4, orders, np.array([100 - n for n in lengths]), 100)

@@ -11,9 +11,9 @@ from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph.receptive_field import receptive_fields
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.sheets import grid, matrix
-from cnnviz.filters.activations.choices import Normalize, Order
+from cnnviz.filters.activations.choices import MapOrder, Scaling
 from cnnviz.filters.activations.figures import draw_maps, draw_overlays
-from cnnviz.filters.activations.maps import Observer, parse_filters, placement
+from cnnviz.filters.activations.maps import Observer, nearest_units, parse_filters
 from cnnviz.filters.activations.report import report
 from cnnviz.filters.kernels.figures import draw_kernels
 from cnnviz.filters.kernels.weights import examine
@@ -87,7 +87,7 @@ def test_numbers_of_each_channel_equal_a_plain_loop() -> None:
 
 def test_units_are_placed_at_the_centre_of_what_they_see() -> None:
     field = receptive_fields(network(), SIZE)["2"]
-    rows, columns = placement(field)
+    rows, columns = nearest_units(field)
     for axis, (chosen, pixels) in enumerate(zip((rows, columns), SIZE, strict=True)):
         count = field.units[axis]
         for pixel in range(pixels):
@@ -155,7 +155,7 @@ def test_thousands_of_maps_are_drawn_as_one_image() -> None:
     module = nn.Sequential(nn.Conv2d(3, 2048, 3, stride=3)).eval()
     found = Observer(model_of(nn.Sequential(module, nn.Flatten(), nn.LazyLinear(4)).eval()), ["0"])
     layer = found.observe(picture()).layers[0]
-    figure = draw_maps(layer, layer.order(strongest=False), Normalize.FILTER, Order.CHANNEL)
+    figure = draw_maps(layer, layer.order(strongest=False), Scaling.FILTER, MapOrder.CHANNEL)
     grey = [axes for axes in figure.axes if axes.images]
     assert len(grey) == 1
     assert grey[0].images[0].get_array().shape[0] >= 32 * 6  # type: ignore[union-attr]
@@ -164,7 +164,7 @@ def test_thousands_of_maps_are_drawn_as_one_image() -> None:
 def test_pictures_of_signed_and_rectified_maps_state_their_scale() -> None:
     found = Observer(model_of(network()), ["0", "1"]).observe(picture())
     for layer, low in zip(found.layers, (-1, 0), strict=True):
-        figure = draw_maps(layer, [0, 3], Normalize.FILTER, Order.STRONGEST)
+        figure = draw_maps(layer, [0, 3], Scaling.FILTER, MapOrder.STRONGEST)
         bar = figure.axes[-1]
         assert bar.get_ylim() == (low, 1)
         assert "activation" in bar.get_ylabel()
@@ -172,8 +172,8 @@ def test_pictures_of_signed_and_rectified_maps_state_their_scale() -> None:
     assert len(draw_overlays(found.layers[1], [0, 3, 5], picture(), 0.6).axes) == 6
 
 
-@pytest.mark.parametrize("normalize", list(Normalize))
-def test_zero_weights_are_mid_grey(normalize: Normalize) -> None:
+@pytest.mark.parametrize("normalize", list(Scaling))
+def test_zero_weights_are_mid_grey(normalize: Scaling) -> None:
     module = network()
     with torch.no_grad():
         module[2].weight[1] = 0

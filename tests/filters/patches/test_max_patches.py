@@ -21,7 +21,7 @@ from cnnviz.core.data.distinct import distinct
 from cnnviz.core.data.images import Preprocess
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.load import Model
-from cnnviz.filters.patches.choices import Crop, Score
+from cnnviz.filters.patches.choices import Crop, Ranking
 from cnnviz.filters.patches.effective_field import SHARE, box_of_energy, gradient_energy
 from cnnviz.filters.patches.max_patches import FilterPatches, MaxPatches, max_patches
 from cnnviz.filters.patches.plan import make_plan
@@ -118,16 +118,16 @@ def pixels_of(path: str) -> Tensor:
     return torch.from_numpy(np.asarray(Image.open(path)) / 255.0).permute(2, 0, 1)
 
 
-def value_of(score: Score, units: list[float]) -> float:
-    if score is Score.MAX:
+def value_of(score: Ranking, units: list[float]) -> float:
+    if score is Ranking.MAX:
         return max(units)
-    if score is Score.NORM:
+    if score is Ranking.NORM:
         return math.sqrt(sum(unit * unit for unit in units))
     return sum(units) / len(units)
 
 
 def everything(
-    net: Branches, data: ImageData, score: Score
+    net: Branches, data: ImageData, score: Ranking
 ) -> dict[tuple[str, int], list[tuple[float, int, tuple[int, int]]]]:
     """Every image's score and strongest unit for every filter, by single images and loops."""
     kept: dict[tuple[str, int], list[tuple[float, int, tuple[int, int]]]] = {}
@@ -145,10 +145,10 @@ def entries(result: MaxPatches) -> Iterator[tuple[tuple[str, int], FilterPatches
     return (((entry.layer, entry.filter), entry) for entry in result.filters)
 
 
-@pytest.mark.parametrize("score", Score)
+@pytest.mark.parametrize("score", Ranking)
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_a_scan_equals_a_plain_loop_that_keeps_everything(
-    net: Branches, data: ImageData, score: Score, batch_size: int
+    net: Branches, data: ImageData, score: Ranking, batch_size: int
 ) -> None:
     model = as_model(net)
     result = max_patches(model, data, make_plan(model, score=score, top=6), batch_size=batch_size)
@@ -164,14 +164,14 @@ def test_a_scan_equals_a_plain_loop_that_keeps_everything(
 
 
 def test_the_loop_has_ties_so_that_their_order_is_tested(net: Branches, data: ImageData) -> None:
-    loop = everything(net, data, Score.MAX)
+    loop = everything(net, data, Ranking.MAX)
     tied = [len({v for v, *_ in found}) < len(found) for found in loop.values()]
     assert all(tied)
 
 
 def test_batches_of_any_size_give_the_same_result(net: Branches, data: ImageData) -> None:
     model = as_model(net)
-    plan = make_plan(model, score=Score.NORM)
+    plan = make_plan(model, score=Ranking.NORM)
     one, many = (max_patches(model, data, plan, batch_size=size) for size in (1, 64))
     assert one.filters == many.filters
 
@@ -247,8 +247,8 @@ def test_in_place_relus_behind_a_layer_do_not_change_what_is_scored(
     net: Branches, data: ImageData
 ) -> None:
     model = as_model(net)
-    result = max_patches(model, data, make_plan(model, layers=["stem"], score=Score.MEAN))
-    loop = everything(net, data, Score.MEAN)
+    result = max_patches(model, data, make_plan(model, layers=["stem"], score=Ranking.MEAN))
+    loop = everything(net, data, Ranking.MEAN)
     lowest = {key: min(value for value, *_ in found) for key, found in loop.items()}
     assert min(lowest.values()) < 0
     for key, entry in entries(result):
@@ -355,7 +355,7 @@ def test_unreadable_images_in_the_middle_are_listed_and_the_rest_goes_on(
 def test_several_patches_of_one_image_need_the_max_score(net: Branches, data: ImageData) -> None:
     model = as_model(net)
     with pytest.raises(UsageError, match="--per-image 2 goes with --score max alone"):
-        make_plan(model, score=Score.NORM, per_image=2)
+        make_plan(model, score=Ranking.NORM, per_image=2)
     result = max_patches(model, data, make_plan(model, per_image=2, top=9))
     most = max(
         sum(p.index == patch.index for p in entry.patches)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cnnviz.filters.patches.choices import Score
+from cnnviz.filters.patches.choices import Ranking
 from cnnviz.filters.patches.score_stats import RELATIVE_ERROR, ScoreStats
 from cnnviz.filters.patches.top_k import TopK, pack, unpack
 from cnnviz.filters.patches.unit_scores import map_scores, peaks, ranked
@@ -22,7 +22,7 @@ def few_values(seed: int, *shape: int) -> Tensor:
     return torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
-def loop_top_k(maps: Tensor, score: Score, k: int) -> list[list[tuple[float, int, int]]]:
+def loop_top_k(maps: Tensor, score: Ranking, k: int) -> list[list[tuple[float, int, int]]]:
     """Per filter the (score, image, unit) of every image, sorted as the contract says, cut at k."""
     kept = []
     for channel in range(maps.shape[1]):
@@ -30,9 +30,9 @@ def loop_top_k(maps: Tensor, score: Score, k: int) -> list[list[tuple[float, int
         for image in range(len(maps)):
             units = [float(v) for v in maps[image, channel].flatten()]
             value = {
-                Score.MAX: max(units),
-                Score.NORM: math.sqrt(sum(v * v for v in units)),
-                Score.MEAN: sum(units) / len(units),
+                Ranking.MAX: max(units),
+                Ranking.NORM: math.sqrt(sum(v * v for v in units)),
+                Ranking.MEAN: sum(units) / len(units),
             }[score]
             found.append((value, image, units.index(max(units))))
         kept.append(sorted(found, key=lambda item: (-item[0], item[1]))[:k])
@@ -51,14 +51,14 @@ def listed(state: TopK, per_image: int = 1) -> list[list[tuple[float, int, int]]
     ]
 
 
-def assert_same_patches(got: TopK, maps: Tensor, score: Score, k: int) -> None:
+def assert_same_patches(got: TopK, maps: Tensor, score: Ranking, k: int) -> None:
     for ours, theirs in zip(listed(got), loop_top_k(maps, score, k), strict=True):
         assert [item[1:] for item in ours] == [item[1:] for item in theirs]
         assert [item[0] for item in ours] == pytest.approx([item[0] for item in theirs], rel=1e-6)
 
 
 def run(
-    maps: Tensor, order: Tensor, batch: int, score: Score, k: int, *, per_image: int = 1
+    maps: Tensor, order: Tensor, batch: int, score: Ranking, k: int, *, per_image: int = 1
 ) -> TopK:
     state = TopK.empty(maps.shape[1], k)
     for images in torch.split(order, batch):
@@ -83,15 +83,15 @@ def test_keys_hold_for_the_largest_ticket() -> None:
     assert (scores.item(), tickets.item()) == (-1.5, 2**32 - 1)
 
 
-@pytest.mark.parametrize("score", Score)
+@pytest.mark.parametrize("score", Ranking)
 @pytest.mark.parametrize("batch", [1, 7, 64])
-def test_running_top_k_equals_a_loop_that_keeps_everything(score: Score, batch: int) -> None:
+def test_running_top_k_equals_a_loop_that_keeps_everything(score: Ranking, batch: int) -> None:
     maps = few_values(1, 61, 5, 3, 4)
     assert_same_patches(run(maps, torch.arange(61), batch, score, 9), maps, score, 9)
 
 
-@pytest.mark.parametrize("score", Score)
-def test_the_order_in_which_images_come_does_not_matter(score: Score) -> None:
+@pytest.mark.parametrize("score", Ranking)
+def test_the_order_in_which_images_come_does_not_matter(score: Ranking) -> None:
     maps = few_values(2, 40, 3, 2, 3)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
     forward, mixed = (run(maps, o, 6, score, 5) for o in (torch.arange(40), order))
@@ -103,15 +103,15 @@ def test_the_order_in_which_images_come_does_not_matter(score: Score) -> None:
 @given(cut=st.integers(1, 29), k=st.integers(1, 35), seed=st.integers(0, 99))
 def test_merging_the_top_k_of_two_halves_is_the_top_k_of_all(cut: int, k: int, seed: int) -> None:
     maps, images = few_values(seed, 30, 2, 2, 2), torch.arange(30)
-    whole = run(maps, images, 8, Score.MAX, k)
-    first, second = (run(maps, part, 8, Score.MAX, k) for part in (images[:cut], images[cut:]))
+    whole = run(maps, images, 8, Ranking.MAX, k)
+    first, second = (run(maps, part, 8, Ranking.MAX, k) for part in (images[:cut], images[cut:]))
     for merged in (first.merged(second), second.merged(first)):
         assert torch.equal(merged.keys, whole.keys)
         assert torch.equal(merged.units, whole.units)
 
 
 def test_fewer_images_than_k_leave_places_empty() -> None:
-    state = run(few_values(3, 2, 4, 2, 2), torch.arange(2), 2, Score.MAX, 5)
+    state = run(few_values(3, 2, 4, 2, 2), torch.arange(2), 2, Ranking.MAX, 5)
     assert (state.units >= 0).sum(1).tolist() == [2, 2, 2, 2]
 
 
@@ -134,7 +134,7 @@ def loop_summits(grid: list[list[float]]) -> list[tuple[float, int]]:
 @pytest.mark.parametrize("per_image", [2, 3])
 def test_several_patches_of_an_image_are_its_highest_summits(per_image: int, batch: int) -> None:
     maps, k = few_values(4, 20, 3, 4, 5), 7
-    got = listed(run(maps, torch.arange(20), batch, Score.MAX, k, per_image=per_image), per_image)
+    got = listed(run(maps, torch.arange(20), batch, Ranking.MAX, k, per_image=per_image), per_image)
     for channel in range(3):
         everything = [
             (value, image, unit)

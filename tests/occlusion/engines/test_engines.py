@@ -12,7 +12,7 @@ from cnnviz.occlusion.engines.choose import choose
 from cnnviz.occlusion.engines.full import FullEngine, cover
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine
 from cnnviz.occlusion.engines.incremental.groups import largest_windows, reach_of_boxes
-from cnnviz.occlusion.engines.incremental.schedule import Schedule, Scheduler, Sizes, Stretch
+from cnnviz.occlusion.engines.incremental.schedule import Schedule, Scheduler, Segment, Sizes
 from cnnviz.occlusion.engines.incremental.steps import compile_steps
 from cnnviz.occlusion.engines.network import Network, prepare
 from cnnviz.occlusion.engines.scores import Scores
@@ -106,12 +106,12 @@ def test_batch_size_changes_nothing(batch_size: int, network: Make) -> None:
 
 @pytest.fixture
 def cut_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stretch of its own, of 1, 2 or 3 positions at a time, wherever a batch can be split."""
+    """A segment of its own, of 1, 2 or 3 positions at a time, wherever a batch can be split."""
 
     def schedule(self: Scheduler, _sizes: Sizes) -> Schedule:
         edges = [*self.borders, len(self.steps)]
         cuts = enumerate(pairwise(edges))
-        return Schedule(5, [Stretch(self.steps[a:b], 1 + i % 3) for i, (a, b) in cuts])
+        return Schedule(5, [Segment(self.steps[a:b], 1 + i % 3) for i, (a, b) in cuts])
 
     monkeypatch.setattr(Scheduler, "schedule", schedule)
 
@@ -123,12 +123,12 @@ def test_both_engines_agree_wherever_batches_are_split(name: str, network: Make)
     assert_close(incremental.logits_PK, full.logits_PK)
 
 
-@pytest.mark.parametrize("stretches", [1, 2])
+@pytest.mark.parametrize("segments", [1, 2])
 @pytest.mark.parametrize("layer", ["0", "0.1", "1.body.1", "2", "3.body.0.2", "4", "6"])
 def test_layer_sums_are_those_of_the_strongest_map(
-    layer: str, stretches: int, network: Make, request: pytest.FixtureRequest
+    layer: str, segments: int, network: Make, request: pytest.FixtureRequest
 ) -> None:
-    if stretches > 1:
+    if segments > 1:
         request.getfixturevalue("cut_everywhere")
     module = network("residual")
     image, fill = pictures()
@@ -227,13 +227,13 @@ def test_large_maps_run_a_few_at_a_time(settled: Callable[..., nn.Module], netwo
     boxes = torch.tensor([[y, 9, y + 9, 18] for y in range(0, 200, 9)])
     windows = largest_windows(*reach_of_boxes(prepared.graph, boxes.numpy()))
     schedule = Scheduler(prepared.graph, steps, CPU, torch.float32).schedule(windows)
-    assert [step for stretch in schedule.stretches for step in stretch.steps] == steps
-    small, large = schedule.stretches[0].size, min(s.size for s in schedule.stretches)
+    assert [step for segment in schedule.segments for step in segment.steps] == steps
+    small, large = schedule.segments[0].size, min(s.size for s in schedule.segments)
     map_bytes = 256 * 111 * 111 * 4
     assert small == schedule.size >= 48
     assert large * map_bytes <= 14 * 2**20 < (large + 1) * map_bytes
     asked = Scheduler(prepared.graph, steps, CPU, torch.float32, batch_size=7).schedule(windows)
-    assert (asked.size, [s.size for s in asked.stretches]) == (7, [7])
+    assert (asked.size, [s.size for s in asked.segments]) == (7, [7])
 
 
 def test_auto_weighs_what_masks_reach(settled: Callable[..., nn.Module], network: Make) -> None:

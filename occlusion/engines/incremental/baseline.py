@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor, fx
 
 from cnnviz.occlusion.engines.incremental.steps import Kind, Step
-from cnnviz.occlusion.engines.incremental.windows import Kept
+from cnnviz.occlusion.engines.incremental.windows import CachedMap
 from cnnviz.occlusion.engines.network import channel_sums
 
 
 @dataclass(frozen=True, eq=False)
-class Untouched:
+class Baseline:
     """The untouched image's way through the network.
 
     Attributes:
@@ -25,32 +25,32 @@ class Untouched:
         sums_1C: the layer's channel sums, with a layer.
     """
 
-    maps: dict[fx.Node, Kept]
+    maps: dict[fx.Node, CachedMap]
     means: dict[fx.Node, Tensor]
     logits_1K: Tensor
     sums_1C: Tensor | None
 
 
-def run_untouched(
+def run_baseline(
     steps: list[Step], output: fx.Node, layer: fx.Node | None, image_13HW: Tensor
-) -> Untouched:
+) -> Baseline:
     """Runs every step on the whole image and keeps the maps that masks will need."""
     env: dict[fx.Node, Any] = {}
-    maps: dict[fx.Node, Kept] = {}
+    maps: dict[fx.Node, CachedMap] = {}
     means: dict[fx.Node, Tensor] = {}
     sums = None
     for step in steps:
         node, place = step.node, step.place
         env[node] = image_13HW if step.kind is Kind.SOURCE else run_step(step, env)
         if step.keep and place.axes is not None:
-            maps[node] = Kept(env[node], place.axes)
+            maps[node] = CachedMap(env[node], place.axes)
         if step.kind is Kind.MEAN:
             means[node] = env[node].clone()
         if node is layer:
             sums = channel_sums(env[node], place.axes)
         for dead in step.done:
             del env[dead]
-    return Untouched(maps, means, env[output].float(), sums)
+    return Baseline(maps, means, env[output].float(), sums)
 
 
 def run_step(step: Step, values: Mapping[fx.Node, Any]) -> Any:
