@@ -10,7 +10,7 @@ from cnnviz.cli.options import OutputOptions
 from cnnviz.core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from cnnviz.core.models.catalogue import Listed
+    from cnnviz.core.models.architectures import Listed
 
 CARD_LINES = ("architecture", "parameters", "data", "recipe", "limits")
 
@@ -30,8 +30,8 @@ def models(
 
     Besides these, --model takes a network of your own: path/to/file.py:factory.
     """
+    from cnnviz.core.models.architectures import list_torchvision
     from cnnviz.core.models.bundled import read_card
-    from cnnviz.core.models.catalogue import list_torchvision
     from cnnviz.core.models.published import cache_folder
     from cnnviz.core.output.run_folder import to_json, version
 

@@ -118,7 +118,7 @@ def _maker(
 def _check_targets(model: "Model", targets: tuple[str, ...]) -> None:
     import torch
 
-    from cnnviz.core.models.targets import resolve_targets
+    from cnnviz.core.models.labels import resolve_targets
 
     resolve_targets(targets, torch.zeros(model.classes), model.labels)
 

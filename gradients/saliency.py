@@ -20,9 +20,9 @@ from torch.nn import functional
 
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models.labels import resolve_targets
 from cnnviz.core.models.layers import conv_layers, find_layer, replace_outputs
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.targets import resolve_targets
 from cnnviz.gradients.choices import LAST_CONV, Method
 
 

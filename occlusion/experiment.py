@@ -16,10 +16,9 @@ from torch import Tensor
 
 from cnnviz.core.data.images import WorkingImage, read
 from cnnviz.core.errors import CnnvizError
-from cnnviz.core.models.labels import class_index
+from cnnviz.core.models.labels import class_index, resolve_targets
 from cnnviz.core.models.layers import find_layer
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.targets import resolve_targets
 from cnnviz.occlusion.choices import Border, EngineChoice, Score, Upsample
 from cnnviz.occlusion.engines.choose import Engine, Verifier, make_engine
 from cnnviz.occlusion.fills import check_fill, fill_picture

@@ -1,15 +1,20 @@
-"""Class names: reading them from a file, finding a class by what a user calls it.
+"""Class names: reading them from a file, finding the classes that a user asks about.
 
 Names compare with case, `_` and spaces put aside. ImageNet's customary JSON form, index to
 (wnid, name), also gives the WordNet ids.
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cnnviz.core.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHOWN = 5
 
@@ -116,3 +121,32 @@ def class_index(text: str, names: Sequence[str], wnids: Sequence[str] | None = N
         raise UsageError(f"no class {text}; the model's classes are 0 to {last}")
     near = ", ".join(f"'{name}'" for name in nearest(text.replace("_", " "), names))
     raise UsageError(f"no class '{text}'; the nearest are {near} (or an index from 0 to {last})")
+
+
+def resolve_targets(
+    targets: Sequence[str], base_logits_K: "Tensor", labels: Sequence[str]
+) -> tuple[int, ...]:
+    """Class indices in the order asked for, each once.
+
+    Args:
+        targets: `predicted`, `topK` (the K most probable), class names or indices.
+        base_logits_K: scores of the untouched image.
+        labels: class names.
+
+    Raises:
+        UsageError: no such class, or K is not between 1 and the number of classes.
+    """
+    ranked = base_logits_K.argsort(descending=True, stable=True).tolist()
+    found: list[int] = []
+    for target in targets:
+        top = re.fullmatch(r"top(\d+)", target)
+        if target == "predicted":
+            found.append(ranked[0])
+        elif top:
+            count = int(top[1])
+            if not 1 <= count <= len(labels):
+                raise UsageError(f"'{target}' asks for {count} of {len(labels)} classes")
+            found += ranked[:count]
+        else:
+            found.append(class_index(target, labels))
+    return tuple(dict.fromkeys(found))

@@ -8,8 +8,7 @@ from torchvision import models as torchvision_models
 
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.models import checkpoints
-from cnnviz.core.models.architectures import find_architecture, torchvision_names
-from cnnviz.core.models.catalogue import list_torchvision
+from cnnviz.core.models.architectures import find_architecture, list_torchvision, torchvision_names
 from cnnviz.core.models.load import load_model
 
 
