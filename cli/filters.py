@@ -87,7 +87,7 @@ def _other(options: ModelOptions, text: str) -> "Model":
         name,
         checkpoint=Path(checkpoint) if checkpoint else None,
         weights="none" if options.weights == "none" and not checkpoint else None,
-        size=options.size,
+        size=options.working_size,
         mean=numbers(options.mean, "--mean"),
         std=numbers(options.std, "--std"),
         device=options.device,

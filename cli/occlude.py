@@ -11,6 +11,7 @@ import typer
 from cnnviz.cli.console import Console
 from cnnviz.cli.options import MapOptions, ModelOptions, OutputOptions, check_alpha
 from cnnviz.cli.run import ImageRun
+from cnnviz.core.choices import pixels
 from cnnviz.core.errors import CheckFailed, UsageError
 from cnnviz.occlusion.choices import Border, EngineChoice, Score, Upsample
 
@@ -109,10 +110,9 @@ def occlude(
     from cnnviz.occlusion.expectation import read_expectations
     from cnnviz.occlusion.experiment import Occluder, OcclusionSpec
     from cnnviz.occlusion.figures import Look
-    from cnnviz.occlusion.masks import parse_mask
 
     spec = OcclusionSpec(
-        masks=tuple(parse_mask(text) for text in mask or ()),
+        masks=tuple(pixels(text, "--mask") for text in mask or ()),
         stride=stride,
         border=border,
         fill=fill,

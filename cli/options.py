@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from cnnviz.core.choices import Colormap, Precision
+from cnnviz.core.choices import Colormap, Precision, pixels
 from cnnviz.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ class ModelOptions:
         typer.Option(help="Class names: a text file, one a line, or a JSON list or map."),
     ] = None
     size: Annotated[
-        int | None,
-        typer.Option(help="Side of the working image in pixels."),
+        str | None,
+        typer.Option(help="Side of the working image in pixels, or HxW."),
     ] = None
     mean: Annotated[
         str | None,
@@ -99,6 +99,11 @@ class ModelOptions:
     ] = "auto"
     seed: Annotated[int, typer.Option(help="Seed of all that is random.")] = 0
 
+    @property
+    def working_size(self) -> tuple[int, int] | None:
+        """Rows and columns of the working image, where `--size` gives them."""
+        return None if self.size is None else pixels(self.size, "--size")
+
     def load(self) -> "Model":
         """The model these options describe, ready to run."""
         from cnnviz.core.models.load import load_model
@@ -108,7 +113,7 @@ class ModelOptions:
             checkpoint=self.checkpoint,
             weights=self.weights,
             labels=self.labels,
-            size=self.size,
+            size=self.working_size,
             mean=numbers(self.mean, "--mean"),
             std=numbers(self.std, "--std"),
             device=self.device,

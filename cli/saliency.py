@@ -11,6 +11,7 @@ import typer
 from cnnviz.cli.console import Console
 from cnnviz.cli.options import MapOptions, ModelOptions, OutputOptions, check_alpha
 from cnnviz.cli.run import ImageRun
+from cnnviz.core.choices import pixels
 from cnnviz.core.errors import UsageError
 from cnnviz.gradients.choices import LAST_CONV, Method
 
@@ -132,10 +133,9 @@ def _occluder(
 ) -> "Occluder":
     from cnnviz.occlusion.choices import Score
     from cnnviz.occlusion.experiment import Occluder, OcclusionSpec
-    from cnnviz.occlusion.masks import parse_mask
 
     spec = OcclusionSpec(
-        masks=(parse_mask(mask),) if mask else (),
+        masks=(pixels(mask, "--mask"),) if mask else (),
         stride=stride,
         targets=targets,
         score=Score.LOGIT,

@@ -1,7 +1,10 @@
 """Choices that library and command line share; imports nothing heavy, so that `--help` is quick."""
 
+import re
 from enum import StrEnum
 from typing import TYPE_CHECKING
+
+from cnnviz.core.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -29,3 +32,19 @@ class Colormap(StrEnum):
     JET = "jet"
     VIRIDIS = "viridis"
     GRAY = "gray"
+
+
+def pixels(text: str, option: str) -> tuple[int, int]:
+    """`15` to (15, 15), `15x30` to (15, 30): rows, columns.
+
+    Raises:
+        UsageError: neither of the two forms, or a side out of range; `option` is named.
+    """
+    found = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text.lower())
+    rows, columns = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if min(rows, columns) > 0:
+        return rows, columns
+    raise UsageError(
+        f"'{text[:40]}' is no {option.lstrip('-')}; {option} takes a side in pixels (15) or HxW "
+        "(15x30), each from 1 to 99999"
+    )

@@ -41,18 +41,6 @@ class Grid:
         return str(height) if height == width else f"{height}x{width}"
 
 
-def parse_mask(text: str) -> tuple[int, int]:
-    """`15` to (15, 15), `15x30` to (15, 30): rows, columns.
-
-    Raises:
-        UsageError: neither of the two forms, or a side below 1.
-    """
-    parts = text.lower().split("x")
-    if len(parts) <= 2 and all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        return int(parts[0]), int(parts[-1])
-    raise UsageError(f"'{text}' is no mask; --mask takes a side in pixels (15) or HxW (15x30)")
-
-
 def default_mask(size: tuple[int, int]) -> tuple[int, int]:
     """20 % of the shorter side, at least 1 pixel."""
     side = max(1, round(DEFAULT_MASK_SHARE * min(size)))

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.preprocess import Preprocess
+from cnnviz.core.models.preprocess import Preprocess, both
 
 __all__ = [
     "Preprocess",
@@ -151,14 +151,14 @@ def read_rgb(path: str | Path) -> Image.Image:
         raise CnnvizError(f"'{path}' cannot be decoded: {_one_line(error)}") from error
 
 
-def _resized_size(size: tuple[int, int], shorter: int | None) -> tuple[int, int]:
-    """(rows, columns) once the shorter side has the given length, as torchvision rounds it."""
-    height, width = size
-    if shorter is None:
+def _resized_size(size: tuple[int, int], resize: int | tuple[int, int] | None) -> tuple[int, int]:
+    """(rows, columns) of the smallest image that covers `resize`, as torchvision rounds them."""
+    if resize is None:
         return size
-    if height <= width:
-        return shorter, int(shorter * width / height)
-    return int(shorter * height / width), shorter
+    (height, width), (rows, columns) = size, both(resize)
+    if height * columns <= width * rows:
+        return rows, int(rows * width / height)
+    return int(columns * height / width), columns
 
 
 def _offset(length: int, crop: int) -> int:
@@ -176,8 +176,8 @@ def prepare(image: Image.Image, preprocess: Preprocess, path: str | Path) -> Wor
     height, width = _resized_size(original, preprocess.resize)
     if height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
         raise CnnvizError(
-            f"'{path}' is {image.width}x{image.height}: too elongated to resize its shorter side "
-            f"to {preprocess.resize}; crop it first"
+            f"'{path}' is {image.width}x{image.height}: too elongated to be resized for a working "
+            f"image of {preprocess.crop[0]}x{preprocess.crop[1]}; crop it first"
         )
     if (height, width) != original:
         # Pillow filters before it shrinks, as torchvision does for pictures.

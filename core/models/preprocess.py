@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from cnnviz.core.errors import UsageError
@@ -22,14 +23,15 @@ class Preprocess:
     """How a model wants its images: resize, crop, then normalise per channel.
 
     Attributes:
-        resize: length of the shorter side after resizing; None leaves the size alone.
+        resize: length of the shorter side after resizing, or (rows, columns) that the image is made
+            just large enough to cover; None leaves the size alone.
         crop: (rows, columns) cut out of the centre.
         mean: per channel, subtracted from pixels in [0, 1].
         std: per channel, divided by.
         interpolation: Pillow's and torchvision's name for it: "bilinear", "bicubic", "nearest", …
     """
 
-    resize: int | None
+    resize: int | tuple[int, int] | None
     crop: tuple[int, int]
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -56,6 +58,36 @@ def _channels(option: str, values: Sequence[float] | None, low: float) -> tuple[
     return tuple(float(v) for v in values) * (3 // len(values))
 
 
+def both(size: int | tuple[int, int]) -> tuple[int, int]:
+    """One side to (rows, columns)."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def checked_size(size: int | tuple[int, int]) -> tuple[int, int]:
+    """The (rows, columns) of a working image that a user asks for.
+
+    Raises:
+        UsageError: a side is below 1, or there are more pixels than Pillow would decode.
+    """
+    rows, columns = both(size)
+    limit = Image.MAX_IMAGE_PIXELS
+    if min(rows, columns) < 1 or (limit is not None and rows * columns > limit):
+        most = f" and {limit:,} of them in all at most" if limit is not None else ""
+        raise UsageError(
+            f"--size {rows}x{columns} is out of range; it takes a side in pixels (224) or HxW "
+            f"(160x224), each from 1{most}"
+        )
+    return rows, columns
+
+
+def _in_proportion(
+    crop: tuple[int, int], resize: tuple[int, int], published: tuple[int, int]
+) -> int | tuple[int, int]:
+    """What to resize to before that crop, as `resize` is to the published crop."""
+    rows, columns = (round(c * r / p) for c, r, p in zip(crop, resize, published, strict=True))
+    return rows if rows == columns else (rows, columns)
+
+
 def adjust(
     base: Preprocess,
     size: int | tuple[int, int] | None,
@@ -65,11 +97,9 @@ def adjust(
     """The preprocessing with the user's own size, mean and std in place of its own."""
     resize, crop = base.resize, base.crop
     if size is not None:
-        crop = (size, size) if isinstance(size, int) else size
-        if min(crop) < 1:
-            raise UsageError(f"--size {crop[0]}x{crop[1]}: it takes whole numbers from 1")
+        crop = checked_size(size)
         if base.resize is not None:
-            resize = round(max(crop) * base.resize / base.crop[0])
+            resize = _in_proportion(crop, both(base.resize), base.crop)
     return dataclasses.replace(
         base,
         resize=resize,
@@ -83,5 +113,4 @@ def plain(size: int | tuple[int, int] | None) -> Preprocess:
     """For networks nobody published a transform of: ImageNet's, or all of the image at `size`."""
     if size is None:
         return Preprocess(IMAGENET_RESIZE, (IMAGENET_SIZE, IMAGENET_SIZE))
-    shorter = size if isinstance(size, int) else max(size)
-    return Preprocess(shorter, (shorter, shorter))
+    return Preprocess(size, both(size))

@@ -1,8 +1,9 @@
 import pytest
 
+from cnnviz.core.choices import pixels
 from cnnviz.core.errors import UsageError
 from cnnviz.occlusion.choices import Border
-from cnnviz.occlusion.masks import default_mask, default_stride, mask_grid, parse_mask
+from cnnviz.occlusion.masks import default_mask, default_stride, mask_grid
 
 
 def test_cover_of_224_by_mask_15_stride_10_has_22_by_22_positions():
@@ -58,11 +59,11 @@ def test_stride_zero_is_refused():
 
 
 def test_masks_are_read_as_side_or_rows_by_columns():
-    assert parse_mask("15") == (15, 15)
-    assert parse_mask("15x30") == (15, 30)
+    assert pixels("15", "--mask") == (15, 15)
+    assert pixels("15x30", "--mask") == (15, 30)
 
 
-@pytest.mark.parametrize("text", ["", "0", "-3", "3x", "1x2x3", "four", "3.5"])
+@pytest.mark.parametrize("text", ["", "0", "-3", "3x", "1x2x3", "four", "3.5", "9" * 5000])
 def test_anything_else_is_no_mask(text):
     with pytest.raises(UsageError, match="is no mask; --mask takes a side"):
-        parse_mask(text)
+        pixels(text, "--mask")

@@ -160,6 +160,10 @@ def test_size_keeps_the_published_proportion_and_takes_all_of_the_image_elsewher
     assert (published.resize, published.crop) == (128, (112, 112))
     own = load_model(f"{nets}:small", size=20, device="cpu").preprocess
     assert (own.resize, own.crop) == (20, (20, 20))
+    both = load_model("squeezenet1_1", weights="none", size=(112, 224), device="cpu").preprocess
+    assert (both.resize, both.crop) == ((128, 256), (112, 224))
+    pair = load_model(f"{nets}:small", size=(20, 30), device="cpu").preprocess
+    assert (pair.resize, pair.crop) == ((20, 30), (20, 30))
     plain = load_model(f"{nets}:small", device="cpu").preprocess
     assert plain == Preprocess(256, (224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -172,7 +176,10 @@ def test_mean_and_std_are_the_users_when_given(nets: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 0}, "--size 0x0: it takes whole numbers from 1"),
+        ({"size": 0}, "--size 0x0 is out of range; it takes a side in pixels"),
+        ({"size": -3}, "--size -3x-3 is out of range; .* or HxW"),
+        ({"size": (8, 0)}, "--size 8x0 is out of range"),
+        ({"size": 10**12}, "--size 10{12}x10{12} is out of range; .* at most"),
         ({"mean": [0.1, 0.2]}, r"--mean 0\.1,0\.2: it takes one number, or three"),
         ({"mean": [float("nan")]}, "--mean nan: it takes one number"),
         ({"std": [0.0]}, "--std 0: .*all above 0"),
