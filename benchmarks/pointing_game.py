@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from cnnviz.core import load_model
-from cnnviz.core.data.images import read
+from cnnviz.core.data.images import read_image
 from cnnviz.core.errors import CnnvizError
 from cnnviz.occlusion import OcclusionSpec
 from cnnviz.occlusion.expectation import Expectation, judge, object_mask
@@ -59,7 +59,7 @@ def main() -> None:
     for path in sorted((options.assets / "photos" / "coco").glob("*.jpg")):
         with Image.open(path) as picture:
             expected = outlines(path.with_suffix(".txt"), picture.size)
-        image = read(path, model.preprocess)
+        image = read_image(path, model.preprocess)
         result = occluder.run(image)
         for number, expectation in expected.items():
             name, classes = ANIMALS[number]

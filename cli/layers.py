@@ -1,7 +1,6 @@
 """`cnnviz layers`: what every layer of a network is, costs, sees and, on data, does."""
 
 import math
-import re
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +8,7 @@ import typer
 
 from cnnviz.cli.console import Console
 from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.core.choices import pixels
 from cnnviz.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def layers(
     console = Console(output)
     if not data and (gradients or limit is not None):
         raise UsageError("--gradients and --limit need DATA: images to run the network on")
-    size = _image_size(image_size)
+    size = None if image_size is None else pixels(image_size, "--image-size")
     from cnnviz.core.output.run_folder import RunFolder, summary
     from cnnviz.filters.layers.inventory import take_inventory
     from cnnviz.filters.layers.report import report
@@ -86,15 +86,6 @@ def layers(
         errors=statistics.errors if statistics else (),
     )
     console.finish(folder, content)
-
-
-def _image_size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-    if not match or not int(match[1]) or match[2] == "0":
-        raise UsageError(f"'{text}' is no image size; --image-size takes 224 or 240x320")
-    return int(match[1]), int(match[2] or match[1])
 
 
 def _measure(

@@ -65,7 +65,7 @@ class ImageRun:
                 advance(steps - done)
 
     def _one(self, path: Path, model: "Model", study: "Study", advance: "Advance") -> int:
-        from cnnviz.core.data.images import read
+        from cnnviz.core.data.images import read_image
 
         done = 0
 
@@ -75,7 +75,7 @@ class ImageRun:
             advance(steps)
 
         try:
-            entry, write = study(path, read(path, model.preprocess), progress)
+            entry, write = study(path, read_image(path, model.preprocess), progress)
             target = self.folder if self._alone else self.folder.subfolder(path.stem)
             write(target)
         except CnnvizError as error:

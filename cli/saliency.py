@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from cnnviz.core.models.load import Model
     from cnnviz.core.output.run_folder import RunFolder
     from cnnviz.gradients.comparison import Comparison
+    from cnnviz.gradients.experiment import SaliencyResult
     from cnnviz.gradients.figures import Look
-    from cnnviz.gradients.saliency import SaliencyResult
     from cnnviz.occlusion.experiment import Occluder
 
 INPUT, ARRAYS, COMPARISON = "input.png", "saliency.npz", "comparison.png"
@@ -107,7 +107,7 @@ def _maker(
     model: "Model", method: Method, targets: tuple[str, ...], layer: str
 ) -> "Callable[[WorkingImage], SaliencyResult]":
     from cnnviz.core.models.layers import find_layer
-    from cnnviz.gradients.saliency import find_last_conv, saliency
+    from cnnviz.gradients.experiment import find_last_conv, saliency
 
     if method is Method.GRAD_CAM:
         layer = find_last_conv(model) if layer == LAST_CONV else layer

@@ -1,17 +1,37 @@
 """What every analysis stands on: models, images, layers, graphs, results, drawing."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cnnviz.core.lazy import lazily
 
 if TYPE_CHECKING:
+    from cnnviz.core.choices import Colormap, Precision
+    from cnnviz.core.data.datasets import ImageData, open_data
+    from cnnviz.core.data.images import WorkingImage, read_image
+    from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
     from cnnviz.core.models.load import Model, load_model
+else:
+    __getattr__ = lazily(
+        __name__,
+        {
+            "choices": ("Colormap", "Precision"),
+            "errors": ("CheckFailed", "CnnvizError", "UsageError"),
+            "models.load": ("Model", "load_model"),
+            "data.datasets": ("ImageData", "open_data"),
+            "data.images": ("WorkingImage", "read_image"),
+        },
+    )
 
-__all__ = ["Model", "load_model"]
-
-
-def __getattr__(name: str) -> Any:
-    """Imports the models (and torch) only when they are asked for, which `--help` does not."""
-    if name in __all__:
-        from cnnviz.core.models import load as models
-
-        return getattr(models, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = [
+    "CheckFailed",
+    "CnnvizError",
+    "Colormap",
+    "ImageData",
+    "Model",
+    "Precision",
+    "UsageError",
+    "WorkingImage",
+    "load_model",
+    "open_data",
+    "read_image",
+]

@@ -45,6 +45,6 @@ def pixels(text: str, option: str) -> tuple[int, int]:
     if min(rows, columns) > 0:
         return rows, columns
     raise UsageError(
-        f"'{text[:40]}' is no {option.lstrip('-')}; {option} takes a side in pixels (15) or HxW "
+        f"'{text[:40]}' is no {option.strip('-').replace('-', ' ')}; {option} takes a side in pixels (15) or HxW "
         "(15x30), each from 1 to 99999"
     )

@@ -1,1 +1,48 @@
 """What the filters of a network are: kernels, feature maps, strongest patches, ablation."""
+
+from typing import TYPE_CHECKING
+
+from cnnviz.core.lazy import lazily
+
+if TYPE_CHECKING:
+    from cnnviz.filters.ablation.ablation import AblationResult, AblationSpec, ablate
+    from cnnviz.filters.ablation.choices import Mode
+    from cnnviz.filters.activations.maps import Activations, feature_maps
+    from cnnviz.filters.kernels.weights import KernelStats, kernel_stats
+    from cnnviz.filters.layers.inventory import Inventory, take_inventory
+    from cnnviz.filters.patches.choices import Crop, Ranking
+    from cnnviz.filters.patches.max_patches import MaxPatches, max_patches
+    from cnnviz.filters.patches.plan import ScanPlan, make_plan
+else:
+    __getattr__ = lazily(
+        __name__,
+        {
+            "ablation.ablation": ("AblationResult", "AblationSpec", "ablate"),
+            "ablation.choices": ("Mode",),
+            "activations.maps": ("Activations", "feature_maps"),
+            "kernels.weights": ("KernelStats", "kernel_stats"),
+            "layers.inventory": ("Inventory", "take_inventory"),
+            "patches.choices": ("Crop", "Ranking"),
+            "patches.max_patches": ("MaxPatches", "max_patches"),
+            "patches.plan": ("ScanPlan", "make_plan"),
+        },
+    )
+
+__all__ = [
+    "AblationResult",
+    "AblationSpec",
+    "Activations",
+    "Crop",
+    "Inventory",
+    "KernelStats",
+    "MaxPatches",
+    "Mode",
+    "Ranking",
+    "ScanPlan",
+    "ablate",
+    "feature_maps",
+    "kernel_stats",
+    "make_plan",
+    "max_patches",
+    "take_inventory",
+]

@@ -1,1 +1,23 @@
 """What the gradient says about an image: saliency and Grad-CAM."""
+
+from typing import TYPE_CHECKING
+
+from cnnviz.core.lazy import lazily
+
+if TYPE_CHECKING:
+    from cnnviz.gradients.choices import Method
+    from cnnviz.gradients.comparison import rank_correlation
+    from cnnviz.gradients.experiment import SaliencyResult, saliency
+    from cnnviz.gradients.figures import Look, draw
+else:
+    __getattr__ = lazily(
+        __name__,
+        {
+            "choices": ("Method",),
+            "comparison": ("rank_correlation",),
+            "experiment": ("SaliencyResult", "saliency"),
+            "figures": ("Look", "draw"),
+        },
+    )
+
+__all__ = ["Look", "Method", "SaliencyResult", "draw", "rank_correlation", "saliency"]

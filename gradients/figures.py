@@ -19,7 +19,7 @@ from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.output.drawing import add_colorbar, bare, cmap_of, new_figure, title, to_uint8
 from cnnviz.gradients.choices import Method
 from cnnviz.gradients.comparison import Comparison
-from cnnviz.gradients.saliency import ClassMap, SaliencyResult
+from cnnviz.gradients.experiment import ClassMap, SaliencyResult
 
 PANEL_WIDTH = 3.6  # inches
 MOST_COLUMNS = 4

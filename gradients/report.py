@@ -3,7 +3,7 @@
 from typing import Any
 
 from cnnviz.gradients.comparison import Comparison
-from cnnviz.gradients.saliency import ClassMap, SaliencyResult
+from cnnviz.gradients.experiment import ClassMap, SaliencyResult
 
 TOP = 5
 

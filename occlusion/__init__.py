@@ -1,17 +1,34 @@
 """Which parts of an image carry the prediction: cover them one by one and watch the scores."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cnnviz.core.lazy import lazily
 
 if TYPE_CHECKING:
-    from cnnviz.occlusion.experiment import OcclusionResult, OcclusionSpec, occlude
+    from cnnviz.occlusion.archive import load
+    from cnnviz.occlusion.choices import Border, Score, Upsample
+    from cnnviz.occlusion.experiment import OcclusionResult, OcclusionSpec, look, occlude
+    from cnnviz.occlusion.figures import Look, draw
+else:
+    __getattr__ = lazily(
+        __name__,
+        {
+            "archive": ("load",),
+            "choices": ("Border", "Score", "Upsample"),
+            "experiment": ("OcclusionResult", "OcclusionSpec", "look", "occlude"),
+            "figures": ("Look", "draw"),
+        },
+    )
 
-__all__ = ["OcclusionResult", "OcclusionSpec", "occlude"]
-
-
-def __getattr__(name: str) -> Any:
-    """Imports the experiment (and torch) only when it is asked for, which `--help` does not."""
-    if name in __all__:
-        from cnnviz.occlusion import experiment
-
-        return getattr(experiment, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = [
+    "Border",
+    "Look",
+    "OcclusionResult",
+    "OcclusionSpec",
+    "Score",
+    "Upsample",
+    "draw",
+    "load",
+    "look",
+    "occlude",
+]

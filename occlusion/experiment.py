@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cnnviz.core.data.images import WorkingImage, read
+from cnnviz.core.data.images import WorkingImage, read_image
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.models.labels import class_index, resolve_targets
 from cnnviz.core.models.layers import find_layer
@@ -262,5 +262,5 @@ def occlude(
         UsageError: something in the spec does not exist or does not fit the model.
         CnnvizError: the file cannot be read, or the network's scores are not finite.
     """
-    working = image if isinstance(image, WorkingImage) else read(image, model.preprocess)
+    working = image if isinstance(image, WorkingImage) else read_image(image, model.preprocess)
     return Occluder(model, spec or OcclusionSpec()).run(working, progress=progress)

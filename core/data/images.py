@@ -31,7 +31,7 @@ __all__ = [
     "find_images",
     "images_below",
     "prepare",
-    "read",
+    "read_image",
     "read_rgb",
     "to_rgb",
 ]
@@ -192,7 +192,7 @@ def prepare(image: Image.Image, preprocess: Preprocess, path: str | Path) -> Wor
     return WorkingImage(str(path), pixels, box, original)
 
 
-def read(path: str | Path, preprocess: Preprocess) -> WorkingImage:
+def read_image(path: str | Path, preprocess: Preprocess) -> WorkingImage:
     """A picture file as the working image.
 
     Raises:
@@ -205,7 +205,7 @@ def file_crop(image: WorkingImage, longest: int = 640) -> NDArray[np.uint8] | No
     """What the working image shows, in the file's own pixels: for drawing maps on.
 
     Args:
-        image: as `read` returned it; its file is read again.
+        image: as `read_image` returned it; its file is read again.
         longest: larger crops are shrunk to this many pixels on the longer side.
 
     Returns:

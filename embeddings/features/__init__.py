@@ -1,1 +1,1 @@
-"""One vector per image."""
+"""One vector per image: what goes into the head, or any layer's output."""

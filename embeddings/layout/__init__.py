@@ -1,1 +1,1 @@
-"""Vectors to places in the plane."""
+"""Vectors to places in the plane: PCA, neighbours, t-SNE."""

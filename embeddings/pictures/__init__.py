@@ -1,1 +1,1 @@
-"""The pictures of a map."""
+"""The pictures of a map: points, thumbnails, a grid, its quality."""

@@ -1,1 +1,5 @@
-"""Filters switched off, and what breaks."""
+"""Filters switched off, and what breaks.
+
+`ablation` is the experiment, `evaluation` what it means; `replay` and `suffix` run only what an
+ablation can change.
+"""

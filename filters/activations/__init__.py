@@ -1,1 +1,1 @@
-"""What a layer makes of one picture."""
+"""What a layer makes of one picture: its maps, their numbers, their pictures."""

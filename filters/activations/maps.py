@@ -143,6 +143,11 @@ class Observer:
         return output[0]
 
 
+def feature_maps(model: Model, image: WorkingImage, layers: Sequence[str]) -> Activations:
+    """What some layers make of one picture; see `Observer` for what is raised."""
+    return Observer(model, layers).observe(image)
+
+
 def parse_filters(text: str, channels: int, layer: str) -> list[int]:
     """`3,17` or `0-15` or both mixed, as channel numbers in that order, each once.
 

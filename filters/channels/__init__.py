@@ -1,1 +1,1 @@
-"""Which channels are meant."""
+"""Which channels are meant (`spec`), and how many a layer has (`shapes`)."""

@@ -1,1 +1,1 @@
-"""What can be read off weights."""
+"""What can be read off weights: norms, near-duplicates, Gabor fits, pictures."""

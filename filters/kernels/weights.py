@@ -17,6 +17,7 @@ from torch import nn
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph.geometry import pair
 from cnnviz.core.models.layers import check_open, conv_layers, find_layer
+from cnnviz.core.models.load import Model
 from cnnviz.filters.kernels.gabor import GaborFit, can_fit, fit_gabor, gabor_share, shuffled
 
 Array = NDArray[np.float32]
@@ -132,6 +133,17 @@ def kernels_of(layer: nn.Conv2d | nn.ConvTranspose2d) -> Array:
     if not np.isfinite(kernels_FCHW).all():
         raise CnnvizError("the layer's weights hold NaN or infinite values; the model is broken")
     return kernels_FCHW
+
+
+def kernel_stats(
+    model: Model, layer: str = "first", *, gabor: bool = False, seed: int = 0
+) -> tuple[KernelStats, ...]:
+    """Measures the kernels of the first convolution, of the layer of that name, or of `all`.
+
+    See `choose_layers` for what is raised, and `examine` for the options.
+    """
+    names = choose_layers(model.module, layer, model.name)
+    return tuple(examine(model.module, name, gabor=gabor, seed=seed) for name in names)
 
 
 def examine(

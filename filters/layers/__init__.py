@@ -1,1 +1,1 @@
-"""Which layers there are and what they do on data."""
+"""Which layers there are (`inventory`) and what they do on data (`statistics`)."""

@@ -1,1 +1,1 @@
-"""Running covered images."""
+"""Running covered images: whole passes (`full`), or only what a mask can reach (`incremental`)."""

@@ -17,7 +17,7 @@ from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.load import Model, load_model
 from cnnviz.gradients.choices import Method
 from cnnviz.gradients.comparison import rank_correlation
-from cnnviz.gradients.saliency import find_last_conv, saliency
+from cnnviz.gradients.experiment import find_last_conv, saliency
 
 SIZE = (12, 14)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from cnnviz.core import load_model
 from cnnviz.core.choices import Precision
-from cnnviz.core.data.images import Preprocess, WorkingImage, read
+from cnnviz.core.data.images import Preprocess, WorkingImage, read_image
 from cnnviz.core.models.load import Model
 from cnnviz.occlusion import OcclusionSpec, occlude
 from cnnviz.occlusion.choices import Border, EngineChoice, Score
@@ -85,7 +85,7 @@ def test_maps_equal_captums_on_a_small_network(engine, mask, stride):
 @pytest.mark.parametrize(("mask", "stride"), [(15, 10), (40, 13)])
 def test_maps_equal_captums_on_squeezenet_and_photographs(assets: Path, photo, mask, stride):
     model = squeezenet(assets)
-    image = read(assets / "photos" / "scenes" / photo, model.preprocess)
+    image = read_image(assets / "photos" / "scenes" / photo, model.preprocess)
     (panel,) = occlude(model, image, OcclusionSpec(((mask, mask),), stride)).panels
     expected = captum_map(model, image, panel.target, mask, stride)
     tolerance = 1e-4 * float(expected.max() - expected.min())

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from cnnviz.core.data.images import read
+from cnnviz.core.data.images import read_image
 from cnnviz.core.models.load import load_model
 from cnnviz.occlusion import occlude
 from cnnviz.occlusion.expectation import judge, object_mask, read_expectations
@@ -85,7 +85,7 @@ def test_outlines_and_box_bound_the_same_object(name: str) -> None:
 
 @pytest.mark.parametrize("name", TRUTH)
 def test_object_lies_in_the_part_of_the_picture_that_the_network_sees(name: str) -> None:
-    top, left, bottom, right = read(FOLDER / name, load_model().preprocess).box_original
+    top, left, bottom, right = read_image(FOLDER / name, load_model().preprocess).box_original
     ((x0, y0, x1, y1),) = TRUTH[name]["boxes"]
     assert left <= x0 < x1 <= right
     assert top <= y0 < y1 <= bottom
@@ -94,7 +94,7 @@ def test_object_lies_in_the_part_of_the_picture_that_the_network_sees(name: str)
 @pytest.mark.parametrize("name", TRUTH)
 def test_bundled_model_reads_the_picture_rightly_and_surely(name: str) -> None:
     model = load_model()
-    working = read(FOLDER / name, model.preprocess)
+    working = read_image(FOLDER / name, model.preprocess)
     with torch.inference_mode():
         logits = model.logits(model.preprocess.normalise(working.pixels)[None])
     probabilities = logits.softmax(dim=1)[0]
@@ -105,7 +105,7 @@ def test_bundled_model_reads_the_picture_rightly_and_surely(name: str) -> None:
 @pytest.mark.parametrize("name", TRUTH)
 def test_covering_the_object_hurts_more_than_covering_the_background(name: str) -> None:
     model = load_model()
-    working = read(FOLDER / name, model.preprocess)
+    working = read_image(FOLDER / name, model.preprocess)
     expectation = read_expectations(str(FOLDER / "truth.json")).for_image(name)
     verdict = judge(occlude(model, working).panels[0].map_HW, object_mask(expectation, working))
     assert verdict.hit

@@ -16,7 +16,7 @@ from torchvision import datasets as torchvision_datasets
 
 from cnnviz.core.choices import Precision
 from cnnviz.core.data.datasets import Batch, ImageData, batches, match_labels, open_data
-from cnnviz.core.data.images import Preprocess, read
+from cnnviz.core.data.images import Preprocess, read_image
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.load import Model
 
@@ -208,7 +208,7 @@ def test_batches_equal_reading_one_by_one(
     for batch in got:
         for index, image, label in zip(batch.indices, batch.images, batch.labels, strict=True):
             example = data.examples[int(index)]
-            expected = PREPROCESS.normalise(read(example.path, PREPROCESS).pixels)
+            expected = PREPROCESS.normalise(read_image(example.path, PREPROCESS).pixels)
             assert torch.equal(image, expected)
             assert int(label) == example.label
     assert torch.cat([b.indices for b in got]).tolist() == list(range(count))

@@ -8,7 +8,14 @@ from PIL import Image
 from torchvision.models import EfficientNet_B0_Weights, ResNet50_Weights
 from torchvision.transforms.v2 import functional
 
-from cnnviz.core.data.images import Preprocess, file_crop, find_images, prepare, read, read_rgb
+from cnnviz.core.data.images import (
+    Preprocess,
+    file_crop,
+    find_images,
+    prepare,
+    read_image,
+    read_rgb,
+)
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.published import of_torchvision
 
@@ -123,7 +130,7 @@ def test_transparent_palette_colour_and_grey_alpha_lie_over_mid_grey(tmp_path: P
 
 def test_one_pixel_image_fills_the_crop(tmp_path: Path) -> None:
     Image.new("RGB", (1, 1), (10, 200, 30)).save(tmp_path / "one.png")
-    image = read(tmp_path / "one.png", SMALL)
+    image = read_image(tmp_path / "one.png", SMALL)
     assert image.pixels.shape == (3, 14, 14)
     levels = (image.pixels * 255).round()
     assert levels.amin((1, 2)).tolist() == levels.amax((1, 2)).tolist() == [10, 200, 30]
@@ -273,7 +280,7 @@ def test_the_files_own_pixels_of_a_crop_show_what_the_working_image_shows(tmp_pa
     rng = np.random.default_rng(0)
     blocks = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(20, 0).repeat(20, 1)
     Image.fromarray(blocks).save(tmp_path / "blocks.png")
-    image = read(tmp_path / "blocks.png", Preprocess(12, (12, 12)))
+    image = read_image(tmp_path / "blocks.png", Preprocess(12, (12, 12)))
     crop = file_crop(image)
     assert crop is not None
     assert np.array_equal(crop, blocks[:, 20:140])
@@ -285,5 +292,5 @@ def test_the_files_own_pixels_of_a_crop_show_what_the_working_image_shows(tmp_pa
 def test_a_file_with_no_more_pixels_than_the_working_image_has_no_crop(tmp_path: Path) -> None:
     Image.new("RGB", (10, 10)).save(tmp_path / "small.png")
     for size in (10, 24):
-        assert file_crop(read(tmp_path / "small.png", Preprocess(size, (size, size)))) is None
-    assert file_crop(read(tmp_path / "small.png", Preprocess(4, (12, 12)))) is None
+        assert file_crop(read_image(tmp_path / "small.png", Preprocess(size, (size, size)))) is None
+    assert file_crop(read_image(tmp_path / "small.png", Preprocess(4, (12, 12)))) is None

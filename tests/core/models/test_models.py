@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision import models as torchvision_models
 
-from cnnviz.core.data.images import Preprocess, prepare, read
+from cnnviz.core.data.images import Preprocess, prepare, read_image
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models import bundled, checkpoints
 from cnnviz.core.models.architectures import find_architecture
@@ -19,7 +19,7 @@ RESNETS = Path(__file__).with_name("cifar_resnet.py")
 
 
 def predict(model: Model, path: Path) -> torch.Tensor:
-    pixels = read(path, model.preprocess).pixels
+    pixels = read_image(path, model.preprocess).pixels
     with torch.inference_mode():
         return model.logits(model.preprocess.normalise(pixels)[None]).softmax(1)[0]
 
@@ -75,7 +75,7 @@ def test_squeezenet_says_samoyed_with_torchvisions_own_transform(assets: Path) -
     weights = torchvision_models.SqueezeNet1_1_Weights.IMAGENET1K_V1
     with Image.open(path) as image:
         theirs = weights.transforms()(image.convert("RGB"))
-    ours = model.preprocess.normalise(read(path, model.preprocess).pixels)
+    ours = model.preprocess.normalise(read_image(path, model.preprocess).pixels)
     assert (ours - theirs).abs().max() <= 1e-6
 
 
