@@ -44,7 +44,8 @@ def pixels(text: str, option: str) -> tuple[int, int]:
     rows, columns = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if min(rows, columns) > 0:
         return rows, columns
+    what = option.strip("-").replace("-", " ")
     raise UsageError(
-        f"'{text[:40]}' is no {option.strip('-').replace('-', ' ')}; {option} takes a side in pixels (15) or HxW "
-        "(15x30), each from 1 to 99999"
+        f"'{text[:40]}' is no {what}; {option} takes a side in pixels (15) or HxW (15x30), each "
+        "from 1 to 99999"
     )

@@ -72,10 +72,10 @@ def checked_size(size: int | tuple[int, int]) -> tuple[int, int]:
     rows, columns = both(size)
     limit = Image.MAX_IMAGE_PIXELS
     if min(rows, columns) < 1 or (limit is not None and rows * columns > limit):
-        most = f" and {limit:,} of them in all at most" if limit is not None else ""
+        most = f"{limit:,}" if limit is not None else "any number of"
         raise UsageError(
-            f"--size {rows}x{columns} is out of range; it takes a side in pixels (224) or HxW "
-            f"(160x224), each from 1{most}"
+            f"--size {rows}x{columns} is out of range; it takes a side (224) or HxW (160x224), "
+            f"from 1 pixel to {most} pixels in all"
         )
     return rows, columns
 

@@ -172,6 +172,21 @@ def test_bomb_is_refused_whether_pillow_warns_or_raises(
         read_rgb(tmp_path / "bomb.png")
 
 
+@pytest.mark.parametrize("file_size", [(48, 72), (40, 90), (90, 40), (16, 24), (7, 7)])
+def test_a_pair_is_covered_as_tightly_as_the_proportions_allow(file_size: tuple[int, int]) -> None:
+    rows, columns = file_size
+    ramp = np.linspace(0, 255, rows * columns).reshape(rows, columns).astype(np.uint8)
+    working = prepare(Image.fromarray(ramp).convert("RGB"), Preprocess((32, 48), (32, 48)), "x")
+    assert working.pixels.shape == (3, 32, 48)
+    top, left, bottom, right = working.box_original
+    # One side is used whole; of the other the centre, with the proportions of the file kept.
+    assert min(top, left, rows - bottom, columns - right) >= 0
+    assert bottom - top == pytest.approx(rows) or right - left == pytest.approx(columns)
+    assert (bottom - top) / (right - left) == pytest.approx(32 / 48, rel=0.05)
+    assert top + bottom == pytest.approx(rows, abs=rows / 32)
+    assert left + right == pytest.approx(columns, abs=columns / 48)
+
+
 def test_image_too_elongated_to_resize_is_refused() -> None:
     thin = Image.new("RGB", (20_000, 1))
     with pytest.raises(CnnvizError, match="'thin' is 20000x1: too elongated"):
