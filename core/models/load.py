@@ -21,7 +21,8 @@ from cnnviz.core.errors import UsageError
 from cnnviz.core.models import checkpoints
 from cnnviz.core.models.architectures import Architecture, find_architecture
 from cnnviz.core.models.archives import SELF_CONTAINED, open_archive
-from cnnviz.core.models.checkpoints import Kind
+from cnnviz.core.models.checkpoints import Kind, StateDict, read_state_dicts
+from cnnviz.core.models.fitting import choose, fit, head_classes
 from cnnviz.core.models.labels import Labels, class_index, read_labels
 from cnnviz.core.models.preprocess import Preprocess, adjust, plain
 from cnnviz.core.models.probing import probe
@@ -44,6 +45,7 @@ class Model:
         device: where the module is.
         precision: the number format of its weights.
         wnids: WordNet ids per class, where a labels file gave them.
+        notes: what was decided while loading and the user should know, a line each.
     """
 
     module: nn.Module
@@ -55,6 +57,7 @@ class Model:
     device: torch.device
     precision: Precision
     wnids: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -94,6 +97,7 @@ class _Trained:
     preprocess: Preprocess
     labels: tuple[str, ...]
     weights_sha256: str
+    notes: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -128,28 +132,33 @@ def _choose(
 
 
 def _with_weights(
-    architecture: Architecture, path: Path, size: tuple[int, int], hint: str
-) -> nn.Module:
-    """The network with the weights in a file, for as many classes as the file's head has."""
+    architecture: Architecture,
+    path: Path,
+    size: tuple[int, int],
+    asked: str | None = None,
+    hint: str = "",
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network with the weights in a file, for as many classes as the file's head has; notes."""
     kind = checkpoints.kind_of(path)
     if kind in SELF_CONTAINED:
-        state = open_archive(path, kind).state
+        found = [StateDict("", open_archive(path, kind).state)]
     else:
-        state = checkpoints.read_state_dict(path, kind)
+        found = read_state_dicts(path, kind)
     module = architecture.make(None, size)
-    state = checkpoints.match_names(state, module.state_dict())
-    state = {key: v for key, v in state.items() if not key.startswith(architecture.ignores)}
-    classes = checkpoints.head_classes(module, state) if architecture.sets_classes else None
+    chosen = choose(found, module, asked, path)
+    state = {k: v for k, v in chosen.tensors.items() if not k.startswith(architecture.ignores)}
+    classes = head_classes(module, state) if architecture.sets_classes else None
     if classes is not None:
         module = architecture.make(classes, size)
-    checkpoints.fit(module, state, path, architecture.name + hint)
-    return module
+    fit(module, state, path, architecture.name + hint)
+    return module, chosen.notes
 
 
 def _from_architecture(
     name: str,
     checkpoint: Path | None,
     weights: str | None,
+    state: str | None,
     adjusted: Callable[[Preprocess | None], Preprocess],
 ) -> _Trained:
     architecture = find_architecture(name)
@@ -157,16 +166,16 @@ def _from_architecture(
     preprocess = adjusted(entry.preprocess if entry else None)
     if checkpoint is not None:
         hint = " (name its architecture with --model)" if name == BUNDLED else ""
-        module = _with_weights(architecture, checkpoint, preprocess.crop, hint)
+        module, notes = _with_weights(architecture, checkpoint, preprocess.crop, state, hint)
     elif entry is not None and weights != "none":
         path = fetch(entry, architecture.name)
-        module = _with_weights(architecture, path, preprocess.crop, "")
+        module, notes = _with_weights(architecture, path, preprocess.crop)
     else:
-        module = architecture.make(None, preprocess.crop)
+        module, notes = architecture.make(None, preprocess.crop), ()
     module.eval()
     known = entry.labels if entry is not None and weights != "none" else ()
     digest = checkpoints.weights_sha256(module)
-    return _Trained(module, architecture.name, preprocess, known, digest)
+    return _Trained(module, architecture.name, preprocess, known, digest, notes)
 
 
 def _from_archive(
@@ -201,6 +210,7 @@ def load_model(
     device: str = "auto",
     precision: str = "fp32",
     seed: int = 0,
+    state: str | None = None,
 ) -> Model:
     """Loads a network with its weights, preprocessing and class names.
 
@@ -217,6 +227,8 @@ def load_model(
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         precision: "fp32", "bf16" or "fp16".
         seed: of random weights; torch's own generator is left as it was.
+        state: which of several sets of weights in the checkpoint, by key or prefix; by default the
+            one that fits best, averaged weights (EMA) before raw ones.
 
     Raises:
         UsageError: a name, option or file that does not exist.
@@ -237,7 +249,7 @@ def load_model(
                 raise UsageError(f"--weights {weights}: '{file}' brings its own weights")
             trained = _from_archive(file, kind, adjusted)
         else:
-            trained = _from_architecture(name, file, weights, adjusted)
+            trained = _from_architecture(name, file, weights, state, adjusted)
     module, classes = probe(
         trained.module.to(target, number_format.dtype),
         trained.name,
@@ -258,4 +270,5 @@ def load_model(
         device=target,
         precision=number_format,
         wnids=names.wnids,
+        notes=trained.notes,
     )
