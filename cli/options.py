@@ -106,8 +106,12 @@ class ModelOptions:
     ] = "auto"
     seed: Annotated[int, typer.Option(help="Seed of all that is random.")] = 0
 
-    def load(self) -> "Model":
-        """The model these options describe, ready to run."""
+    def load(self, *, examined: bool = True) -> "Model":
+        """The model these options describe, ready to run; says what the user should know of it.
+
+        Args:
+            examined: also try out whether its answers depend on the batch or differ each time.
+        """
         from cnnviz.core.models.load import load_model
 
         loaded = load_model(
@@ -125,7 +129,7 @@ class ModelOptions:
         )
         from cnnviz.cli.console import say
 
-        for note in loaded.notes:
+        for note in (*loaded.notes, *(loaded.habits.notes(loaded.name) if examined else ())):
             say(note)
         return loaded
 

@@ -10,6 +10,7 @@ Shapes: N images, H W rows and columns, K classes.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -23,9 +24,10 @@ from cnnviz.core.models.architectures import Architecture, find_architecture
 from cnnviz.core.models.archives import SELF_CONTAINED, open_archive
 from cnnviz.core.models.checkpoints import Kind, StateDict, read_state_dicts
 from cnnviz.core.models.fitting import choose, fit, head_classes
+from cnnviz.core.models.habits import Habits, examine
 from cnnviz.core.models.labels import Labels, class_index, read_labels
 from cnnviz.core.models.preprocess import Preprocess, adjust, plain
-from cnnviz.core.models.probing import probe
+from cnnviz.core.models.probing import probe, unwrapped
 from cnnviz.core.models.published import Published, fetch
 
 BUNDLED = "bundled"
@@ -69,6 +71,15 @@ class Model:
         images = images_N3HW.to(self.device, self.precision.dtype)
         logits: Tensor = self.module(images)
         return logits.float()
+
+    @cached_property
+    def habits(self) -> Habits:
+        """Whether answers depend on the batch, or differ each time; found out when first asked."""
+        return examine(self.logits, self.input_size, self.precision.dtype)
+
+    def batch_size(self, asked: int | None) -> int | None:
+        """So many images at a time (None: automatic), or one where they would mix."""
+        return 1 if self.habits.mixes_batch else asked
 
     def class_index(self, text: str) -> int:
         """The class of that name (case, '_' and space alike; an unambiguous part will do) or index.
@@ -251,7 +262,7 @@ def load_model(
         else:
             trained = _from_architecture(name, file, weights, state, adjusted)
     module, classes = probe(
-        trained.module.to(target, number_format.dtype),
+        unwrapped(trained.module).to(target, number_format.dtype),
         trained.name,
         trained.preprocess.crop,
         number_format.dtype,

@@ -93,7 +93,7 @@ def measure(
             for name, spread in new.items():
                 total.setdefault(name, Spread()).add(spread)
 
-    size = batch_size or DEFAULT_BATCH
+    size = model.batch_size(batch_size) or DEFAULT_BATCH
     for batch in batches(data, model.preprocess, size, on_error=failed):
         count, done = len(batch.images), 0
         for reached, fitting in in_batches(count, min(size, count), partial(run, batch)):

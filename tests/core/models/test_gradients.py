@@ -61,9 +61,14 @@ def test_gradient_is_autograds_and_nothing_is_left(kind: type[Body], leaf: Tenso
 def test_flags_come_back_when_the_network_fails() -> None:
     module = Body()
     module.head.bias.requires_grad_(False)
-    with pytest.raises(RuntimeError, match="in between"), frozen(module):
-        assert not any(p.requires_grad for p in module.parameters())
-        raise RuntimeError("in between")
+
+    def fails() -> None:
+        with frozen(module):
+            assert not any(p.requires_grad for p in module.parameters())
+            raise RuntimeError("in between")
+
+    with pytest.raises(RuntimeError, match="in between"):
+        fails()
     assert [n for n, p in module.named_parameters() if not p.requires_grad] == ["head.bias"]
 
 
