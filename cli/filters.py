@@ -54,7 +54,7 @@ def filters(
 
     if compare and layer != "first":
         raise UsageError(f"--compare shows first layers; it does not go with --layer {layer}")
-    loaded = model.load(examined=False)
+    loaded = model.load()
     names = choose_layers(loaded.module, layer, loaded.name)
     folder = RunFolder.open(output.folder("filters"), overwrite=output.overwrite)
     examined = _examine(console, loaded, names, gabor, model.seed)

@@ -106,12 +106,8 @@ class ModelOptions:
     ] = "auto"
     seed: Annotated[int, typer.Option(help="Seed of all that is random.")] = 0
 
-    def load(self, *, examined: bool = True) -> "Model":
-        """The model these options describe, ready to run; says what the user should know of it.
-
-        Args:
-            examined: also try out whether its answers depend on the batch or differ each time.
-        """
+    def load(self) -> "Model":
+        """The model these options describe, ready to run; says what the user should know of it."""
         from cnnviz.core.models.load import load_model
 
         loaded = load_model(
@@ -129,7 +125,7 @@ class ModelOptions:
         )
         from cnnviz.cli.console import say
 
-        for note in (*loaded.notes, *(loaded.habits.notes(loaded.name) if examined else ())):
+        for note in loaded.notes:
             say(note)
         return loaded
 

@@ -8,6 +8,7 @@ and together.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 
 import torch
 from torch import Tensor
@@ -20,24 +21,52 @@ _COARSE = 0.1  # bfloat16, float16
 _REPEATED = 1e-5  # the same pass again
 
 
+class Outputs(StrEnum):
+    """What the numbers that come out are, by their looks."""
+
+    LOGITS = "logits"
+    PROBABILITIES = "probabilities"
+    UNIT = "between 0 and 1"
+
+
 @dataclass(frozen=True)
 class Habits:
     """How a network answers.
 
     Attributes:
+        outputs: what comes out: logits, probabilities (rows that sum to 1), or numbers between
+            0 and 1 that do not.
         mixes_batch: the answer to a picture depends on the others in its batch.
         noise: the largest difference of two passes over one picture, in its scores' unit; 0 where
             they are alike.
         scale: the largest |score| seen.
     """
 
+    outputs: Outputs = Outputs.LOGITS
     mixes_batch: bool = False
     noise: float = 0.0
     scale: float = 0.0
 
+    def as_logits(self, scores: Tensor) -> Tensor:
+        """What softmax turns into the network's own probabilities; logits are that already."""
+        if self.outputs is not Outputs.PROBABILITIES:
+            return scores
+        return scores.clamp_min(torch.finfo(scores.dtype).tiny).log()
+
     def notes(self, name: str) -> list[str]:
         """What the user should know, a line each."""
         found = []
+        if self.outputs is Outputs.PROBABILITIES:
+            found.append(
+                f"{name} puts out probabilities already: they are used as they are, and the logit "
+                "of a class is log p"
+            )
+        elif self.outputs is Outputs.UNIT:
+            found.append(
+                f"{name} puts out numbers between 0 and 1 that do not sum to 1 (a sigmoid per "
+                "class?), which are taken for logits: leave the sigmoid out of the network for "
+                "probabilities that mean something"
+            )
         if self.mixes_batch:
             found.append(
                 f"{name} mixes the pictures of a batch (batch statistics, a maximum over the "
@@ -58,7 +87,7 @@ def examine(
     """Runs two random pictures alone, again, and together.
 
     Args:
-        scores: normalised images (N, 3, H, W) to scores (N, …).
+        scores: normalised images (N, 3, H, W) to what the network puts out, (N, K).
         size: H, W.
         dtype: the number format that the network computes in.
     """
@@ -70,14 +99,23 @@ def examine(
         again = scores(first)
         scale = float(alone.abs().max())
         noise = float((again - alone[:1]).abs().max())
+        outputs = _looks(alone, dtype)
         if noise > _REPEATED * scale:
-            return Habits(noise=noise, scale=scale)
+            return Habits(outputs, noise=noise, scale=scale)
         try:
             together = scores(torch.cat([first, second]))
         except RuntimeError as error:
             # It takes one picture at a time and no other number; memory is another matter.
-            return Habits(mixes_batch=not is_out_of_memory(error), scale=scale)
+            return Habits(outputs, mixes_batch=not is_out_of_memory(error), scale=scale)
     if together.shape != alone.shape:
-        return Habits(mixes_batch=True, scale=scale)
+        return Habits(outputs, mixes_batch=True, scale=scale)
     difference = float((together - alone).abs().max())
-    return Habits(difference > _ROUNDING.get(dtype, _COARSE) * scale, scale=scale)
+    return Habits(outputs, difference > _ROUNDING.get(dtype, _COARSE) * scale, scale=scale)
+
+
+def _looks(scores_NK: Tensor, dtype: torch.dtype) -> Outputs:
+    if not bool(((scores_NK >= 0) & (scores_NK <= 1)).all()):
+        return Outputs.LOGITS
+    off = float((scores_NK.double().sum(1) - 1).abs().max())
+    rounding = _ROUNDING.get(dtype, _COARSE)
+    return Outputs.PROBABILITIES if off < rounding else Outputs.UNIT

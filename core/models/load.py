@@ -9,8 +9,7 @@ Shapes: N images, H W rows and columns, K classes.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -47,7 +46,8 @@ class Model:
         device: where the module is.
         precision: the number format of its weights.
         wnids: WordNet ids per class, where a labels file gave them.
-        notes: what was decided while loading and the user should know, a line each.
+        notes: what was found while loading and the user should know, a line each.
+        habits: whether answers depend on the batch or differ each time, and what they are.
     """
 
     module: nn.Module
@@ -60,6 +60,7 @@ class Model:
     precision: Precision
     wnids: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    habits: Habits = field(default_factory=Habits)
 
     @property
     def classes(self) -> int:
@@ -69,13 +70,8 @@ class Model:
     def logits(self, images_N3HW: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) on any device to float32 logits (N, K) on the model's."""
         images = images_N3HW.to(self.device, self.precision.dtype)
-        logits: Tensor = self.module(images)
-        return logits.float()
-
-    @cached_property
-    def habits(self) -> Habits:
-        """Whether answers depend on the batch, or differ each time; found out when first asked."""
-        return examine(self.logits, self.input_size, self.precision.dtype)
+        outputs: Tensor = self.module(images)
+        return self.habits.as_logits(outputs.float())
 
     def batch_size(self, asked: int | None) -> int | None:
         """So many images at a time (None: automatic), or one where they would mix."""
@@ -271,6 +267,10 @@ def load_model(
     names = _name_classes(
         Path(labels) if labels is not None else None, trained.labels, classes, trained.name
     )
+    dtype = number_format.dtype
+    habits = examine(
+        lambda images: module(images.to(target, dtype)).float(), trained.preprocess.crop, dtype
+    )
     return Model(
         module=module,
         name=trained.name,
@@ -281,5 +281,6 @@ def load_model(
         device=target,
         precision=number_format,
         wnids=names.wnids,
-        notes=trained.notes,
+        notes=(*trained.notes, *habits.notes(trained.name)),
+        habits=habits,
     )

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from cnnviz.core import load_model
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.models.habits import examine
+from cnnviz.core.models.habits import Outputs, examine
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.probing import unwrapped
 from cnnviz.occlusion.choices import EngineChoice
@@ -92,7 +92,12 @@ def model_of(module: nn.Module) -> Model:
     preprocess = replace(bundled.preprocess, resize=SIZE[0], crop=SIZE)
     labels = tuple("abcde")
     return replace(
-        bundled, module=module.eval(), preprocess=preprocess, labels=labels, input_size=SIZE
+        bundled,
+        module=module.eval(),
+        preprocess=preprocess,
+        labels=labels,
+        input_size=SIZE,
+        habits=examine(module.eval(), SIZE, torch.float32),
     )
 
 
@@ -120,3 +125,47 @@ def test_wrappers_are_taken_off() -> None:
     plain = Plain()
     assert unwrapped(nn.DataParallel(torch.compile(nn.DataParallel(plain)))) is plain  # type: ignore[arg-type]
     assert unwrapped(plain) is plain
+
+
+class Ending(Plain):
+    """The plain network with something behind its logits."""
+
+    def __init__(self, end: nn.Module) -> None:
+        super().__init__()
+        self.end = end
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.end(super().forward(x))
+        return out
+
+
+@pytest.mark.parametrize("end", [nn.Softmax(1), nn.LogSoftmax(1)])
+@pytest.mark.parametrize("choice", [EngineChoice.INCREMENTAL, EngineChoice.FULL])
+def test_softmax_inside_gives_the_maps_of_the_network_without_it(
+    end: nn.Module, choice: EngineChoice
+) -> None:
+    pixels = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(2))
+    image = WorkingImage("x.png", pixels, (0.0, 0.0, *map(float, SIZE)), SIZE)
+    spec = OcclusionSpec(masks=((5, 5),), stride=4, engine=choice)
+    plain = occlude(model_of(Plain()), image, spec).panels[0]
+    wrapped = occlude(model_of(Ending(end)), image, spec).panels[0]
+    torch.testing.assert_close(wrapped.map_HW, plain.map_HW, rtol=1e-4, atol=1e-6)
+    assert wrapped.probability == pytest.approx(plain.probability, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("end", "outputs", "note"),
+    [
+        (nn.Softmax(1), Outputs.PROBABILITIES, "puts out probabilities already"),
+        (nn.Sigmoid(), Outputs.UNIT, "numbers between 0 and 1 that do not sum to 1"),
+        (nn.LogSoftmax(1), Outputs.LOGITS, None),
+        (nn.Identity(), Outputs.LOGITS, None),
+    ],
+)
+def test_what_comes_out_is_told_by_its_looks(
+    end: nn.Module, outputs: Outputs, note: str | None
+) -> None:
+    habits = examine(Ending(end).eval(), SIZE, torch.float32)
+    assert habits.outputs is outputs
+    assert (note is None) == (habits.notes("net") == [])
+    assert note is None or note in habits.notes("net")[0]
