@@ -63,6 +63,13 @@ class ModelOptions:
             "or a TorchScript or torch.export archive (these need no --model)."
         ),
     ] = None
+    state: Annotated[
+        str | None,
+        typer.Option(
+            help="Which of several sets of weights in the checkpoint, by key or prefix. Default: "
+            "the one that fits best, averaged weights (EMA) before raw ones."
+        ),
+    ] = None
     weights: Annotated[
         str | None,
         typer.Option(
@@ -105,10 +112,10 @@ class ModelOptions:
         return None if self.size is None else pixels(self.size, "--size")
 
     def load(self) -> "Model":
-        """The model these options describe, ready to run."""
+        """The model these options describe, ready to run; says what the user should know of it."""
         from cnnviz.core.models.load import load_model
 
-        return load_model(
+        loaded = load_model(
             self.model,
             checkpoint=self.checkpoint,
             weights=self.weights,
@@ -119,7 +126,13 @@ class ModelOptions:
             device=self.device,
             precision=self.precision,
             seed=self.seed,
+            state=self.state,
         )
+        from cnnviz.cli.console import say
+
+        for note in loaded.notes:
+            say(note)
+        return loaded
 
     def batch(self) -> int | None:
         """The batch size asked for; None for automatic."""

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models.gradients import frozen, gradients
 from cnnviz.core.models.labels import resolve_targets
 from cnnviz.core.models.layers import conv_layers, find_layer, replace_outputs
 from cnnviz.core.models.load import Model
@@ -88,14 +89,14 @@ def saliency(
     """
     pixels = model.preprocess.normalise(image.pixels)[None].to(model.device)
     if method is not Method.GRAD_CAM:
-        logits_K, gradients = _input_gradients(model, pixels, targets)
+        logits_K, slopes = _input_gradients(model, pixels, targets)
         used = None
     else:
         used = find_last_conv(model) if layer == LAST_CONV else layer
-        logits_K, gradients = _class_activations(model, pixels, targets, used)
+        logits_K, slopes = _class_activations(model, pixels, targets, used)
     probabilities_K = logits_K.double().softmax(0)
     maps = []
-    for target, found in gradients.items():
+    for target, found in slopes.items():
         raw = found.float().cpu()
         if not (raw.isfinite().all() and logits_K.isfinite().all()):
             raise CnnvizError(
@@ -133,49 +134,61 @@ def find_last_conv(model: Model) -> str:
     return order[-1]
 
 
-@torch.enable_grad()
 def _input_gradients(
     model: Model, pixels_13HW: Tensor, targets: Sequence[str]
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Logits (K,) and, for each target's index, the gradient (3, H, W) of its logit."""
     leaf = pixels_13HW.detach().requires_grad_(True)
-    # A copy, since the network's first layer may work in place.
-    logits_K = model.logits(leaf.clone())[0]
     found = {}
-    for target in resolve_targets(targets, logits_K.detach().cpu(), model.labels):
-        (gradient,) = torch.autograd.grad(logits_K[target], leaf, retain_graph=True)
-        found[target] = gradient[0]
+    with frozen(model.module):
+        # A copy, since the network's first layer may work in place.
+        logits_K = model.logits(leaf.clone())[0]
+        for target in resolve_targets(targets, logits_K.detach().cpu(), model.labels):
+            (gradient,) = gradients(logits_K[target], [leaf], model.name)
+            if gradient is None:
+                raise CnnvizError(
+                    f"the gradient of {model.name} does not reach the image; "
+                    "cnnviz occlude needs none"
+                )
+            found[target] = gradient[0]
     return logits_K.detach().cpu(), found
 
 
-@torch.enable_grad()
 def _class_activations(
     model: Model, pixels_13HW: Tensor, targets: Sequence[str], layer: str
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Logits (K,) and, for each target's index, the signed Grad-CAM (h, w) at the layer."""
     find_layer(model.module, layer, model.name)
     leaf = pixels_13HW.detach().requires_grad_(True)
-    with _kept(model.module, layer) as outputs:
-        logits_K = model.logits(leaf.clone())[0]
+    found = {}
+    with frozen(model.module):
+        with _kept(model.module, layer) as outputs:
+            logits_K = model.logits(leaf.clone())[0]
+        activation = _map_of(outputs, layer, model.name)
+        for target in resolve_targets(targets, logits_K.detach().cpu(), model.labels):
+            (gradient,) = gradients(logits_K[target], [activation], model.name)
+            if gradient is None:
+                raise UsageError(f"layer '{layer}' of {model.name} has no influence on the classes")
+            weights_C = gradient[0].float().mean(dim=(1, 2))
+            found[target] = torch.einsum("c,chw->hw", weights_C, activation[0].detach().float())
+    return logits_K.detach().cpu(), found
+
+
+def _map_of(outputs: Sequence[Tensor], layer: str, name: str) -> Tensor:
+    """The layer's last output, if it is a map.
+
+    Raises:
+        UsageError: it did not run, or put out something else.
+    """
     if not outputs:
-        raise UsageError(f"layer '{layer}' of {model.name} does not run; name another with --layer")
-    activation = outputs[-1]
-    if activation.dim() != 4:
-        shape = "x".join(map(str, activation.shape[1:]))
+        raise UsageError(f"layer '{layer}' of {name} does not run; name another with --layer")
+    if outputs[-1].dim() != 4:
+        shape = "x".join(map(str, outputs[-1].shape[1:]))
         raise UsageError(
-            f"layer '{layer}' of {model.name} puts out {shape}, not channels of maps; name a "
+            f"layer '{layer}' of {name} puts out {shape}, not channels of maps; name a "
             f"convolution or a block of them with --layer"
         )
-    found = {}
-    for target in resolve_targets(targets, logits_K.detach().cpu(), model.labels):
-        (gradient,) = torch.autograd.grad(
-            logits_K[target], activation, retain_graph=True, allow_unused=True
-        )
-        if gradient is None:
-            raise UsageError(f"layer '{layer}' of {model.name} has no influence on the classes")
-        weights_C = gradient[0].float().mean(dim=(1, 2))
-        found[target] = torch.einsum("c,chw->hw", weights_C, activation[0].detach().float())
-    return logits_K.detach().cpu(), found
+    return outputs[-1]
 
 
 @contextmanager

@@ -188,7 +188,9 @@ class Occluder:
         fill = fill_picture(spec.fill, image.pixels, model.preprocess, spec.seed)
         pair = [model.preprocess.normalise(p).to(model.device) for p in (image.pixels, fill)]
         scores = self._engine.run(pair[0], pair[1], self._boxes_P4, progress)
-        logits_PK, base_logits_K = scores.logits_PK.cpu(), scores.base_logits_K.cpu()
+        as_logits = model.habits.as_logits
+        logits_PK = as_logits(scores.logits_PK.cpu())
+        base_logits_K = as_logits(scores.base_logits_K.cpu())
         if not (logits_PK.isfinite().all() and base_logits_K.isfinite().all()):
             raise CnnvizError(
                 f"{model.name} gives scores that are not finite on '{image.path}' in "

@@ -89,8 +89,9 @@ def through_window(field: AxisField, window: Window, axis: int, count: int) -> A
     if not window.transposed:
         reads_UT = _padded(units_U1 * stride - before + taps_T, field, window.padding_mode)
         first, last = _hull(field, reads_UT)
-        size = field.size + (kernel - 1) * dilation * field.jump
-        return AxisField(size, field.jump * stride, field.start - before * field.jump, first, last)
+        size = field.size + _steps((kernel - 1) * dilation, field)
+        start = field.start - _steps(before, field)
+        return AxisField(size, field.jump * stride, start, first, last)
     over_UT = units_U1 + before - taps_T
     sources_UT = np.where(over_UT % stride == 0, over_UT // stride, -1)
     first, last = _hull(field, sources_UT)
@@ -99,10 +100,13 @@ def through_window(field: AxisField, window: Window, axis: int, count: int) -> A
     cases = [row[row % stride == 0] // stride for row in offsets_UT]
     spread = max((int(case.max() - case.min()) for case in cases if case.size), default=0)
     begin = int(cases[0].min()) if cases[0].size else 0
-    jump = field.jump
-    return AxisField(
-        field.size + spread * jump, jump / stride, field.start + begin * jump, first, last
-    )
+    size, start = field.size + _steps(spread, field), field.start + _steps(begin, field)
+    return AxisField(size, field.jump / stride, start, first, last)
+
+
+def _steps(units: int, field: AxisField) -> float:
+    """So many units' way in pixels; none is no way, even where a step has no end."""
+    return units * field.jump if units else 0.0
 
 
 def _padded(positions_UT: Index, field: AxisField, mode: str) -> Index:
@@ -144,9 +148,9 @@ def through_resampling(
     spread = max((end - begin for begin, end in spans), default=0)
     begin = spans[0][0] if spans else 0
     return AxisField(
-        size=field.size + spread * field.jump,
+        size=field.size + _steps(spread, field),
         jump=field.jump * count / len(reads_UI),
-        start=field.start + begin * field.jump,
+        start=field.start + _steps(begin, field),
         first=first,
         last=last,
     )

@@ -56,17 +56,22 @@ def fold(traced: fx.GraphModule, keep: str | None = None) -> fx.GraphModule:
             _put(folded, str(source.target), merged)
             _forget(layers, source.name)
             _bypass(node, source, layers)
-    for node in folded.graph.find_nodes(op="call_module"):
-        module = layer(node)
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            _put(
-                folded,
-                str(node.target),
-                copy.deepcopy(module).to(memory_format=torch.channels_last),
-            )
+    _lay_out(folded)
     folded.recompile()
     folded.meta["layers"] = layers
     return folded
+
+
+def _lay_out(graph_module: fx.GraphModule) -> None:
+    """Convolutions for maps that lie channels last, which `reshape` alone can flatten."""
+    for node in graph_module.graph.find_nodes(op="call_method", target="view"):
+        if not any(isinstance(argument, torch.dtype) for argument in node.args):
+            node.target = "reshape"
+    for node in graph_module.graph.find_nodes(op="call_module"):
+        module = graph_module.get_submodule(str(node.target))
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            copied = copy.deepcopy(module).to(memory_format=torch.channels_last)
+            _put(graph_module, str(node.target), copied)
 
 
 def _see_overwritten(module: fx.GraphModule) -> None:

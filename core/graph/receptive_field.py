@@ -103,6 +103,8 @@ class ReceptiveField:
         Raises:
             ValueError: there is no such unit, or the field was worked out for another size.
         """
+        if self.is_global and self.units == (1, 1):
+            row = col = 0  # however many units the map has: nothing tells them apart
         if not (0 <= row < self.units[0] and 0 <= col < self.units[1]):
             raise ValueError(f"no unit ({row}, {col}) in a map of {self.units[0]}x{self.units[1]}")
         if clipped_to is not None and tuple(clipped_to) != self.input_size:

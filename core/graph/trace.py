@@ -14,6 +14,8 @@ a network's suffix stand on this.
 The module itself is left as it was: the graph module refers to its layers and parameters.
 """
 
+import inspect
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +38,7 @@ _FAILURES = (
     TypeError,
     ValueError,
 )
+_ASSERTIONS = (torch._assert, fx._symbolic_trace._assert_is_none)
 _BATCH = 2  # with one image, `squeeze` and `reshape` could not tell the batch from other axes
 
 
@@ -119,16 +122,33 @@ def trace(module: nn.Module) -> fx.GraphModule:
         raise Untraceable(f"{kind} cannot be traced in training mode; call .eval() first")
     tracer = _NamingTracer()
     try:
-        graph = tracer.trace(module)
+        graph = tracer.trace(module, _defaults(module))
     except _FAILURES as error:
         reason = str(error).strip().split("\n")[0].split(". ")[0]
         raise Untraceable(f"{kind} cannot be traced ({reason or type(error).__name__})") from error
     required = [node for node in graph.find_nodes(op="placeholder") if not node.args]
     if len(required) != 1:
         raise Untraceable(f"{kind} cannot be traced (it takes {len(required)} inputs, not one)")
+    _drop_defaults(graph)
     traced = fx.GraphModule(module, graph, class_name=kind)
     traced.meta["layers"] = tracer.layers
     return traced
+
+
+def _defaults(module: nn.Module) -> dict[str, Any]:
+    """Arguments of the forward beside the image, fixed at their defaults."""
+    parameters = list(inspect.signature(module.forward).parameters.values())[1:]
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def _drop_defaults(graph: fx.Graph) -> None:
+    """Takes out fixed arguments, and the assertions that they are what they were fixed at."""
+    for node in reversed(graph.nodes):
+        fixed = node.op == "placeholder" and node.args
+        asserts = node.op == "call_function" and node.target in _ASSERTIONS
+        compares = node.op == "call_function" and node.target is operator.eq
+        if not node.users and (fixed or asserts or compares):
+            graph.erase_node(node)
 
 
 class _Describer(fx.Interpreter):

@@ -2,8 +2,8 @@
 
 A checkpoint is recognised by its content, not by its suffix. Pickles go through torch's restricted
 unpickler alone (`weights_only=True`): a file that needs more is refused, and nothing in it runs.
-What comes out is a flat state dict; `fit` puts it into a network, or says which names are missing,
-unexpected or of another shape. Archives that bring their own network are in `archives.py`.
+What comes out are flat state dicts; `fitting.py` puts one into a network. Archives that bring their
+own network are in `archives.py`.
 """
 
 import hashlib
@@ -13,26 +13,50 @@ import struct
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.serialization import safe_globals
 
 from cnnviz.core.errors import CnnvizError, UsageError
 
 STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net")
-PREFIXES = ("module.", "model.", "_orig_mod.")
 SHOWN = 3
+DEPTH = 2  # dicts within dicts in which state dicts are looked for
 
 _COUNTER = "num_batches_tracked"
 _GLOBAL = re.compile(r"(?:Unsupported global: GLOBAL|unsupported GLOBAL|global) ([\w.]+)")
-# torchvision's published DenseNets write norm.1 for what the network calls norm1.
-_DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
+# What training scripts save beside the weights: settings and numbers. A name here stands for no
+# code that runs: whatever the file says of it is thrown away (`_Inert`).
+_HARMLESS = {
+    "builtins": "int float bool complex str bytes list dict",
+    "__builtin__": "int float bool complex str bytes list dict",
+    "argparse": "Namespace",
+    "types": "SimpleNamespace",
+    "numpy": "dtype ndarray bool_ int64 float64 float32",
+    "numpy.core.multiarray": "scalar _reconstruct",
+    "numpy._core.multiarray": "scalar _reconstruct",
+    "numpy.dtypes": " ".join(name for name in dir(np.dtypes) if name.endswith("DType")),
+    "pathlib": "Path PurePath PosixPath PurePosixPath WindowsPath PureWindowsPath",
+    "datetime": "datetime date time timedelta timezone",
+    "decimal": "Decimal",
+    "fractions": "Fraction",
+    "uuid": "UUID",
+}
+_HARMLESS_DICTS = (
+    "collections.defaultdict",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "lightning.pytorch.utilities.parsing.AttributeDict",
+    "lightning.fabric.utilities.data.AttributeDict",
+)
 
 
 class Kind(StrEnum):
@@ -42,6 +66,46 @@ class Kind(StrEnum):
     TORCHSCRIPT = "TorchScript archive"
     EXPORTED = "torch.export archive"
     PICKLE = "checkpoint"
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """One of the state dicts that a file holds.
+
+    Attributes:
+        key: where it lies, as `model.ema`; empty at the top.
+        tensors: by name.
+    """
+
+    key: str
+    tensors: dict[str, Tensor]
+
+
+class _Inert:
+    """Stands in for an object of no interest; takes whatever the file says and keeps nothing."""
+
+    def __new__(cls, *_args: object, **_kwargs: object) -> "_Inert":
+        return super().__new__(cls)
+
+    def __init__(self, *_args: object, **_kwargs: object) -> None:
+        pass
+
+    def __setstate__(self, _state: object) -> None:
+        pass
+
+
+class _InertDict:
+    """Stands in for a kind of dict: the unpickler fills dicts of its own alone."""
+
+    def __new__(cls, *_args: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]
+        return OrderedDict()
+
+
+class _InertList:
+    """Stands in for a kind of list."""
+
+    def __new__(cls, *_args: object) -> list[Any]:  # type: ignore[misc]
+        return []
 
 
 def _one_line(error: BaseException) -> str:
@@ -123,9 +187,17 @@ def _refuse(path: Path, error: Exception) -> CnnvizError:
     )
 
 
+def _stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """For the restricted unpickler: what it calls under a harmless name."""
+    named = ((module, names.split()) for module, names in _HARMLESS.items())
+    plain = [(_Inert, f"{module}.{name}") for module, names in named for name in names]
+    dicts = [(_InertDict, name) for name in _HARMLESS_DICTS]
+    return [*plain, *dicts, (_InertList, "collections.deque")]
+
+
 def _read_pickle(path: Path) -> Any:
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), safe_globals(_stand_ins()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refuse(path, error) from error
@@ -153,19 +225,16 @@ def _tensors(content: object) -> dict[str, Tensor]:
     return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
 
 
-def find_state_dict(content: object, path: Path) -> dict[str, Tensor]:
-    """The state dict in what a checkpoint holds: the content itself, or under a customary key.
+def find_state_dicts(content: object, path: Path) -> list[StateDict]:
+    """The state dicts in what a checkpoint holds, outermost first, customary keys before others.
 
     Raises:
         CnnvizError: there is none.
     """
-    if isinstance(content, Mapping):
-        for key in STATE_DICT_KEYS:
-            if found := _tensors(content.get(key)):
-                return found
-    if found := _tensors(content):
+    found = list(_state_dicts(content, "", DEPTH))
+    if found:
         return found
-    held = f"its keys are {_first(map(str, content))}" if isinstance(content, Mapping) else ""
+    held = f"its keys are {first(map(str, content))}" if isinstance(content, Mapping) else ""
     looked = ", ".join(STATE_DICT_KEYS)
     raise CnnvizError(
         f"'{path}' holds no state dict; it was looked for at the top and under {looked}; "
@@ -173,64 +242,39 @@ def find_state_dict(content: object, path: Path) -> dict[str, Tensor]:
     )
 
 
-def read_state_dict(path: Path, kind: Kind) -> dict[str, Tensor]:
-    """The state dict in a pickle or .safetensors file, on the CPU.
+def _state_dicts(content: object, key: str, depth: int) -> Iterator[StateDict]:
+    if not isinstance(content, Mapping):
+        return
+    if tensors := _tensors(content):
+        yield StateDict(key, tensors)
+    if depth:
+        customary = [inner for inner in STATE_DICT_KEYS if inner in content]
+        for inner in (*customary, *(k for k in content if k not in STATE_DICT_KEYS)):
+            if isinstance(inner, str):
+                yield from _state_dicts(content[inner], f"{key}.{inner}".lstrip("."), depth - 1)
+
+
+def read_state_dicts(path: Path, kind: Kind) -> list[StateDict]:
+    """The state dicts in a pickle or .safetensors file, on the CPU.
 
     Raises:
         CnnvizError: the file is damaged, needs more than tensors, or holds no state dict.
     """
     if kind is Kind.SAFETENSORS:
         try:
-            return load_file(path)
+            return [StateDict("", load_file(path))]
         except (SafetensorError, OSError, ValueError) as error:
             raise CnnvizError(
                 f"the checkpoint '{path}' is truncated or damaged: {_one_line(error)}"
             ) from error
-    return find_state_dict(_read_pickle(path), path)
+    return find_state_dicts(_read_pickle(path), path)
 
 
-def _first(items: Iterable[str]) -> str:
+def first(items: Iterable[str]) -> str:
+    """The first few of some names, and how many more there are."""
     listed = list(items)
     more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
     return ", ".join(listed[:SHOWN]) + more
-
-
-def match_names(state: dict[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
-    """Strips wrappers' prefixes that all names share, as far as that makes more names fit."""
-    known = set(wanted)
-    best = candidate = state
-    while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in candidate)), None):
-        if not candidate:
-            break
-        candidate = {name.removeprefix(prefix): value for name, value in candidate.items()}
-        if len(known & candidate.keys()) > len(known & best.keys()):
-            best = candidate
-    renamed = {_DENSE_LAYER.sub(r"\1\2.", name): value for name, value in best.items()}
-    return renamed if len(known & renamed.keys()) > len(known & best.keys()) else best
-
-
-def head_classes(module: nn.Module, state: Mapping[str, Tensor]) -> int | None:
-    """The class count a state dict asks for, where its only misfit is the head's first axis."""
-    counts = set()
-    for name, value in module.state_dict().items():
-        if name in state and state[name].shape != value.shape:
-            if not state[name].shape or state[name].shape[1:] != value.shape[1:]:
-                return None
-            counts.add(len(state[name]))
-    return counts.pop() if len(counts) == 1 else None
-
-
-def _misfits(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    wanted = {name: v for name, v in module.state_dict().items() if isinstance(v, Tensor)}
-    missing = [n for n in wanted if n not in state and not n.endswith(_COUNTER)]
-    unexpected = [name for name in state if name not in wanted]
-    shapes = [
-        f"{name} (file {tuple(state[name].shape)}, model {tuple(value.shape)})"
-        for name, value in wanted.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    parts = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-    return [f"{what}: {_first(names)}" for what, names in parts if names]
 
 
 def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
@@ -245,19 +289,4 @@ def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
         if value.is_floating_point() and not torch.isfinite(value.float()).all()
     ]
     if spoilt:
-        raise CnnvizError(f"'{path}' holds NaN or infinity in {_first(spoilt)}")
-
-
-def fit(module: nn.Module, state: Mapping[str, Tensor], path: Path, name: str) -> None:
-    """Copies a state dict into a network.
-
-    Raises:
-        CnnvizError: names or shapes differ, or a tensor holds NaN or infinity.
-    """
-    if misfits := _misfits(module, state):
-        raise CnnvizError(f"'{path}' does not fit the model {name}; {'; '.join(misfits)}")
-    check_finite(state, path)
-    entries: OrderedDict[str, Tensor] = OrderedDict(state)
-    # Layers that changed their layout over time look the version up here.
-    entries._metadata = getattr(module.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
-    module.load_state_dict(entries, strict=False)
+        raise CnnvizError(f"'{path}' holds NaN or infinity in {first(spoilt)}")

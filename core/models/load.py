@@ -9,7 +9,7 @@ Shapes: N images, H W rows and columns, K classes.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,10 +21,12 @@ from cnnviz.core.errors import UsageError
 from cnnviz.core.models import checkpoints
 from cnnviz.core.models.architectures import Architecture, find_architecture
 from cnnviz.core.models.archives import SELF_CONTAINED, open_archive
-from cnnviz.core.models.checkpoints import Kind
+from cnnviz.core.models.checkpoints import Kind, StateDict, read_state_dicts
+from cnnviz.core.models.fitting import choose, fit, head_classes
+from cnnviz.core.models.habits import Habits, examine
 from cnnviz.core.models.labels import Labels, class_index, read_labels
 from cnnviz.core.models.preprocess import Preprocess, adjust, plain
-from cnnviz.core.models.probing import probe
+from cnnviz.core.models.probing import probe, unwrapped
 from cnnviz.core.models.published import Published, fetch
 
 BUNDLED = "bundled"
@@ -46,6 +48,8 @@ class Model:
         device: where the module is.
         precision: the number format of its weights.
         wnids: WordNet ids per class, where a labels file gave them.
+        notes: what was found while loading and the user should know, a line each.
+        habits: whether answers depend on the batch or differ each time, and what they are.
     """
 
     module: nn.Module
@@ -57,6 +61,8 @@ class Model:
     device: torch.device
     precision: Precision
     wnids: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+    habits: Habits = field(default_factory=Habits)
 
     @property
     def classes(self) -> int:
@@ -66,8 +72,12 @@ class Model:
     def logits(self, images_N3HW: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) on any device to float32 logits (N, K) on the model's."""
         images = images_N3HW.to(self.device, self.precision.dtype)
-        logits: Tensor = self.module(images)
-        return logits.float()
+        outputs: Tensor = self.module(images)
+        return self.habits.as_logits(outputs.float())
+
+    def batch_size(self, asked: int | None) -> int | None:
+        """So many images at a time (None: automatic), or one where they would mix."""
+        return 1 if self.habits.mixes_batch else asked
 
     def class_index(self, text: str) -> int:
         """The class of that name (case, '_' and space alike; an unambiguous part will do) or index.
@@ -96,6 +106,7 @@ class _Trained:
     preprocess: Preprocess
     labels: tuple[str, ...]
     weights_sha256: str
+    notes: tuple[str, ...] = ()
 
 
 def load_model(
@@ -110,6 +121,7 @@ def load_model(
     device: str = "auto",
     precision: str = "fp32",
     seed: int = 0,
+    state: str | None = None,
 ) -> Model:
     """Loads a network with its weights, preprocessing and class names.
 
@@ -126,6 +138,8 @@ def load_model(
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         precision: "fp32", "bf16" or "fp16".
         seed: of random weights; torch's own generator is left as it was.
+        state: which of several sets of weights in the checkpoint, by key or prefix; by default the
+            one that fits best, averaged weights (EMA) before raw ones.
 
     Raises:
         UsageError: a name, option or file that does not exist.
@@ -138,9 +152,9 @@ def load_model(
         return adjust(base or plain(size), size, mean, std)
 
     with _seeded(seed):
-        trained = _find(name, file, weights, adjusted)
+        trained = _find(name, file, weights, state, adjusted)
     module, classes = probe(
-        trained.module.to(target, number_format.dtype),
+        unwrapped(trained.module).to(target, number_format.dtype),
         trained.name,
         trained.preprocess.crop,
         number_format.dtype,
@@ -148,6 +162,10 @@ def load_model(
     )
     names = _name_classes(
         Path(labels) if labels is not None else None, trained.labels, classes, trained.name
+    )
+    dtype = number_format.dtype
+    habits = examine(
+        lambda images: module(images.to(target, dtype)).float(), trained.preprocess.crop, dtype
     )
     return Model(
         module=module,
@@ -159,6 +177,8 @@ def load_model(
         device=target,
         precision=number_format,
         wnids=names.wnids,
+        notes=(*trained.notes, *habits.notes(trained.name)),
+        habits=habits,
     )
 
 
@@ -179,11 +199,13 @@ def _seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(before)
 
 
-def _find(name: str, file: Path | None, weights: str | None, adjusted: _Adjust) -> _Trained:
+def _find(
+    name: str, file: Path | None, weights: str | None, state: str | None, adjusted: _Adjust
+) -> _Trained:
     """The network that a name, a file or both stand for."""
     kind = checkpoints.kind_of(file) if file is not None else None
     if file is None or kind not in SELF_CONTAINED or name != BUNDLED:
-        return _from_architecture(name, file, weights, adjusted)
+        return _from_architecture(name, file, weights, state, adjusted)
     if weights is not None:
         raise UsageError(f"--weights {weights}: '{file}' brings its own weights")
     return _from_archive(file, kind, adjusted)
@@ -200,6 +222,7 @@ def _from_architecture(
     name: str,
     checkpoint: Path | None,
     weights: str | None,
+    state: str | None,
     adjusted: _Adjust,
 ) -> _Trained:
     architecture = find_architecture(name)
@@ -207,16 +230,16 @@ def _from_architecture(
     preprocess = adjusted(entry.preprocess if entry else None)
     if checkpoint is not None:
         hint = " (name its architecture with --model)" if name == BUNDLED else ""
-        module = _with_weights(architecture, checkpoint, preprocess.crop, hint)
+        module, notes = _with_weights(architecture, checkpoint, preprocess.crop, state, hint)
     elif entry is not None and weights != "none":
         path = fetch(entry, architecture.name)
-        module = _with_weights(architecture, path, preprocess.crop, "")
+        module, notes = _with_weights(architecture, path, preprocess.crop)
     else:
-        module = architecture.make(None, preprocess.crop)
+        module, notes = architecture.make(None, preprocess.crop), ()
     module.eval()
     known = entry.labels if entry is not None and weights != "none" else ()
     digest = checkpoints.weights_sha256(module)
-    return _Trained(module, architecture.name, preprocess, known, digest)
+    return _Trained(module, architecture.name, preprocess, known, digest, notes)
 
 
 def _choose(
@@ -240,22 +263,26 @@ def _choose(
 
 
 def _with_weights(
-    architecture: Architecture, path: Path, size: tuple[int, int], hint: str
-) -> nn.Module:
-    """The network with the weights in a file, for as many classes as the file's head has."""
+    architecture: Architecture,
+    path: Path,
+    size: tuple[int, int],
+    asked: str | None = None,
+    hint: str = "",
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network with the weights in a file, for as many classes as the file's head has; notes."""
     kind = checkpoints.kind_of(path)
     if kind in SELF_CONTAINED:
-        state = open_archive(path, kind).state
+        found = [StateDict("", open_archive(path, kind).state)]
     else:
-        state = checkpoints.read_state_dict(path, kind)
-    module = architecture.make(None, size)
-    state = checkpoints.match_names(state, module.state_dict())
-    state = {key: v for key, v in state.items() if not key.startswith(architecture.ignores)}
-    classes = checkpoints.head_classes(module, state) if architecture.sets_classes else None
+        found = read_state_dicts(path, kind)
+    module = unwrapped(architecture.make(None, size))
+    chosen = choose(found, module, asked, path)
+    state = {k: v for k, v in chosen.tensors.items() if not k.startswith(architecture.ignores)}
+    classes = head_classes(module, state) if architecture.sets_classes else None
     if classes is not None:
-        module = architecture.make(classes, size)
-    checkpoints.fit(module, state, path, architecture.name + hint)
-    return module
+        module = unwrapped(architecture.make(classes, size))
+    fit(module, state, path, architecture.name + hint)
+    return module, chosen.notes
 
 
 def _name_classes(path: Path | None, known: tuple[str, ...], classes: int, name: str) -> Labels:

@@ -40,6 +40,20 @@ class GreyInput(nn.Module):
         return out
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The network itself, out of `torch.compile`, `DataParallel` and their like.
+
+    A compiled network does not notice hooks that are set later; its original does.
+    """
+    while True:
+        if isinstance(original := getattr(module, "_orig_mod", None), nn.Module):
+            module = original
+        elif isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        else:
+            return module
+
+
 def _essence(error: BaseException) -> str:
     """The line of an error that says it; TorchScript puts it last."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -168,7 +168,7 @@ def extract(
         got.errors.append((index, message))
         progress(1)
 
-    size = batch_size or default_batch_size(model.device)
+    size = model.batch_size(batch_size) or default_batch_size(model.device)
     for batch in batches(data, model.preprocess, size, on_error=failed):
 
         def run(part: slice, batch: Any = batch) -> None:

@@ -227,7 +227,7 @@ def _strengths(
     if not wanted:
         return {}
     stream.first(1)
-    images = stream.images(spec.batch_size or IMAGES)
+    images = stream.images(stream.model.batch_size(spec.batch_size) or IMAGES)
     return channel_strengths(stream.model, images, list(wanted))
 
 
@@ -249,7 +249,12 @@ def _measure(
     memory = spec.memory or default_memory(model.device)
     first = stream.first(REHEARSED)
     passes = ablation_passes(
-        model, ablations, fills, first=first, memory=memory, images=spec.batch_size
+        model,
+        ablations,
+        fills,
+        first=first,
+        memory=memory,
+        images=model.batch_size(spec.batch_size),
     )
     tally = Tally(len(ablations), model.classes, recorded, model.device)
     indices: list[Tensor] = []

@@ -175,13 +175,14 @@ class Replay:
                 progress[0] = group.stop
 
     def _logits(self, base: Base, block: Block, group: slice) -> Tensor:
+        as_logits = self.model.habits.as_logits
         if block.suffix is None:
             count = group.stop - group.start
-            return base.logits.float().unsqueeze(1).expand(-1, count, -1)
+            return as_logits(base.logits.float()).unsqueeze(1).expand(-1, count, -1)
         start = block.ablations.start
         part = slice(group.start - start, group.stop - start)
         run = block.suffix.run(base, block.changes(part), group.stop - group.start)
-        return run.logits.float()
+        return as_logits(run.logits.float())
 
     def _prepared(self, images: Tensor) -> Tensor:
         # Most processors and GPUs convolve faster with the channels last in memory.
@@ -272,10 +273,11 @@ class Replay:
 
     def _compare(self, logits: Tensor, channels: Channels, images: Tensor) -> None:
         expected = ablated_logits(self.model, images.contiguous(), channels, self.fills)
+        logits = self.model.habits.as_logits(logits.float())
         eps = torch.finfo(self.model.precision.dtype).eps
         tolerance = max(1e-4 if images.device.type == "cpu" else 1e-2, 16 * eps)
         if logits.shape != expected.shape or not torch.allclose(
-            logits.float(), expected, rtol=0, atol=tolerance * float(expected.abs().max())
+            logits, expected, rtol=0, atol=tolerance * float(expected.abs().max())
         ):
             raise CannotReplay("a replay differs from a whole pass")
 

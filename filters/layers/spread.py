@@ -34,6 +34,8 @@ class Spread:
             up to (not including) 2^(LOWEST_EXPONENT + i); the ends hold what lies beyond, too.
         lows_C: lowest value of each channel; None where channels cannot be told.
         highs_C: likewise the highest.
+        mixed: parts had different numbers of channels (a layer that runs more than once), which
+            cannot be told apart.
     """
 
     count: int = 0
@@ -47,6 +49,7 @@ class Spread:
     octaves_B: Tensor = field(default_factory=lambda: torch.zeros(OCTAVES, dtype=torch.int64))
     lows_C: Tensor | None = None
     highs_C: Tensor | None = None
+    mixed: bool = False
 
     @property
     def mean(self) -> float:
@@ -73,6 +76,11 @@ class Spread:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.lowest = _pick(min, self.lowest, other.lowest)
         self.highest = _pick(max, self.highest, other.highest)
+        counts = {len(lows_C) for lows_C in (self.lows_C, other.lows_C) if lows_C is not None}
+        self.mixed |= other.mixed or len(counts) > 1
+        if self.mixed:
+            self.lows_C = self.highs_C = None
+            return
         self.lows_C = _merge(torch.minimum, self.lows_C, other.lows_C)
         self.highs_C = _merge(torch.maximum, self.highs_C, other.highs_C)
 

@@ -22,6 +22,8 @@ from cnnviz.core.data.datasets import Batch, ImageData, batches, match_labels
 from cnnviz.core.device import in_batches
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.graph.trace import Untraceable, describe, trace
+from cnnviz.core.models.gradients import frozen
+from cnnviz.core.models.gradients import gradients as slopes_of
 from cnnviz.core.models.layers import named_layers
 from cnnviz.core.models.load import Model
 from cnnviz.filters.layers.spread import Spread, spread_of
@@ -91,7 +93,7 @@ def measure(
             for name, spread in new.items():
                 total.setdefault(name, Spread()).add(spread)
 
-    size = batch_size or DEFAULT_BATCH
+    size = model.batch_size(batch_size) or DEFAULT_BATCH
     for batch in batches(data, model.preprocess, size, on_error=failed):
         count, done = len(batch.images), 0
         for reached, fitting in in_batches(count, min(size, count), partial(run, batch)):
@@ -116,7 +118,8 @@ def _one_pass(
     """Spreads of outputs and gradients of some images."""
     outputs: dict[str, Spread] = {}
     slopes: dict[str, Spread] = {}
-    with _watched(model.module, layers, axes, outputs, slopes), torch.set_grad_enabled(gradients):
+    tracking = frozen(model.module) if gradients else torch.no_grad()
+    with _watched(model.module, layers, axes, outputs, slopes), tracking:
         leaf = images_N3HW.detach().clone().requires_grad_(gradients)
         logits_NK = model.logits(leaf.clone())
         if gradients:
@@ -128,7 +131,7 @@ def _one_pass(
             loss = functional.cross_entropy(
                 logits_NK, targets_N.to(logits_NK.device), reduction="sum"
             )
-            torch.autograd.grad(loss, leaf)
+            slopes_of(loss, [leaf], model.name)
     return outputs, slopes
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cnnviz.core.models.gradients import frozen, gradients
 from cnnviz.core.models.layers import replace_outputs
 from cnnviz.core.models.load import Model
 
@@ -51,9 +52,11 @@ def gradient_energy(
         return output
 
     leaf = images_A3HW.to(model.device, model.precision.dtype).requires_grad_()
-    with torch.enable_grad(), replace_outputs(model.module, {layer: take}):
+    with frozen(model.module), replace_outputs(model.module, {layer: take}):
         model.logits(leaf * 1)  # networks may begin with an operation in place
-        (gradient,) = torch.autograd.grad(chosen[0], leaf)
+        (gradient,) = gradients(chosen[0], [leaf], model.name)
+    if gradient is None:
+        return torch.zeros(len(leaf), *leaf.shape[2:], dtype=torch.float64)
     return gradient.detach().cpu().double().square().sum(1)
 
 

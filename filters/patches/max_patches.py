@@ -140,7 +140,7 @@ def max_patches(
         CnnvizError: no image could be used, the network's geometry is unknown (with
             `Crop.RECEPTIVE_FIELD`), or the state file is of another scan.
     """
-    size = batch_size or default_batch_size(model.device)
+    size = model.batch_size(batch_size) or default_batch_size(model.device)
     images = PatchImages(data, model.preprocess)
     cutter = Cutter(model, images, crop, size)
     state = scan(model, data, plan, batch_size=size, saving=saving, progress=progress)

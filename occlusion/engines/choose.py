@@ -5,6 +5,7 @@ Shapes: P positions, H W rows and columns.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -79,6 +80,9 @@ def make_engine(
         dtype=model.precision.dtype,
         layer=layer,
     )
+    if model.habits.mixes_batch:
+        note = "it mixes the pictures of a batch"
+        network, batch_size = replace(network, graph=None, reason=note), 1
     return choose(network, choice, boxes_P4, batch_size=batch_size, name=model.name)
 
 
@@ -122,12 +126,9 @@ class Verifier:
         generator = torch.Generator().manual_seed(seed)
         self._picked = torch.randperm(len(boxes_P4), generator=generator)[:SAMPLE].sort().values
         self._boxes_P4 = boxes_P4.cpu()[self._picked]
-        network = prepare(
-            model.module, model.input_size, device=model.device, dtype=model.precision.dtype
-        )
         ran_full = engine.name == FullEngine.name
         choice = EngineChoice.INCREMENTAL if ran_full else EngineChoice.FULL
-        self._other = choose(network, choice, self._boxes_P4, name=model.name)
+        self._other = make_engine(model, choice, boxes_P4=self._boxes_P4)
         self.note = self._other.note
 
     def difference(self, image_3HW: Tensor, fill_3HW: Tensor, scores: Scores) -> float | None:

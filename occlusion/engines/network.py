@@ -31,6 +31,7 @@ class Network:
         layer: the layer whose channel sums come out too.
         device: where it runs.
         dtype: the number format of weights and activations.
+        layout: how images lie in memory: channels last, unless the network cannot stand it.
     """
 
     module: nn.Module
@@ -39,10 +40,11 @@ class Network:
     layer: str | None
     device: torch.device
     dtype: torch.dtype
+    layout: torch.memory_format = torch.channels_last
 
     def run(self, images_N3HW: Tensor) -> tuple[Tensor, Tensor | None]:
         """Float32 logits (N, K), and the layer's sum over positions per channel (N, C)."""
-        result = self.module(images_N3HW)
+        result = self.module(images_N3HW.contiguous(memory_format=self.layout))
         if self.layer is None:
             return result.float(), None
         return result[0].float(), result[1]
@@ -66,36 +68,43 @@ def prepare(
             folded = fold(trace(module), keep=layer)
             speed_up(folded)
         graph = describe(folded, size, device=device, dtype=dtype)
-        _check_same(module, folded, size, device, dtype)
+        _check_same(module, folded, _random_image(size, device, dtype))
     except Untraceable as error:
-        with torch.no_grad():  # a copy of TorchScript would remember what it was copied from
-            plain = copy.deepcopy(module).to(memory_format=torch.channels_last)
-        speed_up(plain)
-        return Network(
-            _Watched(plain, layer) if layer else plain, None, str(error), layer, device, dtype
-        )
+        plain, layout = _laid_out(module, _random_image(size, device, dtype))
+        watched = _Watched(plain, layer) if layer else plain
+        return Network(watched, None, str(error), layer, device, dtype, layout)
     if layer is None:
         return Network(folded, graph, None, None, device, dtype)
     return Network(_with_sums(graph, layer), graph, None, layer, device, dtype)
 
 
-def _check_same(
-    module: nn.Module,
-    folded: nn.Module,
-    size: tuple[int, int],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> None:
-    """A trace freezes decisions that the forward takes on values; compare on a random image."""
+def _random_image(size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(1, 3, *size, generator=generator).to(device, dtype)
+    return torch.randn(1, 3, *size, generator=generator).to(device, dtype)
+
+
+def _check_same(module: nn.Module, folded: nn.Module, image_13HW: Tensor) -> None:
+    """A trace freezes decisions that the forward takes on values; compare on a random image."""
     with torch.inference_mode():
-        expected, got = module(image).float(), folded(image).float()
+        expected, got = module(image_13HW).float(), folded(image_13HW).float()
     if expected.shape != got.shape:
         raise Untraceable("its traced graph gives outputs of another shape")
     difference = float((expected - got).abs().max())
-    if difference > _TOLERANCE.get(dtype, _COARSE) * float(expected.abs().max()):
+    if difference > _TOLERANCE.get(image_13HW.dtype, _COARSE) * float(expected.abs().max()):
         raise Untraceable("its traced graph gives other numbers")
+
+
+def _laid_out(module: nn.Module, image_13HW: Tensor) -> tuple[nn.Module, torch.memory_format]:
+    """A copy of the module in channels-last layout, or as it is where it cannot stand that."""
+    channels_last = torch.channels_last
+    try:
+        with torch.no_grad():  # a copy of TorchScript would remember what it was copied from
+            plain = copy.deepcopy(module).to(memory_format=channels_last)
+        speed_up(plain)
+        _check_same(module, plain, image_13HW.contiguous(memory_format=channels_last))
+    except (Untraceable, RuntimeError, TypeError, ValueError, LookupError, AttributeError):
+        return module, torch.contiguous_format
+    return plain, channels_last
 
 
 def channel_sums(value: Tensor, axes: tuple[int, int] | None) -> Tensor:

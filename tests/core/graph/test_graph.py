@@ -292,3 +292,38 @@ def test_a_size_that_does_not_fit_is_told() -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).eval()
     with pytest.raises(Untraceable, match="the network does not run on 13x17"):
         describe(trace(module), SIZE)
+
+
+class Flagged(nn.Module):
+    """Arguments beside the image that all have defaults."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(
+        self,
+        x: Tensor,
+        features: bool = False,
+        mask: Tensor | None = None,
+        scale: float = 2.0,
+        mode: str = "mean",
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        maps = self.conv(x) * scale
+        if mask is not None:
+            maps = maps * mask
+        pooled = maps.mean((2, 3)) if mode == "mean" else maps.amax((2, 3))
+        out: Tensor = self.fc(pooled)
+        return (out, pooled) if features else out
+
+
+def test_arguments_with_defaults_are_fixed_at_them() -> None:
+    torch.manual_seed(0)
+    module = Flagged().eval()
+    x = torch.randn(2, 3, 8, 8)
+    traced = trace(module)
+    assert torch.equal(traced(x), module(x))
+    assert [node.name for node in traced.graph.find_nodes(op="placeholder")] == ["x"]
+    graph = describe(traced, (8, 8))
+    assert graph.layers.keys() == {"conv", "fc"}

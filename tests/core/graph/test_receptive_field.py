@@ -328,3 +328,48 @@ def test_the_page_has_what_its_script_finds(name: str) -> None:
     script = runpy.run_path(str(docs / "write_receptive_fields.py"))
     page = (docs / "receptive-fields.md").read_text(encoding="utf-8")
     assert f"\n{script['line_of'](name)}\n" in page
+
+
+class Excited(nn.Module):
+    """A gate of 1x1 convolutions behind global pooling, as squeeze-and-excitation has it."""
+
+    def __init__(self, padding: int = 0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.gate = nn.Conv2d(4, 4, 1 + 2 * padding, padding=padding)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        out: torch.Tensor = self.head((x * self.gate(self.pool(x)).sigmoid()).mean((2, 3)))
+        return out
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_convolutions_behind_global_pooling_see_everything_and_are_numbers(padding: int) -> None:
+    field = receptive_fields(Excited(padding).eval(), (12, 10))["gate"]
+    assert field.size == (math.inf, math.inf)
+    assert field.start == (-math.inf, -math.inf)
+    assert not any(math.isnan(number) for number in (*field.size, *field.jump, *field.start))
+    assert field.box(0, 0, clipped_to=(12, 10)) == (0, 0, 12, 10)
+
+
+class Rolled(nn.Module):
+    """An operation that nobody has a rule for, between two convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.second(torch.roll(self.first(x), 2, 3))
+        out: torch.Tensor = self.head(x.mean((2, 3)))
+        return out
+
+
+def test_units_behind_an_unknown_operation_see_the_whole_image() -> None:
+    field = receptive_fields(Rolled().eval(), (12, 10))["second"]
+    assert field.is_global
+    assert field.box(5, 3, clipped_to=(12, 10)) == (0, 0, 12, 10)

@@ -1,8 +1,13 @@
+import argparse
+import datetime
 import pickle
+from collections import defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,11 +17,8 @@ from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models import checkpoints
 from cnnviz.core.models.checkpoints import (
     Kind,
-    fit,
-    head_classes,
     kind_of,
-    match_names,
-    read_state_dict,
+    read_state_dicts,
 )
 
 
@@ -36,7 +38,7 @@ def network(classes: int = 4) -> nn.Sequential:
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    return read_state_dict(path, kind_of(path))
+    return read_state_dicts(path, kind_of(path))[0].tensors
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -60,71 +62,6 @@ def test_safetensors_round_trip_whatever_the_suffix(tmp_path: Path) -> None:
         save_file(dict(state), tmp_path / name)
         assert kind_of(tmp_path / name) is Kind.SAFETENSORS
         assert same(read(tmp_path / name), dict(state))
-
-
-@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod.model."])
-def test_wrappers_prefixes_are_stripped_as_often_as_they_stand(prefix: str) -> None:
-    state = dict(network().state_dict())
-    wrapped = {prefix + name: value for name, value in state.items()}
-    assert same(match_names(wrapped, state), state)
-
-
-def test_prefix_that_belongs_to_the_network_or_to_some_names_alone_stays() -> None:
-    own = {"model.a": torch.zeros(1), "model.b": torch.zeros(1)}
-    assert match_names(own, ["model.a", "model.b"]).keys() == own.keys()
-    some = {"module.a": torch.zeros(1), "b": torch.zeros(1)}
-    assert match_names(some, ["a", "b"]).keys() == some.keys()
-    assert match_names({}, ["a"]) == {}
-
-
-def test_published_densenet_names_are_translated() -> None:
-    wanted = ["features.denseblock1.denselayer1.norm1.weight", "classifier.bias"]
-    given = {"features.denseblock1.denselayer1.norm.1.weight": torch.zeros(1)}
-    given["classifier.bias"] = torch.zeros(1)
-    assert set(match_names(given, wanted)) == set(wanted)
-
-
-def test_fit_copies_every_tensor_and_forgives_missing_counters(tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    source, target = network(), network()
-    state = {k: v for k, v in source.state_dict().items() if "num_batches" not in k}
-    fit(target, state, tmp_path, "net")
-    x = torch.randn(2, 3, 8, 8)
-    assert torch.equal(source(x), target(x))
-
-
-def test_misfit_lists_missing_unexpected_and_both_shapes(tmp_path: Path) -> None:
-    state = dict(network().state_dict())
-    state["extra"] = state.pop("0.weight")
-    state["5.weight"] = torch.zeros(7, 6)
-    message = (
-        r"'ck' does not fit the model net; missing: 0\.weight; unexpected: extra; "
-        r"of another shape: 5\.weight \(file \(7, 6\), model \(4, 5\)\)"
-    )
-    with pytest.raises(CnnvizError, match=message):
-        fit(network(), state, Path("ck"), "net")
-
-
-def test_misfit_shows_the_first_three_names_and_counts_the_rest() -> None:
-    with pytest.raises(CnnvizError, match=r"missing: 0\.weight, 0\.bias, 1\.weight and 5 more"):
-        fit(network(), {}, Path("ck"), "net")
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused(value: float) -> None:
-    state = dict(network().state_dict())
-    state["5.bias"] = torch.tensor([0, value, 0, 0])
-    with pytest.raises(CnnvizError, match=r"'ck' holds NaN or infinity in 5\.bias"):
-        fit(network(), state, Path("ck"), "net")
-
-
-def test_class_count_is_read_off_the_head() -> None:
-    assert head_classes(network(4), network(9).state_dict()) == 9
-    assert head_classes(network(4), network(4).state_dict()) is None
-    other = dict(network(9).state_dict()) | {"0.weight": torch.zeros(5, 3, 5, 5)}
-    assert head_classes(network(4), other) is None
-    scalar = dict(network(4).state_dict()) | {"5.bias": torch.tensor(0.0)}
-    assert head_classes(network(4), scalar) is None
 
 
 def test_fingerprint_depends_on_values_names_types_and_shapes_alone() -> None:
@@ -158,6 +95,34 @@ def test_whole_pickled_network_is_refused_with_the_remedy(tmp_path: Path) -> Non
     torch.save(network(), tmp_path / "whole.pt")
     with pytest.raises(CnnvizError, match=r"more than tensors .*save the network's state_dict"):
         read(tmp_path / "whole.pt")
+
+
+def test_settings_and_numbers_beside_the_weights_are_passed_over(tmp_path: Path) -> None:
+    state = network().state_dict()
+    content = {
+        "model": state,
+        "args": argparse.Namespace(lr=0.1, out=Path("runs"), nested=SimpleNamespace(a=[1, 2])),
+        "best": np.float32(0.5),
+        "curve": np.arange(5.0),
+        "counts": defaultdict(int, a=3),
+        "when": datetime.datetime(2026, 1, 1),
+        "left": deque([1, 2]),
+    }
+    for zipped in (True, False):
+        torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+        assert same(read(tmp_path / "a.pth"), dict(state))
+
+
+class Namespace(Evil):
+    """Evil under the name of something harmless: the name is all that a file can give."""
+
+
+def test_what_a_harmless_name_is_given_runs_nothing(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    torch.save({"model": network().state_dict(), "args": Namespace(mark)}, tmp_path / "a.pth")
+    with pytest.raises(CnnvizError, match="refused to read"):
+        read(tmp_path / "a.pth")
+    assert not mark.exists()
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.9, 0.999])

@@ -47,7 +47,8 @@ def test_bundled_model_is_the_default_and_knows_its_card() -> None:
 
 
 def test_bundled_weights_are_the_files() -> None:
-    state = checkpoints.read_state_dict(bundled.WEIGHTS, checkpoints.Kind.SAFETENSORS)
+    found = checkpoints.read_state_dicts(bundled.WEIGHTS, checkpoints.Kind.SAFETENSORS)
+    state = found[0].tensors
     loaded = load_model(device="cpu").module.state_dict()
     assert all(torch.equal(loaded[name], value.float()) for name, value in state.items())
 

@@ -281,3 +281,52 @@ def test_covering_pastes_the_fill_inside_each_box() -> None:
         expected = image.clone()
         expected[:, y0:y1, x0:x1] = fill[:, y0:y1, x0:x1]
         assert torch.equal(one, expected)
+
+
+class Viewed(nn.Module):
+    """Flattens its maps by `.view`, which maps that lie channels last cannot stand."""
+
+    def __init__(self, *, decides: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.fc = nn.Conv2d(3, 4, 3, stride=2), nn.Linear(4 * 16 * 20, 5)
+        self.decides = decides
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.decides and x.sum() < -1e9:  # what tracing cannot follow
+            x = -x
+        out: Tensor = self.fc(self.conv(x).relu().view(-1, 4 * 16 * 20))
+        return out
+
+
+class FiveAxes(nn.Module):
+    """A three-dimensional convolution, whose weights have no channels-last layout of maps."""
+
+    def __init__(self, *, decides: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.fc = nn.Conv3d(3, 4, (1, 3, 3)), nn.Linear(4, 5)
+        self.decides = decides
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.decides and x.sum() < -1e9:
+            x = -x
+        out: Tensor = self.fc(self.conv(x.unsqueeze(2)).relu().mean((2, 3, 4)))
+        return out
+
+
+@pytest.mark.parametrize("kind", [Viewed, FiveAxes])
+@pytest.mark.parametrize("decides", [False, True])
+@pytest.mark.parametrize("choice", [EngineChoice.AUTO, EngineChoice.FULL])
+def test_networks_that_cannot_stand_channels_last_keep_their_numbers(
+    kind: type[Viewed | FiveAxes], decides: bool, choice: EngineChoice
+) -> None:
+    module = kind(decides=decides).eval()
+    image, fill = pictures()
+    network = prepare(module, SIZE, device=CPU)
+    assert (network.graph is None) == decides
+    engine = choose(network, choice, masks())
+    expected = one_by_one(module, image, fill, masks())
+    torch.testing.assert_close(
+        engine.run(image, fill, masks()).logits_PK, expected, rtol=1e-4, atol=1e-5
+    )

@@ -1,0 +1,205 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, weight_norm
+
+from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models.checkpoints import StateDict
+from cnnviz.core.models.fitting import Fitting, choose, fit, head_classes
+
+FILE = Path("ck")
+
+
+def network(classes: int = 4) -> nn.Sequential:
+    layers = (nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(5, classes)).eval()
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def under(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in state.items()}
+
+
+def only(tensors: dict[str, Tensor], module: nn.Module | None = None) -> Fitting:
+    return choose([StateDict("", tensors)], module or network(), None, FILE)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod.model.", "learner.best_net."]
+)
+def test_prefix_that_makes_the_names_fit_is_stripped_whatever_it_is_called(prefix: str) -> None:
+    state = dict(network().state_dict())
+    found = only(under(prefix, state))
+    assert same(found.tensors, state)
+    assert found.notes == ()
+
+
+def test_prefix_that_belongs_to_the_network_or_to_some_names_alone_stays() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = network()
+
+    own = Own()
+    assert only(dict(own.state_dict()), own).tensors.keys() == own.state_dict().keys()
+    state = dict(network().state_dict())
+    mixed = {("module." if "0" in name else "") + name: value for name, value in state.items()}
+    with pytest.raises(CnnvizError, match=r"missing: 0\.weight, 0\.bias; unexpected: module"):
+        fit(network(), only(mixed).tensors, FILE, "net")
+    assert only({}).tensors == {}
+
+
+def test_what_belongs_to_the_loss_or_a_metric_is_left_aside_with_a_note() -> None:
+    state = dict(network().state_dict())
+    beside = {"criterion.weight": torch.ones(4), "val_acc.tp": torch.ones(4)}
+    for prefix in ("model.", ""):
+        found = only(under(prefix, state) | beside)
+        assert same(found.tensors, state)
+        (note,) = found.notes
+        assert note == "'ck': left aside what is no part of the network: criterion (1), val_acc (1)"
+
+
+def test_names_beside_the_networks_own_that_are_no_loss_are_a_misfit() -> None:
+    state = dict(network().state_dict()) | {"6.weight": torch.ones(4)}
+    with pytest.raises(CnnvizError, match=r"unexpected: 6\.weight"):
+        fit(network(), only(state).tensors, FILE, "net")
+
+
+RAW, AVERAGED = {n: {k: v * n for k, v in network().state_dict().items()} for n in (1, 2)}.values()
+
+
+@pytest.mark.parametrize(
+    ("found", "raw", "averaged"),
+    [
+        (
+            [StateDict("state_dict", RAW), StateDict("state_dict_ema", AVERAGED)],
+            "state_dict",
+            "state_dict_ema",
+        ),
+        ([StateDict("", under("model.", RAW) | under("ema.", AVERAGED))], "model", "ema"),
+        (
+            [StateDict("model", RAW), StateDict("model_ema", under("module.", AVERAGED))],
+            "model",
+            "model_ema.module",
+        ),
+    ],
+)
+def test_averaged_weights_are_taken_before_raw_ones_with_a_note_and_state_chooses(
+    found: list[StateDict], raw: str, averaged: str
+) -> None:
+    taken = choose(found, network(), None, FILE)
+    assert same(taken.tensors, AVERAGED)
+    assert taken.notes[0] == (
+        f"'ck' holds several sets of weights: took {averaged} (--state takes {raw})"
+    )
+    assert same(choose(found, network(), raw, FILE).tensors, RAW)
+    assert same(choose(found, network(), averaged, FILE).tensors, AVERAGED)
+    with pytest.raises(UsageError, match=rf"no state 'x' in 'ck'; --state takes .*{raw}"):
+        choose(found, network(), "x", FILE)
+
+
+def test_averaged_weights_alone_are_found() -> None:
+    found = choose([StateDict("state_dict_ema", AVERAGED)], network(), None, FILE)
+    assert same(found.tensors, AVERAGED)
+    assert found.notes == ()
+
+
+def test_optimizer_state_is_no_rival() -> None:
+    moments = {"exp_avg": torch.ones(5, 3, 3, 3), "step": torch.tensor(3.0)}
+    found = choose(
+        [StateDict("model", RAW), StateDict("optimizer.0", moments)], network(), None, FILE
+    )
+    assert same(found.tensors, RAW)
+    assert found.notes == ()
+
+
+def test_published_densenet_names_are_translated() -> None:
+    class Dense(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.ModuleDict({"norm1": nn.BatchNorm2d(3)})
+            self.block = nn.ModuleDict({"denselayer1": layer})
+            self.classifier = nn.Linear(3, 2)
+
+    state = dict(Dense().state_dict())
+    given = {name.replace("norm1", "norm.1"): value for name, value in state.items()}
+    assert same(only(given, Dense()).tensors, state)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+def test_names_that_torch_itself_translates_fit() -> None:
+    torch.manual_seed(0)
+    old = weight_norm(nn.Linear(3, 2))  # type: ignore[no-untyped-call]
+    new = parametrizations.weight_norm(nn.Linear(3, 2))
+    state = {name: value.detach() for name, value in old.state_dict().items()}
+    assert "weight_g" in state
+    fit(new, only(state, new).tensors, FILE, "net")
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(new(x), old(x))
+
+
+@pytest.mark.parametrize(
+    ("odd", "named"),
+    [
+        (lambda v: v.to(torch.int8), "int8"),
+        (lambda v: v > 0, "bool"),
+        (lambda v: v.to(torch.complex64), "complex64"),
+        (lambda v: v.to_sparse(), "float32, sparse_coo"),
+        (lambda v: v.to("meta"), "without values"),
+        (lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.qint8), "qint8"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_cannot_be_the_networks_are_refused(odd, named: str) -> None:  # type: ignore[no-untyped-def]
+    state = dict(network().state_dict())
+    state["0.weight"] = odd(state["0.weight"])
+    with pytest.raises(CnnvizError, match=rf"'ck' holds 0\.weight as {named}; the network takes"):
+        fit(network(), state, FILE, "net")
+
+
+def test_fit_copies_every_tensor_and_forgives_missing_counters(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    source, target = network(), network()
+    state = {k: v for k, v in source.state_dict().items() if "num_batches" not in k}
+    fit(target, state, tmp_path, "net")
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(source(x), target(x))
+
+
+def test_misfit_lists_missing_unexpected_and_both_shapes(tmp_path: Path) -> None:
+    state = dict(network().state_dict())
+    state["extra"] = state.pop("0.weight")
+    state["5.weight"] = torch.zeros(7, 6)
+    message = (
+        r"'ck' does not fit the model net; missing: 0\.weight; unexpected: extra; "
+        r"of another shape: 5\.weight \(file \(7, 6\), model \(4, 5\)\)"
+    )
+    with pytest.raises(CnnvizError, match=message):
+        fit(network(), state, FILE, "net")
+
+
+def test_misfit_shows_the_first_three_names_and_counts_the_rest() -> None:
+    with pytest.raises(CnnvizError, match=r"missing: 0\.weight, 0\.bias, 1\.weight and 5 more"):
+        fit(network(), {}, FILE, "net")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+    state = dict(network().state_dict())
+    state["5.bias"] = torch.tensor([0, value, 0, 0])
+    with pytest.raises(CnnvizError, match=r"'ck' holds NaN or infinity in 5\.bias"):
+        fit(network(), state, FILE, "net")
+
+
+def test_class_count_is_read_off_the_head() -> None:
+    assert head_classes(network(4), network(9).state_dict()) == 9
+    assert head_classes(network(4), network(4).state_dict()) is None
+    other = dict(network(9).state_dict()) | {"0.weight": torch.zeros(5, 3, 5, 5)}
+    assert head_classes(network(4), other) is None
+    scalar = dict(network(4).state_dict()) | {"5.bias": torch.tensor(0.0)}
+    assert head_classes(network(4), scalar) is None

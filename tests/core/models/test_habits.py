@@ -1,0 +1,171 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cnnviz.core import load_model
+from cnnviz.core.data.images import WorkingImage
+from cnnviz.core.models.habits import Outputs, examine
+from cnnviz.core.models.load import Model
+from cnnviz.core.models.probing import unwrapped
+from cnnviz.occlusion.choices import EngineChoice
+from cnnviz.occlusion.experiment import OcclusionSpec, occlude
+
+SIZE = (12, 12)
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.fc = nn.Linear(6, 5)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.middle(functional.relu(self.a(x)))
+        out: Tensor = self.fc(functional.relu(self.b(x)).mean((2, 3)))
+        return out
+
+
+class BatchStatistics(Plain):
+    def middle(self, x: Tensor) -> Tensor:
+        return functional.batch_norm(x, None, None, training=True)
+
+
+class BatchMaximum(Plain):
+    def middle(self, x: Tensor) -> Tensor:
+        return x / x.max()
+
+
+class MinibatchDeviation(Plain):
+    def middle(self, x: Tensor) -> Tensor:
+        return x + (x.var(0, keepdim=True, unbiased=False) + 1e-8).sqrt().mean()
+
+
+class Single(Plain):
+    """Takes one picture and no other number, as networks with a fixed `.view(1, …)` do."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x.view(1, 6, *SIZE)
+
+
+class AlwaysDropout(Plain):
+    def middle(self, x: Tensor) -> Tensor:
+        return functional.dropout(x, 0.5)
+
+
+MIXERS = [BatchStatistics, BatchMaximum, MinibatchDeviation, Single]
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_networks_that_mix_a_batch_are_found_out(kind: type[Plain]) -> None:
+    habits = examine(kind().eval(), SIZE, torch.float32)
+    assert habits.mixes_batch
+    assert habits.noise == 0
+    (note,) = habits.notes("net")
+    assert note.startswith("net mixes the pictures of a batch")
+
+
+def test_networks_that_answer_differently_each_time_are_found_out() -> None:
+    habits = examine(AlwaysDropout().eval(), SIZE, torch.float32)
+    assert habits.noise > 0.01 * habits.scale
+    assert not habits.mixes_batch
+    (note,) = habits.notes("net")
+    assert note.startswith("net answers differently each time: two passes over one picture differ")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_plain_networks_have_no_habits(dtype: torch.dtype) -> None:
+    module = Plain().eval().to(dtype)
+    habits = examine(lambda x: module(x.to(dtype)).float(), SIZE, dtype)
+    assert not habits.mixes_batch
+    assert habits.notes("net") == []
+
+
+def model_of(module: nn.Module) -> Model:
+    bundled = load_model("bundled", device="cpu")
+    preprocess = replace(bundled.preprocess, resize=SIZE[0], crop=SIZE)
+    labels = tuple("abcde")
+    return replace(
+        bundled,
+        module=module.eval(),
+        preprocess=preprocess,
+        labels=labels,
+        input_size=SIZE,
+        habits=examine(module.eval(), SIZE, torch.float32),
+    )
+
+
+@pytest.mark.parametrize("kind", [*MIXERS, Plain])
+@pytest.mark.parametrize("choice", [EngineChoice.AUTO, EngineChoice.FULL])
+def test_each_covered_picture_is_answered_as_if_alone(
+    kind: type[Plain], choice: EngineChoice
+) -> None:
+    model = model_of(kind())
+    pixels = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(2))
+    image = WorkingImage("x.png", pixels, (0.0, 0.0, *map(float, SIZE)), SIZE)
+    spec = OcclusionSpec(masks=((5, 5),), stride=4, engine=choice)
+    found = occlude(model, image, spec).measured
+    alone = []
+    mean = torch.tensor(model.preprocess.mean)[:, None, None]
+    for y0, x0, y1, x1 in found.grids[0].boxes_P4.tolist():
+        covered = pixels.clone()
+        covered[:, y0:y1, x0:x1] = mean
+        with torch.no_grad():
+            alone.append(model.module(model.preprocess.normalise(covered)[None])[0])
+    torch.testing.assert_close(found.logits_PK, torch.stack(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_wrappers_are_taken_off() -> None:
+    plain = Plain()
+    assert unwrapped(nn.DataParallel(torch.compile(nn.DataParallel(plain)))) is plain  # type: ignore[arg-type]
+    assert unwrapped(plain) is plain
+
+
+class Ending(Plain):
+    """The plain network with something behind its logits."""
+
+    def __init__(self, end: nn.Module) -> None:
+        super().__init__()
+        self.end = end
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.end(super().forward(x))
+        return out
+
+
+@pytest.mark.parametrize("end", [nn.Softmax(1), nn.LogSoftmax(1)])
+@pytest.mark.parametrize("choice", [EngineChoice.INCREMENTAL, EngineChoice.FULL])
+def test_softmax_inside_gives_the_maps_of_the_network_without_it(
+    end: nn.Module, choice: EngineChoice
+) -> None:
+    pixels = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(2))
+    image = WorkingImage("x.png", pixels, (0.0, 0.0, *map(float, SIZE)), SIZE)
+    spec = OcclusionSpec(masks=((5, 5),), stride=4, engine=choice)
+    plain = occlude(model_of(Plain()), image, spec).panels[0]
+    wrapped = occlude(model_of(Ending(end)), image, spec).panels[0]
+    torch.testing.assert_close(wrapped.map_HW, plain.map_HW, rtol=1e-4, atol=1e-6)
+    assert wrapped.probability == pytest.approx(plain.probability, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("end", "outputs", "note"),
+    [
+        (nn.Softmax(1), Outputs.PROBABILITIES, "puts out probabilities already"),
+        (nn.Sigmoid(), Outputs.UNIT, "numbers between 0 and 1 that do not sum to 1"),
+        (nn.LogSoftmax(1), Outputs.LOGITS, None),
+        (nn.Identity(), Outputs.LOGITS, None),
+    ],
+)
+def test_what_comes_out_is_told_by_its_looks(
+    end: nn.Module, outputs: Outputs, note: str | None
+) -> None:
+    habits = examine(Ending(end).eval(), SIZE, torch.float32)
+    assert habits.outputs is outputs
+    assert (note is None) == (habits.notes("net") == [])
+    assert note is None or note in habits.notes("net")[0]
