@@ -186,7 +186,7 @@ def mnist(root: Path, count: int, backend: Backend, device: str) -> None:
         print("  " + "  ".join(f"{cell:>9}" for cell in row))
     wrong = 0 if result.correct_N is None else int((~result.correct_N).sum())
     print(f"  accuracy of the network: {1 - wrong / len(data):.2%}", flush=True)
-    components = pca(result.features.values_ND, 50, device=device).scores_Nc.astype(np.float64)
+    components = pca(result.features.values_ND, 50).scores_Nc.astype(np.float64)
     theirs = TSNE(perplexity=PERPLEXITY, n_jobs=torch.get_num_threads(), random_state=0)
     times = alternate({"openTSNE's own fit (Annoy)": lambda: theirs.fit(components)}, 1, device)
     show(times)

@@ -199,7 +199,7 @@ class Embedder:
         labels_N = _labels(self._data, features)
         correct_N, mismatch = _judge_predictions(model, self._data, features, labels_N)
         with clock.part("components", 1) as advance:
-            components = _components(features, spec, model)
+            components = _components(features, spec)
             advance(1)
         maps, flat = _maps(components, spec, model, clock, self._tell)
         with clock.part("neighbours", count) as advance:
@@ -224,9 +224,9 @@ class Embedder:
         )
 
 
-def _components(features: Features, spec: EmbeddingSpec, model: Model) -> Pca:
+def _components(features: Features, spec: EmbeddingSpec) -> Pca:
     try:
-        return pca(features.values_ND, COMPONENTS, device=model.device, seed=spec.seed)
+        return pca(features.values_ND, COMPONENTS, seed=spec.seed)
     except CnnvizError as error:
         raise CnnvizError(f"layer '{features.layer}': {error}") from error
 
@@ -248,7 +248,7 @@ def _judge(
         done += steps
         advance(steps)
 
-    own = label_quality(points, near.indices, labels_N, device=model.device, progress=progress)
+    own = label_quality(points, near.indices, labels_N, progress)
     qualities = []
     for number, each in enumerate(maps, start=1):
         # Measures that do not apply are left out, and with them their share of the work.

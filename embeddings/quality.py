@@ -9,12 +9,12 @@ Shapes: N points, k neighbours, K classes, R rows of a tile, C columns of a tile
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
+from sklearn.metrics import silhouette_score
 
 from cnnviz.embeddings.layout.neighbors import (
     DistanceTiles,
@@ -136,11 +136,9 @@ def trustworthiness(
 def silhouette(
     points_ND: Points,
     labels_N: NDArray[np.int64],
-    *,
-    device: torch.device | str = "cpu",
     progress: Progress = lambda _steps: None,
 ) -> float | None:
-    """The mean silhouette of the labelled points, -1 to 1.
+    """The mean silhouette of the labelled points, -1 to 1, by scikit-learn.
 
     Rousseeuw 1987, "Silhouettes: a graphical aid to the interpretation and validation of cluster
     analysis". A point alone in its class counts as 0.
@@ -149,29 +147,14 @@ def silhouette(
         None with fewer than two classes.
     """
     known = np.flatnonzero(labels_N != UNKNOWN)
-    classes, members = np.unique(labels_N[known], return_inverse=True)
-    if len(classes) < 2:
+    classes = len(np.unique(labels_N[known]))
+    if classes < 2:
         return None
-    all_known = len(known) == len(points_ND)
-    tiles = DistanceTiles(points_ND if all_known else points_ND[known], device)
-    member_N = torch.from_numpy(members).to(tiles.device)
-    onehot_NK = torch.nn.functional.one_hot(member_N, len(classes)).to(tiles.dtype)
-    sizes_K = onehot_NK.sum(0)
-    total = 0.0
-    for rows in row_tiles(len(known), CACHED_PAIRS):
-        sums_RK = torch.zeros(len(rows), len(classes), dtype=tiles.dtype, device=tiles.device)
-        for start, tile_RC in tiles.of(rows, own=0):
-            lengths_RC = tile_RC.sqrt_()
-            sums_RK += lengths_RC @ onehot_NK[start : start + lengths_RC.shape[1]]
-        own_R1 = member_N[rows].unsqueeze(1)
-        alone_R = sizes_K[own_R1].squeeze(1) == 1
-        within_R = (sums_RK.gather(1, own_R1) / (sizes_K[own_R1] - 1).clamp(min=1)).squeeze(1)
-        others_RK = (sums_RK / sizes_K).scatter(1, own_R1, torch.inf)
-        between_R = others_RK.min(1).values
-        widest_R = torch.maximum(within_R, between_R).clamp(min=torch.finfo(tiles.dtype).tiny)
-        total += float(((between_R - within_R) / widest_R)[~alone_R].sum())
-        progress(len(rows))
-    return total / len(known)
+    score = 0.0
+    if classes < len(known):
+        score = float(silhouette_score(points_ND[known].astype(np.float64), labels_N[known]))
+    progress(len(known))
+    return score
 
 
 def distance_correlation(points_ND: Points, places_N2: Points, seed: int) -> float:
@@ -195,7 +178,7 @@ def label_quality(
     points_ND: Points,
     neighbors_Nk: NDArray[np.int64],
     labels_N: NDArray[np.int64],
-    **where: Any,
+    progress: Progress = lambda _steps: None,
 ) -> LabelQuality:
     """How well a space stands by class.
 
@@ -203,12 +186,12 @@ def label_quality(
         points_ND: the space.
         neighbors_Nk: each point's neighbours in it, nearest first; the first 10 are asked.
         labels_N: class of each point, -1 where unknown.
-        where: `device` and `progress`, as for `silhouette`.
+        progress: called with the number of points just done.
     """
     enough = len(labels_N) > NEAR + 1
     return LabelQuality(
         knn_accuracy(neighbors_Nk[:, :NEAR], labels_N) if enough else None,
-        silhouette(points_ND, labels_N, **where),
+        silhouette(points_ND, labels_N, progress),
     )
 
 
@@ -246,5 +229,5 @@ def map_quality(
             points_ND, found[:, :NEAR], device=device, progress=progress
         ),
         spearman=distance_correlation(points_ND, places_N2, seed),
-        labels=label_quality(places_N2, found, labels_N, device=device),
+        labels=label_quality(places_N2, found, labels_N),
     )
