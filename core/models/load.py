@@ -30,6 +30,7 @@ from cnnviz.core.models.published import Published, fetch
 BUNDLED = "bundled"
 
 _Adjust = Callable[[Preprocess | None], Preprocess]
+"""From the publisher's preprocessing, if there is any, to what the user asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,76 +99,6 @@ class _Trained:
     weights_sha256: str
 
 
-def load_model(
-    name: str = BUNDLED,
-    *,
-    checkpoint: str | Path | None = None,
-    weights: str | None = None,
-    labels: str | Path | None = None,
-    size: int | tuple[int, int] | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    device: str = "auto",
-    precision: str = "fp32",
-    seed: int = 0,
-) -> Model:
-    """Loads a network with its weights, preprocessing and class names.
-
-    Args:
-        name: "bundled", a torchvision classification model, `FILE.py:FACTORY` or
-            `package.module:FACTORY`. A TorchScript or torch.export checkpoint needs no name.
-        checkpoint: weight file (.pth .pt .th .ckpt .safetensors .pt2), recognised by content.
-        weights: torchvision's name of ready-made weights, or "none" for random ones (seeded).
-            By default torchvision's own default, unless there is a checkpoint.
-        labels: file of class names (.txt, .json).
-        size: side of the square input, or (rows, columns); by default the weights' own.
-        mean: what is subtracted from pixels in [0, 1]: one number, or one per channel.
-        std: what is divided by: one number, or one per channel.
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        precision: "fp32", "bf16" or "fp16".
-        seed: of random weights; torch's own generator is left as it was.
-
-    Raises:
-        UsageError: a name, option or file that does not exist.
-        CnnvizError: weights that cannot be fetched, read or fitted, or are not finite.
-    """
-    target, number_format = pick_device(device), _precision(precision)
-    file = Path(checkpoint) if checkpoint is not None else None
-
-    def adjusted(base: Preprocess | None) -> Preprocess:
-        return adjust(base or plain(size), size, mean, std)
-
-    with _seeded(seed):
-        trained = _find(name, file, weights, adjusted)
-    module, classes = probe(
-        trained.module.to(target, number_format.dtype),
-        trained.name,
-        trained.preprocess.crop,
-        number_format.dtype,
-        target,
-    )
-    names = _name_classes(
-        Path(labels) if labels is not None else None, trained.labels, classes, trained.name
-    )
-    return Model(
-        module=module,
-        name=trained.name,
-        preprocess=trained.preprocess,
-        labels=names.names,
-        input_size=trained.preprocess.crop,
-        weights_sha256=trained.weights_sha256,
-        device=target,
-        precision=number_format,
-        wnids=names.wnids,
-    )
-
-
-def _precision(text: str) -> Precision:
-    if text not in list(Precision):
-        raise UsageError(f"no precision '{text}'; --precision takes {', '.join(Precision)}")
-    return Precision(text)
-
-
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seeds torch's generator of the CPU for a while; random weights are made nowhere else."""
@@ -177,46 +108,6 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(before)
-
-
-def _find(name: str, file: Path | None, weights: str | None, adjusted: _Adjust) -> _Trained:
-    """The network that a name, a file or both stand for."""
-    kind = checkpoints.kind_of(file) if file is not None else None
-    if file is None or kind not in SELF_CONTAINED or name != BUNDLED:
-        return _from_architecture(name, file, weights, adjusted)
-    if weights is not None:
-        raise UsageError(f"--weights {weights}: '{file}' brings its own weights")
-    return _from_archive(file, kind, adjusted)
-
-
-def _from_archive(path: Path, kind: Kind, adjusted: _Adjust) -> _Trained:
-    archive = open_archive(path, kind)
-    base = plain(archive.size) if archive.size else None
-    digest = checkpoints.file_sha256(path)
-    return _Trained(archive.module, path.name, adjusted(base), (), digest)
-
-
-def _from_architecture(
-    name: str,
-    checkpoint: Path | None,
-    weights: str | None,
-    adjusted: _Adjust,
-) -> _Trained:
-    architecture = find_architecture(name)
-    entry = _choose(architecture, weights, checkpoint)
-    preprocess = adjusted(entry.preprocess if entry else None)
-    if checkpoint is not None:
-        hint = " (name its architecture with --model)" if name == BUNDLED else ""
-        module = _with_weights(architecture, checkpoint, preprocess.crop, hint)
-    elif entry is not None and weights != "none":
-        path = fetch(entry, architecture.name)
-        module = _with_weights(architecture, path, preprocess.crop, "")
-    else:
-        module = architecture.make(None, preprocess.crop)
-    module.eval()
-    known = entry.labels if entry is not None and weights != "none" else ()
-    digest = checkpoints.weights_sha256(module)
-    return _Trained(module, architecture.name, preprocess, known, digest)
 
 
 def _choose(
@@ -258,6 +149,46 @@ def _with_weights(
     return module
 
 
+def _from_architecture(
+    name: str,
+    checkpoint: Path | None,
+    weights: str | None,
+    adjusted: _Adjust,
+) -> _Trained:
+    architecture = find_architecture(name)
+    entry = _choose(architecture, weights, checkpoint)
+    preprocess = adjusted(entry.preprocess if entry else None)
+    if checkpoint is not None:
+        hint = " (name its architecture with --model)" if name == BUNDLED else ""
+        module = _with_weights(architecture, checkpoint, preprocess.crop, hint)
+    elif entry is not None and weights != "none":
+        path = fetch(entry, architecture.name)
+        module = _with_weights(architecture, path, preprocess.crop, "")
+    else:
+        module = architecture.make(None, preprocess.crop)
+    module.eval()
+    known = entry.labels if entry is not None and weights != "none" else ()
+    digest = checkpoints.weights_sha256(module)
+    return _Trained(module, architecture.name, preprocess, known, digest)
+
+
+def _from_archive(path: Path, kind: Kind, adjusted: _Adjust) -> _Trained:
+    archive = open_archive(path, kind)
+    base = plain(archive.size) if archive.size else None
+    digest = checkpoints.file_sha256(path)
+    return _Trained(archive.module, path.name, adjusted(base), (), digest)
+
+
+def _trained(name: str, file: Path | None, weights: str | None, adjusted: _Adjust) -> _Trained:
+    """The network that a name, a file or both stand for."""
+    kind = checkpoints.kind_of(file) if file is not None else None
+    if file is None or kind not in SELF_CONTAINED or name != BUNDLED:
+        return _from_architecture(name, file, weights, adjusted)
+    if weights is not None:
+        raise UsageError(f"--weights {weights}: '{file}' brings its own weights")
+    return _from_archive(file, kind, adjusted)
+
+
 def _name_classes(path: Path | None, known: tuple[str, ...], classes: int, name: str) -> Labels:
     if path is not None:
         given = read_labels(path)
@@ -267,3 +198,69 @@ def _name_classes(path: Path | None, known: tuple[str, ...], classes: int, name:
             )
         return given
     return Labels(known if len(known) == classes else tuple(map(str, range(classes))))
+
+
+def load_model(
+    name: str = BUNDLED,
+    *,
+    checkpoint: str | Path | None = None,
+    weights: str | None = None,
+    labels: str | Path | None = None,
+    size: int | tuple[int, int] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    seed: int = 0,
+) -> Model:
+    """Loads a network with its weights, preprocessing and class names.
+
+    Args:
+        name: "bundled", a torchvision classification model, `FILE.py:FACTORY` or
+            `package.module:FACTORY`. A TorchScript or torch.export checkpoint needs no name.
+        checkpoint: weight file (.pth .pt .th .ckpt .safetensors .pt2), recognised by content.
+        weights: torchvision's name of ready-made weights, or "none" for random ones (seeded).
+            By default torchvision's own default, unless there is a checkpoint.
+        labels: file of class names (.txt, .json).
+        size: side of the square input, or (rows, columns); by default the weights' own.
+        mean: what is subtracted from pixels in [0, 1]: one number, or one per channel.
+        std: what is divided by: one number, or one per channel.
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        precision: "fp32", "bf16" or "fp16".
+        seed: of random weights; torch's own generator is left as it was.
+
+    Raises:
+        UsageError: a name, option or file that does not exist.
+        CnnvizError: weights that cannot be fetched, read or fitted, or are not finite.
+    """
+    if precision not in list(Precision):
+        raise UsageError(f"no precision '{precision}'; --precision takes {', '.join(Precision)}")
+    target, number_format = pick_device(device), Precision(precision)
+    file = Path(checkpoint) if checkpoint is not None else None
+
+    def adjusted(base: Preprocess | None) -> Preprocess:
+        return adjust(base or plain(size), size, mean, std)
+
+    with _seeded(seed):
+        trained = _trained(name, file, weights, adjusted)
+    module, classes = probe(
+        trained.module.to(target, number_format.dtype),
+        trained.name,
+        trained.preprocess.crop,
+        number_format.dtype,
+        target,
+    )
+    names = _name_classes(
+        Path(labels) if labels is not None else None, trained.labels, classes, trained.name
+    )
+    return Model(
+        module=module,
+        name=trained.name,
+        preprocess=trained.preprocess,
+        labels=names.names,
+        input_size=trained.preprocess.crop,
+        weights_sha256=trained.weights_sha256,
+        device=target,
+        precision=number_format,
+        wnids=names.wnids,
+    )
