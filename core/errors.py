@@ -29,6 +29,11 @@ class CheckFailed(CnnvizError):  # noqa: N818 (not an error of the program: a ve
     exit_status = 3
 
 
+def one_line(error: BaseException) -> str:
+    """What somebody else's error says, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The known names most like `name`, best first; the first few where none is alike."""
     names = list(known)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.models.preprocess import Preprocess, both
 
 __all__ = [
@@ -92,10 +92,6 @@ class WorkingImage:
         )
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _scale_wide(image: Image.Image) -> Image.Image:
     """Brings 16-bit and float greyscale to 8 bits; other modes are returned as they are."""
     if not image.mode.startswith(("I", "F")):
@@ -148,7 +144,7 @@ def read_rgb(path: str | Path) -> Image.Image:
             "make it smaller first"
         ) from error
     except _DECODER_ERRORS as error:
-        raise CnnvizError(f"'{path}' cannot be decoded: {_one_line(error)}") from error
+        raise CnnvizError(f"'{path}' cannot be decoded: {one_line(error)}") from error
 
 
 def _resized_size(size: tuple[int, int], resize: int | tuple[int, int] | None) -> tuple[int, int]:

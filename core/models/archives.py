@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from cnnviz.core.errors import CnnvizError
+from cnnviz.core.errors import CnnvizError, one_line
 from cnnviz.core.models.checkpoints import Kind, check_finite
 from cnnviz.core.models.exported import load_exported
 
@@ -68,7 +68,7 @@ def _load_script(path: Path) -> Archive:
             if hasattr(module, "training"):
                 module.eval()
     except (RuntimeError, OSError, ValueError, AttributeError) as error:
-        text = " ".join(str(error).split())[:200]
+        text = one_line(error)[:200]
         raise CnnvizError(f"the archive '{path}' cannot be read: {text}") from error
     return Archive(module, dict(module.state_dict()), None)
 

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import safe_globals
 
-from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.errors import CnnvizError, UsageError, one_line
 
 STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net")
 SHOWN = 3
@@ -108,10 +108,6 @@ class _InertList:
         return []
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _kind_of_zip(path: Path) -> Kind:
     with zipfile.ZipFile(path) as archive:
         names = [name.partition("/")[2] or name for name in archive.namelist()]
@@ -142,7 +138,7 @@ def kind_of(path: Path) -> Kind:
             return _kind_of_zip(path)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise CnnvizError(
-                f"the checkpoint '{path}' is truncated or damaged: {_one_line(error)}"
+                f"the checkpoint '{path}' is truncated or damaged: {one_line(error)}"
             ) from error
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         return Kind.SAFETENSORS
@@ -178,7 +174,7 @@ def weights_sha256(module: nn.Module) -> str:
 
 def _refuse(path: Path, error: Exception) -> CnnvizError:
     """What torch's restricted unpickler stopped at, without its advice to lift the restriction."""
-    text = _one_line(error).rpartition("WeightsUnpickler error:")[2].strip()
+    text = one_line(error).rpartition("WeightsUnpickler error:")[2].strip()
     found = _GLOBAL.search(text)
     needs = found.group(1) if found else text.partition(" Check the documentation")[0][:100]
     return CnnvizError(
@@ -214,7 +210,7 @@ def _read_pickle(path: Path) -> Any:
         zipfile.BadZipFile,
     ) as error:
         raise CnnvizError(
-            f"the checkpoint '{path}' is truncated or damaged: {_one_line(error)[:200]}"
+            f"the checkpoint '{path}' is truncated or damaged: {one_line(error)[:200]}"
         ) from error
 
 
@@ -265,7 +261,7 @@ def read_state_dicts(path: Path, kind: Kind) -> list[StateDict]:
             return [StateDict("", load_file(path))]
         except (SafetensorError, OSError, ValueError) as error:
             raise CnnvizError(
-                f"the checkpoint '{path}' is truncated or damaged: {_one_line(error)}"
+                f"the checkpoint '{path}' is truncated or damaged: {one_line(error)}"
             ) from error
     return find_state_dicts(_read_pickle(path), path)
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnviz.core.errors import CnnvizError
+from cnnviz.core.errors import CnnvizError, one_line
 from cnnviz.core.models.export_checks import (
     RefusedError,
     check_payloads,
@@ -186,5 +186,5 @@ def load_exported(path: Path) -> Exported:
             "state_dict() and name the architecture with --model"
         ) from error
     except (*_LOADING_ERRORS, SpecViolationError) as error:
-        text = " ".join(str(error).split())[:200]
+        text = one_line(error)[:200]
         raise CnnvizError(f"the archive '{path}' cannot be read: {text}") from error

@@ -88,13 +88,14 @@ def _readings(
     yield [index for index in range(len(names)) if str(index) == wanted]
 
 
+def _classes(wanted: str, names: Sequence[str], wnids: Sequence[str] | None) -> list[int]:
+    """All classes that the strictest reading with any result finds."""
+    return next(filter(None, _readings(wanted, names, wnids)), []) if wanted else []
+
+
 def find_class(text: str, names: Sequence[str], wnids: Sequence[str] | None = None) -> int | None:
     """The one class that goes by that name, wnid or index; None if none or several do."""
-    found = (
-        next(filter(None, _readings(normalised_name(text), names, wnids)), [])
-        if text.strip()
-        else []
-    )
+    found = _classes(normalised_name(text), names, wnids)
     return found[0] if len(found) == 1 else None
 
 
@@ -105,7 +106,7 @@ def class_index(text: str, names: Sequence[str], wnids: Sequence[str] | None = N
         UsageError: no class does, or several do.
     """
     wanted = normalised_name(text)
-    found = next(filter(None, _readings(wanted, names, wnids)), []) if wanted else []
+    found = _classes(wanted, names, wnids)
     if not found and wanted:
         found = [
             i for i, name in enumerate(names) if normalised_name(name).startswith(f"{wanted} ")

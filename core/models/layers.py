@@ -12,8 +12,6 @@ from torch import Tensor, fx, nn
 
 from cnnviz.core.errors import UsageError, nearest
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
-
 
 def named_layers(module: nn.Module) -> dict[str, nn.Module]:
     """Every submodule but the root, by dotted name, in order of definition."""
@@ -80,20 +78,17 @@ def watch_outputs(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str,
         UsageError: the module is an archive; or a layer, on a forward pass, puts out something
             other than a tensor.
     """
-    check_open(module, "FILE")
-    layers = named_layers(module)
     outputs: dict[str, Tensor] = {}
 
-    def keeper(name: str) -> Callable[[nn.Module, object, object], None]:
-        def keep(_layer: nn.Module, _inputs: object, output: object) -> None:
+    def keeper(name: str) -> Callable[[Tensor], Tensor]:
+        def keep(output: Tensor) -> Tensor:
             # A copy, since the next layer may work in place (a ReLU behind a convolution).
-            outputs[name] = _as_tensor(name, output).clone()
+            outputs[name] = output.clone()
+            return output
 
         return keep
 
-    with ExitStack() as stack:
-        for name in names:
-            stack.callback(layers[name].register_forward_hook(keeper(name)).remove)
+    with replace_outputs(module, {name: keeper(name) for name in names}):
         yield outputs
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cnnviz.core.errors import CnnvizError
+from cnnviz.core.errors import CnnvizError, one_line
 from cnnviz.core.models.preprocess import Preprocess
 
 DOWNLOAD_TIMEOUT_SECONDS = 30
@@ -87,7 +87,7 @@ def fetch(entry: Published, name: str) -> Path:
         raise CnnvizError(
             f"the weights {entry.name} of {name} are not on disk and could not be fetched: "
             f"looked for {entry.file_name} in {entry.folder}; put the file there or name one "
-            f"with --checkpoint FILE ({' '.join(str(error).split())})"
+            f"with --checkpoint FILE ({one_line(error)})"
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)

@@ -39,11 +39,11 @@ def test_a_file_taken_in_batches_gives_the_same_components_nearly(monkeypatch, t
     held = np.memmap(tmp_path / "points", np.float32, "w+", shape=data.shape)
     held[:] = data
     ours, expected = pca(held, 5), pca(data, 5)
-    np.testing.assert_allclose(ours.explained, expected.explained, rtol=1e-2)
+    np.testing.assert_allclose(ours.explained, expected.explained, rtol=2e-2)
     alike = [
         np.corrcoef(a, b)[0, 1] for a, b in zip(ours.scores_Nc.T, expected.scores_Nc.T, strict=True)
     ]
-    assert min(alike) > 0.999
+    assert min(alike) > 0.99
 
 
 def test_the_largest_weight_of_a_component_is_positive(way):
