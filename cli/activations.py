@@ -10,8 +10,9 @@ import typer
 from cnnviz.cli.console import Console
 from cnnviz.cli.options import ModelOptions, OutputOptions, check_alpha
 from cnnviz.cli.run import ImageRun
+from cnnviz.core.choices import Scaling
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.filters.activations.choices import MapOrder, Scaling
+from cnnviz.filters.activations.choices import MapOrder
 
 if TYPE_CHECKING:
     from cnnviz.core.data.images import WorkingImage

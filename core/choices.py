@@ -29,3 +29,10 @@ class Colormap(StrEnum):
     JET = "jet"
     VIRIDIS = "viridis"
     GRAY = "gray"
+
+
+class Scaling(StrEnum):
+    """What full white is the largest value of, when kernels or maps become grey levels."""
+
+    FILTER = "filter"
+    LAYER = "layer"

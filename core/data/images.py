@@ -61,6 +61,10 @@ _DECODER_ERRORS = (
 )
 
 
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in a grey that looks as bright (ITU-R BT.601)."""
+
+
 @dataclass(frozen=True, eq=False)
 class WorkingImage:
     """A picture as the model gets it, before normalisation.

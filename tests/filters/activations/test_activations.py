@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cnnviz.core.choices import Precision
+from cnnviz.core.choices import Precision, Scaling
 from cnnviz.core.data.images import Preprocess, WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph.receptive_field import receptive_fields
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.sheets import grid, matrix
-from cnnviz.filters.activations.choices import MapOrder, Scaling
+from cnnviz.filters.activations.choices import MapOrder
 from cnnviz.filters.activations.figures import draw_maps, draw_overlays
 from cnnviz.filters.activations.maps import Observer, nearest_units, parse_filters
 from cnnviz.filters.activations.report import report
