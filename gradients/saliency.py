@@ -20,7 +20,13 @@ from torch.nn import functional
 
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.layers import conv_layers, find_layer, replace_outputs
+from cnnviz.core.models.layers import (
+    conv_layers,
+    find_layer,
+    not_run,
+    replace_outputs,
+    trial_outputs,
+)
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.targets import resolve_targets
 from cnnviz.gradients.choices import LAST_CONV, Method
@@ -114,17 +120,8 @@ def find_last_conv(model: Model) -> str:
     Raises:
         CnnvizError: there is none.
     """
-    order: list[str] = []
-    names = conv_layers(model.module)
-
-    def note(name: str, output: Tensor) -> Tensor:
-        if output.dim() == 4 and output.shape[2] * output.shape[3] > 1:
-            order.append(name)
-        return output
-
-    changes = {name: (lambda output, name=name: note(name, output)) for name in names}
-    with replace_outputs(model.module, changes), torch.inference_mode():
-        model.logits(torch.zeros(1, 3, *model.input_size))
+    outputs = trial_outputs(model, conv_layers(model.module))
+    order = [name for name, maps in outputs.items() if maps.dim() == 4 and maps[0, 0].numel() > 1]
     if not order:
         raise CnnvizError(
             f"{model.name} has no convolution with a map for Grad-CAM; name a layer with --layer, "
@@ -158,7 +155,7 @@ def _class_activations(
     with _kept(model.module, layer) as outputs:
         logits_K = model.logits(leaf.clone())[0]
     if not outputs:
-        raise UsageError(f"layer '{layer}' of {model.name} does not run; name another with --layer")
+        raise not_run(layer)
     activation = outputs[-1]
     if activation.dim() != 4:
         shape = "x".join(map(str, activation.shape[1:]))
