@@ -16,8 +16,6 @@ from cnnviz.core.errors import UsageError, nearest
 if TYPE_CHECKING:
     from cnnviz.core.models.load import Model
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
-
 
 def named_layers(module: nn.Module) -> dict[str, nn.Module]:
     """Every submodule but the root, by dotted name, in order of definition."""
