@@ -10,13 +10,15 @@ import typer
 from cnnviz.cli.console import Console
 from cnnviz.cli.options import ModelOptions, OutputOptions, check_alpha
 from cnnviz.cli.run import ImageRun
+from cnnviz.core.choices import Scaling
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.filters.activations.choices import MapOrder, Scaling
+from cnnviz.filters.activations.choices import MapOrder
 
 if TYPE_CHECKING:
     from cnnviz.core.data.images import WorkingImage
     from cnnviz.core.output.run_folder import RunFolder
     from cnnviz.filters.activations.maps import Activations, LayerActivation, Observer
+    from cnnviz.filters.channels.spec import Channels
 
 INPUT, ARRAYS = "input.png", "activations.npz"
 
@@ -39,8 +41,11 @@ def activations(
         typer.Option(help="channel (the default without --top) or strongest (with --top)."),
     ] = None,
     filters: Annotated[
-        str | None,
-        typer.Option(help="Lay these channels over the image, as 3,17 or 0-15."),
+        list[str] | None,
+        typer.Option(
+            help="Lay these over the image: all, 3,7-12 (in each layer), random:10 (from the "
+            "layers together), or LAYER:3,7; repeatable."
+        ),
     ] = None,
     normalize: Annotated[
         Scaling,
@@ -58,17 +63,15 @@ def activations(
     console = Console(output)
     _check(alpha, top)
     from cnnviz.core.data.images import find_images
-    from cnnviz.filters.activations.maps import Observer, parse_filters
+    from cnnviz.filters.activations.maps import Observer
+    from cnnviz.filters.channels.shapes import choose_filters
     from cnnviz.filters.kernels.weights import choose_layers
 
     paths = find_images(images)
     loaded = model.load()
     names = layer or choose_layers(loaded.module, "first", loaded.name)
-    observer = Observer(loaded, names)
-    chosen = {
-        name: parse_filters(filters, observer.channels(name), name) if filters else []
-        for name in observer.layers
-    }
+    chosen = choose_filters(loaded, filters, names, model.seed)[0] if filters else {}
+    observer = Observer(loaded, [*(layer or ()), *chosen] or names)
     if filters and observer.untraceable:
         raise CnnvizError(f"--filters cannot place maps over the image: {observer.untraceable}")
     run = ImageRun("activations", paths, output)
@@ -102,7 +105,7 @@ class _Look:
 class _Study:
     """Looks at one image's feature maps, and draws them."""
 
-    def __init__(self, observer: "Observer", chosen: dict[str, list[int]], look: _Look) -> None:
+    def __init__(self, observer: "Observer", chosen: "Channels", look: _Look) -> None:
         self._observer, self._chosen, self._look = observer, chosen, look
 
     def __call__(
@@ -122,7 +125,7 @@ class _Study:
             shown = self._look.shown(layer)
             figure = draw_maps(layer, shown, self._look.normalize, self._look.order)
             folder.write_figure(f"maps_{layer.layer}.png", figure)
-            chosen = self._chosen[layer.layer]
+            chosen = self._chosen.get(layer.layer, ())
             if chosen and layer.field is not None:
                 figure = draw_overlays(layer, chosen, found.image, self._look.alpha)
                 folder.write_figure(f"overlay_{layer.layer}.png", figure)

@@ -8,8 +8,8 @@ import typer
 
 from cnnviz.cli.console import Console
 from cnnviz.cli.options import ModelOptions, OutputOptions, numbers
+from cnnviz.core.choices import Scaling
 from cnnviz.core.errors import UsageError
-from cnnviz.filters.activations.choices import Scaling
 
 if TYPE_CHECKING:
     from cnnviz.core.models.load import Model

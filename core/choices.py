@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     import torch
 
 
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in a grey that looks as bright (ITU-R BT.601)."""
+
+
 class Precision(StrEnum):
     """The number format that weights and activations have during the run."""
 
@@ -49,3 +53,10 @@ def pixels(text: str, option: str) -> tuple[int, int]:
         f"'{text[:40]}' is no {what}; {option} takes a side in pixels (15) or HxW (15x30), each "
         "from 1 to 99999"
     )
+
+
+class Scaling(StrEnum):
+    """What full white is the largest value of, when kernels or maps become grey levels."""
+
+    FILTER = "filter"
+    LAYER = "layer"

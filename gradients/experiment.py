@@ -22,7 +22,13 @@ from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.gradients import frozen, gradients
 from cnnviz.core.models.labels import resolve_targets
-from cnnviz.core.models.layers import conv_layers, find_layer, replace_outputs
+from cnnviz.core.models.layers import (
+    conv_layers,
+    find_layer,
+    not_run,
+    replace_outputs,
+    trial_outputs,
+)
 from cnnviz.core.models.load import Model
 from cnnviz.gradients.choices import LAST_CONV, Method
 
@@ -115,17 +121,8 @@ def find_last_conv(model: Model) -> str:
     Raises:
         CnnvizError: there is none.
     """
-    order: list[str] = []
-    names = conv_layers(model.module)
-
-    def note(name: str, output: Tensor) -> Tensor:
-        if output.dim() == 4 and output.shape[2] * output.shape[3] > 1:
-            order.append(name)
-        return output
-
-    changes = {name: (lambda output, name=name: note(name, output)) for name in names}
-    with replace_outputs(model.module, changes), torch.inference_mode():
-        model.logits(torch.zeros(1, 3, *model.input_size))
+    outputs = trial_outputs(model, conv_layers(model.module))
+    order = [name for name, maps in outputs.items() if maps.dim() == 4 and maps[0, 0].numel() > 1]
     if not order:
         raise CnnvizError(
             f"{model.name} has no convolution with a map for Grad-CAM; name a layer with --layer, "
@@ -181,7 +178,7 @@ def _map_of(outputs: Sequence[Tensor], layer: str, name: str) -> Tensor:
         UsageError: it did not run, or put out something else.
     """
     if not outputs:
-        raise UsageError(f"layer '{layer}' of {name} does not run; name another with --layer")
+        raise not_run(layer)
     if outputs[-1].dim() != 4:
         shape = "x".join(map(str, outputs[-1].shape[1:]))
         raise UsageError(

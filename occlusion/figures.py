@@ -6,41 +6,36 @@ overlay the image is grey, so that every colour seen is the map's.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from numpy.typing import NDArray
 
-from cnnviz.core.choices import Colormap
 from cnnviz.core.output.drawing import (
     FONT_SIZE,
     add_colorbar,
     bare,
-    cmap_of,
     escape,
-    new_figure,
-    symmetric_limit,
+    image_pixels,
     title,
-    to_uint8,
 )
+from cnnviz.core.output.panels import MOST_COLUMNS, Look, draw_map, draw_picture, panels
 from cnnviz.occlusion.choices import Score
 from cnnviz.occlusion.experiment import OcclusionResult
 from cnnviz.occlusion.masks import Grid
 from cnnviz.occlusion.panels import Panel
 
-PANEL_WIDTH = 3.6  # inches
-MOST_COLUMNS = 4
+__all__ = ["Look", "draw", "input_pixels"]
+
 LEGEND_CLASSES = 9
-LUMINANCE = np.array([0.299, 0.587, 0.114])
 OTHER_GRAY = "#d9d9d9"
 UNCHANGED = "#ffffff"  # in the legend; on the picture such places are left clear
-SMALL = 96  # pixels a side, below which the image under a map is drawn smoothed
 # Okabe and Ito's colours, told apart by people with colour-blindness, and a brown.
 CLASS_COLOURS = (
     "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2",
@@ -51,22 +46,6 @@ BAR_LABELS = {
     Score.LOGIT: "drop of the logit when covered",
     Score.LOSS: "rise of the loss −log p when covered",
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Look:
-    """How maps are drawn.
-
-    Attributes:
-        colormap: diverging (symmetric about zero) or one that runs from smallest to largest.
-        alpha: weight of the map over the image, 0…1.
-        backdrop: what maps are laid over, uint8 (h, w, 3): the working image's crop in the file's
-            own pixels; None for the working image itself.
-    """
-
-    colormap: Colormap = Colormap.DIVERGING
-    alpha: float = 0.5
-    backdrop: np.ndarray | None = None
 
 
 def draw(result: OcclusionResult, look: Look | None = None) -> dict[str, Figure]:
@@ -93,34 +72,18 @@ def _size(result: OcclusionResult) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _layout(result: OcclusionResult) -> tuple[int, int]:
-    """Rows and columns: a row per target and a column per mask, one of them wrapped if alone."""
+def _columns(result: OcclusionResult) -> int:
+    """A row per target and a column per mask, one of them wrapped if alone."""
     masks = len(result.measured.grids)
-    count = len(result.panels)
-    if 1 < masks <= MOST_COLUMNS and masks < count:
-        return count // masks, masks
-    columns = min(count, MOST_COLUMNS)
-    return -(-count // columns), columns
-
-
-def _axes_grid(
-    rows: int, columns: int, size: tuple[int, int], legend: float = 0.0
-) -> tuple[Figure, list[Axes]]:
-    height = PANEL_WIDTH * 0.78 * size[0] / size[1] + 0.55
-    figure = new_figure(PANEL_WIDTH * columns + legend, height * rows)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    return figure, list(axes.flat)
+    return masks if 1 < masks <= MOST_COLUMNS else MOST_COLUMNS
 
 
 def _grid(result: OcclusionResult, paint: Callable[[Axes, Panel], None]) -> Figure:
-    rows, columns = _layout(result)
-    figure, axes = _axes_grid(rows, columns, _size(result))
-    for cell, panel in zip(axes, result.panels, strict=False):
+    figure, axes = panels(len(result.panels), _size(result), columns=_columns(result))
+    for cell, panel in zip(axes, result.panels, strict=True):
         paint(cell, panel)
         title(cell, _heading(result, panel))
         bare(cell)
-    for cell in axes[len(result.panels) :]:
-        cell.set_visible(False)
     return figure
 
 
@@ -131,33 +94,13 @@ def _heading(result: OcclusionResult, panel: Panel) -> str:
     return f"{name}{note}  p = {panel.probability:.3f}\nmask {grid.name}, stride {grid.stride}"
 
 
-def _background(axes: Axes, result: OcclusionResult, look: Look) -> None:
-    """The image in grey, its corner at (0, 0); smoothed where its pixels are large."""
-    # From 8-bit pixels, as they are on disk, so that a picture drawn again is the same to the bit.
-    pixels = input_pixels(result) if look.backdrop is None else look.backdrop
-    smooth = "bicubic" if min(pixels.shape[:2]) < SMALL else "antialiased"
-    height, width = _size(result)
-    extent = (0.0, float(width), float(height), 0.0)
-    grey = pixels @ LUMINANCE / 255
-    axes.imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation=smooth, extent=extent)
+def _backdrop(result: OcclusionResult, look: Look) -> NDArray[np.uint8]:
+    return input_pixels(result) if look.backdrop is None else look.backdrop
 
 
 def _map(axes: Axes, result: OcclusionResult, panel: Panel, look: Look, over_image: bool) -> None:
-    values = panel.map_HW.numpy()
-    if look.colormap is Colormap.DIVERGING:
-        limit = symmetric_limit(values)
-        norm = Normalize(-limit, limit)
-    else:
-        low = float(values.min())
-        norm = Normalize(low, max(float(values.max()), low + 1e-12))
-    cmap = cmap_of(look.colormap)
-    if over_image:
-        _background(axes, result, look)
-    alpha = look.alpha if over_image else 1.0
-    height, width = values.shape
-    extent = (0.0, float(width), float(height), 0.0)
-    axes.imshow(values, cmap=cmap, norm=norm, alpha=alpha, interpolation="nearest", extent=extent)
-    add_colorbar(ScalarMappable(norm, cmap), axes, BAR_LABELS[result.score])
+    over = _backdrop(result, look) if over_image else None
+    draw_map(axes, panel.map_HW.numpy(), look, BAR_LABELS[result.score], over=over)
 
 
 def _edges(grid: Grid, axis: int, length: int) -> np.ndarray:
@@ -200,11 +143,9 @@ def _labels(result: OcclusionResult, look: Look) -> Figure:
     code = np.full(len(measured.labels), len(colours) - 1)
     code[predicted] = 0
     code[shown] = np.arange(1, len(shown) + 1)
-    columns = min(len(by_mask), MOST_COLUMNS)
-    rows = -(-len(by_mask) // columns)
-    figure, axes = _axes_grid(rows, columns, _size(result), legend=1.8)
-    for cell, panel in zip(axes, by_mask, strict=False):
-        _background(cell, result, look)
+    figure, axes = panels(len(by_mask), _size(result), legend=1.8)
+    for cell, panel in zip(axes, by_mask, strict=True):
+        draw_picture(cell, _backdrop(result, look), _size(result))
         codes = np.ma.masked_equal(code[panel.winners_P.numpy()], 0)
         limits = {"vmin": -0.5, "vmax": len(colours) - 0.5}
         _cells(
@@ -212,8 +153,6 @@ def _labels(result: OcclusionResult, look: Look) -> Figure:
         )
         title(cell, f"most probable class\nmask {panel.grid.name}, stride {panel.grid.stride}")
         bare(cell)
-    for cell in axes[len(by_mask) :]:
-        cell.set_visible(False)
     total = len(winners)
     names = [
         (measured.labels[index], int((winners == index).sum()) / total)
@@ -238,8 +177,7 @@ def _activation(result: OcclusionResult) -> Figure:
     assert activation is not None  # noqa: S101 (the caller looked)
     grids = result.measured.grids
     by_mask = [next(p for p in result.panels if p.grid is grid) for grid in grids]
-    columns = min(len(by_mask), MOST_COLUMNS)
-    figure, axes = _axes_grid(-(-len(by_mask) // columns), columns, _size(result))
+    figure, axes = panels(len(by_mask), _size(result))
     parts = torch.split(activation.sums_P, [len(grid.boxes_P4) for grid in grids])
     for cell, panel, sums_P in zip(axes, by_mask, parts, strict=False):
         shown = _cells(cell, panel, _size(result), sums_P.numpy(), cmap="RdYlBu_r")
@@ -247,11 +185,9 @@ def _activation(result: OcclusionResult) -> Figure:
         heading = f"{activation.layer}, channel {activation.channel}"
         title(cell, f"{heading}\nmask {panel.grid.name}, stride {panel.grid.stride}")
         bare(cell)
-    for cell in axes[len(by_mask) :]:
-        cell.set_visible(False)
     return figure
 
 
-def input_pixels(result: OcclusionResult) -> np.ndarray:
+def input_pixels(result: OcclusionResult) -> NDArray[np.uint8]:
     """The working image as uint8 (H, W, 3), for `input.png`."""
-    return to_uint8(result.measured.image.pixels.numpy().transpose(1, 2, 0))
+    return image_pixels(result.measured.image)

@@ -6,11 +6,15 @@ A layer is a submodule under its dotted name (`layer1.0.conv1`). Hooks are borro
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx, nn
 
 from cnnviz.core.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from cnnviz.core.models.load import Model
 
 
 def named_layers(module: nn.Module) -> dict[str, nn.Module]:
@@ -83,6 +87,7 @@ def watch_outputs(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str,
     def keeper(name: str) -> Callable[[Tensor], Tensor]:
         def keep(output: Tensor) -> Tensor:
             # A copy, since the next layer may work in place (a ReLU behind a convolution).
+            outputs.pop(name, None)  # so that the last to run comes last
             outputs[name] = output.clone()
             return output
 
@@ -90,6 +95,25 @@ def watch_outputs(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str,
 
     with replace_outputs(module, {name: keeper(name) for name in names}):
         yield outputs
+
+
+def trial_outputs(model: "Model", names: Sequence[str]) -> dict[str, Tensor]:
+    """What the named layers put out for one blank image, in the order in which they last ran.
+
+    Layers that do not run are not among them.
+
+    Raises:
+        UsageError: a layer puts out something other than a tensor.
+    """
+    blank = torch.zeros(1, 3, *model.input_size)
+    with torch.inference_mode(), watch_outputs(model.module, names) as outputs:
+        model.logits(blank)
+    return outputs
+
+
+def not_run(name: str) -> UsageError:
+    """What to raise where a layer is asked for that no forward pass comes by."""
+    return UsageError(f"layer '{name}' does not run in a forward pass; name another one")
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
+from cnnviz.core.choices import LUMINANCE
 from cnnviz.core.errors import CnnvizError
 
-LUMINANCE = (0.299, 0.587, 0.114)
 PROBE_ERRORS = (
     ArithmeticError,
     AssertionError,

@@ -1,4 +1,4 @@
-"""Drawing that all analyses share: colours, overlays, grids of tiles, figures without a screen.
+"""Drawing that all analyses share: colours, grids of tiles, figures without a screen.
 
 Figures are made without pyplot, so nothing is global and nothing needs a display. Text that comes
 from users (labels, file names) goes through `escape`, since matplotlib would read `$` as
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.colorbar import Colorbar
     from matplotlib.colors import Colormap as MatplotlibColormap
     from numpy.typing import NDArray
+
+    from cnnviz.core.data.images import WorkingImage
 
 FONT_SIZE = 9.0
 
@@ -57,8 +59,7 @@ def bare(axes: "Axes") -> None:
     """Takes ticks and frame off axes that show a picture."""
     axes.set_xticks([])
     axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
 
 
 def title(axes: "Axes", text: str, size: float = FONT_SIZE) -> None:
@@ -88,27 +89,15 @@ def cmap_of(choice: Colormap) -> "MatplotlibColormap":
     return colormaps[MATPLOTLIB_NAMES.get(choice, choice.value)]
 
 
-def colour(
-    values: "NDArray[np.floating]", colormap: Colormap, low: float, high: float
-) -> "NDArray[np.uint8]":
-    """Values (…) between low and high to uint8 RGB (…, 3)."""
-    scaled = np.clip((values - low) / (high - low), 0, 1)
-    rgb: NDArray[np.uint8] = np.asarray(cmap_of(colormap)(scaled, bytes=True))[..., :3]
-    return rgb
-
-
-def overlay(
-    image: "NDArray[np.uint8]", colours: "NDArray[np.uint8]", alpha: float
-) -> "NDArray[np.uint8]":
-    """Colours over an image, both uint8 (H, W, 3); alpha 0 is the image, 1 the colours."""
-    mixed = (1 - alpha) * image.astype(np.float64) + alpha * colours.astype(np.float64)
-    return np.rint(mixed).astype(np.uint8)
-
-
 def to_uint8(pixels: "NDArray[np.floating]") -> "NDArray[np.uint8]":
     """Values in [0, 1] to 0…255, rounded."""
     levels: NDArray[np.uint8] = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
     return levels
+
+
+def image_pixels(image: "WorkingImage") -> "NDArray[np.uint8]":
+    """The working image as uint8 (H, W, 3), as it is on disk."""
+    return to_uint8(image.pixels.numpy().transpose(1, 2, 0))
 
 
 def tile_columns(count: int, height: int, width: int, aspect: float = 1.5) -> int:

@@ -168,10 +168,6 @@ class RunFolder:
         """Writes UTF-8 text."""
         return self.write_bytes(name, text.encode())
 
-    def write_json(self, name: str, content: object) -> Path:
-        """Writes strict JSON: NaN and Infinity are a bug of the caller's and raise ValueError."""
-        return self.write_text(name, to_json(content))
-
     def write_csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
         """Writes comma-separated values with a header line."""
         stream = io.StringIO()

@@ -150,8 +150,7 @@ def draw_on(axes: Axes, sheet: Sheet, heading: str, scale: Scale | None) -> None
     _ticks(axes, "x", sheet.columns, right, sheet.column_name, plus=sheet.relative)
     _number_tiles(axes, sheet)
     axes.tick_params(length=0, pad=2, labelsize=FONT_SIZE - 3)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
     if scale is not None:
         bar = ScalarMappable(Normalize(scale.low, scale.high), "gray")
         add_colorbar(bar, axes, scale.label).ax.set_box_aspect(30)

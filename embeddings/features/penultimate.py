@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph.trace import Untraceable, trace
-from cnnviz.core.models.layers import check_open, find_layer, watch_outputs
+from cnnviz.core.models.layers import check_open, find_layer, not_run, watch_outputs
 from cnnviz.core.models.load import Model
 from cnnviz.embeddings.choices import Pool
 
@@ -157,9 +157,7 @@ class FeatureExtractor:
 
     def _pooled(self, output: object, count: int) -> Tensor:
         if output is None:
-            raise CnnvizError(
-                f"layer '{self.layer}' gives no features: it does not run; name another --layer"
-            )
+            raise not_run(self.layer)
         if not isinstance(output, Tensor) or output.shape[:1] != (count,) or not output.numel():
             what = (
                 f"shape {tuple(output.shape)}"

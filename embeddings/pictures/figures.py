@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from cnnviz.core.output.drawing import FONT_SIZE, bare, escape, new_figure
+from cnnviz.core.output.panels import grid_of_axes
 from cnnviz.embeddings.pictures.class_colours import (
     ONLY_COLOUR,
     TOLD_APART,
@@ -134,17 +135,12 @@ def scatter(result: EmbeddingResult, index: int = 0) -> Figure:
 
 def side_by_side(result: EmbeddingResult) -> Figure:
     """`perplexities.png`: all maps of one run as scatter panels."""
-    columns = min(len(result.maps), 3)
-    rows = -(-len(result.maps) // columns)
-    figure = new_figure(4.2 * columns, 4.4 * rows)
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    figure, axes = grid_of_axes(len(result.maps), (4.2, 4.4), columns=3)
     for index, found in enumerate(result.maps):
         _paint_points(axes[index], result, index)
         kept = result.qualities[index].preservation_10
         share = "" if kept is None else f": {kept:.1%} of 10 nearest kept"
         axes[index].set_title(f"{map_name(found)}{share}", fontsize=FONT_SIZE)
-    for spare in axes[len(result.maps) :]:
-        spare.set_visible(False)
     return figure
 
 

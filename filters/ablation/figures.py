@@ -26,10 +26,11 @@ from cnnviz.core.output.drawing import (
     bare,
     cmap_of,
     escape,
+    image_pixels,
     new_figure,
     title,
-    to_uint8,
 )
+from cnnviz.core.output.panels import MOST_COLUMNS, grid_of_axes
 from cnnviz.filters.ablation import evaluation
 from cnnviz.filters.ablation.choices import RemovalOrder
 from cnnviz.filters.ablation.report import class_changes, flips
@@ -43,7 +44,6 @@ MOST_CLASSES = 30
 MOST_FLIPS = 50
 FLIP_COLUMNS = 10
 MOST_LAYERS = 12
-MOST_COLUMNS = 4
 NAME_LENGTH = 22
 HARM, GAIN, SAME, BEFORE = "#b2182b", "#2166ac", "#616161", "#bdbdbd"
 ORDER_COLOURS = {
@@ -207,13 +207,11 @@ def _flips(result: "AblationResult", model: "Model", data: ImageData) -> Figure:
     # Spread over the data: folders are read class by class, and the first would all be of a few.
     places = np.linspace(0, len(rows) - 1, min(len(rows), MOST_FLIPS)).round().astype(int)
     shown = [rows[place] for place in places]
-    columns = min(FLIP_COLUMNS, len(shown))
-    lines = -(-len(shown) // columns)
-    figure = new_figure(max(1.35 * columns, 3.0), 1.75 * lines + 0.5)
-    cells = figure.subplots(lines, columns, squeeze=False)
-    for axes in cells.flat:
+    figure, cells = grid_of_axes(
+        len(shown), (1.35, 1.75), columns=FLIP_COLUMNS, extra=(0.0, 0.5), narrowest=3.0
+    )
+    for axes, row in zip(cells, shown, strict=True):
         bare(axes)
-    for axes, row in zip(cells.flat, shown, strict=False):
         axes.imshow(_pixels(data, int(result.indices[row]), model.preprocess))
         label = int(result.counts.labels[row])
         was, is_now = int(before.predicted[row]), int(after.predicted[row])
@@ -233,7 +231,7 @@ def _flips(result: "AblationResult", model: "Model", data: ImageData) -> Figure:
 
 def _pixels(data: ImageData, index: int, preprocess: Preprocess) -> np.ndarray:
     image = prepare(data.open(index), preprocess, data.examples[index].path)
-    return to_uint8(image.pixels.numpy().transpose(1, 2, 0))
+    return image_pixels(image)
 
 
 def _sweep(result: "AblationResult", model: "Model", top: int) -> Figure:
@@ -277,19 +275,17 @@ def _sweep_bars(axes: Axes, shown: Sequence[FilterEffect], model: "Model") -> No
 def _cumulative(result: "AblationResult") -> Figure:
     layers = list(dict.fromkeys(curve.layer for curve in result.curves))
     columns = min(len(layers), MOST_COLUMNS)
-    lines = -(-len(layers) // columns)
-    figure = new_figure(max(3.3 * columns, 6.0), 2.9 * lines + 0.6)
-    cells = list(figure.subplots(lines, columns, squeeze=False, sharey=True).flat)
-    for axes, layer in zip(cells, layers, strict=False):
+    figure, cells = grid_of_axes(
+        len(layers), (3.3, 2.9), extra=(0.0, 0.6), narrowest=6.0, sharey=True
+    )
+    for axes, layer in zip(cells, layers, strict=True):
         own = [curve for curve in result.curves if curve.layer == layer]
         for curve in own:
             _curve(axes, curve)
         title(axes, f"{layer} ({own[0].removed[-1]} filters)")
         axes.set_ylim(0, 1)
         _dress(axes, "share of filters removed", "accuracy" if axes in cells[::columns] else "")
-    for axes in cells[len(layers) :]:
-        axes.set_visible(False)
-    handles, names = _legend(cells[: len(layers)])
+    handles, names = _legend(cells)
     _legend_below(figure, handles, names, columns=2 if columns == 1 else 3)
     return figure
 

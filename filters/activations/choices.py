@@ -3,13 +3,6 @@
 from enum import StrEnum
 
 
-class Scaling(StrEnum):
-    """What the largest weight is taken over, when kernels become grey levels."""
-
-    FILTER = "filter"
-    LAYER = "layer"
-
-
 class MapOrder(StrEnum):
     """In which order a layer's maps are shown."""
 

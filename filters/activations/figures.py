@@ -5,30 +5,18 @@ at mid-grey. A map laid over the image is put where its units look: unit (row, c
 pixels nearest to the centre of its receptive field.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-from cnnviz.core.choices import Colormap
+from cnnviz.core.choices import Scaling
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.output.drawing import (
-    add_colorbar,
-    bare,
-    cmap_of,
-    new_figure,
-    symmetric_limit,
-    title,
-    to_uint8,
-)
+from cnnviz.core.output.drawing import bare, title, to_uint8
+from cnnviz.core.output.panels import Look, draw_map, panels, photograph
 from cnnviz.core.output.sheets import Scale, draw_sheet, grid
-from cnnviz.filters.activations.choices import MapOrder, Scaling
+from cnnviz.filters.activations.choices import MapOrder
 from cnnviz.filters.activations.maps import LayerActivation, nearest_units
-
-LUMINANCE = np.array([0.299, 0.587, 0.114])
-PANEL_WIDTH = 3.4  # inches
-MOST_COLUMNS = 4
 
 
 def draw_maps(
@@ -57,34 +45,17 @@ def draw_maps(
 
 
 def draw_overlays(
-    found: LayerActivation, channels: list[int], image: WorkingImage, alpha: float
+    found: LayerActivation, channels: Sequence[int], image: WorkingImage, alpha: float
 ) -> Figure:
     """Chosen maps over the image, each with its own scale."""
     assert found.field is not None  # noqa: S101 (the caller has checked)
-    columns = min(len(channels), MOST_COLUMNS)
-    rows = -(-len(channels) // columns)
     high, wide = image.pixels.shape[1:]
-    figure = new_figure(PANEL_WIDTH * columns, rows * (PANEL_WIDTH * 0.8 * high / wide + 0.5))
-    cells = list(figure.subplots(rows, columns, squeeze=False).flat)
-    grey_HW = image.pixels.numpy().transpose(1, 2, 0) @ LUMINANCE
+    figure, cells = panels(len(channels), (high, wide))
+    beneath, look = photograph(image), Look(alpha=alpha)
     row_H, column_W = nearest_units(found.field)
-    for axes, channel in zip(cells, channels, strict=False):
+    for axes, channel in zip(cells, channels, strict=True):
         values_HW = found.maps_CHW[channel].numpy()[row_H][:, column_W]
-        axes.imshow(grey_HW, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        norm, cmap = _colours(values_HW)
-        axes.imshow(values_HW, cmap=cmap, norm=norm, alpha=alpha, interpolation="nearest")
-        add_colorbar(ScalarMappable(norm, cmap), axes, "activation")
+        draw_map(axes, values_HW, look, "activation", over=beneath, one_sided=True)
         title(axes, f"{found.layer} channel {channel}")
-    for axes in cells:
         bare(axes)
-    for axes in cells[len(channels) :]:
-        axes.set_visible(False)
     return figure
-
-
-def _colours(values_HW: NDArray[np.float32]) -> tuple[Normalize, ListedColormap]:
-    limit = symmetric_limit(values_HW)
-    diverging = cmap_of(Colormap.DIVERGING)
-    low = 0.0 if float(values_HW.min()) >= 0 else -limit
-    colours = diverging(np.linspace(0.5 if low == 0 else 0.0, 1, 256))
-    return Normalize(low, limit), ListedColormap(colours)

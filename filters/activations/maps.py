@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.errors import CnnvizError
 from cnnviz.core.graph.receptive_field import ReceptiveField, receptive_fields
 from cnnviz.core.graph.trace import Untraceable
-from cnnviz.core.models.layers import find_layer, replace_outputs
+from cnnviz.core.models.layers import find_layer, not_run, watch_outputs
 from cnnviz.core.models.load import Model
+from cnnviz.filters.channels.shapes import as_maps, map_shapes
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,14 +90,10 @@ class Observer:
             self.fields = receptive_fields(model.module, model.input_size)
         except Untraceable as error:
             self.untraceable = str(error)
-        self._channels = {
-            name: maps.shape[0]
-            for name, maps in self._maps(torch.zeros(1, 3, *model.input_size)).items()
-        }
-
-    def channels(self, layer: str) -> int:
-        """How many maps the layer has."""
-        return self._channels[layer]
+        shapes = map_shapes(model, self.layers)
+        for name in self.layers:
+            if name not in shapes:
+                raise not_run(name)
 
     def observe(self, image: WorkingImage) -> Activations:
         """The maps of one picture.
@@ -104,70 +101,24 @@ class Observer:
         Raises:
             CnnvizError: a map is not finite.
         """
-        maps = self._maps(self._model.preprocess.normalise(image.pixels)[None])
+        model = self._model
+        with torch.inference_mode(), watch_outputs(model.module, self.layers) as outputs:
+            model.logits(model.preprocess.normalise(image.pixels)[None])
         found = []
         for name in self.layers:
-            if not maps[name].isfinite().all():
+            maps_CHW = as_maps(outputs[name], name, model.name)[0].float().cpu()
+            if not maps_CHW.isfinite().all():
                 raise CnnvizError(
                     f"layer '{name}' gives values that are not finite on '{image.path}' in "
-                    f"{self._model.precision.value}; use --precision fp32, or check the weights"
+                    f"{model.precision.value}; use --precision fp32, or check the weights"
                 )
-            found.append(LayerActivation(name, maps[name], self.fields.get(name)))
+            found.append(LayerActivation(name, maps_CHW, self.fields.get(name)))
         return Activations(image, tuple(found), self.untraceable)
-
-    def _maps(self, pixels_13HW: Tensor) -> dict[str, Tensor]:
-        outputs: dict[str, Tensor] = {}
-
-        def keep(name: str, output: Tensor) -> Tensor:
-            # A copy: the next layer may work in place.
-            outputs[name] = output.detach().float().clone()
-            return output
-
-        changes = {name: lambda output, name=name: keep(name, output) for name in self.layers}
-        with replace_outputs(self._model.module, changes), torch.inference_mode():
-            self._model.logits(pixels_13HW)
-        return {name: self._as_maps(name, outputs.get(name)) for name in self.layers}
-
-    def _as_maps(self, name: str, output: Tensor | None) -> Tensor:
-        if output is None:
-            raise UsageError(f"layer '{name}' of {self._model.name} does not run; name another")
-        output = output.cpu()
-        if output.dim() == 2:  # a linear layer: maps of one unit
-            output = output[:, :, None, None]
-        if output.dim() != 4:
-            shape = "x".join(map(str, output.shape[1:]))
-            raise UsageError(
-                f"layer '{name}' of {self._model.name} puts out {shape}, not channels of maps; "
-                f"name a convolution or what follows one"
-            )
-        return output[0]
 
 
 def feature_maps(model: Model, image: WorkingImage, layers: Sequence[str]) -> Activations:
     """What some layers make of one picture; see `Observer` for what is raised."""
     return Observer(model, layers).observe(image)
-
-
-def parse_filters(text: str, channels: int, layer: str) -> list[int]:
-    """`3,17` or `0-15` or both mixed, as channel numbers in that order, each once.
-
-    Raises:
-        UsageError: it is no such list, or a number is out of range.
-    """
-    found: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise UsageError(f"'{text}' is no list of filters; --filters takes 3,17 or 0-15")
-        found += range(int(first), int(last if dash else first) + 1)
-    wrong = next((index for index in found if index >= channels), None)
-    if wrong is not None:
-        raise UsageError(
-            f"no filter {wrong} in layer '{layer}'; it has {channels}, numbered 0 to {channels - 1}"
-        )
-    if not found:
-        raise UsageError(f"'{text}' names no filter; --filters takes 3,17 or 0-15")
-    return list(dict.fromkeys(found))
 
 
 def nearest_units(field: ReceptiveField) -> tuple[Tensor, Tensor]:

@@ -14,13 +14,92 @@ from torch import Tensor, nn
 
 from cnnviz.core.errors import UsageError
 from cnnviz.core.graph.trace import Untraceable, describe, trace
-from cnnviz.core.models.layers import check_open, conv_layers, find_layer, watch_outputs
+from cnnviz.core.models.layers import (
+    check_open,
+    conv_layers,
+    find_layer,
+    named_layers,
+    not_run,
+    trial_outputs,
+    watch_outputs,
+)
+from cnnviz.filters.channels.spec import Channels, resolve
 
 if TYPE_CHECKING:
     from cnnviz.core.models.load import Model
 
 CHANNELS_SECOND = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d)
-ROWS_AND_COLUMNS = (2, 3)
+
+MapShape = tuple[int, int, int]
+"""(filters, rows, columns) of what a layer puts out for one image."""
+
+
+def as_maps(output: Tensor, layer: str, model_name: str) -> Tensor:
+    """A layer's output as maps (N, C, H, W); vectors (N, C) count as maps of a single unit.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if output.dim() == 2:
+        return output[:, :, None, None]
+    if output.dim() != 4:
+        shape = "x".join(map(str, output.shape[1:]))
+        raise UsageError(
+            f"layer '{layer}' of {model_name} puts out {shape}, not channels of maps; "
+            f"name a convolution or what follows one"
+        )
+    return output
+
+
+def map_shapes(model: "Model", layers: Sequence[str]) -> dict[str, MapShape]:
+    """What each of these layers puts out; without those that do not run in a forward pass.
+
+    Raises:
+        UsageError: a layer puts out something else than maps or a vector.
+    """
+    shapes = {}
+    for name, output in trial_outputs(model, layers).items():
+        _, channels, rows, columns = as_maps(output, name, model.name).shape
+        shapes[name] = (channels, rows, columns)
+    return {name: shapes[name] for name in layers if name in shapes}
+
+
+def choose_filters(
+    model: "Model", texts: Sequence[str], layers: Sequence[str] = (), seed: int = 0
+) -> tuple[Channels, dict[str, MapShape]]:
+    """The filters that specifications name, and what their layers put out.
+
+    Args:
+        model: the network.
+        texts: `all`, `3,7-12` (in each layer), `random:10` (from all layers together), or a
+            specification with a layer of its own (`channels.spec`).
+        layers: names, or patterns with `*`; all convolutions that run if empty.
+        seed: of the random draw.
+
+    Raises:
+        UsageError: a layer or filter does not exist or does not run.
+    """
+    check_open(model.module, model.name)
+    convolutions = [] if layers else conv_layers(model.module)
+    shapes = map_shapes(model, convolutions)
+    layers = layers or list(shapes)
+    if not layers and not any(":" in text for text in texts):
+        raise UsageError(
+            f"{model.name} has no convolution that can be watched; name a layer with --layer"
+        )
+
+    def count_channels(names: Sequence[str]) -> dict[str, int]:
+        for name in names:
+            find_layer(model.module, name, model.name)
+        shapes.update(map_shapes(model, [name for name in names if name not in shapes]))
+        for name in names:
+            if name not in shapes:
+                raise not_run(name)
+        return {name: shapes[name][0] for name in names}
+
+    every = list(named_layers(model.module))
+    chosen = resolve(texts, every, list(shapes), count_channels, seed, layers)
+    return chosen, {name: shapes[name] for name in chosen}
 
 
 class LayerChannels:
@@ -57,16 +136,14 @@ class LayerChannels:
         new = [name for name in names if name not in self._shapes]
         if not new:
             return
-        blank = torch.zeros(1, 3, *self._model.input_size)
-        with torch.inference_mode(), watch_outputs(self._model.module, new) as outputs:
-            self._model.logits(blank)
+        outputs = trial_outputs(self._model, new)
         for name in new:
             self._shapes[name] = tuple(outputs[name].shape) if name in outputs else None
 
     def _count(self, name: str) -> int:
         shape = self._shapes[name]
         if shape is None:
-            raise UsageError(f"layer '{name}' does not run in a forward pass; name another one")
+            raise not_run(name)
         if len(shape) != 4:
             raise UsageError(
                 f"layer '{name}' puts out {shape}, no maps (images, channels, rows, columns); "

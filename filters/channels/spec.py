@@ -1,4 +1,4 @@
-"""Which filters to switch off, in words: `layer1.0.conv1:3,7-12`.
+"""Which filters are meant, in words: `layer1.0.conv1:3,7-12`.
 
 A specification names one or more layers and channels of their output:
 
@@ -8,6 +8,7 @@ A specification names one or more layers and channels of their output:
     LAYER:random:10       ten, drawn with the run's seed
     random:10             ten, drawn from all convolutions together
 
+Where a command has layers of its own (`--layer`), `all`, `3,7-12` and `random:10` are of them.
 LAYER may be several names joined by `+`, and may hold `*`; `random` then draws from all of them
 together. Channels count from 0. Parsing knows nothing about networks; `resolve` checks the outcome
 against the layers that are really there.
@@ -56,18 +57,28 @@ class Selection:
     count: int = 0
 
 
-def parse(text: str) -> Selection:
+def parse(text: str, layers: Sequence[str] = ()) -> Selection:
     """Takes one specification apart.
+
+    Args:
+        text: as the user wrote it.
+        layers: those that are meant where it names none.
 
     Raises:
         UsageError: it has none of the forms above.
     """
     names, colon, rest = text.strip().partition(":")
-    if names == Pick.RANDOM and rest.isdecimal():
-        return Selection(text, (), Pick.RANDOM, count=_count(rest, text))
-    layers = tuple(name.strip() for name in names.split("+"))
-    if not colon or not rest or not all(layers):
+    if names == Pick.RANDOM and (layers or rest.isdecimal()):
+        return Selection(text, tuple(layers), Pick.RANDOM, count=_count(rest, text))
+    if layers and not colon:
+        return _selection(text, tuple(layers), names)
+    own = tuple(name.strip() for name in names.split("+"))
+    if not colon or not rest or not all(own):
         raise UsageError(f"'{text}' names no filters; write {FORMS}")
+    return _selection(text, own, rest)
+
+
+def _selection(text: str, layers: tuple[str, ...], rest: str) -> Selection:
     word, _, numbers = rest.partition(":")
     if rest == Pick.ALL:
         return Selection(text, layers, Pick.ALL)
@@ -88,13 +99,14 @@ def _numbers(text: str, whole: str) -> tuple[int, ...]:
     chosen: set[int] = set()
     for part in text.split(","):
         first, dash, last = (piece.strip() for piece in part.partition("-"))
+        quoted = f"'{part}'" if part == whole else f"'{part}' in '{whole}'"
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise UsageError(f"'{part}' in '{whole}' is no channel or range; write {FORMS}")
+            raise UsageError(f"{quoted} is no channel or range; write {FORMS}")
         low, high = int(first), int(last or first)
         if high < low:
-            raise UsageError(f"the range '{part}' in '{whole}' runs backwards; write {high}-{low}")
+            raise UsageError(f"the range {quoted} runs backwards; write {high}-{low}")
         if high - low > 1_000_000:
-            raise UsageError(f"the range '{part}' in '{whole}' is longer than any layer")
+            raise UsageError(f"the range {quoted} is longer than any layer")
         chosen.update(range(low, high + 1))
     return tuple(sorted(chosen))
 
@@ -126,6 +138,7 @@ def resolve(
     convolutions: Sequence[str],
     count_channels: Callable[[Sequence[str]], Mapping[str, int]],
     seed: int,
+    own_layers: Sequence[str] = (),
 ) -> Channels:
     """The channels that several specifications name together.
 
@@ -135,13 +148,15 @@ def resolve(
         convolutions: the convolutions that run, for `random:N` without a layer.
         count_channels: gives each named layer's number of output channels, or raises.
         seed: of the random draws; one stream for all of them, in order.
+        own_layers: names or patterns, meant by specifications that name no layer.
 
     Raises:
         UsageError: a specification cannot be read, or names what is not there.
     """
     generator = np.random.default_rng(seed)
     chosen: dict[str, set[int]] = {}
-    for selection in map(parse, texts):
+    for text in texts:
+        selection = parse(text, own_layers)
         names = expand(selection, layers, convolutions)
         counts = count_channels(names)
         for layer, channels in _picked(selection, names, counts, generator).items():
@@ -171,7 +186,7 @@ def _picked(
         if selection.pick is not Pick.THESE:
             named = set(range(count)) - named
         if not named:
-            raise UsageError(f"'{selection.text}' leaves no channel of '{name}' to switch off")
+            raise UsageError(f"'{selection.text}' leaves no channel of '{name}'")
         picked[name] = sorted(named)
     return picked
 

@@ -11,13 +11,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 
+from cnnviz.core.choices import Scaling
 from cnnviz.core.output.drawing import FONT_SIZE, new_figure, title, to_uint8
+from cnnviz.core.output.panels import grid_of_axes
 from cnnviz.core.output.sheets import Scale, Sheet, draw_on, draw_sheet, grid, matrix
-from cnnviz.filters.activations.choices import Scaling
 from cnnviz.filters.kernels.gabor import GABOR_LIKE, GaborFit
 from cnnviz.filters.kernels.weights import GaborStats, KernelStats
 
-MOST_COLUMNS = 3
 FITTED, CHANCE = "#0072B2", "#999999"
 
 
@@ -33,13 +33,8 @@ def draw_kernels(report: KernelStats, model_name: str, normalize: Scaling) -> Fi
 
 def draw_comparison(reports: Sequence[tuple[str, KernelStats]], normalize: Scaling) -> Figure:
     """One layer of each of several models, side by side."""
-    columns = min(len(reports), MOST_COLUMNS)
-    rows = -(-len(reports) // columns)
-    figure = new_figure(5.0 * columns, 4.9 * rows)
-    cells = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in cells[len(reports) :]:
-        axes.set_visible(False)
-    for axes, (name, report) in zip(cells, reports, strict=False):
+    figure, cells = grid_of_axes(len(reports), (5.0, 4.9), columns=3)
+    for axes, (name, report) in zip(cells, reports, strict=True):
         sheet, scale = _sheet(report, normalize)
         count, channels, height, wide = report.kernels.shape
         heading = f"{name}\n{report.layer}: {count} filters, {channels}x{height}x{wide}"
@@ -123,6 +118,5 @@ def _explained(figure: Figure, gabor: GaborStats) -> None:
     axes.set_ylabel("R² of the Gabor fit", fontsize=FONT_SIZE)
     axes.tick_params(labelsize=FONT_SIZE - 2)
     axes.legend(loc="lower left", fontsize=FONT_SIZE - 1)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
     title(axes, "variance explained, beside what chance gives")

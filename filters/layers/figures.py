@@ -81,8 +81,7 @@ def _shares(axes: Axes, spreads: Mapping[str, Spread], names: Sequence[str]) -> 
     axes.legend(
         loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=3.2, fontsize=FONT_SIZE - 2
     )
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
     title(axes, "sparsity")
 
 

@@ -18,7 +18,7 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.output.drawing import escape, to_uint8
+from cnnviz.core.output.drawing import escape, image_pixels
 from cnnviz.filters.patches.choices import Crop, Ranking
 from cnnviz.filters.patches.images import PatchImages
 from cnnviz.filters.patches.max_patches import FilterPatches, MaxPatches, Patch
@@ -95,10 +95,6 @@ def _longer(patch: Patch) -> int:
     return max(y1 - y0, x1 - x0)
 
 
-def _pixels(image: WorkingImage) -> "NDArray[np.uint8]":
-    return to_uint8(image.pixels.numpy().transpose(1, 2, 0))
-
-
 def _resized(pixels: "NDArray[np.uint8]", scale: float, blocky: bool) -> "NDArray[np.uint8]":
     height, width = (max(1, round(length * scale)) for length in pixels.shape[:2])
     how = Image.Resampling.NEAREST if blocky else Image.Resampling.BICUBIC
@@ -113,14 +109,14 @@ def _patch_painter(frame: int | None) -> Paint:
         if y0 == y1 or x0 == x1:
             return np.full((1, 1, 3), GREY, np.uint8)
         side = frame or _longer(patch)
-        return _resized(_pixels(image)[y0:y1, x0:x1], PATCH_SIDE / side, side <= BLOCKY)
+        return _resized(image_pixels(image)[y0:y1, x0:x1], PATCH_SIDE / side, side <= BLOCKY)
 
     return paint
 
 
 def _paint_image(patch: Patch, image: WorkingImage) -> "NDArray[np.uint8]":
     """The whole image with the patch's outline, white between thin black lines."""
-    pixels = _pixels(image)
+    pixels = image_pixels(image)
     scale = IMAGE_SIDE / max(pixels.shape[:2])
     shown = _resized(pixels, scale, blocky=scale >= 3).copy()
     bottom, right = shown.shape[0] - 1, shown.shape[1] - 1

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from cnnviz.core.errors import UsageError
 from cnnviz.core.graph.fold import fold
 from cnnviz.core.graph.trace import Graph, Untraceable, describe, trace
+from cnnviz.core.models.layers import not_run
 from cnnviz.occlusion.engines.winograd import speed_up
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of the largest logit
@@ -122,7 +123,7 @@ def channel_sums(value: Tensor, axes: tuple[int, int] | None) -> Tensor:
 def _with_sums(graph: Graph, layer: str) -> fx.GraphModule:
     """The same graph, putting out (logits, channel sums of the layer)."""
     if layer not in graph.layers:
-        raise UsageError(f"layer '{layer}' takes no part in the forward pass; name another one")
+        raise not_run(layer)
     place = graph.places[graph.layers[layer]]
     if place.shape is None:
         raise UsageError(f"layer '{layer}' puts out no tensor; name a layer inside it")
@@ -156,7 +157,5 @@ class _Watched(nn.Module):
         self._sums = torch.empty(0)
         logits = self.module(images)
         if not self._sums.numel():
-            raise UsageError(
-                f"layer '{self._layer}' takes no part in the forward pass; name another one"
-            )
+            raise not_run(self._layer)
         return logits, self._sums

@@ -214,7 +214,8 @@ def test_activations_refuses_what_it_cannot_do(
     photo: str, options: list[str], net: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = ["activations", photo, *options]
-    assert "no filter 9 in layer '0'; it has 8" in fails([*line, "--filters", "9"], 2, capsys)
+    told = fails([*line, "--filters", "9"], 2, capsys)
+    assert "no channel 9 in '9'; layer '0' has 8 channels, 0 to 7" in told
     assert "nearest are" in fails([*line, "--layer", "33"], 2, capsys)
     assert "--top 0" in fails([*line, "--top", "0"], 2, capsys)
     moody = ["activations", photo, "--model", f"{net}:moody", "--size", "16", "--filters", "1"]

@@ -1,12 +1,9 @@
 import numpy as np
 import pytest
 
-from cnnviz.core.choices import Colormap
 from cnnviz.core.output.drawing import (
-    colour,
     escape,
     new_figure,
-    overlay,
     tile_columns,
     tiles,
     title,
@@ -32,21 +29,6 @@ def test_tiles_puts_each_picture_at_its_place(count, shape):
 def test_tile_columns_never_exceeds_the_count():
     assert tile_columns(1, 5, 5) == 1
     assert tile_columns(64, 11, 11) in range(8, 12)
-
-
-def test_zero_is_white_in_diverging_colours_and_the_ends_are_blue_and_red():
-    rgb = colour(np.array([-1.0, 0.0, 1.0]), Colormap.DIVERGING, -1, 1)
-    assert rgb[1].min() > 240
-    assert rgb[0][2] > rgb[0][0]
-    assert rgb[2][0] > rgb[2][2]
-
-
-def test_overlay_runs_from_image_to_colours():
-    image = np.full((2, 2, 3), 10, np.uint8)
-    colours = np.full((2, 2, 3), 200, np.uint8)
-    assert (overlay(image, colours, 0) == 10).all()
-    assert (overlay(image, colours, 1) == 200).all()
-    assert (overlay(image, colours, 0.5) == 105).all()
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_an_untraceable_network_asks_for_a_layer():
 
 
 def test_a_layer_that_does_not_run_gives_no_features(model):
-    with pytest.raises(CnnvizError, match="layer 'spare' gives no features: it does not run"):
+    with pytest.raises(UsageError, match="layer 'spare' does not run in a forward pass"):
         FeatureExtractor(model, "spare")(images())
 
 

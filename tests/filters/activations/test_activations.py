@@ -5,16 +5,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cnnviz.core.choices import Precision
+from cnnviz.core.choices import Precision, Scaling
 from cnnviz.core.data.images import Preprocess, WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph.receptive_field import receptive_fields
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.sheets import grid, matrix
-from cnnviz.filters.activations.choices import MapOrder, Scaling
+from cnnviz.filters.activations.choices import MapOrder
 from cnnviz.filters.activations.figures import draw_maps, draw_overlays
-from cnnviz.filters.activations.maps import Observer, nearest_units, parse_filters
+from cnnviz.filters.activations.maps import Observer, nearest_units
 from cnnviz.filters.activations.report import report
+from cnnviz.filters.channels.shapes import choose_filters
 from cnnviz.filters.kernels.figures import draw_kernels
 from cnnviz.filters.kernels.weights import examine
 
@@ -122,13 +123,73 @@ def test_bad_layers_and_values_are_refused() -> None:
         observer.observe(picture())
 
 
-def test_filters_are_read_from_lists_and_ranges() -> None:
-    assert parse_filters("3,0-2,3", 6, "2") == [3, 0, 1, 2]
-    with pytest.raises(UsageError, match="no filter 6 in layer '2'; it has 6, numbered 0 to 5"):
-        parse_filters("5-6", 6, "2")
-    for text in ("a", "", "1,,2", "-3", "5-2"):
-        with pytest.raises(UsageError, match="--filters takes 3,17 or 0-15"):
-            parse_filters(text, 6, "2")
+@pytest.mark.parametrize(
+    ("texts", "layers", "expected"),
+    [
+        (["3,0-2,3"], ["2"], {"2": (0, 1, 2, 3)}),
+        (["all"], ["0", "2"], {"0": (0, 1, 2, 3, 4, 5), "2": (0, 1, 2, 3, 4)}),
+        (["1", "4"], ["1"], {"1": (1, 4)}),
+        (["6:3", "0"], ["2"], {"2": (0,), "6": (3,)}),
+        (["1:all-but:1-5"], ["2"], {"1": (0,)}),
+    ],
+)
+def test_filters_are_chosen_in_the_layers_given_or_in_their_own(
+    texts: list[str], layers: list[str], expected: dict[str, tuple[int, ...]]
+) -> None:
+    chosen, shapes = choose_filters(model_of(network()), texts, layers)
+    assert dict(chosen) == expected
+    assert {name: shape[0] for name, shape in shapes.items()} == {
+        name: {"0": 6, "1": 6, "2": 5, "6": 4}[name] for name in expected
+    }
+
+
+def test_random_filters_are_drawn_from_the_layers_together() -> None:
+    model = model_of(network())
+    chosen, _ = choose_filters(model, ["random:11"], ["0", "2"])
+    assert dict(chosen) == {"0": (0, 1, 2, 3, 4, 5), "2": (0, 1, 2, 3, 4)}
+    first, again, other = (
+        choose_filters(model, ["random:3"], ["0", "2"], seed)[0] for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("5-3", "the range '5-3' runs backwards; write 3-5"),
+        ("1,5-3", "the range '5-3' in '1,5-3' runs backwards"),
+        ("5-6", "no channel 6 in '5-6'; layer '0' has 6 channels, 0 to 5"),
+        ("a", "^'a' is no channel or range"),
+        ("", "^'' is no channel or range"),
+        ("random:0", "'0' in 'random:0' is no number of filters"),
+        ("random:99", "'random:99' asks for 99 filters; there are 11"),
+    ],
+)
+def test_filters_are_refused_in_the_words_that_were_typed(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        choose_filters(model_of(network()), [text], ["0", "2"])
+    assert "0+2" not in str(caught.value)
+
+
+class Idle(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.idle = network(), nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.used(x)  # type: ignore[no-any-return]
+
+
+def test_layers_that_do_not_run_are_refused() -> None:
+    model = model_of(Idle().eval())
+    with pytest.raises(
+        UsageError, match="layer 'idle' does not run in a forward pass; name another"
+    ):
+        Observer(model, ["idle"])
+    with pytest.raises(
+        UsageError, match="layer 'idle' does not run in a forward pass; name another"
+    ):
+        choose_filters(model, ["idle:0"])
 
 
 def test_every_tile_of_a_sheet_is_where_its_number_says() -> None:

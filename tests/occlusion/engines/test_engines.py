@@ -197,7 +197,7 @@ def test_a_layer_that_never_runs_is_refused(plain: Plain) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.net(x)
 
-    with pytest.raises(UsageError, match="layer 'idle' takes no part in the forward pass"):
+    with pytest.raises(UsageError, match="layer 'idle' does not run in a forward pass"):
         prepare(Idle().eval(), SIZE, device=CPU, layer="idle")
 
 

@@ -1,0 +1,178 @@
+"""Panels: maps over the picture that they are about, one beside the other in one figure.
+
+All analyses that say something about places of an image draw it here, so that the same image looks
+the same under every map: in the file's own pixels, grey under a map, so that every colour seen is
+the map's. Shapes: H W rows and columns of the working image, h w of the picture shown beneath.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from cnnviz.core.choices import LUMINANCE, Colormap
+from cnnviz.core.data.images import WorkingImage, file_crop
+from cnnviz.core.output.drawing import (
+    add_colorbar,
+    cmap_of,
+    image_pixels,
+    new_figure,
+    symmetric_limit,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.colors import Colormap as Colours
+
+PANEL_WIDTH = 3.6  # inches
+MOST_COLUMNS = 4
+SMALL = 96  # pixels a side, below which the image under a map is drawn smoothed
+# Arrows of a colour bar, by whether values lie below and above it; matplotlib's words for them.
+CUT_OFF = {
+    (False, False): "neither",
+    (True, False): "min",
+    (False, True): "max",
+    (True, True): "both",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """How maps are drawn.
+
+    Attributes:
+        colormap: diverging (zero is white) or one that runs from smallest to largest.
+        alpha: weight of the map over the image, 0…1.
+        backdrop: what maps are laid over, uint8 (h, w, 3): the working image's crop in the file's
+            own pixels; None where the drawing shall find it.
+    """
+
+    colormap: Colormap = Colormap.DIVERGING
+    alpha: float = 0.5
+    backdrop: NDArray[np.uint8] | None = None
+
+
+def photograph(image: WorkingImage) -> NDArray[np.uint8]:
+    """What lies beneath maps of that image, uint8 (h, w, 3): its crop in the file's own pixels.
+
+    Raises:
+        CnnvizError: the file can no longer be read.
+    """
+    crop = file_crop(image)
+    return image_pixels(image) if crop is None else crop
+
+
+def grid_of_axes(
+    count: int,
+    cell: tuple[float, float],
+    *,
+    columns: int = MOST_COLUMNS,
+    extra: tuple[float, float] = (0.0, 0.0),
+    narrowest: float = 0.0,
+    sharey: bool = False,
+) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` axes in reading order; the last row may be short.
+
+    Args:
+        count: axes wanted, at least one.
+        cell: width and height of each, in inches.
+        columns: axes in a row, at most.
+        extra: width and height of the figure beyond its cells, in inches.
+        narrowest: width of the figure, at least.
+        sharey: one vertical scale for all.
+    """
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    width, height = cell[0] * columns + extra[0], cell[1] * rows + extra[1]
+    figure = new_figure(max(width, narrowest), height)
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
+    for spare in axes[count:]:
+        spare.set_visible(False)
+    return figure, axes[:count]
+
+
+def panels(
+    count: int, size: tuple[int, int], *, columns: int = MOST_COLUMNS, legend: float = 0.0
+) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels for pictures of H×W, each with room for two lines and a bar.
+
+    Args:
+        count: panels wanted, at least one.
+        size: H and W.
+        columns: panels in a row, at most.
+        legend: inches for a legend to the right of them all.
+    """
+    height = PANEL_WIDTH * 0.78 * size[0] / size[1] + 0.55
+    return grid_of_axes(count, (PANEL_WIDTH, height), columns=columns, extra=(legend, 0.0))
+
+
+def draw_picture(
+    axes: Axes, pixels: NDArray[np.uint8], size: tuple[int, int], *, grey: bool = True
+) -> None:
+    """A picture (h, w, 3) over the H×W units of the axes, smoothed where its pixels are large."""
+    smooth = "bicubic" if min(pixels.shape[:2]) < SMALL else "antialiased"
+    shown = pixels @ np.array(LUMINANCE) / 255 if grey else pixels
+    extent = _extent(size)
+    axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation=smooth, extent=extent)
+
+
+def draw_map(
+    axes: Axes,
+    values_HW: NDArray[np.floating],
+    look: Look,
+    label: str,
+    *,
+    over: NDArray[np.uint8] | None = None,
+    one_sided: bool = False,
+    limit: float | None = None,
+) -> None:
+    """A map with its colour bar, alone or over a picture.
+
+    Args:
+        axes: of one panel.
+        values_HW: one value per pixel of the working image.
+        look: colours, and the map's weight over the picture.
+        label: what the colours measure.
+        over: the picture, uint8 (h, w, 3).
+        one_sided: diverging colours start at zero where no value is negative.
+        limit: magnitude at which the colours end, with an arrow on the bar if values go beyond.
+    """
+    if over is not None:
+        draw_picture(axes, over, (values_HW.shape[0], values_HW.shape[1]))
+    norm, colours = _scale(values_HW, look.colormap, one_sided, limit)
+    axes.imshow(
+        values_HW,
+        cmap=colours,
+        norm=norm,
+        alpha=1.0 if over is None else look.alpha,
+        interpolation="nearest",
+        extent=_extent((values_HW.shape[0], values_HW.shape[1])),
+    )
+    add_colorbar(ScalarMappable(norm, colours), axes, label)
+
+
+def _extent(size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The picture's corner is at (0, 0), whatever its own resolution."""
+    return 0.0, float(size[1]), float(size[0]), 0.0
+
+
+def _scale(
+    values_HW: NDArray[np.floating], colormap: Colormap, one_sided: bool, limit: float | None
+) -> "tuple[Normalize, Colours]":
+    low, high = float(values_HW.min()), float(values_HW.max())
+    limit = symmetric_limit(values_HW) if limit is None else max(limit, 1e-12)
+    colours = cmap_of(colormap).copy()
+    if colormap is not Colormap.DIVERGING:
+        bottom, top = max(low, -limit), min(high, limit)
+    elif one_sided and low >= 0:
+        bottom, top = 0.0, limit
+        colours = ListedColormap(colours(np.linspace(0.5, 1, 256)))
+    else:
+        bottom, top = -limit, limit
+    arrows = CUT_OFF[low < bottom, high > top]
+    colours.colorbar_extend = arrows  # type: ignore[assignment]  # the stubs say bool
+    return Normalize(bottom, max(top, bottom + 1e-12)), colours
