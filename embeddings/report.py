@@ -3,30 +3,26 @@
 from collections import Counter
 from typing import Any
 
+from cnnviz.core.output.numbers import fewer_digits
 from cnnviz.embeddings.layout.tsne import Map
 from cnnviz.embeddings.quality import UNKNOWN, LabelQuality, MapQuality
 from cnnviz.embeddings.result import EmbeddingResult
 from cnnviz.embeddings.tables import nearest_shared
 
 
-def _digits(value: float | None) -> float | None:
-    """Six significant digits; None stays None."""
-    return None if value is None else float(f"{value:.6g}")
-
-
 def _label_entry(quality: LabelQuality) -> dict[str, Any]:
     return {
-        "knn_accuracy": _digits(quality.knn_accuracy),
-        "silhouette": _digits(quality.silhouette),
+        "knn_accuracy": fewer_digits(quality.knn_accuracy),
+        "silhouette": fewer_digits(quality.silhouette),
     }
 
 
 def _quality_entry(quality: MapQuality) -> dict[str, Any]:
     return {
-        "preservation_10": _digits(quality.preservation_10),
-        "preservation_50": _digits(quality.preservation_50),
-        "trustworthiness": _digits(quality.trustworthiness),
-        "spearman": _digits(quality.spearman),
+        "preservation_10": fewer_digits(quality.preservation_10),
+        "preservation_50": fewer_digits(quality.preservation_50),
+        "trustworthiness": fewer_digits(quality.trustworthiness),
+        "spearman": fewer_digits(quality.spearman),
         **_label_entry(quality.labels),
     }
 
@@ -48,7 +44,7 @@ def report(result: EmbeddingResult, folders: tuple[str, ...]) -> dict[str, Any]:
             "method": "pca" if found.perplexity is None else "tsne",
             "perplexity": found.perplexity,
             "backend": None if found.backend is None else found.backend.value,
-            "kl_divergence": _digits(found.divergence),
+            "kl_divergence": fewer_digits(found.divergence),
             "folder": folder,
             "quality": _quality_entry(quality),
         }
@@ -65,7 +61,7 @@ def report(result: EmbeddingResult, folders: tuple[str, ...]) -> dict[str, Any]:
         "dimensions": int(result.features.values_ND.shape[1]),
         "features_reused": result.features.reused,
         "components": len(result.components.explained),
-        "explained_variance": _digits(float(result.components.explained.sum())),
+        "explained_variance": fewer_digits(float(result.components.explained.sum())),
         "wrongly_predicted": None if correct is None else int((~correct).sum()),
         "labels_not_matched": result.mismatch,
         "features": _label_entry(result.feature_quality),

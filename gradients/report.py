@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from cnnviz.core.output.numbers import digits
 from cnnviz.gradients.comparison import Comparison
 from cnnviz.gradients.experiment import ClassMap, SaliencyResult
 
@@ -18,7 +19,7 @@ def report(result: SaliencyResult, comparisons: tuple[Comparison, ...] = ()) -> 
         agreement = compared.rank_correlation
         entry["comparison"] = {
             "with": compared.other,
-            "rank_correlation": None if agreement is None else _digits(agreement),
+            "rank_correlation": None if agreement is None else digits(agreement),
             "seconds": round(compared.seconds, 4),
             "other_seconds": round(compared.other_seconds, 4),
         }
@@ -32,21 +33,16 @@ def report(result: SaliencyResult, comparisons: tuple[Comparison, ...] = ()) -> 
     }
 
 
-def _digits(value: float) -> float:
-    """Seven significant digits: all that float32 carries."""
-    return float(f"{value:.7g}")
-
-
 def _class(result: SaliencyResult, index: int, probability: float) -> dict[str, Any]:
     name = result.labels[index]
-    return {"class": name, "index": index, "probability": _digits(probability)}
+    return {"class": name, "index": index, "probability": digits(probability)}
 
 
 def _map(result: SaliencyResult, found: ClassMap) -> dict[str, Any]:
     row, column = divmod(int(found.map_HW.argmax()), found.map_HW.shape[1])
     return _class(result, found.target, found.probability) | {
-        "lowest": _digits(float(found.map_HW.min())),
-        "highest": _digits(float(found.map_HW.max())),
+        "lowest": digits(float(found.map_HW.min())),
+        "highest": digits(float(found.map_HW.max())),
         "peak": [row, column],
         "peak_original": list(result.image.to_original((row, column, row + 1, column + 1))),
     }

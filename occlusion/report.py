@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from cnnviz.core.output.numbers import digits
 from cnnviz.occlusion.choices import Score
 from cnnviz.occlusion.expectation import Verdict
 from cnnviz.occlusion.experiment import OcclusionResult
@@ -11,14 +12,9 @@ from cnnviz.occlusion.panels import Panel
 TOP = 5
 
 
-def _digits(value: float) -> float:
-    """Seven significant digits: all that float32 scores carry."""
-    return float(f"{value:.7g}")
-
-
 def _class(result: OcclusionResult, index: int, probability: float | None = None) -> dict[str, Any]:
     named: dict[str, Any] = {"class": result.measured.labels[index], "index": index}
-    return named if probability is None else named | {"probability": _digits(probability)}
+    return named if probability is None else named | {"probability": digits(probability)}
 
 
 def _panel(result: OcclusionResult, panel: Panel, verdict: Verdict | None) -> dict[str, Any]:
@@ -27,19 +23,19 @@ def _panel(result: OcclusionResult, panel: Panel, verdict: Verdict | None) -> di
         "mask": list(panel.grid.mask),
         "stride": panel.grid.stride,
         "positions": positions,
-        "max_drop": _digits(panel.max_drop),
+        "max_drop": digits(panel.max_drop),
         "max_drop_box": list(panel.max_drop_box),
-        "mean_drop": _digits(panel.mean_drop),
-        "reliance": _digits(panel.reliance),
+        "mean_drop": digits(panel.mean_drop),
+        "reliance": digits(panel.reliance),
         "flips": {
-            "share": _digits(panel.flips),
+            "share": digits(panel.flips),
             "to": [_class(result, index) | {"positions": n} for index, n in panel.flips_to],
         },
     }
     if verdict is not None:
         entry["pointing_game_hit"] = verdict.hit
-        entry["inside"] = None if verdict.inside is None else _digits(verdict.inside)
-        entry["object_share"] = _digits(verdict.object_share)
+        entry["inside"] = None if verdict.inside is None else digits(verdict.inside)
+        entry["object_share"] = digits(verdict.object_share)
     return entry
 
 
@@ -71,14 +67,14 @@ def report(result: OcclusionResult, verdicts: tuple[Verdict, ...] = ()) -> dict[
         entry["correct"] = top[0]["index"] == result.label
     if result.verified:
         difference = result.largest_difference
-        entry["verified_largest_difference"] = None if difference is None else _digits(difference)
+        entry["verified_largest_difference"] = None if difference is None else digits(difference)
     if measured.activation:
         activation = measured.activation
         entry["activation"] = {
             "layer": activation.layer,
             "channel": activation.channel,
-            "sum": _digits(activation.base),
-            "sum_min": _digits(float(activation.sums_P.min())),
-            "sum_max": _digits(float(activation.sums_P.max())),
+            "sum": digits(activation.base),
+            "sum_min": digits(float(activation.sums_P.min())),
+            "sum_max": digits(float(activation.sums_P.max())),
         }
     return entry

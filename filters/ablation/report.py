@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cnnviz.core.output.numbers import digits
 from cnnviz.filters.ablation import evaluation
 from cnnviz.filters.ablation.choices import RemovalOrder
 from cnnviz.filters.ablation.sweep import Curve, FilterEffect, ranked
@@ -26,11 +27,6 @@ SWEEP_HEADER = (
 )  # fmt: skip
 CURVES = "cumulative.csv"
 CURVES_HEADER = ("layer", "order", "removed", "share", "accuracy", "lowest", "highest")
-
-
-def _digits(value: float) -> float:
-    """Seven significant digits: all that float32 scores carry."""
-    return float(f"{value:.7g}")
 
 
 def report(result: "AblationResult", model: "Model", data: "ImageData", top: int) -> dict[str, Any]:
@@ -102,8 +98,8 @@ def _accuracy(result: "AblationResult", classes: int) -> dict[str, Any]:
     return {
         "before": before,
         "after": entries[1],
-        "change": _digits(entries[1]["top1"] - before["top1"]),
-        "mcnemar": {"lost": pair.lost, "gained": pair.gained, "p_value": _digits(pair.p_value)},
+        "change": digits(entries[1]["top1"] - before["top1"]),
+        "mcnemar": {"lost": pair.lost, "gained": pair.gained, "p_value": digits(pair.p_value)},
     }
 
 
@@ -111,13 +107,13 @@ def _one_accuracy(answers: evaluation.Predictions, labels: Any, classes: int) ->
     found = evaluation.accuracy(answers, labels, classes)
     own = evaluation.per_class(answers, answers, labels, range(classes))
     return {
-        "top1": _digits(found.top1),
-        "top5": None if found.top5 is None else _digits(found.top5),
+        "top1": digits(found.top1),
+        "top5": None if found.top5 is None else digits(found.top5),
         "correct": found.correct,
         "count": found.count,
-        "interval": [_digits(end) for end in found.interval],
-        "mean_over_classes": _digits(evaluation.mean_class_accuracy(own)[0]),
-        "label_probability": _digits(float(answers.true_probability.mean())),
+        "interval": [digits(end) for end in found.interval],
+        "mean_over_classes": digits(evaluation.mean_class_accuracy(own)[0]),
+        "label_probability": digits(float(answers.true_probability.mean())),
     }
 
 
@@ -138,8 +134,8 @@ def _classes(result: "AblationResult", model: "Model") -> list[dict[str, Any]]:
             "count": change.count,
             "before": change.before,
             "after": change.after,
-            "change": _digits(change.change),
-            "probability_change": _digits(change.probability_change),
+            "change": digits(change.change),
+            "probability_change": digits(change.probability_change),
         }
         for change in class_changes(result, model.classes)
     ]
@@ -203,7 +199,7 @@ def flip_rows(
             model.labels[before.predicted[row]],
             model.labels[after.predicted[row]],
             *(
-                _digits(float(values[row]))
+                digits(float(values[row]))
                 for values in (
                     before.probability,
                     after.probability,
@@ -242,14 +238,14 @@ def _sweep(result: "AblationResult", model: "Model", top: int) -> dict[str, Any]
                 "layer": effect.layer,
                 "filter": effect.filter,
                 "correct": effect.correct,
-                "change": _digits(effect.change),
+                "change": digits(effect.change),
                 "lost": effect.lost,
                 "gained": effect.gained,
-                "p_value": _digits(effect.p_value),
-                "probability_change": _digits(effect.probability_change),
+                "p_value": digits(effect.p_value),
+                "probability_change": digits(effect.probability_change),
                 "hurts": _hurt(effect, model),
-                "hurts_change": _digits(effect.hurts_change),
-                "hurts_probability_change": _digits(effect.hurts_probability),
+                "hurts_change": digits(effect.hurts_change),
+                "hurts_probability_change": digits(effect.hurts_probability),
             }
             for effect in ranked(result.sweep)[:top]
         ],
@@ -264,15 +260,15 @@ def sweep_rows(result: "AblationResult", model: "Model") -> Iterator[tuple[objec
             effect.layer,
             effect.filter,
             effect.correct,
-            _digits(effect.correct / images),
-            _digits(effect.change),
+            digits(effect.correct / images),
+            digits(effect.change),
             effect.lost,
             effect.gained,
-            _digits(effect.p_value),
-            _digits(effect.probability_change),
+            digits(effect.p_value),
+            digits(effect.probability_change),
             _hurt(effect, model) or "",
-            _digits(effect.hurts_change),
-            _digits(effect.hurts_probability),
+            digits(effect.hurts_change),
+            digits(effect.hurts_probability),
         )
 
 
@@ -288,7 +284,7 @@ def _curve(curve: Curve) -> dict[str, Any]:
 
 
 def _rounded(values: Sequence[float]) -> list[float]:
-    return [_digits(value) for value in values]
+    return [digits(value) for value in values]
 
 
 def curve_rows(result: "AblationResult") -> Iterator[tuple[object, ...]]:
@@ -297,4 +293,4 @@ def curve_rows(result: "AblationResult") -> Iterator[tuple[object, ...]]:
         levels = zip(curve.removed, curve.accuracy, curve.low, curve.high, strict=True)
         for removed, *accuracies in levels:
             share = removed / curve.removed[-1]
-            yield curve.layer, curve.order.value, removed, _digits(share), *_rounded(accuracies)
+            yield curve.layer, curve.order.value, removed, digits(share), *_rounded(accuracies)

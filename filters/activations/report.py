@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from cnnviz.core.output.numbers import digits
 from cnnviz.filters.activations.maps import Activations, LayerActivation
 
 
@@ -20,7 +21,7 @@ def _layer(found: Activations, layer: LayerActivation) -> dict[str, Any]:
         "layer": layer.layer,
         "channels": channels,
         "map": [height, width],
-        "sparsity": _digits(sum(sparsities) / channels),
+        "sparsity": digits(sum(sparsities) / channels),
         "silent": [i for i, share in enumerate(sparsities) if share == 1],
         "strongest": layer.order(strongest=True),
         "per_channel": [_channel(found, layer, i, sparsities[i]) for i in range(channels)],
@@ -38,16 +39,11 @@ def _channel(
         box = list(layer.field.box(*unit, clipped_to=size))
     return {
         "channel": index,
-        "lowest": _digits(float(values_HW.min())),
-        "highest": _digits(float(values_HW.max())),
-        "mean": _digits(float(values_HW.double().mean())),
-        "sparsity": _digits(sparsity),
+        "lowest": digits(float(values_HW.min())),
+        "highest": digits(float(values_HW.max())),
+        "mean": digits(float(values_HW.double().mean())),
+        "sparsity": digits(sparsity),
         "peak_unit": list(unit),
         "peak_box": box,
         "peak_box_original": None if box is None else list(found.image.to_original(box)),
     }
-
-
-def _digits(value: float) -> float:
-    """Seven significant digits: all that float32 carries."""
-    return float(f"{value:.7g}")

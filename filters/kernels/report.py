@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from cnnviz.core.output.numbers import fewer_digits
 from cnnviz.filters.kernels.gabor import GABOR_LIKE, GaborFit
 from cnnviz.filters.kernels.weights import DEAD_BELOW, DUPLICATE_ABOVE, GaborStats, KernelStats
 
@@ -19,16 +20,18 @@ def report(found: KernelStats) -> dict[str, Any]:
         "channels": channels,
         "kernel": [height, width],
         "groups": found.groups,
-        "largest_weight": _digits(float(np.abs(found.kernels).max(initial=0))),
-        "norms": [_digits(float(norm)) for norm in found.norms],
+        "largest_weight": fewer_digits(float(np.abs(found.kernels).max(initial=0))),
+        "norms": [fewer_digits(float(norm)) for norm in found.norms],
         "dead": list(found.dead),
         "dead_below": DEAD_BELOW,
         "duplicates": [
-            {"filters": [pair.first, pair.second], "cosine": _digits(pair.cosine)}
+            {"filters": [pair.first, pair.second], "cosine": fewer_digits(pair.cosine)}
             for pair in found.duplicates
         ],
         "duplicates_above": DUPLICATE_ABOVE,
-        "chromaticity": None if chroma is None else [_digits(float(value)) for value in chroma],
+        "chromaticity": None
+        if chroma is None
+        else [fewer_digits(float(value)) for value in chroma],
         "gabor": None if found.gabor is None else _gabor(found.gabor),
     }
 
@@ -36,24 +39,19 @@ def report(found: KernelStats) -> dict[str, Any]:
 def _gabor(gabor: GaborStats) -> dict[str, Any]:
     return {
         "like_above": GABOR_LIKE,
-        "share": _digits(gabor.share),
-        "share_by_chance": _digits(gabor.shuffled_share),
+        "share": fewer_digits(gabor.share),
+        "share_by_chance": fewer_digits(gabor.shuffled_share),
         "fits": [None if fit is None else _fit(fit) for fit in gabor.fits],
     }
 
 
 def _fit(fit: GaborFit) -> dict[str, Any]:
     return {
-        "r2": _digits(fit.r2),
-        "orientation": _digits(fit.orientation),
-        "wavelength": _digits(fit.wavelength),
-        "phase": _digits(fit.phase),
-        "centre": [_digits(value) for value in fit.centre],
-        "window": [_digits(value) for value in fit.window],
-        "amplitudes": [_digits(value) for value in fit.amplitudes],
+        "r2": fewer_digits(fit.r2),
+        "orientation": fewer_digits(fit.orientation),
+        "wavelength": fewer_digits(fit.wavelength),
+        "phase": fewer_digits(fit.phase),
+        "centre": [fewer_digits(value) for value in fit.centre],
+        "window": [fewer_digits(value) for value in fit.window],
+        "amplitudes": [fewer_digits(value) for value in fit.amplitudes],
     }
-
-
-def _digits(value: float) -> float:
-    """Six significant digits: what a fit in float32 weights is good for."""
-    return float(f"{value:.6g}")

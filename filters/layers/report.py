@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from cnnviz.core.graph.receptive_field import ReceptiveField
+from cnnviz.core.output.numbers import fewer_digits
 from cnnviz.filters.layers.inventory import Inventory, LayerRow
 from cnnviz.filters.layers.spread import LOWEST_EXPONENT, Spread
 from cnnviz.filters.layers.statistics import Statistics
@@ -70,13 +71,13 @@ def _spread(spread: Spread | None) -> dict[str, Any] | None:
     channels = None if spread.lows_C is None else len(spread.lows_C)
     return {
         "values": spread.count,
-        "zeros": _digits(spread.zeros / count),
-        "negative": _digits(spread.negative / count),
+        "zeros": fewer_digits(spread.zeros / count),
+        "negative": fewer_digits(spread.negative / count),
         "not_finite": spread.not_finite,
-        "mean": _digits(spread.mean),
-        "deviation": _digits(spread.deviation),
-        "lowest": None if spread.lowest is None else _digits(spread.lowest),
-        "highest": None if spread.highest is None else _digits(spread.highest),
+        "mean": fewer_digits(spread.mean),
+        "deviation": fewer_digits(spread.deviation),
+        "lowest": None if spread.lowest is None else fewer_digits(spread.lowest),
+        "highest": None if spread.highest is None else fewer_digits(spread.highest),
         "channels": channels,
         "dead_channels": spread.dead,
         "octaves": {
@@ -84,8 +85,3 @@ def _spread(spread: Spread | None) -> dict[str, Any] | None:
             "counts": spread.octaves_B[first:last].tolist(),
         },
     }
-
-
-def _digits(value: float) -> float:
-    """Six significant digits, which do not depend on how images fell into batches."""
-    return float(f"{value:.6g}")

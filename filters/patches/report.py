@@ -3,19 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cnnviz.core.output.numbers import digits
 from cnnviz.filters.patches.max_patches import LEVELS, FilterPatches, MaxPatches, Patch
 from cnnviz.filters.patches.score_stats import RELATIVE_ERROR
-
-
-def _digits(value: float) -> float:
-    """Seven significant digits: all that float32 scores carry."""
-    return float(f"{value:.7g}")
 
 
 def _patch(patch: Patch) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "image": patch.image,
-        "score": _digits(patch.score),
+        "score": digits(patch.score),
         "unit": list(patch.unit),
         "box": list(patch.box),
         "box_original": list(patch.box_original),
@@ -25,20 +21,20 @@ def _patch(patch: Patch) -> dict[str, Any]:
 
 def _filter(entry: FilterPatches) -> dict[str, Any]:
     levels = (f"{level:g}" for level in LEVELS)
-    quantiles = (_digits(value) for value in entry.quantiles)
+    quantiles = (digits(value) for value in entry.quantiles)
     said: dict[str, Any] = {
         "layer": entry.layer,
         "filter": entry.filter,
-        "active_share": _digits(entry.active_share),
-        "mean": _digits(entry.mean),
-        "lowest": _digits(entry.lowest),
-        "highest": _digits(entry.highest),
+        "active_share": digits(entry.active_share),
+        "mean": digits(entry.mean),
+        "lowest": digits(entry.lowest),
+        "highest": digits(entry.highest),
         "quantiles": dict(zip(levels, quantiles, strict=True)),
         "patches": [_patch(patch) for patch in entry.patches],
     }
     if entry.classes is not None and entry.entropy is not None:
         said["classes"] = dict(entry.classes)
-        said["class_entropy_bits"] = _digits(entry.entropy)
+        said["class_entropy_bits"] = digits(entry.entropy)
     return said
 
 
