@@ -10,6 +10,21 @@ A message is one line: the offending value, what is accepted, and the remedy.
 import difflib
 from collections.abc import Iterable
 
+USER_CODE_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+"""What a user's code may raise when it is imported, called, or run with what it did not expect."""
+
 
 class CnnvizError(Exception):
     """The run, or one input of it, failed for a reason the user can do something about."""

@@ -9,17 +9,7 @@ from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
 from cnnviz.core.choices import LUMINANCE
-from cnnviz.core.errors import CnnvizError
-
-PROBE_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError
 
 
 class GreyInput(nn.Module):
@@ -75,10 +65,10 @@ def probe(
 
     try:
         output = run(3)
-    except PROBE_ERRORS as error:
+    except USER_CODE_ERRORS as error:
         try:
             output = run(1)
-        except PROBE_ERRORS:
+        except USER_CODE_ERRORS:
             kind = str(dtype).removeprefix("torch.")
             raise CnnvizError(
                 f"{name} cannot run on an image of 3x{size[0]}x{size[1]} in {kind} on {device}: "

@@ -24,7 +24,7 @@ from cnnviz.filters.patches import state as scan_state
 from cnnviz.filters.patches.choices import Ranking
 from cnnviz.filters.patches.plan import ScanPlan
 from cnnviz.filters.patches.state import LayerState, ScanState
-from cnnviz.filters.patches.unit_scores import map_scores, ranked
+from cnnviz.filters.patches.top_k import map_scores, ranked
 
 CPU_BATCH, DEVICE_BATCH = 32, 256
 

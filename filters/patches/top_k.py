@@ -6,16 +6,24 @@ the earlier ticket; no two candidates share a key. The k largest keys are then t
 the order and the batches in which candidates arrive, and two states merge by keeping the k
 largest of both.
 
+Scoring a map is a plain reduction. Where its strongest unit lies is looked up only for the maps
+that enter the top k, which after the first few batches is next to none; that is what keeps a scan
+about as fast as the bare forward pass.
+
 A ticket is `image * per_image + rank`: the image's place in the data set, and the rank of the
 unit among those that this image may contribute. Tickets stay below 2^32.
 
-Shapes: F filters, K kept per filter, A any number of candidates.
+Shapes: N images, F filters, H W rows and columns of a map, K kept per filter, A candidates per
+filter, M maps, P patches per image.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from cnnviz.filters.patches.choices import Ranking
 
 EMPTY = -(2**63)
 _TICKETS = 2**32
@@ -71,3 +79,73 @@ class TopK:
     def merged(self, other: "TopK") -> "TopK":
         """The state after both streams; they must have had no image in common."""
         return self.with_candidates(other.keys, other.units)
+
+
+def map_scores(maps_NFHW: Tensor, score: Ranking) -> Tensor:
+    """One float32 number per map, (N, F)."""
+    if score is Ranking.MAX:
+        return maps_NFHW.amax((2, 3)).to(torch.float32)
+    if score is Ranking.NORM:
+        norms: Tensor = torch.linalg.vector_norm(maps_NFHW.flatten(2), dim=2, dtype=torch.float32)
+        return norms
+    return maps_NFHW.mean((2, 3), dtype=torch.float32)
+
+
+def peaks(maps_MHW: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest units of each map, those first in row-major order among equals.
+
+    With `count` above 1 only units that no neighbour exceeds are taken, since the neighbours of a
+    strong unit are strong too and see nearly the same pixels.
+
+    Args:
+        maps_MHW: float32.
+        count: units per map, P.
+
+    Returns:
+        (values (M, P), falling; row-major places (M, P) int64). Where a map has fewer such units,
+        the value is -inf.
+    """
+    if count == 1:
+        best = maps_MHW.flatten(1).max(1, keepdim=True)
+        return best.values, best.indices
+    around = functional.max_pool2d(maps_MHW[:, None], 3, stride=1, padding=1)[:, 0]
+    left = torch.where(around == maps_MHW, maps_MHW, -torch.inf).flatten(1)
+    values, places = [], []
+    for _ in range(count):
+        best = left.max(1, keepdim=True)
+        values.append(best.values)
+        places.append(best.indices)
+        left = left.scatter(1, best.indices, -torch.inf)
+    return torch.cat(values, 1), torch.cat(places, 1)
+
+
+def ranked(
+    best: TopK, maps_NFHW: Tensor, scores_NF: Tensor, images_N: Tensor, per_image: int
+) -> TopK:
+    """The top k with one batch taken in.
+
+    Args:
+        best: the top k before.
+        maps_NFHW: the batch's feature maps.
+        scores_NF: what `map_scores` makes of them; with `per_image` above 1, of `Ranking.MAX`.
+        images_N: int64, each image's place in the data set; none was taken in before.
+        per_image: patches that one image may have among a filter's top k, P.
+    """
+    keys_FN = pack(scores_NF.T, images_N * per_image)
+    keys_FA, rows_FA = keys_FN.topk(min(best.keys.shape[1], keys_FN.shape[1]), dim=1)
+    filters_M, slots_M = (keys_FA > best.threshold[:, None]).nonzero(as_tuple=True)
+    rows_M = rows_FA[filters_M, slots_M]
+    values_MP, units_MP = peaks(maps_NFHW[rows_M, filters_M].to(torch.float32), per_image)
+    if per_image == 1:
+        values_MP = scores_NF[rows_M, filters_M][:, None]
+    tickets_MP = images_N[rows_M, None] * per_image + torch.arange(
+        per_image, device=images_N.device
+    )
+    missing_MP = values_MP == -torch.inf
+    keys_MP = torch.where(missing_MP, EMPTY, pack(values_MP, tickets_MP))
+    new = TopK.empty(keys_FA.numel(), per_image, keys_FA.device)
+    places_M = filters_M * keys_FA.shape[1] + slots_M
+    new.keys[places_M] = keys_MP
+    new.units[places_M] = torch.where(missing_MP, -1, units_MP)
+    filters = len(keys_FA)
+    return best.with_candidates(new.keys.view(filters, -1), new.units.view(filters, -1))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from cnnviz.core.errors import UsageError
+from cnnviz.core.errors import USER_CODE_ERRORS, UsageError
 from cnnviz.core.graph.fold import fold
 from cnnviz.core.graph.trace import Graph, Untraceable, describe, trace
 from cnnviz.core.models.layers import not_run
@@ -103,7 +103,7 @@ def _laid_out(module: nn.Module, image_13HW: Tensor) -> tuple[nn.Module, torch.m
             plain = copy.deepcopy(module).to(memory_format=channels_last)
         speed_up(plain)
         _check_same(module, plain, image_13HW.contiguous(memory_format=channels_last))
-    except (Untraceable, RuntimeError, TypeError, ValueError, LookupError, AttributeError):
+    except (Untraceable, *USER_CODE_ERRORS):
         return module, torch.contiguous_format
     return plain, channels_last
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from cnnviz.filters.patches.choices import Ranking
 from cnnviz.filters.patches.score_stats import RELATIVE_ERROR, ScoreStats
-from cnnviz.filters.patches.top_k import TopK, pack, unpack
-from cnnviz.filters.patches.unit_scores import map_scores, peaks, ranked
+from cnnviz.filters.patches.top_k import TopK, map_scores, pack, peaks, ranked, unpack
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
