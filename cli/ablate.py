@@ -1,12 +1,12 @@
 """`cnnviz ablate`: switch filters off and measure what breaks."""
 
-import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cnnviz.cli.console import Console
 from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.cli.run import Run
 from cnnviz.core.errors import CheckFailed, UsageError
 from cnnviz.filters.ablation.choices import Mode
 
@@ -80,11 +80,9 @@ def ablate(
 
     Writes accuracy per class, confusions and flipped images, and the rank of each swept filter.
     """
-    started = time.perf_counter()
-    console = Console(output)
+    run = Run("ablate", output)
+    console = run.console
     _check(top, memory, min_accuracy, filters)
-    from cnnviz.core.data.datasets import open_data
-    from cnnviz.core.output.run_folder import RunFolder, summary
     from cnnviz.filters.ablation.ablation import Ablation, AblationSpec
     from cnnviz.filters.ablation.report import notes, report
 
@@ -97,10 +95,10 @@ def ablate(
         batch_size=model.batch(),
         memory=None if memory is None else memory * MEBIBYTE,
     )
-    images = open_data(data, limit=limit, seed=model.seed)
-    loaded = model.load()
+    images = run.data(data, limit, model.seed)
+    loaded = run.load(model)
     ablation = Ablation(loaded, images, spec)
-    folder = RunFolder.open(output.folder("ablate"), overwrite=output.overwrite)
+    folder = run.open()
     with console.progress("ablating", len(images) * ablation.passes) as advance:
         result = ablation.run(advance)
     _write(folder, result, loaded, images, top)
@@ -108,16 +106,7 @@ def ablate(
         console.note(f"note: {note}")
     results = report(result, loaded, images, top)
     _tables(console, results)
-    content = summary(
-        "ablate",
-        model=loaded,
-        seed=model.seed,
-        elapsed_seconds=time.perf_counter() - started,
-        results=results,
-        files=folder.files,
-        errors=result.errors,
-    )
-    console.finish(folder, content)
+    run.finish(results, model=loaded, seed=model.seed, errors=result.errors)
     if min_accuracy is not None and results["accuracy"]["after"]["top1"] < min_accuracy:
         left = results["accuracy"]["after"]["top1"]
         raise CheckFailed(f"accuracy without these filters is {left:.3f}, below {min_accuracy:g}")

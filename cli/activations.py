@@ -1,13 +1,11 @@
 """`cnnviz activations`: the feature maps that a picture makes in some layers."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnviz.cli.console import Console
 from cnnviz.cli.options import ModelOptions, OutputOptions, check_alpha
 from cnnviz.cli.run import ImageRun
 from cnnviz.core.choices import Scaling
@@ -59,8 +57,7 @@ def activations(
 
     Writes a sheet of grey tiles for each layer, overlays for --filters, and the raw maps.
     """
-    started = time.perf_counter()
-    console = Console(output)
+    run = ImageRun("activations", output)
     _check(alpha, top)
     from cnnviz.core.data.images import find_images
     from cnnviz.filters.activations.maps import Observer
@@ -68,20 +65,21 @@ def activations(
     from cnnviz.filters.kernels.weights import choose_layers
 
     paths = find_images(images)
-    loaded = model.load()
+    loaded = run.load(model)
     names = layer or choose_layers(loaded.module, "first", loaded.name)
     chosen = choose_filters(loaded, filters, names, model.seed)[0] if filters else {}
     observer = Observer(loaded, [*(layer or ()), *chosen] or names)
     if filters and observer.untraceable:
         raise CnnvizError(f"--filters cannot place maps over the image: {observer.untraceable}")
-    run = ImageRun("activations", paths, output)
+    run.open_for(paths)
     look = _Look(
         top, order or (MapOrder.CHANNEL if top is None else MapOrder.STRONGEST), normalize, alpha
     )
-    run.study(console, "looking", loaded, _Study(observer, chosen, look), 1)
-    console.table("Activations", _COLUMNS, [row for entry in run.entries for row in _rows(entry)])
-    seconds = time.perf_counter() - started
-    run.finish(console, loaded, seed=model.seed, seconds=seconds, show="*_*.png")
+    run.study("looking", loaded, _Study(observer, chosen, look), 1)
+    run.console.table(
+        "Activations", _COLUMNS, [row for entry in run.entries for row in _rows(entry)]
+    )
+    run.finish_images(loaded, seed=model.seed, show="*_*.png")
 
 
 def _check(alpha: float, top: int | None) -> None:

@@ -1,6 +1,5 @@
 """`cnnviz filters`: a network's kernels as pictures and numbers, for one model or several."""
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +7,7 @@ import typer
 
 from cnnviz.cli.console import Console
 from cnnviz.cli.options import ModelOptions, OutputOptions, numbers
+from cnnviz.cli.run import Run
 from cnnviz.core.choices import Scaling
 from cnnviz.core.errors import UsageError
 
@@ -46,17 +46,16 @@ def filters(
 
     Writes a picture of the kernels of each layer, and of the Gabor fits of the first.
     """
-    started = time.perf_counter()
-    console = Console(output)
-    from cnnviz.core.output.run_folder import RunFolder, summary
+    run = Run("filters", output)
+    console = run.console
     from cnnviz.filters.kernels.report import report
     from cnnviz.filters.kernels.weights import choose_layers
 
     if compare and layer != "first":
         raise UsageError(f"--compare shows first layers; it does not go with --layer {layer}")
-    loaded = model.load()
+    loaded = run.load(model)
     names = choose_layers(loaded.module, layer, loaded.name)
-    folder = RunFolder.open(output.folder("filters"), overwrite=output.overwrite)
+    folder = run.open()
     examined = _examine(console, loaded, names, gabor, model.seed)
     others = []
     for text in compare or ():
@@ -67,15 +66,7 @@ def filters(
     console.table("Filters", _COLUMNS, _rows(loaded, examined, others))
     results: dict[str, Any] = {"layers": [report(found) for found in examined]}
     results["compared"] = [{"model": m.summary()} | report(found) for m, found in others]
-    content = summary(
-        "filters",
-        model=loaded,
-        seed=model.seed,
-        elapsed_seconds=time.perf_counter() - started,
-        results=results,
-        files=folder.files,
-    )
-    console.finish(folder, content)
+    run.finish(results, model=loaded, seed=model.seed)
 
 
 def _other(options: ModelOptions, text: str) -> "Model":

@@ -1,13 +1,12 @@
 """`cnnviz layers`: what every layer of a network is, costs, sees and, on data, does."""
 
 import math
-import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnviz.cli.console import Console
 from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.cli.run import Run
 from cnnviz.core.choices import pixels
 from cnnviz.core.errors import UsageError
 
@@ -51,21 +50,20 @@ def layers(
 
     Writes the table as CSV and, with DATA, a picture of activations and gradients by layer.
     """
-    started = time.perf_counter()
-    console = Console(output)
+    run = Run("layers", output)
+    console = run.console
     if not data and (gradients or limit is not None):
         raise UsageError("--gradients and --limit need DATA: images to run the network on")
     size = None if image_size is None else pixels(image_size, "--image-size")
-    from cnnviz.core.output.run_folder import RunFolder, summary
     from cnnviz.filters.layers.inventory import take_inventory
     from cnnviz.filters.layers.report import report
 
-    loaded = model.load()
+    loaded = run.load(model)
     found = take_inventory(loaded, size)
-    folder = RunFolder.open(output.folder("layers"), overwrite=output.overwrite)
+    folder = run.open()
     statistics = None
     if data:
-        statistics = _measure(console, loaded, data, found, gradients, limit, model)
+        statistics = _measure(run, loaded, data, found, gradients, limit, model)
         _draw(folder, loaded, found, statistics)
     folder.write_csv(TABLE, _CSV, [_csv_row(row) for row in found.rows])
     title = f"{loaded.name} at {found.image_size[0]}x{found.image_size[1]}"
@@ -76,20 +74,12 @@ def layers(
     )
     if found.untraceable:
         console.note(f"receptive fields are not known: {found.untraceable}")
-    content = summary(
-        "layers",
-        model=loaded,
-        seed=model.seed,
-        elapsed_seconds=time.perf_counter() - started,
-        results=report(found, statistics),
-        files=folder.files,
-        errors=statistics.errors if statistics else (),
-    )
-    console.finish(folder, content)
+    errors = statistics.errors if statistics else ()
+    run.finish(report(found, statistics), model=loaded, seed=model.seed, errors=errors)
 
 
 def _measure(
-    console: Console,
+    run: Run,
     model: "Model",
     data: list[str],
     found: "Inventory",
@@ -97,14 +87,11 @@ def _measure(
     limit: int | None,
     options: ModelOptions,
 ) -> "Statistics":
-    from cnnviz.core.data.datasets import open_data
     from cnnviz.filters.layers.statistics import measure
 
-    opened = open_data(data, limit=limit, seed=options.seed)
-    if len(opened) < opened.total:
-        console.note(f"a sample of {len(opened)} of {opened.total} images")
+    opened = run.data(data, limit, options.seed)
     names = [row.name for row in found.rows if row.name]
-    with console.progress("measuring", len(opened)) as advance:
+    with run.console.progress("measuring", len(opened)) as advance:
         return measure(
             model,
             opened,

@@ -1,12 +1,12 @@
 """`cnnviz max-patches`: the image patches that drive each filter most, over a whole data set."""
 
-import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cnnviz.cli.console import Console
 from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.cli.run import Run
 from cnnviz.core.errors import UsageError
 from cnnviz.filters.patches.choices import Crop, Ranking
 
@@ -84,23 +84,19 @@ def max_patches(
 
     Writes for each layer sheets of patches and of whole images with the patch as a white box.
     """
-    started = time.perf_counter()
-    console = Console(output)
+    run = Run("max-patches", output)
+    console = run.console
     if save_every < 1:
         raise UsageError(f"--save-every {save_every}: it takes a whole number from 1")
-    from cnnviz.core.data.datasets import open_data
     from cnnviz.core.data.distinct import distinct
-    from cnnviz.core.output.run_folder import summary
     from cnnviz.filters.patches.max_patches import max_patches as find
     from cnnviz.filters.patches.plan import make_plan
     from cnnviz.filters.patches.report import report
     from cnnviz.filters.patches.scan import Saving
 
-    images = open_data(data, limit=limit, seed=model.seed)
-    if len(images) < images.total:
-        console.note(f"a sample of {len(images)} of the {images.total} images (--limit {limit})")
+    images = run.data(data, limit, model.seed)
     images, copies = distinct(images) if distinct_files else (images, ())
-    loaded = model.load()
+    loaded = run.load(model)
     plan = make_plan(
         loaded,
         layers=layer or (),
@@ -110,7 +106,7 @@ def max_patches(
         per_image=per_image,
         seed=model.seed,
     )
-    folder = _open_folder(output, resume)
+    folder = _open_folder(run, output, resume)
     saving = Saving(folder.path / STATE, save_every, resume)
     with console.progress("scanning", len(images)) as advance:
         result = find(
@@ -125,33 +121,24 @@ def max_patches(
     drawn = _draw(result, images, loaded.preprocess, folder, console) if pictures else {}
     results = report(result, copies=copies, pictures=drawn)
     console.table("Strongest patches", *_table(result))
-    content = summary(
-        "max-patches",
-        model=loaded,
-        seed=model.seed,
-        elapsed_seconds=time.perf_counter() - started,
-        results=results,
-        files=folder.files,
-        errors=result.errors,
-    )
     shown = [folder.path / pages[0] for pages in drawn.values()]
     try:
-        console.finish(folder, content, show=shown)
+        run.finish(results, model=loaded, seed=model.seed, errors=result.errors, show=shown)
     finally:
         _forget(folder)
 
 
-def _open_folder(output: OutputOptions, resume: bool) -> "RunFolder":
+def _open_folder(run: Run, output: OutputOptions, resume: bool) -> "RunFolder":
     """The run's folder, without an older scan's state unless that is to go on."""
-    from cnnviz.core.output.run_folder import SUMMARY, RunFolder
+    from cnnviz.core.output.run_folder import SUMMARY
 
-    root = output.folder("max-patches")
+    root = run.root
     if resume and not output.overwrite and (root / SUMMARY).exists():
         raise UsageError(
             f"{root} holds a finished run: there is nothing to resume; "
             "use --overwrite to repeat it, or another folder with --out"
         )
-    folder = RunFolder.open(root, overwrite=output.overwrite, resume=resume)
+    folder = run.open(resume=resume)
     if not resume:
         (root / STATE).unlink(missing_ok=True)
     return folder

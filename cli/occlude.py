@@ -1,6 +1,5 @@
 """`cnnviz occlude`: cover an image piece by piece and see which pieces carry the prediction."""
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnviz.cli.console import Console
 from cnnviz.cli.options import MapOptions, ModelOptions, OutputOptions, check_alpha
 from cnnviz.cli.run import ImageRun
 from cnnviz.core.choices import pixels
@@ -102,8 +100,7 @@ def occlude(
 
     Writes overlay, heatmap, probability and label pictures and the raw scores, for each image.
     """
-    started = time.perf_counter()
-    console = Console(output)
+    run = ImageRun("occlude", output)
     check_alpha(maps.alpha)
     _check_share(min_inside, expect)
     from cnnviz.core.data.images import find_images
@@ -128,18 +125,17 @@ def occlude(
     )
     paths = find_images(images)
     expectations = read_expectations(expect) if expect else None
-    loaded = model.load()
+    loaded = run.load(model)
     occluder = Occluder(loaded, spec)
     if occluder.note:
-        console.note(occluder.note)
-    run = ImageRun("occlude", paths, output)
+        run.console.note(occluder.note)
+    run.open_for(paths)
     study = _Study(
         occluder, expectations, label == FOLDER_LABEL, Look(maps.colormap, maps.alpha), scores
     )
-    run.study(console, "occluding", loaded, study, occluder.positions)
-    console.table("Occlusion", _COLUMNS, [_row(entry) for entry in run.entries])
-    seconds = time.perf_counter() - started
-    run.finish(console, loaded, seed=model.seed, seconds=seconds, show="overlay.png")
+    run.study("occluding", loaded, study, occluder.positions)
+    run.console.table("Occlusion", _COLUMNS, [_row(entry) for entry in run.entries])
+    run.finish_images(loaded, seed=model.seed, show="overlay.png")
     if min_inside is not None:
         _check_inside(study.checked, min_inside)
 

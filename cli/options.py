@@ -112,10 +112,10 @@ class ModelOptions:
         return None if self.size is None else pixels(self.size, "--size")
 
     def load(self) -> "Model":
-        """The model these options describe, ready to run; says what the user should know of it."""
+        """The model these options describe, ready to run."""
         from cnnviz.core.models.load import load_model
 
-        loaded = load_model(
+        return load_model(
             self.model,
             checkpoint=self.checkpoint,
             weights=self.weights,
@@ -128,11 +128,6 @@ class ModelOptions:
             seed=self.seed,
             state=self.state,
         )
-        from cnnviz.cli.console import say
-
-        for note in loaded.notes:
-            say(note)
-        return loaded
 
     def batch(self) -> int | None:
         """The batch size asked for; None for automatic."""

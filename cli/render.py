@@ -1,13 +1,12 @@
 """`cnnviz render`: draw an occlusion run again, for other classes, scores or colours."""
 
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cnnviz.cli.console import Console
 from cnnviz.cli.options import MapOptions, OutputOptions, check_alpha
+from cnnviz.cli.run import Run
 from cnnviz.occlusion.choices import Score, Upsample
 
 
@@ -27,10 +26,9 @@ def render(
 
     cnnviz render cnnviz-out/occlude/dog --target tabby --score loss --colormap jet
     """
-    started = time.perf_counter()
-    console = Console(output)
+    run = Run("render", output)
     check_alpha(maps.alpha)
-    from cnnviz.core.output.run_folder import RunFolder, safe_name, summary
+    from cnnviz.core.output.run_folder import safe_name
     from cnnviz.occlusion.archive import load, load_crop
     from cnnviz.occlusion.experiment import OcclusionSpec, look
     from cnnviz.occlusion.figures import Look, draw
@@ -40,17 +38,9 @@ def render(
     spec = OcclusionSpec(targets=maps.targets, score=score, upsample=upsample, label=label)
     result = look(measured, spec, engine="none")
     name = safe_name(folder.resolve().name)
-    out = RunFolder.open(output.folder("render") / name, overwrite=output.overwrite)
+    out = run.open(run.root / name)
     for file_name, figure in draw(
         result, Look(maps.colormap, maps.alpha, load_crop(folder))
     ).items():
         out.write_figure(file_name, figure)
-    content = summary(
-        "render",
-        model=None,
-        seed=0,
-        elapsed_seconds=time.perf_counter() - started,
-        results=[report(result)],
-        files=out.files,
-    )
-    console.finish(out, content)
+    run.finish([report(result)], model=None, seed=0)

@@ -1,18 +1,22 @@
-"""What commands share that take images one by one: a run folder, and a folder in it for each image.
+"""One run of a command: its folder, its data, its time, and how it ends.
 
-The command brings a study: it looks at one working image and returns what `summary.json` says of it
-and how its files are written. An image that cannot be read or studied is noted; the rest goes on.
+`Run` is what every command has. `ImageRun` is for those that take images one by one, with a folder
+for each: the command brings a study, which looks at one working image and returns what
+`summary.json` says of it and how its files are written. An image that cannot be read or studied is
+noted; the rest goes on.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnnviz.cli.console import Console
-from cnnviz.cli.options import OutputOptions
+from cnnviz.cli.console import Console, say
+from cnnviz.cli.options import ModelOptions, OutputOptions
 from cnnviz.core.errors import CnnvizError
 
 if TYPE_CHECKING:
+    from cnnviz.core.data.datasets import ImageData
     from cnnviz.core.data.images import WorkingImage
     from cnnviz.core.models.load import Model
     from cnnviz.core.output.run_folder import RunFolder
@@ -23,7 +27,88 @@ if TYPE_CHECKING:
     ]
 
 
-class ImageRun:
+class Run:
+    """One call of a command, from its start to its summary.
+
+    Attributes:
+        command: its name.
+        console: what the terminal shows.
+        folder: where the files go, once `open` was called.
+    """
+
+    folder: "RunFolder"
+
+    def __init__(self, command: str, output: OutputOptions) -> None:
+        """Starts the clock."""
+        self._started = time.perf_counter()
+        self.command, self._output = command, output
+        self.console = Console(output)
+
+    @property
+    def root(self) -> Path:
+        """The folder that `open` opens if it is given no other."""
+        return self._output.folder(self.command)
+
+    def data(self, sources: Sequence[str], limit: int | None, seed: int) -> "ImageData":
+        """Opens a data set; says so where `--limit` leaves images out."""
+        from cnnviz.core.data.datasets import open_data
+
+        found = open_data(sources, limit=limit, seed=seed)
+        if len(found) < found.total:
+            self.console.note(
+                f"a sample of {len(found)} of the {found.total} images (--limit {limit})"
+            )
+        return found
+
+    def load(self, options: ModelOptions) -> "Model":
+        """The model that the options describe; says what was found out about it."""
+        loaded = options.load()
+        for note in loaded.notes:
+            say(note)
+        return loaded
+
+    def open(self, root: Path | None = None, *, resume: bool = False) -> "RunFolder":
+        """Opens the folder.
+
+        Raises:
+            UsageError: it is not empty, and `--overwrite` was not given.
+        """
+        from cnnviz.core.output.run_folder import RunFolder
+
+        self.folder = RunFolder.open(
+            root or self.root, overwrite=self._output.overwrite, resume=resume
+        )
+        return self.folder
+
+    def finish(
+        self,
+        results: object,
+        *,
+        model: "Model | None",
+        seed: int,
+        errors: Sequence[tuple[str, str]] = (),
+        show: Sequence[Path] = (),
+    ) -> None:
+        """Writes the summary and names the pictures.
+
+        Raises:
+            typer.Exit: with status 1, when an input failed.
+        """
+        from cnnviz.core.output.run_folder import summary
+
+        content = summary(
+            self.command,
+            model=model,
+            seed=seed,
+            elapsed_seconds=time.perf_counter() - self._started,
+            results=results,
+            files=self.folder.files,
+            errors=errors,
+        )
+        self.console.finish(self.folder, content, show=show)
+
+
+class ImageRun(Run):
     """The images of one call, one after the other.
 
     Attributes:
@@ -31,35 +116,35 @@ class ImageRun:
         entries: what the summary says of each image that worked, with its `folder`.
     """
 
-    def __init__(self, command: str, paths: Sequence[Path], output: OutputOptions) -> None:
-        """Opens the folder.
+    def __init__(self, command: str, output: OutputOptions) -> None:
+        """Starts the clock."""
+        super().__init__(command, output)
+        self._paths: Sequence[Path] = ()
+        self.entries: list[dict[str, Any]] = []
+        self._errors: list[tuple[str, str]] = []
+
+    def open_for(self, paths: Sequence[Path]) -> None:
+        """Opens the folder for these images.
 
         Raises:
             UsageError: it is not empty, and `--overwrite` was not given.
         """
-        from cnnviz.core.output.run_folder import RunFolder, safe_name
+        from cnnviz.core.output.run_folder import safe_name
 
-        self._command, self._paths = command, paths
-        out = output.folder(command)
+        self._paths = paths
         self._alone = len(paths) == 1
-        root = out / safe_name(paths[0].stem) if self._alone else out
-        self.folder = RunFolder.open(root, overwrite=output.overwrite)
-        self.entries: list[dict[str, Any]] = []
-        self._errors: list[tuple[str, str]] = []
+        self.open(self.root / safe_name(paths[0].stem) if self._alone else None)
 
-    def study(
-        self, console: Console, what: str, model: "Model", study: "Study", steps: int
-    ) -> None:
+    def study(self, what: str, model: "Model", study: "Study", steps: int) -> None:
         """Reads, studies and writes every image under one progress bar.
 
         Args:
-            console: shows the bar.
             what: the bar's text.
             model: for its preprocessing.
             study: called with the path, the working image and a function that takes steps done.
             steps: how many steps an image takes.
         """
-        with console.progress(what, steps * len(self._paths)) as advance:
+        with self.console.progress(what, steps * len(self._paths)) as advance:
             for path in self._paths:
                 done = self._one(path, model, study, advance)
                 advance(steps - done)
@@ -85,24 +170,11 @@ class ImageRun:
             self.entries.append(entry | {"folder": relative})
         return done
 
-    def finish(
-        self, console: Console, model: "Model", *, seed: int, seconds: float, show: str
-    ) -> None:
+    def finish_images(self, model: "Model", *, seed: int, show: str) -> None:
         """Writes the summary and names the pictures whose file names match the pattern `show`.
 
         Raises:
             typer.Exit: with status 1, when an image failed.
         """
-        from cnnviz.core.output.run_folder import summary
-
-        content = summary(
-            self._command,
-            model=model,
-            seed=seed,
-            elapsed_seconds=seconds,
-            results=self.entries,
-            files=self.folder.files,
-            errors=self._errors,
-        )
         shown = [self.folder.path / name for name in self.folder.files if Path(name).match(show)]
-        console.finish(self.folder, content, show=shown)
+        self.finish(self.entries, model=model, seed=seed, errors=self._errors, show=shown)

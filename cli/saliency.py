@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnviz.cli.console import Console
 from cnnviz.cli.options import MapOptions, ModelOptions, OutputOptions, check_alpha
 from cnnviz.cli.run import ImageRun
 from cnnviz.core.choices import pixels
@@ -70,24 +69,22 @@ def saliency(
 
     Writes overlay and heatmap pictures and the raw gradients, for each image.
     """
-    started = time.perf_counter()
-    console = Console(output)
+    run = ImageRun("saliency", output)
     check_alpha(maps.alpha)
     _check(compare, mask, stride, method, layer)
     from cnnviz.core.data.images import find_images
     from cnnviz.gradients.figures import Look
 
     paths = find_images(images)
-    loaded = model.load()
+    loaded = run.load(model)
     make = _maker(loaded, method, maps.targets, layer)
     other = _occluder(loaded, maps.targets, mask, stride, model) if compare else None
-    run = ImageRun("saliency", paths, output)
+    run.open_for(paths)
     study = _Study(make, other, Look(maps.colormap, maps.alpha))
-    run.study(console, "tracing back", loaded, study, 1 + (other.positions if other else 0))
-    console.table("Saliency", _COLUMNS, [row for entry in run.entries for row in _rows(entry)])
-    seconds = time.perf_counter() - started
+    run.study("tracing back", loaded, study, 1 + (other.positions if other else 0))
+    run.console.table("Saliency", _COLUMNS, [row for entry in run.entries for row in _rows(entry)])
     best = COMPARISON if compare else "overlay.png"
-    run.finish(console, loaded, seed=model.seed, seconds=seconds, show=best)
+    run.finish_images(loaded, seed=model.seed, show=best)
 
 
 def _check(

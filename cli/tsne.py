@@ -7,6 +7,7 @@ import typer
 
 from cnnviz.cli.console import Console
 from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.cli.run import Run
 from cnnviz.embeddings.choices import Backend, Method, Pool
 
 if TYPE_CHECKING:
@@ -65,18 +66,14 @@ def tsne(
     Writes maps of points, of the images themselves and of a grid, the features, and how far the
     map can be trusted. Features of an earlier run in the same folder are used again if they fit.
     """
-    started = time.perf_counter()
-    console = Console(output)
-    from cnnviz.core.data.datasets import open_data
-    from cnnviz.core.output.run_folder import RunFolder, summary
+    run = Run("tsne", output)
+    console = run.console
     from cnnviz.embeddings.experiment import Embedder, check_spec
     from cnnviz.embeddings.features.file import FEATURES, to_arrays
     from cnnviz.embeddings.report import QUALITY_COLUMNS, quality_rows, report
     from cnnviz.embeddings.result import EmbeddingSpec
 
-    images = open_data(data, limit=limit, seed=model.seed)
-    if len(images) < images.total:
-        console.note(f"a sample of {len(images)} of the {images.total} images (--limit {limit})")
+    images = run.data(data, limit, model.seed)
     spec = EmbeddingSpec(
         layer=layer,
         pool=pool,
@@ -87,11 +84,10 @@ def tsne(
         seed=model.seed,
     )
     check_spec(spec, len(images))
-    root = output.folder("tsne")
-    loaded = model.load()
+    loaded = run.load(model)
     embedder = Embedder(loaded, images, spec, console.progress, console.note)
-    known = embedder.known_features(root / FEATURES) if output.overwrite else None
-    folder = RunFolder.open(root, overwrite=output.overwrite)
+    known = embedder.known_features(run.root / FEATURES) if output.overwrite else None
+    folder = run.open()
     features = known or embedder.features(scratch=folder.path)
     folder.write_large_npz(FEATURES, **to_arrays(features, images))
     result = embedder.lay_out(features)
@@ -100,16 +96,7 @@ def tsne(
     console.table("How far to trust the map", QUALITY_COLUMNS, quality_rows(result))
     results = report(result, folders)
     results["seconds"]["drawing"] = round(drawing, 3)
-    content = summary(
-        "tsne",
-        model=loaded,
-        seed=model.seed,
-        elapsed_seconds=time.perf_counter() - started,
-        results=results,
-        files=folder.files,
-        errors=features.errors,
-    )
-    console.finish(folder, content)
+    run.finish(results, model=loaded, seed=model.seed, errors=features.errors)
 
 
 def _tell(result: "EmbeddingResult", console: Console) -> None:
