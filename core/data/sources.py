@@ -22,7 +22,15 @@ from cnnviz.core.errors import CnnvizError, UsageError
 MANIFESTS = frozenset({".csv", ".jsonl"})
 TORCHVISION = ("cifar10", "mnist", "fashionmnist")
 SPLITS = ("test", "train")
-PATH_COLUMNS = ("path", "filename", "file_name", "filepath", "file_path", "file", "image")
+PATH_COLUMNS: tuple[str, ...] = (
+    "path",
+    "filename",
+    "file_name",
+    "filepath",
+    "file_path",
+    "file",
+    "image",
+)
 PATH_COLUMNS += ("image_path", "image_name", "img", "img_path")
 LABEL_COLUMNS = ("label", "class", "class_name", "category", "target", "labels")
 UNKNOWN = -1
