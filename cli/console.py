@@ -7,9 +7,10 @@ users (labels, file names) is shown with its control characters replaced, never 
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 from rich.console import Console as RichConsole
@@ -23,6 +24,25 @@ if TYPE_CHECKING:
 
 PLAIN_STEPS = 4
 PIPED_WIDTH = 140
+
+
+_findings: ContextVar[TextIO | None] = ContextVar("findings", default=None)
+
+
+def findings() -> TextIO:
+    """The program's own stdout, for the summary and the tables."""
+    return _findings.get() or sys.stdout
+
+
+@contextmanager
+def stdout_kept() -> Iterator[None]:
+    """Keeps stdout for the findings: what the user's code prints meanwhile goes to stderr."""
+    token = _findings.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _findings.reset(token)
 
 
 def printable(text: object) -> str:
@@ -40,7 +60,7 @@ class Console:
 
     def __init__(self, output: OutputOptions) -> None:
         self._output = output
-        self._out = RichConsole(highlight=False, width=_width())
+        self._out = RichConsole(file=findings(), highlight=False, width=_width())
         self._err = RichConsole(stderr=True, highlight=False)
         self._shows_findings = not (output.quiet or output.json)
 
@@ -125,7 +145,7 @@ class Console:
 
         written = folder.finish(content)
         if self._output.json:
-            print(to_json(content), end="")  # noqa: T201
+            print(to_json(content), end="", file=findings())
         pictures = list(show) or [folder.path / n for n in folder.files if n.endswith(".png")]
         for path in [*pictures, written]:
             self.line(str(path))
@@ -137,7 +157,7 @@ class Console:
 
 def _width() -> int | None:
     """The terminal's or the user's own; where nobody looks (a pipe, a file), enough for tables."""
-    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+    if findings().isatty() or "COLUMNS" in os.environ:
         return None
     return PIPED_WIDTH
 

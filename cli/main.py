@@ -5,14 +5,15 @@ a bug and shows its traceback.
 """
 
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Annotated, Any
 
 import typer
 
 from cnnviz.cli.ablate import ablate
 from cnnviz.cli.activations import activations
-from cnnviz.cli.console import say
+from cnnviz.cli.console import say, stdout_kept
 from cnnviz.cli.filters import filters
 from cnnviz.cli.layers import layers
 from cnnviz.cli.max_patches import max_patches
@@ -50,8 +51,20 @@ COMMANDS = {
         tsne,
     )
 }
+
+
+def _keeping_stdout(command: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(command)
+    def kept(*args: object, **options: object) -> object:
+        with stdout_kept():
+            return command(*args, **options)
+
+    return kept
+
+
 for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
+    # `models` runs no code of the user's.
+    app.command(_name)(_command if _command is COMMANDS["models"] else _keeping_stdout(_command))
 
 
 def _show_version(wanted: bool) -> None:

@@ -10,20 +10,9 @@ A message is one line: the offending value, what is accepted, and the remedy.
 import difflib
 from collections.abc import Iterable
 
-USER_CODE_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
-"""What a user's code may raise when it is imported, called, or run with what it did not expect."""
+USER_CODE_ERRORS = (Exception, SystemExit)
+"""What a user's code may raise when it is imported, called, or run with what it did not expect: its
+own exceptions and `sys.exit()` too are its failure, not an end of ours."""
 
 
 class CnnvizError(Exception):

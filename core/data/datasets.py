@@ -7,6 +7,7 @@ Shapes: N images, H W rows and columns.
 """
 
 import hashlib
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 MAX_WORKERS = 8
 SHOWN = 8
 IMAGENET_CLASSES = 1000
+_log = logging.getLogger("cnnviz")
 
 __all__ = ["Batch", "Example", "ImageData", "batches", "match_labels", "open_data"]
 
@@ -69,6 +71,11 @@ class ImageData:
     def canonical(self) -> bool:
         """Whether the classes stand in the order that all models of this data set share."""
         return self._source.canonical
+
+    @property
+    def folders(self) -> bool:
+        """Whether the classes are the names of folders."""
+        return self._source.folders
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,6 +248,22 @@ def _by_position(data: ImageData, model: "Model") -> bool:
     return (data.canonical and unnamed) or all_wnids
 
 
+def _tell_order(data: ImageData, model: "Model", matched: Sequence[int]) -> None:
+    """A line where ImageFolder, which sorts numbers as text, would have other classes."""
+    numbers = tuple(map(str, range(model.classes)))
+    if not data.folders or model.labels != numbers:
+        return
+    place = {name: index for index, name in enumerate(sorted(numbers))}
+    pairs = zip(data.classes or (), matched, strict=True)
+    if any(place.get(name, index) != index for name, index in pairs):
+        _log.warning(
+            "note: the folders of %r are numbers and were taken as class indices; torchvision's "
+            "ImageFolder orders them as text (0, 1, 10, 11, ...): for a network trained so, give "
+            "--labels a file with a folder's name a line in that order",
+            data.name,
+        )
+
+
 def match_labels(data: ImageData, model: "Model") -> tuple[int, ...]:
     """The model's class for each class of the data: by name, wnid or index.
 
@@ -259,7 +282,9 @@ def match_labels(data: ImageData, model: "Model") -> tuple[int, ...]:
     found = [find_class(name, model.labels, model.wnids) for name in classes]
     lost = [name for name, index in zip(classes, found, strict=True) if index is None]
     if not lost:
-        return tuple(index for index in found if index is not None)
+        matched = tuple(index for index in found if index is not None)
+        _tell_order(data, model, matched)
+        return matched
     remedy = "name the model's classes with --labels"
     if all(map(_is_wnid, lost)):
         remedy += " (a JSON map from index to [wnid, name] gives the wnids)"

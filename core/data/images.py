@@ -8,12 +8,15 @@ it knows where it was cut from, so that a box in it can be given in the file's o
 Shapes: 3 colours, H W rows and columns.
 """
 
+import logging
 import math
 import struct
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +39,13 @@ __all__ = [
     "to_rgb",
 ]
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+# Formats that Pillow only recognises, or that need a program beside it.
+_NO_PICTURES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+_COMPANIONS = frozenset(
+    {".cfg", ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".md", ".py", ".txt", ".xml"}
+    | {".yaml", ".yml"}
+)
+_log = logging.getLogger("cnnviz")  # without a handler its warnings are lines on stderr
 MID_GREY = (128, 128, 128, 255)
 
 # What Pillow grumbles about in damaged files either shows as an error here or does not matter;
@@ -221,15 +230,33 @@ def file_crop(image: WorkingImage, longest: int = 640) -> NDArray[np.uint8] | No
     return np.asarray(crop)
 
 
+@cache
+def suffixes() -> frozenset[str]:
+    """The suffixes, in small letters, of the formats that Pillow can decode here."""
+    known = Image.registered_extensions()
+    return frozenset(s for s, kind in known.items() if kind in Image.OPEN.keys() - _NO_PICTURES)
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+
+
 def images_below(folder: Path) -> list[Path]:
-    """All picture files below a folder, by their suffix, sorted; hidden ones are left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    """All picture files below a folder, by their suffix, sorted; hidden ones are left out.
+
+    Files of other suffixes are counted in one line, but for those that lie beside pictures.
+    """
+    visible = [p for p in folder.rglob("*") if not _is_hidden(p.relative_to(folder))]
+    files = sorted(path for path in visible if path.is_file())
+    found = [path for path in files if path.suffix.lower() in suffixes()]
+    kinds = Counter(path.suffix.lower() for path in files) if found else Counter[str]()
+    others = {k: n for k, n in kinds.items() if k not in suffixes() | _COMPANIONS}
+    if others:
+        named = ", ".join(f"{n} {kind or 'without a suffix'}" for kind, n in others.items())
+        _log.warning(
+            "note: files left out of %r, no pictures by their suffix: %s", str(folder), named
+        )
+    return found
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
@@ -243,8 +270,7 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
         if path.is_dir():
             below = images_below(path)
             if not below:
-                kinds = " ".join(sorted(SUFFIXES))
-                raise UsageError(f"the folder '{path}' holds no image ({kinds})")
+                raise UsageError(f"the folder '{path}' holds no image (.jpg .png .webp .tif ...)")
             found += below
         elif path.exists():
             found.append(path)

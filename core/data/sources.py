@@ -9,19 +9,30 @@ import csv
 import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from cnnviz.core.data.images import find_images, images_below, read_rgb
+from cnnviz.core.data.images import find_images, images_below, read_rgb, suffixes
 from cnnviz.core.errors import CnnvizError, UsageError
 
 MANIFESTS = frozenset({".csv", ".jsonl"})
 TORCHVISION = ("cifar10", "mnist", "fashionmnist")
 SPLITS = ("test", "train")
+PATH_COLUMNS: tuple[str, ...] = (
+    "path",
+    "filename",
+    "file_name",
+    "filepath",
+    "file_path",
+    "file",
+    "image",
+)
+PATH_COLUMNS += ("image_path", "image_name", "img", "img_path")
+LABEL_COLUMNS = ("label", "class", "class_name", "category", "target", "labels")
 UNKNOWN = -1
 
 
@@ -50,12 +61,14 @@ class ImageSource:
         open: decodes a picture to 8-bit RGB, or raises CnnvizError.
         canonical: whether the order of the classes is the data set's own, which models trained on
             it share.
+        folders: whether the classes are the names of folders.
     """
 
     examples: tuple[Example, ...]
     classes: tuple[str, ...] | None
     open: Callable[[Example], Image.Image]
     canonical: bool = False
+    folders: bool = False
 
 
 def _open_file(example: Example) -> Image.Image:
@@ -85,7 +98,8 @@ def _folder(folder: Path) -> ImageSource:
     if not images:
         raise UsageError(f"the folder '{folder}' holds no image")
     parts = [path.relative_to(folder).parts for path in images]
-    return _labelled((p, q[0] if len(q) > 1 else None) for p, q in zip(images, parts, strict=True))
+    pairs = ((p, q[0] if len(q) > 1 else None) for p, q in zip(images, parts, strict=True))
+    return replace(_labelled(pairs), folders=True)
 
 
 def _several(paths: Sequence[Path]) -> ImageSource:
@@ -99,17 +113,38 @@ def _several(paths: Sequence[Path]) -> ImageSource:
     return _labelled((image, None) for image in find_images(paths))
 
 
+def _delimiter(lines: Sequence[str], folder: Path) -> str:
+    """The comma, semicolon or tab that the first line has most of."""
+    first = next((line for line in lines if line.strip()), "")
+    return "," if (folder / first.strip()).is_file() else max(",;\t", key=first.count)
+
+
+def _column(header: Sequence[str], names: Sequence[str]) -> int:
+    """Where the first known name stands; behind the last column if there is none."""
+    return next((header.index(name) for name in names if name in header), len(header))
+
+
 def _csv_rows(text: str, manifest: Path) -> list[tuple[str, str | None]]:
+    lines = text.splitlines()
+    mark = _delimiter(lines, manifest.parent)
+    reader = csv.reader(lines, strict=True, delimiter=mark, skipinitialspace=True)
     try:
-        rows = [row for row in csv.reader(text.splitlines(), strict=True) if any(row)]
+        rows = [row for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:
         raise UsageError(f"the manifest '{manifest}' is not CSV: {error}") from error
-    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    header = [cell.strip().lower().replace(" ", "_") for cell in rows[0]] if rows else []
     place, label = 0, 1
-    if "path" in header:
-        place = header.index("path")
-        label = header.index("label") if "label" in header else len(header)
+    names_files = any(Path(cell).suffix in suffixes() for cell in header)
+    if not names_files and _column(header, PATH_COLUMNS) < len(header):
+        place, label = _column(header, PATH_COLUMNS), _column(header, LABEL_COLUMNS)
         rows = rows[1:]
+    elif (
+        len(rows) > 1 and not names_files and Path(rows[1][0].strip()).suffix.lower() in suffixes()
+    ):
+        raise UsageError(
+            f"the manifest '{manifest}' begins with a row that names no picture: "
+            f"{mark.join(rows[0])}; call a header's columns path and label"
+        )
     for number, row in enumerate(rows, start=1):
         if place >= len(row) or not row[place].strip():
             raise UsageError(f"the manifest '{manifest}' has no path in its row {number}")
@@ -145,7 +180,14 @@ def _manifest(manifest: Path) -> ImageSource:
     rows = read(text, manifest)
     if not rows:
         raise UsageError(f"the manifest '{manifest}' lists no image")
-    return _labelled((manifest.parent / path, label or None) for path, label in rows)
+    return _labelled((_beside(manifest, path), label or None) for path, label in rows)
+
+
+def _beside(manifest: Path, path: str) -> Path:
+    """A path relative to the manifest; one written on Windows has its slashes turned."""
+    place = manifest.parent / path
+    turned = manifest.parent / path.replace("\\", "/")
+    return turned if not place.exists() and turned.exists() else place
 
 
 def _load_torchvision(name: str, root: Path, split: str) -> Any:

@@ -18,7 +18,8 @@ from torch import nn
 
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, nearest
 
-CLASS_PARAMETERS = ("num_classes", "classes", "n_classes")
+CLASS_PARAMETERS = ("num_classes", "classes", "n_classes", "num_class", "n_class", "nb_classes")
+UNKNOWN_CLASSES = 1000  # for a factory that must be told, until a checkpoint says how many
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class Factory:
         Raises:
             CnnvizError: the factory failed, or returned something else.
         """
-        set_classes = classes is not None and self.class_parameter is not None
-        options = {str(self.class_parameter): classes} if set_classes else {}
+        options = self._options(classes)
+        self._check_required(options)
         try:
             with _importable(self.folder):
                 module = self.function(**options)
@@ -53,7 +54,26 @@ class Factory:
         if isinstance(module, nn.Module):
             return module
         kind = type(module).__name__
-        raise CnnvizError(f"the factory '{self.name}' returned {kind}, not an nn.Module")
+        raise CnnvizError(
+            f"the factory '{self.name}' returned {kind}, not an nn.Module; write one that returns "
+            "the network alone"
+        )
+
+    def _options(self, classes: int | None) -> dict[str, int]:
+        name = self.class_parameter
+        if name is None:
+            return {}
+        if classes is None:
+            return {name: UNKNOWN_CLASSES} if name in _required(self.function) else {}
+        return {name: classes}
+
+    def _check_required(self, options: dict[str, int]) -> None:
+        missing = [name for name in _required(self.function) if name not in options]
+        if missing:
+            raise CnnvizError(
+                f"the factory '{self.name}' needs {', '.join(missing)}; write one that takes "
+                "nothing, or the number of classes, and returns the network"
+            )
 
 
 @contextmanager
@@ -64,11 +84,29 @@ def _importable(folder: Path) -> Iterator[None]:
     missing = place not in sys.path
     if missing:
         sys.path.append(place)
+    arguments = sys.argv[1:]
+    sys.argv[1:] = []  # the command line is ours: a parser of the user's finds an empty one
     try:
         yield
     finally:
+        sys.argv[1:] = arguments
         if missing:
             sys.path.remove(place)
+
+
+def _import_from_package(path: Path) -> ModuleType:
+    """A file with relative imports, as a part of the package that its folder is."""
+    path = path.resolve()
+    root, names = path.parent, [path.stem]
+    while not names[1:] or (root / "__init__.py").is_file():
+        names.insert(0, root.name)
+        root = root.parent
+    name = ".".join(names)
+    with _importable(root):
+        module = importlib.import_module(name)
+    if Path(str(module.__file__)).resolve() != path:
+        raise ImportError(f"another package is called '{names[0]}': {module.__file__}")
+    return module
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -77,7 +115,12 @@ def _import_file(path: Path) -> ModuleType:
         raise ImportError(f"'{path}' is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        if "no known parent package" not in str(error):
+            raise
+        return _import_from_package(path)
     return module
 
 
@@ -92,12 +135,28 @@ def _where(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
 
 
-def _class_parameter(function: Callable[..., object]) -> str | None:
+def _parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
     try:
-        parameters = inspect.signature(function).parameters
-    except ValueError:
-        return None
-    return next((key for key in CLASS_PARAMETERS if key in parameters), None)
+        return dict(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return {}
+
+
+def _required(function: Callable[..., object]) -> list[str]:
+    """The parameters that a call must give."""
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [
+        name
+        for name, parameter in _parameters(function).items()
+        if parameter.default is parameter.empty and parameter.kind not in variable
+    ]
+
+
+def _class_parameter(function: Callable[..., object]) -> str | None:
+    parameters = _parameters(function)
+    named = next((key for key in CLASS_PARAMETERS if key in parameters), None)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return named or (CLASS_PARAMETERS[0] if takes_any else None)
 
 
 def find_factory(name: str) -> Factory:
@@ -118,6 +177,12 @@ def find_factory(name: str) -> Factory:
     except USER_CODE_ERRORS as error:
         raise UsageError(f"'{source}' cannot be imported: {_where(error)}") from error
     function = getattr(module, attribute, None)
+    if isinstance(function, nn.Module):
+        made = function  # a network already made: its factory hands it out
+
+        def function() -> nn.Module:
+            return made
+
     if not callable(function):
         near = ", ".join(nearest(attribute, [k for k, v in vars(module).items() if callable(v)]))
         raise UsageError(

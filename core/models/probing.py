@@ -3,6 +3,8 @@
 Shapes: N images, H W rows and columns, K classes.
 """
 
+import re
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -50,6 +52,17 @@ def _essence(error: BaseException) -> str:
     return (lines[-1] if "TorchScript" in lines[0] else lines[0]).strip()[:200]
 
 
+def _remedy(error: BaseException) -> str:
+    """What helps: another size does not where the network wants other channels or dimensions."""
+    text = str(error)
+    channels = re.search(r"to have (\d+) channels, but got 3 channels", text)
+    if channels and channels[1] not in "13":
+        return f"; a picture has 3 channels (or 1), and this network wants {channels[1]}"
+    if re.search(r"conv3d|5D|5-D|5-dim", text):
+        return "; a picture has no depth or time, and this network wants an input of 5 dimensions"
+    return "; --size gives another size"
+
+
 def probe(
     module: nn.Module, name: str, size: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> tuple[nn.Module, int]:
@@ -72,7 +85,7 @@ def probe(
             kind = str(dtype).removeprefix("torch.")
             raise CnnvizError(
                 f"{name} cannot run on an image of 3x{size[0]}x{size[1]} in {kind} on {device}: "
-                f"{_essence(error)}; --size gives another size"
+                f"{_essence(error)}{_remedy(error)}"
             ) from error
         module = GreyInput(module).to(device, dtype).train(module.training)
     if isinstance(output, Tensor) and output.ndim == 2 and output.shape[0] == 1:

@@ -119,6 +119,8 @@ class Replay:
         try:
             with torch.inference_mode():
                 kept = self._rehearse(self._prepared(first[:REHEARSED]))
+        except (CannotReplay, CnnvizError):
+            raise
         except USER_CODE_ERRORS as error:
             if isinstance(error, RuntimeError) and is_out_of_memory(error):
                 raise

@@ -1,4 +1,5 @@
 import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -89,3 +90,18 @@ def test_interrupting_ends_with_130_and_one_line(capsys, monkeypatch):
     monkeypatch.setattr("cnnviz.core.data.images.find_images", interrupt)
     assert run(["occlude", "x.png"]) == 130
     assert capsys.readouterr().err.startswith("cnnviz: interrupted")
+
+
+def test_what_the_users_code_prints_goes_to_stderr(tmp_path, capsys):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\nprint('imported')\n\nclass Net(nn.Sequential):\n"
+        "    def forward(self, x):\n        print('forward')\n"
+        "        return super().forward(x)\n\ndef make():\n    print('made')\n"
+        "    return Net(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    )
+    line = ["saliency", str(ROOT / "sample_images" / "ship.png"), "--size", "16", "--json"]
+    line += ["--model", f"{tmp_path / 'net.py'}:make", "--out", str(tmp_path / "out")]
+    assert run(line) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["command"] == "saliency"
+    assert {"imported", "made", "forward"} <= set(told.err.splitlines())

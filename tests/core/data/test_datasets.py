@@ -381,3 +381,67 @@ def test_real_mnist_reads_a_known_digit(tmp_path: Path, assets: Path) -> None:
     assert (data.total, len(data)) == (10_000, 50)
     assert set(Counter(e.label for e in data.examples).values()) == {5}
     assert open_data([f"mnist:{tmp_path}"]).examples[0].label == 7
+
+
+def test_numbered_folders_say_that_imagefolder_orders_them_as_text(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """ImageFolder's order is the truth for a network trained with it; --labels gives it."""
+    for number in range(12):
+        picture(tmp_path / str(number) / "a.png")
+    data = open_data([str(tmp_path)])
+    assert match_labels(data, model(*map(str, range(12)))) == tuple(range(12))
+    assert "ImageFolder orders them as text" in caplog.text
+    caplog.clear()
+    order = torchvision_datasets.ImageFolder(str(tmp_path)).classes
+    matched = match_labels(data, model(*order))
+    assert [order[index] for index in matched] == list(data.classes or ())
+    assert caplog.text == ""
+
+
+def test_numbered_folders_of_one_order_say_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(10):
+        picture(tmp_path / str(number) / "a.png")
+    match_labels(open_data([str(tmp_path)]), model(*map(str, range(10))))
+    assert caplog.text == ""
+
+
+def test_all_suffixes_pillow_reads_are_read_and_others_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("cat/a.PNG", "cat/b.ppm", "__MACOSX/cat/a.png", "cat/._a.png"):
+        picture(tmp_path / name)
+    (tmp_path / "dog").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "dog" / "c.jfif", "JPEG")
+    for name in ("cat/x.heif2", "cat/y.heif2", "Thumbs.db", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"")
+    data = open_data([str(tmp_path)])
+    assert labelled(data) == [("a.PNG", "cat"), ("b.ppm", "cat"), ("c.jfif", "dog")]
+    assert "no pictures by their suffix: 2 .heif2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "filename,class\nx/a.png,cat\nb.png,dog\n",
+        "Image Path;Category\r\nx/a.png;cat\r\nb.png;dog\r\n",
+        "x/a.png\tcat\n  \nb.png\tdog\n",
+        'x\\a.png, "cat"\n b.png , dog\n',
+        ",file,label\n0,x/a.png,cat\n1,b.png,dog\n",
+    ],
+)
+def test_csv_as_people_write_it(tmp_path: Path, text: str) -> None:
+    for image in ("x/a.png", "b.png"):
+        picture(tmp_path / image)
+    (tmp_path / "m.csv").write_bytes(text.encode("utf-8-sig"))
+    data = open_data([str(tmp_path / "m.csv")])
+    assert labelled(data) == [("a.png", "cat"), ("b.png", "dog")]
+    assert all(data.open(index).size == (8, 8) for index in range(2))
+
+
+def test_an_unknown_header_is_named(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("foto,race\na.png,cat\n")
+    with pytest.raises(UsageError, match="names no picture: foto,race; call a header's columns"):
+        open_data([str(tmp_path / "m.csv")])

@@ -285,7 +285,7 @@ def test_find_images_lists_folders_sorted_and_files_as_they_are(tmp_path: Path) 
 def test_find_images_refuses_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no file or folder '.*gone'"):
         find_images([tmp_path / "gone"])
-    with pytest.raises(UsageError, match=r"the folder '.*' holds no image \(\.bmp"):
+    with pytest.raises(UsageError, match=r"the folder '.*' holds no image \(\.jpg"):
         find_images([tmp_path])
     with pytest.raises(UsageError, match="no image was named"):
         find_images([])

@@ -203,3 +203,105 @@ def test_labels_are_the_users_when_given_and_must_be_as_many_as_classes(
         load_model(labels=tmp_path / "l.txt")
     with pytest.raises(UsageError, match=r"cannot read the labels file '.*gone': No such file"):
         load_model(labels=tmp_path / "gone")
+
+
+HABITS = """
+import argparse, functools, sys
+from torch import nn
+
+class Needs(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(3, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.pool(x).flatten(1))
+
+    @classmethod
+    def make(cls):
+        return cls(4)
+
+class Other(Needs):
+    def __init__(self, num_class=4):
+        super().__init__(num_class)
+
+class Wide(Needs):
+    def __init__(self, width, num_classes=4):
+        super().__init__(num_classes)
+
+def anything(**kwargs):
+    return Needs(kwargs.get("num_classes", 4))
+
+def parses():
+    argparse.ArgumentParser().parse_args()
+    return Needs(4)
+
+def leaves():
+    sys.exit(0)
+
+class Own(Exception):
+    pass
+
+def own():
+    raise Own("mine")
+
+def pair():
+    return Needs(4), 1
+
+four, made, short = functools.partial(Needs, 4), Needs(4), lambda: Needs(4)
+
+def rgbn():
+    return nn.Sequential(nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+"""
+
+
+@pytest.fixture
+def habits(tmp_path: Path) -> str:
+    (tmp_path / "habits.py").write_text(HABITS)
+    return str(tmp_path / "habits.py")
+
+
+@pytest.mark.parametrize("factory", ["Needs", "Other", "anything"])
+def test_factory_is_told_the_classes_however_it_takes_them(
+    habits: str, factory: str, tmp_path: Path
+) -> None:
+    state = {"fc.weight": torch.randn(7, 3), "fc.bias": torch.randn(7)}
+    torch.save(state, tmp_path / "a.pth")
+    model = load_model(f"{habits}:{factory}", checkpoint=tmp_path / "a.pth", size=8, device="cpu")
+    assert model.classes == 7
+
+
+@pytest.mark.parametrize("factory", ["made", "four", "short", "parses"])
+def test_instances_and_wrapped_factories_are_taken(
+    habits: str, factory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["cnnviz", "occlude", "--size", "8"])
+    assert load_model(f"{habits}:{factory}", size=8, device="cpu").classes == 4
+    assert sys.argv == ["cnnviz", "occlude", "--size", "8"]
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("Wide", "needs width; write one that takes nothing"),
+        ("leaves", "failed: SystemExit: 0"),
+        ("own", "failed: Own: mine"),
+        ("pair", "returned tuple, not an nn.Module; write one"),
+        ("rgbn", "a picture has 3 channels .or 1., and this network wants 4$"),
+    ],
+)
+def test_what_a_factory_cannot_be_has_its_remedy(habits: str, factory: str, message: str) -> None:
+    with pytest.raises(CnnvizError, match=message) as error:
+        load_model(f"{habits}:{factory}", size=8, device="cpu")
+    assert error.value.exit_status == 1
+
+
+def test_a_file_of_a_package_may_import_relatively(tmp_path: Path) -> None:
+    package = tmp_path / f"pack_{tmp_path.name}"
+    package.mkdir()
+    (package / "blocks.py").write_text("CLASSES = 4\n")
+    (package / "net.py").write_text(
+        "from torch import nn\nfrom .blocks import CLASSES\n\ndef make():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES))\n"
+    )
+    assert load_model(f"{package / 'net.py'}:make", size=8, device="cpu").classes == 4
