@@ -103,12 +103,13 @@ def _check(
 def _maker(
     model: "Model", method: Method, targets: tuple[str, ...], layer: str
 ) -> "Callable[[WorkingImage], SaliencyResult]":
-    from cnnviz.core.models.layers import find_layer
+    from cnnviz.core.models.layers import find_layer, note_repeats
     from cnnviz.gradients.experiment import find_last_conv, saliency
 
     if method is Method.GRAD_CAM:
         layer = find_last_conv(model) if layer == LAST_CONV else layer
         find_layer(model.module, layer, model.name)
+        note_repeats(model, [layer])
     _check_targets(model, targets)
     return lambda image: saliency(model, image, method=method, targets=targets, layer=layer)
 

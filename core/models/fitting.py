@@ -104,8 +104,10 @@ def _readings(state: StateDict, shapes: Mapping[str, tuple[int, ...]]) -> list[_
 
 
 def _named(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors under the names that they have in networks that are not compiled."""
+    tensors = {name.replace("_orig_mod.", ""): value for name, value in tensors.items()}
     if not any(".denselayer" in name for name in wanted):
-        return dict(tensors)
+        return tensors
     return {_DENSE_LAYER.sub(r"\1\2.", name): value for name, value in tensors.items()}
 
 

@@ -4,6 +4,8 @@ A layer is a submodule under its dotted name (`layer1.0.conv1`). Hooks are borro
 `watch_outputs` and `replace_outputs` take them off again in `finally`, whatever happens in between.
 """
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -15,6 +17,8 @@ from cnnviz.core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from cnnviz.core.models.load import Model
+
+_log = logging.getLogger("cnnviz")
 
 
 def named_layers(module: nn.Module) -> dict[str, nn.Module]:
@@ -109,6 +113,32 @@ def trial_outputs(model: "Model", names: Sequence[str]) -> dict[str, Tensor]:
     with torch.inference_mode(), watch_outputs(model.module, names) as outputs:
         model.logits(blank)
     return outputs
+
+
+def note_repeats(model: "Model", names: Sequence[str]) -> None:
+    """A line for each of these layers that runs more than once in a pass: its last run counts."""
+    runs: Counter[str] = Counter()
+
+    def counter(name: str) -> Callable[[Tensor], Tensor]:
+        def count(output: Tensor) -> Tensor:
+            runs[name] += 1
+            return output
+
+        return count
+
+    blank = torch.zeros(1, 3, *model.input_size)
+    with (
+        torch.inference_mode(),
+        replace_outputs(model.module, {name: counter(name) for name in names}),
+    ):
+        model.logits(blank)
+    for name, count in runs.items():
+        if count > 1:
+            _log.warning(
+                "note: layer %r runs %d times in a forward pass; its last run is looked at",
+                name,
+                count,
+            )
 
 
 def not_run(name: str) -> UsageError:

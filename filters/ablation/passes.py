@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cnnviz.core.device import in_batches
+from cnnviz.core.errors import CnnvizError
 from cnnviz.core.models.layers import replace_outputs
 from cnnviz.filters.channels.spec import Channels
 
@@ -59,10 +60,31 @@ def _on(layer: str, channels: Sequence[int], fills: Fills) -> Callable[[Tensor],
 
 
 def ablated_logits(model: "Model", images: Tensor, channels: Channels, fills: Fills) -> Tensor:
-    """Logits (N, K) of a whole pass with channels replaced; the module is left as it was."""
-    changes = {layer: _on(layer, numbers, fills) for layer, numbers in channels.items()}
+    """Logits (N, K) of a whole pass with channels replaced; the module is left as it was.
+
+    Raises:
+        CnnvizError: a layer's output did not come by, so that nothing of it was replaced.
+    """
+    silent = set(channels)
+
+    def changer(layer: str, numbers: Sequence[int]) -> Callable[[Tensor], Tensor]:
+        change = _on(layer, numbers, fills)
+
+        def noted(output: Tensor) -> Tensor:
+            silent.discard(layer)
+            return change(output)
+
+        return noted
+
+    changes = {layer: changer(layer, numbers) for layer, numbers in channels.items()}
     with torch.inference_mode(), replace_outputs(model.module, changes):
-        return model.logits(images)
+        logits = model.logits(images)
+    if silent:
+        raise CnnvizError(
+            f"the output of layer '{min(silent)}' of {model.name} cannot be replaced: its forward "
+            "runs the layer unseen (compiled code?)"
+        )
+    return logits
 
 
 class WholePasses:

@@ -14,7 +14,7 @@ from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.graph.receptive_field import ReceptiveField, receptive_fields
 from cnnviz.core.graph.trace import Untraceable
-from cnnviz.core.models.layers import find_layer, not_run, watch_outputs
+from cnnviz.core.models.layers import find_layer, not_run, note_repeats, watch_outputs
 from cnnviz.core.models.load import Model
 from cnnviz.filters.channels.shapes import as_maps, map_shapes
 
@@ -94,6 +94,7 @@ class Observer:
         for name in self.layers:
             if name not in shapes:
                 raise not_run(name)
+        note_repeats(model, self.layers)
 
     def observe(self, image: WorkingImage) -> Activations:
         """The maps of one picture.

@@ -123,7 +123,9 @@ def expand(
         return tuple(convolutions)
     names: dict[str, None] = {}
     for pattern in selection.layers:
-        matches = [pattern]
+        # A compiled network's layers are found without the wrapper that names them so.
+        plain = pattern.replace("_orig_mod.", "")
+        matches = [plain if pattern not in layers and plain in layers else pattern]
         if "*" in pattern:
             matches = [name for name in layers if fnmatchcase(name, pattern)]
         if not matches:

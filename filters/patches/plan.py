@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cnnviz.core.errors import UsageError
+from cnnviz.core.models.layers import note_repeats
 from cnnviz.core.models.load import Model
 from cnnviz.filters.channels.shapes import MapShape, choose_filters
 from cnnviz.filters.patches.choices import Ranking
@@ -58,6 +59,7 @@ def make_plan(
     """
     _check(top, per_image, score)
     chosen, shapes = choose_filters(model, filters, layers, seed)
+    note_repeats(model, list(chosen))
     return ScanPlan(chosen, shapes, top, score, per_image)
 
 

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,9 +8,14 @@ from torch.nn import functional
 
 from cnnviz.core import load_model
 from cnnviz.core.data.images import WorkingImage
+from cnnviz.core.errors import CnnvizError
+from cnnviz.core.models.checkpoints import StateDict
+from cnnviz.core.models.fitting import choose
 from cnnviz.core.models.habits import Outputs, examine
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.probing import unwrapped
+from cnnviz.filters.ablation.passes import ablated_logits
+from cnnviz.filters.channels.spec import expand, parse
 from cnnviz.occlusion.choices import EngineChoice
 from cnnviz.occlusion.experiment import OcclusionSpec, occlude
 
@@ -169,3 +175,29 @@ def test_what_comes_out_is_told_by_its_looks(
     assert habits.outputs is outputs
     assert (note is None) == (habits.notes("net") == [])
     assert note is None or note in habits.notes("net")[0]
+
+
+def test_compiled_parts_are_taken_out_and_their_names_in_files_and_filters_too() -> None:
+    plain = Plain().eval()
+    state = dict(plain.state_dict())
+    parts = Plain().eval()
+    parts.b = torch.compile(parts.b)  # type: ignore[assignment]
+    assert "b._orig_mod.weight" in parts.state_dict()
+    open_ = unwrapped(parts)
+    assert open_.state_dict().keys() == state.keys()
+    saved = {name.replace("b.", "b._orig_mod."): value for name, value in state.items()}
+    assert choose([StateDict("", saved)], plain, None, Path("ck")).tensors.keys() == state.keys()
+    assert expand(parse("_orig_mod.a:0"), ["a", "b"], ["a", "b"]) == ("a",)
+
+
+def test_an_ablation_that_reaches_nothing_is_an_error() -> None:
+    class Unseen(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.fc(self.b.forward(self.a(x)).mean((2, 3)))
+            return out
+
+    model = model_of(Unseen())
+    image = torch.zeros(1, 3, *SIZE)
+    assert ablated_logits(model, image, {"a": (0,)}, {}).shape == (1, 5)
+    with pytest.raises(CnnvizError, match="the output of layer 'b' of bundled cannot be replaced"):
+        ablated_logits(model, image, {"b": (0,)}, {})

@@ -1,5 +1,6 @@
 """Inventories and spreads against counts by hand, plain histograms and torch's autograd."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cnnviz.core import load_model
 from cnnviz.core.choices import Precision
 from cnnviz.core.data.datasets import ImageData, open_data
 from cnnviz.core.data.images import Preprocess
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.layers import find_layer, replace_outputs, watch_outputs
+from cnnviz.core.models.layers import find_layer, note_repeats, replace_outputs, watch_outputs
 from cnnviz.core.models.load import Model
 from cnnviz.filters.kernels.weights import choose_layers
 from cnnviz.filters.layers.inventory import take_inventory
@@ -340,3 +342,25 @@ def test_compiled_layers_are_refused_with_the_remedy():
             pass
     with pytest.raises(UsageError, match=r"net is an archive.*--checkpoint net"):
         find_layer(compiled, "0", "net")
+
+
+class Pyramid(nn.Module):
+    """One convolution at two scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.shared = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        small = self.shared(nn.functional.max_pool2d(x, 2))
+        out: Tensor = self.fc(torch.cat([self.shared(x).mean((2, 3)), small.mean((2, 3))], 1))
+        return out
+
+
+def test_a_layer_that_runs_twice_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    model = replace(load_model("bundled", device="cpu"), module=Pyramid().eval())
+    note_repeats(model, ["stem", "shared"])
+    (line,) = caplog.messages
+    assert line == "note: layer 'shared' runs 2 times in a forward pass; its last run is looked at"
