@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cnnviz.core.choices import Colormap
-from cnnviz.core.data.images import read
+from cnnviz.core.data.images import read_image
 from cnnviz.core.models.preprocess import Preprocess
 from cnnviz.core.output.drawing import image_pixels
 from cnnviz.core.output.panels import Look, draw_map, draw_picture, grid_of_axes, photograph
@@ -26,7 +26,7 @@ def picture(tmp_path: Path, side: int) -> str:
 def test_the_file_lies_beneath_where_it_has_more_pixels(
     tmp_path: Path, side: int, shown: int
 ) -> None:
-    image = read(picture(tmp_path, side), SMALL)
+    image = read_image(picture(tmp_path, side), SMALL)
     beneath = photograph(image)
     assert beneath.shape == (shown, shown, 3)
     wanted = np.asarray(Image.open(image.path)) if side == shown else image_pixels(image)
