@@ -41,7 +41,8 @@ def test_a_file_taken_in_batches_gives_the_same_components_nearly(monkeypatch, t
     ours, expected = pca(held, 5), pca(data, 5)
     np.testing.assert_allclose(ours.explained, expected.explained, rtol=2e-2)
     alike = [
-        np.corrcoef(a, b)[0, 1] for a, b in zip(ours.scores_Nc.T, expected.scores_Nc.T, strict=True)
+        abs(np.corrcoef(a, b)[0, 1])  # two weights that are nearly the largest decide the sign
+        for a, b in zip(ours.scores_Nc.T, expected.scores_Nc.T, strict=True)
     ]
     assert min(alike) > 0.99
 
