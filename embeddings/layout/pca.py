@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA, IncrementalPCA
+from sklearn.utils import gen_batches
 
 from cnnviz.core.errors import CnnvizError
 from cnnviz.embeddings.layout.neighbors import Points
@@ -56,20 +57,29 @@ def pca(points_ND: Points, count: int, *, seed: int = 0) -> Pca:
         )
     wanted = min(count, points - 1, dimensions)
     if isinstance(points_ND, np.memmap):
-        solver = IncrementalPCA(wanted, batch_size=max(BATCH, wanted))
+        solver, parts = IncrementalPCA(wanted), _batches(points, wanted)
+        for part in parts:  # `fit` would read the whole file first
+            solver.partial_fit(np.array(points_ND[part]))
     else:
-        solver = PCA(
-            wanted,
-            svd_solver=_way(points, dimensions),
-            iterated_power=POWER_ITERATIONS,
-            random_state=seed,
+        solver, parts = (
+            PCA(
+                wanted,
+                svd_solver=_way(points, dimensions),
+                iterated_power=POWER_ITERATIONS,
+                random_state=seed,
+            ),
+            [slice(0, points)],
         )
         points_ND = points_ND.astype(np.float64)
-    solver.fit(points_ND)
+        solver.fit(points_ND)
     explained = np.asarray(solver.explained_variance_ratio_, np.float64)
     kept = explained > NOISE
-    scores_Nc = np.asarray(solver.transform(points_ND), np.float32)
-    return Pca(np.ascontiguousarray(scores_Nc[:, kept]), explained[kept])
+    scores = [solver.transform(np.array(points_ND[part]))[:, kept] for part in parts]
+    return Pca(np.concatenate(scores).astype(np.float32), explained[kept])
+
+
+def _batches(points: int, least: int) -> list[slice]:
+    return list(gen_batches(points, max(BATCH, least), min_batch_size=least))
 
 
 def _way(points: int, dimensions: int) -> str:

@@ -1,5 +1,7 @@
 """Principal components: those of a decomposition in float64, whichever way they are computed."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
@@ -45,6 +47,20 @@ def test_a_file_taken_in_batches_gives_the_same_components_nearly(monkeypatch, t
         for a, b in zip(ours.scores_Nc.T, expected.scores_Nc.T, strict=True)
     ]
     assert min(alike) > 0.99
+
+
+def test_a_file_is_never_in_memory_as_a_whole(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "BATCH", 500)
+    held = np.memmap(tmp_path / "points", np.float32, "w+", shape=(20_000, 100))
+    held[:] = np.random.default_rng(0).normal(size=held.shape) * np.linspace(1, 3, 100)
+    tracemalloc.start()
+    try:
+        found = pca(held, 5)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.scores_Nc.shape == (20_000, 5)
+    assert peak < held.nbytes / 2
 
 
 def test_the_largest_weight_of_a_component_is_positive(way):
