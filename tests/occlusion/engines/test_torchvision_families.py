@@ -52,28 +52,37 @@ def build(name: str) -> nn.Module:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(("name", "size"), CASES)
 def test_incremental_equals_full_for_torchvision(
-    name: str, size: tuple[int, int], seed: int, settled: Callable[..., nn.Module]
+    name: str, size: tuple[int, int], settled: Callable[..., nn.Module]
 ) -> None:
+    """Equal in float64; in float32 as near to that as the network's own rounding is, which depends
+    on the processor (wide_resnet50_2: 6e-5 of the largest score on one, 4e-4 on another)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision's own, on scipy and future defaults
-        module = settled(build(name), size, seed)
+        module = settled(build(name), size)
     height, width = size
-    generator = torch.Generator().manual_seed(seed)
-    image = torch.randn(3, height, width, generator=generator)
-    fill = torch.randn(3, height, width, generator=generator)
+    image, fill = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
     boxes = torch.tensor(
         [[0, 0, 15, 15], [40, 50, 55, 65], [43, 57, 58, 72], [50, 41, 51, 42],
          [height - 9, width - 11, height, width], [20, 0, 65, 45]]
     )  # fmt: skip
-    prepared = prepare(module, size, device=torch.device("cpu"))
-    assert prepared.graph is not None, prepared.reason
-    full = FullEngine(prepared).run(image, fill, boxes).logits_PK
-    incremental = IncrementalEngine(prepared).run(image, fill, boxes)
-    assert float((full - incremental.base_logits_K).abs().max()) > 1e-3 * float(full.abs().max())
-    assert float((full - incremental.logits_PK).abs().max()) <= 1e-4 * float(full.abs().max())
+
+    def scores(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        prepared = prepare(module.to(dtype), size, device=torch.device("cpu"), dtype=dtype)
+        assert prepared.graph is not None, prepared.reason
+        pictures = image.to(dtype), fill.to(dtype), boxes
+        incremental = IncrementalEngine(prepared).run(*pictures)
+        full = FullEngine(prepared).run(*pictures).logits_PK
+        return full, incremental.logits_PK, incremental.base_logits_K
+
+    rounded, ours_rounded, _ = scores(torch.float32)
+    full, ours, base = scores(torch.float64)
+    scale = float(full.abs().max())
+    assert float((full - base).abs().max()) > 1e-3 * scale
+    assert float((full - ours).abs().max()) <= 1e-6 * scale
+    own = max(float((rounded - full).abs().max()), 1e-6 * scale)
+    assert float((ours_rounded - full).abs().max()) <= 5 * own
 
 
 @pytest.mark.slow
