@@ -115,10 +115,10 @@ class _Study:
         return report(found), lambda folder: self._write(folder, found)
 
     def _write(self, folder: "RunFolder", found: "Activations") -> None:
-        from cnnviz.core.output.drawing import to_uint8
+        from cnnviz.core.output.drawing import image_pixels
         from cnnviz.filters.activations.figures import draw_maps, draw_overlays
 
-        folder.write_image(INPUT, to_uint8(found.image.pixels.numpy().transpose(1, 2, 0)))
+        folder.write_image(INPUT, image_pixels(found.image))
         for layer in found.layers:
             shown = self._look.shown(layer)
             figure = draw_maps(layer, shown, self._look.normalize, self._look.order)

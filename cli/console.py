@@ -4,6 +4,7 @@ With `--json` stdout carries the summary alone; `--quiet` silences progress and 
 users (labels, file names) is shown with its control characters replaced, never read as markup.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -53,6 +54,17 @@ def printable(text: object) -> str:
 def say(message: str) -> None:
     """One line on stderr."""
     print(printable(message), file=sys.stderr)  # noqa: T201
+
+
+class _Warnings(logging.Handler):
+    """The lower floors' warnings, a line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Shows one as everything else is shown."""
+        say(record.getMessage())
+
+
+WARNINGS = _Warnings()
 
 
 class Console:

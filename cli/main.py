@@ -4,6 +4,7 @@ A user's mistake is one line on stderr and an exit status (`core.errors`); what 
 a bug and shows its traceback.
 """
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -13,7 +14,7 @@ import typer
 
 from cnnviz.cli.ablate import ablate
 from cnnviz.cli.activations import activations
-from cnnviz.cli.console import say, stdout_kept
+from cnnviz.cli.console import WARNINGS, say, stdout_kept
 from cnnviz.cli.filters import filters
 from cnnviz.cli.layers import layers
 from cnnviz.cli.max_patches import max_patches
@@ -63,8 +64,7 @@ def _keeping_stdout(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 for _name, _command in COMMANDS.items():
-    # `models` runs no code of the user's.
-    app.command(_name)(_command if _command is COMMANDS["models"] else _keeping_stdout(_command))
+    app.command(_name)(_keeping_stdout(_command))
 
 
 def _show_version(wanted: bool) -> None:
@@ -90,6 +90,7 @@ def run(arguments: Sequence[str]) -> int:
 
     0 done, 1 failed in part or whole, 2 wrong usage, 3 a check did not hold, 130 interrupted.
     """
+    logging.getLogger("cnnviz").addHandler(WARNINGS)
     try:
         status = app(list(arguments) or ["--help"], prog_name="cnnviz", standalone_mode=False)
     except CnnvizError as error:

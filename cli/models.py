@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnviz.cli.console import Console
+from cnnviz.cli.console import Console, findings
 from cnnviz.cli.options import OutputOptions
 from cnnviz.core.errors import UsageError, nearest
 
@@ -54,7 +54,7 @@ def models(
                 "cache": str(cache_folder()),
             },
         }
-        typer.echo(to_json(content), nl=False)
+        print(to_json(content), end="", file=findings())
         return
     console = Console(OutputOptions())
     if card is not None:

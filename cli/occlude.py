@@ -15,10 +15,10 @@ from cnnviz.occlusion.choices import Border, EngineChoice, Score, Upsample
 
 if TYPE_CHECKING:
     from cnnviz.core.data.images import WorkingImage
+    from cnnviz.core.output.panels import Look
     from cnnviz.core.output.run_folder import RunFolder
     from cnnviz.occlusion.expectation import Expectations, Verdict
     from cnnviz.occlusion.experiment import Occluder, OcclusionResult
-    from cnnviz.occlusion.figures import Look
 
 FOLDER_LABEL = "folder"
 
@@ -104,9 +104,9 @@ def occlude(
     check_alpha(maps.alpha)
     _check_share(min_inside, expect)
     from cnnviz.core.data.images import find_images
+    from cnnviz.core.output.panels import Look
     from cnnviz.occlusion.expectation import read_expectations
     from cnnviz.occlusion.experiment import Occluder, OcclusionSpec
-    from cnnviz.occlusion.figures import Look
 
     spec = OcclusionSpec(
         masks=tuple(pixels(text, "--mask") for text in mask or ()),

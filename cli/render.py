@@ -28,10 +28,11 @@ def render(
     """
     run = Run("render", output)
     check_alpha(maps.alpha)
+    from cnnviz.core.output.panels import Look
     from cnnviz.core.output.run_folder import safe_name
     from cnnviz.occlusion.archive import load, load_crop
     from cnnviz.occlusion.experiment import OcclusionSpec, look
-    from cnnviz.occlusion.figures import Look, draw
+    from cnnviz.occlusion.figures import draw
     from cnnviz.occlusion.report import report
 
     measured = load(folder)

@@ -120,6 +120,7 @@ class ImageRun(Run):
         """Starts the clock."""
         super().__init__(command, output)
         self._paths: Sequence[Path] = ()
+        self._alone = False
         self.entries: list[dict[str, Any]] = []
         self._errors: list[tuple[str, str]] = []
 

@@ -17,10 +17,10 @@ from cnnviz.gradients.choices import LAST_CONV, Method
 if TYPE_CHECKING:
     from cnnviz.core.data.images import WorkingImage
     from cnnviz.core.models.load import Model
+    from cnnviz.core.output.panels import Look
     from cnnviz.core.output.run_folder import RunFolder
     from cnnviz.gradients.comparison import Comparison
     from cnnviz.gradients.experiment import SaliencyResult
-    from cnnviz.gradients.figures import Look
     from cnnviz.occlusion.experiment import Occluder
 
 INPUT, ARRAYS, COMPARISON = "input.png", "saliency.npz", "comparison.png"
@@ -73,7 +73,7 @@ def saliency(
     check_alpha(maps.alpha)
     _check(compare, mask, stride, method, layer)
     from cnnviz.core.data.images import find_images
-    from cnnviz.gradients.figures import Look
+    from cnnviz.core.output.panels import Look
 
     paths = find_images(images)
     loaded = run.load(model)
@@ -196,10 +196,10 @@ class _Study:
     ) -> None:
         import numpy as np
 
-        from cnnviz.core.output.drawing import to_uint8
+        from cnnviz.core.output.drawing import image_pixels
         from cnnviz.gradients.figures import draw, draw_comparison
 
-        folder.write_image(INPUT, to_uint8(result.image.pixels.numpy().transpose(1, 2, 0)))
+        folder.write_image(INPUT, image_pixels(result.image))
         for name, figure in draw(result, self._look).items():
             folder.write_figure(name, figure)
         if comparisons:

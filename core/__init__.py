@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from cnnviz.core.data.images import WorkingImage, read_image
     from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
     from cnnviz.core.models.load import Model, load_model
+    from cnnviz.core.output.panels import Look
 else:
     __getattr__ = lazily(
         __name__,
@@ -19,6 +20,7 @@ else:
             "models.load": ("Model", "load_model"),
             "data.datasets": ("ImageData", "open_data"),
             "data.images": ("WorkingImage", "read_image"),
+            "output.panels": ("Look",),
         },
     )
 
@@ -27,6 +29,7 @@ __all__ = [
     "CnnvizError",
     "Colormap",
     "ImageData",
+    "Look",
     "Model",
     "Precision",
     "UsageError",

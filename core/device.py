@@ -49,7 +49,16 @@ def parse_batch_size(text: str) -> int | None:
     raise UsageError(f"'{text}' is no batch size; --batch-size takes auto or a whole number from 1")
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+_ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}
+_COARSE = 0.1  # bfloat16, float16
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """The share of the largest score that another order of additions may change, and no more."""
+    return _ROUNDING.get(dtype, _COARSE)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch raised this for want of memory, on any kind of device."""
     if isinstance(error, torch.OutOfMemoryError):
         return True

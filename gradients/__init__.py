@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from cnnviz.gradients.choices import Method
     from cnnviz.gradients.comparison import rank_correlation
     from cnnviz.gradients.experiment import SaliencyResult, saliency
-    from cnnviz.gradients.figures import Look, draw
+    from cnnviz.gradients.figures import draw
 else:
     __getattr__ = lazily(
         __name__,
@@ -16,8 +16,8 @@ else:
             "choices": ("Method",),
             "comparison": ("rank_correlation",),
             "experiment": ("SaliencyResult", "saliency"),
-            "figures": ("Look", "draw"),
+            "figures": ("draw",),
         },
     )
 
-__all__ = ["Look", "Method", "SaliencyResult", "draw", "rank_correlation", "saliency"]
+__all__ = ["Method", "SaliencyResult", "draw", "rank_correlation", "saliency"]

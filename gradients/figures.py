@@ -15,8 +15,6 @@ from cnnviz.gradients.choices import Method
 from cnnviz.gradients.comparison import Comparison
 from cnnviz.gradients.experiment import ClassMap, SaliencyResult
 
-__all__ = ["Look", "draw", "draw_comparison"]
-
 CLIPPED_ABOVE = 99.5  # percentile of the magnitude
 BAR_LABELS = {
     Method.GRADIENT: "|d logit / d normalised pixel|",

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from cnnviz.occlusion.archive import load
     from cnnviz.occlusion.choices import Border, Score, Upsample
     from cnnviz.occlusion.experiment import OcclusionResult, OcclusionSpec, look, occlude
-    from cnnviz.occlusion.figures import Look, draw
+    from cnnviz.occlusion.figures import draw
 else:
     __getattr__ = lazily(
         __name__,
@@ -16,13 +16,12 @@ else:
             "archive": ("load",),
             "choices": ("Border", "Score", "Upsample"),
             "experiment": ("OcclusionResult", "OcclusionSpec", "look", "occlude"),
-            "figures": ("Look", "draw"),
+            "figures": ("draw",),
         },
     )
 
 __all__ = [
     "Border",
-    "Look",
     "OcclusionResult",
     "OcclusionSpec",
     "Score",

@@ -31,8 +31,6 @@ from cnnviz.occlusion.experiment import OcclusionResult
 from cnnviz.occlusion.masks import Grid
 from cnnviz.occlusion.panels import Panel
 
-__all__ = ["Look", "draw", "input_pixels"]
-
 LEGEND_CLASSES = 9
 OTHER_GRAY = "#d9d9d9"
 UNCHANGED = "#ffffff"  # in the legend; on the picture such places are left clear

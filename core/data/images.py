@@ -45,7 +45,7 @@ _COMPANIONS = frozenset(
     {".cfg", ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".md", ".py", ".txt", ".xml"}
     | {".yaml", ".yml"}
 )
-_log = logging.getLogger("cnnviz")  # without a handler its warnings are lines on stderr
+_log = logging.getLogger("cnnviz")
 MID_GREY = (128, 128, 128, 255)
 
 # What Pillow grumbles about in damaged files either shows as an error here or does not matter;

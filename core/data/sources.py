@@ -22,16 +22,10 @@ from cnnviz.core.errors import CnnvizError, UsageError
 MANIFESTS = frozenset({".csv", ".jsonl"})
 TORCHVISION = ("cifar10", "mnist", "fashionmnist")
 SPLITS = ("test", "train")
-PATH_COLUMNS: tuple[str, ...] = (
-    "path",
-    "filename",
-    "file_name",
-    "filepath",
-    "file_path",
-    "file",
-    "image",
+PATH_COLUMNS = (
+    *("path", "filepath", "file_path", "image_path", "img_path"),
+    *("filename", "file_name", "image_name", "file", "image", "img"),
 )
-PATH_COLUMNS += ("image_path", "image_name", "img", "img_path")
 LABEL_COLUMNS = ("label", "class", "class_name", "category", "target", "labels")
 UNKNOWN = -1
 
@@ -124,6 +118,26 @@ def _column(header: Sequence[str], names: Sequence[str]) -> int:
     return next((header.index(name) for name in names if name in header), len(header))
 
 
+def _names_picture(cells: Sequence[str]) -> bool:
+    return any(Path(cell.strip()).suffix.lower() in suffixes() for cell in cells)
+
+
+def _without_header(rows: list[list[str]], manifest: Path) -> tuple[int, int, list[list[str]]]:
+    """The columns of path and label (behind the last one where there is none), and what follows."""
+    if not rows or _names_picture(rows[0]):
+        return 0, 1, rows
+    header = [cell.strip().lower().replace(" ", "_") for cell in rows[0]]
+    place = _column(header, PATH_COLUMNS)
+    if place < len(header):
+        return place, _column(header, LABEL_COLUMNS), rows[1:]
+    if len(rows) > 1 and _names_picture(rows[1][:1]):
+        raise UsageError(
+            f"the manifest '{manifest}' begins with a row that names no picture: "
+            f"{','.join(rows[0])}; call a header's columns path and label"
+        )
+    return 0, 1, rows
+
+
 def _csv_rows(text: str, manifest: Path) -> list[tuple[str, str | None]]:
     lines = text.splitlines()
     mark = _delimiter(lines, manifest.parent)
@@ -132,19 +146,7 @@ def _csv_rows(text: str, manifest: Path) -> list[tuple[str, str | None]]:
         rows = [row for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:
         raise UsageError(f"the manifest '{manifest}' is not CSV: {error}") from error
-    header = [cell.strip().lower().replace(" ", "_") for cell in rows[0]] if rows else []
-    place, label = 0, 1
-    names_files = any(Path(cell).suffix in suffixes() for cell in header)
-    if not names_files and _column(header, PATH_COLUMNS) < len(header):
-        place, label = _column(header, PATH_COLUMNS), _column(header, LABEL_COLUMNS)
-        rows = rows[1:]
-    elif (
-        len(rows) > 1 and not names_files and Path(rows[1][0].strip()).suffix.lower() in suffixes()
-    ):
-        raise UsageError(
-            f"the manifest '{manifest}' begins with a row that names no picture: "
-            f"{mark.join(rows[0])}; call a header's columns path and label"
-        )
+    place, label, rows = _without_header(rows, manifest)
     for number, row in enumerate(rows, start=1):
         if place >= len(row) or not row[place].strip():
             raise UsageError(f"the manifest '{manifest}' has no path in its row {number}")

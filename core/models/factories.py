@@ -39,7 +39,7 @@ class Factory:
     class_parameter: str | None
 
     def build(self, classes: int | None) -> nn.Module:
-        """The network, for that many classes where the factory allows it.
+        """The network without wrappers, for as many classes as the factory allows.
 
         Raises:
             CnnvizError: the factory failed, or returned something else.
@@ -52,7 +52,7 @@ class Factory:
         except USER_CODE_ERRORS as error:
             raise CnnvizError(f"the factory '{self.name}' failed: {_where(error)}") from error
         if isinstance(module, nn.Module):
-            return module
+            return unwrapped(module)
         kind = type(module).__name__
         raise CnnvizError(
             f"the factory '{self.name}' returned {kind}, not an nn.Module; write one that returns "
@@ -74,6 +74,29 @@ class Factory:
                 f"the factory '{self.name}' needs {', '.join(missing)}; write one that takes "
                 "nothing, or the number of classes, and returns the network"
             )
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The network itself, out of `torch.compile`, `DataParallel` and their like, parts of it too.
+
+    A compiled network does not notice hooks that are set later; its original does.
+    """
+    module = _taken_out(module)
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if (original := _taken_out(child)) is not child:
+                setattr(parent, name, original)
+    return module
+
+
+def _taken_out(module: nn.Module) -> nn.Module:
+    while True:
+        if isinstance(original := getattr(module, "_orig_mod", None), nn.Module):
+            module = original
+        elif isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        else:
+            return module
 
 
 @contextmanager

@@ -21,7 +21,7 @@ _DEEPEST = 16  # parts of a prefix
 # torchvision's published DenseNets write norm.1 for what the network calls norm1.
 _DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 # Weights averaged over training are the ones that are evaluated.
-_AVERAGED = re.compile(r"(^|[._])(\w*ema\w*|swa\w*|averaged?\w*)([._]|$)")
+_AVERAGED = re.compile(r"(?<![a-z])(ema|swa|avg|averaged?)(?![a-z])", re.IGNORECASE)
 _NO_LAYER = re.compile(
     r"(criterion|(\w+_)?(loss|losses|loss_fn|metrics?|acc|accuracy)|(train|val|valid|test)_\w+)\d*"
 )
@@ -151,18 +151,17 @@ def _misfits(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
 
 def _check_kinds(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Refuses tensors that no network of floating-point weights can take."""
-    for name, wanted in module.state_dict().items():
-        value = state.get(name)
-        if value is None or not isinstance(wanted, Tensor):
-            continue
+    wanted = module.state_dict()
+    for name, value in state.items():
+        own = wanted.get(name)
         odd = value.is_quantized or value.is_nested or value.is_meta or value.layout is not strided
-        if odd or (value.is_floating_point() != wanted.is_floating_point()):
+        number = isinstance(own, Tensor) and own.is_floating_point() == value.is_floating_point()
+        if odd or (name in wanted and not number):
             kind = "without values" if value.is_meta else str(value.dtype).removeprefix("torch.")
             layout = "" if value.layout is strided else f", {value.layout}".replace("torch.", "")
             raise CnnvizError(
-                f"'{path}' holds {name} as {kind}{layout}; the network takes plain "
-                f"{str(wanted.dtype).removeprefix('torch.')}: save the weights of the network "
-                "before it was quantised, pruned or converted"
+                f"'{path}' holds {name} as {kind}{layout}, which no network here takes: save the "
+                "weights of the network before it was quantised, pruned or converted"
             )
 
 

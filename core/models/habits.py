@@ -13,12 +13,10 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from cnnviz.core.device import is_out_of_memory
+from cnnviz.core.device import is_out_of_memory, rounding
+from cnnviz.core.errors import USER_CODE_ERRORS
 
-# Of the largest |score|: beyond what another order of additions can do.
-_ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}
-_COARSE = 0.1  # bfloat16, float16
-_REPEATED = 1e-5  # the same pass again
+_REPEATED = 1e-5  # of the largest |score|: the same pass again
 
 
 class Outputs(StrEnum):
@@ -104,18 +102,17 @@ def examine(
             return Habits(outputs, noise=noise, scale=scale)
         try:
             together = scores(torch.cat([first, second]))
-        except RuntimeError as error:
+        except USER_CODE_ERRORS as error:
             # It takes one picture at a time and no other number; memory is another matter.
             return Habits(outputs, mixes_batch=not is_out_of_memory(error), scale=scale)
     if together.shape != alone.shape:
         return Habits(outputs, mixes_batch=True, scale=scale)
     difference = float((together - alone).abs().max())
-    return Habits(outputs, difference > _ROUNDING.get(dtype, _COARSE) * scale, scale=scale)
+    return Habits(outputs, difference > rounding(dtype) * scale, scale=scale)
 
 
 def _looks(scores_NK: Tensor, dtype: torch.dtype) -> Outputs:
     if not bool(((scores_NK >= 0) & (scores_NK <= 1)).all()):
         return Outputs.LOGITS
     off = float((scores_NK.double().sum(1) - 1).abs().max())
-    rounding = _ROUNDING.get(dtype, _COARSE)
-    return Outputs.PROBABILITIES if off < rounding else Outputs.UNIT
+    return Outputs.PROBABILITIES if off < rounding(dtype) else Outputs.UNIT

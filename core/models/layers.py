@@ -109,10 +109,14 @@ def trial_outputs(model: "Model", names: Sequence[str]) -> dict[str, Tensor]:
     Raises:
         UsageError: a layer puts out something other than a tensor.
     """
-    blank = torch.zeros(1, 3, *model.input_size)
-    with torch.inference_mode(), watch_outputs(model.module, names) as outputs:
-        model.logits(blank)
+    with watch_outputs(model.module, names) as outputs:
+        _run_blank(model)
     return outputs
+
+
+def _run_blank(model: "Model") -> None:
+    with torch.inference_mode():
+        model.logits(torch.zeros(1, 3, *model.input_size))
 
 
 def note_repeats(model: "Model", names: Sequence[str]) -> None:
@@ -126,12 +130,8 @@ def note_repeats(model: "Model", names: Sequence[str]) -> None:
 
         return count
 
-    blank = torch.zeros(1, 3, *model.input_size)
-    with (
-        torch.inference_mode(),
-        replace_outputs(model.module, {name: counter(name) for name in names}),
-    ):
-        model.logits(blank)
+    with replace_outputs(model.module, {name: counter(name) for name in names}):
+        _run_blank(model)
     for name, count in runs.items():
         if count > 1:
             _log.warning(

@@ -26,7 +26,7 @@ from cnnviz.core.models.fitting import choose, fit, head_classes
 from cnnviz.core.models.habits import Habits, examine
 from cnnviz.core.models.labels import Labels, class_index, read_labels
 from cnnviz.core.models.preprocess import Preprocess, adjust, plain
-from cnnviz.core.models.probing import probe, unwrapped
+from cnnviz.core.models.probing import probe
 from cnnviz.core.models.published import Published, fetch
 
 BUNDLED = "bundled"
@@ -151,28 +151,25 @@ def load_model(
     def adjusted(base: Preprocess | None) -> Preprocess:
         return adjust(base or plain(size), size, mean, std)
 
+    if state is not None and file is None:
+        raise UsageError(f"--state {state} names weights in a file; give it with --checkpoint")
+    dtype = number_format.dtype
     with _seeded(seed):
         trained = _find(name, file, weights, state, adjusted)
-    module, classes = probe(
-        unwrapped(trained.module).to(target, number_format.dtype),
-        trained.name,
-        trained.preprocess.crop,
-        number_format.dtype,
-        target,
-    )
+        size_HW = trained.preprocess.crop
+        module, classes = probe(
+            trained.module.to(target, dtype), trained.name, size_HW, dtype, target
+        )
+        habits = examine(lambda images: module(images.to(target, dtype)).float(), size_HW, dtype)
     names = _name_classes(
         Path(labels) if labels is not None else None, trained.labels, classes, trained.name
-    )
-    dtype = number_format.dtype
-    habits = examine(
-        lambda images: module(images.to(target, dtype)).float(), trained.preprocess.crop, dtype
     )
     return Model(
         module=module,
         name=trained.name,
         preprocess=trained.preprocess,
         labels=names.names,
-        input_size=trained.preprocess.crop,
+        input_size=size_HW,
         weights_sha256=trained.weights_sha256,
         device=target,
         precision=number_format,
@@ -208,6 +205,8 @@ def _find(
         return _from_architecture(name, file, weights, state, adjusted)
     if weights is not None:
         raise UsageError(f"--weights {weights}: '{file}' brings its own weights")
+    if state is not None:
+        raise UsageError(f"--state {state}: '{file}' holds one network with its weights")
     return _from_archive(file, kind, adjusted)
 
 
@@ -275,12 +274,12 @@ def _with_weights(
         found = [StateDict("", open_archive(path, kind).state)]
     else:
         found = read_state_dicts(path, kind)
-    module = unwrapped(architecture.make(None, size))
+    module = architecture.make(None, size)
     chosen = choose(found, module, asked, path)
     state = {k: v for k, v in chosen.tensors.items() if not k.startswith(architecture.ignores)}
     classes = head_classes(module, state) if architecture.sets_classes else None
     if classes is not None:
-        module = unwrapped(architecture.make(classes, size))
+        module = architecture.make(classes, size)
     fit(module, state, path, architecture.name + hint)
     return module, chosen.notes
 

@@ -32,29 +32,6 @@ class GreyInput(nn.Module):
         return out
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The network itself, out of `torch.compile`, `DataParallel` and their like, parts of it too.
-
-    A compiled network does not notice hooks that are set later; its original does.
-    """
-    module = _taken_out(module)
-    for parent in list(module.modules()):
-        for name, child in parent.named_children():
-            if (original := _taken_out(child)) is not child:
-                setattr(parent, name, original)
-    return module
-
-
-def _taken_out(module: nn.Module) -> nn.Module:
-    while True:
-        if isinstance(original := getattr(module, "_orig_mod", None), nn.Module):
-            module = original
-        elif isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            module = module.module
-        else:
-            return module
-
-
 def _essence(error: BaseException) -> str:
     """The line of an error that says it; TorchScript puts it last."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

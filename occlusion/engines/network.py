@@ -11,14 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from cnnviz.core.device import rounding
 from cnnviz.core.errors import USER_CODE_ERRORS, UsageError
 from cnnviz.core.graph.fold import fold
 from cnnviz.core.graph.trace import Graph, Untraceable, describe, trace
 from cnnviz.core.models.layers import not_run
 from cnnviz.occlusion.engines.winograd import speed_up
-
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of the largest logit
-_COARSE = 0.1  # bfloat16, float16
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +89,7 @@ def _check_same(module: nn.Module, folded: nn.Module, image_13HW: Tensor) -> Non
     if expected.shape != got.shape:
         raise Untraceable("its traced graph gives outputs of another shape")
     difference = float((expected - got).abs().max())
-    if difference > _TOLERANCE.get(image_13HW.dtype, _COARSE) * float(expected.abs().max()):
+    if difference > rounding(image_13HW.dtype) * float(expected.abs().max()):
         raise Untraceable("its traced graph gives other numbers")
 
 

@@ -1,5 +1,6 @@
 import inspect
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -105,3 +106,9 @@ def test_what_the_users_code_prints_goes_to_stderr(tmp_path, capsys):
     told = capsys.readouterr()
     assert json.loads(told.out)["command"] == "saliency"
     assert {"imported", "made", "forward"} <= set(told.err.splitlines())
+
+
+def test_warnings_of_the_lower_floors_cannot_drive_the_terminal(capsys):
+    run(["--version"])
+    logging.getLogger("cnnviz").warning("note: %s", "evil\x1b[2J\nname")
+    assert capsys.readouterr().err == "note: evil\ufffd[2J\ufffdname\n"

@@ -8,6 +8,7 @@ from torch.nn.utils import parametrizations, weight_norm
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.checkpoints import StateDict
 from cnnviz.core.models.fitting import Fitting, choose, fit, head_classes
+from cnnviz.core.models.load import load_model
 
 FILE = Path("ck")
 
@@ -158,7 +159,9 @@ def test_names_that_torch_itself_translates_fit() -> None:
 def test_tensors_that_cannot_be_the_networks_are_refused(odd, named: str) -> None:  # type: ignore[no-untyped-def]
     state = dict(network().state_dict())
     state["0.weight"] = odd(state["0.weight"])
-    with pytest.raises(CnnvizError, match=rf"'ck' holds 0\.weight as {named}; the network takes"):
+    with pytest.raises(
+        CnnvizError, match=rf"'ck' holds 0\.weight as {named}, which no network here takes"
+    ):
         fit(network(), state, FILE, "net")
 
 
@@ -203,3 +206,28 @@ def test_class_count_is_read_off_the_head() -> None:
     assert head_classes(network(4), other) is None
     scalar = dict(network(4).state_dict()) | {"5.bias": torch.tensor(0.0)}
     assert head_classes(network(4), scalar) is None
+
+
+def test_a_strange_tensor_beside_the_networks_is_refused_too() -> None:
+    state = dict(network().state_dict()) | {"mask": torch.eye(3).to_sparse()}
+    with pytest.raises(CnnvizError, match="'ck' holds mask as float32, sparse_coo, which no"):
+        fit(network(), state, FILE, "net")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_state_is_asked_for_where_there_are_several(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--state ema names weights in a file; give it with"):
+        load_model(state="ema")
+    path = tmp_path / "net.pt"
+    torch.jit.trace(network(), torch.zeros(1, 3, 8, 8)).save(str(path))  # type: ignore[no-untyped-call]
+    with pytest.raises(UsageError, match=r"--state ema: '.*net\.pt' holds one network with its"):
+        load_model(checkpoint=path, state="ema")
+
+
+@pytest.mark.parametrize("raw", ["semantic", "schema", "remap"])
+def test_only_whole_words_name_averaged_weights(raw: str) -> None:
+    state = network().state_dict()
+    for named in (("a", raw), (raw, "a")):
+        (first, second) = (StateDict(name, dict(state)) for name in named)
+        (note,) = choose([first, second], network(), None, FILE).notes
+        assert f"took {named[0]} " in note

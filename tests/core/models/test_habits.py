@@ -10,10 +10,10 @@ from cnnviz.core import load_model
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.models.checkpoints import StateDict
+from cnnviz.core.models.factories import unwrapped
 from cnnviz.core.models.fitting import choose
 from cnnviz.core.models.habits import Outputs, examine
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.probing import unwrapped
 from cnnviz.filters.ablation.passes import ablated_logits
 from cnnviz.filters.channels.spec import expand, parse
 from cnnviz.occlusion.choices import EngineChoice
@@ -60,12 +60,20 @@ class Single(Plain):
         return x.view(1, 6, *SIZE)
 
 
+class Asserting(Plain):
+    """Refuses a batch with an exception of its own choice."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        assert len(x) == 1, "one at a time"
+        return x
+
+
 class AlwaysDropout(Plain):
     def middle(self, x: Tensor) -> Tensor:
         return functional.dropout(x, 0.5)
 
 
-MIXERS = [BatchStatistics, BatchMaximum, MinibatchDeviation, Single]
+MIXERS = [BatchStatistics, BatchMaximum, MinibatchDeviation, Single, Asserting]
 
 
 @pytest.mark.parametrize("kind", MIXERS)
@@ -83,6 +91,19 @@ def test_networks_that_answer_differently_each_time_are_found_out() -> None:
     assert not habits.mixes_batch
     (note,) = habits.notes("net")
     assert note.startswith("net answers differently each time: two passes over one picture differ")
+
+
+def test_loading_leaves_the_random_generator_of_torch_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\n"
+        "class Noisy(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return torch.nn.functional.dropout(x.mean((2, 3)), 0.5, training=True)\n"
+    )
+    before = torch.get_rng_state()
+    model = load_model(f"{tmp_path / 'net.py'}:Noisy", size=SIZE)
+    assert model.habits.noise > 0
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
