@@ -21,6 +21,7 @@ from timing import Seconds, spread, timed
 
 from cnnviz.core.data.datasets import ImageData, batches, open_data
 from cnnviz.core.models.load import Model, load_model
+from cnnviz.filters.patches.choices import MaxPatchesSpec
 from cnnviz.filters.patches.plan import ScanPlan, make_plan
 from cnnviz.filters.patches.scan import scan
 
@@ -90,12 +91,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     model = load_model(options.model, checkpoint=options.checkpoint, device=options.device)
     data = open_data(options.data, limit=options.limit)
-    plan = make_plan(model)
+    plan = make_plan(model, MaxPatchesSpec())
     filters = sum(map(len, plan.filters.values()))
     print(
         f"{model.name} on {model.device}, torch {torch.__version__}, {options.threads} threads: "
         f"{len(data)} images of {model.input_size}, batches of {options.batch_size}, "
-        f"{filters} filters in {len(plan.filters)} layers, top {plan.top} by {plan.score}"
+        f"{filters} filters in {len(plan.filters)} layers, top {plan.spec.top} by {plan.spec.score}"
     )
     if options.peak:
         scan(model, data, plan, batch_size=options.batch_size)

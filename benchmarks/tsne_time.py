@@ -31,14 +31,13 @@ from cnnviz.core.choices import Precision
 from cnnviz.core.data.datasets import open_data
 from cnnviz.core.data.images import Preprocess
 from cnnviz.core.models.load import Model
-from cnnviz.embeddings.choices import Backend
+from cnnviz.embeddings.choices import Backend, EmbeddingSpec
 from cnnviz.embeddings.experiment import Embedder
 from cnnviz.embeddings.layout.neighbors import Points, nearest
 from cnnviz.embeddings.layout.pca import pca
 from cnnviz.embeddings.layout.tsne import neighbours_needed
 from cnnviz.embeddings.pictures import figures
 from cnnviz.embeddings.report import quality_rows
-from cnnviz.embeddings.result import EmbeddingSpec
 
 PERPLEXITY = 30
 EPOCH_IMAGES = 20_000

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cnnviz.cli.console import Console
-from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.cli.options import Limit, ModelOptions, OutputOptions
 from cnnviz.cli.run import Run
 from cnnviz.core.errors import CheckFailed, UsageError
-from cnnviz.filters.ablation.choices import Mode
+from cnnviz.core.options import Option
+from cnnviz.filters.ablation.choices import AblationSpec
 
 if TYPE_CHECKING:
     from cnnviz.core.data.datasets import ImageData
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from cnnviz.core.output.run_folder import RunFolder
     from cnnviz.filters.ablation.ablation import AblationResult
 
-MEBIBYTE = 1 << 20
 SHOWN = 8
 
 
@@ -29,50 +29,20 @@ def ablate(
             "(path,label), or cifar10:DIR, mnist:DIR, fashionmnist:DIR.",
         ),
     ],
-    model: ModelOptions,
-    output: OutputOptions,
-    filters: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Filters to switch off together: LAYER:3,7-12, LAYER:all, LAYER:all-but:3, "
-            "LAYER:random:10, or random:10 from all convolutions; LAYER may be names joined by + "
-            "and may hold *. Repeatable."
-        ),
-    ] = None,
-    mode: Annotated[
-        Mode,
-        typer.Option(help="What stands in for a filter's output: zero, or its mean over the data."),
-    ] = Mode.ZERO,
-    sweep: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Switch off each filter of this layer alone and rank them; all: of every "
-            "convolution. Repeatable."
-        ),
-    ] = None,
-    cumulative: Annotated[
-        bool,
-        typer.Option(
-            "--cumulative",
-            help="With --sweep: accuracy while the layer's filters are removed one after the "
-            "other, in several orders.",
-        ),
-    ] = False,
-    top: Annotated[int, typer.Option(help="Filters of the sweep to show; sweep.csv has all.")] = 20,
-    limit: Annotated[
-        int | None, typer.Option(help="At most so many images: a seeded, class-balanced sample.")
-    ] = None,
-    memory: Annotated[
-        int | None,
-        typer.Option(
-            help="MiB for replaying the layers behind an ablation. Default: 256; on a "
-            "GPU up to 8192."
-        ),
-    ] = None,
+    spec: AblationSpec,
+    top: Annotated[int, Option("Filters of the sweep to show; sweep.csv has all.", least=1)] = 20,
+    limit: Limit = None,
     min_accuracy: Annotated[
         float | None,
-        typer.Option(help="Exit with status 3 if the accuracy left after --filters is below this."),
+        Option(
+            "Exit with status 3 if the accuracy left after --filters is below this.",
+            least=0,
+            most=1,
+        ),
     ] = None,
+    *,
+    model: ModelOptions,
+    output: OutputOptions,
 ) -> None:
     """Switch filters off: what can the network no longer do?
 
@@ -82,19 +52,11 @@ def ablate(
     """
     run = Run("ablate", output)
     console = run.console
-    _check(top, memory, min_accuracy, filters)
-    from cnnviz.filters.ablation.ablation import Ablation, AblationSpec
+    if min_accuracy is not None and not spec.filters:
+        raise UsageError("--min-accuracy needs --filters, whose loss it judges")
+    from cnnviz.filters.ablation.ablation import Ablation
     from cnnviz.filters.ablation.report import notes, report
 
-    spec = AblationSpec(
-        filters=tuple(text for given in filters or () for text in given.split()),
-        mode=mode,
-        sweep=tuple(text for given in sweep or () for text in given.split()),
-        cumulative=cumulative,
-        seed=model.seed,
-        batch_size=model.batch(),
-        memory=None if memory is None else memory * MEBIBYTE,
-    )
     images = run.data(data, limit, model.seed)
     loaded = run.load(model)
     ablation = Ablation(loaded, images, spec)
@@ -110,19 +72,6 @@ def ablate(
     if min_accuracy is not None and results["accuracy"]["after"]["top1"] < min_accuracy:
         left = results["accuracy"]["after"]["top1"]
         raise CheckFailed(f"accuracy without these filters is {left:.3f}, below {min_accuracy:g}")
-
-
-def _check(
-    top: int, memory: int | None, min_accuracy: float | None, filters: list[str] | None
-) -> None:
-    if top < 1:
-        raise UsageError(f"--top {top}: it takes a whole number from 1")
-    if memory is not None and memory < 1:
-        raise UsageError(f"--memory {memory}: it takes a whole number of MiB from 1")
-    if min_accuracy is not None and not 0 <= min_accuracy <= 1:
-        raise UsageError(f"--min-accuracy {min_accuracy:g}: it takes a share, 0 to 1")
-    if min_accuracy is not None and not filters:
-        raise UsageError("--min-accuracy needs --filters, whose loss it judges")
 
 
 def _write(

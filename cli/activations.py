@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnviz.cli.options import ModelOptions, OutputOptions, check_alpha
+from cnnviz.cli.options import ModelOptions, OutputOptions
 from cnnviz.cli.run import ImageRun
 from cnnviz.core.choices import Scaling
-from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.errors import CnnvizError
+from cnnviz.core.options import Option
 from cnnviz.filters.activations.choices import MapOrder
 
 if TYPE_CHECKING:
@@ -25,31 +26,33 @@ def activations(
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")
     ],
-    model: ModelOptions,
-    output: OutputOptions,
-    layer: Annotated[
-        list[str] | None,
-        typer.Option(help="A layer's name; repeatable. Default: the first convolution."),
-    ] = None,
+    layers: Annotated[
+        tuple[str, ...],
+        Option("A layer's name; repeatable. Default: the first convolution.", ("--layer",)),
+    ] = (),
     top: Annotated[
-        int | None, typer.Option(help="Show so many maps, the strongest (all if not given).")
+        int | None, Option("Show so many maps, the strongest (all if not given).", least=1)
     ] = None,
     order: Annotated[
         MapOrder | None,
-        typer.Option(help="channel (the default without --top) or strongest (with --top)."),
+        Option("channel (the default without --top) or strongest (with --top)."),
     ] = None,
     filters: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Lay these over the image: all, 3,7-12 (in each layer), random:10 (from the "
+        tuple[str, ...],
+        Option(
+            "Lay these over the image: all, 3,7-12 (in each layer), random:10 (from the "
             "layers together), or LAYER:3,7; repeatable."
         ),
-    ] = None,
+    ] = (),
     normalize: Annotated[
-        Scaling,
-        typer.Option(help="Full white: the largest value of each map (filter), or of the layer."),
+        Scaling, Option("Full white: the largest value of each map (filter), or of the layer.")
     ] = Scaling.FILTER,
-    alpha: Annotated[float, typer.Option(help="Weight of a map over the image, 0 to 1.")] = 0.6,
+    alpha: Annotated[
+        float, Option("Weight of a map over the image, 0 (image) to 1 (map).", least=0, most=1)
+    ] = 0.6,
+    *,
+    model: ModelOptions,
+    output: OutputOptions,
 ) -> None:
     """Show what a layer makes of an image: its feature maps, how strong and how sparse.
 
@@ -58,7 +61,6 @@ def activations(
     Writes a sheet of grey tiles for each layer, overlays for --filters, and the raw maps.
     """
     run = ImageRun("activations", output)
-    _check(alpha, top)
     from cnnviz.core.data.images import find_images
     from cnnviz.filters.activations.maps import Observer
     from cnnviz.filters.channels.shapes import choose_filters
@@ -66,9 +68,9 @@ def activations(
 
     paths = find_images(images)
     loaded = run.load(model)
-    names = layer or choose_layers(loaded.module, "first", loaded.name)
+    names = list(layers) or choose_layers(loaded.module, "first", loaded.name)
     chosen = choose_filters(loaded, filters, names, model.seed)[0] if filters else {}
-    observer = Observer(loaded, [*(layer or ()), *chosen] or names)
+    observer = Observer(loaded, [*layers, *chosen] or names)
     if filters and observer.untraceable:
         raise CnnvizError(f"--filters cannot place maps over the image: {observer.untraceable}")
     run.open_for(paths)
@@ -80,12 +82,6 @@ def activations(
         "Activations", _COLUMNS, [row for entry in run.entries for row in _rows(entry)]
     )
     run.finish_images(loaded, seed=model.seed, show="*_*.png")
-
-
-def _check(alpha: float, top: int | None) -> None:
-    check_alpha(alpha)
-    if top is not None and top < 1:
-        raise UsageError(f"--top {top} is out of range; it takes a whole number from 1")
 
 
 class _Look:

@@ -1,15 +1,15 @@
 """`cnnviz filters`: a network's kernels as pictures and numbers, for one model or several."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from cnnviz.cli.console import Console
-from cnnviz.cli.options import ModelOptions, OutputOptions, numbers
+from cnnviz.cli.options import ModelOptions, OutputOptions
 from cnnviz.cli.run import Run
 from cnnviz.core.choices import Scaling
 from cnnviz.core.errors import UsageError
+from cnnviz.core.options import Option
 
 if TYPE_CHECKING:
     from cnnviz.core.models.load import Model
@@ -17,28 +17,24 @@ if TYPE_CHECKING:
 
 
 def filters(
-    model: ModelOptions,
-    output: OutputOptions,
     layer: Annotated[
-        str, typer.Option(help="first (the first convolution), all, or a layer's name.")
+        str, Option("first (the first convolution), all, or a layer's name.")
     ] = "first",
     normalize: Annotated[
-        Scaling,
-        typer.Option(
-            help="Full black and white: the largest weight of each filter, or of the layer."
-        ),
+        Scaling, Option("Full black and white: the largest weight of each filter, or of the layer.")
     ] = Scaling.FILTER,
     compare: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MODEL[=CHECKPOINT]",
-            help="Another model to put beside this one, with its default weights or those of a "
+        tuple[str, ...],
+        Option(
+            "Another model to put beside this one, with its default weights or those of a "
             "file; repeatable. Its first convolution is shown.",
+            metavar="MODEL[=CHECKPOINT]",
         ),
-    ] = None,
-    gabor: Annotated[
-        bool, typer.Option("--gabor/--no-gabor", help="Fit Gabor filters to the first layer.")
-    ] = True,
+    ] = (),
+    gabor: Annotated[bool, Option("Fit Gabor filters to the first layer.")] = True,
+    *,
+    model: ModelOptions,
+    output: OutputOptions,
 ) -> None:
     """Show what the filters of a layer look like, and which are dead, alike or Gabor-like.
 
@@ -58,7 +54,7 @@ def filters(
     folder = run.open()
     examined = _examine(console, loaded, names, gabor, model.seed)
     others = []
-    for text in compare or ():
+    for text in compare:
         other = _other(model, text)
         first = choose_layers(other.module, "first", other.name)
         others.append((other, _examine(console, other, first, gabor, model.seed)[0]))
@@ -71,20 +67,16 @@ def filters(
 
 def _other(options: ModelOptions, text: str) -> "Model":
     """The model that `--compare` names, on the same device and precision."""
-    from cnnviz.core.models.load import load_model
-
     name, _, checkpoint = text.partition("=")
-    return load_model(
-        name,
+    other = replace(
+        options,
+        model=name,
         checkpoint=Path(checkpoint) if checkpoint else None,
         weights="none" if options.weights == "none" and not checkpoint else None,
-        size=options.working_size,
-        mean=numbers(options.mean, "--mean"),
-        std=numbers(options.std, "--std"),
-        device=options.device,
-        precision=options.precision,
-        seed=options.seed,
+        labels=None,
+        state=None,
     )
+    return other.load()
 
 
 def _examine(

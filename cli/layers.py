@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.cli.options import Limit, ModelOptions, OutputOptions
 from cnnviz.cli.run import Run
 from cnnviz.core.choices import pixels
 from cnnviz.core.errors import UsageError
+from cnnviz.core.options import Option
 
 if TYPE_CHECKING:
     from cnnviz.core.graph.receptive_field import ReceptiveField
@@ -21,8 +22,6 @@ TABLE, PICTURE = "layers.csv", "statistics.png"
 
 
 def layers(
-    model: ModelOptions,
-    output: OutputOptions,
     data: Annotated[
         list[str] | None,
         typer.Argument(
@@ -32,17 +31,14 @@ def layers(
         ),
     ] = None,
     image_size: Annotated[
-        str | None,
-        typer.Option(help="Image for shapes, MACs and receptive fields, as 224 or HxW."),
+        tuple[int, int] | None,
+        Option("Image for shapes, MACs and receptive fields, as 224 or HxW.", parse=pixels),
     ] = None,
-    gradients: Annotated[
-        bool,
-        typer.Option("--gradients", help="With DATA: also how the loss's gradients spread."),
-    ] = False,
-    limit: Annotated[
-        int | None,
-        typer.Option(help="With DATA: a seeded, class-balanced sample of so many images."),
-    ] = None,
+    gradients: Annotated[bool, Option("With DATA: also how the loss's gradients spread.")] = False,
+    limit: Limit = None,
+    *,
+    model: ModelOptions,
+    output: OutputOptions,
 ) -> None:
     """List every layer with its type, output shape, parameters, MACs and receptive field.
 
@@ -54,12 +50,11 @@ def layers(
     console = run.console
     if not data and (gradients or limit is not None):
         raise UsageError("--gradients and --limit need DATA: images to run the network on")
-    size = None if image_size is None else pixels(image_size, "--image-size")
     from cnnviz.filters.layers.inventory import take_inventory
     from cnnviz.filters.layers.report import report
 
     loaded = run.load(model)
-    found = take_inventory(loaded, size)
+    found = take_inventory(loaded, image_size)
     folder = run.open()
     statistics = None
     if data:
@@ -97,7 +92,7 @@ def _measure(
             opened,
             names,
             gradients=gradients,
-            batch_size=options.batch(),
+            batch_size=options.batch_size,
             advance=advance,
         )
 

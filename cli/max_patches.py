@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cnnviz.cli.console import Console
-from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.cli.options import Limit, ModelOptions, OutputOptions
 from cnnviz.cli.run import Run
 from cnnviz.core.errors import UsageError
-from cnnviz.filters.patches.choices import Crop, Ranking
+from cnnviz.core.options import Option
+from cnnviz.filters.patches.choices import MaxPatchesSpec
 
 if TYPE_CHECKING:
     from cnnviz.core.data.datasets import ImageData
@@ -30,53 +31,17 @@ def max_patches(
             "cifar10:DIR, mnist:DIR, fashionmnist:DIR.",
         ),
     ],
+    spec: MaxPatchesSpec,
+    distinct_files: Annotated[bool, Option("Drop files that are copies of another.")] = False,
+    limit: Limit = None,
+    pictures: Annotated[bool, Option("Draw the sheets.")] = True,
+    resume: Annotated[bool, Option("Go on with a scan that was interrupted.")] = False,
+    save_every: Annotated[
+        int, Option("Batches after which the scan's state is written.", least=1)
+    ] = 20,
+    *,
     model: ModelOptions,
     output: OutputOptions,
-    layer: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Layer to watch, or a pattern with *; repeatable. Default: all convolutions."
-        ),
-    ] = None,
-    filters: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="all, 3,7-12 (in each layer), random:10 (from the layers together), or "
-            "LAYER:3,7; repeatable. Default: all."
-        ),
-    ] = None,
-    top: Annotated[int, typer.Option(help="Patches per filter.")] = 9,
-    score: Annotated[
-        Ranking,
-        typer.Option(
-            help="What ranks the images: largest unit, Frobenius norm or mean of the map."
-        ),
-    ] = Ranking.MAX,
-    crop: Annotated[
-        Crop,
-        typer.Option(
-            help="The patch: all that the unit sees, or, where that is most of the image, the box "
-            "with 90 % of its input gradient."
-        ),
-    ] = Crop.RECEPTIVE_FIELD,
-    per_image: Annotated[
-        int, typer.Option(help="Patches that one image may have among a filter's top.")
-    ] = 1,
-    distinct_files: Annotated[
-        bool, typer.Option("--distinct-files", help="Drop files that are copies of another.")
-    ] = False,
-    limit: Annotated[
-        int | None, typer.Option(help="A seeded, class-balanced sample of so many images.")
-    ] = None,
-    pictures: Annotated[
-        bool, typer.Option("--pictures/--no-pictures", help="Draw the sheets.")
-    ] = True,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a scan that was interrupted.")
-    ] = False,
-    save_every: Annotated[
-        int, typer.Option(help="Batches after which the scan's state is written.")
-    ] = 20,
 ) -> None:
     """What drives each filter: its strongest patches over a whole data set, in one pass.
 
@@ -86,10 +51,8 @@ def max_patches(
     """
     run = Run("max-patches", output)
     console = run.console
-    if save_every < 1:
-        raise UsageError(f"--save-every {save_every}: it takes a whole number from 1")
     from cnnviz.core.data.distinct import distinct
-    from cnnviz.filters.patches.max_patches import max_patches as find
+    from cnnviz.filters.patches.max_patches import find_patches
     from cnnviz.filters.patches.plan import make_plan
     from cnnviz.filters.patches.report import report
     from cnnviz.filters.patches.scan import Saving
@@ -97,27 +60,11 @@ def max_patches(
     images = run.data(data, limit, model.seed)
     images, copies = distinct(images) if distinct_files else (images, ())
     loaded = run.load(model)
-    plan = make_plan(
-        loaded,
-        layers=layer or (),
-        filters=filters or ("all",),
-        top=top,
-        score=score,
-        per_image=per_image,
-        seed=model.seed,
-    )
+    plan = make_plan(loaded, spec)
     folder = _open_folder(run, output, resume)
     saving = Saving(folder.path / STATE, save_every, resume)
     with console.progress("scanning", len(images)) as advance:
-        result = find(
-            loaded,
-            images,
-            plan,
-            crop=crop,
-            batch_size=model.batch(),
-            saving=saving,
-            progress=advance,
-        )
+        result = find_patches(loaded, images, plan, saving=saving, progress=advance)
     drawn = _draw(result, images, loaded.preprocess, folder, console) if pictures else {}
     results = report(result, copies=copies, pictures=drawn)
     console.table("Strongest patches", *_table(result))

@@ -8,6 +8,7 @@ import typer
 from cnnviz.cli.console import Console, findings
 from cnnviz.cli.options import OutputOptions
 from cnnviz.core.errors import UsageError, nearest
+from cnnviz.core.options import Option
 
 if TYPE_CHECKING:
     from cnnviz.core.models.architectures import Listed
@@ -20,9 +21,7 @@ def models(
         str | None,
         typer.Argument(metavar="[TEXT]", help="Only models with this in their name."),
     ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the list as JSON and nothing else.")
-    ] = False,
+    json: Annotated[bool, Option("Print the list as JSON and nothing else.")] = False,
 ) -> None:
     """List the models that can be named, and which weights are on disk.
 

@@ -1,8 +1,9 @@
-"""Options that commands share: same name, same meaning everywhere.
+"""Options that commands share, and how Typer gets to know of all of them.
 
-A group of options is a frozen dataclass whose fields carry their Typer annotations. A command asks
-for a whole group with one parameter (`model: ModelOptions`), and `expand` spreads the group's
-fields over the command's signature, which is what Typer reads.
+A group of options is a frozen dataclass whose fields carry an `Option`: the groups here, and the
+specs of the analyses. A command asks for a whole group with one parameter (`model: ModelOptions`);
+`expand` spreads the groups over the command's signature, which is what Typer reads, and makes the
+groups of what was given. A field that two groups have (`seed`) is one option.
 """
 
 import dataclasses
@@ -10,37 +11,18 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from cnnviz.core.choices import Colormap, Precision, pixels
-from cnnviz.core.errors import UsageError
+from cnnviz.core.choices import Precision, pixels
+from cnnviz.core.options import BatchSize, Option, Seed, numbers
 
 if TYPE_CHECKING:
     from cnnviz.core.models.load import Model
 
 
-def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
-    """`0.5,0.5,0.5` to a tuple of floats; None stays None.
-
-    Raises:
-        UsageError: a part is not a number.
-    """
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise UsageError(
-            f"'{text}' is no list of numbers; {option} takes them with commas: 0.485,0.456,0.406"
-        ) from error
-
-
-def check_alpha(alpha: float) -> None:
-    """Raises UsageError unless `alpha` is a weight, 0 to 1."""
-    if not 0 <= alpha <= 1:
-        raise UsageError(f"--alpha {alpha:g} is out of range; it takes 0 (image) to 1 (map)")
+Limit = Annotated[int | None, Option("A seeded, class-balanced sample of so many images.", least=1)]
 
 
 @dataclass(frozen=True)
@@ -49,67 +31,49 @@ class ModelOptions:
 
     model: Annotated[
         str,
-        typer.Option(
-            "--model",
-            "-m",
-            help="A torchvision name, path/to/file.py:factory, package.module:factory, "
+        Option(
+            "A torchvision name, path/to/file.py:factory, package.module:factory, "
             "or the model that ships with cnnviz.",
+            ("--model", "-m"),
         ),
     ] = "bundled"
     checkpoint: Annotated[
         Path | None,
-        typer.Option(
-            help="Weights from a file: .pth .pt .th .ckpt .safetensors, "
+        Option(
+            "Weights from a file: .pth .pt .th .ckpt .safetensors, "
             "or a TorchScript or torch.export archive (these need no --model)."
         ),
     ] = None
     state: Annotated[
         str | None,
-        typer.Option(
-            help="Which of several sets of weights in the checkpoint, by key or prefix. Default: "
+        Option(
+            "Which of several sets of weights in the checkpoint, by key or prefix. Default: "
             "the one that fits best, averaged weights (EMA) before raw ones."
         ),
     ] = None
     weights: Annotated[
         str | None,
-        typer.Option(
-            help="A torchvision weights name (DEFAULT, IMAGENET1K_V1, …), or none for random ones."
-        ),
+        Option("A torchvision weights name (DEFAULT, IMAGENET1K_V1, …), or none for random ones."),
     ] = None
     labels: Annotated[
-        Path | None,
-        typer.Option(help="Class names: a text file, one a line, or a JSON list or map."),
+        Path | None, Option("Class names: a text file, one a line, or a JSON list or map.")
     ] = None
     size: Annotated[
-        str | None,
-        typer.Option(help="Side of the working image in pixels, or HxW."),
+        tuple[int, int] | None,
+        Option("Side of the working image in pixels, or HxW.", parse=pixels),
     ] = None
     mean: Annotated[
-        str | None,
-        typer.Option(help="Channel means, as 0.485,0.456,0.406."),
+        tuple[float, ...] | None, Option("Channel means, as 0.485,0.456,0.406.", parse=numbers)
     ] = None
     std: Annotated[
-        str | None,
-        typer.Option(help="Channel deviations, likewise."),
+        tuple[float, ...] | None, Option("Channel deviations, likewise.", parse=numbers)
     ] = None
-    device: Annotated[
-        str,
-        typer.Option(help="auto, cpu, cuda, cuda:N or mps."),
-    ] = "auto"
-    precision: Annotated[
-        Precision,
-        typer.Option(help="Number format of weights and activations."),
-    ] = Precision.FP32
-    batch_size: Annotated[
-        str,
-        typer.Option(help="Images at a time: auto or a number."),
-    ] = "auto"
-    seed: Annotated[int, typer.Option(help="Seed of all that is random.")] = 0
-
-    @property
-    def working_size(self) -> tuple[int, int] | None:
-        """Rows and columns of the working image, where `--size` gives them."""
-        return None if self.size is None else pixels(self.size, "--size")
+    device: Annotated[str, Option("auto, cpu, cuda, cuda:N or mps.")] = "auto"
+    precision: Annotated[Precision, Option("Number format of weights and activations.")] = (
+        Precision.FP32
+    )
+    batch_size: BatchSize = None
+    seed: Seed = 0
 
     def load(self) -> "Model":
         """The model these options describe, ready to run."""
@@ -120,20 +84,14 @@ class ModelOptions:
             checkpoint=self.checkpoint,
             weights=self.weights,
             labels=self.labels,
-            size=self.working_size,
-            mean=numbers(self.mean, "--mean"),
-            std=numbers(self.std, "--std"),
+            size=self.size,
+            mean=self.mean,
+            std=self.std,
             device=self.device,
             precision=self.precision,
             seed=self.seed,
             state=self.state,
         )
-
-    def batch(self) -> int | None:
-        """The batch size asked for; None for automatic."""
-        from cnnviz.core.device import parse_batch_size
-
-        return parse_batch_size(self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -142,20 +100,11 @@ class OutputOptions:
 
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Output folder (cnnviz-out/<command> if not given)."),
+        Option("Output folder (cnnviz-out/<command> if not given).", ("--out", "-o")),
     ] = None
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Replace an earlier run's results."),
-    ] = False
-    json: Annotated[
-        bool,
-        typer.Option("--json", help="Print the summary as JSON and nothing else."),
-    ] = False
-    quiet: Annotated[
-        bool,
-        typer.Option("--quiet", "-q", help="No progress and no table."),
-    ] = False
+    overwrite: Annotated[bool, Option("Replace an earlier run's results.")] = False
+    json: Annotated[bool, Option("Print the summary as JSON and nothing else.")] = False
+    quiet: Annotated[bool, Option("No progress and no table.", ("--quiet", "-q"))] = False
 
     def folder(self, command: str) -> Path:
         """`--out`, or the command's own folder."""
@@ -163,58 +112,92 @@ class OutputOptions:
 
 
 @dataclass(frozen=True)
-class MapOptions:
-    """Which classes maps are made for, and how they are drawn."""
+class _Parameter:
+    """One argument or option of a command, between Typer and the code.
 
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Class to ask about: predicted, topK (top3), a name or an index; repeatable. "
-            "Default: predicted."
-        ),
-    ] = None
-    alpha: Annotated[float, typer.Option(help="Weight of the map in the overlay, 0 to 1.")] = 0.5
-    colormap: Annotated[Colormap, typer.Option(help="Colours of the maps.")] = Colormap.DIVERGING
+    Attributes:
+        name: of the parameter or field.
+        hint: its annotation.
+        default: what it is where nothing is given.
+    """
+
+    name: str
+    hint: Any
+    default: Any
 
     @property
-    def targets(self) -> tuple[str, ...]:
-        """The classes asked for, as they were written."""
-        return tuple(self.target or ("predicted",))
+    def option(self) -> Option | None:
+        return next((extra for extra in get_args(self.hint) if isinstance(extra, Option)), None)
+
+    @property
+    def repeatable(self) -> bool:
+        kind = get_args(self.hint)[0]
+        return get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis
+
+    def for_typer(self) -> inspect.Parameter:
+        """What Typer reads: text where we read it ourselves, a list for a tuple of any length."""
+        hint, default, option = self.hint, self.default, self.option
+        if option is not None:
+            kind = get_args(hint)[0]
+            names = option.names
+            if kind is bool and not names:
+                name = option.name(self.name)
+                names = (f"{name}/--no-{name[2:]}" if default else name,)
+            if self.repeatable:
+                kind = list[str if option.parse else get_args(kind)[0]] | None  # type: ignore[misc]
+                default = None
+            elif option.parse:
+                kind = str | None
+            hint = Annotated[kind, typer.Option(*names, help=option.help, metavar=option.metavar)]
+        return inspect.Parameter(
+            self.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint
+        )
+
+    def value(self, given: Any) -> Any:
+        """What the code gets, from what Typer gives.
+
+        Raises:
+            UsageError: text that means nothing, a number out of range.
+        """
+        option = self.option
+        if option is None or given is None:
+            return given if option is None else self.default
+        name, parse = option.name(self.name), option.parse or (lambda text, _name: text)
+        several = self.repeatable
+        value = tuple(parse(item, name) for item in given) if several else parse(given, name)
+        option.check(value, name)
+        return value
 
 
 def expand(command: Callable[..., None]) -> Callable[..., None]:
     """The command with each parameter that is an option group spread into the group's fields."""
     hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, Any] = {
-        n: hint for n, hint in hints.items() if dataclasses.is_dataclass(hint)
-    }
-    parameters: list[inspect.Parameter] = []
-    for parameter in inspect.signature(command).parameters.values():
-        if parameter.name not in groups:
-            flat = parameter.replace(
-                kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[parameter.name]
-            )
-            parameters.append(flat)
-    for group in groups.values():
-        group_hints = get_type_hints(group, include_extras=True)
-        parameters += [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=field.default,
-                annotation=group_hints[field.name],
-            )
-            for field in dataclasses.fields(group)
-        ]
+    groups: dict[str, list[str]] = {}
+    found: dict[str, _Parameter] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        members = [_Parameter(name, hints[name], parameter.default)]
+        if dataclasses.is_dataclass(hints[name]):
+            inner = get_type_hints(hints[name], include_extras=True)
+            members = [
+                _Parameter(field.name, inner[field.name], field.default)
+                for field in dataclasses.fields(hints[name])
+            ]
+            groups[name] = [member.name for member in members]
+        for member in members:
+            found.pop(member.name, None)  # shown where the last group has it
+            found[member.name] = member
 
-    def spread(**values: object) -> None:
+    def spread(**given: object) -> None:
+        values = {name: found[name].value(item) for name, item in given.items()}
         made = {
-            name: group(**{f.name: values.pop(f.name) for f in dataclasses.fields(group)})
-            for name, group in groups.items()
+            name: hints[name](**{member: values[member] for member in members})
+            for name, members in groups.items()
         }
-        command(**values, **made)
+        own = {name: values[name] for name in hints if name in values and name not in groups}
+        command(**own, **made)
 
     spread.__name__, spread.__doc__ = command.__name__, command.__doc__
+    parameters = [parameter.for_typer() for parameter in found.values()]
     spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     spread.__annotations__ = {p.name: p.annotation for p in parameters}
     return spread

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnviz.cli.options import MapOptions, ModelOptions, OutputOptions, check_alpha
+from cnnviz.cli.options import ModelOptions, OutputOptions
 from cnnviz.cli.run import ImageRun
 from cnnviz.core.choices import pixels
 from cnnviz.core.errors import UsageError
-from cnnviz.gradients.choices import LAST_CONV, Method
+from cnnviz.core.options import Option
+from cnnviz.core.output.look import Look
+from cnnviz.gradients.choices import LAST_CONV, Method, SaliencySpec
 
 if TYPE_CHECKING:
     from cnnviz.core.data.images import WorkingImage
     from cnnviz.core.models.load import Model
-    from cnnviz.core.output.panels import Look
     from cnnviz.core.output.run_folder import RunFolder
     from cnnviz.gradients.comparison import Comparison
     from cnnviz.gradients.experiment import SaliencyResult
@@ -36,32 +37,21 @@ def saliency(
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")
     ],
-    maps: MapOptions,
-    model: ModelOptions,
-    output: OutputOptions,
-    method: Annotated[
-        Method,
-        typer.Option(
-            help="gradient: of the pixels; gradient-x-input; grad-cam: of a layer's maps."
-        ),
-    ] = Method.GRADIENT,
-    layer: Annotated[
-        str,
-        typer.Option(
-            help="For grad-cam: a layer's name, or last-conv, the last convolution with a map. In "
-            "residual networks the last block (layer4) is customary."
-        ),
-    ] = LAST_CONV,
+    spec: SaliencySpec,
+    look: Look,
     compare: Annotated[
-        Other | None,
-        typer.Option(help="Put the map beside one of another kind: occlusion (of the logit)."),
+        Other | None, Option("Put the map beside one of another kind: occlusion (of the logit).")
     ] = None,
     mask: Annotated[
-        str | None, typer.Option(help="With --compare: side of the mask in pixels, or HxW.")
+        tuple[int, int] | None,
+        Option("With --compare: side of the mask in pixels, or HxW.", parse=pixels),
     ] = None,
     stride: Annotated[
-        int | None, typer.Option(help="With --compare: pixels between mask positions.")
+        int | None, Option("With --compare: pixels between mask positions.", least=1)
     ] = None,
+    *,
+    model: ModelOptions,
+    output: OutputOptions,
 ) -> None:
     """Trace a prediction back to the pixels: gradient, gradient x input, Grad-CAM.
 
@@ -70,17 +60,15 @@ def saliency(
     Writes overlay and heatmap pictures and the raw gradients, for each image.
     """
     run = ImageRun("saliency", output)
-    check_alpha(maps.alpha)
-    _check(compare, mask, stride, method, layer)
+    _check(spec, compare, mask, stride)
     from cnnviz.core.data.images import find_images
-    from cnnviz.core.output.panels import Look
 
     paths = find_images(images)
     loaded = run.load(model)
-    make = _maker(loaded, method, maps.targets, layer)
-    other = _occluder(loaded, maps.targets, mask, stride, model) if compare else None
+    _check_model(loaded, spec)
+    other = _occluder(loaded, spec.targets, mask, stride, model) if compare else None
     run.open_for(paths)
-    study = _Study(make, other, Look(maps.colormap, maps.alpha))
+    study = _Study(loaded, spec, other, look)
     run.study("tracing back", loaded, study, 1 + (other.positions if other else 0))
     run.console.table("Saliency", _COLUMNS, [row for entry in run.entries for row in _rows(entry)])
     best = COMPARISON if compare else "overlay.png"
@@ -88,56 +76,50 @@ def saliency(
 
 
 def _check(
+    spec: SaliencySpec,
     compare: Other | None,
-    mask: str | None,
+    mask: tuple[int, int] | None,
     stride: int | None,
-    method: Method,
-    layer: str,
 ) -> None:
     if compare is None and (mask is not None or stride is not None):
         raise UsageError("--mask and --stride need --compare occlusion, which places masks")
-    if method is not Method.GRAD_CAM and layer != LAST_CONV:
-        raise UsageError(f"--layer needs --method grad-cam; {method} looks at pixels, not layers")
+    if spec.method is not Method.GRAD_CAM and spec.layer != LAST_CONV:
+        raise UsageError(
+            f"--layer needs --method grad-cam; {spec.method} looks at pixels, not layers"
+        )
 
 
-def _maker(
-    model: "Model", method: Method, targets: tuple[str, ...], layer: str
-) -> "Callable[[WorkingImage], SaliencyResult]":
-    from cnnviz.core.models.layers import find_layer, note_repeats
-    from cnnviz.gradients.experiment import find_last_conv, saliency
-
-    if method is Method.GRAD_CAM:
-        layer = find_last_conv(model) if layer == LAST_CONV else layer
-        find_layer(model.module, layer, model.name)
-        note_repeats(model, [layer])
-    _check_targets(model, targets)
-    return lambda image: saliency(model, image, method=method, targets=targets, layer=layer)
-
-
-def _check_targets(model: "Model", targets: tuple[str, ...]) -> None:
+def _check_model(model: "Model", spec: SaliencySpec) -> None:
+    """Before any image: are the layer and the classes there?"""
     import torch
 
     from cnnviz.core.models.labels import resolve_targets
+    from cnnviz.core.models.layers import find_layer, note_repeats
+    from cnnviz.gradients.experiment import find_last_conv
 
-    resolve_targets(targets, torch.zeros(model.classes), model.labels)
+    if spec.method is Method.GRAD_CAM:
+        layer = find_last_conv(model) if spec.layer == LAST_CONV else spec.layer
+        find_layer(model.module, layer, model.name)
+        note_repeats(model, [layer])
+    resolve_targets(spec.targets, torch.zeros(model.classes), model.labels)
 
 
 def _occluder(
     model: "Model",
     targets: tuple[str, ...],
-    mask: str | None,
+    mask: tuple[int, int] | None,
     stride: int | None,
     options: ModelOptions,
 ) -> "Occluder":
-    from cnnviz.occlusion.choices import Score
-    from cnnviz.occlusion.experiment import Occluder, OcclusionSpec
+    from cnnviz.occlusion.choices import OcclusionSpec, Score
+    from cnnviz.occlusion.experiment import Occluder
 
     spec = OcclusionSpec(
-        masks=(pixels(mask, "--mask"),) if mask else (),
+        masks=(mask,) if mask else (),
         stride=stride,
         targets=targets,
         score=Score.LOGIT,
-        batch_size=options.batch(),
+        batch_size=options.batch_size,
         seed=options.seed,
     )
     return Occluder(model, spec)
@@ -147,12 +129,14 @@ class _Study:
     """Traces one image's prediction back, and holds the maps against occlusion if asked to."""
 
     def __init__(
-        self,
-        make: "Callable[[WorkingImage], SaliencyResult]",
-        other: "Occluder | None",
-        look: "Look",
+        self, model: "Model", spec: SaliencySpec, other: "Occluder | None", look: Look
     ) -> None:
-        self._make, self._other, self._look = make, other, look
+        self._model, self._spec, self._other, self._look = model, spec, other, look
+
+    def _make(self, image: "WorkingImage") -> "SaliencyResult":
+        from cnnviz.gradients.experiment import saliency
+
+        return saliency(self._model, image, self._spec)
 
     def __call__(
         self, _path: Path, image: "WorkingImage", advance: Callable[[int], None]

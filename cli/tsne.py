@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cnnviz.cli.console import Console
-from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.cli.options import Limit, ModelOptions, OutputOptions
 from cnnviz.cli.run import Run
-from cnnviz.embeddings.choices import Backend, Method, Pool
+from cnnviz.core.options import Option
+from cnnviz.embeddings.choices import EmbeddingSpec
 
 if TYPE_CHECKING:
     from cnnviz.core.output.run_folder import RunFolder
@@ -24,40 +25,12 @@ def tsne(
             "cifar10:DIR, mnist:DIR, fashionmnist:DIR.",
         ),
     ],
+    spec: EmbeddingSpec,
+    limit: Limit = None,
+    pictures: Annotated[bool, Option("Draw the maps.")] = True,
+    *,
     model: ModelOptions,
     output: OutputOptions,
-    layer: Annotated[
-        str,
-        typer.Option(
-            help="Layer whose output is laid out; penultimate: what goes into the classifier head."
-        ),
-    ] = "penultimate",
-    pool: Annotated[
-        Pool,
-        typer.Option(help="How a map becomes a vector: its mean over positions, or all of it."),
-    ] = Pool.MEAN,
-    method: Annotated[
-        Method, typer.Option(help="t-SNE, or the first two principal components.")
-    ] = Method.TSNE,
-    perplexity: Annotated[
-        list[float] | None,
-        typer.Option(
-            help="About how many neighbours hold each image; repeat for several maps. Default: 30."
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="A seeded, class-balanced sample of so many images.")
-    ] = None,
-    backend: Annotated[
-        Backend,
-        typer.Option(
-            help="Who computes t-SNE: opentsne, torch (exact), or auto: torch on CUDA unless there "
-            "are very many images."
-        ),
-    ] = Backend.AUTO,
-    pictures: Annotated[
-        bool, typer.Option("--pictures/--no-pictures", help="Draw the maps.")
-    ] = True,
 ) -> None:
     """Lay out a data set as the network sees it: what it finds alike lies together.
 
@@ -71,18 +44,8 @@ def tsne(
     from cnnviz.embeddings.experiment import Embedder, check_spec
     from cnnviz.embeddings.features.file import FEATURES, to_arrays
     from cnnviz.embeddings.report import QUALITY_COLUMNS, quality_rows, report
-    from cnnviz.embeddings.result import EmbeddingSpec
 
     images = run.data(data, limit, model.seed)
-    spec = EmbeddingSpec(
-        layer=layer,
-        pool=pool,
-        method=method,
-        perplexities=tuple(dict.fromkeys(perplexity or (30.0,))),
-        backend=backend,
-        batch_size=model.batch(),
-        seed=model.seed,
-    )
     check_spec(spec, len(images))
     loaded = run.load(model)
     embedder = Embedder(loaded, images, spec, console.progress, console.note)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from cnnviz.core.data.images import WorkingImage, read_image
     from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
     from cnnviz.core.models.load import Model, load_model
-    from cnnviz.core.output.panels import Look
+    from cnnviz.core.output.look import Look
 else:
     __getattr__ = lazily(
         __name__,
@@ -20,7 +20,7 @@ else:
             "models.load": ("Model", "load_model"),
             "data.datasets": ("ImageData", "open_data"),
             "data.images": ("WorkingImage", "read_image"),
-            "output.panels": ("Look",),
+            "output.look": ("Look",),
         },
     )
 

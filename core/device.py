@@ -36,19 +36,6 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def parse_batch_size(text: str) -> int | None:
-    """`auto` to None, a positive whole number to itself.
-
-    Raises:
-        UsageError: anything else.
-    """
-    if text == "auto":
-        return None
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise UsageError(f"'{text}' is no batch size; --batch-size takes auto or a whole number from 1")
-
-
 _ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}
 _COARSE = 0.1  # bfloat16, float16
 

@@ -5,18 +5,18 @@ from typing import TYPE_CHECKING
 from cnnviz.core.lazy import lazily
 
 if TYPE_CHECKING:
-    from cnnviz.embeddings.choices import Method, Pool
+    from cnnviz.embeddings.choices import EmbeddingSpec, Method, Pool
     from cnnviz.embeddings.experiment import embed
     from cnnviz.embeddings.pictures.figures import scatter
-    from cnnviz.embeddings.result import EmbeddingResult, EmbeddingSpec
+    from cnnviz.embeddings.result import EmbeddingResult
 else:
     __getattr__ = lazily(
         __name__,
         {
-            "choices": ("Method", "Pool"),
+            "choices": ("EmbeddingSpec", "Method", "Pool"),
             "experiment": ("embed",),
             "pictures.figures": ("scatter",),
-            "result": ("EmbeddingResult", "EmbeddingSpec"),
+            "result": ("EmbeddingResult",),
         },
     )
 

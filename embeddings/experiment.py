@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cnnviz.core.data.datasets import ImageData, match_labels
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.load import Model
-from cnnviz.embeddings.choices import Method
+from cnnviz.embeddings.choices import EmbeddingSpec, Method
 from cnnviz.embeddings.features.extract import Features, extract, features_key
 from cnnviz.embeddings.features.file import load_features
 from cnnviz.embeddings.features.penultimate import FeatureExtractor
@@ -38,7 +38,7 @@ from cnnviz.embeddings.quality import (
     label_quality,
     map_quality,
 )
-from cnnviz.embeddings.result import EmbeddingResult, EmbeddingSpec
+from cnnviz.embeddings.result import EmbeddingResult
 
 COMPONENTS = 50
 FEWEST = 4
@@ -114,7 +114,7 @@ def _maps(
     with clock.part("neighbours", len(points)) as advance:
         near = nearest(points, min(k, len(points) - 1), device=model.device, progress=advance)
     maps = []
-    for perplexity in spec.perplexities:
+    for perplexity in dict.fromkeys(spec.perplexities):
 
         def watch(iteration: int, divergence: float, perplexity: float = perplexity) -> None:
             tell(f"perplexity {perplexity:g}: KL {divergence:.3f} after {iteration} iterations")

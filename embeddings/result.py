@@ -9,36 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnviz.core.data.datasets import ImageData
-from cnnviz.embeddings.choices import Backend, Method, Pool
 from cnnviz.embeddings.features.extract import Features
-from cnnviz.embeddings.features.penultimate import PENULTIMATE
 from cnnviz.embeddings.layout.neighbors import Neighbors
 from cnnviz.embeddings.layout.pca import Pca
 from cnnviz.embeddings.layout.tsne import Map
 from cnnviz.embeddings.quality import LabelQuality, MapQuality
-
-
-@dataclass(frozen=True)
-class EmbeddingSpec:
-    """What to do; every default is the one of the command line.
-
-    Attributes:
-        layer: where features are taken; `penultimate` for what goes into the classifier head.
-        pool: how a map becomes a vector.
-        method: t-SNE, or the first two principal components.
-        perplexities: one t-SNE map for each.
-        backend: who computes t-SNE.
-        batch_size: images at a time; None for automatic.
-        seed: of all that is random.
-    """
-
-    layer: str = PENULTIMATE
-    pool: Pool = Pool.MEAN
-    method: Method = Method.TSNE
-    perplexities: tuple[float, ...] = (30.0,)
-    backend: Backend = Backend.AUTO
-    batch_size: int | None = None
-    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)

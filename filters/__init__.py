@@ -5,26 +5,24 @@ from typing import TYPE_CHECKING
 from cnnviz.core.lazy import lazily
 
 if TYPE_CHECKING:
-    from cnnviz.filters.ablation.ablation import AblationResult, AblationSpec, ablate
-    from cnnviz.filters.ablation.choices import Mode
+    from cnnviz.filters.ablation.ablation import AblationResult, ablate
+    from cnnviz.filters.ablation.choices import AblationSpec, Mode
     from cnnviz.filters.activations.maps import Activations, feature_maps
     from cnnviz.filters.kernels.weights import KernelStats, kernel_stats
     from cnnviz.filters.layers.inventory import Inventory, take_inventory
-    from cnnviz.filters.patches.choices import Crop, Ranking
+    from cnnviz.filters.patches.choices import Crop, MaxPatchesSpec, Ranking
     from cnnviz.filters.patches.max_patches import MaxPatches, max_patches
-    from cnnviz.filters.patches.plan import ScanPlan, make_plan
 else:
     __getattr__ = lazily(
         __name__,
         {
-            "ablation.ablation": ("AblationResult", "AblationSpec", "ablate"),
-            "ablation.choices": ("Mode",),
+            "ablation.ablation": ("AblationResult", "ablate"),
+            "ablation.choices": ("AblationSpec", "Mode"),
             "activations.maps": ("Activations", "feature_maps"),
             "kernels.weights": ("KernelStats", "kernel_stats"),
             "layers.inventory": ("Inventory", "take_inventory"),
-            "patches.choices": ("Crop", "Ranking"),
+            "patches.choices": ("Crop", "MaxPatchesSpec", "Ranking"),
             "patches.max_patches": ("MaxPatches", "max_patches"),
-            "patches.plan": ("ScanPlan", "make_plan"),
         },
     )
 
@@ -36,13 +34,12 @@ __all__ = [
     "Inventory",
     "KernelStats",
     "MaxPatches",
+    "MaxPatchesSpec",
     "Mode",
     "Ranking",
-    "ScanPlan",
     "ablate",
     "feature_maps",
     "kernel_stats",
-    "make_plan",
     "max_patches",
     "take_inventory",
 ]

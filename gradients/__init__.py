@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from cnnviz.core.lazy import lazily
 
 if TYPE_CHECKING:
-    from cnnviz.gradients.choices import Method
+    from cnnviz.gradients.choices import Method, SaliencySpec
     from cnnviz.gradients.comparison import rank_correlation
     from cnnviz.gradients.experiment import SaliencyResult, saliency
     from cnnviz.gradients.figures import draw
@@ -13,11 +13,11 @@ else:
     __getattr__ = lazily(
         __name__,
         {
-            "choices": ("Method",),
+            "choices": ("Method", "SaliencySpec"),
             "comparison": ("rank_correlation",),
             "experiment": ("SaliencyResult", "saliency"),
             "figures": ("draw",),
         },
     )
 
-__all__ = ["Method", "SaliencyResult", "draw", "rank_correlation", "saliency"]
+__all__ = ["Method", "SaliencyResult", "SaliencySpec", "draw", "rank_correlation", "saliency"]

@@ -30,7 +30,7 @@ from cnnviz.core.models.layers import (
     trial_outputs,
 )
 from cnnviz.core.models.load import Model
-from cnnviz.gradients.choices import LAST_CONV, Method
+from cnnviz.gradients.choices import LAST_CONV, Method, SaliencySpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,28 +71,21 @@ class SaliencyResult:
     maps: tuple[ClassMap, ...]
 
 
-def saliency(
-    model: Model,
-    image: WorkingImage,
-    *,
-    method: Method = Method.GRADIENT,
-    targets: Sequence[str] = ("predicted",),
-    layer: str = LAST_CONV,
-) -> SaliencyResult:
+def saliency(model: Model, image: WorkingImage, spec: SaliencySpec | None = None) -> SaliencyResult:
     """Traces the logits of some classes back to one picture.
 
     Args:
         model: borrowed; no gradient is left in it.
         image: of the model's input size.
-        method: how.
-        targets: `predicted`, `topK`, class names or indices.
-        layer: for Grad-CAM, the layer whose maps are weighted, or `last-conv`.
+        spec: how, for which classes; None for the defaults.
 
     Raises:
         UsageError: no such class or layer, or the layer puts out no maps.
         CnnvizError: the network has no convolution for Grad-CAM, or its scores or gradients are not
             finite.
     """
+    spec = spec or SaliencySpec()
+    method, targets, layer = spec.method, spec.targets, spec.layer
     pixels = model.preprocess.normalise(image.pixels)[None].to(model.device)
     if method is not Method.GRAD_CAM:
         logits_K, slopes = _input_gradients(model, pixels, targets)

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from cnnviz.core.output.drawing import bare, title
-from cnnviz.core.output.panels import Look, draw_map, draw_picture, panels, photograph
+from cnnviz.core.output.look import Look
+from cnnviz.core.output.panels import draw_map, draw_picture, panels, photograph
 from cnnviz.gradients.choices import Method
 from cnnviz.gradients.comparison import Comparison
 from cnnviz.gradients.experiment import ClassMap, SaliencyResult

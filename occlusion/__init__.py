@@ -6,16 +6,16 @@ from cnnviz.core.lazy import lazily
 
 if TYPE_CHECKING:
     from cnnviz.occlusion.archive import load
-    from cnnviz.occlusion.choices import Border, Score, Upsample
-    from cnnviz.occlusion.experiment import OcclusionResult, OcclusionSpec, look, occlude
+    from cnnviz.occlusion.choices import Border, OcclusionSpec, PanelSpec, Score, Upsample
+    from cnnviz.occlusion.experiment import OcclusionResult, look, occlude
     from cnnviz.occlusion.figures import draw
 else:
     __getattr__ = lazily(
         __name__,
         {
             "archive": ("load",),
-            "choices": ("Border", "Score", "Upsample"),
-            "experiment": ("OcclusionResult", "OcclusionSpec", "look", "occlude"),
+            "choices": ("Border", "OcclusionSpec", "PanelSpec", "Score", "Upsample"),
+            "experiment": ("OcclusionResult", "look", "occlude"),
             "figures": ("draw",),
         },
     )
@@ -24,6 +24,7 @@ __all__ = [
     "Border",
     "OcclusionResult",
     "OcclusionSpec",
+    "PanelSpec",
     "Score",
     "Upsample",
     "draw",

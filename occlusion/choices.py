@@ -1,6 +1,13 @@
 """What `occlude` lets its user choose; imports nothing heavy."""
 
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
+
+from cnnviz.core.options import BatchSize, Masks, Option, Seed, Spec, Targets
+
+FOLDER = "folder"
+"""The label that stands for the name of each image's folder."""
 
 
 class Border(StrEnum):
@@ -33,3 +40,63 @@ class EngineChoice(StrEnum):
     AUTO = "auto"
     FULL = "full"
     INCREMENTAL = "incremental"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanelSpec(Spec):
+    """Which maps are made of a measurement.
+
+    Raises:
+        UsageError: a number is out of range.
+    """
+
+    targets: Targets = ("predicted",)
+    score: Annotated[Score, Option("What is compared between untouched and covered.")] = (
+        Score.PROBABILITY
+    )
+    upsample: Annotated[
+        Upsample,
+        Option("From positions to pixels: mean over covering masks, or interpolation."),
+    ] = Upsample.COVERAGE
+    label: Annotated[
+        str | None,
+        Option("The true class, by name or index; 'folder': the name of each image's folder."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class OcclusionSpec(PanelSpec):
+    """What `occlude` does; every default is the one of the command line.
+
+    `masks` are (rows, columns) in pixels; of `stride` and `batch_size`, None is automatic.
+
+    Raises:
+        UsageError: a number is out of range.
+    """
+
+    masks: Masks = ()
+    stride: Annotated[
+        int | None,
+        Option("Pixels between positions. Default: 10 % of the shorter side.", least=1),
+    ] = None
+    border: Annotated[
+        Border,
+        Option(
+            "cover: the whole image, edge masks cut off; inside: whole masks only; center: "
+            "centred on every S-th pixel."
+        ),
+    ] = Border.COVER
+    fill: Annotated[
+        str,
+        Option("What masks show: mean, gray, black, white, #rrggbb, blur, noise or image-mean."),
+    ] = "mean"
+    layer: Annotated[str | None, Option("Also watch this layer's strongest map.")] = None
+    engine: Annotated[
+        EngineChoice,
+        Option("full: whole passes; incremental: only what a mask can reach."),
+    ] = EngineChoice.AUTO
+    verify: Annotated[bool, Option("Have the other engine repeat 32 positions, and compare.")] = (
+        False
+    )
+    batch_size: BatchSize = None
+    seed: Seed = 0

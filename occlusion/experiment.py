@@ -19,46 +19,11 @@ from cnnviz.core.errors import CnnvizError
 from cnnviz.core.models.labels import class_index, resolve_targets
 from cnnviz.core.models.layers import find_layer
 from cnnviz.core.models.load import Model
-from cnnviz.occlusion.choices import Border, EngineChoice, Score, Upsample
+from cnnviz.occlusion.choices import FOLDER, OcclusionSpec, PanelSpec, Score
 from cnnviz.occlusion.engines.choose import Engine, Verifier, make_engine
 from cnnviz.occlusion.fills import check_fill, fill_picture
 from cnnviz.occlusion.masks import Grid, default_mask, default_stride, mask_grid
 from cnnviz.occlusion.panels import Panel, make_panels
-
-
-@dataclass(frozen=True)
-class OcclusionSpec:
-    """What to do; every default is the one of the command line.
-
-    Attributes:
-        masks: (rows, columns) of each mask in pixels; empty for one of 20 % of the shorter side.
-        stride: pixels between positions; None for 10 % of the shorter side.
-        border: where masks go at the edges.
-        fill: what masks show, a name that `fills.check_fill` accepts.
-        targets: `predicted`, `topK`, class names or indices.
-        score: what is compared.
-        upsample: how positions become pixels.
-        label: the true class, by name or index.
-        layer: a layer whose strongest map is watched too.
-        engine: how the covered images are run.
-        batch_size: images at a time; None for automatic.
-        seed: for the noise fill and the sample that `verify` takes.
-        verify: have the other engine repeat a sample of positions and report the difference.
-    """
-
-    masks: tuple[tuple[int, int], ...] = ()
-    stride: int | None = None
-    border: Border = Border.COVER
-    fill: str = "mean"
-    targets: tuple[str, ...] = ("predicted",)
-    score: Score = Score.PROBABILITY
-    upsample: Upsample = Upsample.COVERAGE
-    label: str | None = None
-    layer: str | None = None
-    engine: EngineChoice = EngineChoice.AUTO
-    batch_size: int | None = None
-    seed: int = 0
-    verify: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +109,7 @@ class Occluder:
         self.grids = tuple(mask_grid(size, mask, stride, spec.border) for mask in masks)
         check_fill(spec.fill)
         resolve_targets(spec.targets, torch.zeros(model.classes), model.labels)
-        if spec.label is not None:
+        if spec.label not in (None, FOLDER):
             class_index(spec.label, model.labels)
         if spec.layer is not None:
             find_layer(model.module, spec.layer, model.name)
@@ -215,7 +180,7 @@ class Occluder:
 
 
 def look(
-    measured: Measurement, spec: OcclusionSpec, *, label: str | None = None, engine: str = "full"
+    measured: Measurement, spec: PanelSpec, *, label: str | None = None, engine: str = "full"
 ) -> OcclusionResult:
     """Derives the panels that a spec asks for from a measurement; needs no network.
 
@@ -223,6 +188,8 @@ def look(
         UsageError: a target or the label is none of the classes.
     """
     true_text = label if label is not None else spec.label
+    if true_text == FOLDER:
+        true_text = Path(measured.image.path).resolve().parent.name
     targets = resolve_targets(spec.targets, measured.base_logits_K, measured.labels)
     true_class = None
     if true_text is not None:

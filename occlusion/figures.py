@@ -25,7 +25,8 @@ from cnnviz.core.output.drawing import (
     image_pixels,
     title,
 )
-from cnnviz.core.output.panels import MOST_COLUMNS, Look, draw_map, draw_picture, panels
+from cnnviz.core.output.look import Look
+from cnnviz.core.output.panels import MOST_COLUMNS, draw_map, draw_picture, panels
 from cnnviz.occlusion.choices import Score
 from cnnviz.occlusion.experiment import OcclusionResult
 from cnnviz.occlusion.masks import Grid
@@ -46,19 +47,28 @@ BAR_LABELS = {
 }
 
 
-def draw(result: OcclusionResult, look: Look | None = None) -> dict[str, Figure]:
+def draw(
+    result: OcclusionResult, look: Look | None = None, backdrop: NDArray[np.uint8] | None = None
+) -> dict[str, Figure]:
     """All figures of one result, by the file name they are meant for.
 
     `overlay.png` (map over image), `heatmap.png` (map alone), `probability.png` (the class's
     probability at each position: blue where covering hurts), `label.png` (the most probable class
     at each position) and, with a layer watched, `activation.png`.
+
+    Args:
+        result: what to draw.
+        look: how.
+        backdrop: what maps are laid over, uint8 (h, w, 3): the working image's crop in the file's
+            own pixels; None for the working image itself.
     """
     look = look or Look()
+    beneath = input_pixels(result) if backdrop is None else backdrop
     figures = {
-        "overlay.png": _grid(result, lambda axes, panel: _map(axes, result, panel, look, True)),
-        "heatmap.png": _grid(result, lambda axes, panel: _map(axes, result, panel, look, False)),
+        "overlay.png": _grid(result, lambda axes, panel: _map(axes, result, panel, look, beneath)),
+        "heatmap.png": _grid(result, lambda axes, panel: _map(axes, result, panel, look, None)),
         "probability.png": _grid(result, lambda axes, panel: _probability(axes, result, panel)),
-        "label.png": _labels(result, look),
+        "label.png": _labels(result, beneath),
     }
     if result.measured.activation:
         figures["activation.png"] = _activation(result)
@@ -92,12 +102,13 @@ def _heading(result: OcclusionResult, panel: Panel) -> str:
     return f"{name}{note}  p = {panel.probability:.3f}\nmask {grid.name}, stride {grid.stride}"
 
 
-def _backdrop(result: OcclusionResult, look: Look) -> NDArray[np.uint8]:
-    return input_pixels(result) if look.backdrop is None else look.backdrop
-
-
-def _map(axes: Axes, result: OcclusionResult, panel: Panel, look: Look, over_image: bool) -> None:
-    over = _backdrop(result, look) if over_image else None
+def _map(
+    axes: Axes,
+    result: OcclusionResult,
+    panel: Panel,
+    look: Look,
+    over: NDArray[np.uint8] | None,
+) -> None:
     draw_map(axes, panel.map_HW.numpy(), look, BAR_LABELS[result.score], over=over)
 
 
@@ -128,7 +139,7 @@ def _probability(axes: Axes, result: OcclusionResult, panel: Panel) -> None:
     add_colorbar(shown, axes, "probability of the class with this place covered")
 
 
-def _labels(result: OcclusionResult, look: Look) -> Figure:
+def _labels(result: OcclusionResult, beneath: NDArray[np.uint8]) -> Figure:
     """The most probable class at each position, one panel per mask, one legend for all."""
     measured, grids = result.measured, result.measured.grids
     by_mask = [next(p for p in result.panels if p.grid is grid) for grid in grids]
@@ -143,7 +154,7 @@ def _labels(result: OcclusionResult, look: Look) -> Figure:
     code[shown] = np.arange(1, len(shown) + 1)
     figure, axes = panels(len(by_mask), _size(result), legend=1.8)
     for cell, panel in zip(axes, by_mask, strict=True):
-        draw_picture(cell, _backdrop(result, look), _size(result))
+        draw_picture(cell, beneath, _size(result))
         codes = np.ma.masked_equal(code[panel.winners_P.numpy()], 0)
         limits = {"vmin": -0.5, "vmax": len(colours) - 0.5}
         _cells(

@@ -5,7 +5,6 @@ the same under every map: in the file's own pixels, grey under a map, so that ev
 the map's. Shapes: H W rows and columns of the working image, h w of the picture shown beneath.
 """
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +23,7 @@ from cnnviz.core.output.drawing import (
     new_figure,
     symmetric_limit,
 )
+from cnnviz.core.output.look import Look
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap as Colours
@@ -38,22 +38,6 @@ CUT_OFF = {
     (False, True): "max",
     (True, True): "both",
 }
-
-
-@dataclass(frozen=True, eq=False)
-class Look:
-    """How maps are drawn.
-
-    Attributes:
-        colormap: diverging (zero is white) or one that runs from smallest to largest.
-        alpha: weight of the map over the image, 0…1.
-        backdrop: what maps are laid over, uint8 (h, w, 3): the working image's crop in the file's
-            own pixels; None where the drawing shall find it.
-    """
-
-    colormap: Colormap = Colormap.DIVERGING
-    alpha: float = 0.5
-    backdrop: NDArray[np.uint8] | None = None
 
 
 def photograph(image: WorkingImage) -> NDArray[np.uint8]:

@@ -18,9 +18,8 @@ from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph.trace import Untraceable, trace
 from cnnviz.core.models.layers import check_open, find_layer, not_run, watch_outputs
 from cnnviz.core.models.load import Model
-from cnnviz.embeddings.choices import Pool
+from cnnviz.embeddings.choices import PENULTIMATE, Pool
 
-PENULTIMATE = "penultimate"
 MIXING_LAYERS = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 MIXING_FUNCTIONS = frozenset(
     (

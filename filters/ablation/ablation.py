@@ -20,7 +20,7 @@ from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.data.labelled_images import LabelledImages, Progress, check_labels
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.layers import named_layers
-from cnnviz.filters.ablation.choices import Mode
+from cnnviz.filters.ablation.choices import AblationSpec, Mode
 from cnnviz.filters.ablation.passes import IMAGES, Fills
 from cnnviz.filters.ablation.replay import REHEARSED, ablation_passes, default_memory
 from cnnviz.filters.ablation.sweep import (
@@ -39,29 +39,7 @@ if TYPE_CHECKING:
     from cnnviz.core.models.load import Model
 
 ALL = "all"
-
-
-@dataclass(frozen=True)
-class AblationSpec:
-    """What to do; every default is the one of the command line.
-
-    Attributes:
-        filters: specifications of the filters to switch off together (`channel_spec`).
-        mode: what stands in for them.
-        sweep: layers (names, patterns, `all` for every convolution) to go through filter by filter.
-        cumulative: also remove the filters of the swept layers one after the other.
-        seed: of random filters and orders.
-        batch_size: images at a time; None for automatic.
-        memory: bytes that replaying may take; None for automatic.
-    """
-
-    filters: tuple[str, ...] = ()
-    mode: Mode = Mode.ZERO
-    sweep: tuple[str, ...] = ()
-    cumulative: bool = False
-    seed: int = 0
-    batch_size: int | None = None
-    memory: int | None = None
+_MEBIBYTE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -130,9 +108,11 @@ def make_plan(model: "Model", spec: AblationSpec) -> Plan:
     layers = LayerChannels(model)
     names = list(named_layers(model.module))
     convolutions = layers.convolutions()
-    channels = resolve(spec.filters, names, convolutions, layers.counts, spec.seed)
+    channels = resolve(
+        " ".join(spec.filters).split(), names, convolutions, layers.counts, spec.seed
+    )
     swept: dict[str, int] = {}
-    for text in spec.sweep:
+    for text in " ".join(spec.sweep).split():
         wanted = () if text == ALL else tuple(part.strip() for part in text.split("+"))
         selection = Selection(text, wanted, Pick.ALL)
         swept |= layers.counts(expand(selection, names, convolutions))
@@ -246,7 +226,7 @@ def _measure(
 ) -> _Measured:
     """Every ablation on every image, counted."""
     model = stream.model
-    memory = spec.memory or default_memory(model.device)
+    memory = (spec.memory or 0) * _MEBIBYTE or default_memory(model.device)
     first = stream.first(REHEARSED)
     passes = ablation_passes(
         model,

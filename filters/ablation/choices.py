@@ -1,6 +1,10 @@
 """Choices of `ablate`; imports nothing heavy, so that `--help` is quick."""
 
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated
+
+from cnnviz.core.options import BatchSize, Option, Seed, Spec
 
 
 class Mode(StrEnum):
@@ -20,3 +24,48 @@ class RemovalOrder(StrEnum):
     MOST_HARM = "most harm first"
     SMALLEST_NORM = "smallest kernel norm first"
     WEAKEST = "weakest activation first"
+
+
+@dataclass(frozen=True)
+class AblationSpec(Spec):
+    """What `ablate` does; every default is the one of the command line.
+
+    Raises:
+        UsageError: a number is out of range.
+    """
+
+    filters: Annotated[
+        tuple[str, ...],
+        Option(
+            "Filters to switch off together: LAYER:3,7-12, LAYER:all, LAYER:all-but:3, "
+            "LAYER:random:10, or random:10 from all convolutions; LAYER may be names joined by + "
+            "and may hold *. Repeatable."
+        ),
+    ] = ()
+    mode: Annotated[
+        Mode,
+        Option("What stands in for a filter's output: zero, or its mean over the data."),
+    ] = Mode.ZERO
+    sweep: Annotated[
+        tuple[str, ...],
+        Option(
+            "Switch off each filter of this layer alone and rank them; all: of every "
+            "convolution. Repeatable."
+        ),
+    ] = ()
+    cumulative: Annotated[
+        bool,
+        Option(
+            "With --sweep: accuracy while the layer's filters are removed one after the "
+            "other, in several orders."
+        ),
+    ] = False
+    memory: Annotated[
+        int | None,
+        Option(
+            "MiB for replaying the layers behind an ablation. Default: 256; on a GPU up to 8192.",
+            least=1,
+        ),
+    ] = None
+    batch_size: BatchSize = None
+    seed: Seed = 0

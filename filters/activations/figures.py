@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from cnnviz.core.choices import Scaling
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.output.drawing import bare, title, to_uint8
-from cnnviz.core.output.panels import Look, draw_map, panels, photograph
+from cnnviz.core.output.look import Look
+from cnnviz.core.output.panels import draw_map, panels, photograph
 from cnnviz.core.output.sheets import Scale, draw_sheet, grid
 from cnnviz.filters.activations.choices import MapOrder
 from cnnviz.filters.activations.maps import LayerActivation, nearest_units

@@ -75,7 +75,7 @@ def draw(
     """
     filters = result.of(layer)
     pages = count_sheets(result, layer) // 2
-    one_scale = result.crop is Crop.RECEPTIVE_FIELD
+    one_scale = result.plan.spec.crop is Crop.RECEPTIVE_FIELD
     frame = max(_longer(patch) for entry in filters for patch in entry.patches)
     paint = _patch_painter(frame if one_scale else None)
     for page in range(pages):
@@ -83,7 +83,7 @@ def draw(
         found = images.fetch(patch.index for entry in rows for patch in entry.patches)
         of = f", page {page + 1} of {pages}" if pages > 1 else ""
         ending = f"-{page + 1}.png" if page else ".png"
-        heading = f"{layer}: {{}} by {RANKED[result.plan.score]}{of}"
+        heading = f"{layer}: {{}} by {RANKED[result.plan.spec.score]}{of}"
         patches, whole = (heading.format(f"strongest {what}") for what in ("patches", "images"))
         yield f"patches{ending}", _sheet(rows, found, patches, PATCH_SIDE, paint)
         yield f"images{ending}", _sheet(rows, found, whole, IMAGE_SIDE, _paint_image)

@@ -16,10 +16,10 @@ from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.models.load import Model
 from cnnviz.filters.patches.boxes import Cutter, Winner
-from cnnviz.filters.patches.choices import Crop
+from cnnviz.filters.patches.choices import MaxPatchesSpec
 from cnnviz.filters.patches.effective_field import Box
 from cnnviz.filters.patches.images import PatchImages
-from cnnviz.filters.patches.plan import ScanPlan
+from cnnviz.filters.patches.plan import ScanPlan, make_plan
 from cnnviz.filters.patches.scan import Saving, default_batch_size, scan
 from cnnviz.filters.patches.state import LayerState
 from cnnviz.filters.patches.top_k import unpack
@@ -93,14 +93,12 @@ class MaxPatches:
 
     Attributes:
         plan: what was asked.
-        crop: how patches were cut.
         images: how many counted.
         filters: in the order of the plan.
         errors: (image, message) of those that did not count.
     """
 
     plan: ScanPlan
-    crop: Crop
     images: int
     filters: tuple[FilterPatches, ...]
     errors: tuple[tuple[str, str], ...]
@@ -118,21 +116,42 @@ class MaxPatches:
 def max_patches(
     model: Model,
     data: ImageData,
-    plan: ScanPlan,
+    spec: MaxPatchesSpec | None = None,
     *,
-    crop: Crop = Crop.RECEPTIVE_FIELD,
-    batch_size: int | None = None,
     saving: Saving | None = None,
     progress: Callable[[int], None] = lambda _images: None,
 ) -> MaxPatches:
-    """Finds the strongest patches of every planned filter in one pass over the data.
+    """Finds the strongest patches of every filter asked for in one pass over the data.
+
+    Args:
+        model: from `cnnviz.core.load_model`.
+        data: from `cnnviz.core.open_data`.
+        spec: which filters, how many patches, ranked by what; None for the defaults.
+        saving: where to write down how far the scan has come, and whether to go on from there.
+        progress: called with the number of images just gone through.
+
+    Raises:
+        UsageError: a layer or filter does not exist or does not run, or the numbers make no sense.
+        CnnvizError: as `find_patches`.
+    """
+    plan = make_plan(model, spec or MaxPatchesSpec())
+    return find_patches(model, data, plan, saving=saving, progress=progress)
+
+
+def find_patches(
+    model: Model,
+    data: ImageData,
+    plan: ScanPlan,
+    *,
+    saving: Saving | None = None,
+    progress: Callable[[int], None] = lambda _images: None,
+) -> MaxPatches:
+    """The same by a plan that is made already.
 
     Args:
         model: the network.
         data: the images.
-        plan: which filters, how many patches, ranked by what (`make_plan`).
-        crop: how patches are cut.
-        batch_size: images at a time; None for automatic.
+        plan: which filters, how many patches, ranked by what.
         saving: where to write down how far the scan has come, and whether to go on from there.
         progress: called with the number of images just gone through.
 
@@ -140,9 +159,9 @@ def max_patches(
         CnnvizError: no image could be used, the network's geometry is unknown (with
             `Crop.RECEPTIVE_FIELD`), or the state file is of another scan.
     """
-    size = model.batch_size(batch_size) or default_batch_size(model.device)
+    size = model.batch_size(plan.spec.batch_size) or default_batch_size(model.device)
     images = PatchImages(data, model.preprocess)
-    cutter = Cutter(model, images, crop, size)
+    cutter = Cutter(model, images, plan.spec.crop, size)
     state = scan(model, data, plan, batch_size=size, saving=saving, progress=progress)
     counted = next(iter(state.layers.values())).stats.count
     if not counted:
@@ -153,7 +172,7 @@ def max_patches(
         winners = _winners(layer_state, plan, layer)
         boxes = cutter.boxes(layer, [winner for row in winners for winner in row])
         filters += _describe(layer, plan.filters[layer], layer_state, winners, boxes, images, data)
-    return MaxPatches(plan, crop, counted, tuple(filters), state.errors)
+    return MaxPatches(plan, counted, tuple(filters), state.errors)
 
 
 def _winners(state: LayerState, plan: ScanPlan, layer: str) -> list[list[Winner]]:
@@ -163,7 +182,7 @@ def _winners(state: LayerState, plan: ScanPlan, layer: str) -> list[list[Winner]
     columns = plan.shapes[layer][2]
     return [
         [
-            Winner(number, ticket // plan.per_image, score, divmod(place, columns))
+            Winner(number, ticket // plan.spec.per_image, score, divmod(place, columns))
             for score, ticket, place in zip(*row, strict=True)
             if place >= 0
         ]

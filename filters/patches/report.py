@@ -57,10 +57,10 @@ def report(
         dead[entry.layer].append(entry.filter)
     return {
         "images": result.images,
-        "score": plan.score.value,
-        "top": plan.top,
-        "per_image": plan.per_image,
-        "crop": result.crop.value,
+        "score": plan.spec.score.value,
+        "top": plan.spec.top,
+        "per_image": plan.spec.per_image,
+        "crop": result.plan.spec.crop.value,
         "quantile_relative_error": RELATIVE_ERROR,
         "copies": [{"image": copy, "same_as": original} for copy, original in copies],
         "layers": [

@@ -58,16 +58,16 @@ def identity(model: Model, data: ImageData, plan: ScanPlan) -> dict[str, Any]:
         "precision": model.precision.value,
         "data": data.fingerprint,
         "layers or filters": {name: list(filters) for name, filters in plan.filters.items()},
-        "--top": plan.top,
-        "--score": plan.score.value,
-        "--per-image": plan.per_image,
+        "--top": plan.spec.top,
+        "--score": plan.spec.score.value,
+        "--per-image": plan.spec.per_image,
     }
 
 
 def empty_state(model: Model, plan: ScanPlan) -> ScanState:
     """The state before the first batch."""
     layers = {
-        name: LayerState.empty(len(filters), plan.top, model.device)
+        name: LayerState.empty(len(filters), plan.spec.top, model.device)
         for name, filters in plan.filters.items()
     }
     return ScanState(0, layers)
@@ -97,9 +97,9 @@ def _forward(
 
         def take(output: Tensor) -> Tensor:
             maps = _maps(output, plan.filters[name], plan.shapes[name][0])
-            scores = map_scores(maps, plan.score)
-            highest = scores if plan.score is Ranking.MAX else map_scores(maps, Ranking.MAX)
-            best = ranked(before.best, maps, scores, indices_N, plan.per_image)
+            scores = map_scores(maps, plan.spec.score)
+            highest = scores if plan.spec.score is Ranking.MAX else map_scores(maps, Ranking.MAX)
+            best = ranked(before.best, maps, scores, indices_N, plan.spec.per_image)
             after[name] = LayerState(best, before.stats.with_scores(scores, highest))
             finite[name] = scores.isfinite()
             return output

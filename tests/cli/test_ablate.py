@@ -176,9 +176,15 @@ def test_a_sample_and_a_silenced_layer_are_said(
         (["--filters", "7:0"], "layer '7' puts out (1, 7), no maps"),
         (["--filters", "0:0", "--cumulative"], "--cumulative needs --sweep"),
         (["--sweep", "0", "--min-accuracy", "0.5"], "--min-accuracy needs --filters"),
-        (["--filters", "0:0", "--min-accuracy", "50"], "--min-accuracy 50: it takes a share"),
-        (["--sweep", "0", "--top", "0"], "--top 0: it takes a whole number from 1"),
-        (["--sweep", "0", "--memory", "0"], "--memory 0: it takes a whole number of MiB"),
+        (
+            ["--filters", "0:0", "--min-accuracy", "50"],
+            "--min-accuracy 50 is out of range; it takes a number from 0 to 1",
+        ),
+        (["--sweep", "0", "--top", "0"], "--top 0 is out of range; it takes a whole number from 1"),
+        (
+            ["--sweep", "0", "--memory", "0"],
+            "--memory 0 is out of range; it takes a whole",
+        ),
         (["--sweep", "0", "--mode", "noise"], "'noise'"),
     ],
 )

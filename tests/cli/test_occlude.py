@@ -195,9 +195,9 @@ def test_the_samples_pass_and_a_wrong_place_fails_the_smoke_check(tmp_path, caps
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["--alpha", "1.5"], 2, "--alpha 1.5 is out of range; it takes 0"),
+        (["--alpha", "1.5"], 2, "--alpha 1.5 is out of range; it takes a number from 0 to 1"),
         (["--mask", "40"], 2, "mask 40x40 is larger than the working image 32x32"),
-        (["--stride", "0"], 2, "stride 0 is too small"),
+        (["--stride", "0"], 2, "--stride 0 is out of range; it takes a whole number from 1"),
         (["--target", "horze"], 2, "horse"),
         (["--target", "10"], 2, "10"),
         (["--target", "top11"], 2, "'top11' asks for 11 of 10 classes"),

@@ -15,7 +15,7 @@ from cnnviz.core.choices import Precision
 from cnnviz.core.data.images import Preprocess, WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.load import Model, load_model
-from cnnviz.gradients.choices import Method
+from cnnviz.gradients.choices import Method, SaliencySpec
 from cnnviz.gradients.comparison import rank_correlation
 from cnnviz.gradients.experiment import find_last_conv, saliency
 
@@ -63,7 +63,7 @@ def normalised(model: Model, image: WorkingImage) -> Tensor:
 @pytest.mark.parametrize("inplace", [False, True])
 def test_gradient_equals_captum(inplace: bool) -> None:
     model, image = model_of(network(inplace)), picture()
-    result = saliency(model, image, targets=("top5",))
+    result = saliency(model, image, SaliencySpec(targets=("top5",)))
     peer = Saliency(model_of(network(False)).module)
     for found in result.maps:
         pixels = normalised(model, image).requires_grad_(True)
@@ -74,7 +74,7 @@ def test_gradient_equals_captum(inplace: bool) -> None:
 
 def test_gradient_x_input_equals_captum() -> None:
     model, image = model_of(network()), picture()
-    result = saliency(model, image, method=Method.GRADIENT_X_INPUT, targets=("top5",))
+    result = saliency(model, image, SaliencySpec(method=Method.GRADIENT_X_INPUT, targets=("top5",)))
     peer = InputXGradient(network(False))
     for found in result.maps:
         pixels = normalised(model, image).requires_grad_(True)
@@ -87,7 +87,9 @@ def test_gradient_x_input_equals_captum() -> None:
 def test_grad_cam_equals_captum_at_every_kind_of_layer(layer: str) -> None:
     image = picture()
     result = saliency(
-        model_of(network(True)), image, method=Method.GRAD_CAM, targets=("top5",), layer=layer
+        model_of(network(True)),
+        image,
+        SaliencySpec(method=Method.GRAD_CAM, targets=("top5",), layer=layer),
     )
     plain = network(False)
     peer = LayerGradCam(plain, plain.get_submodule(layer))
@@ -109,7 +111,7 @@ def test_gradient_equals_finite_differences() -> None:
         moved[2, 2, 5, 6] -= 1e-5
         logits = module(moved)
     slope = (logits[1, 3] - logits[2, 3]) / 2e-5
-    found = saliency(model_of(network()), image, targets=("dog",)).maps[0]
+    found = saliency(model_of(network()), image, SaliencySpec(targets=("dog",))).maps[0]
     assert found.raw[2, 5, 6] == pytest.approx(float(slope), rel=1e-3, abs=1e-5)
 
 
@@ -117,7 +119,7 @@ def test_gradient_x_input_of_a_linear_network_adds_up_to_its_logit() -> None:
     torch.manual_seed(3)
     module = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE[0] * SIZE[1], 5, bias=False)).eval()
     result = saliency(
-        model_of(module), picture(), method=Method.GRADIENT_X_INPUT, targets=("top5",)
+        model_of(module), picture(), SaliencySpec(method=Method.GRADIENT_X_INPUT, targets=("top5",))
     )
     for found in result.maps:
         assert float(found.map_HW.sum()) == pytest.approx(
@@ -140,7 +142,7 @@ class BrightSpot(nn.Module):
 
 
 def test_planted_evidence_is_where_the_gradient_is() -> None:
-    found = saliency(model_of(BrightSpot().eval()), picture(), targets=("2",)).maps[0]
+    found = saliency(model_of(BrightSpot().eval()), picture(), SaliencySpec(targets=("2",))).maps[0]
     rows, columns = found.map_HW.nonzero().T
     assert rows.min() >= 2
     assert rows.max() <= 3
@@ -167,10 +169,10 @@ def test_the_model_is_left_as_it_was_even_when_it_fails(monkeypatch: pytest.Monk
     module = network()
     model = model_of(module)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    saliency(model, picture(), method=Method.GRAD_CAM)
+    saliency(model, picture(), SaliencySpec(method=Method.GRAD_CAM))
     monkeypatch.setattr(module[9], "forward", lambda _x: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        saliency(model, picture(), method=Method.GRAD_CAM, layer="3")
+        saliency(model, picture(), SaliencySpec(method=Method.GRAD_CAM, layer="3"))
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     assert all(parameter.grad is None for parameter in module.parameters())
     assert all(parameter.requires_grad for parameter in module.parameters())
@@ -187,14 +189,14 @@ def test_it_works_where_gradients_are_switched_off() -> None:
 def test_bad_requests_are_refused() -> None:
     model, image = model_of(network()), picture()
     with pytest.raises(UsageError, match="no layer 'layer9' in net"):
-        saliency(model, image, method=Method.GRAD_CAM, layer="layer9")
+        saliency(model, image, SaliencySpec(method=Method.GRAD_CAM, layer="layer9"))
     with pytest.raises(UsageError, match="layer '9' of net puts out 5, not channels of maps"):
-        saliency(model, image, method=Method.GRAD_CAM, layer="9")
+        saliency(model, image, SaliencySpec(method=Method.GRAD_CAM, layer="9"))
     with pytest.raises(UsageError, match="wolf"):
-        saliency(model, image, targets=("wolf",))
+        saliency(model, image, SaliencySpec(targets=("wolf",)))
     flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE[0] * SIZE[1], 5)).eval()
     with pytest.raises(CnnvizError, match="no convolution with a map for Grad-CAM"):
-        saliency(model_of(flat), image, method=Method.GRAD_CAM)
+        saliency(model_of(flat), image, SaliencySpec(method=Method.GRAD_CAM))
 
 
 @pytest.mark.parametrize("method", [Method.GRADIENT, Method.GRAD_CAM])
@@ -204,7 +206,7 @@ def test_scores_or_gradients_that_are_not_finite_are_refused(method: Method, spo
     getattr(module[9], spoilt).data[:] = float("inf")
     said = r"net gives scores or gradients that are not finite on 'random\.png' in fp32"
     with pytest.raises(CnnvizError, match=said):
-        saliency(model_of(module), picture(), method=method)
+        saliency(model_of(module), picture(), SaliencySpec(method=method))
 
 
 def test_rank_correlation_equals_the_correlation_of_ranks() -> None:
@@ -225,10 +227,10 @@ def test_real_squeezenet_equals_captum(assets: Path) -> None:
         "squeezenet1_1", checkpoint=assets / "weights" / "squeezenet1_1.pth", device="cpu"
     )
     image = picture(model.input_size)
-    result = saliency(model, image, method=Method.GRAD_CAM)
+    result = saliency(model, image, SaliencySpec(method=Method.GRAD_CAM))
     module = model.module
     peer = LayerGradCam(module, module.get_submodule("features.12"))
     pixels = normalised(model, image)
     expected = peer.attribute(pixels, target=result.maps[0].target)
-    mine = saliency(model, image, method=Method.GRAD_CAM, layer="features.12").maps[0]
+    mine = saliency(model, image, SaliencySpec(method=Method.GRAD_CAM, layer="features.12")).maps[0]
     assert torch.allclose(mine.raw, expected[0, 0], atol=1e-5, rtol=1e-4)

@@ -16,8 +16,8 @@ from cnnviz.core.models.habits import Outputs, examine
 from cnnviz.core.models.load import Model
 from cnnviz.filters.ablation.passes import ablated_logits
 from cnnviz.filters.channels.spec import expand, parse
+from cnnviz.occlusion import OcclusionSpec, occlude
 from cnnviz.occlusion.choices import EngineChoice
-from cnnviz.occlusion.experiment import OcclusionSpec, occlude
 
 SIZE = (12, 12)
 

@@ -20,8 +20,8 @@ from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.load import Model, load_model
 from cnnviz.filters.ablation import evaluation
 from cnnviz.filters.ablation import figures as ablation_figures
-from cnnviz.filters.ablation.ablation import AblationSpec, ablate, make_plan
-from cnnviz.filters.ablation.choices import Mode, RemovalOrder
+from cnnviz.filters.ablation.ablation import ablate, make_plan
+from cnnviz.filters.ablation.choices import AblationSpec, Mode, RemovalOrder
 from cnnviz.filters.ablation.report import flips as report_flips
 from cnnviz.filters.ablation.report import notes, report
 from cnnviz.filters.ablation.sweep import (

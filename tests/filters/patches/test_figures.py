@@ -13,9 +13,10 @@ from cnnviz.core.data.datasets import ImageData, open_data
 from cnnviz.core.data.images import Preprocess
 from cnnviz.core.models.load import Model
 from cnnviz.filters.patches import figures as patch_figures
+from cnnviz.filters.patches.choices import MaxPatchesSpec
 from cnnviz.filters.patches.figures import GAP, HEADER, IMAGE_SIDE, LINE, MARGIN, NAMES, PATCH_SIDE
 from cnnviz.filters.patches.images import PatchImages
-from cnnviz.filters.patches.max_patches import MaxPatches, max_patches
+from cnnviz.filters.patches.max_patches import MaxPatches, find_patches
 from cnnviz.filters.patches.plan import make_plan
 
 SIZE = (28, 28)
@@ -45,7 +46,7 @@ def model() -> Model:
 
 @pytest.fixture
 def result(model: Model, data: ImageData) -> MaxPatches:
-    return max_patches(model, data, make_plan(model, layers=["0"], top=3))
+    return find_patches(model, data, make_plan(model, MaxPatchesSpec(layers=("0",), top=3)))
 
 
 def cell(sheet: np.ndarray, row: int, column: int, side: int) -> np.ndarray:

@@ -6,6 +6,7 @@ equal, and ties are real ties.
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,9 @@ from cnnviz.core.data.distinct import distinct
 from cnnviz.core.data.images import Preprocess
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.load import Model
-from cnnviz.filters.patches.choices import Crop, Ranking
+from cnnviz.filters.patches.choices import Crop, MaxPatchesSpec, Ranking
 from cnnviz.filters.patches.effective_field import SHARE, box_of_energy, gradient_energy
-from cnnviz.filters.patches.max_patches import FilterPatches, MaxPatches, max_patches
+from cnnviz.filters.patches.max_patches import FilterPatches, MaxPatches, find_patches, max_patches
 from cnnviz.filters.patches.plan import make_plan
 
 SIZE = (24, 20)
@@ -151,7 +152,9 @@ def test_a_scan_equals_a_plain_loop_that_keeps_everything(
     net: Branches, data: ImageData, score: Ranking, batch_size: int
 ) -> None:
     model = as_model(net)
-    result = max_patches(model, data, make_plan(model, score=score, top=6), batch_size=batch_size)
+    result = find_patches(
+        model, data, make_plan(model, MaxPatchesSpec(score=score, top=6, batch_size=batch_size))
+    )
     loop = everything(net, data, score)
     assert {key for key, _entry in entries(result)} == set(loop)
     for key, entry in entries(result):
@@ -171,14 +174,16 @@ def test_the_loop_has_ties_so_that_their_order_is_tested(net: Branches, data: Im
 
 def test_batches_of_any_size_give_the_same_result(net: Branches, data: ImageData) -> None:
     model = as_model(net)
-    plan = make_plan(model, score=Ranking.NORM)
-    one, many = (max_patches(model, data, plan, batch_size=size) for size in (1, 64))
+    one, many = (
+        max_patches(model, data, MaxPatchesSpec(score=Ranking.NORM, batch_size=size))
+        for size in (1, 64)
+    )
     assert one.filters == many.filters
 
 
 def test_a_unit_depends_on_its_box_and_on_nothing_else(net: Branches, data: ImageData) -> None:
     model = as_model(net)
-    result = max_patches(model, data, make_plan(model, top=3))
+    result = find_patches(model, data, make_plan(model, MaxPatchesSpec(top=3)))
     noise = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(1))
     for (layer, channel), entry in entries(result):
         for patch in entry.patches:
@@ -215,8 +220,8 @@ def test_the_crop_alone_fed_to_a_copy_of_the_layers_gives_the_same_value(data: I
     model = as_model(nn.Sequential(chain, head), size)
     upscaled = Preprocess(40, size, mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="nearest")
     model = Model(**(vars(model) | {"preprocess": upscaled}))
-    plan = make_plan(model, layers=["0.5"], top=45)
-    result = max_patches(model, data, plan)
+    plan = make_plan(model, MaxPatchesSpec(layers=("0.5",), top=45))
+    result = find_patches(model, data, plan)
     compared = 0
     for entry in result.filters:
         for patch in entry.patches:
@@ -237,7 +242,9 @@ def test_boxes_in_the_file_are_the_box_scaled_back(net: Branches, tmp_path: Path
     write_noise(tmp_path / "large.png", 1, (72, 60))
     small = Preprocess(20, SIZE, mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="nearest")
     model = Model(**(vars(as_model(net)) | {"preprocess": small}))
-    result = max_patches(model, open_data([str(tmp_path)]), make_plan(model, layers=["stem"]))
+    result = find_patches(
+        model, open_data([str(tmp_path)]), make_plan(model, MaxPatchesSpec(layers=("stem",)))
+    )
     for entry in result.filters:
         for patch in entry.patches:
             assert patch.box_original == tuple(3 * edge for edge in patch.box)
@@ -247,7 +254,9 @@ def test_in_place_relus_behind_a_layer_do_not_change_what_is_scored(
     net: Branches, data: ImageData
 ) -> None:
     model = as_model(net)
-    result = max_patches(model, data, make_plan(model, layers=["stem"], score=Ranking.MEAN))
+    result = find_patches(
+        model, data, make_plan(model, MaxPatchesSpec(layers=("stem",), score=Ranking.MEAN))
+    )
     loop = everything(net, data, Ranking.MEAN)
     lowest = {key: min(value for value, *_ in found) for key, found in loop.items()}
     assert min(lowest.values()) < 0
@@ -257,20 +266,20 @@ def test_in_place_relus_behind_a_layer_do_not_change_what_is_scored(
 
 def test_module_is_left_without_hooks_when_a_scan_fails(net: Branches, data: ImageData) -> None:
     model = as_model(net)
-    plan = make_plan(model)
+    plan = make_plan(model, MaxPatchesSpec())
 
     def interrupt(_images: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        max_patches(model, data, plan, progress=interrupt)
+        find_patches(model, data, plan, progress=interrupt)
     assert not any(layer._forward_hooks for layer in net.modules())
     assert all(parameter.requires_grad for parameter in net.parameters())
 
 
 def test_classes_among_the_patches_and_their_entropy(net: Branches, data: ImageData) -> None:
     model = as_model(net)
-    result = max_patches(model, data, make_plan(model, top=6))
+    result = find_patches(model, data, make_plan(model, MaxPatchesSpec(top=6)))
     for entry in result.filters:
         labels = [Path(patch.image).parent.name for patch in entry.patches]
         assert entry.classes == {name: labels.count(name) for name in set(labels)}
@@ -289,7 +298,7 @@ def test_a_filter_that_never_fires_is_dead_and_the_others_are_not(
     dead.stem.bias.data[1] = 0
     dead.stem.bias.data[0] = 100
     model = as_model(dead)
-    result = max_patches(model, data, make_plan(model, layers=["stem"]))
+    result = find_patches(model, data, make_plan(model, MaxPatchesSpec(layers=("stem",))))
     assert [entry.filter for entry in result.dead] == [1]
     assert result.of("stem")[0].active_share == 1
 
@@ -315,10 +324,10 @@ def test_an_image_with_nan_is_named_with_its_filter_and_left_out(
         write_noise(tmp_path / f"{number}.png", number)
     Image.new("RGB", SIZE[::-1]).save(tmp_path / "2-black.png")
     model = as_model(Poison())
-    plan = make_plan(model, layers=["conv", "scaled"], top=9)
-    result = max_patches(
-        model, open_data([str(tmp_path)]), plan, crop=Crop.EFFECTIVE, batch_size=batch_size
+    spec = MaxPatchesSpec(
+        layers=("conv", "scaled"), top=9, crop=Crop.EFFECTIVE, batch_size=batch_size
     )
+    result = max_patches(model, open_data([str(tmp_path)]), spec)
     assert result.images == 6
     assert all(len(entry.patches) == 6 for entry in result.filters)
     ((path, message),) = result.errors
@@ -335,7 +344,7 @@ def test_nothing_but_nan_is_an_error_that_names_filter_and_image(
     broken.wide.weight.data[2, 0, 0, 0] = math.nan
     model = as_model(broken)
     with pytest.raises(CnnvizError, match=r"no image could be used.*00\.png.*filter 2 of.*'wide'"):
-        max_patches(model, data, make_plan(model))
+        find_patches(model, data, make_plan(model, MaxPatchesSpec()))
 
 
 def test_unreadable_images_in_the_middle_are_listed_and_the_rest_goes_on(
@@ -346,7 +355,9 @@ def test_unreadable_images_in_the_middle_are_listed_and_the_rest_goes_on(
     for number in (0, 4, 8):
         (tmp_path / f"{number}.png").write_bytes(b"no image")
     model = as_model(net)
-    result = max_patches(model, open_data([str(tmp_path)]), make_plan(model), batch_size=2)
+    result = find_patches(
+        model, open_data([str(tmp_path)]), make_plan(model, MaxPatchesSpec(batch_size=2))
+    )
     assert result.images == 6
     assert [Path(path).name for path, _message in result.errors] == ["0.png", "4.png", "8.png"]
     assert {p.index for entry in result.filters for p in entry.patches} == {1, 2, 3, 5, 6, 7}
@@ -355,8 +366,8 @@ def test_unreadable_images_in_the_middle_are_listed_and_the_rest_goes_on(
 def test_several_patches_of_one_image_need_the_max_score(net: Branches, data: ImageData) -> None:
     model = as_model(net)
     with pytest.raises(UsageError, match="--per-image 2 goes with --score max alone"):
-        make_plan(model, score=Ranking.NORM, per_image=2)
-    result = max_patches(model, data, make_plan(model, per_image=2, top=9))
+        make_plan(model, MaxPatchesSpec(score=Ranking.NORM, per_image=2))
+    result = find_patches(model, data, make_plan(model, MaxPatchesSpec(per_image=2, top=9)))
     most = max(
         sum(p.index == patch.index for p in entry.patches)
         for entry in result.filters
@@ -381,34 +392,45 @@ def test_what_is_not_there_is_refused_by_name(
     net: Branches, options: dict[str, list[str]], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        make_plan(as_model(net), **options)  # type: ignore[arg-type]
+        make_plan(as_model(net), MaxPatchesSpec(**options))  # type: ignore[arg-type]
 
 
 def test_filters_are_chosen_per_layer_by_number_or_drawn_from_all(net: Branches) -> None:
     model = as_model(net)
-    assert dict(make_plan(model).filters) == {
+    assert dict(make_plan(model, MaxPatchesSpec()).filters) == {
         "stem": (0, 1, 2, 3), "wide": (0, 1, 2), "narrow": (0, 1, 2), "last": (0, 1, 2, 3, 4),
     }  # fmt: skip
-    chosen = make_plan(model, layers=["stem", "last"], filters=["1,2"]).filters
+    chosen = make_plan(
+        model,
+        MaxPatchesSpec(
+            layers=(
+                "stem",
+                "last",
+            ),
+            filters=("1,2",),
+        ),
+    ).filters
     assert dict(chosen) == {"stem": (1, 2), "last": (1, 2)}
-    assert dict(make_plan(model, filters=["last:3"]).filters) == {"last": (3,)}
-    drawn = make_plan(model, filters=["random:6"], seed=1).filters
+    assert dict(make_plan(model, MaxPatchesSpec(filters=("last:3",))).filters) == {"last": (3,)}
+    drawn = make_plan(model, MaxPatchesSpec(filters=("random:6",), seed=1)).filters
     assert sum(map(len, drawn.values())) == 6
-    assert drawn == make_plan(model, filters=["random:6"], seed=1).filters
+    assert drawn == make_plan(model, MaxPatchesSpec(filters=("random:6",), seed=1)).filters
 
 
 def test_scanning_some_filters_gives_what_scanning_all_gives_for_them(
     net: Branches, data: ImageData
 ) -> None:
     model = as_model(net)
-    every = dict(entries(max_patches(model, data, make_plan(model))))
-    some = dict(entries(max_patches(model, data, make_plan(model, filters=["last:1,4"]))))
+    every = dict(entries(find_patches(model, data, make_plan(model, MaxPatchesSpec()))))
+    some = dict(
+        entries(find_patches(model, data, make_plan(model, MaxPatchesSpec(filters=("last:1,4",)))))
+    )
     assert some == {key: every[key] for key in (("last", 1), ("last", 4))}
 
 
 def test_a_linear_layer_counts_as_maps_of_one_unit(net: Branches, data: ImageData) -> None:
     model = as_model(net)
-    result = max_patches(model, data, make_plan(model, layers=["head"], top=1))
+    result = find_patches(model, data, make_plan(model, MaxPatchesSpec(layers=("head",), top=1)))
     for entry in result.filters:
         assert (entry.patches[0].unit, entry.patches[0].box) == ((0, 0), (0, 0, *SIZE))
     logits = torch.cat([model.logits(pixels_of(e.path).float()[None]) for e in data.examples])
@@ -419,8 +441,8 @@ def test_images_with_one_unit_give_one_patch_however_many_are_allowed(
     net: Branches, data: ImageData
 ) -> None:
     model = as_model(net)
-    plan = make_plan(model, layers=["head"], top=len(data) + 5, per_image=3)
-    for entry in max_patches(model, data, plan).filters:
+    plan = make_plan(model, MaxPatchesSpec(layers=("head",), top=len(data) + 5, per_image=3))
+    for entry in find_patches(model, data, plan).filters:
         assert sorted(patch.index for patch in entry.patches) == list(range(len(data)))
         assert all(math.isfinite(patch.score) for patch in entry.patches)
 
@@ -470,9 +492,22 @@ def test_effective_crop_narrows_large_fields_and_leaves_small_ones(
     net: Branches, data: ImageData
 ) -> None:
     model = as_model(net)
-    plan = make_plan(model, layers=["stem", "head"], top=2)
-    exact = dict(entries(max_patches(model, data, plan)))
-    narrowed = dict(entries(max_patches(model, data, plan, crop=Crop.EFFECTIVE)))
+    plan = make_plan(
+        model,
+        MaxPatchesSpec(
+            layers=(
+                "stem",
+                "head",
+            ),
+            top=2,
+        ),
+    )
+    exact = dict(entries(find_patches(model, data, plan)))
+    narrowed = dict(
+        entries(
+            find_patches(model, data, replace(plan, spec=replace(plan.spec, crop=Crop.EFFECTIVE)))
+        )
+    )
     assert exact["stem", 0].patches == narrowed["stem", 0].patches
     assert exact["head", 0].patches[0].box == (0, 0, *SIZE)
     assert narrowed["head", 0].patches[0].box != (0, 0, *SIZE)
@@ -493,10 +528,10 @@ class Untraced(nn.Module):
 
 def test_a_network_without_a_graph_needs_the_effective_crop(data: ImageData) -> None:
     model = as_model(Untraced())
-    plan = make_plan(model, top=2)
+    plan = make_plan(model, MaxPatchesSpec(top=2))
     with pytest.raises(CnnvizError, match="--crop effective does without"):
-        max_patches(model, data, plan)
-    result = max_patches(model, data, plan, crop=Crop.EFFECTIVE)
+        find_patches(model, data, plan)
+    result = find_patches(model, data, replace(plan, spec=replace(plan.spec, crop=Crop.EFFECTIVE)))
     for entry in result.filters:
         for patch in entry.patches:
             y, x = patch.unit
@@ -519,6 +554,6 @@ def test_running_out_of_memory_halves_the_batch_and_changes_nothing(
 
     cramped.last.register_forward_pre_hook(refuse)
     roomy, tight = as_model(net), as_model(cramped)
-    whole = max_patches(roomy, data, make_plan(roomy), batch_size=16)
-    assert max_patches(tight, data, make_plan(tight), batch_size=16) == whole
+    whole = find_patches(roomy, data, make_plan(roomy, MaxPatchesSpec(batch_size=16)))
+    assert find_patches(tight, data, make_plan(tight, MaxPatchesSpec(batch_size=16))) == whole
     assert refused == [16, 8]

@@ -18,7 +18,8 @@ from cnnviz.core.data.datasets import ImageData, open_data
 from cnnviz.core.data.images import Preprocess
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.load import Model
-from cnnviz.filters.patches.max_patches import max_patches
+from cnnviz.filters.patches.choices import MaxPatchesSpec
+from cnnviz.filters.patches.max_patches import find_patches
 from cnnviz.filters.patches.plan import ScanPlan, make_plan
 from cnnviz.filters.patches.scan import Saving
 
@@ -73,32 +74,30 @@ def interrupted(model: Model, data: ImageData, plan: ScanPlan, saving: Saving, a
             raise Stop
 
     with pytest.raises(Stop):
-        max_patches(model, data, plan, batch_size=4, saving=saving, progress=stop)
+        find_patches(model, data, plan, saving=saving, progress=stop)
 
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_interrupted_anywhere_and_resumed_equals_uninterrupted(
     model: Model, data: ImageData, tmp_path: Path, every: int
 ) -> None:
-    plan = make_plan(model)
+    plan = make_plan(model, MaxPatchesSpec(batch_size=4))
     steps: list[int] = []
-    whole = max_patches(model, data, plan, batch_size=4, progress=steps.append)
+    whole = find_patches(model, data, plan, progress=steps.append)
     assert len(steps) == 16  # 15 batches, the last of one picture, and the broken one behind it
     for after in range(1, len(steps) + 1):
         path = tmp_path / f"{after}.npz"
         interrupted(model, data, plan, Saving(path, every), after)
-        resumed = max_patches(
-            model, data, plan, batch_size=4, saving=Saving(path, every, resume=True)
-        )
+        resumed = find_patches(model, data, plan, saving=Saving(path, every, resume=True))
         assert resumed == whole
 
 
 def test_resuming_reads_only_what_was_left(model: Model, data: ImageData, tmp_path: Path) -> None:
-    plan, path = make_plan(model), tmp_path / "state.npz"
+    plan, path = make_plan(model, MaxPatchesSpec(batch_size=4)), tmp_path / "state.npz"
     interrupted(model, data, plan, Saving(path, 1), 10)
     steps: list[int] = []
     saving = Saving(path, 1, resume=True)
-    max_patches(model, data, plan, batch_size=4, saving=saving, progress=steps.append)
+    find_patches(model, data, plan, saving=saving, progress=steps.append)
     assert steps[0] >= 36
     assert sum(steps) == 60
 
@@ -106,10 +105,10 @@ def test_resuming_reads_only_what_was_left(model: Model, data: ImageData, tmp_pa
 def test_a_state_file_without_resume_is_not_read(
     model: Model, data: ImageData, tmp_path: Path
 ) -> None:
-    plan, path = make_plan(model), tmp_path / "state.npz"
+    plan, path = make_plan(model, MaxPatchesSpec(batch_size=4)), tmp_path / "state.npz"
     path.write_bytes(b"whatever")
-    whole = max_patches(model, data, plan, batch_size=4)
-    assert max_patches(model, data, plan, batch_size=4, saving=Saving(path)) == whole
+    whole = find_patches(model, data, plan)
+    assert find_patches(model, data, plan, saving=Saving(path)) == whole
 
 
 @pytest.mark.parametrize(
@@ -123,26 +122,26 @@ def test_a_state_file_without_resume_is_not_read(
 def test_state_of_another_model_is_refused_by_naming_what_differs(
     model: Model, data: ImageData, tmp_path: Path, change: dict[str, object], named: str
 ) -> None:
-    plan, path = make_plan(model), tmp_path / "state.npz"
+    plan, path = make_plan(model, MaxPatchesSpec(batch_size=4)), tmp_path / "state.npz"
     interrupted(model, data, plan, Saving(path, 1), 3)
     other = replace(model, **change)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=f"belongs to a scan with other {named};"):
-        max_patches(other, data, plan, saving=Saving(path, resume=True))
+        find_patches(other, data, plan, saving=Saving(path, resume=True))
 
 
 def test_state_of_other_data_or_questions_is_refused(
     model: Model, data: ImageData, folder: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "state.npz"
-    interrupted(model, data, make_plan(model), Saving(path, 1), 3)
+    interrupted(model, data, make_plan(model, MaxPatchesSpec(batch_size=4)), Saving(path, 1), 3)
     saving = Saving(path, resume=True)
     fewer = open_data([str(folder)], limit=50)
     with pytest.raises(UsageError, match="scan with other data;"):
-        max_patches(model, fewer, make_plan(model), saving=saving)
+        find_patches(model, fewer, make_plan(model, MaxPatchesSpec(batch_size=4)), saving=saving)
     with pytest.raises(UsageError, match="scan with other --top;"):
-        max_patches(model, data, make_plan(model, top=3), saving=saving)
+        find_patches(model, data, make_plan(model, MaxPatchesSpec(top=3)), saving=saving)
     with pytest.raises(UsageError, match="scan with other layers or filters;"):
-        max_patches(model, data, make_plan(model, filters=["0:1"]), saving=saving)
+        find_patches(model, data, make_plan(model, MaxPatchesSpec(filters=("0:1",))), saving=saving)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"\x93NUMPY"])
@@ -152,20 +151,25 @@ def test_a_file_that_is_no_state_is_refused(
     path = tmp_path / "state.npz"
     path.write_bytes(content)
     with pytest.raises(CnnvizError, match=r"'.*state.npz' is not the state of a scan"):
-        max_patches(model, data, make_plan(model), saving=Saving(path, resume=True))
+        find_patches(
+            model,
+            data,
+            make_plan(model, MaxPatchesSpec(batch_size=4)),
+            saving=Saving(path, resume=True),
+        )
 
 
 def test_arrays_of_another_shape_or_pickles_are_refused(
     model: Model, data: ImageData, tmp_path: Path
 ) -> None:
     path, saving = tmp_path / "state.npz", Saving(tmp_path / "state.npz", 1, resume=True)
-    interrupted(model, data, make_plan(model), saving, 3)
+    interrupted(model, data, make_plan(model, MaxPatchesSpec(batch_size=4)), saving, 3)
     with np.load(path) as file:
         arrays = dict(file)
     for bad in (np.zeros((1, 1), np.int64), np.array([{}], dtype=object)):
         np.savez(path, **(arrays | {"0.keys": bad}))
         with pytest.raises(CnnvizError, match="is not the state of a scan"):
-            max_patches(model, data, make_plan(model), saving=saving)
+            find_patches(model, data, make_plan(model, MaxPatchesSpec(batch_size=4)), saving=saving)
 
 
 KILLED = """
@@ -173,16 +177,17 @@ import dataclasses, json, os, random, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
-from test_state import make_model, open_data, make_plan, max_patches, Saving
+from test_state import make_model, open_data, make_plan, find_patches, MaxPatchesSpec, Saving
 
 torch.set_num_threads(1)
 images, state = sys.argv[2:]
 
 def scan(saving=None):
     model = make_model()
+    plan = make_plan(model, MaxPatchesSpec(batch_size=4))
     slow = lambda _images: time.sleep(0.03 if saving else 0)
-    result = max_patches(
-        model, open_data([images]), make_plan(model), batch_size=4, saving=saving, progress=slow
+    result = find_patches(
+        model, open_data([images]), plan, saving=saving, progress=slow
     )
     return [dataclasses.asdict(entry) for entry in result.filters], result.errors
 

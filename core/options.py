@@ -1,0 +1,130 @@
+"""Options: what a field of a spec says of itself, once.
+
+A spec is a frozen dataclass whose fields carry an `Option`: a line of help, how text becomes a
+value, the range of a number. The command line is generated from it (`cli.options.expand`), and a
+spec made in code checks itself against it. Imports nothing heavy, so that `--help` is quick.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, get_args, get_type_hints
+
+from cnnviz.core.choices import pixels
+from cnnviz.core.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a field says of itself.
+
+    Attributes:
+        help: what it means, for the command's help and page.
+        names: on the command line; that of the field if empty.
+        parse: text and the option's name to a value (for a tuple of any length: to each of its
+            items), or UsageError; None where the type says it.
+        least: smallest number allowed.
+        most: largest number allowed.
+        metavar: what stands for the value in the help.
+    """
+
+    help: str
+    names: tuple[str, ...] = ()
+    parse: Callable[[str, str], Any] | None = None
+    least: float | None = None
+    most: float | None = None
+    metavar: str | None = None
+
+    def name(self, field: str) -> str:
+        """`--mask`: the option of the field of that name."""
+        return self.names[0] if self.names else "--" + field.replace("_", "-")
+
+    def check(self, value: object, name: str) -> None:
+        """Raises UsageError where a number, or one of a tuple of them, is out of range."""
+        for number in value if isinstance(value, tuple) else (value,):
+            if not isinstance(number, int | float) or isinstance(number, bool):
+                continue
+            low = self.least is not None and not number >= self.least
+            if low or (self.most is not None and not number <= self.most):
+                raise UsageError(
+                    f"{name} {number:g} is out of range; it takes {self._range(number)}"
+                )
+
+    def _range(self, number: float) -> str:
+        kind = "a whole number" if isinstance(number, int) and self.most is None else "a number"
+        return f"{kind} from {self.least:g}" + ("" if self.most is None else f" to {self.most:g}")
+
+
+def options_of(spec: type) -> dict[str, Option]:
+    """The option of each field of a dataclass that has one."""
+    hints = get_type_hints(spec, include_extras=True)
+    return {
+        field.name: extra
+        for field in dataclasses.fields(spec)
+        for extra in get_args(hints[field.name])
+        if isinstance(extra, Option)
+    }
+
+
+class Spec:
+    """What dataclasses of options share: numbers out of range are refused."""
+
+    def __post_init__(self) -> None:
+        """Checks every field.
+
+        Raises:
+            UsageError: a number is out of range.
+        """
+        for field, option in options_of(type(self)).items():
+            option.check(getattr(self, field), option.name(field))
+
+
+def numbers(text: str, option: str) -> tuple[float, ...]:
+    """`0.5,0.5,0.5` to a tuple of floats.
+
+    Raises:
+        UsageError: a part is not a number.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(
+            f"'{text}' is no list of numbers; {option} takes them with commas: 0.485,0.456,0.406"
+        ) from error
+
+
+def images_at_a_time(text: str, option: str) -> int | None:
+    """`auto` to None, a positive whole number to itself.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if text == "auto":
+        return None
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise UsageError(f"'{text}' is no batch size; {option} takes auto or a whole number from 1")
+
+
+# What several specs have, each said once.
+Targets = Annotated[
+    tuple[str, ...],
+    Option(
+        "Class to ask about: predicted, topK (top3), a name or an index; repeatable. "
+        "Default: predicted.",
+        ("--target",),
+    ),
+]
+Masks = Annotated[
+    tuple[tuple[int, int], ...],
+    Option(
+        "Side of the mask in pixels, or HxW; repeat for several. Default: 20 % of the shorter "
+        "side.",
+        ("--mask",),
+        pixels,
+    ),
+]
+BatchSize = Annotated[
+    int | None, Option("Images at a time: auto or a number. Default: auto.", (), images_at_a_time)
+]
+Seed = Annotated[int, Option("Seed of all that is random.")]

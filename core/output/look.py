@@ -1,0 +1,27 @@
+"""How maps are drawn; imports nothing heavy, so that `--help` is quick."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from cnnviz.core.choices import Colormap
+from cnnviz.core.options import Option, Spec
+
+
+@dataclass(frozen=True)
+class Look(Spec):
+    """How maps are drawn.
+
+    Raises:
+        UsageError: `alpha` is out of range.
+    """
+
+    colormap: Annotated[
+        Colormap,
+        Option(
+            "Colours of the maps: diverging has white at zero, the others run from the smallest "
+            "value to the largest."
+        ),
+    ] = Colormap.DIVERGING
+    alpha: Annotated[
+        float, Option("Weight of the map over the image, 0 (image) to 1 (map).", least=0, most=1)
+    ] = 0.5
