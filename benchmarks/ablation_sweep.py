@@ -29,7 +29,7 @@ TARGETS = {"layer4.1.conv2": 100.0, "layer3.0.conv1": 1.8, "conv1": 1.0}
 
 def count(model: Model, passes: AblationPasses, images: Tensor, ablations: int) -> None:
     """Every ablation of every image, answers counted."""
-    tally = Tally(ablations, model.classes, 0, model.device)
+    tally = Tally(ablations, model.classes, 0, model.device, model.head)
     labels = torch.arange(len(images)) % model.classes
     with torch.inference_mode():
         for part in torch.split(torch.arange(len(images)), passes.images):

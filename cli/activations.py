@@ -67,7 +67,7 @@ def activations(
     from cnnviz.filters.kernels.weights import choose_layers
 
     paths = find_images(images)
-    loaded = run.load(model)
+    loaded = run.load(model, scores=False)
     names = list(layers) or choose_layers(loaded.module, "first", loaded.name)
     chosen = choose_filters(loaded, filters, names, model.seed)[0] if filters else {}
     observer = Observer(loaded, [*layers, *chosen] or names)

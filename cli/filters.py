@@ -49,7 +49,7 @@ def filters(
 
     if compare and layer != "first":
         raise UsageError(f"--compare shows first layers; it does not go with --layer {layer}")
-    loaded = run.load(model)
+    loaded = run.load(model, scores=False)
     names = choose_layers(loaded.module, layer, loaded.name)
     folder = run.open()
     examined = _examine(console, loaded, names, gabor, model.seed)
@@ -76,7 +76,7 @@ def _other(options: ModelOptions, text: str) -> "Model":
         labels=None,
         state=None,
     )
-    return other.load()
+    return other.load(scores=False)
 
 
 def _examine(

@@ -53,7 +53,7 @@ def layers(
     from cnnviz.filters.layers.inventory import take_inventory
     from cnnviz.filters.layers.report import report
 
-    loaded = run.load(model)
+    loaded = run.load(model, scores=gradients)
     found = take_inventory(loaded, image_size)
     folder = run.open()
     statistics = None

@@ -59,7 +59,7 @@ def max_patches(
 
     images = run.data(data, limit, model.seed)
     images, copies = distinct(images) if distinct_files else (images, ())
-    loaded = run.load(model)
+    loaded = run.load(model, scores=False)
     plan = make_plan(loaded, spec)
     folder = _open_folder(run, output, resume)
     saving = Saving(folder.path / STATE, save_every, resume)

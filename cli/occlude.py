@@ -69,7 +69,8 @@ def occlude(
     run.open_for(paths)
     study = _Study(occluder, expectations, spec.label == FOLDER, look, scores)
     run.study("occluding", loaded, study, occluder.positions)
-    run.console.table("Occlusion", _COLUMNS, [_row(entry) for entry in run.entries])
+    columns = COLUMNS if loaded.head.has_classes else REGRESSION
+    run.console.table("Occlusion", columns, [_row(entry) for entry in run.entries])
     run.finish_images(loaded, seed=model.seed, show="overlay.png")
     if min_inside is not None:
         _check_inside(study.checked, min_inside)
@@ -139,17 +140,21 @@ def _check_inside(checked: list[tuple[str, float | None]], least: float) -> None
         )
 
 
-_COLUMNS = ("image", "class", "p", "mask", "max drop", "reliance", "flips")
+COLUMNS = ("image", "class", "p", "mask", "max drop", "reliance", "flips")
+REGRESSION = ("image", "output", "value", "mask", "max drop")
 
 
 def _row(entry: dict[str, Any]) -> tuple[object, ...]:
     first = entry["targets"][0]
     height, width = first["mask"]
+    mask = str(height) if height == width else f"{height}x{width}"
+    row = (Path(entry["image"]).name, first["class"])
+    if "value" in first:
+        return *row, f"{first['value']:.4g}", mask, f"{first['max_drop']:.4g}"
     return (
-        Path(entry["image"]).name,
-        first["class"],
+        *row,
         f"{first['probability']:.3f}",
-        str(height) if height == width else f"{height}x{width}",
+        mask,
         f"{first['max_drop']:.3f}",
         f"{first['reliance']:.3f}",
         f"{first['flips']['share']:.1%}",

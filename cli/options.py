@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 
 import typer
 
-from cnnviz.core.choices import Precision, pixels
+from cnnviz.core.choices import HeadChoice, Precision, pixels
 from cnnviz.core.options import BatchSize, Option, Seed, numbers
 
 if TYPE_CHECKING:
@@ -58,6 +58,25 @@ class ModelOptions:
     labels: Annotated[
         Path | None, Option("Class names: a text file, one a line, or a JSON list or map.")
     ] = None
+    head: Annotated[
+        HeadChoice,
+        Option(
+            "What the network's numbers mean: softmax (one class holds), sigmoid (each class on "
+            "its own), probabilities already, none (a regression); auto finds out and says so."
+        ),
+    ] = HeadChoice.AUTO
+    pick: Annotated[
+        str | None,
+        Option(
+            "Which of several outputs, by name or number, or path/to/file.py:function, which "
+            "makes a tensor (N,) or (N, K) of what the network puts out.",
+            ("--output",),
+        ),
+    ] = None
+    threshold: Annotated[
+        float,
+        Option("With --head sigmoid: the probability from which a class holds.", least=0, most=1),
+    ] = 0.5
     size: Annotated[
         tuple[int, int] | None,
         Option("Side of the working image in pixels, or HxW.", parse=pixels),
@@ -73,10 +92,18 @@ class ModelOptions:
         Precision.FP32
     )
     batch_size: BatchSize = None
+    repeat: Annotated[
+        int,
+        Option(
+            "Passes that scores are averaged over, for a network that answers differently each "
+            "time.",
+            least=1,
+        ),
+    ] = 1
     seed: Seed = 0
 
-    def load(self) -> "Model":
-        """The model these options describe, ready to run."""
+    def load(self, *, scores: bool = True) -> "Model":
+        """The model these options describe, ready to run (`load_model` says what `scores` are)."""
         from cnnviz.core.models.load import load_model
 
         return load_model(
@@ -91,6 +118,11 @@ class ModelOptions:
             precision=self.precision,
             seed=self.seed,
             state=self.state,
+            head=self.head,
+            output=self.pick,
+            threshold=self.threshold,
+            repeat=self.repeat,
+            scores=scores,
         )
 
 

@@ -60,9 +60,12 @@ class Run:
             )
         return found
 
-    def load(self, options: ModelOptions) -> "Model":
-        """The model that the options describe; says what was found out about it."""
-        loaded = options.load()
+    def load(self, options: ModelOptions, *, scores: bool = True) -> "Model":
+        """The model that the options describe; says what was found out about it.
+
+        Without `scores`, a network that has none is taken too.
+        """
+        loaded = options.load(scores=scores)
         for note in loaded.notes:
             say(note)
         return loaded

@@ -70,7 +70,12 @@ def saliency(
     run.open_for(paths)
     study = _Study(loaded, spec, other, look)
     run.study("tracing back", loaded, study, 1 + (other.positions if other else 0))
-    run.console.table("Saliency", _COLUMNS, [row for entry in run.entries for row in _rows(entry)])
+    p = "p" if loaded.head.has_classes else "value"
+    run.console.table(
+        "Saliency",
+        ("image", "class", p, *_COLUMNS),
+        [row for entry in run.entries for row in _rows(entry)],
+    )
     best = COMPARISON if compare else "overlay.png"
     run.finish_images(loaded, seed=model.seed, show=best)
 
@@ -101,7 +106,7 @@ def _check_model(model: "Model", spec: SaliencySpec) -> None:
         layer = find_last_conv(model) if spec.layer == LAST_CONV else spec.layer
         find_layer(model.module, layer, model.name)
         note_repeats(model, [layer])
-    resolve_targets(spec.targets, torch.zeros(model.classes), model.labels)
+    resolve_targets(spec.targets, torch.zeros(model.classes), model.labels, model.head)
 
 
 def _occluder(
@@ -197,7 +202,7 @@ class _Study:
         )
 
 
-_COLUMNS = ("image", "class", "p", "method", "peak (y, x)", "rank correlation")
+_COLUMNS = ("method", "peak (y, x)", "rank correlation")
 
 
 def _rows(entry: dict[str, Any]) -> list[tuple[object, ...]]:
@@ -205,7 +210,7 @@ def _rows(entry: dict[str, Any]) -> list[tuple[object, ...]]:
         (
             Path(entry["image"]).name,
             target["class"],
-            f"{target['probability']:.3f}",
+            f"{target['probability']:.3f}" if "probability" in target else f"{target['value']:.4g}",
             entry["method"] + (f" at {entry['layer']}" if entry["layer"] else ""),
             "{}, {}".format(*target["peak"]),
             _agreement(target),

@@ -38,6 +38,16 @@ class Colormap(StrEnum):
     GRAY = "gray"
 
 
+class HeadChoice(StrEnum):
+    """What a network's numbers mean; `auto` settles it on its outputs for random pictures."""
+
+    AUTO = "auto"
+    SOFTMAX = "softmax"
+    SIGMOID = "sigmoid"
+    PROBABILITIES = "probabilities"
+    NONE = "none"
+
+
 def pixels(text: str, option: str) -> tuple[int, int]:
     """`15` to (15, 15), `15x30` to (15, 30): rows, columns.
 

@@ -21,6 +21,7 @@ from torch.nn import functional
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.gradients import frozen, gradients
+from cnnviz.core.models.heads import Head
 from cnnviz.core.models.labels import resolve_targets
 from cnnviz.core.models.layers import (
     conv_layers,
@@ -39,7 +40,7 @@ class ClassMap:
 
     Attributes:
         target: class index.
-        probability: of the class.
+        probability: of the class; of a regression the value.
         raw: (3, H, W) signed gradient or gradient x input; (h, w) signed Grad-CAM.
         map_HW: what is shown. Not negative for `gradient` and `grad-cam`.
     """
@@ -61,6 +62,7 @@ class SaliencyResult:
         method: how the maps were made.
         layer: the layer of Grad-CAM; None for the other methods.
         maps: one for each target, in the order asked for.
+        head: what the logits mean.
     """
 
     image: WorkingImage
@@ -69,6 +71,7 @@ class SaliencyResult:
     method: Method
     layer: str | None
     maps: tuple[ClassMap, ...]
+    head: Head
 
 
 def saliency(model: Model, image: WorkingImage, spec: SaliencySpec | None = None) -> SaliencyResult:
@@ -93,7 +96,7 @@ def saliency(model: Model, image: WorkingImage, spec: SaliencySpec | None = None
     else:
         used = find_last_conv(model) if layer == LAST_CONV else layer
         logits_K, slopes = _class_activations(model, pixels, targets, used)
-    probabilities_K = logits_K.double().softmax(0)
+    readings_K = model.head.readings(logits_K)
     maps = []
     for target, found in slopes.items():
         raw = found.float().cpu()
@@ -104,8 +107,8 @@ def saliency(model: Model, image: WorkingImage, spec: SaliencySpec | None = None
             )
         raw = raw * pixels[0].cpu() if method is Method.GRADIENT_X_INPUT else raw
         shown_HW = _shown(raw, method, image.pixels.shape[1:])
-        maps.append(ClassMap(target, float(probabilities_K[target]), raw, shown_HW))
-    return SaliencyResult(image, model.labels, logits_K, method, used, tuple(maps))
+        maps.append(ClassMap(target, float(readings_K[target]), raw, shown_HW))
+    return SaliencyResult(image, model.labels, logits_K, method, used, tuple(maps), model.head)
 
 
 def find_last_conv(model: Model) -> str:
@@ -133,8 +136,9 @@ def _input_gradients(
     with frozen(model.module):
         # A copy, since the network's first layer may work in place.
         logits_K = model.logits(leaf.clone())[0]
-        for target in resolve_targets(targets, logits_K.detach().cpu(), model.labels):
-            (gradient,) = gradients(logits_K[target], [leaf], model.name)
+        own_K = model.head.own_logits(logits_K)
+        for target in resolve_targets(targets, logits_K.detach().cpu(), model.labels, model.head):
+            (gradient,) = gradients(own_K[target], [leaf], model.name)
             if gradient is None:
                 raise CnnvizError(
                     f"the gradient of {model.name} does not reach the image; "
@@ -155,8 +159,9 @@ def _class_activations(
         with _kept(model.module, layer) as outputs:
             logits_K = model.logits(leaf.clone())[0]
         activation = _map_of(outputs, layer, model.name)
-        for target in resolve_targets(targets, logits_K.detach().cpu(), model.labels):
-            (gradient,) = gradients(logits_K[target], [activation], model.name)
+        own_K = model.head.own_logits(logits_K)
+        for target in resolve_targets(targets, logits_K.detach().cpu(), model.labels, model.head):
+            (gradient,) = gradients(own_K[target], [activation], model.name)
             if gradient is None:
                 raise UsageError(f"layer '{layer}' of {model.name} has no influence on the classes")
             weights_C = gradient[0].float().mean(dim=(1, 2))

@@ -74,7 +74,7 @@ def _panels(result: SaliencyResult, look: Look, over: NDArray[np.uint8] | None) 
 
 
 def _class_line(result: SaliencyResult, found: ClassMap) -> str:
-    return f"{result.labels[found.target]}  p = {found.probability:.3f}"
+    return f"{result.labels[found.target]}  {result.head.text(found.probability)}"
 
 
 def _method_line(result: SaliencyResult) -> str:

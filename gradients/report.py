@@ -11,9 +11,9 @@ TOP = 5
 
 def report(result: SaliencyResult, comparisons: tuple[Comparison, ...] = ()) -> dict[str, Any]:
     """One entry of `results`."""
-    probabilities_K = result.logits_K.double().softmax(0)
-    best = probabilities_K.argsort(descending=True, stable=True)[:TOP].tolist()
-    top = [_class(result, index, float(probabilities_K[index])) for index in best]
+    readings_K = result.head.readings(result.logits_K)
+    best = readings_K.argsort(descending=True, stable=True)[:TOP].tolist()
+    top = [_class(result, index, float(readings_K[index])) for index in best]
     entries = [_map(result, found) for found in result.maps]
     for entry, compared in zip(entries, comparisons, strict=False):
         agreement = compared.rank_correlation
@@ -27,15 +27,14 @@ def report(result: SaliencyResult, comparisons: tuple[Comparison, ...] = ()) -> 
         "image": result.image.path,
         "method": str(result.method),
         "layer": result.layer,
-        "prediction": top[0],
-        "top5": top,
+        **({"prediction": top[0], "top5": top} if result.head.has_classes else {}),
         "targets": entries,
     }
 
 
-def _class(result: SaliencyResult, index: int, probability: float) -> dict[str, Any]:
-    name = result.labels[index]
-    return {"class": name, "index": index, "probability": digits(probability)}
+def _class(result: SaliencyResult, index: int, reading: float) -> dict[str, Any]:
+    what = "probability" if result.head.has_classes else "value"
+    return {"class": result.labels[index], "index": index, what: digits(reading)}
 
 
 def _map(result: SaliencyResult, found: ClassMap) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 Arrays: `logits` (P, K) and `base_logits` (K,) float32; `boxes` (P, 4) int64, y0 x0 y1 x1; `maps`
 (panels, H, W) float32 with `map_target` and `map_mask` telling the class and the mask of each;
 `labels` (K,); `masks` (masks, 2) and `grids` (masks, 2): rows and columns of each mask and of its
-grid of positions; `stride` and `border`; with a layer, `activation` (P,), `activation_base`,
+grid of positions; `stride` and `border`; `head`, `probabilities_given` and `threshold` (what the
+numbers mean); with a layer, `activation` (P,), `activation_base`,
 `activation_channel` and `activation_layer`. No array holds objects: nothing is ever unpickled.
 """
 
@@ -17,6 +18,7 @@ from PIL import Image
 
 from cnnviz.core.data.images import WorkingImage, read_rgb
 from cnnviz.core.errors import CnnvizError
+from cnnviz.core.models.heads import Head, Kind
 from cnnviz.occlusion.choices import Border
 from cnnviz.occlusion.experiment import Activation, Measurement, OcclusionResult
 from cnnviz.occlusion.masks import Grid
@@ -53,6 +55,9 @@ def to_arrays(result: OcclusionResult) -> dict[str, np.ndarray]:
         "grids": np.array([grid.shape for grid in grids]),
         "stride": np.array(grids[0].stride),
         "border": np.array(grids[0].border.value),
+        "head": np.array(measured.head.kind.value),
+        "probabilities_given": np.array(measured.head.probabilities_given),
+        "threshold": np.array(measured.head.threshold),
     }
     if measured.activation:
         arrays |= {
@@ -133,7 +138,16 @@ def _measurement(arrays: dict[str, np.ndarray], pixels: np.ndarray, name: str) -
         torch.from_numpy(arrays["logits"]),
         grids,
         activation,
+        _head(arrays),
     )
+
+
+def _head(arrays: dict[str, np.ndarray]) -> Head:
+    """What the numbers mean; archives from before that was written have softmax classes."""
+    if "head" not in arrays:
+        return Head()
+    given = bool(arrays["probabilities_given"])
+    return Head(Kind(str(arrays["head"])), given, float(arrays["threshold"]))
 
 
 def _check(arrays: dict[str, np.ndarray], size: tuple[int, int]) -> None:

@@ -8,14 +8,15 @@ Shapes: P positions, K classes, H W rows and columns.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from cnnviz.core.data.images import WorkingImage, read_image
-from cnnviz.core.errors import CnnvizError
+from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models.heads import Head
 from cnnviz.core.models.labels import class_index, resolve_targets
 from cnnviz.core.models.layers import find_layer
 from cnnviz.core.models.load import Model
@@ -54,6 +55,7 @@ class Measurement:
         logits_PK: float32 logits at each position, grid after grid.
         grids: one per mask, in the order of the positions.
         activation: with a layer watched, what its strongest map did.
+        head: what the numbers mean.
     """
 
     image: WorkingImage
@@ -62,6 +64,7 @@ class Measurement:
     logits_PK: Tensor
     grids: tuple[Grid, ...]
     activation: Activation | None = None
+    head: Head = field(default_factory=Head)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +111,8 @@ class Occluder:
         self._model, self._spec = model, spec
         self.grids = tuple(mask_grid(size, mask, stride, spec.border) for mask in masks)
         check_fill(spec.fill)
-        resolve_targets(spec.targets, torch.zeros(model.classes), model.labels)
+        _check_head(model.head, spec)
+        resolve_targets(spec.targets, torch.zeros(model.classes), model.labels, model.head)
         if spec.label not in (None, FOLDER):
             class_index(spec.label, model.labels)
         if spec.layer is not None:
@@ -153,7 +157,7 @@ class Occluder:
         fill = fill_picture(spec.fill, image.pixels, model.preprocess, spec.seed)
         pair = [model.preprocess.normalise(p).to(model.device) for p in (image.pixels, fill)]
         scores = self._engine.run(pair[0], pair[1], self._boxes_P4, progress)
-        as_logits = model.habits.as_logits
+        as_logits = model.head.logits
         logits_PK = as_logits(scores.logits_PK.cpu())
         base_logits_K = as_logits(scores.base_logits_K.cpu())
         if not (logits_PK.isfinite().all() and base_logits_K.isfinite().all()):
@@ -170,13 +174,22 @@ class Occluder:
                 spec.layer, scores.activation_channel, scores.base_activation, sums_P
             )
         measured = Measurement(
-            image, model.labels, base_logits_K, logits_PK, self.grids, activation
+            image, model.labels, base_logits_K, logits_PK, self.grids, activation, model.head
         )
         result = look(measured, spec, label=label, engine=self._engine.name)
         if self._verifier is None:
             return result
         difference = self._verifier.difference(pair[0], pair[1], scores)
         return replace(result, verified=True, largest_difference=difference)
+
+
+def _check_head(head: Head, spec: PanelSpec) -> None:
+    if head.has_classes:
+        return
+    if spec.score is Score.LOSS:
+        raise UsageError("--score loss needs classes; a regression (--head none) has values alone")
+    if spec.label is not None:
+        raise UsageError("--label names a class; a regression (--head none) has none")
 
 
 def look(
@@ -190,7 +203,9 @@ def look(
     true_text = label if label is not None else spec.label
     if true_text == FOLDER:
         true_text = Path(measured.image.path).resolve().parent.name
-    targets = resolve_targets(spec.targets, measured.base_logits_K, measured.labels)
+    head = measured.head
+    _check_head(head, spec)
+    targets = resolve_targets(spec.targets, measured.base_logits_K, measured.labels, head)
     true_class = None
     if true_text is not None:
         true_class = class_index(true_text, measured.labels)
@@ -204,6 +219,7 @@ def look(
         targets,
         spec.score,
         spec.upsample,
+        head,
     )
     return OcclusionResult(measured, spec.score, panels, true_class, engine)
 

@@ -54,7 +54,8 @@ def draw(
 
     `overlay.png` (map over image), `heatmap.png` (map alone), `probability.png` (the class's
     probability at each position: blue where covering hurts), `label.png` (the most probable class
-    at each position) and, with a layer watched, `activation.png`.
+    at each position) and, with a layer watched, `activation.png`. A regression has `value.png` in
+    place of the two.
 
     Args:
         result: what to draw.
@@ -64,12 +65,16 @@ def draw(
     """
     look = look or Look()
     beneath = input_pixels(result) if backdrop is None else backdrop
+    has_classes = result.measured.head.has_classes
     figures = {
         "overlay.png": _grid(result, lambda axes, panel: _map(axes, result, panel, look, beneath)),
         "heatmap.png": _grid(result, lambda axes, panel: _map(axes, result, panel, look, None)),
-        "probability.png": _grid(result, lambda axes, panel: _probability(axes, result, panel)),
-        "label.png": _labels(result, beneath),
+        "probability.png" if has_classes else "value.png": _grid(
+            result, lambda axes, panel: _reading(axes, result, panel)
+        ),
     }
+    if has_classes:
+        figures["label.png"] = _labels(result, beneath)
     if result.measured.activation:
         figures["activation.png"] = _activation(result)
     return figures
@@ -99,7 +104,8 @@ def _heading(result: OcclusionResult, panel: Panel) -> str:
     name = result.measured.labels[panel.target]
     note = " (true class)" if panel.target == result.label else ""
     grid = panel.grid
-    return f"{name}{note}  p = {panel.probability:.3f}\nmask {grid.name}, stride {grid.stride}"
+    reads = result.measured.head.text(panel.probability)
+    return f"{name}{note}  {reads}\nmask {grid.name}, stride {grid.stride}"
 
 
 def _map(
@@ -109,7 +115,11 @@ def _map(
     look: Look,
     over: NDArray[np.uint8] | None,
 ) -> None:
-    draw_map(axes, panel.map_HW.numpy(), look, BAR_LABELS[result.score], over=over)
+    head, score = result.measured.head, result.score
+    label = BAR_LABELS[score] if head.has_classes else "drop of the value when covered"
+    if score is Score.LOGIT and head.probabilities_given:
+        label = "drop of the log-odds when covered"
+    draw_map(axes, panel.map_HW.numpy(), look, label, over=over)
 
 
 def _edges(grid: Grid, axis: int, length: int) -> np.ndarray:
@@ -133,10 +143,11 @@ def _cells(
     return shown
 
 
-def _probability(axes: Axes, result: OcclusionResult, panel: Panel) -> None:
+def _reading(axes: Axes, result: OcclusionResult, panel: Panel) -> None:
     values = panel.probabilities_P.numpy()
     shown = _cells(axes, panel, _size(result), values, cmap="RdYlBu_r")
-    add_colorbar(shown, axes, "probability of the class with this place covered")
+    what = "probability of the class" if result.measured.head.has_classes else "value"
+    add_colorbar(shown, axes, f"{what} with this place covered")
 
 
 def _labels(result: OcclusionResult, beneath: NDArray[np.uint8]) -> Figure:

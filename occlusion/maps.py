@@ -9,31 +9,38 @@ Shapes: P positions, K classes, H W rows and columns.
 import torch
 from torch import Tensor
 
+from cnnviz.core.models.heads import SOFTMAX, Head
 from cnnviz.occlusion.choices import Score, Upsample
 from cnnviz.occlusion.masks import Grid
 
 
-def class_scores(logits_PK: Tensor, score: Score) -> Tensor:
-    """Logits (…, K) as probabilities, as they are, or as losses −log p; float64."""
-    logits = logits_PK.double()
+def class_scores(logits_PK: Tensor, score: Score, head: Head = SOFTMAX) -> Tensor:
+    """Logits (…, K) as probabilities, as they are, or as losses −log p; float64.
+
+    Of a regression's values there is one score alone: themselves.
+    """
     if score is Score.PROBABILITY:
-        return logits.softmax(-1)
-    return logits if score is Score.LOGIT else -logits.log_softmax(-1)
+        return head.readings(logits_PK)
+    if score is Score.LOGIT:
+        return head.own_logits(logits_PK)
+    return -head.log_probabilities(logits_PK.double())
 
 
-def target_scores(logits_PK: Tensor, target: int, score: Score) -> Tensor:
+def target_scores(logits_PK: Tensor, target: int, score: Score, head: Head = SOFTMAX) -> Tensor:
     """The scores of one class at each position, (P,) float64; little memory for many positions."""
     parts = torch.split(logits_PK, 1024)
-    return torch.cat([class_scores(part_PK, score)[:, target] for part_PK in parts])
+    return torch.cat([class_scores(part_PK, score, head)[:, target] for part_PK in parts])
 
 
-def position_values(base_logits_K: Tensor, logits_PK: Tensor, target: int, score: Score) -> Tensor:
+def position_values(
+    base_logits_K: Tensor, logits_PK: Tensor, target: int, score: Score, head: Head = SOFTMAX
+) -> Tensor:
     """How much covering each position hurts class `target`, (P,) float64.
 
-    Original − occluded for probability and logit, occluded − original for the loss.
+    Original − occluded for probability, logit and value, occluded − original for the loss.
     """
-    base = class_scores(base_logits_K, score)[target]
-    covered_P = target_scores(logits_PK, target, score)
+    base = class_scores(base_logits_K, score, head)[target]
+    covered_P = target_scores(logits_PK, target, score, head)
     return covered_P - base if score is Score.LOSS else base - covered_P
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cnnviz.core.models.heads import Head, Kind
 from cnnviz.occlusion.choices import Score, Upsample
 from cnnviz.occlusion.maps import class_scores, pixel_map, position_values, target_scores
 from cnnviz.occlusion.masks import Grid
@@ -22,18 +23,19 @@ class Panel:
     Attributes:
         target: class index.
         grid: the mask and its positions.
-        probability: of the class on the untouched image.
-        probabilities_P: of the class at each position.
+        probability: of the class on the untouched image; of a regression the value.
+        probabilities_P: the same at each position.
         values_P: how much covering each position hurts, in units of the score.
         map_HW: the same for each pixel.
         max_drop: the largest of `values_P`.
         max_drop_box: where it is (y0, x0, y1, x1).
         mean_drop: the mean of `values_P`.
         reliance: largest drop of the probability over the probability on the untouched image; near
-            1 the class hangs on one patch, near 0 the evidence is redundant.
+            1 the class hangs on one patch, near 0 the evidence is redundant. None of a regression.
         winners_P: the most probable class at each position.
-        flips: share of positions where that is not the predicted class.
-        flips_to: those classes and their numbers of positions, most frequent first.
+        flips: share of positions where that is not the predicted class; of a class on its own,
+            where it crosses the threshold; None of a regression.
+        flips_to: those other classes and their numbers of positions, most frequent first.
     """
 
     target: int
@@ -45,9 +47,9 @@ class Panel:
     max_drop: float
     max_drop_box: tuple[int, int, int, int]
     mean_drop: float
-    reliance: float
+    reliance: float | None
     winners_P: Tensor
-    flips: float
+    flips: float | None
     flips_to: tuple[tuple[int, int], ...]
 
 
@@ -59,17 +61,18 @@ def make_panel(
     target: int,
     score: Score,
     upsample: Upsample,
+    head: Head,
 ) -> Panel:
     """Derives one panel from the scores at one grid's positions."""
-    values_P = position_values(base_logits_K, logits_PK, target, score)
-    probabilities_P = target_scores(logits_PK, target, Score.PROBABILITY)
-    probability = float(class_scores(base_logits_K, Score.PROBABILITY)[target])
+    values_P = position_values(base_logits_K, logits_PK, target, score, head)
+    probabilities_P = target_scores(logits_PK, target, Score.PROBABILITY, head)
+    probability = float(class_scores(base_logits_K, Score.PROBABILITY, head)[target])
     peak = int(values_P.argmax())
     y0, x0, y1, x1 = grid.boxes_P4[peak].tolist()
     winners_P = logits_PK.argmax(1)
-    predicted = int(base_logits_K.argmax())
-    others = Counter(winner for winner in winners_P.tolist() if winner != predicted)
+    flips, flips_to = _flips(base_logits_K, logits_PK, target, head)
     largest_loss = probability - float(probabilities_P.min())
+    tiny = torch.finfo(torch.float64).tiny
     return Panel(
         target=target,
         grid=grid,
@@ -80,11 +83,26 @@ def make_panel(
         max_drop=float(values_P[peak]),
         max_drop_box=(y0, x0, y1, x1),
         mean_drop=float(values_P.mean()),
-        reliance=largest_loss / max(probability, torch.finfo(torch.float64).tiny),
+        reliance=largest_loss / max(probability, tiny) if head.has_classes else None,
         winners_P=winners_P,
-        flips=others.total() / len(winners_P),
-        flips_to=tuple(sorted(others.items(), key=lambda item: (-item[1], item[0]))),
+        flips=flips,
+        flips_to=flips_to,
     )
+
+
+def _flips(
+    base_logits_K: Tensor, logits_PK: Tensor, target: int, head: Head
+) -> tuple[float | None, tuple[tuple[int, int], ...]]:
+    """How often covering changes the answer, and to which classes."""
+    if not head.has_classes:
+        return None, ()
+    if head.kind is Kind.SIGMOID:
+        crossed_P = head.holds(logits_PK)[:, target] != head.holds(base_logits_K)[target]
+        return float(crossed_P.double().mean()), ()
+    predicted = int(base_logits_K.argmax())
+    others = Counter(winner for winner in logits_PK.argmax(1).tolist() if winner != predicted)
+    ranked = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+    return others.total() / len(logits_PK), tuple(ranked)
 
 
 def make_panels(
@@ -95,11 +113,12 @@ def make_panels(
     targets: Sequence[int],
     score: Score,
     upsample: Upsample,
+    head: Head,
 ) -> tuple[Panel, ...]:
     """A panel for each target and mask, targets outermost; `logits_PK` holds grid after grid."""
     parts = torch.split(logits_PK, [len(grid.boxes_P4) for grid in grids])
     return tuple(
-        make_panel(base_logits_K, part_PK, grid, size, target, score, upsample)
+        make_panel(base_logits_K, part_PK, grid, size, target, score, upsample, head)
         for target in targets
         for grid, part_PK in zip(grids, parts, strict=True)
     )

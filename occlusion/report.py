@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from cnnviz.core.models.heads import Kind
 from cnnviz.core.output.numbers import digits
 from cnnviz.occlusion.choices import Score
 from cnnviz.occlusion.expectation import Verdict
@@ -12,9 +13,12 @@ from cnnviz.occlusion.panels import Panel
 TOP = 5
 
 
-def _class(result: OcclusionResult, index: int, probability: float | None = None) -> dict[str, Any]:
+def _class(result: OcclusionResult, index: int, reading: float | None = None) -> dict[str, Any]:
     named: dict[str, Any] = {"class": result.measured.labels[index], "index": index}
-    return named if probability is None else named | {"probability": digits(probability)}
+    if reading is None:
+        return named
+    what = "probability" if result.measured.head.has_classes else "value"
+    return named | {what: digits(reading)}
 
 
 def _panel(result: OcclusionResult, panel: Panel, verdict: Verdict | None) -> dict[str, Any]:
@@ -26,17 +30,24 @@ def _panel(result: OcclusionResult, panel: Panel, verdict: Verdict | None) -> di
         "max_drop": digits(panel.max_drop),
         "max_drop_box": list(panel.max_drop_box),
         "mean_drop": digits(panel.mean_drop),
-        "reliance": digits(panel.reliance),
-        "flips": {
-            "share": digits(panel.flips),
-            "to": [_class(result, index) | {"positions": n} for index, n in panel.flips_to],
-        },
     }
+    if panel.reliance is not None and panel.flips is not None:
+        to = [_class(result, index) | {"positions": n} for index, n in panel.flips_to]
+        entry["reliance"] = digits(panel.reliance)
+        entry["flips"] = {"share": digits(panel.flips), "to": to}
     if verdict is not None:
         entry["pointing_game_hit"] = verdict.hit
         entry["inside"] = None if verdict.inside is None else digits(verdict.inside)
         entry["object_share"] = digits(verdict.object_share)
     return entry
+
+
+def _is_correct(result: OcclusionResult, label: int) -> bool:
+    """Whether the label is the predicted class; of classes on their own, whether it holds."""
+    logits_K, head = result.measured.base_logits_K, result.measured.head
+    if head.kind is Kind.SIGMOID:
+        return bool(head.holds(logits_K)[label])
+    return int(logits_K.argmax()) == label
 
 
 def report(result: OcclusionResult, verdicts: tuple[Verdict, ...] = ()) -> dict[str, Any]:
@@ -47,8 +58,9 @@ def report(result: OcclusionResult, verdicts: tuple[Verdict, ...] = ()) -> dict[
         verdicts: one per panel, where the user said what to expect; else empty.
     """
     measured = result.measured
-    probabilities_K = class_scores(measured.base_logits_K, Score.PROBABILITY)
-    best = probabilities_K.topk(min(TOP, len(measured.labels)))
+    has_classes = measured.head.has_classes
+    readings_K = class_scores(measured.base_logits_K, Score.PROBABILITY, measured.head)
+    best = readings_K.topk(min(TOP, len(measured.labels)))
     top = [
         _class(result, index, probability)
         for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
@@ -56,15 +68,14 @@ def report(result: OcclusionResult, verdicts: tuple[Verdict, ...] = ()) -> dict[
     judged = verdicts or (None,) * len(result.panels)
     entry: dict[str, Any] = {
         "image": measured.image.path,
-        "prediction": top[0],
-        "top5": top,
-        "score": result.score.value,
+        **({"prediction": top[0], "top5": top} if has_classes else {}),
+        "score": result.score.value if has_classes else "value",
         "engine": result.engine,
         "targets": [_panel(result, p, v) for p, v in zip(result.panels, judged, strict=True)],
     }
     if result.label is not None:
-        entry["label"] = _class(result, result.label, float(probabilities_K[result.label]))
-        entry["correct"] = top[0]["index"] == result.label
+        entry["label"] = _class(result, result.label, float(readings_K[result.label]))
+        entry["correct"] = _is_correct(result, result.label)
     if result.verified:
         difference = result.largest_difference
         entry["verified_largest_difference"] = None if difference is None else digits(difference)

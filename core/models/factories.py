@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -182,34 +183,47 @@ def _class_parameter(function: Callable[..., object]) -> str | None:
     return named or (CLASS_PARAMETERS[0] if takes_any else None)
 
 
-def find_factory(name: str) -> Factory:
-    """The factory that `path/to/file.py:function` or `package.module:function` names.
-
-    Raises:
-        UsageError: there is no such file, module or function, or importing it fails.
-    """
+def _attribute(name: str, option: str) -> tuple[object, str, Path]:
+    """What `path/to/file.py:name` or `package.module:name` is, its name to show, its folder."""
     source, _, attribute = name.rpartition(":")
     path = Path(source).expanduser()
     is_file = source.endswith(".py")
     if is_file and not path.is_file():
-        raise UsageError(f"no file '{source}' (--model {name})")
+        raise UsageError(f"no file '{source}' ({option} {name})")
     folder = path.resolve().parent if is_file else Path.cwd()
     try:
         with _importable(folder):
             module = _import_file(path) if is_file else importlib.import_module(source)
     except USER_CODE_ERRORS as error:
         raise UsageError(f"'{source}' cannot be imported: {_where(error)}") from error
-    function = getattr(module, attribute, None)
-    if isinstance(function, nn.Module):
-        made = function  # a network already made: its factory hands it out
-
-        def function() -> nn.Module:
-            return made
-
-    if not callable(function):
+    found = getattr(module, attribute, None)
+    if not callable(found):
         near = ", ".join(nearest(attribute, [k for k, v in vars(module).items() if callable(v)]))
+        what = "factory" if option == "--model" else "function"
         raise UsageError(
-            f"no factory '{attribute}' in '{source}'; the nearest are {near or '(it has none)'}"
+            f"no {what} '{attribute}' in '{source}'; the nearest are {near or '(it has none)'}"
         )
-    shown = f"{path.name}:{attribute}" if is_file else name
+    return found, f"{path.name}:{attribute}" if is_file else name, folder
+
+
+def find_function(name: str, option: str = "--output") -> Callable[[Any], Any]:
+    """The function that `path/to/file.py:function` or `package.module:function` names.
+
+    Raises:
+        UsageError: there is no such file, module or function, or importing it fails.
+    """
+    found: Any = _attribute(name, option)[0]
+    return found  # type: ignore[no-any-return]
+
+
+def find_factory(name: str) -> Factory:
+    """The factory that `path/to/file.py:function` or `package.module:function` names.
+
+    Raises:
+        UsageError: there is no such file, module or function, or importing it fails.
+    """
+    found, shown, folder = _attribute(name, "--model")
+    if isinstance(found, nn.Module):  # a network already made: its factory hands it out
+        return Factory(shown, lambda: found, folder, None)
+    function: Any = found
     return Factory(shown, function, folder, _class_parameter(function))

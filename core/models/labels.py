@@ -16,6 +16,8 @@ from cnnviz.core.errors import UsageError, nearest
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cnnviz.core.models.heads import Head
+
 SHOWN = 5
 
 
@@ -124,8 +126,17 @@ def class_index(text: str, names: Sequence[str], wnids: Sequence[str] | None = N
     raise UsageError(f"no class '{text}'; the nearest are {near} (or an index from 0 to {last})")
 
 
+def _values(target: str, labels: Sequence[str]) -> list[int]:
+    if target != "predicted" or len(labels) > SHOWN:
+        raise UsageError(
+            f"'{target}': a regression ranks nothing; --target takes a value's name or an index "
+            f"from 0 to {len(labels) - 1}"
+        )
+    return list(range(len(labels)))
+
+
 def resolve_targets(
-    targets: Sequence[str], base_logits_K: "Tensor", labels: Sequence[str]
+    targets: Sequence[str], base_logits_K: "Tensor", labels: Sequence[str], head: "Head"
 ) -> tuple[int, ...]:
     """Class indices in the order asked for, each once.
 
@@ -133,15 +144,19 @@ def resolve_targets(
         targets: `predicted`, `topK` (the K most probable), class names or indices.
         base_logits_K: scores of the untouched image.
         labels: class names.
+        head: of a regression, `predicted` is every value, where there are few.
 
     Raises:
-        UsageError: no such class, or K is not between 1 and the number of classes.
+        UsageError: no such class, K is not between 1 and the number of classes, or a regression is
+            asked for its most probable ones.
     """
     ranked = base_logits_K.argsort(descending=True, stable=True).tolist()
     found: list[int] = []
     for target in targets:
         top = re.fullmatch(r"top(\d+)", target)
-        if target == "predicted":
+        if not head.has_classes and (target == "predicted" or top):
+            found += _values(target, labels)
+        elif target == "predicted":
             found.append(ranked[0])
         elif top:
             count = int(top[1])

@@ -9,27 +9,37 @@ Shapes: N images, H W rows and columns, K classes.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from cnnviz.core.choices import Precision
+from cnnviz.core.choices import HeadChoice, Precision
 from cnnviz.core.device import pick_device
-from cnnviz.core.errors import UsageError
-from cnnviz.core.models import checkpoints
+from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models import checkpoints, heads
 from cnnviz.core.models.architectures import Architecture, find_architecture
 from cnnviz.core.models.archives import SELF_CONTAINED, open_archive
 from cnnviz.core.models.checkpoints import Kind, StateDict, read_state_dicts
 from cnnviz.core.models.fitting import choose, fit, head_classes
-from cnnviz.core.models.habits import Habits, examine
+from cnnviz.core.models.habits import Habits, examine, far_away
+from cnnviz.core.models.heads import Head, settle
 from cnnviz.core.models.labels import Labels, class_index, read_labels
+from cnnviz.core.models.outputs import (
+    first_tensor,
+    reader_of,
+    two_classes,
+    two_probabilities,
+    with_reader,
+)
 from cnnviz.core.models.preprocess import Preprocess, adjust, plain
 from cnnviz.core.models.probing import probe
 from cnnviz.core.models.published import Published, fetch
 
 BUNDLED = "bundled"
+YES_OR_NO = ("negative", "positive")
+"""The classes of a network of one logit."""
 
 _Adjust = Callable[[Preprocess | None], Preprocess]
 
@@ -49,7 +59,9 @@ class Model:
         precision: the number format of its weights.
         wnids: WordNet ids per class, where a labels file gave them.
         notes: what was found while loading and the user should know, a line each.
-        habits: whether answers depend on the batch or differ each time, and what they are.
+        habits: whether answers depend on the batch or differ each time.
+        head: what its numbers mean.
+        repeat: passes that scores are averaged over, where answers differ each time.
     """
 
     module: nn.Module
@@ -63,6 +75,8 @@ class Model:
     wnids: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     habits: Habits = field(default_factory=Habits)
+    head: Head = field(default_factory=Head)
+    repeat: int = 1
 
     @property
     def classes(self) -> int:
@@ -70,10 +84,19 @@ class Model:
         return len(self.labels)
 
     def logits(self, images_N3HW: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W) on any device to float32 logits (N, K) on the model's."""
-        images = images_N3HW.to(self.device, self.precision.dtype)
-        outputs: Tensor = self.module(images)
-        return self.habits.as_logits(outputs.float())
+        """Normalised images (N, 3, H, W) on any device to float32 logits (N, K) on the model's.
+
+        Of a regression (`head`) they are its values. The mean of `repeat` passes.
+        """
+        outputs = self.outputs(images_N3HW)
+        for _ in range(self.repeat - 1):
+            outputs = outputs + self.outputs(images_N3HW)
+        return self.head.logits(outputs / self.repeat)
+
+    def outputs(self, images_N3HW: Tensor) -> Tensor:
+        """One pass: what the network puts out, float32 (N, K) where it is a row of numbers."""
+        rows: Tensor = self.module(images_N3HW.to(self.device, self.precision.dtype))
+        return rows.float() if isinstance(rows, Tensor) else rows
 
     def batch_size(self, asked: int | None) -> int | None:
         """So many images at a time (None: automatic), or one where they would mix."""
@@ -94,6 +117,7 @@ class Model:
             "weights_sha256": self.weights_sha256,
             "classes": self.classes,
             "input_size": list(self.input_size),
+            "head": self.head.name,
         }
 
 
@@ -122,6 +146,11 @@ def load_model(
     precision: str = "fp32",
     seed: int = 0,
     state: str | None = None,
+    head: str = "auto",
+    output: str | None = None,
+    threshold: float = 0.5,
+    repeat: int = 1,
+    scores: bool = True,
 ) -> Model:
     """Loads a network with its weights, preprocessing and class names.
 
@@ -140,6 +169,14 @@ def load_model(
         seed: of random weights; torch's own generator is left as it was.
         state: which of several sets of weights in the checkpoint, by key or prefix; by default the
             one that fits best, averaged weights (EMA) before raw ones.
+        head: what its numbers mean: "auto" (found out), "softmax", "sigmoid" (each class on its
+            own), "probabilities" or "none" (a regression).
+        output: which of several outputs, by name or number, or `FILE.py:FUNCTION` that makes (N,)
+            or (N, K) of whatever the network puts out.
+        threshold: probability from which a class on its own holds.
+        repeat: passes that scores are averaged over.
+        scores: whether a row of numbers for each picture is needed; without, a network that has
+            none is taken too, with no classes.
 
     Raises:
         UsageError: a name, option or file that does not exist.
@@ -157,15 +194,13 @@ def load_model(
     with _seeded(seed):
         trained = _find(name, file, weights, state, adjusted)
         size_HW = trained.preprocess.crop
-        module, classes = probe(
-            trained.module.to(target, dtype), trained.name, size_HW, dtype, target
-        )
-        habits = examine(lambda images: module(images.to(target, dtype)).float(), size_HW, dtype)
-    names = _name_classes(
-        Path(labels) if labels is not None else None, trained.labels, classes, trained.name
-    )
+        module, raw = probe(trained.module.to(target, dtype), trained.name, size_HW, dtype, target)
+        read = _read_out(trained, module, raw, target, dtype, output, _head(head), scores)
+    file_of_names = Path(labels) if labels is not None else None
+    known = trained.labels or read.labels
+    names = _name_classes(file_of_names, known, read.classes, trained.name)
     return Model(
-        module=module,
+        module=read.module,
         name=trained.name,
         preprocess=trained.preprocess,
         labels=names.names,
@@ -174,9 +209,71 @@ def load_model(
         device=target,
         precision=number_format,
         wnids=names.wnids,
-        notes=(*trained.notes, *habits.notes(trained.name)),
-        habits=habits,
+        notes=(*trained.notes, *read.notes),
+        habits=read.habits,
+        head=replace(read.head, threshold=threshold),
+        repeat=repeat,
     )
+
+
+@dataclass(frozen=True)
+class _ReadOut:
+    """A network that puts out rows of numbers, and what these mean."""
+
+    module: nn.Module
+    classes: int
+    head: Head
+    habits: Habits
+    notes: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+
+
+def _read_out(
+    trained: _Trained,
+    module: nn.Module,
+    raw: object,
+    device: torch.device,
+    dtype: torch.dtype,
+    output: str | None,
+    choice: HeadChoice,
+    needed: bool,
+) -> _ReadOut:
+    """Finds the scores in what a network puts out, and out what they mean."""
+    name, size = trained.name, trained.preprocess.crop
+    try:
+        read, notes = reader_of(raw, output, name)
+    except CnnvizError:
+        if needed or output is not None:
+            raise
+        part = first_tensor(raw)
+        module = module if part is None else with_reader(module, part)
+        return _ReadOut(module, 0, Head(heads.Kind.NONE), Habits(), ())
+    module = module if read is None else with_reader(module, read)
+
+    def outputs(images: Tensor) -> Tensor:
+        rows: Tensor = module(images.to(device, dtype))
+        return rows.float()
+
+    shown, habits = examine(outputs, size, dtype)
+    notes += habits.notes(name)
+    head, told = settle(shown, lambda: far_away(outputs, size, dtype), choice, dtype, name)
+    if shown.shape[1] > 1 or not head.has_classes:
+        return _ReadOut(module, shown.shape[1], head, habits, (*notes, *told))
+    given = head.probabilities_given
+    module = with_reader(module, two_probabilities if given else two_classes)
+    told = [
+        f"{name} puts out one number a picture: it is taken for the "
+        f"{'probability' if given else 'logit'} of the second of two classes (--head none for a "
+        "regression)"
+    ]
+    head = Head(probabilities_given=given)
+    return _ReadOut(module, 2, head, habits, (*notes, *told), YES_OR_NO)
+
+
+def _head(text: str) -> HeadChoice:
+    if text not in list(HeadChoice):
+        raise UsageError(f"no head '{text}'; --head takes {', '.join(HeadChoice)}")
+    return HeadChoice(text)
 
 
 def _precision(text: str) -> Precision:
@@ -285,7 +382,7 @@ def _with_weights(
 
 
 def _name_classes(path: Path | None, known: tuple[str, ...], classes: int, name: str) -> Labels:
-    if path is not None:
+    if path is not None and classes:
         given = read_labels(path)
         if len(given.names) != classes:
             raise UsageError(

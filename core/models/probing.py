@@ -1,6 +1,6 @@
-"""Trying a network on a blank image: channels it takes, classes it has, shapes of lazy layers.
+"""Trying a network on a blank image: channels it takes, what it puts out, shapes of lazy layers.
 
-Shapes: N images, H W rows and columns, K classes.
+Shapes: N images, H W rows and columns.
 """
 
 import re
@@ -51,11 +51,14 @@ def _remedy(error: BaseException) -> str:
 
 def probe(
     module: nn.Module, name: str, size: tuple[int, int], dtype: torch.dtype, device: torch.device
-) -> tuple[nn.Module, int]:
+) -> tuple[nn.Module, object]:
     """Tries a network on a blank image; it comes back wrapped if it takes one channel.
 
+    Returns:
+        The network, and what it puts out.
+
     Raises:
-        CnnvizError: it cannot run on an image of this size, or puts out something else than logits.
+        CnnvizError: it cannot run on an image of this size.
     """
 
     def run(channels: int) -> object:
@@ -74,15 +77,7 @@ def probe(
                 f"{_essence(error)}{_remedy(error)}"
             ) from error
         module = GreyInput(module).to(device, dtype).train(module.training)
-    if isinstance(output, Tensor) and output.ndim == 2 and output.shape[0] == 1:
-        if output.shape[1] < 2:
-            raise CnnvizError(
-                f"{name} puts out {output.shape[1]} logit for an image; there must be one for each "
-                "class, two at least"
-            )
-        return module, output.shape[1]
-    what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-    raise CnnvizError(f"{name} puts out {what}, not logits of shape (images, classes)")
+    return module, output
 
 
 def settled(module: nn.Module, name: str, size: tuple[int, int]) -> nn.Module:

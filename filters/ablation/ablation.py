@@ -142,6 +142,10 @@ class Ablation:
     """
 
     def __init__(self, model: "Model", data: ImageData, spec: AblationSpec) -> None:
+        if not model.head.has_classes:
+            raise UsageError(
+                f"ablate counts right answers, and {model.name} gives values (--head none)"
+            )
         self.model, self.data, self.spec = model, data, spec
         self.classes = check_labels(data, model)
         self.plan = make_plan(model, spec)
@@ -236,7 +240,7 @@ def _measure(
         memory=memory,
         images=model.batch_size(spec.batch_size),
     )
-    tally = Tally(len(ablations), model.classes, recorded, model.device)
+    tally = Tally(len(ablations), model.classes, recorded, model.device, model.head)
     indices: list[Tensor] = []
     with torch.inference_mode():
         for places, images, labels in stream.all(passes.images):

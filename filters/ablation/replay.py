@@ -174,7 +174,7 @@ class Replay:
                 progress[0] = group.stop
 
     def _logits(self, base: Base, block: Block, group: slice) -> Tensor:
-        as_logits = self.model.habits.as_logits
+        as_logits = self.model.head.logits
         if block.suffix is None:
             count = group.stop - group.start
             return as_logits(base.logits.float()).unsqueeze(1).expand(-1, count, -1)
@@ -272,7 +272,7 @@ class Replay:
 
     def _compare(self, logits: Tensor, channels: Channels, images: Tensor) -> None:
         expected = ablated_logits(self.model, images.contiguous(), channels, self.fills)
-        logits = self.model.habits.as_logits(logits.float())
+        logits = self.model.head.logits(logits.float())
         eps = torch.finfo(self.model.precision.dtype).eps
         tolerance = max(1e-4 if images.device.type == "cpu" else 1e-2, 16 * eps)
         if logits.shape != expected.shape or not torch.allclose(
@@ -292,6 +292,8 @@ def ablation_passes(
 ) -> AblationPasses:
     """The quickest right way to run these ablations; see `Replay` for the arguments."""
     try:
+        if model.repeat > 1:
+            raise CannotReplay(f"its answers are averaged over {model.repeat} passes")
         return Replay(model, ablations, fills, first=first, memory=memory, images=images)
     except (Untraceable, CannotReplay) as reason:
         return WholePasses(model, ablations, fills, reason=str(reason), images=images)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cnnviz.core.models.heads import Head
 from cnnviz.filters.ablation.evaluation import Predictions
 
 if TYPE_CHECKING:
@@ -49,9 +50,13 @@ class Tally:
         classes: K.
         recorded: of how many ablations, from 0 on, every answer is kept.
         device: where the logits are.
+        head: what they mean.
     """
 
-    def __init__(self, ablations: int, classes: int, recorded: int, device: torch.device) -> None:
+    def __init__(
+        self, ablations: int, classes: int, recorded: int, device: torch.device, head: Head
+    ) -> None:
+        self._head = head
         exact = torch.float32 if device.type == "mps" else torch.float64
         self._correct = torch.zeros(ablations, classes, dtype=torch.int64, device=device)
         self._probability = torch.zeros(ablations, classes, dtype=exact, device=device)
@@ -75,9 +80,7 @@ class Tally:
         """Counts logits (N, G, K) of some of the batch's images and some ablations."""
         labels = self._labels[-1][images]
         index = labels.view(-1, 1, 1).expand(-1, logits.shape[1], 1)
-        true = logits.gather(2, index)
-        total = logits.logsumexp(2)
-        probability = (true.squeeze(2) - total).exp()
+        probability = self._head.log_probabilities(logits).gather(2, index).squeeze(2).exp()
         predicted = logits.argmax(2)
         right = predicted == labels.unsqueeze(1)
         for place in range(ablations.start, min(ablations.stop, self._recorded)):
@@ -95,7 +98,7 @@ class Tally:
 
     def _answer(self, logits: Tensor, labels: Tensor, predicted: Tensor) -> Tensor:
         """(4, N): predicted class, its probability, the labelled class's, that class's rank."""
-        exact = logits.to(self._probability.dtype).log_softmax(1)
+        exact = self._head.log_probabilities(logits.to(self._probability.dtype))
         true = exact.gather(1, labels.unsqueeze(1))
         rank = (exact > true).sum(1)
         top = exact.gather(1, predicted.unsqueeze(1)).squeeze(1)

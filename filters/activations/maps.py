@@ -104,7 +104,7 @@ class Observer:
         """
         model = self._model
         with torch.inference_mode(), watch_outputs(model.module, self.layers) as outputs:
-            model.logits(model.preprocess.normalise(image.pixels)[None])
+            model.outputs(model.preprocess.normalise(image.pixels)[None])
         found = []
         for name in self.layers:
             maps_CHW = as_maps(outputs[name], name, model.name)[0].float().cpu()

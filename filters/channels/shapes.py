@@ -199,7 +199,7 @@ def channel_strengths(
     units = dict.fromkeys(layers, 0)
     for images in batches:
         with torch.inference_mode(), watch_outputs(model.module, layers) as outputs:
-            model.logits(images)
+            model.outputs(images)
             for name in layers:
                 values = outputs[name].to(exact)
                 both = torch.stack([values.sum((0, 2, 3)), values.abs().sum((0, 2, 3))])

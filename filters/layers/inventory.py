@@ -153,7 +153,7 @@ def _watch(model: Model, size: tuple[int, int]) -> tuple[dict[str, _Seen], dict[
             stack.enter_context(torch.no_grad())
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(counter)
-            model.logits(torch.zeros(1, 3, *size))
+            model.outputs(torch.zeros(1, 3, *size))
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UsageError(

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cnnviz.core.data.datasets import Batch, ImageData, batches, match_labels
 from cnnviz.core.device import in_batches
@@ -128,11 +127,15 @@ def _one_pass(
                 matched_N = torch.tensor(classes)[labels_N.clamp_min(0)]
                 targets_N = torch.where(labels_N >= 0, matched_N, targets_N)
             # Summed, so that each image's gradient is that of its own loss, whatever the batch.
-            loss = functional.cross_entropy(
-                logits_NK, targets_N.to(logits_NK.device), reduction="sum"
-            )
-            slopes_of(loss, [leaf], model.name)
+            slopes_of(_loss(model, logits_NK, targets_N.to(logits_NK.device)), [leaf], model.name)
     return outputs, slopes
+
+
+def _loss(model: Model, logits_NK: Tensor, targets_N: Tensor) -> Tensor:
+    """−log p of the targets, summed; of a regression the sum of its values."""
+    if not model.head.has_classes:
+        return logits_NK.sum()
+    return -model.head.log_probabilities(logits_NK).gather(1, targets_N[:, None]).sum()
 
 
 @contextmanager

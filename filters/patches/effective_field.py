@@ -53,7 +53,7 @@ def gradient_energy(
 
     leaf = images_A3HW.to(model.device, model.precision.dtype).requires_grad_()
     with frozen(model.module), replace_outputs(model.module, {layer: take}):
-        model.logits(leaf * 1)  # networks may begin with an operation in place
+        model.outputs(leaf * 1)  # networks may begin with an operation in place
         (gradient,) = gradients(chosen[0], [leaf], model.name)
     if gradient is None:
         return torch.zeros(len(leaf), *leaf.shape[2:], dtype=torch.float64)

@@ -110,7 +110,7 @@ def _forward(
         torch.inference_mode(),
         replace_outputs(model.module, {name: watch(name) for name in layers}),
     ):
-        model.logits(images_N3HW)
+        model.outputs(images_N3HW)
     return after, finite
 
 

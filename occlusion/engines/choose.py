@@ -83,6 +83,9 @@ def make_engine(
     if model.habits.mixes_batch:
         note = "it mixes the pictures of a batch"
         network, batch_size = replace(network, graph=None, reason=note), 1
+    if model.repeat > 1:
+        note = f"its answers are averaged over {model.repeat} passes"
+        network = replace(network, graph=None, reason=note, repeat=model.repeat)
     return choose(network, choice, boxes_P4, batch_size=batch_size, name=model.name)
 
 

@@ -31,6 +31,7 @@ class Network:
         device: where it runs.
         dtype: the number format of weights and activations.
         layout: how images lie in memory: channels last, unless the network cannot stand it.
+        repeat: passes that are averaged, where answers differ each time.
     """
 
     module: nn.Module
@@ -40,10 +41,20 @@ class Network:
     device: torch.device
     dtype: torch.dtype
     layout: torch.memory_format = torch.channels_last
+    repeat: int = 1
 
     def run(self, images_N3HW: Tensor) -> tuple[Tensor, Tensor | None]:
         """Float32 logits (N, K), and the layer's sum over positions per channel (N, C)."""
-        result = self.module(images_N3HW.contiguous(memory_format=self.layout))
+        images = images_N3HW.contiguous(memory_format=self.layout)
+        outputs, sums = self._pass(images)
+        for _ in range(self.repeat - 1):
+            more, more_sums = self._pass(images)
+            outputs = outputs + more
+            sums = None if sums is None or more_sums is None else sums + more_sums
+        return outputs / self.repeat, None if sums is None else sums / self.repeat
+
+    def _pass(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        result = self.module(images)
         if self.layer is None:
             return result.float(), None
         return result[0].float(), result[1]

@@ -21,6 +21,7 @@ from cnnviz.core.models.checkpoints import Kind, kind_of
 from cnnviz.core.models.exported import load_exported
 from cnnviz.core.models.load import load_model
 from cnnviz.embeddings.features.penultimate import FeatureExtractor
+from cnnviz.filters.patches.choices import MaxPatchesSpec
 from cnnviz.filters.patches.plan import make_plan
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine
 from cnnviz.occlusion.engines.network import prepare
@@ -188,9 +189,10 @@ def test_what_an_archive_cannot_do_says_how_to_do_it(tmp_path: Path) -> None:
         model = load_model(checkpoint=tmp_path / name, size=8, device="cpu")
         assert reason in str(prepare(model.module, (8, 8), device=torch.device("cpu")).reason)
         remedy = rf"^{name} is an archive, .* --model NAME --checkpoint {name}$"
-        for refused in (FeatureExtractor, make_plan):
-            with pytest.raises(UsageError, match=remedy):
-                refused(model)
+        with pytest.raises(UsageError, match=remedy):
+            FeatureExtractor(model)
+        with pytest.raises(UsageError, match=remedy):
+            make_plan(model, MaxPatchesSpec())
 
 
 def test_exported_network_free_in_size_says_so(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from cnnviz.core.errors import CnnvizError
 from cnnviz.core.models.checkpoints import StateDict
 from cnnviz.core.models.factories import unwrapped
 from cnnviz.core.models.fitting import choose
-from cnnviz.core.models.habits import Outputs, examine
+from cnnviz.core.models.habits import examine
 from cnnviz.core.models.load import Model
 from cnnviz.filters.ablation.passes import ablated_logits
 from cnnviz.filters.channels.spec import expand, parse
@@ -78,7 +78,7 @@ MIXERS = [BatchStatistics, BatchMaximum, MinibatchDeviation, Single, Asserting]
 
 @pytest.mark.parametrize("kind", MIXERS)
 def test_networks_that_mix_a_batch_are_found_out(kind: type[Plain]) -> None:
-    habits = examine(kind().eval(), SIZE, torch.float32)
+    _, habits = examine(kind().eval(), SIZE, torch.float32)
     assert habits.mixes_batch
     assert habits.noise == 0
     (note,) = habits.notes("net")
@@ -86,7 +86,7 @@ def test_networks_that_mix_a_batch_are_found_out(kind: type[Plain]) -> None:
 
 
 def test_networks_that_answer_differently_each_time_are_found_out() -> None:
-    habits = examine(AlwaysDropout().eval(), SIZE, torch.float32)
+    _, habits = examine(AlwaysDropout().eval(), SIZE, torch.float32)
     assert habits.noise > 0.01 * habits.scale
     assert not habits.mixes_batch
     (note,) = habits.notes("net")
@@ -109,7 +109,7 @@ def test_loading_leaves_the_random_generator_of_torch_as_it_was(tmp_path: Path) 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_plain_networks_have_no_habits(dtype: torch.dtype) -> None:
     module = Plain().eval().to(dtype)
-    habits = examine(lambda x: module(x.to(dtype)).float(), SIZE, dtype)
+    _, habits = examine(lambda x: module(x.to(dtype)).float(), SIZE, dtype)
     assert not habits.mixes_batch
     assert habits.notes("net") == []
 
@@ -124,7 +124,7 @@ def model_of(module: nn.Module) -> Model:
         preprocess=preprocess,
         labels=labels,
         input_size=SIZE,
-        habits=examine(module.eval(), SIZE, torch.float32),
+        habits=examine(module.eval(), SIZE, torch.float32)[1],
     )
 
 
@@ -152,50 +152,6 @@ def test_wrappers_are_taken_off() -> None:
     plain = Plain()
     assert unwrapped(nn.DataParallel(torch.compile(nn.DataParallel(plain)))) is plain  # type: ignore[arg-type]
     assert unwrapped(plain) is plain
-
-
-class Ending(Plain):
-    """The plain network with something behind its logits."""
-
-    def __init__(self, end: nn.Module) -> None:
-        super().__init__()
-        self.end = end
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.end(super().forward(x))
-        return out
-
-
-@pytest.mark.parametrize("end", [nn.Softmax(1), nn.LogSoftmax(1)])
-@pytest.mark.parametrize("choice", [EngineChoice.INCREMENTAL, EngineChoice.FULL])
-def test_softmax_inside_gives_the_maps_of_the_network_without_it(
-    end: nn.Module, choice: EngineChoice
-) -> None:
-    pixels = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(2))
-    image = WorkingImage("x.png", pixels, (0.0, 0.0, *map(float, SIZE)), SIZE)
-    spec = OcclusionSpec(masks=((5, 5),), stride=4, engine=choice)
-    plain = occlude(model_of(Plain()), image, spec).panels[0]
-    wrapped = occlude(model_of(Ending(end)), image, spec).panels[0]
-    torch.testing.assert_close(wrapped.map_HW, plain.map_HW, rtol=1e-4, atol=1e-6)
-    assert wrapped.probability == pytest.approx(plain.probability, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("end", "outputs", "note"),
-    [
-        (nn.Softmax(1), Outputs.PROBABILITIES, "puts out probabilities already"),
-        (nn.Sigmoid(), Outputs.UNIT, "numbers between 0 and 1 that do not sum to 1"),
-        (nn.LogSoftmax(1), Outputs.LOGITS, None),
-        (nn.Identity(), Outputs.LOGITS, None),
-    ],
-)
-def test_what_comes_out_is_told_by_its_looks(
-    end: nn.Module, outputs: Outputs, note: str | None
-) -> None:
-    habits = examine(Ending(end).eval(), SIZE, torch.float32)
-    assert habits.outputs is outputs
-    assert (note is None) == (habits.notes("net") == [])
-    assert note is None or note in habits.notes("net")[0]
 
 
 def test_compiled_parts_are_taken_out_and_their_names_in_files_and_filters_too() -> None:

@@ -248,4 +248,5 @@ def test_summary_names_the_model() -> None:
         "weights_sha256": model.weights_sha256,
         "classes": 10,
         "input_size": [32, 32],
+        "head": "softmax",
     }

@@ -1,0 +1,212 @@
+"""From whatever a network puts out to a row of numbers for each picture, (N, K).
+
+Networks return tuples, dicts, dataclasses with `.logits`, maps of one position, one number a
+picture. Which tensor is taken is settled once, on a blank picture, and built into the forward pass,
+so that tracing and hooks see a network that puts out rows, under the same names of layers.
+
+Shapes: N images, K classes or values.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, one_line
+from cnnviz.core.models.factories import find_function
+
+FAMILIAR = ("logits", "out", "output")
+"""Names under which networks of several outputs put their scores, best first."""
+_DEEPEST = 4
+
+Reader = Callable[[Any], Tensor]
+
+
+def _parts(raw: object) -> list[tuple[str | int, object]]:
+    """The named or numbered parts of a container; none of anything else."""
+    if isinstance(raw, Mapping):
+        return [(str(key), value) for key, value in raw.items()]
+    if dataclasses.is_dataclass(raw) and not isinstance(raw, type):
+        return [(field.name, getattr(raw, field.name)) for field in dataclasses.fields(raw)]
+    names = getattr(raw, "_fields", None)
+    if isinstance(raw, tuple) and names:
+        return list(zip(names, raw, strict=True))
+    return list(enumerate(raw)) if isinstance(raw, tuple | list) else []
+
+
+def _tensors(
+    raw: object, path: tuple[str | int, ...] = ()
+) -> Iterator[tuple[tuple[str | int, ...], Tensor]]:
+    """Every tensor in it, with the way there."""
+    if isinstance(raw, Tensor):
+        yield path, raw
+    elif len(path) < _DEEPEST:
+        for key, value in _parts(raw):
+            yield from _tensors(value, (*path, key))
+
+
+def _at(raw: Any, path: tuple[str | int, ...]) -> Any:
+    for key in path:
+        by_name = isinstance(key, str) and not isinstance(raw, Mapping)
+        raw = getattr(raw, str(key)) if by_name and hasattr(raw, str(key)) else raw[key]
+    return raw
+
+
+def _name(path: tuple[str | int, ...]) -> str:
+    return ".".join(map(str, path))
+
+
+def _fits(value: Tensor) -> bool:
+    """Whether it is a row of numbers for one picture, however many axes of one it has."""
+    rows = value.ndim == 1 or (value.ndim >= 2 and value.numel() == value.shape[1])
+    return value.is_floating_point() and value.ndim > 0 and value.shape[0] == 1 and rows
+
+
+def _to_rows(value: Tensor) -> Callable[[Tensor], Tensor]:
+    """What makes (N, K) of outputs of this one's shape: (N, K, 1, 1), (N,), or rows already."""
+    if value.ndim == 1:
+        return lambda output: output.unsqueeze(1)
+    return (lambda output: output) if value.ndim == 2 else (lambda output: output.flatten(1))
+
+
+def _reader(path: tuple[str | int, ...], value: Tensor) -> Reader:
+    shaped = _to_rows(value)
+    return lambda output: shaped(_at(output, path))
+
+
+def reader_of(raw: object, asked: str | None, name: str) -> tuple[Reader | None, list[str]]:
+    """How to get rows of numbers out of what a network puts out; None where it puts out just that.
+
+    Args:
+        raw: what it puts out for one picture.
+        asked: a part's name or number, or `file.py:function`; None for the obvious one.
+        name: of the network, for messages.
+
+    Raises:
+        UsageError: no part of that name.
+        CnnvizError: nothing in it is a row of numbers, or several parts are and none is obvious.
+    """
+    if asked is not None and ":" in asked:
+        return _by_function(asked, raw, name), []
+    found = {_name(path): (path, value) for path, value in _tensors(raw)}
+    rows = {key: entry for key, entry in found.items() if _fits(entry[1])}
+    if asked is not None:
+        return _asked(asked, found, rows, name), []
+    if not rows:
+        raise CnnvizError(f"{name} puts out {_described(raw, found)}; {_remedy(found)}")
+    key = _obvious(raw, rows, name)
+    path, value = rows[key]
+    if not path:
+        return (None if value.ndim == 2 else _to_rows(value)), []
+    others = ", ".join(other for other in found if other != key)
+    left = f" and leaves {others}" if others else ""
+    note = f"{name} puts out {type(raw).__name__}: {key} is taken{left} (--output says otherwise)"
+    return _reader(path, value), [note]
+
+
+def first_tensor(raw: object) -> Reader | None:
+    """Takes the first tensor, of any shape (graphs need one); None where nothing is to be taken."""
+    path = next((path for path, _ in _tensors(raw)), ())
+    return (lambda output: _at(output, path)) if path else None
+
+
+def _obvious(raw: object, rows: Mapping[str, object], name: str) -> str:
+    for familiar in FAMILIAR:
+        if familiar in rows:
+            return familiar
+    if len(rows) == 1 or isinstance(raw, tuple | list):
+        return next(iter(rows))
+    raise CnnvizError(
+        f"{name} puts out several rows of numbers: {', '.join(rows)}; --output NAME takes one"
+    )
+
+
+def _asked(
+    asked: str,
+    found: Mapping[str, tuple[tuple[str | int, ...], Tensor]],
+    rows: Mapping[str, tuple[tuple[str | int, ...], Tensor]],
+    name: str,
+) -> Reader:
+    if asked in rows:
+        return _reader(*rows[asked])
+    if asked in found:
+        shape = tuple(found[asked][1].shape)
+        raise UsageError(f"--output {asked}: it has shape {shape}, not a row of numbers a picture")
+    parts = ", ".join(key for key in found if key) or "one thing alone"
+    raise UsageError(f"--output {asked}: no such part; {name} puts out {parts}")
+
+
+def _by_function(asked: str, raw: object, name: str) -> Reader:
+    function = find_function(asked)
+
+    def read(output: Any) -> Any:
+        try:
+            return function(output)
+        except USER_CODE_ERRORS as error:
+            raise CnnvizError(f"--output {asked} failed: {one_line(error)}") from error
+
+    rows = read(raw)
+    if not isinstance(rows, Tensor) or not _fits(rows):
+        what = f"shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
+        raise CnnvizError(
+            f"--output {asked} returned {what} for one picture of {name}, not numbers of shape "
+            "(1,) or (1, K)"
+        )
+    shaped = _to_rows(rows)
+    return lambda output: shaped(read(output))
+
+
+def _described(raw: object, found: Mapping[str, tuple[object, Tensor]]) -> str:
+    if not found:
+        return type(raw).__name__
+    return ", ".join(f"{key or 'shape'} {tuple(v.shape)}" for key, (_, v) in found.items())
+
+
+def _remedy(found: Mapping[str, tuple[object, Tensor]]) -> str:
+    dense = any(v.ndim == 4 for _, v in found.values())
+    return (
+        ("a map, " if dense else "")
+        + "not a row of numbers for each picture: give --output file.py:function, where "
+        "function(raw) returns a tensor (N,) or (N, K)"
+    )
+
+
+class _Read(nn.Module):
+    """An archive's network and what is read out of it."""
+
+    def __init__(self, network: nn.Module, read: Reader) -> None:
+        super().__init__()
+        self.network, self.read = network, read
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, 3, H, W) to (N, K)."""
+        return self.read(self.network(x))
+
+
+def with_reader(module: nn.Module, read: Reader) -> nn.Module:
+    """The same network, putting out what `read` makes of its outputs.
+
+    Its class is replaced, so that layers keep their names; an archive is wrapped.
+    """
+    kind: Any = type(module)
+    if isinstance(module, torch.jit.ScriptModule | fx.GraphModule):
+        return _Read(module, read).train(module.training)
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        return read(kind.forward(self, x))
+
+    module.__class__ = type(kind.__name__, (kind,), {"forward": forward})
+    return module
+
+
+def two_classes(outputs_N1: Tensor) -> Tensor:
+    """One logit a picture as logits of no and yes (N, 2): softmax gives the sigmoid's numbers."""
+    return functional.pad(outputs_N1, (1, 0))
+
+
+def two_probabilities(outputs_N1: Tensor) -> Tensor:
+    """One probability a picture as those of no and yes (N, 2)."""
+    return torch.cat([1 - outputs_N1, outputs_N1], 1)

@@ -1,0 +1,300 @@
+"""Whatever a network puts out, however wrapped: the maps of the plain network, or one line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cnnviz.cli.main import run
+from cnnviz.core import load_model, read_image
+from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models.heads import Head, Kind
+from cnnviz.core.models.load import Model
+from cnnviz.gradients import SaliencySpec, saliency
+from cnnviz.occlusion import OcclusionSpec, PanelSpec, Score, load, look, occlude
+from cnnviz.occlusion.choices import EngineChoice
+from cnnviz.occlusion.engines.choose import make_engine
+
+NETS = """
+import collections, dataclasses
+import torch
+from torch import nn
+from torch.nn import functional
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.fc = nn.Linear(6, 5)
+    def scores(self, x):
+        z = self.fc(functional.relu(self.b(functional.relu(self.a(x)))).mean((2, 3)))
+        return 20 * (z - z.mean(1, keepdim=True))
+    def forward(self, x):
+        return self.end(self.scores(x))
+    def end(self, z):
+        return z
+
+def ending(function):
+    return type("Net", (Plain,), {"end": lambda self, z: function(z)})
+
+@dataclasses.dataclass
+class Output:
+    loss: object
+    logits: torch.Tensor
+
+Named = collections.namedtuple("Named", "hidden output")
+Soft = ending(lambda z: z.softmax(1))
+LogSoft = ending(lambda z: z.log_softmax(1))
+Sigmoid = ending(lambda z: z.sigmoid())
+Tuple = ending(lambda z: (z, z[:, :3]))
+List = ending(lambda z: [z[:, :, None, None]])
+Dict = ending(lambda z: {"aux": z[:, :3], "logits": z})
+Deep = ending(lambda z: {"loss": None, "heads": {"out": z}})
+Data = ending(lambda z: Output(None, z))
+NamedTuple = ending(lambda z: Named(z[:, :3], z))
+Conv = ending(lambda z: z[:, :, None, None])
+Several = ending(lambda z: {"colour": z[:, :3], "shape": z})
+OneLogit = ending(lambda z: z[:, 1:2] - z[:, 0:1])
+OneFlat = ending(lambda z: z[:, 1] - z[:, 0])
+OneProbability = ending(lambda z: (z[:, 1:2] - z[:, 0:1]).sigmoid())
+Pair = ending(lambda z: z[:, :2])
+Dense = ending(lambda z: {"out": z[:, :, None, None].expand(-1, -1, 4, 4)})
+SmallLogits = ending(lambda z: 0.5 + z / 1000)
+
+def pooled(raw):
+    return raw["out"].mean((2, 3))
+def broken(raw):
+    return raw["nothing"]
+def one_map(raw):
+    return raw["out"]
+"""
+SIZE = (12, 12)
+SAME = ["Soft", "LogSoft", "Tuple", "List", "Dict", "Deep", "Data", "NamedTuple", "Conv"]
+SPEC = OcclusionSpec(masks=((5, 5),), stride=4, targets=("0", "3"))
+
+
+@pytest.fixture
+def nets(tmp_path: Path) -> str:
+    (tmp_path / "nets.py").write_text(NETS)
+    return str(tmp_path / "nets.py")
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> str:
+    pixels = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    return str(tmp_path / "picture.png")
+
+
+@pytest.fixture
+def network(nets: str) -> Callable[..., Model]:
+    return lambda name, **options: load_model(f"{nets}:{name}", size=SIZE, device="cpu", **options)
+
+
+def maps(model: Model, picture: str, spec: OcclusionSpec = SPEC) -> torch.Tensor:
+    return torch.stack([panel.map_HW for panel in occlude(model, picture, spec).panels])
+
+
+@pytest.mark.parametrize("engine", [EngineChoice.FULL, EngineChoice.INCREMENTAL])
+@pytest.mark.parametrize("score", [Score.PROBABILITY, Score.LOSS])
+@pytest.mark.parametrize("name", SAME)
+def test_wrapped_outputs_give_the_maps_of_the_plain_network(
+    network: Callable[..., Model], picture: str, name: str, engine: EngineChoice, score: Score
+) -> None:
+    spec = OcclusionSpec(masks=((5, 5),), stride=4, targets=("0", "3"), engine=engine, score=score)
+    model, plain = network(name), network("Plain")
+    found, wanted = occlude(model, picture, spec), occlude(plain, picture, spec)
+    assert found.engine == engine.value
+    for ours, theirs in zip(found.panels, wanted.panels, strict=True):
+        torch.testing.assert_close(ours.map_HW, theirs.map_HW, rtol=1e-5, atol=1e-5)
+        assert ours.probability == pytest.approx(theirs.probability, abs=1e-6)
+    names = [name for name, _ in model.module.named_modules()]
+    assert names == [name for name, _ in plain.module.named_modules()]
+
+
+def test_a_sigmoid_inside_gives_the_maps_of_head_sigmoid_on_the_plain_network(
+    network: Callable[..., Model], picture: str
+) -> None:
+    inside, outside = network("Sigmoid"), network("Plain", head="sigmoid")
+    assert inside.head == Head(Kind.SIGMOID, True)
+    assert inside.summary()["head"] == "probabilities per class"
+    assert outside.summary()["head"] == "sigmoid"
+    torch.testing.assert_close(maps(inside, picture), maps(outside, picture), rtol=1e-5, atol=1e-5)
+    image = read_image(picture, outside.preprocess)
+    with torch.no_grad():
+        logits = outside.logits(outside.preprocess.normalise(image.pixels)[None])[0]
+    panel = occlude(outside, picture, SPEC).panels[0]
+    assert panel.probability == pytest.approx(float(logits[0].sigmoid()), rel=1e-5)
+
+
+def test_classes_on_their_own_flip_where_they_cross_the_threshold(
+    network: Callable[..., Model], picture: str
+) -> None:
+    model = network("Plain", head="sigmoid")
+    probability = occlude(model, picture, SPEC).panels[0].probabilities_P
+    for threshold in (float(probability.median()), 0.999999, 1e-6):
+        panel = occlude(
+            network("Plain", head="sigmoid", threshold=threshold), picture, SPEC
+        ).panels[0]
+        held = panel.probability >= threshold
+        assert panel.flips == pytest.approx(
+            float(((probability >= threshold) != held).double().mean())
+        )
+        assert panel.flips_to == ()
+
+
+@pytest.mark.parametrize("name", ["OneLogit", "OneFlat", "OneProbability"])
+def test_one_number_is_the_second_of_two_classes(
+    network: Callable[..., Model], picture: str, name: str, tmp_path: Path
+) -> None:
+    model, pair = network(name), network("Pair")
+    assert model.labels == ("negative", "positive")
+    assert any("one number a picture" in note for note in model.notes)
+    spec = OcclusionSpec(masks=((5, 5),), stride=4, targets=("0", "1"))
+    torch.testing.assert_close(maps(model, picture, spec), maps(pair, picture, spec))
+    (tmp_path / "names.txt").write_text("ham\nspam\n")
+    assert network(name, labels=tmp_path / "names.txt").labels == ("ham", "spam")
+
+
+def test_a_regression_has_values_and_no_ranks(network: Callable[..., Model], picture: str) -> None:
+    model = network("OneLogit", head="none")
+    result = occlude(model, picture, OcclusionSpec(masks=((5, 5),), stride=4))
+    (panel,) = result.panels
+    assert panel.reliance is None
+    assert panel.flips is None
+    values = result.measured.logits_PK[:, 0].double()
+    base = float(result.measured.base_logits_K[0])
+    assert panel.probability == pytest.approx(base)
+    torch.testing.assert_close(panel.values_P, base - values)
+    for spec, message in (
+        (OcclusionSpec(score=Score.LOSS), "--score loss needs classes; a regression"),
+        (OcclusionSpec(label="0"), "--label names a class; a regression"),
+        (OcclusionSpec(targets=("top2",)), "a regression ranks nothing"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            occlude(model, picture, spec)
+
+
+def test_the_logit_of_probabilities_is_their_log_odds(
+    network: Callable[..., Model], picture: str
+) -> None:
+    spec = OcclusionSpec(masks=((5, 5),), stride=4, targets=("3",), score=Score.LOGIT)
+    result = occlude(network("Soft"), picture, spec)
+    p = occlude(network("Plain"), picture, SPEC).panels[1].probabilities_P
+    base = result.panels[0].probability
+    odds = float(np.log(base / (1 - base))) - (p / (1 - p)).log()
+    torch.testing.assert_close(result.panels[0].values_P, odds, rtol=1e-3, atol=1e-4)
+
+
+def test_logits_that_lie_between_0_and_1_by_chance_stay_logits(
+    network: Callable[..., Model],
+) -> None:
+    model = network("SmallLogits")
+    assert model.head == Head()
+    assert model.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("Several", {}, "several rows of numbers: colour, shape; --output NAME takes one"),
+        ("Several", {"output": "size"}, "--output size: no such part; .* puts out colour, shape"),
+        ("Dense", {}, r"puts out out \(1, 5, 4, 4\); a map, not a row .* give --output file"),
+        ("Dense", {"output": "out"}, r"--output out: it has shape \(1, 5, 4, 4\), not a row"),
+        ("Plain", {"head": "probabilities"}, "--head probabilities: .* numbers outside 0 to 1"),
+        ("Plain", {"head": "relu"}, "no head 'relu'; --head takes auto, softmax, sigmoid"),
+    ],
+)
+def test_what_cannot_be_taken_is_one_line(
+    network: Callable[..., Model], name: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(CnnvizError, match=message) as error:
+        network(name, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_part_is_taken_by_name_number_or_function(
+    network: Callable[..., Model], nets: str, picture: str
+) -> None:
+    plain = maps(network("Plain"), picture)
+    for name, output in (("Several", "shape"), ("Tuple", "0"), ("Dense", f"{nets}:pooled")):
+        torch.testing.assert_close(maps(network(name, output=output), picture), plain)
+    assert network("Tuple", output="1").classes == 3
+    for function, message in (
+        ("broken", "broken failed: 'nothing'"),
+        ("one_map", r"one_map returned shape \(1, 5, 4, 4\) for one picture"),
+        ("absent", "no function 'absent' in "),
+    ):
+        with pytest.raises(CnnvizError, match=message):
+            network("Dense", output=f"{nets}:{function}")
+
+
+def test_layers_can_be_looked_at_without_scores(nets: str, picture: str, tmp_path: Path) -> None:
+    dense = ["--model", f"{nets}:Dense", "--size", "12", "--quiet", "--out"]
+    for command in (
+        ["layers"],
+        ["filters", "--no-gabor"],
+        ["activations", picture, "--filters", "1"],
+    ):
+        place = tmp_path / command[0]
+        assert run([*command, *dense, str(place)]) == 0
+        (summary,) = place.rglob("summary.json")
+        assert json.loads(summary.read_text())["model"]["classes"] == 0
+    assert run(["max-patches", picture, *dense, str(tmp_path / "m"), "--filters", "1"]) == 0
+    assert run(["saliency", picture, *dense, str(tmp_path / "s")]) == 1
+
+
+def test_gradients_and_drawing_again_follow_the_head(
+    network: Callable[..., Model], nets: str, picture: str, tmp_path: Path
+) -> None:
+    for name in ("Tuple", "Dict", "Conv"):
+        image = read_image(picture, network("Plain").preprocess)
+        ours, theirs = (
+            saliency(network(which), image, SaliencySpec(targets=("3",))).maps[0]
+            for which in (name, "Plain")
+        )
+        torch.testing.assert_close(ours.raw, theirs.raw)
+    command = ["occlude", picture, "--model", f"{nets}:OneLogit", "--size", "12", "--mask", "5"]
+    assert run([*command, "--head", "none", "--quiet", "--out", str(tmp_path / "o")]) == 0
+    folder = tmp_path / "o" / "picture"
+    assert (folder / "value.png").exists()
+    assert not (folder / "label.png").exists()
+    (entry,) = json.loads((folder / "summary.json").read_text())["results"]
+    assert {"prediction", "top5"}.isdisjoint(entry)
+    assert {"reliance", "flips", "probability"}.isdisjoint(entry["targets"][0])
+    again = look(load(folder), PanelSpec())
+    assert again.measured.head == Head(Kind.NONE)
+    assert again.panels[0].probability == pytest.approx(entry["targets"][0]["value"], rel=1e-5)
+    assert run(["render", str(folder), "--quiet", "--out", str(tmp_path / "r")]) == 0
+
+
+def test_scores_of_a_network_with_random_answers_are_averaged(
+    nets: str, picture: str, tmp_path: Path
+) -> None:
+    noisy = tmp_path / "noisy.py"
+    noisy.write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        z = torch.stack([x.mean((1, 2, 3)), -x.mean((1, 2, 3))], 1)\n"
+        "        return z + torch.randn_like(z)\n"
+    )
+    spread = []
+    for repeat in (1, 64):
+        model = load_model(f"{noisy}:Net", size=SIZE, repeat=repeat)
+        assert any("--repeat N averages N passes" in note for note in model.notes)
+        engine = make_engine(
+            model, EngineChoice.AUTO, boxes_P4=torch.zeros(200, 4, dtype=torch.long)
+        )
+        image = torch.zeros(3, *SIZE)
+        boxes = torch.tensor([[0, 0, 1, 1]]).repeat(200, 1)
+        spread.append(float(engine.run(image, image, boxes).logits_PK[:, 0].std()))
+        images = torch.zeros(400, 3, *SIZE)
+        assert float(model.logits(images).std()) == pytest.approx(repeat**-0.5, rel=0.2)
+    assert spread[1] == pytest.approx(spread[0] / 8, rel=0.4)
