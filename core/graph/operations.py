@@ -169,7 +169,8 @@ def _concatenate(call: Call) -> Verdict:
     nodes = call.node.args[0] if call.node.args else call.node.kwargs["tensors"]
     if not isinstance(nodes, list | tuple):
         return MIXED
-    axes = {call.axes.get(node) for node in nodes if isinstance(node, fx.Node)}
+    # What does not depend on the image (coordinates, positional maps) has no say.
+    axes = {call.axes[node] for node in nodes if isinstance(node, fx.Node) and node in call.axes}
     if len(axes) != 1 or None in axes:
         return MIXED
     shared = axes.pop()

@@ -16,7 +16,7 @@ The module itself is left as it was: the graph module refers to its layers and p
 
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,8 +76,19 @@ class Graph:
     output: fx.Node
 
 
+class _Parts(fx.Proxy):
+    """The list that a split gives, of a length that its arguments tell."""
+
+    def __len__(self) -> int:
+        return _pieces(self.node) or 0
+
+    def __iter__(self) -> Iterator[Any]:
+        part: Any = self
+        return iter([part[index] for index in range(len(self))])
+
+
 class _NamingTracer(fx.Tracer):
-    """Remembers which node each module, leaf or not, puts out."""
+    """Remembers which node each module, leaf or not, puts out; goes through lists of known length."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,6 +105,23 @@ class _NamingTracer(fx.Tracer):
         if isinstance(output, fx.Proxy):
             self.layers[self.path_of_module(m)] = output.node.name
         return output
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """What stands for a node's value while tracing."""
+        return super().proxy(node) if _pieces(node) is None else _Parts(node, self)
+
+
+def _pieces(node: fx.Node) -> int | None:
+    """How many parts a split has, where its arguments say so."""
+    name = Call(node, None, (), {}, None, {}).name
+    given = node.args[1] if len(node.args) > 1 else None
+    if name == "chunk":
+        given = node.kwargs.get("chunks", given)
+        return given if isinstance(given, int) else None
+    if name == "split":
+        sizes = node.kwargs.get("split_size_or_sections", node.kwargs.get("split_size", given))
+        return len(sizes) if isinstance(sizes, list | tuple) else None
+    return None
 
 
 def trace(module: nn.Module) -> fx.GraphModule:

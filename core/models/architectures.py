@@ -35,6 +35,7 @@ class Architecture:
         name: as messages and summaries call it.
         make: (number of classes or None, input size) to a network with random weights.
         sets_classes: whether `make` heeds the number of classes.
+        needs_classes: whether it must guess one where it is told none.
         published: ready-made weights by name, the first entry the customary one.
         default: the publisher's best entry; None where nothing is published.
         ignores: beginnings of names in a state dict that inference has no use for.
@@ -46,6 +47,7 @@ class Architecture:
     published: dict[str, Published] = field(default_factory=dict)
     default: str | None = None
     ignores: tuple[str, ...] = ()
+    needs_classes: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ def _user_factory(name: str) -> Architecture:
     def make(classes: int | None, size: tuple[int, int]) -> nn.Module:
         return settled(factory.build(classes), factory.name, size)
 
-    return Architecture(factory.name, make, factory.class_parameter is not None)
+    sets_classes = factory.class_parameter is not None
+    return Architecture(factory.name, make, sets_classes, needs_classes=factory.needs_classes)
 
 
 def _bundled() -> Architecture:

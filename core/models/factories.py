@@ -60,12 +60,17 @@ class Factory:
             "the network alone"
         )
 
+    @property
+    def needs_classes(self) -> bool:
+        """Whether the number of classes must be given."""
+        return self.class_parameter in _required(self.function)
+
     def _options(self, classes: int | None) -> dict[str, int]:
         name = self.class_parameter
         if name is None:
             return {}
         if classes is None:
-            return {name: UNKNOWN_CLASSES} if name in _required(self.function) else {}
+            return {name: UNKNOWN_CLASSES} if self.needs_classes else {}
         return {name: classes}
 
     def _check_required(self, options: dict[str, int]) -> None:

@@ -7,7 +7,7 @@ Names compare with case, `_` and spaces put aside. ImageNet's customary JSON for
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +23,11 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Labels:
-    """Class names in the order of the logits, with their WordNet ids where the file gave them."""
+    """Class names in the order of the logits, with WordNet ids where the file at `path` gave them."""
 
     names: tuple[str, ...]
     wnids: tuple[str, ...] | None = None
+    path: Path | None = None
 
 
 def normalised_name(name: str) -> str:
@@ -67,7 +68,7 @@ def read_labels(path: Path) -> Labels:
     except UnicodeDecodeError as error:
         raise UsageError(f"the labels file '{path}' is not UTF-8 text") from error
     if path.suffix.lower() != ".json":
-        return Labels(tuple(line.strip() for line in text.strip("\r\n").splitlines()))
+        return Labels(tuple(line.strip() for line in text.strip("\r\n").splitlines()), path=path)
     try:
         content = json.loads(text)
     except ValueError as error:
@@ -76,7 +77,7 @@ def read_labels(path: Path) -> Labels:
         content = _of_map(content, path)
     if not isinstance(content, list):
         raise UsageError(f"the labels file '{path}' holds neither a list nor a map")
-    return _of_entries(content, path)
+    return replace(_of_entries(content, path), path=path)
 
 
 def _readings(

@@ -191,14 +191,13 @@ def load_model(
     if state is not None and file is None:
         raise UsageError(f"--state {state} names weights in a file; give it with --checkpoint")
     dtype = number_format.dtype
+    given = read_labels(Path(labels)) if labels is not None else None
     with _seeded(seed):
-        trained = _find(name, file, weights, state, adjusted)
+        trained = _find(name, file, weights, state, adjusted, len(given.names) if given else None)
         size_HW = trained.preprocess.crop
         module, raw = probe(trained.module.to(target, dtype), trained.name, size_HW, dtype, target)
         read = _read_out(trained, module, raw, target, dtype, output, _head(head), scores)
-    file_of_names = Path(labels) if labels is not None else None
-    known = trained.labels or read.labels
-    names = _name_classes(file_of_names, known, read.classes, trained.name)
+    names = _name_classes(given, trained.labels or read.labels, read.classes, trained.name)
     return Model(
         module=read.module,
         name=trained.name,
@@ -294,12 +293,17 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _find(
-    name: str, file: Path | None, weights: str | None, state: str | None, adjusted: _Adjust
+    name: str,
+    file: Path | None,
+    weights: str | None,
+    state: str | None,
+    adjusted: _Adjust,
+    labels: int | None,
 ) -> _Trained:
-    """The network that a name, a file or both stand for."""
+    """The network that a name, a file or both stand for; `labels` is how many names were given."""
     kind = checkpoints.kind_of(file) if file is not None else None
     if file is None or kind not in SELF_CONTAINED or name != BUNDLED:
-        return _from_architecture(name, file, weights, state, adjusted)
+        return _from_architecture(name, file, weights, state, adjusted, labels)
     if weights is not None:
         raise UsageError(f"--weights {weights}: '{file}' brings its own weights")
     if state is not None:
@@ -320,6 +324,7 @@ def _from_architecture(
     weights: str | None,
     state: str | None,
     adjusted: _Adjust,
+    labels: int | None,
 ) -> _Trained:
     architecture = find_architecture(name)
     entry = _choose(architecture, weights, checkpoint)
@@ -331,7 +336,8 @@ def _from_architecture(
         path = fetch(entry, architecture.name)
         module, notes = _with_weights(architecture, path, preprocess.crop)
     else:
-        module, notes = architecture.make(None, preprocess.crop), ()
+        wanted = labels if architecture.needs_classes else None
+        module, notes = architecture.make(wanted, preprocess.crop), ()
     module.eval()
     known = entry.labels if entry is not None and weights != "none" else ()
     digest = checkpoints.weights_sha256(module)
@@ -381,12 +387,11 @@ def _with_weights(
     return module, chosen.notes
 
 
-def _name_classes(path: Path | None, known: tuple[str, ...], classes: int, name: str) -> Labels:
-    if path is not None and classes:
-        given = read_labels(path)
+def _name_classes(given: Labels | None, known: tuple[str, ...], classes: int, name: str) -> Labels:
+    if given is not None and classes:
         if len(given.names) != classes:
             raise UsageError(
-                f"'{path}' has {len(given.names)} labels; {name} has {classes} classes"
+                f"'{given.path}' has {len(given.names)} labels; {name} has {classes} classes"
             )
         return given
     return Labels(known if len(known) == classes else tuple(map(str, range(classes))))

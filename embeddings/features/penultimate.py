@@ -68,20 +68,28 @@ def _reaches_image(node: fx.Node) -> bool:
 def head_input(traced: fx.GraphModule) -> fx.Node:
     """The node whose value goes into the classifier head.
 
+    The head is the one operation with weights that every way back from the output meets first.
+
     Raises:
-        UsageError: on the way back from the output, paths join before a head is met.
+        UsageError: ways back meet different ones, or the image without any.
     """
-    node: fx.Node = next(iter(traced.graph.find_nodes(op="output")))
-    while True:
-        before = [n for n in node.all_input_nodes if _reaches_image(n)]
-        if len(before) != 1:
-            raise UsageError(
-                "the classifier head was not found (no layer with weights stands alone before the "
-                "output); name the layer whose features you want with --layer"
-            )
-        if _mixes_channels(traced, node):
-            return before[0]
-        node = before[0]
+    met: set[fx.Node] = set()
+    seen: set[fx.Node] = set()
+    waiting = list(traced.graph.find_nodes(op="output"))
+    while waiting:
+        for node in waiting.pop().all_input_nodes:
+            if node in seen or not _reaches_image(node):
+                continue
+            seen.add(node)
+            ends = node.op == "placeholder" or _mixes_channels(traced, node)
+            (met.add if ends else waiting.append)(node)
+    before = [n for head in met for n in head.all_input_nodes if _reaches_image(n)]
+    if len(met) != 1 or len(before) != 1:
+        raise UsageError(
+            "the classifier head was not found (no layer with weights stands alone before the "
+            "output); name the layer whose features you want with --layer"
+        )
+    return before[0]
 
 
 def _with_value_of(traced: fx.GraphModule, wanted: fx.Node) -> fx.GraphModule:

@@ -260,7 +260,11 @@ class Batch:
 
     def _concatenate(self, step: Step, box: Box) -> Any:
         inputs = step.node.all_input_nodes
-        if all(self._boxes[m].same(box) and self._env[m] is not None for m in inputs):
+        boxes = [self._boxes.get(m) for m in inputs]
+        if all(
+            b and b.same(box) and self._env[m] is not None
+            for m, b in zip(inputs, boxes, strict=True)
+        ):
             return run_step(step, self._env)
         kept = self._untouched.maps[step.node]
         read = ReadWindow((box.top_N, box.left_N), (box.height, box.width))
@@ -270,9 +274,9 @@ class Batch:
         assert isinstance(parts, list | tuple)  # noqa: S101
         for node in parts:
             assert isinstance(node, fx.Node)  # noqa: S101
-            last = first + _channels(self._graph, node)
+            last = first + _channels(self._graph, node, kept.axes)
             rows = self._rows(node)
-            if rows is not None:
+            if rows is not None and node in self._boxes:
                 for target, source in read.pastes(self._boxes[node]):
                     joined[(*target, slice(first, last))] = rows[source]
             first = last
@@ -321,11 +325,10 @@ def _fill_outside(
     cut_NhwC.masked_fill_(mask, operation.fill)
 
 
-def _channels(graph: Graph, node: fx.Node) -> int:
-    place = graph.places[node]
-    assert place.shape is not None and place.axes is not None  # noqa: S101, PT018
-    rest = [size for axis, size in enumerate(place.shape) if axis not in (0, *place.axes)]
-    return int(np.prod(rest))
+def _channels(graph: Graph, node: fx.Node, axes: tuple[int, int]) -> int:
+    shape = graph.places[node].shape
+    assert shape is not None  # noqa: S101
+    return int(np.prod([size for axis, size in enumerate(shape) if axis not in (0, *axes)]))
 
 
 def source_windows(
