@@ -1,6 +1,7 @@
 """`cnnviz layers`: what every layer of a network is, costs, sees and, on data, does."""
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -53,6 +54,8 @@ def layers(
     from cnnviz.filters.layers.inventory import take_inventory
     from cnnviz.filters.layers.report import report
 
+    if image_size is not None and not data:
+        model = replace(model, size=image_size)  # it need not run at any other
     loaded = run.load(model, scores=gradients)
     found = take_inventory(loaded, image_size)
     folder = run.open()

@@ -23,14 +23,26 @@ import zoo
 TRACED = "cannot be traced"
 CUT = "cuts its gradient"
 # What cannot be done, by network and command, and a part of the line that says so. All else must.
+NO_GRAPH = {"activations": TRACED, "max-patches": TRACED, "tsne": TRACED}
+NO_GRADIENT = {"saliency": CUT, "grad-cam": CUT, "layers": CUT}
 REFUSALS: dict[str, dict[str, str]] = {
-    **dict.fromkeys(
-        ("AssertsOne", "Branches", "Prints", "SplitColumns"),
-        {"activations": TRACED, "max-patches": TRACED, "tsne": TRACED},
-    ),
+    "AssertsOne": NO_GRAPH,
+    "Branches": NO_GRAPH,
+    "Prints": NO_GRAPH,
+    "SplitColumns": NO_GRAPH,
     "OneAtATime": {"activations": "is invalid for input", "max-patches": "is invalid for input"},
     "TestTimeFlip": {"tsne": "the classifier head was not found"},
-    **dict.fromkeys(("Detached", "NoGradient"), {"saliency": CUT, "grad-cam": CUT, "layers": CUT}),
+    "Detached": NO_GRADIENT,
+    "NoGradient": NO_GRADIENT,
+}
+# How many pixels a unit of `b` sees, where the place is kept; else it sees everything.
+SIZES = {
+    **dict.fromkeys(("Plain", "Compiled", "CompiledPart", "Parallel", "OptionalArguments"), "5"),
+    **dict.fromkeys(("ListOfChunks", "Coordinates", "KeywordArguments", "Rounded"), "5"),
+    "Dilated": "9",
+    "Depthwise": "7",
+    **dict.fromkeys(("Flip", "Roll", "Transpose", "Attention", "GlobalGate", "Sorted"), "inf"),
+    "SqueezeAndExcitation": "inf",
 }
 RANDOM = {"AlwaysDropout", "Jitter"}
 # A line that the user must see, by network.
@@ -177,8 +189,14 @@ def test_every_command_answers_rightly_or_in_a_line(name: str, root: Path, tmp_p
             assert refused[command] in failures[0]
         else:
             assert (status, failures) == (0, []), (command, told)
+        if command == "max-patches" and name == "Twice":
+            assert "layer 'b' runs 2 times in a forward pass" in told
         if command == "occlude":
             assert NOTES.get(name, "") in told
+    if name in SIZES:
+        rows = (tmp_path / "layers" / "layers.csv").read_text().splitlines()
+        table = [dict(zip(rows[0].split(","), row.split(","), strict=True)) for row in rows[1:]]
+        assert next(row["size_x"] for row in table if row["layer"] == "b") == SIZES[name]
     if name not in RANDOM:
         photo = root / "data" / "no" / "00.png"
         check_occlusion(name, tmp_path / "occlude" / "00", photo)

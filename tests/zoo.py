@@ -217,10 +217,10 @@ def _columns(x: Tensor) -> Tensor:
 
 def with_layer(name: str, layer: Callable[[], nn.Module]) -> None:
     def more(self: Any) -> None:
-        self.extra = layer()
+        self.between = layer()
 
     def change(self: Any, x: Tensor) -> Any:
-        return self.extra(x)
+        return self.between(x)
 
     globals()[name] = shown(type(name, (Plain,), {"more": more, "middle": change}))
 
@@ -297,7 +297,7 @@ class CheckpointedAnew(Plain):
 @shown
 class Prints(Plain):
     def middle(self, x: Tensor) -> Tensor:
-        print("shape", tuple(x.shape))
+        print("shape", tuple(x.shape))  # noqa: T201
         return x
 
 

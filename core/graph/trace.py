@@ -88,7 +88,7 @@ class _Parts(fx.Proxy):
 
 
 class _NamingTracer(fx.Tracer):
-    """Remembers which node each module, leaf or not, puts out; goes through lists of known length."""
+    """Remembers which node each module, leaf or not, puts out; lists of known length are lists."""
 
     def __init__(self) -> None:
         super().__init__()

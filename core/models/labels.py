@@ -23,7 +23,7 @@ SHOWN = 5
 
 @dataclass(frozen=True)
 class Labels:
-    """Class names in the order of the logits, with WordNet ids where the file at `path` gave them."""
+    """Class names in the order of the logits, their WordNet ids where given, and the file."""
 
     names: tuple[str, ...]
     wnids: tuple[str, ...] | None = None
