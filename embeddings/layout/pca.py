@@ -20,7 +20,7 @@ BATCH = 8192
 LARGEST_MATRIX = 2048  # dimensions up to which the covariance is taken apart, or points in all
 POWER_ITERATIONS = 6
 # A component whose share of the variance is below this is rounding noise.
-NOISE = 1e-7
+NOISE = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,34 +48,36 @@ def pca(points_ND: Points, count: int, *, seed: int = 0) -> Pca:
         CnnvizError: all points are the same.
     """
     points, dimensions = points_ND.shape
+    mean_D, total = _moments(points_ND)
     largest = max(float(points_ND.max()), -float(points_ND.min()))
-    spread = float((points_ND.max(0) - points_ND.min(0)).max())
-    if spread <= 4 * np.finfo(np.float32).eps * largest:
+    if total <= (np.finfo(np.float32).eps * largest) ** 2 * points_ND.size:
         raise CnnvizError(
             f"all {points} points are the same, so there is nothing to lay out; "
             "are the images identical, or is the layer dead?"
         )
     wanted = min(count, points - 1, dimensions)
+    # Centred beforehand: scikit-learn's covariance loses digits far from zero.
     if isinstance(points_ND, np.memmap):
         solver, parts = IncrementalPCA(wanted), _batches(points, wanted)
         for part in parts:  # `fit` would read the whole file first
-            solver.partial_fit(np.array(points_ND[part]))
+            solver.partial_fit(points_ND[part] - mean_D)
     else:
-        solver, parts = (
-            PCA(
-                wanted,
-                svd_solver=_way(points, dimensions),
-                iterated_power=POWER_ITERATIONS,
-                random_state=seed,
-            ),
-            [slice(0, points)],
-        )
-        points_ND = points_ND.astype(np.float64)
-        solver.fit(points_ND)
+        way = _way(points, dimensions)
+        solver = PCA(wanted, svd_solver=way, iterated_power=POWER_ITERATIONS, random_state=seed)
+        parts = [slice(0, points)]
+        solver.fit(points_ND - mean_D)
     explained = np.asarray(solver.explained_variance_ratio_, np.float64)
     kept = explained > NOISE
-    scores = [solver.transform(np.array(points_ND[part]))[:, kept] for part in parts]
+    scores = [solver.transform(points_ND[part] - mean_D)[:, kept] for part in parts]
     return Pca(np.concatenate(scores).astype(np.float32), explained[kept])
+
+
+def _moments(points_ND: Points) -> tuple[NDArray[np.float64], float]:
+    """The mean (D,), and the sum of squared distances from it, in float64, batch by batch."""
+    parts = _batches(len(points_ND), 1)
+    sums = [points_ND[part].sum(0, dtype=np.float64) for part in parts]
+    mean_D = np.asarray(np.sum(sums, axis=0) / len(points_ND))
+    return mean_D, float(sum(np.square(points_ND[part] - mean_D).sum() for part in parts))
 
 
 def _batches(points: int, least: int) -> list[slice]:

@@ -89,3 +89,20 @@ def test_points_on_a_line_have_one_component():
 def test_identical_points_are_refused():
     with pytest.raises(CnnvizError, match="all 7 points are the same"):
         pca(np.full((7, 5), 0.1, np.float32), 2)
+
+
+@pytest.mark.parametrize("offset", [0, 1e3])
+def test_a_small_variance_far_from_zero_is_no_reason_to_refuse(offset, tmp_path):
+    noise = np.random.default_rng(0).normal(size=(60, 5)) * [3, 1, 0.3, 0.1, 0.03]
+    points = (offset + noise * 0.1).astype(np.float32)
+    exact = np.linalg.svd(points - points.mean(0, dtype=np.float64), compute_uv=False) ** 2
+    file = np.memmap(tmp_path / "points", np.float32, "w+", shape=points.shape)
+    file[:] = points
+    for given in (points, file):
+        np.testing.assert_allclose(pca(given, 5).explained, exact / exact.sum(), rtol=1e-6)
+
+
+def test_a_component_of_rounding_alone_is_left_out_and_a_tiny_true_one_is_kept():
+    first, second = np.random.default_rng(1).normal(size=(2, 100))
+    points = np.stack([first, second * 1e-5, first], 1).astype(np.float32)
+    assert pca(points, 3).explained.shape == (2,)
