@@ -9,7 +9,7 @@ import typer
 from cnnviz.cli.options import Limit, ModelOptions, OutputOptions
 from cnnviz.cli.run import Run
 from cnnviz.core.choices import pixels
-from cnnviz.core.errors import UsageError
+from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.options import Option
 
 if TYPE_CHECKING:
@@ -54,9 +54,12 @@ def layers(
     from cnnviz.filters.layers.inventory import take_inventory
     from cnnviz.filters.layers.report import report
 
-    if image_size is not None and not data:
-        model = replace(model, size=image_size)  # it need not run at any other
-    loaded = run.load(model, scores=gradients)
+    try:
+        loaded = run.load(model, scores=gradients)
+    except CnnvizError:
+        if image_size is None or data:
+            raise
+        loaded = run.load(replace(model, size=image_size), scores=False)  # it runs at no other
     found = take_inventory(loaded, image_size)
     folder = run.open()
     statistics = None

@@ -1,10 +1,16 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share; workers that run side by side share the processors."""
 
 import os
 from pathlib import Path
 
-import pytest
-import torch
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+THREADS = max(1, (os.cpu_count() or 1) // _WORKERS)
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # of the processes that tests start, too
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(THREADS)
 
 
 @pytest.fixture

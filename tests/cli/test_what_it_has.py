@@ -146,6 +146,17 @@ def test_layers_refuses_what_it_cannot_do(
     assert "need DATA" in fails(["layers", *options, "--gradients"], 2, capsys)
 
 
+def test_layers_takes_a_network_that_runs_at_the_image_size_alone(net: str, tmp_path: Path) -> None:
+    Path(net).write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Linear(2 * 8 * 4, 3))\n"
+    )
+    line = ["layers", "--model", f"{net}:make", "--size", "16", "--image-size", "8x4", "--quiet"]
+    assert run([*line, "--out", str(tmp_path / "out")]) == 0
+    assert checked(tmp_path / "out", "layers")["results"]["image_size"] == [8, 4]
+
+
 def test_filters_draws_and_measures(options: list[str], tmp_path: Path) -> None:
     assert run(["filters", *options, "--layer", "all"]) == 0
     content = checked(tmp_path / "out", "filters")
