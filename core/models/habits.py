@@ -87,10 +87,17 @@ def examine(
 
 def far_away(
     scores: Callable[[Tensor], Tensor], size: tuple[int, int], dtype: torch.dtype
-) -> Tensor:
-    """What the network puts out (2, K) for noise far beyond any picture's contrast."""
+) -> Tensor | None:
+    """What the network puts out (2, K) for noise far beyond any picture's contrast.
+
+    None where it does not bear that: it raises, or the numbers overflow.
+    """
     generator = torch.Generator().manual_seed(1)
     contrast = 1e2 if dtype is torch.float16 else 1e4
     noise = contrast * torch.randn(1, 3, *size, generator=generator)
-    with torch.inference_mode():
-        return torch.cat([scores(noise), scores(-noise)])
+    try:
+        with torch.inference_mode():
+            found = torch.cat([scores(noise), scores(-noise)])
+    except USER_CODE_ERRORS:
+        return None
+    return found if bool(found.isfinite().all()) else None

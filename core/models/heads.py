@@ -118,7 +118,7 @@ def _looks(outputs_NK: Tensor, dtype: torch.dtype) -> str | None:
 
 def settle(
     outputs_NK: Tensor,
-    again: Callable[[], Tensor],
+    again: Callable[[], Tensor | None],
     choice: HeadChoice,
     dtype: torch.dtype,
     name: str,
@@ -127,8 +127,8 @@ def settle(
 
     Args:
         outputs_NK: what it puts out for random pictures.
-        again: outputs (N, K) for pictures far from all it has seen, asked where numbers lie between
-            0 and 1: logits do so by chance alone.
+        again: outputs (N, K) for pictures far from all it has seen (None if it bears none), asked
+            where numbers lie between 0 and 1: logits do so by chance alone.
         choice: what the user said.
         dtype: that the network computes in.
         name: of the network, for the line.
@@ -137,8 +137,8 @@ def settle(
         UsageError: `probabilities`, and the numbers are none.
     """
     looks = _looks(outputs_NK, dtype)
-    if looks == "shares" and choice is HeadChoice.AUTO:
-        looks = _looks(again(), dtype)
+    if looks == "shares" and choice is HeadChoice.AUTO and (far := again()) is not None:
+        looks = _looks(far, dtype)
     if choice in (HeadChoice.SOFTMAX, HeadChoice.SIGMOID, HeadChoice.NONE):
         return Head(Kind(choice.value)), []
     if choice is HeadChoice.PROBABILITIES and looks not in ("distributions", "shares"):

@@ -197,6 +197,11 @@ def load_model(
         size_HW = trained.preprocess.crop
         module, raw = probe(trained.module.to(target, dtype), trained.name, size_HW, dtype, target)
         read = _read_out(trained, module, raw, target, dtype, output, _head(head), scores)
+    if threshold != Head().threshold and read.head.kind is not heads.Kind.SIGMOID:
+        raise UsageError(
+            f"--threshold {threshold:g} is for classes on their own (--head sigmoid); the head of "
+            f"{trained.name} is {read.head.name}"
+        )
     names = _name_classes(given, trained.labels or read.labels, read.classes, trained.name)
     return Model(
         module=read.module,

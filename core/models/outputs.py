@@ -23,12 +23,13 @@ FAMILIAR = ("logits", "out", "output")
 _DEEPEST = 4
 
 Reader = Callable[[Any], Tensor]
+Path = tuple[Any, ...]  # of keys, numbers and names of fields, from the outside in
 
 
-def _parts(raw: object) -> list[tuple[str | int, object]]:
+def _parts(raw: object) -> list[tuple[Any, object]]:
     """The named or numbered parts of a container; none of anything else."""
     if isinstance(raw, Mapping):
-        return [(str(key), value) for key, value in raw.items()]
+        return list(raw.items())
     if dataclasses.is_dataclass(raw) and not isinstance(raw, type):
         return [(field.name, getattr(raw, field.name)) for field in dataclasses.fields(raw)]
     names = getattr(raw, "_fields", None)
@@ -37,9 +38,7 @@ def _parts(raw: object) -> list[tuple[str | int, object]]:
     return list(enumerate(raw)) if isinstance(raw, tuple | list) else []
 
 
-def _tensors(
-    raw: object, path: tuple[str | int, ...] = ()
-) -> Iterator[tuple[tuple[str | int, ...], Tensor]]:
+def _tensors(raw: object, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
     """Every tensor in it, with the way there."""
     if isinstance(raw, Tensor):
         yield path, raw
@@ -48,14 +47,14 @@ def _tensors(
             yield from _tensors(value, (*path, key))
 
 
-def _at(raw: Any, path: tuple[str | int, ...]) -> Any:
+def _at(raw: Any, path: Path) -> Any:
     for key in path:
-        by_name = isinstance(key, str) and not isinstance(raw, Mapping)
-        raw = getattr(raw, str(key)) if by_name and hasattr(raw, str(key)) else raw[key]
+        field = isinstance(key, str) and not isinstance(raw, Mapping) and hasattr(raw, key)
+        raw = getattr(raw, key) if field else raw[key]
     return raw
 
 
-def _name(path: tuple[str | int, ...]) -> str:
+def _name(path: Path) -> str:
     return ".".join(map(str, path))
 
 
@@ -72,7 +71,7 @@ def _to_rows(value: Tensor) -> Callable[[Tensor], Tensor]:
     return (lambda output: output) if value.ndim == 2 else (lambda output: output.flatten(1))
 
 
-def _reader(path: tuple[str | int, ...], value: Tensor) -> Reader:
+def _reader(path: Path, value: Tensor) -> Reader:
     shaped = _to_rows(value)
     return lambda output: shaped(_at(output, path))
 
@@ -126,8 +125,8 @@ def _obvious(raw: object, rows: Mapping[str, object], name: str) -> str:
 
 def _asked(
     asked: str,
-    found: Mapping[str, tuple[tuple[str | int, ...], Tensor]],
-    rows: Mapping[str, tuple[tuple[str | int, ...], Tensor]],
+    found: Mapping[str, tuple[Path, Tensor]],
+    rows: Mapping[str, tuple[Path, Tensor]],
     name: str,
 ) -> Reader:
     if asked in rows:

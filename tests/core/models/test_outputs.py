@@ -65,7 +65,17 @@ OneFlat = ending(lambda z: z[:, 1] - z[:, 0])
 OneProbability = ending(lambda z: (z[:, 1:2] - z[:, 0:1]).sigmoid())
 Pair = ending(lambda z: z[:, :2])
 Dense = ending(lambda z: {"out": z[:, :, None, None].expand(-1, -1, 4, 4)})
+ByNumber = ending(lambda z: {3: z, 4: z[:, :2]})
 SmallLogits = ending(lambda z: 0.5 + z / 1000)
+
+class Asserting(Sigmoid):
+    def forward(self, x):
+        assert x.abs().max() < 100, "no picture"
+        return super().forward(x)
+
+class Overflowing(Sigmoid):
+    def forward(self, x):
+        return super().forward(x) + (x.abs().max() ** 30 * 0)
 
 def pooled(raw):
     return raw["out"].mean((2, 3))
@@ -200,6 +210,13 @@ def test_logits_that_lie_between_0_and_1_by_chance_stay_logits(
     assert model.notes == ()
 
 
+def test_a_sigmoid_that_bears_no_strange_picture_is_known_by_its_numbers(
+    network: Callable[..., Model],
+) -> None:
+    for name in ("Asserting", "Overflowing"):
+        assert network(name).head == Head(Kind.SIGMOID, True)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -208,6 +225,11 @@ def test_logits_that_lie_between_0_and_1_by_chance_stay_logits(
         ("Dense", {}, r"puts out out \(1, 5, 4, 4\); a map, not a row .* give --output file"),
         ("Dense", {"output": "out"}, r"--output out: it has shape \(1, 5, 4, 4\), not a row"),
         ("Plain", {"head": "probabilities"}, "--head probabilities: .* numbers outside 0 to 1"),
+        (
+            "Plain",
+            {"threshold": 0.3},
+            r"--threshold 0\.3 is for classes on their own .* is softmax",
+        ),
         ("Plain", {"head": "relu"}, "no head 'relu'; --head takes auto, softmax, sigmoid"),
     ],
 )
@@ -223,7 +245,12 @@ def test_a_part_is_taken_by_name_number_or_function(
     network: Callable[..., Model], nets: str, picture: str
 ) -> None:
     plain = maps(network("Plain"), picture)
-    for name, output in (("Several", "shape"), ("Tuple", "0"), ("Dense", f"{nets}:pooled")):
+    for name, output in (
+        ("Several", "shape"),
+        ("Tuple", "0"),
+        ("Dense", f"{nets}:pooled"),
+        ("ByNumber", "3"),
+    ):
         torch.testing.assert_close(maps(network(name, output=output), picture), plain)
     assert network("Tuple", output="1").classes == 3
     for function, message in (
