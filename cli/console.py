@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PLAIN_STEPS = 4
 PIPED_WIDTH = 140
+_STDOUT, _STDERR = 1, 2  # file descriptors
 
 
 _findings: ContextVar[TextIO | None] = ContextVar("findings", default=None)
@@ -37,13 +38,38 @@ def findings() -> TextIO:
 
 @contextmanager
 def stdout_kept() -> Iterator[None]:
-    """Keeps stdout for the findings: what the user's code prints meanwhile goes to stderr."""
-    token = _findings.set(sys.stdout)
+    """Keeps stdout for the findings: what else is printed meanwhile goes to stderr.
+
+    That is what the user's Python prints, and, where stdout is the process's own, what C code and
+    other processes do.
+    """
+    with ExitStack() as stack:
+        own = stack.enter_context(_own_stdout()) if _is_process_stdout() else sys.stdout
+        token = _findings.set(own)
+        stack.callback(_findings.reset, token)
+        stack.enter_context(redirect_stdout(sys.stderr))
+        yield
+
+
+def _is_process_stdout() -> bool:
     try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        _findings.reset(token)
+        return sys.stdout.fileno() == _STDOUT
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
+@contextmanager
+def _own_stdout() -> Iterator[TextIO]:
+    """A stream to where stdout went; the descriptor itself leads to stderr for a while."""
+    sys.stdout.flush()
+    encoding, errors = sys.stdout.encoding, sys.stdout.errors
+    with os.fdopen(os.dup(_STDOUT), "w", encoding=encoding, errors=errors) as own:
+        os.dup2(_STDERR, _STDOUT)
+        try:
+            yield own
+        finally:
+            own.flush()
+            os.dup2(own.fileno(), _STDOUT)
 
 
 def printable(text: object) -> str:

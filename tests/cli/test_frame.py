@@ -112,3 +112,21 @@ def test_warnings_of_the_lower_floors_cannot_drive_the_terminal(capsys):
     run(["--version"])
     logging.getLogger("cnnviz").warning("note: %s", "evil\x1b[2J\nname")
     assert capsys.readouterr().err == "note: evil\ufffd[2J\ufffdname\n"
+
+
+def test_what_c_code_and_other_processes_print_does_not_reach_stdout(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import os, subprocess\n"
+        "from torch import nn\n"
+        "def make():\n"
+        "    os.write(1, b'from C\\n')\n"
+        "    subprocess.run(['echo', 'from a process'], check=True)\n"
+        "    print('from Python')\n"
+        "    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    )
+    line = ["layers", "--model", f"{tmp_path / 'net.py'}:make", "--size", "8", "--json"]
+    command = [sys.executable, "-m", "cnnviz.cli", *line, "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["command"] == "layers"
+    for word in ("from C", "from a process", "from Python"):
+        assert word in done.stderr
