@@ -4,12 +4,12 @@ With `--json` stdout carries the summary alone; `--quiet` silences progress and 
 users (labels, file names) is shown with its control characters replaced, never read as markup.
 """
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -82,15 +82,14 @@ def say(message: str) -> None:
     print(printable(message), file=sys.stderr)  # noqa: T201
 
 
-class _Warnings(logging.Handler):
-    """The lower floors' warnings, a line each."""
+@cache
+def show_warnings() -> None:
+    """From now on the lower floors' warnings are lines on stderr, shown as everything else is."""
+    import logging
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Shows one as everything else is shown."""
-        say(record.getMessage())
-
-
-WARNINGS = _Warnings()
+    handler = logging.Handler()
+    handler.emit = lambda record: say(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("cnnviz").addHandler(handler)
 
 
 class Console:

@@ -4,7 +4,6 @@ A user's mistake is one line on stderr and an exit status (`core.errors`); what 
 a bug and shows its traceback.
 """
 
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -14,7 +13,7 @@ import typer
 
 from cnnviz.cli.ablate import ablate
 from cnnviz.cli.activations import activations
-from cnnviz.cli.console import WARNINGS, say, stdout_kept
+from cnnviz.cli.console import say, show_warnings, stdout_kept
 from cnnviz.cli.filters import filters
 from cnnviz.cli.layers import layers
 from cnnviz.cli.max_patches import max_patches
@@ -57,6 +56,7 @@ COMMANDS = {
 def _keeping_stdout(command: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(command)
     def kept(*args: object, **options: object) -> object:
+        show_warnings()
         with stdout_kept():
             return command(*args, **options)
 
@@ -90,7 +90,6 @@ def run(arguments: Sequence[str]) -> int:
 
     0 done, 1 failed in part or whole, 2 wrong usage, 3 a check did not hold, 130 interrupted.
     """
-    logging.getLogger("cnnviz").addHandler(WARNINGS)
     try:
         status = app(list(arguments) or ["--help"], prog_name="cnnviz", standalone_mode=False)
     except CnnvizError as error:

@@ -10,6 +10,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -166,6 +167,7 @@ class _Parameter:
         kind = get_args(self.hint)[0]
         return get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis
 
+    @cached_property
     def for_typer(self) -> inspect.Parameter:
         """What Typer reads: text where we read it ourselves, a list for a tuple of any length."""
         hint, default, option = self.hint, self.default, self.option
@@ -201,6 +203,13 @@ class _Parameter:
         return value
 
 
+@cache
+def _members(group: Any) -> tuple[_Parameter, ...]:
+    hints = get_type_hints(group, include_extras=True)
+    fields = dataclasses.fields(group)
+    return tuple(_Parameter(field.name, hints[field.name], field.default) for field in fields)
+
+
 def expand(command: Callable[..., None]) -> Callable[..., None]:
     """The command with each parameter that is an option group spread into the group's fields."""
     hints = get_type_hints(command, include_extras=True)
@@ -209,11 +218,7 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
     for name, parameter in inspect.signature(command).parameters.items():
         members = [_Parameter(name, hints[name], parameter.default)]
         if dataclasses.is_dataclass(hints[name]):
-            inner = get_type_hints(hints[name], include_extras=True)
-            members = [
-                _Parameter(field.name, inner[field.name], field.default)
-                for field in dataclasses.fields(hints[name])
-            ]
+            members = list(_members(hints[name]))
             groups[name] = [member.name for member in members]
         for member in members:
             found.pop(member.name, None)  # shown where the last group has it
@@ -229,7 +234,7 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
         command(**own, **made)
 
     spread.__name__, spread.__doc__ = command.__name__, command.__doc__
-    parameters = [parameter.for_typer() for parameter in found.values()]
+    parameters = [parameter.for_typer for parameter in found.values()]
     spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     spread.__annotations__ = {p.name: p.annotation for p in parameters}
     return spread

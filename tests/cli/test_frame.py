@@ -109,7 +109,8 @@ def test_what_the_users_code_prints_goes_to_stderr(tmp_path, capsys):
 
 
 def test_warnings_of_the_lower_floors_cannot_drive_the_terminal(capsys):
-    run(["--version"])
+    run(["models", "bundled"])
+    capsys.readouterr()
     logging.getLogger("cnnviz").warning("note: %s", "evil\x1b[2J\nname")
     assert capsys.readouterr().err == "note: evil\ufffd[2J\ufffdname\n"
 
