@@ -155,7 +155,7 @@ def check_occlusion(name: str, folder: Path, photo: Path) -> None:
     wanted = one_by_one(name, plain(name), covered)
     spread = float(wanted.std(0).max())
     assert spread > 1e-4  # the masks do something
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-3 * spread + 1e-6)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-2 * spread + 5e-6)
 
 
 def check_ablation(name: str, summary: Path, root: Path) -> None:
