@@ -23,8 +23,8 @@ MANIFESTS = frozenset({".csv", ".jsonl"})
 TORCHVISION = ("cifar10", "mnist", "fashionmnist")
 SPLITS = ("test", "train")
 PATH_COLUMNS = (
-    *("path", "filepath", "file_path", "image_path", "img_path"),
-    *("filename", "file_name", "image_name", "file", "image", "img"),
+    *("path", "filename", "file_name", "filepath", "file_path", "file"),
+    *("image", "image_path", "image_name", "img", "img_path"),
 )
 LABEL_COLUMNS = ("label", "class", "class_name", "category", "target", "labels")
 UNKNOWN = -1
