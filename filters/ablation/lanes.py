@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its customary name)
 from torch import Tensor, fx, nn
 
-from cnnviz.core.graph.program import IN_PLACE
+from cnnviz.core.graph.program import OUT_OF_PLACE, target_name
 from cnnviz.filters.ablation.suffix import (
     ChangedChannel,
     FullRows,
@@ -55,7 +55,7 @@ def lane_rules(run: Run, node: fx.Node) -> ChangedChannel | FullRows | None:
         return None
     if node.target in ("size", getattr):
         return shape_of_lane(run, node)
-    target = IN_PLACE.get(node.target, node.target)
+    target = OUT_OF_PLACE.get(node.target, node.target)
     if target in ARITHMETIC or node.target in ("add", "mul", "sub", "div"):
         return _arithmetic(run, node)
     if target in (torch.cat, torch.concat):
@@ -68,9 +68,9 @@ def _function(run: Run, node: fx.Node) -> ChangedChannel | None:
     lane = _only_lane(run, node)
     if lane is None:
         return None
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = target_name(node.target)
     pools = node.target in POOLING_FUNCTIONS or name in POOLING_NAMES
-    if name.rstrip("_") in ELEMENTWISE_NAMES or (pools and not lane.flat):
+    if name in ELEMENTWISE_NAMES or (pools and not lane.flat):
         return _applied(run, node, lane)
     rule = _SHAPING.get(name)
     return rule(run, node, lane) if rule is not None else None
@@ -92,12 +92,12 @@ def _only_lane(run: Run, node: fx.Node) -> ChangedChannel | None:
 def _applied(run: Run, node: fx.Node, lane: ChangedChannel) -> ChangedChannel | None:
     if any(isinstance(other, fx.Node) for other in node.args[1:]):
         return None
-    values = run.program.call(node, [lane.values, *node.args[1:]], node.kwargs)
+    values = run.program.operations[node].call(lane.values, *node.args[1:], **node.kwargs)
     return ChangedChannel(values, lane.channels) if isinstance(values, Tensor) else None
 
 
 def _module(run: Run, node: fx.Node) -> ChangedChannel | FullRows | None:
-    module, lane = run.program.modules[str(node.target)], _only_lane(run, node)
+    module, lane = run.program.operations[node].call, _only_lane(run, node)
     if lane is None or len(node.args) != 1 or node.kwargs:
         return None
     kind = type(module)
@@ -249,7 +249,7 @@ def _arithmetic(run: Run, node: fx.Node) -> ChangedChannel | None:
     operands = [_operand(run, argument, lane) for argument in node.args]
     if any(operand is None for operand in operands):
         return None
-    values = run.program.call(node, operands, {})
+    values = run.program.operations[node].call(*operands)
     return ChangedChannel(values, lane.channels) if values.shape == lane.values.shape else None
 
 

@@ -8,6 +8,7 @@ traced or the comparison fails. `ablation_passes` decides. Nothing touches the d
 Shapes: N images, G ablations, V ablations in all, C channels, K classes.
 """
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,9 +18,10 @@ from torch import Tensor, fx
 
 from cnnviz.core.device import is_out_of_memory
 from cnnviz.core.errors import CnnvizError
-from cnnviz.core.graph.program import Base, CannotReplay, Program, run_base
+from cnnviz.core.graph.program import Program
 from cnnviz.core.graph.trace import Untraceable, trace
 from cnnviz.core.models.layers import named_layers
+from cnnviz.filters.ablation.base import Base, CannotReplay, run_base
 from cnnviz.filters.ablation.lanes import lane_rules
 from cnnviz.filters.ablation.passes import (
     IMAGES,
@@ -110,6 +112,8 @@ class Replay:
         self.ablations = ablations
         self.fills = fills
         traced = trace(model.module)
+        if traced.graph.find_nodes(op="call_function", target=operator.setitem):
+            raise CannotReplay("it assigns to parts of a tensor")
         self.program = Program(traced)
         self._named = {node.name: node for node in self.program.nodes}
         self._outputs: dict[str, str] = traced.meta["layers"]

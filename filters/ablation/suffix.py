@@ -2,7 +2,7 @@
 
 A traced network splits at the ablated layer. What does not depend on it (the prefix, and whatever
 runs beside it) is the same for every ablation; it is computed once
-(`cnnviz.core.graph.program`) and the values that the suffix reads are kept. The suffix then runs
+(`cnnviz.filters.ablation.base`) and the values that the suffix reads are cached. It then runs
 for G ablations of N images together. Each value in it is one of two kinds:
 
     ChangedChannel  one channel per ablation is new, the rest is as in the base run: (N, G, ...),
@@ -26,14 +26,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from cnnviz.core.graph.program import (
-    IN_PLACE,
-    Base,
-    CannotReplay,
-    Program,
-    holds_tensors,
-    last_uses,
-)
+from cnnviz.core.graph.program import OUT_OF_PLACE, Program, last_uses
+from cnnviz.filters.ablation.base import Base, CannotReplay, holds_tensors
 
 
 @dataclass
@@ -156,17 +150,15 @@ class Run:
             value = self.suffix.rules(self, node)
             if value is not None:
                 return value
-        if node.op == "output":
-            return FullRows(fx.node.map_arg(node.args[0], self.rows))
         merged = self._merged(node)
-        if merged is not None:
-            return FullRows(merged)
-        args = fx.node.map_arg(node.args, self.rows)
-        return FullRows(self.program.call(node, args, fx.node.map_arg(node.kwargs, self.rows)))
+        return FullRows(self._computed(node) if merged is None else merged)
+
+    def _computed(self, node: fx.Node) -> Any:
+        return self.program.operations[node].run(self.rows)
 
     def _merged(self, node: fx.Node) -> Tensor | None:
         """Arithmetic on rows and a base value, the latter broadcast instead of repeated."""
-        function = IN_PLACE.get(node.target, node.target)
+        function = OUT_OF_PLACE.get(node.target, node.target)
         if function not in (operator.add, operator.mul, torch.add, torch.mul) or node.kwargs:
             return None
         first, second = node.args
@@ -246,8 +238,7 @@ class Run:
             length = self.base.shapes[source][0] * self.count
             shape = torch.Size([length, *self.base.shapes[source][1:]])
             return _shape_answer(node, shape)
-        args = fx.node.map_arg(node.args, self.rows)
-        return self.program.call(node, args, fx.node.map_arg(node.kwargs, self.rows))
+        return self._computed(node)
 
 
 def repeated(value: Tensor, count: int) -> Tensor:

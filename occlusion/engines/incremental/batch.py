@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from cnnviz.core.graph.geometry import Fixed, Window
 from cnnviz.core.graph.reach import copied_from
 from cnnviz.core.graph.trace import Graph
-from cnnviz.occlusion.engines.incremental.baseline import Baseline, run_step
+from cnnviz.occlusion.engines.incremental.baseline import Baseline
 from cnnviz.occlusion.engines.incremental.schedule import Segment
 from cnnviz.occlusion.engines.incremental.sliding import Sliding
 from cnnviz.occlusion.engines.incremental.steps import Kind, Step
@@ -177,14 +177,14 @@ class Batch:
 
     def _mix(self, step: Step) -> Any:
         values = {
-            node: self._whole(node) if node in step.place.inputs else self._env[node]
+            node: self._whole(node) if node in step.info.inputs else self._env[node]
             for node in step.node.all_input_nodes
         }
-        return run_step(step, values)
+        return step.run(values.__getitem__)
 
     def _mean(self, step: Step) -> Tensor:
         """A mean over all positions changes by the change of the sum over the window."""
-        source = step.place.inputs[0]
+        source = step.info.inputs[0]
         box, value = self._boxes[source], self._env[source]
         if box.whole and value is not None:
             return self._mix(step)  # type: ignore[no-any-return]
@@ -199,13 +199,13 @@ class Batch:
     def _local(self, step: Step, box: Box) -> Any:
         """As it is on windows; but a pool may know the size of its map, and would segment them."""
         if step.sliding is None:
-            return run_step(step, self._env)
-        windows = self._env[step.place.inputs[0]]
+            return step.run(self._env.__getitem__)
+        windows = self._env[step.info.inputs[0]]
         out = step.sliding.compute(windows, box)
         return out.clone() if out is windows else out
 
     def _reshape(self, step: Step, box: Box) -> Tensor:
-        place = step.place
+        place = step.info
         assert place.shape is not None and place.axes is not None  # noqa: S101, PT018
         shape = [self._count, *place.shape[1:]]
         shape[place.axes[0]], shape[place.axes[1]] = box.height, box.width
@@ -213,7 +213,7 @@ class Batch:
         return value.reshape(shape)
 
     def _slide(self, step: Step, box: Box) -> Tensor:
-        operation, source = step.sliding, step.place.inputs[0]
+        operation, source = step.sliding, step.info.inputs[0]
         assert operation is not None  # noqa: S101
         read = reading(operation.window, box)
         kept, below = self._untouched.maps[source], self._boxes[source]
@@ -256,12 +256,12 @@ class Batch:
 
     def _join(self, step: Step, box: Box) -> Any:
         values = {node: self._aligned(node, box) for node in step.node.all_input_nodes}
-        return run_step(step, values)
+        return step.run(values.__getitem__)
 
     def _concatenate(self, step: Step, box: Box) -> Any:
         inputs = step.node.all_input_nodes
         if all(self._boxes[m].same(box) and self._env[m] is not None for m in inputs):
-            return run_step(step, self._env)
+            return step.run(self._env.__getitem__)
         kept = self._untouched.maps[step.node]
         read = ReadWindow((box.top_N, box.left_N), (box.height, box.width))
         joined = cut_and_paste(kept, read, box, None)
@@ -286,7 +286,7 @@ class Batch:
         if value is None:
             return base[0, channel].expand(self._count)
         if box is None or box.whole:
-            return channel_sums(value, step.place.axes)[:, channel]
+            return channel_sums(value, step.info.axes)[:, channel]
         rows = self._rows(node)
         assert rows is not None  # noqa: S101 (it has a box)
         changed = _sums(rows) - self._untouched.maps[node].box_sums(box)

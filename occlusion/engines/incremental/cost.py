@@ -76,7 +76,7 @@ class Costs:
                 self.rest += seconds
 
     def _module(self, step: Step) -> nn.Module | None:
-        layer = step.place.layer
+        layer = step.info.layer
         return None if layer is None else self._graph.module.get_submodule(layer)
 
     def _overhead(self, steps: Iterable[Step], sizes: Sizes | None = None) -> float:
@@ -110,7 +110,7 @@ class Costs:
             return 0.0
         height, width = self._extents.get(step.node, (1, 1))
         values = self._values[step.node]
-        for node in step.place.inputs:
+        for node in step.info.inputs:
             values += self._values[node] / (1 if node in self._extents else height * width)
         return self._item * values
 
@@ -118,9 +118,9 @@ class Costs:
         """What cutting the windows takes besides, per output position: its inputs copied."""
         if step.kind not in _CUTTING:
             return 0.0
-        values = sum(self._values[node] for node in step.place.inputs if node in self._extents)
+        values = sum(self._values[node] for node in step.info.inputs if node in self._extents)
         copied = 2 * self._item * values / self.bytes_per_second + _FOUND
-        window = step.place.geometry
+        window = step.info.geometry
         read = window.stride[0] * window.stride[1] if isinstance(window, Window) else 1
         return read * copied
 
@@ -135,7 +135,7 @@ class Costs:
         """Predicted seconds of the untouched image's way through the network, maps kept."""
         seconds = self.image() + self._overhead(self._steps)
         for step in self._steps:
-            if step.keep and step.node in self._extents:
+            if step.cached and step.node in self._extents:
                 height, width = self._extents[step.node]
                 values = self._values[step.node] * height * width
                 seconds += self._call + 2 * self._item * values / self.bytes_per_second
