@@ -10,6 +10,21 @@ A message is one line: the offending value, what is accepted, and the remedy.
 import difflib
 from collections.abc import Iterable
 
+# What a network of the user's, or the file that builds it, may raise for reasons of its own.
+USER_CODE_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
 
 class CnnvizError(Exception):
     """The run, or one input of it, failed for a reason the user can do something about."""

@@ -21,21 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from cnnviz.core.errors import CnnvizError
+from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError
 from cnnviz.core.graph.call import Call
 from cnnviz.core.graph.geometry import Fixed, Geometry, Image, Mix
 from cnnviz.core.graph.operations import classify
 
-# What user code may raise when it is run with proxies or with a shape it did not expect.
-_FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 _BATCH = 2  # with one image, `squeeze` and `reshape` could not tell the batch from other axes
 
 
@@ -120,7 +110,7 @@ def trace(module: nn.Module) -> fx.GraphModule:
     tracer = _NamingTracer()
     try:
         graph = tracer.trace(module)
-    except _FAILURES as error:
+    except USER_CODE_ERRORS as error:
         reason = str(error).strip().split("\n")[0].split(". ")[0]
         raise Untraceable(f"{kind} cannot be traced ({reason or type(error).__name__})") from error
     required = [node for node in graph.find_nodes(op="placeholder") if not node.args]
@@ -194,7 +184,7 @@ def describe(
     try:
         with torch.inference_mode():
             result = describer.run(images)
-    except _FAILURES as error:
+    except USER_CODE_ERRORS as error:
         reason = str(error).strip().split("\n")[0]
         raise Untraceable(f"the network does not run on {size[0]}x{size[1]} ({reason})") from error
     if not isinstance(result, Tensor):

@@ -16,23 +16,9 @@ from types import ModuleType
 
 from torch import nn
 
-from cnnviz.core.errors import CnnvizError, UsageError, nearest
+from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, nearest
 
 CLASS_PARAMETERS = ("num_classes", "classes", "n_classes")
-
-_USER_CODE_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True)
@@ -62,7 +48,7 @@ class Factory:
         try:
             with _importable(self.folder):
                 module = self.function(**options)
-        except _USER_CODE_ERRORS as error:
+        except USER_CODE_ERRORS as error:
             raise CnnvizError(f"the factory '{self.name}' failed: {_where(error)}") from error
         if isinstance(module, nn.Module):
             return module
@@ -129,7 +115,7 @@ def find_factory(name: str) -> Factory:
     try:
         with _importable(folder):
             module = _import_file(path) if is_file else importlib.import_module(source)
-    except _USER_CODE_ERRORS as error:
+    except USER_CODE_ERRORS as error:
         raise UsageError(f"'{source}' cannot be imported: {_where(error)}") from error
     function = getattr(module, attribute, None)
     if not callable(function):

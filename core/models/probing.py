@@ -8,18 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
-from cnnviz.core.errors import CnnvizError
+from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError
 
 LUMINANCE = (0.299, 0.587, 0.114)
-PROBE_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 class GreyInput(nn.Module):
@@ -61,10 +52,10 @@ def probe(
 
     try:
         output = run(3)
-    except PROBE_ERRORS as error:
+    except USER_CODE_ERRORS as error:
         try:
             output = run(1)
-        except PROBE_ERRORS:
+        except USER_CODE_ERRORS:
             kind = str(dtype).removeprefix("torch.")
             raise CnnvizError(
                 f"{name} cannot run on an image of 3x{size[0]}x{size[1]} in {kind} on {device}: "

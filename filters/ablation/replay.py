@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from cnnviz.core.device import is_out_of_memory
-from cnnviz.core.errors import CnnvizError
+from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError
 from cnnviz.core.graph.program import Program
 from cnnviz.core.graph.trace import Untraceable, trace
 from cnnviz.core.models.layers import named_layers
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 MEMORY = 1 << 28
 MEMORY_OF_GPU = 1 << 33
 REHEARSED = 2
-
-# What a step may raise when it gets more rows than there are images.
-_FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
 
 
 def default_memory(device: torch.device) -> int:
@@ -126,7 +123,7 @@ class Replay:
         try:
             with torch.inference_mode():
                 kept = self._rehearse(self._prepared(first[:REHEARSED]))
-        except _FAILURES as error:
+        except USER_CODE_ERRORS as error:
             if isinstance(error, RuntimeError) and is_out_of_memory(error):
                 raise
             text = str(error).strip().split("\n")[0]
