@@ -62,7 +62,7 @@ def compile_steps(graph: Graph, layer: str | None = None) -> list[Step]:
         Untraceable: it has an operation on splits of maps that windows cannot follow.
     """
     program = Program(graph.module, reuse=True)
-    steps = {node: _step(graph, program, node) for node in graph.places}
+    steps = {node: _step(graph, program, node) for node in graph.info}
     for step in steps.values():
         for needed in _needed(graph, step):
             steps[needed].cached = True
@@ -75,7 +75,7 @@ def compile_steps(graph: Graph, layer: str | None = None) -> list[Step]:
 
 
 def _step(graph: Graph, program: Program, node: fx.Node) -> Step:
-    operation, info = program.operations[node], graph.places[node]
+    operation, info = program.operations[node], graph.info[node]
     name = name_of(graph.module, node)
     step = Step(**vars(operation), info=info, kind=_kind(name, info), free=name in FREE)
     if step.kind is Kind.SLIDE:
@@ -121,11 +121,11 @@ def _sliding(graph: Graph, program: Program, step: Step) -> Sliding:
 
 
 def _needed(graph: Graph, step: Step) -> list[fx.Node]:
-    """Nodes whose untouched map this step may cut from."""
+    """Nodes whose unchanged map this step may cut from."""
     if step.kind is Kind.CONCAT:
         return [step.node]
     if step.kind in (Kind.JOIN, Kind.SLIDE, Kind.MEAN, Kind.MIX):
-        return [m for m in step.info.inputs if graph.places[m].axes is not None]
+        return [m for m in step.info.inputs if graph.info[m].axes is not None]
     return []
 
 
@@ -134,7 +134,7 @@ def macs_of(step: Step, graph: Graph) -> float:
     if step.sliding is not None:
         return step.sliding.macs
     module = graph.module.get_submodule(step.info.layer) if step.info.layer else None
-    shapes = [graph.places[node].shape for node in (*step.info.inputs, step.node)]
+    shapes = [graph.info[node].shape for node in (*step.info.inputs, step.node)]
     if isinstance(module, nn.MultiheadAttention) and shapes[0] is not None:
         weights = sum(p.numel() for p in module.parameters() if isinstance(p, Tensor))
         return float(weights * shapes[0][1])
