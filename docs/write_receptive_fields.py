@@ -45,7 +45,7 @@ def fields_of(name: str) -> tuple[nn.Module, dict[str, ReceptiveField]]:
     side = SIZES.get(name, 224)
     graph = describe(trace(module), (side, side))
     by_node = node_fields(graph)
-    order = {node: index for index, node in enumerate(graph.places)}
+    order = {node: index for index, node in enumerate(graph.info)}
     named = sorted(graph.layers.items(), key=lambda item: order[item[1]])
     return module, {layer: by_node[node] for layer, node in named if node in by_node}
 

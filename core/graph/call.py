@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from cnnviz.core.graph.geometry import Geometry, Mix
+from cnnviz.core.graph.program import target_name
 
 Axes = tuple[int, int]
 Verdict = tuple[Geometry, Axes | None]
@@ -36,12 +37,7 @@ class Call:
     @property
     def name(self) -> str:
         """`relu` for torch.relu, F.relu, Tensor.relu_, operator and aten spellings alike."""
-        target = self.node.target
-        packet = getattr(target, "overloadpacket", target)
-        text = target if isinstance(target, str) else getattr(packet, "__name__", str(target))
-        if text.startswith("_"):
-            return text
-        return text.rstrip("_")
+        return target_name(self.node.target)
 
     def get(self, index: int, name: str, default: Any = None) -> Any:
         """An argument by position or by name."""

@@ -11,13 +11,10 @@ import copy
 import torch
 from torch import Tensor, fx, nn
 
+from cnnviz.core.graph.program import OUT_OF_PLACE, VIEWS, name_of, target_name, writes
 from cnnviz.core.graph.trace import Untraceable
 
 _DROPPED_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_VIEWS = (
-    "getitem", "chunk", "split", "permute", "transpose", "swapaxes", "unsqueeze", "squeeze", "view",
-    "reshape", "flatten", "unflatten", "expand", "detach", "contiguous",
-)  # fmt: skip
 _DROPPED_FUNCTIONS = ("dropout", "dropout2d", "stochastic_depth")
 
 
@@ -84,7 +81,9 @@ def _see_overwritten(module: fx.GraphModule) -> None:
         for user in list(target.users):
             if order[user] > order[node]:
                 user.replace_input_with(target, node)
-        while _is_view(target) and isinstance(target.args[0], fx.Node):
+        while name_of(module, target) in VIEWS and target.args:
+            if not isinstance(target.args[0], fx.Node):
+                break
             target = target.args[0]
             if any(order[user] > order[node] for user in target.users):
                 raise Untraceable(f"'{node.name}' overwrites a part of '{target.name}'")
@@ -95,16 +94,11 @@ def _overwrites(module: fx.GraphModule, node: fx.Node) -> bool:
         return False
     if node.op == "call_module":
         return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if node.op == "call_method" or name in ("iadd", "isub", "imul", "itruediv"):
-        return name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv")
+    if node.target in OUT_OF_PLACE or writes(node.target):
+        return True
+    name = target_name(node.target)
     second = node.args[1] if len(node.args) == 2 and name in ("relu", "silu") else False
     return node.op == "call_function" and (node.kwargs.get("inplace", second) is True)
-
-
-def _is_view(node: fx.Node) -> bool:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return node.op in ("call_method", "call_function") and name in _VIEWS
 
 
 def _is_noop(module: fx.GraphModule, node: fx.Node) -> bool:

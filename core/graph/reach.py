@@ -49,13 +49,13 @@ def spans(first_I: Ints, last_I: Ints, extent: int) -> Spans:
 def extents(graph: Graph) -> dict[fx.Node, tuple[int, int]]:
     """Rows and columns of every map in the network."""
     sizes: dict[fx.Node, tuple[int, int]] = {}
-    for node, place in graph.places.items():
-        if place.axes is None:
+    for node, info in graph.info.items():
+        if info.axes is None:
             continue
-        if place.shape is None:  # a split: several maps of its input's size
-            sizes[node] = sizes[place.inputs[0]]
+        if info.shape is None:  # a split: several maps of its input's size
+            sizes[node] = sizes[info.inputs[0]]
         else:
-            sizes[node] = (place.shape[place.axes[0]], place.shape[place.axes[1]])
+            sizes[node] = (info.shape[info.axes[0]], info.shape[info.axes[1]])
     return sizes
 
 
@@ -64,9 +64,9 @@ def reach(graph: Graph, axis: int, first_I: Ints, last_I: Ints) -> dict[fx.Node,
     sizes = extents(graph)
     reached: dict[fx.Node, Spans] = {}
     for node, size in sizes.items():
-        place, extent = graph.places[node], size[axis]
-        below = [reached[m] for m in place.inputs if m in reached]
-        match place.geometry:
+        info, extent = graph.info[node], size[axis]
+        below = [reached[m] for m in info.inputs if m in reached]
+        match info.geometry:
             case Image():
                 reached[node] = spans(first_I, last_I, extent)
             case Pointwise():

@@ -140,16 +140,16 @@ def receptive_fields(
 
 def node_fields(graph: Graph) -> dict[fx.Node, ReceptiveField]:
     """The receptive field of every node of a described network that depends on the image."""
-    shape = graph.places[graph.source].shape
+    shape = graph.info[graph.source].shape
     assert shape is not None  # noqa: S101 (told to mypy: the image is a tensor)
     fields: dict[fx.Node, ReceptiveField] = {}
-    for node, place in graph.places.items():
-        if isinstance(place.geometry, Fixed):
+    for node, info in graph.info.items():
+        if isinstance(info.geometry, Fixed):
             continue
-        inputs = [fields[source] for source in place.inputs]
+        inputs = [fields[source] for source in info.inputs]
         axes = (
-            _field(graph, node, place, 0, [field.rows for field in inputs]),
-            _field(graph, node, place, 1, [field.columns for field in inputs]),
+            _field(graph, node, info, 0, [field.rows for field in inputs]),
+            _field(graph, node, info, 1, [field.columns for field in inputs]),
         )
         fields[node] = ReceptiveField(*axes, input_size=(shape[2], shape[3]))
     return fields
@@ -168,36 +168,36 @@ def _clipped(axis: AxisField, unit: int) -> tuple[int, int]:
 
 
 def _field(
-    graph: Graph, node: fx.Node, place: NodeInfo, axis: int, inputs: list[AxisField]
+    graph: Graph, node: fx.Node, info: NodeInfo, axis: int, inputs: list[AxisField]
 ) -> AxisField:
     """One axis of one node, from those that it reads."""
-    geometry = place.geometry
-    count = place.shape[place.axes[axis]] if place.shape and place.axes else None
+    geometry = info.geometry
+    count = info.shape[info.axes[axis]] if info.shape and info.axes else None
     if isinstance(geometry, Image):
         return pixels(count or 0)
     if isinstance(geometry, Pointwise | Merge):
         return union(inputs)
     if isinstance(geometry, Window) and count is not None:
         return through_window(inputs[0], geometry, axis, count)
-    resample = _resampler(graph, node, place)
+    resample = _resampler(graph, node, info)
     if resample is not None and count is not None:
         return through_resampling(inputs[0], resample, axis)
     return everything(inputs, count)
 
 
-def _resampler(graph: Graph, node: fx.Node, place: NodeInfo) -> Callable[[Tensor], Tensor] | None:
+def _resampler(graph: Graph, node: fx.Node, info: NodeInfo) -> Callable[[Tensor], Tensor] | None:
     """Upsampling and uneven adaptive pooling as functions of a map of any size; else None."""
-    if place.layer is not None:
-        module = graph.module.get_submodule(place.layer)
+    if info.layer is not None:
+        module = graph.module.get_submodule(info.layer)
         return module if isinstance(module, _RESAMPLERS) else None
     name = _RESAMPLING_FUNCTIONS.get(node.target) if node.op == "call_function" else None
-    if name is None or place.shape is None:
+    if name is None or info.shape is None:
         return None
     options = dict(node.kwargs) | dict(
         zip((name, "scale_factor", "mode", "align_corners"), node.args[1:], strict=False)
     )
     if options.get(name) is not None:
-        options[name] = place.shape[2:]
+        options[name] = info.shape[2:]
     if any(isinstance(value, fx.Node) for value in options.values()):
         return None
     target = node.target

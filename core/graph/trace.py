@@ -7,8 +7,8 @@ of its axes are rows and columns, and its geometry (see
 a network's suffix stand on this.
 
     graph = describe(trace(model.module), (224, 224), device=model.device, dtype=...)
-    for node, place in graph.places.items():          # in order of execution
-        place.geometry, place.shape, place.axes, place.inputs
+    for node, info in graph.info.items():          # in order of execution
+        info.geometry, info.shape, info.axes, info.inputs
     graph.layers["layer1.0"]                           # the fx node whose value that layer puts out
 
 The module itself is left as it was: the graph module refers to its layers and parameters.
@@ -58,11 +58,11 @@ class NodeInfo:
 
 @dataclass(frozen=True)
 class Graph:
-    """A traced network with the place of every node (`output` left out).
+    """A traced network with what is known about every node (`output` left out).
 
     Attributes:
         module: the graph module; `module(images)` gives what the original gives.
-        places: node to place, in order of execution.
+        info: node to what is known about it, in order of execution.
         layers: dotted name of every layer that runs, leaf or not, to the node whose value it puts
             out (the last one, where a layer runs more than once).
         source: the node of the image.
@@ -70,7 +70,7 @@ class Graph:
     """
 
     module: fx.GraphModule
-    places: dict[fx.Node, NodeInfo]
+    info: dict[fx.Node, NodeInfo]
     layers: dict[str, fx.Node]
     source: fx.Node
     output: fx.Node
@@ -170,31 +170,31 @@ def _drop_defaults(graph: fx.Graph) -> None:
 
 
 class _Describer(fx.Interpreter):
-    """Runs the graph once and writes down the place of every node."""
+    """Runs the graph once and writes down what is known about every node."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
-        self.places: dict[fx.Node, NodeInfo] = {}
+        self.info: dict[fx.Node, NodeInfo] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         value = super().run_node(n)
         if n.op != "output":
-            self.places[n] = self._place(n, args, kwargs, value)
+            self.info[n] = self._info(n, args, kwargs, value)
         return value
 
-    def _place(
+    def _info(
         self, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any
     ) -> NodeInfo:
         layer = str(n.target) if n.op == "call_module" else None
         shape = _shape(value)
         if n.op == "placeholder" and not n.args:
             return NodeInfo(Image(), shape, (2, 3), (), None)
-        inputs = tuple(m for m in n.all_input_nodes if self.places[m].geometry != Fixed())
+        inputs = tuple(m for m in n.all_input_nodes if self.info[m].geometry != Fixed())
         if not inputs or not _holds_tensors(value):
             return NodeInfo(Fixed(), shape, None, (), layer)
         module = self.module.get_submodule(layer) if layer is not None else None
-        axes = {m: self.places[m].axes for m in inputs}
+        axes = {m: self.info[m].axes for m in inputs}
         if not any(axes.values()):
             return NodeInfo(Mix(), shape, None, inputs, layer)
         geometry, out_axes = classify(Call(n, module, args, kwargs, value, axes))
@@ -237,11 +237,11 @@ def describe(
         raise Untraceable(f"the network does not run on {size[0]}x{size[1]} ({reason})") from error
     if not isinstance(result, Tensor):
         raise Untraceable(f"the network returns {type(result).__name__}, not a tensor")
-    by_name = {node.name: node for node in describer.places}
+    by_name = {node.name: node for node in describer.info}
     named: dict[str, str] = traced.meta.get("layers", {})
     layers = {layer: by_name[name] for layer, name in named.items() if name in by_name}
     output = next(iter(traced.graph.find_nodes(op="output"))).args[0]
-    source = next(node for node, place in describer.places.items() if place.geometry == Image())
+    source = next(node for node, info in describer.info.items() if info.geometry == Image())
     if not isinstance(output, fx.Node):
         raise Untraceable("the network returns something that does not depend on the image")
-    return Graph(traced, describer.places, layers, source, output)
+    return Graph(traced, describer.info, layers, source, output)

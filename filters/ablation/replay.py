@@ -1,13 +1,14 @@
 """Many ablations of one network over the same images, each paying only for what it changes.
 
-`Replay` sends a batch of images through the network once, keeps the values that the parts behind
+`Replay` sends a batch of images through the network once, caches the values that the parts behind
 the ablated layers read, and runs these parts for many ablations together, within a budget of
-memory. A rehearsal on the first images finds out what to keep and how large it gets, and compares
+memory. A rehearsal on the first images finds out what to cache and how large it gets, and compares
 with whole passes (`cnnviz.filters.ablation.passes`); these serve wherever the network cannot be
 traced or the comparison fails. `ablation_passes` decides. Nothing touches the disk.
 Shapes: N images, G ablations, V ablations in all, C channels, K classes.
 """
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,10 +18,11 @@ from torch import Tensor, fx
 
 from cnnviz.core.device import is_out_of_memory
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError
-from cnnviz.core.graph.program import Base, CannotReplay, Program, run_base
+from cnnviz.core.graph.program import Program
 from cnnviz.core.graph.trace import Untraceable, trace
 from cnnviz.core.models.layers import named_layers
-from cnnviz.filters.ablation.lanes import lane_rules
+from cnnviz.filters.ablation.base import Base, CannotReplay, run_base
+from cnnviz.filters.ablation.changed_channels import changed_channel_rules
 from cnnviz.filters.ablation.passes import (
     IMAGES,
     AblationPasses,
@@ -53,15 +55,15 @@ class Block:
 
     Attributes:
         ablations: their places in the whole list.
-        suffix: what runs behind these layers; None for the untouched network.
-        lanes: (V,) the single channel of each; None where they change more than one.
-        masks: node to (V, C) bool and the fill of its layer; empty with `lanes`.
-        fill: of the lanes' layer.
+        suffix: what runs behind these layers; None for the unchanged network.
+        channels: (V,) the single channel of each; None where they change more than one.
+        masks: node to (V, C) bool and the fill of its layer; empty with `channels`.
+        fill: of the layer of `channels`.
     """
 
     ablations: range
     suffix: Suffix | None
-    lanes: Tensor | None
+    channels: Tensor | None
     masks: Mapping[fx.Node, tuple[Tensor, Tensor | None]]
     fill: Tensor | None
 
@@ -69,8 +71,8 @@ class Block:
         """The changes that some of the block's ablations make, by start node."""
         if self.suffix is None:
             return {}
-        if self.lanes is not None:
-            return {self.suffix.starts[0]: Change(None, self.lanes[part], self.fill)}
+        if self.channels is not None:
+            return {self.suffix.starts[0]: Change(None, self.channels[part], self.fill)}
         return {node: Change(mask[part], None, fill) for node, (mask, fill) in self.masks.items()}
 
 
@@ -82,7 +84,7 @@ class Replay:
         ablations: V of them.
         fills: what stands in for ablated channels.
         first: a few of the images, (N, 3, H, W), to rehearse on.
-        memory: bytes for kept values and for running suffixes, together.
+        memory: bytes for cached values and for running suffixes, together.
         images: images at a time; None to choose by `memory`.
 
     Raises:
@@ -107,10 +109,12 @@ class Replay:
         self.ablations = ablations
         self.fills = fills
         traced = trace(model.module)
+        if traced.graph.find_nodes(op="call_function", target=operator.setitem):
+            raise CannotReplay("it assigns to parts of a tensor")
         self.program = Program(traced)
         self._named = {node.name: node for node in self.program.nodes}
         self._outputs: dict[str, str] = traced.meta["layers"]
-        self.keep: set[fx.Node] = set()
+        self.cached: set[fx.Node] = set()
         self.blocks: list[Block] = []
         self.row_bytes: list[int] = []
         self.budget = memory // 2
@@ -118,7 +122,7 @@ class Replay:
         self._tried = 0
         try:
             with torch.inference_mode():
-                kept = self._rehearse(self._prepared(first[:REHEARSED]))
+                cached = self._rehearse(self._prepared(first[:REHEARSED]))
         except (CannotReplay, CnnvizError):
             raise
         except USER_CODE_ERRORS as error:
@@ -126,7 +130,7 @@ class Replay:
                 raise
             text = str(error).strip().split("\n")[0]
             raise CannotReplay(f"it does not bear several ablations at once ({text})") from error
-        largest = max([kept, *self.row_bytes, 1])
+        largest = max([cached, *self.row_bytes, 1])
         self.images = images or max(1, min(IMAGES, self.budget // largest))
 
     def run(self, images: Tensor, consume: Consume) -> None:
@@ -164,7 +168,7 @@ class Replay:
 
     def _run_part(self, images: Tensor, where: slice, progress: list[int], use: Consume) -> None:
         self._tried = 0
-        base = run_base(self.program, self._prepared(images), self.keep)
+        base = run_base(self.program, self._prepared(images), self.cached)
         for block, row_bytes in zip(self.blocks, self.row_bytes, strict=True):
             size = max(1, min(self.most, self.budget // max(row_bytes * base.images, 1)))
             for start in range(max(progress[0], block.ablations.start), block.ablations.stop, size):
@@ -212,12 +216,14 @@ class Replay:
         if not layers:
             return Block(ablations, None, None, {}, None)
         nodes = {layer: self._nodes(layer) for layer in layers}
-        suffix = Suffix(self.program, [n for found in nodes.values() for n in found], lane_rules)
+        suffix = Suffix(
+            self.program, [n for found in nodes.values() for n in found], changed_channel_rules
+        )
         own = [self.ablations[place] for place in ablations]
         if single and len(nodes[layers[0]]) == 1:
-            lanes = torch.tensor([channels[layers[0]][0] for channels in own])
+            numbers = torch.tensor([channels[layers[0]][0] for channels in own])
             fill = self.fills.get(layers[0])
-            return Block(ablations, suffix, lanes.to(self.model.device), {}, fill)
+            return Block(ablations, suffix, numbers.to(self.model.device), {}, fill)
         masks = {}
         for layer in layers:
             channels = shapes[nodes[layer][0]][1]
@@ -244,10 +250,10 @@ class Replay:
         return [self._named[self._outputs[layer]]]
 
     def _rehearse(self, images: Tensor) -> int:
-        """Finds out what to keep and how large it gets, and checks each block's outcome.
+        """Finds out what to cache and how large it gets, and checks each block's outcome.
 
         Returns:
-            Bytes of kept values per image.
+            Bytes of cached values per image.
         """
         base = run_base(self.program, images, None)
         self._compare(base.logits, {}, images)
@@ -262,13 +268,13 @@ class Replay:
             for place in range(count):
                 ablation = self.ablations[block.ablations[place]]
                 self._compare(run.logits[:, place], ablation, images)
-        self.keep = {node for node in base.values.read if node in base.shapes}
-        kept = sum(
+        self.cached = {node for node in base.values.read if node in base.shapes}
+        cached = sum(
             value.numel() * value.element_size()
-            for value in (base.values[node] for node in self.keep)
+            for value in (base.values[node] for node in self.cached)
             if isinstance(value, Tensor)
         )
-        return kept // len(images)
+        return cached // len(images)
 
     def _compare(self, logits: Tensor, channels: Channels, images: Tensor) -> None:
         expected = ablated_logits(self.model, images.contiguous(), channels, self.fills)

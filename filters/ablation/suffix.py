@@ -2,7 +2,7 @@
 
 A traced network splits at the ablated layer. What does not depend on it (the prefix, and whatever
 runs beside it) is the same for every ablation; it is computed once
-(`cnnviz.core.graph.program`) and the values that the suffix reads are kept. The suffix then runs
+(`cnnviz.filters.ablation.base`) and the values that the suffix reads are cached. It then runs
 for G ablations of N images together. Each value in it is one of two kinds:
 
     ChangedChannel  one channel per ablation is new, the rest is as in the base run: (N, G, ...),
@@ -26,14 +26,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from cnnviz.core.graph.program import (
-    IN_PLACE,
-    Base,
-    CannotReplay,
-    Program,
-    holds_tensors,
-    last_uses,
-)
+from cnnviz.core.graph.program import OUT_OF_PLACE, Program, last_uses
+from cnnviz.filters.ablation.base import Base, CannotReplay, holds_tensors
 
 
 @dataclass
@@ -66,13 +60,13 @@ class Change:
     """What G ablations do to one layer's output.
 
     Attributes:
-        mask: (G, C) bool, the channels that are replaced; None where `lane` says it.
-        lane: (G,) int64, the one channel that each ablation replaces; None where `mask` says it.
+        mask: (G, C) bool, the channels that are replaced; None where `channel` says it.
+        channel: (G,) int64, the one channel that each ablation replaces; None where `mask` says it.
         fill: (C,) what they are replaced with; None for zero.
     """
 
     mask: Tensor | None
-    lane: Tensor | None
+    channel: Tensor | None
     fill: Tensor | None
 
 
@@ -85,7 +79,7 @@ class Suffix:
     Args:
         program: the network.
         starts: the nodes whose values are changed.
-        rules: what keeps lanes lanes; asked for every node that reads one.
+        rules: what keeps a change within its channel; asked for every node that reads one.
     """
 
     def __init__(self, program: Program, starts: Sequence[fx.Node], rules: Rule) -> None:
@@ -110,7 +104,7 @@ class Run:
     """One run of a suffix: N images, G ablations.
 
     Attributes:
-        base: the untouched run.
+        base: the unchanged run.
         count: G.
         env: values of the suffix so far.
         peak: most bytes that its values took at any one time.
@@ -156,17 +150,15 @@ class Run:
             value = self.suffix.rules(self, node)
             if value is not None:
                 return value
-        if node.op == "output":
-            return FullRows(fx.node.map_arg(node.args[0], self.rows))
         merged = self._merged(node)
-        if merged is not None:
-            return FullRows(merged)
-        args = fx.node.map_arg(node.args, self.rows)
-        return FullRows(self.program.call(node, args, fx.node.map_arg(node.kwargs, self.rows)))
+        return FullRows(self._computed(node) if merged is None else merged)
+
+    def _computed(self, node: fx.Node) -> Any:
+        return self.program.operations[node].run(self.rows)
 
     def _merged(self, node: fx.Node) -> Tensor | None:
         """Arithmetic on rows and a base value, the latter broadcast instead of repeated."""
-        function = IN_PLACE.get(node.target, node.target)
+        function = OUT_OF_PLACE.get(node.target, node.target)
         if function not in (operator.add, operator.mul, torch.add, torch.mul) or node.kwargs:
             return None
         first, second = node.args
@@ -178,19 +170,19 @@ class Run:
         rows, value = self.rows(new), self.base.values[old]
         if not isinstance(value, Tensor) or value.shape[1:] != rows.shape[1:]:
             return None
-        lanes = torch.unflatten(rows, 0, (self.base.images, self.count))
-        merged: Tensor = function(lanes, value.unsqueeze(1))
+        parts = torch.unflatten(rows, 0, (self.base.images, self.count))
+        merged: Tensor = function(parts, value.unsqueeze(1))
         return merged.flatten(0, 1)
 
     def _change(self, node: fx.Node, change: Change) -> ChangedChannel | FullRows:
         batch = (self.base.images, self.count)
-        if change.lane is not None:
+        if change.channel is not None:
             value = self.base.values[node]
             new = value.new_zeros(*batch, *value.shape[2:])
             if change.fill is not None:
-                new += change.fill[change.lane].to(new.dtype).view(1, -1, 1, 1)
-            return ChangedChannel(new, change.lane)
-        assert change.mask is not None  # noqa: S101 (a change has a lane or a mask)
+                new += change.fill[change.channel].to(new.dtype).view(1, -1, 1, 1)
+            return ChangedChannel(new, change.channel)
+        assert change.mask is not None  # noqa: S101 (a change has a channel or a mask)
         mask = change.mask.view(1, *change.mask.shape, 1, 1)
         old: Tensor = self.rows(node)
         rows = old.clone() if node in self.env else old
@@ -246,8 +238,7 @@ class Run:
             length = self.base.shapes[source][0] * self.count
             shape = torch.Size([length, *self.base.shapes[source][1:]])
             return _shape_answer(node, shape)
-        args = fx.node.map_arg(node.args, self.rows)
-        return self.program.call(node, args, fx.node.map_arg(node.kwargs, self.rows))
+        return self._computed(node)
 
 
 def repeated(value: Tensor, count: int) -> Tensor:
@@ -281,10 +272,10 @@ def _shape_answer(node: fx.Node, shape: torch.Size) -> Any:
     raise CannotReplay(f"the attribute '{node.args[1]}' of a tensor")
 
 
-def shape_of_lane(run: Run, node: fx.Node) -> FullRows:
-    """The answer to a question for the shape of a lane, as its rows would give it."""
+def shape_of_changed(run: Run, node: fx.Node) -> FullRows:
+    """The answer to a question for the shape of a changed value, as its rows would give it."""
     source = node.args[0]
-    assert isinstance(source, fx.Node)  # noqa: S101 (asked only for nodes that read a lane)
+    assert isinstance(source, fx.Node)  # noqa: S101 (asked only for nodes that read one)
     shape = run.base.shapes[source]
     return FullRows(_shape_answer(node, torch.Size([shape[0] * run.count, *shape[1:]])))
 

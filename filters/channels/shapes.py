@@ -168,7 +168,7 @@ class LayerChannels:
                     device=model.device,
                     dtype=model.precision.dtype,
                 )
-                self._axes = {name: graph.places[node].axes for name, node in graph.layers.items()}
+                self._axes = {name: graph.info[node].axes for name, node in graph.layers.items()}
             except Untraceable:
                 self._axes = {}
         return self._axes

@@ -180,7 +180,7 @@ def _channel_axes(model: Model) -> dict[str, int]:
         return {}
     found = {}
     for name, node in graph.layers.items():
-        place = graph.places[node]
-        if place.axes is not None and place.shape is not None and len(place.shape) == 4:
-            found[name] = next(axis for axis in (1, 2, 3) if axis not in place.axes)
+        info = graph.info[node]
+        if info.axes is not None and info.shape is not None and len(info.shape) == 4:
+            found[name] = next(axis for axis in (1, 2, 3) if axis not in info.axes)
     return found

@@ -51,8 +51,8 @@ class FullEngine:
         network = self._network
         if network.device.type != "cpu":
             return DEVICE_BATCH
-        places = network.graph.places.values() if network.graph is not None else ()
-        sizes = [torch.Size(place.shape).numel() for place in places if place.shape is not None]
+        known = network.graph.info.values() if network.graph is not None else ()
+        sizes = [torch.Size(info.shape).numel() for info in known if info.shape is not None]
         fitting = CPU_MAP // (max(sizes, default=1) * network.dtype.itemsize)
         return max(1, min(CPU_BATCH, fitting))
 

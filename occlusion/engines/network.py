@@ -25,7 +25,7 @@ class Network:
 
     Attributes:
         module: images (N, 3, H, W) to logits (N, K), and to (logits, sums (N, C)) with a layer.
-        graph: the folded graph with the place of every node; None where tracing failed.
+        graph: the folded graph and what is known about every node; None where tracing failed.
         reason: why there is no graph.
         layer: the layer whose channel sums come out too.
         device: where it runs.
@@ -133,15 +133,15 @@ def _with_sums(graph: Graph, layer: str) -> fx.GraphModule:
     """The same graph, putting out (logits, channel sums of the layer)."""
     if layer not in graph.layers:
         raise not_run(layer)
-    place = graph.places[graph.layers[layer]]
-    if place.shape is None:
+    info = graph.info[graph.layers[layer]]
+    if info.shape is None:
         raise UsageError(f"layer '{layer}' puts out no tensor; name a layer inside it")
     tapped = fx.GraphModule(graph.module, copy.deepcopy(graph.module.graph))
     nodes = {node.name: node for node in tapped.graph.nodes}
     node = nodes[graph.layers[layer].name]
     # Summed on the spot: what follows may overwrite the layer's output in place.
     with tapped.graph.inserting_after(node):
-        sums = tapped.graph.call_function(channel_sums, (node, place.axes))
+        sums = tapped.graph.call_function(channel_sums, (node, info.axes))
     output = next(iter(tapped.graph.find_nodes(op="output")))
     output.args = ((output.args[0], sums),)
     tapped.recompile()

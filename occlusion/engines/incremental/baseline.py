@@ -1,14 +1,14 @@
-"""The untouched image's way through the network: what masked windows are cut from.
+"""The unchanged image's way through the network: what masked windows are cut from.
 
 Shapes: C channels, K classes, H W rows and columns.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
 
+from cnnviz.core.graph.program import run_operations
 from cnnviz.occlusion.engines.incremental.steps import Kind, Step
 from cnnviz.occlusion.engines.incremental.windows import CachedMap
 from cnnviz.occlusion.engines.network import channel_sums
@@ -16,7 +16,7 @@ from cnnviz.occlusion.engines.network import channel_sums
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
-    """The untouched image's way through the network.
+    """The unchanged image's way through the network.
 
     Attributes:
         maps: what windows are cut from.
@@ -34,27 +34,20 @@ class Baseline:
 def run_baseline(
     steps: list[Step], output: fx.Node, layer: fx.Node | None, image_13HW: Tensor
 ) -> Baseline:
-    """Runs every step on the whole image and keeps the maps that masks will need."""
-    env: dict[fx.Node, Any] = {}
+    """Runs every step on the whole image and caches the maps that masks will need."""
+    by_node = {step.node: step for step in steps}
     maps: dict[fx.Node, CachedMap] = {}
     means: dict[fx.Node, Tensor] = {}
-    sums = None
-    for step in steps:
-        node, place = step.node, step.place
-        env[node] = image_13HW if step.kind is Kind.SOURCE else run_step(step, env)
-        if step.keep and place.axes is not None:
-            maps[node] = CachedMap(env[node], place.axes)
+    sums: dict[fx.Node, Tensor] = {}
+
+    def keep(node: fx.Node, value: Any) -> None:
+        step = by_node[node]
+        if step.cached and step.info.axes is not None:
+            maps[node] = CachedMap(value, step.info.axes)
         if step.kind is Kind.MEAN:
-            means[node] = env[node].clone()
+            means[node] = value.clone()
         if node is layer:
-            sums = channel_sums(env[node], place.axes)
-        for dead in step.done:
-            del env[dead]
-    return Baseline(maps, means, env[output].float(), sums)
+            sums[node] = channel_sums(value, step.info.axes)
 
-
-def run_step(step: Step, values: Mapping[fx.Node, Any]) -> Any:
-    """The step's own operation on these values of its inputs."""
-    node = step.node
-    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
-    return step.call(*args, **kwargs)
+    logits: Tensor = run_operations(steps, image_13HW, keep)[output]
+    return Baseline(maps, means, logits.float(), sums.get(layer) if layer is not None else None)

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from cnnviz.core.graph.geometry import Fixed, Window
 from cnnviz.core.graph.reach import copied_from
 from cnnviz.core.graph.trace import Graph
-from cnnviz.occlusion.engines.incremental.baseline import Baseline, run_step
+from cnnviz.occlusion.engines.incremental.baseline import Baseline
 from cnnviz.occlusion.engines.incremental.schedule import Segment
 from cnnviz.occlusion.engines.incremental.sliding import Sliding
 from cnnviz.occlusion.engines.incremental.steps import Kind, Step
@@ -39,12 +39,12 @@ class Batch:
     def __init__(
         self,
         graph: Graph,
-        untouched: Baseline,
+        baseline: Baseline,
         boxes: Mapping[fx.Node, Box],
         count: int,
     ) -> None:
         """Windows of `count` masks at `boxes`, one `Box` for every map of the network."""
-        self._graph, self._untouched = graph, untouched
+        self._graph, self._baseline = graph, baseline
         self._boxes, self._count = boxes, count
         self._env: dict[fx.Node, Any] = {}
         self._sums: Tensor | None = None
@@ -93,7 +93,7 @@ class Batch:
         boxes = {box: box.part(positions) for box in set(self._boxes.values())}
         part = Batch(
             self._graph,
-            self._untouched,
+            self._baseline,
             {node: boxes[box] for node, box in self._boxes.items()},
             positions.stop - positions.start,
         )
@@ -116,7 +116,7 @@ class Batch:
             self._sums = torch.cat(sums)
 
     def _constant(self, node: fx.Node) -> bool:
-        return isinstance(self._graph.places[node].geometry, Fixed)
+        return isinstance(self._graph.info[node].geometry, Fixed)
 
     def _value(self, step: Step) -> Any:  # noqa: PLR0911
         if step.kind is Kind.FIXED:
@@ -142,26 +142,26 @@ class Batch:
         """Arithmetic on shapes sees maps of full size, whatever the windows are."""
 
         def value(node: fx.Node) -> Any:
-            place = self._graph.places[node]
-            if place.axes is None or place.shape is None:
+            info = self._graph.info[node]
+            if info.axes is None or info.shape is None:
                 return self._env[node]
             like = self._env.get(node)
             blank = torch.empty(1, dtype=getattr(like, "dtype", self._dtype), device=self._device)
-            return blank.expand(self._count, *place.shape[1:])
+            return blank.expand(self._count, *info.shape[1:])
 
         args, kwargs = fx.node.map_arg((step.node.args, dict(step.node.kwargs)), value)
         return step.call(*args, **kwargs)
 
     @property
     def _dtype(self) -> torch.dtype:
-        return next(iter(self._untouched.maps.values())).table.dtype
+        return next(iter(self._baseline.maps.values())).table.dtype
 
     @property
     def _device(self) -> torch.device:
-        return self._untouched.logits_1K.device
+        return self._baseline.logits_1K.device
 
     def _rows(self, node: fx.Node) -> Tensor | None:
-        value, axes = self._env[node], self._graph.places[node].axes
+        value, axes = self._env[node], self._graph.info[node].axes
         return None if value is None or axes is None else to_rows(value, axes)
 
     def _whole(self, node: fx.Node) -> Any:
@@ -169,68 +169,70 @@ class Batch:
         box, value = self._boxes.get(node), self._env[node]
         if box is None or (box.whole and value is not None):
             return value
-        kept = self._untouched.maps[node]
+        cached = self._baseline.maps[node]
         rows = self._rows(node)
         if rows is None:
-            return kept.whole(self._count)
-        return from_rows(paste_whole(kept, box, rows), kept.axes, kept.shape)
+            return cached.whole(self._count)
+        return from_rows(paste_whole(cached, box, rows), cached.axes, cached.shape)
 
     def _mix(self, step: Step) -> Any:
         values = {
-            node: self._whole(node) if node in step.place.inputs else self._env[node]
+            node: self._whole(node) if node in step.info.inputs else self._env[node]
             for node in step.node.all_input_nodes
         }
-        return run_step(step, values)
+        return step.run(values.__getitem__)
 
     def _mean(self, step: Step) -> Tensor:
         """A mean over all positions changes by the change of the sum over the window."""
-        source = step.place.inputs[0]
+        source = step.info.inputs[0]
         box, value = self._boxes[source], self._env[source]
         if box.whole and value is not None:
             return self._mix(step)  # type: ignore[no-any-return]
-        base = self._untouched.means[step.node]
+        base = self._baseline.means[step.node]
         rows = self._rows(source)
         if rows is None:
             return base.expand(self._count, *base.shape[1:])
-        kept = self._untouched.maps[source]
-        change = (_sums(rows) - kept.box_sums(box)) / (box.extent[0] * box.extent[1])
+        cached = self._baseline.maps[source]
+        change = (_sums(rows) - cached.box_sums(box)) / (box.extent[0] * box.extent[1])
         return base + change.to(base.dtype).view(self._count, *base.shape[1:])
 
     def _local(self, step: Step, box: Box) -> Any:
-        """As it is on windows; but a pool may know the size of its map, and would segment them."""
+        """As it is on windows; but a pool may know the size of its map, and would stretch them."""
         if step.sliding is None:
-            return run_step(step, self._env)
-        windows = self._env[step.place.inputs[0]]
+            return step.run(self._env.__getitem__)
+        windows = self._env[step.info.inputs[0]]
         out = step.sliding.compute(windows, box)
         return out.clone() if out is windows else out
 
     def _reshape(self, step: Step, box: Box) -> Tensor:
-        place = step.place
-        assert place.shape is not None and place.axes is not None  # noqa: S101, PT018
-        shape = [self._count, *place.shape[1:]]
-        shape[place.axes[0]], shape[place.axes[1]] = box.height, box.width
-        value: Tensor = self._env[place.inputs[0]]
+        info = step.info
+        assert info.shape is not None and info.axes is not None  # noqa: S101, PT018
+        shape = [self._count, *info.shape[1:]]
+        shape[info.axes[0]], shape[info.axes[1]] = box.height, box.width
+        value: Tensor = self._env[info.inputs[0]]
         return value.reshape(shape)
 
     def _slide(self, step: Step, box: Box) -> Tensor:
-        operation, source = step.sliding, step.place.inputs[0]
+        operation, source = step.sliding, step.info.inputs[0]
         assert operation is not None  # noqa: S101
         read = reading(operation.window, box)
-        kept, below = self._untouched.maps[source], self._boxes[source]
+        cached, below = self._baseline.maps[source], self._boxes[source]
         rows = self._rows(source)
         if operation.window.padding_mode != "zeros":
             origin = [
-                copied_from(read.numbers(a), kept.extent[a], operation.window.padding_mode)
+                copied_from(read.numbers(a), cached.extent[a], operation.window.padding_mode)
                 for a in (0, 1)
             ]
-            cut = cut_mapped(kept, (origin[0], origin[1]), below, rows)
+            cut = cut_mapped(cached, (origin[0], origin[1]), below, rows)
         else:
-            cut = cut_and_paste(kept, read, below, rows, lowest=operation.lowest)
+            cut = cut_and_paste(cached, read, below, rows, lowest=operation.lowest)
         if operation.fill:
-            _fill_outside(cut, read, kept.extent, operation)
+            _fill_outside(cut, read, cached.extent, operation)
         out = operation.compute(cut.permute(0, 3, 1, 2), box)
         return (
-            out if kept.axes == (2, 3) else from_rows(to_rows(out, (2, 3)), kept.axes, kept.shape)
+            out
+            if cached.axes == (2, 3)
+            else from_rows(to_rows(out, (2, 3)), cached.axes, cached.shape)
         )
 
     def _aligned(self, node: fx.Node, box: Box) -> Any:
@@ -240,9 +242,11 @@ class Batch:
             return self._fixed_map(node, box)
         if below.same(box) and self._env[node] is not None:
             return self._env[node]
-        kept = self._untouched.maps[node]
+        cached = self._baseline.maps[node]
         read = ReadWindow((box.top_N, box.left_N), (box.height, box.width))
-        return from_rows(cut_and_paste(kept, read, below, self._rows(node)), kept.axes, kept.shape)
+        return from_rows(
+            cut_and_paste(cached, read, below, self._rows(node)), cached.axes, cached.shape
+        )
 
     def _fixed_map(self, node: fx.Node, box: Box) -> Any:
         """A number, a constant per channel, or a parameter that is a map itself."""
@@ -250,13 +254,13 @@ class Batch:
         if not isinstance(value, Tensor) or tuple(value.shape[-2:]) != box.extent:
             return value
         full = value.view(*(1,) * (4 - value.dim()), *value.shape)
-        kept = CachedMap(full, (2, 3))
+        cached = CachedMap(full, (2, 3))
         read = ReadWindow((box.top_N, box.left_N), (box.height, box.width))
-        return from_rows(cut_and_paste(kept, read, box, None), (2, 3), kept.shape)
+        return from_rows(cut_and_paste(cached, read, box, None), (2, 3), cached.shape)
 
     def _join(self, step: Step, box: Box) -> Any:
         values = {node: self._aligned(node, box) for node in step.node.all_input_nodes}
-        return run_step(step, values)
+        return step.run(values.__getitem__)
 
     def _concatenate(self, step: Step, box: Box) -> Any:
         inputs = step.node.all_input_nodes
@@ -265,35 +269,35 @@ class Batch:
             b and b.same(box) and self._env[m] is not None
             for m, b in zip(inputs, boxes, strict=True)
         ):
-            return run_step(step, self._env)
-        kept = self._untouched.maps[step.node]
+            return step.run(self._env.__getitem__)
+        cached = self._baseline.maps[step.node]
         read = ReadWindow((box.top_N, box.left_N), (box.height, box.width))
-        joined = cut_and_paste(kept, read, box, None)
+        joined = cut_and_paste(cached, read, box, None)
         first = 0
         parts = step.node.args[0] if step.node.args else step.node.kwargs["tensors"]
         assert isinstance(parts, list | tuple)  # noqa: S101
         for node in parts:
             assert isinstance(node, fx.Node)  # noqa: S101
-            last = first + _channels(self._graph, node, kept.axes)
+            last = first + _channels(self._graph, node, cached.axes)
             rows = self._rows(node)
             if rows is not None and node in self._boxes:
                 for target, source in read.pastes(self._boxes[node]):
                     joined[(*target, slice(first, last))] = rows[source]
             first = last
-        return from_rows(joined, kept.axes, kept.shape)
+        return from_rows(joined, cached.axes, cached.shape)
 
     def _sum(self, step: Step, channel: int) -> Tensor:
         """The sum of one of the layer's maps, per position (N,)."""
         node, box = step.node, self._boxes.get(step.node)
-        value, base = self._env[node], self._untouched.sums_1C
+        value, base = self._env[node], self._baseline.sums_1C
         assert base is not None  # noqa: S101 (there is a layer)
         if value is None:
             return base[0, channel].expand(self._count)
         if box is None or box.whole:
-            return channel_sums(value, step.place.axes)[:, channel]
+            return channel_sums(value, step.info.axes)[:, channel]
         rows = self._rows(node)
         assert rows is not None  # noqa: S101 (it has a box)
-        changed = _sums(rows) - self._untouched.maps[node].box_sums(box)
+        changed = _sums(rows) - self._baseline.maps[node].box_sums(box)
         return base[0, channel] + changed[:, channel].float()
 
 
@@ -326,7 +330,7 @@ def _fill_outside(
 
 
 def _channels(graph: Graph, node: fx.Node, axes: tuple[int, int]) -> int:
-    shape = graph.places[node].shape
+    shape = graph.info[node].shape
     assert shape is not None  # noqa: S101
     return int(np.prod([size for axis, size in enumerate(shape) if axis not in (0, *axes)]))
 

@@ -76,7 +76,7 @@ class Costs:
                 self.rest += seconds
 
     def _module(self, step: Step) -> nn.Module | None:
-        layer = step.place.layer
+        layer = step.info.layer
         return None if layer is None else self._graph.module.get_submodule(layer)
 
     def _overhead(self, steps: Iterable[Step], sizes: Sizes | None = None) -> float:
@@ -90,7 +90,7 @@ class Costs:
         return seconds
 
     def _weight_bytes(self, step: Step) -> float:
-        """ReadWindow once per batch, however small it is; minimal filtering has more of them."""
+        """Read once per batch, however small it is; minimal filtering has more of them."""
         module = self._module(step)
         if module is None:
             return 0.0
@@ -105,12 +105,12 @@ class Costs:
         return macs / self.macs_per_second + self._bytes(step) / self.bytes_per_second
 
     def _bytes(self, step: Step) -> float:
-        """ReadWindow and written per output position."""
+        """Read and written per output position."""
         if step.free:
             return 0.0
         height, width = self._extents.get(step.node, (1, 1))
         values = self._values[step.node]
-        for node in step.place.inputs:
+        for node in step.info.inputs:
             values += self._values[node] / (1 if node in self._extents else height * width)
         return self._item * values
 
@@ -118,9 +118,9 @@ class Costs:
         """What cutting the windows takes besides, per output position: its inputs copied."""
         if step.kind not in _CUTTING:
             return 0.0
-        values = sum(self._values[node] for node in step.place.inputs if node in self._extents)
+        values = sum(self._values[node] for node in step.info.inputs if node in self._extents)
         copied = 2 * self._item * values / self.bytes_per_second + _FOUND
-        window = step.place.geometry
+        window = step.info.geometry
         read = window.stride[0] * window.stride[1] if isinstance(window, Window) else 1
         return read * copied
 
@@ -131,23 +131,23 @@ class Costs:
             for node, weight in self._whole.items()
         )
 
-    def _untouched(self) -> float:
-        """Predicted seconds of the untouched image's way through the network, maps kept."""
+    def _baseline(self) -> float:
+        """Predicted seconds of the unchanged image's way through the network, maps cached."""
         seconds = self.image() + self._overhead(self._steps)
         for step in self._steps:
-            if step.keep and step.node in self._extents:
+            if step.cached and step.node in self._extents:
                 height, width = self._extents[step.node]
                 values = self._values[step.node] * height * width
                 seconds += self._call + 2 * self._item * values / self.bytes_per_second
         return seconds
 
     def full(self, positions: int, batch_size: int) -> float:
-        """Predicted seconds of the full engine, the untouched image included."""
+        """Predicted seconds of the full engine, the unchanged image included."""
         batches = 1 + -(-positions // batch_size)
         return (1 + positions) * self.image() + batches * self._overhead(self._steps)
 
     def compiling(self, groups: int) -> float:
-        """Predicted seconds for kernels that are not kept from one image to the next."""
+        """Predicted seconds for kernels that are not cached from one image to the next."""
         kernels = groups * self._kernels
         return kernels * _COMPILED if kernels > _KEPT_KERNELS else 0.0
 
@@ -159,13 +159,13 @@ class Costs:
         )
 
     def incremental(self, groups: Iterable[tuple[int, Sizes, Schedule]]) -> float:
-        """Predicted seconds of the incremental engine, the untouched image included.
+        """Predicted seconds of the incremental engine, the unchanged image included.
 
         Args:
             groups: of each its number of positions, the sizes of its windows, and its schedule.
         """
         groups = list(groups)
-        seconds = self._untouched() + self.compiling(len(groups))
+        seconds = self._baseline() + self.compiling(len(groups))
         for count, sizes, schedule in groups:
             seconds += count * self.rest
             for node, weight in self.weight.items():

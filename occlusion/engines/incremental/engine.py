@@ -1,7 +1,7 @@
 """The incremental engine: the same numbers as the full one, computing only what a mask changes.
 
-The untouched image runs once and its maps are kept. For a batch of masks, each layer gets the
-windows that the masks can reach, cut from the kept maps with the halo that the layer reads, with
+The unchanged image runs once and its maps are cached. For a batch of masks, each layer gets the
+windows that the masks can reach, cut from the cached maps with the halo that the layer reads, with
 the changed part of the layer before pasted in. Where the windows have grown to the whole map, or
 an operation mixes all positions, the batch goes on with whole maps.
 Shapes: N positions of a batch, P positions, C channels, K classes, H W rows and columns.
@@ -99,18 +99,18 @@ class IncrementalEngine:
         """
         network = self._network
         image, fill = (t.to(network.device, network.dtype) for t in (image_3HW, fill_3HW))
-        untouched = run_baseline(
+        baseline = run_baseline(
             self._steps,
             self._graph.output,
             self._layer,
             image[None].contiguous(memory_format=torch.channels_last),
         )
         boxes = boxes_P4.cpu().numpy()
-        sheet = ScoreSheet(len(boxes), untouched.logits_1K, untouched.sums_1C)
+        sheet = ScoreSheet(len(boxes), baseline.logits_1K, baseline.sums_1C)
         groups, axes = self.plan(boxes)
         for group in groups:
             for positions, logits, sums in self._group(
-                untouched, (image, fill), group, axes, boxes, sheet.channel
+                baseline, (image, fill), group, axes, boxes, sheet.channel
             ):
                 sheet.write(positions, logits, sums)
                 progress(len(positions))
@@ -120,7 +120,7 @@ class IncrementalEngine:
 
     def _group(
         self,
-        untouched: Baseline,
+        baseline: Baseline,
         pictures: tuple[Tensor, Tensor],
         group: Group,
         axes: tuple[AxisReach, AxisReach],
@@ -134,10 +134,10 @@ class IncrementalEngine:
 
         def batch(part: slice) -> None:
             positions = group.positions_N[part]
-            places = self._places(group, axes, positions)
-            source = places[self._graph.source]
+            map_boxes = self._map_boxes(group, axes, positions)
+            source = map_boxes[self._graph.source]
             windows = source_windows(*pictures, source, boxes_P4[positions])
-            run = Batch(self._graph, untouched, places, len(positions))
+            run = Batch(self._graph, baseline, map_boxes, len(positions))
             logits, sums = run.run(schedule.segments, self._layer, windows, channel)
             index = torch.from_numpy(positions).to(logits.device)
             results.append((index, logits, sums))
@@ -146,14 +146,14 @@ class IncrementalEngine:
             yield from results
             results.clear()
 
-    def _places(
+    def _map_boxes(
         self, group: Group, axes: tuple[AxisReach, AxisReach], positions_N: Ints
     ) -> dict[fx.Node, Box]:
         """The boxes of every map; maps with the same reach share one."""
         rows, columns = axes
         row_N, column_N = rows.number_P[positions_N], columns.number_P[positions_N]
         shared: dict[tuple[int, int, tuple[int, int]], Box] = {}
-        places = {}
+        map_boxes = {}
         for node, extent in extents(self._graph).items():
             height, width = group.sizes[node]
             tall, wide = rows.spans[node], columns.spans[node]
@@ -162,5 +162,5 @@ class IncrementalEngine:
                 top = np.minimum(tall.first_I[row_N], extent[0] - height)
                 left = np.minimum(wide.first_I[column_N], extent[1] - width)
                 shared[key] = Box(height, width, top, left, extent)
-            places[node] = shared[key]
-        return places
+            map_boxes[node] = shared[key]
+        return map_boxes

@@ -65,11 +65,11 @@ def reach_of_boxes(graph: Graph, boxes_P4: Ints) -> tuple[AxisReach, AxisReach]:
 def _alike(graph: Graph, axis: int, spans: dict[fx.Node, Spans]) -> Ints:
     offsets: list[Ints] = []
     for node, reached in spans.items():
-        place = graph.places[node]
-        stride = place.geometry.stride[axis] if isinstance(place.geometry, Window) else 1
+        info = graph.info[node]
+        stride = info.geometry.stride[axis] if isinstance(info.geometry, Window) else 1
         offsets += [
             stride * reached.first_I - spans[below].first_I
-            for below in place.inputs
+            for below in info.inputs
             if below in spans and spans[below] is not reached
         ]
     if not offsets:

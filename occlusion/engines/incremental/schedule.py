@@ -59,8 +59,8 @@ def values_per_position(graph: Graph) -> dict[fx.Node, float]:
     """Numbers that each node puts out per position of its map; all of them where it has no map."""
     sizes = extents(graph)
     values = {}
-    for node, place in graph.places.items():
-        count = float(torch.Size(place.shape).numel()) if place.shape is not None else 0.0
+    for node, info in graph.info.items():
+        count = float(torch.Size(info.shape).numel()) if info.shape is not None else 0.0
         height, width = sizes.get(node, (1, 1))
         values[node] = count / max(1, height * width)
     return values
@@ -169,5 +169,5 @@ def _borders(graph: Graph, steps: list[Step]) -> list[int]:
 
 
 def _splits(graph: Graph, node: fx.Node) -> bool:
-    place = graph.places[node]
-    return place.axes is not None and place.shape is not None and 0 not in place.axes
+    info = graph.info[node]
+    return info.axes is not None and info.shape is not None and 0 not in info.axes

@@ -1,6 +1,6 @@
-"""Windows cut from kept maps, and changed windows pasted over them.
+"""Windows cut from cached maps, and changed windows pasted over them.
 
-A map is kept as a table of its positions, row-major, with all channels of a position side by side
+A map is cached as a table of its positions, row-major, with all channels of a position side by side
 (channels-last memory), and two more rows at the end: zeros, and minus infinity, which padding
 reads. Cutting the windows of a whole batch is then one `index_select`, whatever their places, and
 pasting is one strided copy for each run of windows with the same relative place.
@@ -79,7 +79,7 @@ def from_rows(rows_NhwC: Tensor, axes: Axes, shape: tuple[int, ...]) -> Tensor:
 
 
 class CachedMap:
-    """A map of the untouched image, ready to be cut.
+    """A map of the unchanged image, ready to be cut.
 
     Attributes:
         table: (H·W + 2, C): positions row by row, a row of zeros, a row of minus infinity.
@@ -109,7 +109,7 @@ class CachedMap:
         return corners.view(-1, values.shape[2])
 
     def box_sums(self, box: Box) -> Tensor:
-        """Sum of the untouched map over each window, (N, C)."""
+        """Sum of the unchanged map over each window, (N, C)."""
         width = self.extent[1] + 1
         top, left = box.top_N * width, box.left_N
         bottom, right = (box.top_N + box.height) * width, box.left_N + box.width
@@ -192,16 +192,16 @@ class ReadWindow:
 
 
 def cut_and_paste(
-    kept: CachedMap,
+    cached: CachedMap,
     read: ReadWindow,
     box: Box,
     changed_NhwC: Tensor | None,
     *,
     lowest: bool = False,
 ) -> Tensor:
-    """What the windows read: the untouched map, with the changed windows over it."""
-    rows, columns = read.indices(kept.extent, kept.table.device)
-    cut = kept.cut(rows, columns, lowest=lowest)
+    """What the windows read: the unchanged map, with the changed windows over it."""
+    rows, columns = read.indices(cached.extent, cached.table.device)
+    cut = cached.cut(rows, columns, lowest=lowest)
     if changed_NhwC is not None:
         for target, source in read.pastes(box):
             cut[target] = changed_NhwC[source]
@@ -209,36 +209,36 @@ def cut_and_paste(
 
 
 def cut_mapped(
-    kept: CachedMap, origin: tuple[Ints, Ints], box: Box, changed_NhwC: Tensor | None
+    cached: CachedMap, origin: tuple[Ints, Ints], box: Box, changed_NhwC: Tensor | None
 ) -> Tensor:
     """The same where padding shows copies of the map.
 
     `origin` names for each row (N, h) and column (N, w) that is read the one it is a copy of;
     -1 stands for zeros.
     """
-    device, (height, width) = kept.table.device, kept.extent
+    device, (height, width) = cached.table.device, cached.extent
     (rows, columns), positions = origin, height * width
     base = np.where(rows < 0, positions, rows * width)[:, :, None]
     base = np.minimum(base + np.where(columns < 0, positions, columns)[:, None, :], positions)
     if changed_NhwC is None:
         index = torch.from_numpy(base).to(device)
-        return kept.table.index_select(0, index.view(-1)).view(*base.shape, -1)
+        return cached.table.index_select(0, index.view(-1)).view(*base.shape, -1)
     y, x = rows - box.top_N[:, None], columns - box.left_N[:, None]
     inside_y, inside_x = (y >= 0) & (y < box.height), (x >= 0) & (x < box.width)
     number = np.arange(len(rows))[:, None, None] * (box.height * box.width)
-    place = number + (y * box.width)[:, :, None] + x[:, None, :] + len(kept.table)
+    place = number + (y * box.width)[:, :, None] + x[:, None, :] + len(cached.table)
     inside = inside_y[:, :, None] & inside_x[:, None, :]
     index = torch.from_numpy(np.where(inside, place, base)).to(device)
-    both = torch.cat([kept.table, changed_NhwC.reshape(-1, kept.table.shape[1])])
+    both = torch.cat([cached.table, changed_NhwC.reshape(-1, cached.table.shape[1])])
     return both.index_select(0, index.view(-1)).view(*base.shape, -1)
 
 
-def paste_whole(kept: CachedMap, box: Box, changed_NhwC: Tensor) -> Tensor:
-    """Whole maps with the changed windows over the untouched map, (N, H, W, C)."""
-    height, width = kept.extent
+def paste_whole(cached: CachedMap, box: Box, changed_NhwC: Tensor) -> Tensor:
+    """Whole maps with the changed windows over the unchanged map, (N, H, W, C)."""
+    height, width = cached.extent
     zeros = np.zeros(len(box.top_N), dtype=np.int64)
     read = ReadWindow((zeros, zeros), (height, width))
-    table = kept.table[:-2].view(1, height, width, -1)
+    table = cached.table[:-2].view(1, height, width, -1)
     maps = table.expand(len(zeros), -1, -1, -1).clone(memory_format=torch.contiguous_format)
     for target, source in read.pastes(box):
         maps[target] = changed_NhwC[source]

@@ -156,16 +156,16 @@ def test_what_mixes_positions_reaches_everything(module: nn.Module) -> None:
 
 def test_geometry_of_a_small_network_is_told_node_by_node() -> None:
     graph = describe(trace(Net().eval()), SIZE)
-    geometry = {place.layer: place.geometry for place in graph.places.values() if place.layer}
+    geometry = {info.layer: info.geometry for info in graph.info.values() if info.layer}
     sides = ((2, 2), (2, 2))
     assert geometry["stem"] == Window((5, 5), (2, 2), sides)
     assert geometry["block.conv1"] == Window((3, 3), padding=((1, 1), (1, 1)))
     assert geometry["block.bn1"] == Pointwise()
     assert geometry["pool"] == Mix(mean=True)
     assert geometry["head"] == Mix()
-    assert Merge() in {place.geometry for place in graph.places.values()}
-    assert graph.places[graph.layers["stem"]].shape == (1, 3, 7, 9)
-    assert graph.places[graph.layers["pool"]].shape == (1, 3, 1, 1)
+    assert Merge() in {info.geometry for info in graph.info.values()}
+    assert graph.info[graph.layers["stem"]].shape == (1, 3, 7, 9)
+    assert graph.info[graph.layers["pool"]].shape == (1, 3, 1, 1)
 
 
 def test_window_reads_and_reaches_are_inverse() -> None:
@@ -201,7 +201,7 @@ def test_layers_leaf_and_composite_are_found_by_name() -> None:
 
 def test_parameters_and_shapes_are_fixed() -> None:
     graph = graph_of(function(lambda x: x.reshape(x.shape[0], -1) + torch.ones(1)))
-    kinds = {node.name: place.geometry for node, place in graph.places.items()}
+    kinds = {node.name: info.geometry for node, info in graph.info.items()}
     assert kinds["getattr_1"] == Fixed()
     assert kinds["getitem"] == Fixed()
     assert kinds["reshape"] == Mix()

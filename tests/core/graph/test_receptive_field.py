@@ -97,7 +97,7 @@ def check_against_gradients(
     traced = trace(module)
     graph = describe(traced, size, channels=channels, dtype=torch.float64)
     fields = node_fields(graph)
-    maps = [(n, p) for n, p in graph.places.items() if p.axes == (2, 3) and p.shape and n in fields]
+    maps = [(n, p) for n, p in graph.info.items() if p.axes == (2, 3) and p.shape and n in fields]
     chosen = dict([*maps[::every], maps[-1]])
     average_for_maximum(traced)
     generator = torch.Generator().manual_seed(1)

@@ -1,14 +1,15 @@
 """Which operations keep a change within its channel, and what the first one that does not adds.
 
-`lane_rules` answers, for a step of the suffix that reads a lane (`cnnviz.filters.ablation.suffix`):
+`changed_channel_rules` answers, for a step of the suffix (`cnnviz.filters.ablation.suffix`) that
+reads a changed channel:
 
 - batch norm, activations, pooling, depthwise convolution and the spatial mean work on the gathered
-  channels as if they were the map's own: the answer is a lane again;
+  channels as if they were the map's own: the answer is a changed channel again;
 - adding or multiplying by a base value takes that value's same channels; concatenating shifts them;
 - flattening keeps each channel as a block of columns;
 - a convolution or linear layer is linear in its input, so its result is the base result plus what
   it makes of the one changed channel: the answer is rows;
-- for anything else the answer is None, and the lane is written out in full.
+- for anything else the answer is None, and the change is written out in full.
 """
 
 import operator
@@ -18,13 +19,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its customary name)
 from torch import Tensor, fx, nn
 
-from cnnviz.core.graph.program import IN_PLACE
+from cnnviz.core.graph.program import OUT_OF_PLACE, target_name
 from cnnviz.filters.ablation.suffix import (
     ChangedChannel,
     FullRows,
     Run,
     is_channels_last,
-    shape_of_lane,
+    shape_of_changed,
 )
 
 ELEMENTWISE_MODULES = (
@@ -47,15 +48,15 @@ ARITHMETIC = (
 )  # fmt: skip
 
 
-def lane_rules(run: Run, node: fx.Node) -> ChangedChannel | FullRows | None:
-    """What a step makes of the lane it reads; None where the lane has to be written out."""
+def changed_channel_rules(run: Run, node: fx.Node) -> ChangedChannel | FullRows | None:
+    """What a step makes of the changed channel it reads; None where that is written out in full."""
     if node.op == "call_module":
         return _module(run, node)
     if node.op not in ("call_function", "call_method"):
         return None
     if node.target in ("size", getattr):
-        return shape_of_lane(run, node)
-    target = IN_PLACE.get(node.target, node.target)
+        return shape_of_changed(run, node)
+    target = OUT_OF_PLACE.get(node.target, node.target)
     if target in ARITHMETIC or node.target in ("add", "mul", "sub", "div"):
         return _arithmetic(run, node)
     if target in (torch.cat, torch.concat):
@@ -65,86 +66,87 @@ def lane_rules(run: Run, node: fx.Node) -> ChangedChannel | FullRows | None:
 
 def _function(run: Run, node: fx.Node) -> ChangedChannel | None:
     """Functions and methods of one map."""
-    lane = _only_lane(run, node)
-    if lane is None:
+    changed = _only_changed(run, node)
+    if changed is None:
         return None
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = target_name(node.target)
     pools = node.target in POOLING_FUNCTIONS or name in POOLING_NAMES
-    if name.rstrip("_") in ELEMENTWISE_NAMES or (pools and not lane.flat):
-        return _applied(run, node, lane)
+    if name in ELEMENTWISE_NAMES or (pools and not changed.flat):
+        return _applied(run, node, changed)
     rule = _SHAPING.get(name)
-    return rule(run, node, lane) if rule is not None else None
+    return rule(run, node, changed) if rule is not None else None
 
 
-def _only_lane(run: Run, node: fx.Node) -> ChangedChannel | None:
-    """The lane that is a step's first argument, if its others are numbers or shapes."""
+def _only_changed(run: Run, node: fx.Node) -> ChangedChannel | None:
+    """The changed channel that is a step's first argument, if its others are numbers or shapes."""
     first, *others = node.args
-    lane = run.env.get(first) if isinstance(first, fx.Node) else None
+    changed = run.env.get(first) if isinstance(first, fx.Node) else None
     reads_more = any(
         isinstance(run.env.get(n), ChangedChannel) or n in run.base.shapes
         for n in node.all_input_nodes
         if n is not first
     )
     repeated = any(other is first for other in others)
-    return lane if isinstance(lane, ChangedChannel) and not reads_more and not repeated else None
+    alone = not reads_more and not repeated
+    return changed if isinstance(changed, ChangedChannel) and alone else None
 
 
-def _applied(run: Run, node: fx.Node, lane: ChangedChannel) -> ChangedChannel | None:
+def _applied(run: Run, node: fx.Node, changed: ChangedChannel) -> ChangedChannel | None:
     if any(isinstance(other, fx.Node) for other in node.args[1:]):
         return None
-    values = run.program.call(node, [lane.values, *node.args[1:]], node.kwargs)
-    return ChangedChannel(values, lane.channels) if isinstance(values, Tensor) else None
+    values = run.program.operations[node].call(changed.values, *node.args[1:], **node.kwargs)
+    return ChangedChannel(values, changed.channels) if isinstance(values, Tensor) else None
 
 
 def _module(run: Run, node: fx.Node) -> ChangedChannel | FullRows | None:
-    module, lane = run.program.modules[str(node.target)], _only_lane(run, node)
-    if lane is None or len(node.args) != 1 or node.kwargs:
+    module, changed = run.program.operations[node].call, _only_changed(run, node)
+    if changed is None or len(node.args) != 1 or node.kwargs:
         return None
     kind = type(module)
-    if kind in ELEMENTWISE_MODULES or (kind in POOLING_MODULES and not lane.flat):
-        return _applied(run, node, lane)
+    if kind in ELEMENTWISE_MODULES or (kind in POOLING_MODULES and not changed.flat):
+        return _applied(run, node, changed)
     rule = _LAYERS.get(kind)
-    return rule(run, node, module, lane) if rule is not None else None
+    return rule(run, node, module, changed) if rule is not None else None
 
 
 def _batch_norm(
-    _run: Run, _node: fx.Node, module: nn.BatchNorm2d, lane: ChangedChannel
+    _run: Run, _node: fx.Node, module: nn.BatchNorm2d, changed: ChangedChannel
 ) -> ChangedChannel | None:
-    if module.running_mean is None or module.running_var is None or module.training or lane.flat:
+    if module.running_mean is None or module.running_var is None or module.training or changed.flat:
         return None
     values = F.batch_norm(
-        lane.values,
-        module.running_mean[lane.channels],
-        module.running_var[lane.channels],
-        None if module.weight is None else module.weight[lane.channels],
-        None if module.bias is None else module.bias[lane.channels],
+        changed.values,
+        module.running_mean[changed.channels],
+        module.running_var[changed.channels],
+        None if module.weight is None else module.weight[changed.channels],
+        None if module.bias is None else module.bias[changed.channels],
         eps=module.eps,
     )
-    return ChangedChannel(values, lane.channels)
+    return ChangedChannel(values, changed.channels)
 
 
-def _delta(run: Run, node: fx.Node, lane: ChangedChannel) -> Tensor:
-    """By how much the lane that a step reads differs from the base value."""
+def _delta(run: Run, node: fx.Node, changed: ChangedChannel) -> Tensor:
+    """By how much the changed channel that a step reads differs from the base value."""
     source = node.args[0]
-    assert isinstance(source, fx.Node)  # noqa: S101 (it is what `_only_lane` found)
+    assert isinstance(source, fx.Node)  # noqa: S101 (it is what `_only_changed` found)
     base: Tensor = run.base.values[source]
-    if lane.flat:
-        base = torch.unflatten(base, 1, (-1, lane.values.shape[2]))
-    return lane.values - base[:, lane.channels]
+    if changed.flat:
+        base = torch.unflatten(base, 1, (-1, changed.values.shape[2]))
+    return changed.values - base[:, changed.channels]
 
 
 def _convolution(
-    run: Run, node: fx.Node, module: nn.Conv2d, lane: ChangedChannel
+    run: Run, node: fx.Node, module: nn.Conv2d, changed: ChangedChannel
 ) -> ChangedChannel | FullRows | None:
-    if lane.flat or module.padding_mode != "zeros" or isinstance(module.padding, str):
+    if changed.flat or module.padding_mode != "zeros" or isinstance(module.padding, str):
         return None
     if module.groups == module.in_channels == module.out_channels:
-        return _depthwise(module, lane)
+        return _depthwise(module, changed)
     if module.groups != 1:
         return None
-    delta = _delta(run, node, lane)
+    delta = _delta(run, node, changed)
     images, count, height, width = delta.shape
-    weight = module.weight[:, lane.channels].transpose(0, 1).flatten(2)  # (G, O, kernel)
+    weight = module.weight[:, changed.channels].transpose(0, 1).flatten(2)  # (G, O, kernel)
     if module.kernel_size == (1, 1) and module.padding == (0, 0):
         rows, columns = module.stride
         patches = delta[:, :, ::rows, ::columns].flatten(2).unsqueeze(2)
@@ -162,25 +164,25 @@ def _convolution(
     return FullRows(added.view(images * count, *last.shape[1:]).permute(0, 3, 1, 2))
 
 
-def _depthwise(module: nn.Conv2d, lane: ChangedChannel) -> ChangedChannel:
+def _depthwise(module: nn.Conv2d, changed: ChangedChannel) -> ChangedChannel:
     values = F.conv2d(
-        lane.values,
-        module.weight[lane.channels],
-        None if module.bias is None else module.bias[lane.channels],
+        changed.values,
+        module.weight[changed.channels],
+        None if module.bias is None else module.bias[changed.channels],
         module.stride,
         module.padding,
         module.dilation,
-        groups=len(lane.channels),
+        groups=len(changed.channels),
     )
-    return ChangedChannel(values, lane.channels)
+    return ChangedChannel(values, changed.channels)
 
 
-def _linear(run: Run, node: fx.Node, module: nn.Linear, lane: ChangedChannel) -> FullRows | None:
-    if not lane.flat:
+def _linear(run: Run, node: fx.Node, module: nn.Linear, changed: ChangedChannel) -> FullRows | None:
+    if not changed.flat:
         return None
-    delta = _delta(run, node, lane)
+    delta = _delta(run, node, changed)
     columns = torch.unflatten(module.weight, 1, (-1, delta.shape[2]))
-    weight = columns[:, lane.channels]  # (O, G, B)
+    weight = columns[:, changed.channels]  # (O, G, B)
     base: Tensor = run.base.values[node]
     if delta.shape[2] == 1:
         added = delta * weight[:, :, 0].T
@@ -190,9 +192,9 @@ def _linear(run: Run, node: fx.Node, module: nn.Linear, lane: ChangedChannel) ->
 
 
 def _flatten_layer(
-    _run: Run, _node: fx.Node, module: nn.Flatten, lane: ChangedChannel
+    _run: Run, _node: fx.Node, module: nn.Flatten, changed: ChangedChannel
 ) -> ChangedChannel | None:
-    return _flattened(lane) if (module.start_dim, module.end_dim) == (1, -1) else None
+    return _flattened(changed) if (module.start_dim, module.end_dim) == (1, -1) else None
 
 
 # A layer type is looked up exactly: a subclass may do something else in its forward.
@@ -204,30 +206,30 @@ _LAYERS: dict[type, Callable[..., ChangedChannel | FullRows | None]] = {
 }
 
 
-def _flattened(lane: ChangedChannel) -> ChangedChannel | None:
-    return None if lane.flat else ChangedChannel(lane.values.flatten(2), lane.channels)
+def _flattened(changed: ChangedChannel) -> ChangedChannel | None:
+    return None if changed.flat else ChangedChannel(changed.values.flatten(2), changed.channels)
 
 
-def _flatten(_run: Run, node: fx.Node, lane: ChangedChannel) -> ChangedChannel | None:
+def _flatten(_run: Run, node: fx.Node, changed: ChangedChannel) -> ChangedChannel | None:
     start = node.args[1] if len(node.args) > 1 else node.kwargs.get("start_dim", 0)
     end = node.args[2] if len(node.args) > 2 else node.kwargs.get("end_dim", -1)
-    return _flattened(lane) if (start, end) in ((1, -1), (1, 3)) else None
+    return _flattened(changed) if (start, end) in ((1, -1), (1, 3)) else None
 
 
-def _view(run: Run, node: fx.Node, lane: ChangedChannel) -> ChangedChannel | None:
+def _view(run: Run, node: fx.Node, changed: ChangedChannel) -> ChangedChannel | None:
     """`x.view(x.size(0), -1)` and the like: (N, C, H, W) to (N, C*H*W)."""
     before = run.base.shapes[node.all_input_nodes[0]]
     after = run.base.shapes.get(node)
-    return _flattened(lane) if after == (before[0], before[1:].numel()) else None
+    return _flattened(changed) if after == (before[0], before[1:].numel()) else None
 
 
-def _mean(_run: Run, node: fx.Node, lane: ChangedChannel) -> ChangedChannel | None:
+def _mean(_run: Run, node: fx.Node, changed: ChangedChannel) -> ChangedChannel | None:
     dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     keep = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
-    if lane.flat or not isinstance(dims, list | tuple) or {d % 4 for d in dims} != {2, 3}:
+    if changed.flat or not isinstance(dims, list | tuple) or {d % 4 for d in dims} != {2, 3}:
         return None
-    mean = lane.values.mean((2, 3), keepdim=True)
-    return ChangedChannel(mean if keep else mean.flatten(2), lane.channels)
+    mean = changed.values.mean((2, 3), keepdim=True)
+    return ChangedChannel(mean if keep else mean.flatten(2), changed.channels)
 
 
 _SHAPING: dict[str, Callable[[Run, fx.Node, ChangedChannel], ChangedChannel | None]] = {
@@ -241,52 +243,54 @@ _SHAPING: dict[str, Callable[[Run, fx.Node, ChangedChannel], ChangedChannel | No
 def _arithmetic(run: Run, node: fx.Node) -> ChangedChannel | None:
     if node.kwargs or len(node.args) != 2:
         return None
-    lanes = [run.env[n] for n in node.args if isinstance(n, fx.Node) and n in run.env]
-    if not all(isinstance(value, ChangedChannel) for value in lanes):
+    changes = [run.env[n] for n in node.args if isinstance(n, fx.Node) and n in run.env]
+    if not all(isinstance(value, ChangedChannel) for value in changes):
         return None
-    lane = lanes[0]
-    assert isinstance(lane, ChangedChannel)  # noqa: S101 (told to mypy; `all` above says it)
-    operands = [_operand(run, argument, lane) for argument in node.args]
+    changed = changes[0]
+    assert isinstance(changed, ChangedChannel)  # noqa: S101 (told to mypy; `all` above says it)
+    operands = [_operand(run, argument, changed) for argument in node.args]
     if any(operand is None for operand in operands):
         return None
-    values = run.program.call(node, operands, {})
-    return ChangedChannel(values, lane.channels) if values.shape == lane.values.shape else None
+    values = run.program.operations[node].call(*operands)
+    return (
+        ChangedChannel(values, changed.channels) if values.shape == changed.values.shape else None
+    )
 
 
-def _operand(run: Run, argument: object, lane: ChangedChannel) -> Tensor | float | None:
-    """One side of an addition or product as the lane's channels see it; None where they do not."""
+def _operand(run: Run, argument: object, changed: ChangedChannel) -> Tensor | float | None:
+    """One side of an addition or product as the changed channels see it; None where they do not."""
     if isinstance(argument, int | float):
         return argument
     if not isinstance(argument, fx.Node):
         return None
     value = run.env.get(argument)
     if isinstance(value, ChangedChannel):
-        same = value.channels is lane.channels or torch.equal(value.channels, lane.channels)
-        return value.values if same and value.flat == lane.flat else None
-    if lane.flat or argument not in run.base.shapes or argument not in run.program.on_image:
+        same = value.channels is changed.channels or torch.equal(value.channels, changed.channels)
+        return value.values if same and value.flat == changed.flat else None
+    if changed.flat or argument not in run.base.shapes or argument not in run.program.on_image:
         return None
     base: Tensor = run.base.values[argument]
-    return base[:, lane.channels] if base.dim() == 4 and base.shape[1] > 1 else None
+    return base[:, changed.channels] if base.dim() == 4 and base.shape[1] > 1 else None
 
 
 def _concatenate(run: Run, node: fx.Node) -> ChangedChannel | None:
     tensors = node.args[0] if node.args else node.kwargs.get("tensors")
     dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    changed = [n for n in node.all_input_nodes if n in run.env]
-    if not isinstance(tensors, list | tuple) or len(changed) != 1 or dim not in (1, -3):
+    inputs = [n for n in node.all_input_nodes if n in run.env]
+    if not isinstance(tensors, list | tuple) or len(inputs) != 1 or dim not in (1, -3):
         return None
-    lane = run.env[changed[0]]
+    changed = run.env[inputs[0]]
     if (
-        not isinstance(lane, ChangedChannel)
-        or lane.flat
-        or sum(n is changed[0] for n in tensors) != 1
+        not isinstance(changed, ChangedChannel)
+        or changed.flat
+        or sum(n is inputs[0] for n in tensors) != 1
     ):
         return None
     offset = 0
     for tensor in tensors:
-        if tensor is changed[0]:
+        if tensor is inputs[0]:
             break
         if not isinstance(tensor, fx.Node):
             return None
         offset += run.base.shapes[tensor][1]
-    return ChangedChannel(lane.values, lane.channels + offset)
+    return ChangedChannel(changed.values, changed.channels + offset)
