@@ -16,9 +16,10 @@ from PIL import Image
 
 from cnnviz.core import load_model
 from cnnviz.core.data.images import read_image
+from cnnviz.core.data.outlines import Outline, outline_mask
 from cnnviz.core.errors import CnnvizError
 from cnnviz.occlusion import OcclusionSpec
-from cnnviz.occlusion.expectation import Expectation, judge, object_mask
+from cnnviz.occlusion.expectation import judge
 from cnnviz.occlusion.experiment import Occluder
 
 # COCO's class numbers to the ImageNet classes that are that animal.
@@ -31,7 +32,7 @@ ANIMALS = {
 }
 
 
-def outlines(path: Path, size: tuple[int, int]) -> dict[int, Expectation]:
+def outlines(path: Path, size: tuple[int, int]) -> dict[int, Outline]:
     """For each animal in a `.txt`, its outlines in pixels of an image of (width, height)."""
     found: dict[int, list[tuple[tuple[float, float], ...]]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -41,7 +42,7 @@ def outlines(path: Path, size: tuple[int, int]) -> dict[int, Expectation]:
         scaled = tuple((x * size[0], y * size[1]) for x, y in corners)
         if int(number) in ANIMALS:
             found.setdefault(int(number), []).append(scaled)
-    return {number: Expectation(tuple(polygons)) for number, polygons in found.items()}
+    return {number: Outline(tuple(polygons)) for number, polygons in found.items()}
 
 
 def main() -> None:
@@ -68,7 +69,7 @@ def main() -> None:
                 print(f"{path.stem}  {name:9} not among the five best classes: left out")
                 continue
             try:
-                verdict = judge(panel.map_HW, object_mask(expectation, image))
+                verdict = judge(panel.map_HW, outline_mask(expectation, image))
             except CnnvizError as error:
                 print(f"{path.stem}  {name:9} {error}: left out")
                 continue

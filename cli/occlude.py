@@ -15,8 +15,9 @@ from cnnviz.occlusion.choices import FOLDER, OcclusionSpec
 
 if TYPE_CHECKING:
     from cnnviz.core.data.images import WorkingImage
+    from cnnviz.core.data.outlines import Outlines
     from cnnviz.core.output.run_folder import RunFolder
-    from cnnviz.occlusion.expectation import Expectations, Verdict
+    from cnnviz.occlusion.expectation import Verdict
     from cnnviz.occlusion.experiment import Occluder, OcclusionResult
 
 
@@ -57,11 +58,11 @@ def occlude(
     if min_inside is not None and expect is None:
         raise UsageError("--min-inside needs --expect, which says where the object is")
     from cnnviz.core.data.images import find_images
-    from cnnviz.occlusion.expectation import read_expectations
+    from cnnviz.core.data.outlines import read_outlines
     from cnnviz.occlusion.experiment import Occluder
 
     paths = find_images(images)
-    expectations = read_expectations(expect) if expect else None
+    expectations = read_outlines(expect) if expect else None
     loaded = run.load(model)
     occluder = Occluder(loaded, spec)
     if occluder.note:
@@ -82,7 +83,7 @@ class _Study:
     def __init__(
         self,
         occluder: "Occluder",
-        expectations: "Expectations | None",
+        expectations: "Outlines | None",
         label_by_folder: bool,
         look: Look,
         scores: bool,
@@ -103,11 +104,12 @@ class _Study:
         return report(result, verdicts), lambda folder: self._write(folder, result)
 
     def _judge(self, result: "OcclusionResult", image: "WorkingImage") -> "tuple[Verdict, ...]":
-        from cnnviz.occlusion.expectation import judge, object_mask
+        from cnnviz.core.data.outlines import outline_mask
+        from cnnviz.occlusion.expectation import judge
 
         if self._expectations is None:
             return ()
-        object_HW = object_mask(self._expectations.for_image(image.path), image)
+        object_HW = outline_mask(self._expectations.for_image(image.path), image)
         verdicts = tuple(judge(panel.map_HW, object_HW) for panel in result.panels)
         asked = result.panels[0].target if result.label is None else result.label
         first = next(i for i, panel in enumerate(result.panels) if panel.target == asked)

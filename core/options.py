@@ -6,6 +6,7 @@ spec made in code checks itself against it. Imports nothing heavy, so that `--he
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_type_hints
@@ -93,6 +94,18 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
         ) from error
 
 
+def point(text: str, option: str) -> tuple[float, float]:
+    """`120,80` to (120.0, 80.0).
+
+    Raises:
+        UsageError: not two numbers from 0.
+    """
+    found = numbers(text, option)
+    if len(found) != 2 or not all(0 <= number < math.inf for number in found):
+        raise UsageError(f"'{text}' is no pixel; {option} takes its row and column, as 120,80")
+    return found[0], found[1]
+
+
 def images_at_a_time(text: str, option: str) -> int | None:
     """`auto` to None, a positive whole number to itself.
 
@@ -122,6 +135,21 @@ Masks = Annotated[
         "side.",
         ("--mask",),
         pixels,
+    ),
+]
+At = Annotated[
+    tuple[float, float] | None,
+    Option(
+        "Of a network that puts out maps of classes (segmentation): read them at this pixel of "
+        "the file, as row,column.",
+        parse=point,
+    ),
+]
+Inside = Annotated[
+    str | None,
+    Option(
+        "Likewise: read their mean over a place, x0,y0,x1,y1 in the file's pixels or a JSON file "
+        "of boxes or polygons per image. Default: the pixels where each class is predicted."
     ),
 ]
 BatchSize = Annotated[

@@ -92,8 +92,8 @@ def _judge_predictions(
     """Which predictions are right, or why that cannot be told."""
     if not data.classes:
         return None, None
-    if not model.head.has_classes:
-        return None, f"{model.name} gives values, not classes (--head none)"
+    if model.unjudged:
+        return None, model.unjudged
     try:
         classes = np.array(match_labels(data, model), np.int64)
     except UsageError as error:
@@ -213,7 +213,7 @@ class Embedder:
             data=self._data,
             features=features,
             labels_N=labels_N,
-            model_labels=model.labels if model.head.has_classes else ("",) * model.classes,
+            model_labels=model.labels if not model.unjudged else ("",) * model.classes,
             correct_N=correct_N,
             mismatch=mismatch,
             components=components,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
-from cnnviz.core.options import Option, Spec, Targets
+from cnnviz.core.options import At, Inside, Option, Spec, Targets
 
 
 class Method(StrEnum):
@@ -35,3 +35,5 @@ class SaliencySpec(Spec):
         ),
     ] = LAST_CONV
     targets: Targets = ("predicted",)
+    at: At = None
+    inside: Inside = None

@@ -10,7 +10,7 @@
 Shapes: C channels, H W rows and columns of the image, h w of a layer's maps, K classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cnnviz.core.data.images import WorkingImage
+from cnnviz.core.data.outlines import Place
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models.dense import Reading
 from cnnviz.core.models.gradients import frozen, gradients
 from cnnviz.core.models.heads import Head
 from cnnviz.core.models.labels import resolve_targets
@@ -32,6 +34,9 @@ from cnnviz.core.models.layers import (
 )
 from cnnviz.core.models.load import Model
 from cnnviz.gradients.choices import LAST_CONV, Method, SaliencySpec
+
+_Asked = Callable[[Tensor], tuple[int, ...]]
+"""From logits (K,) to the classes that are asked about."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +68,8 @@ class SaliencyResult:
         layer: the layer of Grad-CAM; None for the other methods.
         maps: one for each target, in the order asked for.
         head: what the logits mean.
+        reading: of a dense output, the pixels that were read.
+        place: of a dense output, what the user pointed at; empty for each class's own pixels.
     """
 
     image: WorkingImage
@@ -72,6 +79,13 @@ class SaliencyResult:
     layer: str | None
     maps: tuple[ClassMap, ...]
     head: Head
+    reading: Reading | None = None
+    place: str = ""
+
+    @property
+    def ranking_K(self) -> Tensor:  # noqa: N802 (a shape)
+        """More for a class that the image shows more of: by score, or by pixels."""
+        return self.logits_K if self.reading is None else self.reading.ranking(self.labels)
 
 
 def saliency(model: Model, image: WorkingImage, spec: SaliencySpec | None = None) -> SaliencyResult:
@@ -90,12 +104,22 @@ def saliency(model: Model, image: WorkingImage, spec: SaliencySpec | None = None
     spec = spec or SaliencySpec()
     method, targets, layer = spec.method, spec.targets, spec.layer
     pixels = model.preprocess.normalise(image.pixels)[None].to(model.device)
+    place = Place(model, spec.at, spec.inside)
+    reading = model.settle(pixels, place.mask(image))
+
+    def asked(logits_K: Tensor) -> tuple[int, ...]:
+        ranking_K = logits_K if reading is None else reading.ranking(model.labels)
+        found = resolve_targets(targets, ranking_K.detach().cpu(), model.labels, model.head)
+        if reading is not None:
+            reading.check(found, model.labels, image.path)
+        return found
+
     if method is not Method.GRAD_CAM:
-        logits_K, slopes = _input_gradients(model, pixels, targets)
+        logits_K, slopes = _input_gradients(model, pixels, asked)
         used = None
     else:
         used = find_last_conv(model) if layer == LAST_CONV else layer
-        logits_K, slopes = _class_activations(model, pixels, targets, used)
+        logits_K, slopes = _class_activations(model, pixels, asked, used)
     readings_K = model.head.readings(logits_K)
     maps = []
     for target, found in slopes.items():
@@ -108,7 +132,17 @@ def saliency(model: Model, image: WorkingImage, spec: SaliencySpec | None = None
         raw = raw * pixels[0].cpu() if method is Method.GRADIENT_X_INPUT else raw
         shown_HW = _shown(raw, method, image.pixels.shape[1:])
         maps.append(ClassMap(target, float(readings_K[target]), raw, shown_HW))
-    return SaliencyResult(image, model.labels, logits_K, method, used, tuple(maps), model.head)
+    return SaliencyResult(
+        image,
+        model.labels,
+        logits_K,
+        method,
+        used,
+        tuple(maps),
+        model.head,
+        reading,
+        place.text,
+    )
 
 
 def find_last_conv(model: Model) -> str:
@@ -128,7 +162,7 @@ def find_last_conv(model: Model) -> str:
 
 
 def _input_gradients(
-    model: Model, pixels_13HW: Tensor, targets: Sequence[str]
+    model: Model, pixels_13HW: Tensor, asked: _Asked
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Logits (K,) and, for each target's index, the gradient (3, H, W) of its logit."""
     leaf = pixels_13HW.detach().requires_grad_(True)
@@ -137,7 +171,7 @@ def _input_gradients(
         # A copy, since the network's first layer may work in place.
         logits_K = model.logits(leaf.clone())[0]
         own_K = model.head.own_logits(logits_K)
-        for target in resolve_targets(targets, logits_K.detach().cpu(), model.labels, model.head):
+        for target in asked(logits_K):
             (gradient,) = gradients(own_K[target], [leaf], model.name)
             if gradient is None:
                 raise CnnvizError(
@@ -149,7 +183,7 @@ def _input_gradients(
 
 
 def _class_activations(
-    model: Model, pixels_13HW: Tensor, targets: Sequence[str], layer: str
+    model: Model, pixels_13HW: Tensor, asked: _Asked, layer: str
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Logits (K,) and, for each target's index, the signed Grad-CAM (h, w) at the layer."""
     find_layer(model.module, layer, model.name)
@@ -160,7 +194,7 @@ def _class_activations(
             logits_K = model.logits(leaf.clone())[0]
         activation = _map_of(outputs, layer, model.name)
         own_K = model.head.own_logits(logits_K)
-        for target in resolve_targets(targets, logits_K.detach().cpu(), model.labels, model.head):
+        for target in asked(logits_K):
             (gradient,) = gradients(own_K[target], [activation], model.name)
             if gradient is None:
                 raise UsageError(f"layer '{layer}' of {model.name} has no influence on the classes")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cnnviz.core.output.drawing import bare, title
 from cnnviz.core.output.look import Look
-from cnnviz.core.output.panels import draw_map, draw_picture, panels, photograph
+from cnnviz.core.output.panels import draw_map, draw_picture, outline_pixels, panels, photograph
 from cnnviz.gradients.choices import Method
 from cnnviz.gradients.comparison import Comparison
 from cnnviz.gradients.experiment import ClassMap, SaliencyResult
@@ -68,6 +68,8 @@ def _panels(result: SaliencyResult, look: Look, over: NDArray[np.uint8] | None) 
     figure, axes = panels(len(result.maps), _size(result))
     for cell, found in zip(axes, result.maps, strict=True):
         _map(cell, result, found.map_HW.numpy(), look, over)
+        if result.reading is not None:
+            outline_pixels(cell, result.reading.of(found.target).numpy(), _size(result))
         title(cell, f"{_class_line(result, found)}\n{_method_line(result)}")
         bare(cell)
     return figure
@@ -78,7 +80,9 @@ def _class_line(result: SaliencyResult, found: ClassMap) -> str:
 
 
 def _method_line(result: SaliencyResult) -> str:
-    return f"{result.method} at {result.layer}" if result.layer else str(result.method)
+    method = f"{result.method} at {result.layer}" if result.layer else str(result.method)
+    where = result.place or "mean over its pixels"
+    return method if result.reading is None else f"{method}, {where}"
 
 
 def _map(

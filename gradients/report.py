@@ -12,7 +12,9 @@ TOP = 5
 def report(result: SaliencyResult, comparisons: tuple[Comparison, ...] = ()) -> dict[str, Any]:
     """One entry of `results`."""
     readings_K = result.head.readings(result.logits_K)
-    best = readings_K.argsort(descending=True, stable=True)[:TOP].tolist()
+    best = result.ranking_K.argsort(descending=True, stable=True)[:TOP].tolist()
+    if result.reading is not None and result.head.has_classes:
+        best = [index for index in best if result.reading.shares_K[index] > 0]
     top = [_class(result, index, float(readings_K[index])) for index in best]
     entries = [_map(result, found) for found in result.maps]
     for entry, compared in zip(entries, comparisons, strict=False):
@@ -28,13 +30,17 @@ def report(result: SaliencyResult, comparisons: tuple[Comparison, ...] = ()) -> 
         "method": str(result.method),
         "layer": result.layer,
         **({"prediction": top[0], "top5": top} if result.head.has_classes else {}),
+        **({"read": result.place or "own pixels"} if result.reading else {}),
         "targets": entries,
     }
 
 
 def _class(result: SaliencyResult, index: int, reading: float) -> dict[str, Any]:
     what = "probability" if result.head.has_classes else "value"
-    return {"class": result.labels[index], "index": index, what: digits(reading)}
+    named = {"class": result.labels[index], "index": index, what: digits(reading)}
+    if result.reading is not None and result.head.has_classes:
+        named["pixels"] = digits(float(result.reading.shares_K[index]))
+    return named
 
 
 def _map(result: SaliencyResult, found: ClassMap) -> dict[str, Any]:

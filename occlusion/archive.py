@@ -4,7 +4,8 @@ Arrays: `logits` (P, K) and `base_logits` (K,) float32; `boxes` (P, 4) int64, y0
 (panels, H, W) float32 with `map_target` and `map_mask` telling the class and the mask of each;
 `labels` (K,); `masks` (masks, 2) and `grids` (masks, 2): rows and columns of each mask and of its
 grid of positions; `stride` and `border`; `head`, `probabilities_given` and `threshold` (what the
-numbers mean); with a layer, `activation` (P,), `activation_base`,
+numbers mean); of a dense output, `pixels` (places, h, w) that were read, `shares` (K,) of them and
+`place`; with a layer, `activation` (P,), `activation_base`,
 `activation_channel` and `activation_layer`. No array holds objects: nothing is ever unpickled.
 """
 
@@ -18,6 +19,7 @@ from PIL import Image
 
 from cnnviz.core.data.images import WorkingImage, read_rgb
 from cnnviz.core.errors import CnnvizError
+from cnnviz.core.models.dense import Reading
 from cnnviz.core.models.heads import Head, Kind
 from cnnviz.occlusion.choices import Border
 from cnnviz.occlusion.experiment import Activation, Measurement, OcclusionResult
@@ -59,6 +61,12 @@ def to_arrays(result: OcclusionResult) -> dict[str, np.ndarray]:
         "probabilities_given": np.array(measured.head.probabilities_given),
         "threshold": np.array(measured.head.threshold),
     }
+    if measured.reading:
+        arrays |= {
+            "pixels": measured.reading.pixels_Rhw.numpy(),
+            "shares": measured.reading.shares_K.numpy(),
+            "place": np.array(measured.place),
+        }
     if measured.activation:
         arrays |= {
             "activation": measured.activation.sums_P.numpy(),
@@ -139,7 +147,20 @@ def _measurement(arrays: dict[str, np.ndarray], pixels: np.ndarray, name: str) -
         grids,
         activation,
         _head(arrays),
+        _reading(arrays),
+        str(arrays.get("place", "")),
     )
+
+
+def _reading(arrays: dict[str, np.ndarray]) -> Reading | None:
+    if "pixels" not in arrays:
+        return None
+    pixels_Rhw, shares_K = arrays["pixels"], arrays["shares"]
+    places = {1, len(arrays["labels"])}
+    fits = pixels_Rhw.ndim == 3 and len(pixels_Rhw) in places and pixels_Rhw.dtype == bool
+    if not fits or shares_K.shape != (len(arrays["labels"]),):
+        raise ValueError("its arrays do not fit each other")
+    return Reading(torch.from_numpy(pixels_Rhw), torch.from_numpy(shares_K))
 
 
 def _head(arrays: dict[str, np.ndarray]) -> Head:

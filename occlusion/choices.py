@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
-from cnnviz.core.options import BatchSize, Masks, Option, Seed, Spec, Targets
+from cnnviz.core.options import At, BatchSize, Inside, Masks, Option, Seed, Spec, Targets
 
 FOLDER = "folder"
 """The label that stands for the name of each image's folder."""
@@ -90,6 +90,8 @@ class OcclusionSpec(PanelSpec):
         str,
         Option("What masks show: mean, gray, black, white, #rrggbb, blur, noise or image-mean."),
     ] = "mean"
+    at: At = None
+    inside: Inside = None
     layer: Annotated[str | None, Option("Also watch this layer's strongest map.")] = None
     engine: Annotated[
         EngineChoice,

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from cnnviz.core.data.images import WorkingImage, read_image
+from cnnviz.core.data.outlines import Place
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models.dense import Reading
 from cnnviz.core.models.heads import Head
 from cnnviz.core.models.labels import class_index, resolve_targets
 from cnnviz.core.models.layers import find_layer
@@ -56,6 +58,8 @@ class Measurement:
         grids: one per mask, in the order of the positions.
         activation: with a layer watched, what its strongest map did.
         head: what the numbers mean.
+        reading: of a dense output, the pixels that were read.
+        place: of a dense output, what the user pointed at; empty for each class's own pixels.
     """
 
     image: WorkingImage
@@ -65,6 +69,15 @@ class Measurement:
     grids: tuple[Grid, ...]
     activation: Activation | None = None
     head: Head = field(default_factory=Head)
+    reading: Reading | None = None
+    place: str = ""
+
+    @property
+    def ranking_K(self) -> Tensor:  # noqa: N802 (a shape)
+        """More for a class that the untouched image shows more of: by score, or by pixels."""
+        if self.reading is None:
+            return self.base_logits_K
+        return self.reading.ranking(self.labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +130,7 @@ class Occluder:
             class_index(spec.label, model.labels)
         if spec.layer is not None:
             find_layer(model.module, spec.layer, model.name)
+        self._place = Place(model, spec.at, spec.inside)
         self._boxes_P4 = torch.cat([grid.boxes_P4 for grid in self.grids])
         self._engine: Engine = make_engine(
             model,
@@ -156,6 +170,12 @@ class Occluder:
         model, spec = self._model, self._spec
         fill = fill_picture(spec.fill, image.pixels, model.preprocess, spec.seed)
         pair = [model.preprocess.normalise(p).to(model.device) for p in (image.pixels, fill)]
+        reading = model.settle(pair[0][None], self._place.mask(image))
+        if reading is not None:
+            targets = resolve_targets(
+                spec.targets, reading.ranking(model.labels), model.labels, model.head
+            )
+            reading.check(targets, model.labels, image.path)
         scores = self._engine.run(pair[0], pair[1], self._boxes_P4, progress)
         as_logits = model.head.logits
         logits_PK = as_logits(scores.logits_PK.cpu())
@@ -174,7 +194,15 @@ class Occluder:
                 spec.layer, scores.activation_channel, scores.base_activation, sums_P
             )
         measured = Measurement(
-            image, model.labels, base_logits_K, logits_PK, self.grids, activation, model.head
+            image,
+            model.labels,
+            base_logits_K,
+            logits_PK,
+            self.grids,
+            activation,
+            model.head,
+            reading,
+            self._place.text,
         )
         result = look(measured, spec, label=label, engine=self._engine.name)
         if self._verifier is None:
@@ -205,12 +233,14 @@ def look(
         true_text = Path(measured.image.path).resolve().parent.name
     head = measured.head
     _check_head(head, spec)
-    targets = resolve_targets(spec.targets, measured.base_logits_K, measured.labels, head)
+    targets = resolve_targets(spec.targets, measured.ranking_K, measured.labels, head)
     true_class = None
     if true_text is not None:
         true_class = class_index(true_text, measured.labels)
-        predicted = int(measured.base_logits_K.argmax())
+        predicted = int(measured.ranking_K.argmax())
         targets = tuple(dict.fromkeys((*targets, true_class, predicted)))
+    if measured.reading is not None:
+        measured.reading.check(targets, measured.labels, measured.image.path)
     panels = make_panels(
         measured.base_logits_K,
         measured.logits_PK,

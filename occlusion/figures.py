@@ -26,7 +26,13 @@ from cnnviz.core.output.drawing import (
     title,
 )
 from cnnviz.core.output.look import Look
-from cnnviz.core.output.panels import MOST_COLUMNS, draw_map, draw_picture, panels
+from cnnviz.core.output.panels import (
+    MOST_COLUMNS,
+    draw_map,
+    draw_picture,
+    outline_pixels,
+    panels,
+)
 from cnnviz.occlusion.choices import Score
 from cnnviz.occlusion.experiment import OcclusionResult
 from cnnviz.occlusion.masks import Grid
@@ -55,7 +61,7 @@ def draw(
     `overlay.png` (map over image), `heatmap.png` (map alone), `probability.png` (the class's
     probability at each position: blue where covering hurts), `label.png` (the most probable class
     at each position) and, with a layer watched, `activation.png`. A regression has `value.png` in
-    place of the two.
+    place of the two; where each class is read at its own pixels, there is no `label.png`.
 
     Args:
         result: what to draw.
@@ -73,7 +79,8 @@ def draw(
             result, lambda axes, panel: _reading(axes, result, panel)
         ),
     }
-    if has_classes:
+    reading = result.measured.reading
+    if has_classes and (reading is None or reading.pointed):
         figures["label.png"] = _labels(result, beneath)
     if result.measured.activation:
         figures["activation.png"] = _activation(result)
@@ -105,7 +112,10 @@ def _heading(result: OcclusionResult, panel: Panel) -> str:
     note = " (true class)" if panel.target == result.label else ""
     grid = panel.grid
     reads = result.measured.head.text(panel.probability)
-    return f"{name}{note}  {reads}\nmask {grid.name}, stride {grid.stride}"
+    where = ""
+    if result.measured.reading is not None:
+        where = f", {result.measured.place or 'mean over its pixels'}"
+    return f"{name}{note}  {reads}\nmask {grid.name}, stride {grid.stride}{where}"
 
 
 def _map(
@@ -120,6 +130,8 @@ def _map(
     if score is Score.LOGIT and head.probabilities_given:
         label = "drop of the log-odds when covered"
     draw_map(axes, panel.map_HW.numpy(), look, label, over=over)
+    if result.measured.reading is not None:
+        outline_pixels(axes, result.measured.reading.of(panel.target).numpy(), _size(result))
 
 
 def _edges(grid: Grid, axis: int, length: int) -> np.ndarray:

@@ -18,7 +18,10 @@ def _class(result: OcclusionResult, index: int, reading: float | None = None) ->
     if reading is None:
         return named
     what = "probability" if result.measured.head.has_classes else "value"
-    return named | {what: digits(reading)}
+    named[what] = digits(reading)
+    if result.measured.reading is not None and result.measured.head.has_classes:
+        named["pixels"] = digits(float(result.measured.reading.shares_K[index]))
+    return named
 
 
 def _panel(result: OcclusionResult, panel: Panel, verdict: Verdict | None) -> dict[str, Any]:
@@ -60,15 +63,15 @@ def report(result: OcclusionResult, verdicts: tuple[Verdict, ...] = ()) -> dict[
     measured = result.measured
     has_classes = measured.head.has_classes
     readings_K = class_scores(measured.base_logits_K, Score.PROBABILITY, measured.head)
-    best = readings_K.topk(min(TOP, len(measured.labels)))
-    top = [
-        _class(result, index, probability)
-        for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    ]
+    best = measured.ranking_K.argsort(descending=True, stable=True)[:TOP].tolist()
+    if measured.reading is not None and has_classes:
+        best = [index for index in best if measured.reading.shares_K[index] > 0]
+    top = [_class(result, index, float(readings_K[index])) for index in best]
     judged = verdicts or (None,) * len(result.panels)
     entry: dict[str, Any] = {
         "image": measured.image.path,
         **({"prediction": top[0], "top5": top} if has_classes else {}),
+        **({"read": measured.place or "own pixels"} if measured.reading else {}),
         "score": result.score.value if has_classes else "value",
         "engine": result.engine,
         "targets": [_panel(result, p, v) for p, v in zip(result.panels, judged, strict=True)],

@@ -86,6 +86,12 @@ class WorkingImage:
     box_original: tuple[float, float, float, float]
     original_size: tuple[int, int]
 
+    def to_working(self, x: float, y: float) -> tuple[float, float]:
+        """A place (x, y) in the file's pixels as (x, y) in the working image's; may lie outside."""
+        top, left, bottom, right = self.box_original
+        height, width = self.pixels.shape[-2:]
+        return (x - left) * (width / (right - left)), (y - top) * (height / (bottom - top))
+
     def to_original(self, box: Sequence[float]) -> tuple[int, int, int, int]:
         """A box (y0, x0, y1, x1) of the working image in the file's pixels, clipped to the file."""
         top, left, bottom, right = self.box_original

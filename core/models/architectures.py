@@ -1,8 +1,8 @@
 """From the name of a model to a network that still lacks its weights.
 
-A name is "bundled", a torchvision classification model, or a factory of the user's. Each becomes
-an `Architecture`: something that can be built, for any number of classes where it allows that, and
-that knows what its publisher says about preprocessing, class names and ready-made weights.
+A name is "bundled", a torchvision classification or segmentation model, or a factory of the user's.
+Each becomes an `Architecture`: something that can be built, for any number of classes where it
+allows that, and that knows what its publisher says about preprocessing, class names and weights.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from cnnviz.core.models.probing import settled
 from cnnviz.core.models.published import Published, of_torchvision
 
 # Heads that only help in training; the published weights were trained behind the transform.
-_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
 _OPTIONS: dict[str, dict[str, Any]] = {
     name: {"aux_logits": False, "transform_input": True, "init_weights": True}
     for name in ("googlenet", "inception_v3")
@@ -72,14 +72,20 @@ class Listed:
 
 
 def torchvision_names() -> list[str]:
-    """Every classification model that torchvision can build, sorted."""
+    """Every classification and segmentation model that torchvision can build, sorted."""
     from torchvision import models
 
-    return list(models.list_models(module=models))
+    return sorted(models.list_models(module=models) + _segmentation_names())
+
+
+def _segmentation_names() -> list[str]:
+    from torchvision import models
+
+    return list(models.list_models(module=models.segmentation))
 
 
 def list_torchvision() -> list[Listed]:
-    """All classification models of torchvision with all their weights, by name."""
+    """All these models of torchvision with all their weights, by name."""
     listed = []
     for name in torchvision_names():
         published, default = of_torchvision(name)
@@ -102,6 +108,8 @@ def _torchvision(name: str) -> Architecture:
 
     def make(classes: int | None, size: tuple[int, int]) -> nn.Module:
         options = dict(_OPTIONS.get(name, {}))
+        if segments:
+            options["weights_backbone"] = None
         if name.startswith("vit_"):
             options["image_size"] = size[0]
         elif name.startswith("maxvit"):
@@ -115,8 +123,9 @@ def _torchvision(name: str) -> Architecture:
             raise UsageError(f"{name} cannot be built for --size {shown}: {error}") from error
         return module
 
+    segments = name in _segmentation_names()
     published, default = of_torchvision(name)
-    ignores = _AUXILIARY if name in _OPTIONS else ()
+    ignores = _AUXILIARY if segments or name in _OPTIONS else ()
     return Architecture(name, make, True, published, default, ignores)
 
 

@@ -17,29 +17,22 @@ from torch import Tensor, nn
 
 from cnnviz.core.choices import HeadChoice, Precision
 from cnnviz.core.device import pick_device
-from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.errors import UsageError
 from cnnviz.core.models import checkpoints, heads
 from cnnviz.core.models.architectures import Architecture, find_architecture
 from cnnviz.core.models.archives import SELF_CONTAINED, open_archive
 from cnnviz.core.models.checkpoints import Kind, StateDict, read_state_dicts
+from cnnviz.core.models.dense import Reading, Region
 from cnnviz.core.models.fitting import choose, fit, head_classes
-from cnnviz.core.models.habits import Habits, examine, far_away
-from cnnviz.core.models.heads import Head, settle
+from cnnviz.core.models.habits import Habits
+from cnnviz.core.models.heads import Head
 from cnnviz.core.models.labels import Labels, class_index, read_labels
-from cnnviz.core.models.outputs import (
-    first_tensor,
-    reader_of,
-    two_classes,
-    two_probabilities,
-    with_reader,
-)
 from cnnviz.core.models.preprocess import Preprocess, adjust, plain
 from cnnviz.core.models.probing import probe
 from cnnviz.core.models.published import Published, fetch
+from cnnviz.core.models.read_out import read_out
 
 BUNDLED = "bundled"
-YES_OR_NO = ("negative", "positive")
-"""The classes of a network of one logit."""
 
 _Adjust = Callable[[Preprocess | None], Preprocess]
 
@@ -62,6 +55,7 @@ class Model:
         habits: whether answers depend on the batch or differ each time.
         head: what its numbers mean.
         repeat: passes that scores are averaged over, where answers differ each time.
+        region: where a dense output is read; None of a network that puts out rows.
     """
 
     module: nn.Module
@@ -77,11 +71,19 @@ class Model:
     habits: Habits = field(default_factory=Habits)
     head: Head = field(default_factory=Head)
     repeat: int = 1
+    region: Region | None = None
 
     @property
     def classes(self) -> int:
         """The number of classes K."""
         return len(self.labels)
+
+    @property
+    def unjudged(self) -> str | None:
+        """Why its answer to a picture is not one class that is right or wrong; None where it is."""
+        if not self.head.has_classes:
+            return f"{self.name} gives values, not classes (--head none)"
+        return f"{self.name} gives a class to each pixel, not to a picture" if self.region else None
 
     def logits(self, images_N3HW: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) on any device to float32 logits (N, K) on the model's.
@@ -97,6 +99,18 @@ class Model:
         """One pass: what the network puts out, float32 (N, K) where it is a row of numbers."""
         rows: Tensor = self.module(images_N3HW.to(self.device, self.precision.dtype))
         return rows.float() if isinstance(rows, Tensor) else rows
+
+    def settle(self, pixels_13HW: Tensor, inside_HW: Tensor | None) -> Reading | None:
+        """Says where a dense output is read from now on: in one picture, untouched.
+
+        Args:
+            pixels_13HW: the picture, normalised.
+            inside_HW: what the user points at, bool; None: where each class is predicted.
+        """
+        if self.region is None:
+            return None
+        with torch.no_grad():
+            return self.region.settle(lambda: self.outputs(pixels_13HW), inside_HW)
 
     def batch_size(self, asked: int | None) -> int | None:
         """So many images at a time (None: automatic), or one where they would mix."""
@@ -117,7 +131,7 @@ class Model:
             "weights_sha256": self.weights_sha256,
             "classes": self.classes,
             "input_size": list(self.input_size),
-            "head": self.head.name,
+            "head": self.region.name if self.region else self.head.name,
         }
 
 
@@ -196,7 +210,9 @@ def load_model(
         trained = _find(name, file, weights, state, adjusted, len(given.names) if given else None)
         size_HW = trained.preprocess.crop
         module, raw = probe(trained.module.to(target, dtype), trained.name, size_HW, dtype, target)
-        read = _read_out(trained, module, raw, target, dtype, output, _head(head), scores)
+        read = read_out(
+            module, raw, trained.name, size_HW, target, dtype, output, _head(head), scores
+        )
     if threshold != Head().threshold and read.head.kind is not heads.Kind.SIGMOID:
         raise UsageError(
             f"--threshold {threshold:g} is for classes on their own (--head sigmoid); the head of "
@@ -217,61 +233,8 @@ def load_model(
         habits=read.habits,
         head=replace(read.head, threshold=threshold),
         repeat=repeat,
+        region=read.region,
     )
-
-
-@dataclass(frozen=True)
-class _ReadOut:
-    """A network that puts out rows of numbers, and what these mean."""
-
-    module: nn.Module
-    classes: int
-    head: Head
-    habits: Habits
-    notes: tuple[str, ...]
-    labels: tuple[str, ...] = ()
-
-
-def _read_out(
-    trained: _Trained,
-    module: nn.Module,
-    raw: object,
-    device: torch.device,
-    dtype: torch.dtype,
-    output: str | None,
-    choice: HeadChoice,
-    needed: bool,
-) -> _ReadOut:
-    """Finds the scores in what a network puts out, and out what they mean."""
-    name, size = trained.name, trained.preprocess.crop
-    try:
-        read, notes = reader_of(raw, output, name)
-    except CnnvizError:
-        if needed or output is not None:
-            raise
-        part = first_tensor(raw)
-        module = module if part is None else with_reader(module, part)
-        return _ReadOut(module, 0, Head(heads.Kind.NONE), Habits(), ())
-    module = module if read is None else with_reader(module, read)
-
-    def outputs(images: Tensor) -> Tensor:
-        rows: Tensor = module(images.to(device, dtype))
-        return rows.float()
-
-    shown, habits = examine(outputs, size, dtype)
-    notes += habits.notes(name)
-    head, told = settle(shown, lambda: far_away(outputs, size, dtype), choice, dtype, name)
-    if shown.shape[1] > 1 or not head.has_classes:
-        return _ReadOut(module, shown.shape[1], head, habits, (*notes, *told))
-    given = head.probabilities_given
-    module = with_reader(module, two_probabilities if given else two_classes)
-    told = [
-        f"{name} puts out one number a picture: it is taken for the "
-        f"{'probability' if given else 'logit'} of the second of two classes (--head none for a "
-        "regression)"
-    ]
-    head = Head(probabilities_given=given)
-    return _ReadOut(module, 2, head, habits, (*notes, *told), YES_OR_NO)
 
 
 def _head(text: str) -> HeadChoice:

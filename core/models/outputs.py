@@ -9,6 +9,7 @@ Shapes: N images, K classes or values.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from cnnviz.core.models.factories import find_function
 
 FAMILIAR = ("logits", "out", "output")
 """Names under which networks of several outputs put their scores, best first."""
+COARSEST = 8
+"""Pixels of the picture, along each side, to one of a dense output; coarser maps are features."""
 _DEEPEST = 4
 
 Reader = Callable[[Any], Tensor]
@@ -64,11 +67,21 @@ def _fits(value: Tensor) -> bool:
     return value.is_floating_point() and value.ndim > 0 and value.shape[0] == 1 and rows
 
 
+def _is_dense(value: Tensor, size: tuple[int, int]) -> bool:
+    """Whether it is numbers for each pixel of one picture, not the maps of some layer inside."""
+    fine = value.ndim == 4 and all(
+        part * COARSEST >= whole for part, whole in zip(value.shape[2:], size, strict=True)
+    )
+    return fine and value.is_floating_point() and value.shape[0] == 1 and not _fits(value)
+
+
 def _to_rows(value: Tensor) -> Callable[[Tensor], Tensor]:
-    """What makes (N, K) of outputs of this one's shape: (N, K, 1, 1), (N,), or rows already."""
+    """What makes (N, K) of outputs of this one's shape: (N, K, 1, 1), (N,); dense ones stay."""
     if value.ndim == 1:
         return lambda output: output.unsqueeze(1)
-    return (lambda output: output) if value.ndim == 2 else (lambda output: output.flatten(1))
+    dense = value.ndim == 4 and not _fits(value)
+    keeps = dense or value.ndim == 2
+    return (lambda output: output) if keeps else (lambda output: output.flatten(1))
 
 
 def _reader(path: Path, value: Tensor) -> Reader:
@@ -76,34 +89,54 @@ def _reader(path: Path, value: Tensor) -> Reader:
     return lambda output: shaped(_at(output, path))
 
 
-def reader_of(raw: object, asked: str | None, name: str) -> tuple[Reader | None, list[str]]:
-    """How to get rows of numbers out of what a network puts out; None where it puts out just that.
+@dataclass(frozen=True)
+class Found:
+    """What is taken of a network's outputs, and how.
+
+    Attributes:
+        read: takes it; None where the network puts out just that.
+        dense: it is numbers for each pixel (N, K, h, w), not a row of them a picture.
+        notes: what the user should know.
+    """
+
+    read: Reader | None
+    dense: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def find_scores(raw: object, asked: str | None, name: str, size: tuple[int, int]) -> Found:
+    """Finds rows of numbers in what a network puts out, or else numbers for each pixel.
 
     Args:
         raw: what it puts out for one picture.
         asked: a part's name or number, or `file.py:function`; None for the obvious one.
         name: of the network, for messages.
+        size: H, W of the picture.
 
     Raises:
         UsageError: no part of that name.
-        CnnvizError: nothing in it is a row of numbers, or several parts are and none is obvious.
+        CnnvizError: there is neither in it, or several parts are such and none is obvious.
     """
     if asked is not None and ":" in asked:
-        return _by_function(asked, raw, name), []
+        return Found(_by_function(asked, raw, name))
     found = {_name(path): (path, value) for path, value in _tensors(raw)}
     rows = {key: entry for key, entry in found.items() if _fits(entry[1])}
+    maps = {key: entry for key, entry in found.items() if _is_dense(entry[1], size)}
     if asked is not None:
-        return _asked(asked, found, rows, name), []
-    if not rows:
+        path, value = _asked(asked, found, rows | maps, name)
+        return Found(_reader(path, value), value.ndim == 4 and asked in maps)
+    taken = rows or maps
+    if not taken:
         raise CnnvizError(f"{name} puts out {_described(raw, found)}; {_remedy(found)}")
-    key = _obvious(raw, rows, name)
-    path, value = rows[key]
+    key = _obvious(raw, taken, name)
+    path, value = taken[key]
+    dense = not rows
     if not path:
-        return (None if value.ndim == 2 else _to_rows(value)), []
+        return Found(None if dense or value.ndim == 2 else _to_rows(value), dense)
     others = ", ".join(other for other in found if other != key)
     left = f" and leaves {others}" if others else ""
     note = f"{name} puts out {type(raw).__name__}: {key} is taken{left} (--output says otherwise)"
-    return _reader(path, value), [note]
+    return Found(_reader(path, value), dense, (note,))
 
 
 def first_tensor(raw: object) -> Reader | None:
@@ -128,9 +161,9 @@ def _asked(
     found: Mapping[str, tuple[Path, Tensor]],
     rows: Mapping[str, tuple[Path, Tensor]],
     name: str,
-) -> Reader:
+) -> tuple[Path, Tensor]:
     if asked in rows:
-        return _reader(*rows[asked])
+        return rows[asked]
     if asked in found:
         shape = tuple(found[asked][1].shape)
         raise UsageError(f"--output {asked}: it has shape {shape}, not a row of numbers a picture")
@@ -201,11 +234,16 @@ def with_reader(module: nn.Module, read: Reader) -> nn.Module:
     return module
 
 
-def two_classes(outputs_N1: Tensor) -> Tensor:
+def two_classes(outputs: Tensor) -> Tensor:
     """One logit a picture as logits of no and yes (N, 2): softmax gives the sigmoid's numbers."""
-    return functional.pad(outputs_N1, (1, 0))
+    return functional.pad(outputs, (1, 0))
 
 
-def two_probabilities(outputs_N1: Tensor) -> Tensor:
-    """One probability a picture as those of no and yes (N, 2)."""
-    return torch.cat([1 - outputs_N1, outputs_N1], 1)
+def two_maps(outputs_N1hw: Tensor) -> Tensor:
+    """One logit a pixel as logits of no and yes (N, 2, h, w)."""
+    return functional.pad(outputs_N1hw, (0, 0, 0, 0, 1, 0))
+
+
+def two_probabilities(outputs: Tensor) -> Tensor:
+    """One probability as those of no and yes, (N, 1, …) to (N, 2, …)."""
+    return torch.cat([1 - outputs, outputs], 1)

@@ -55,9 +55,11 @@ def of_torchvision(name: str) -> tuple[dict[str, Published], str | None]:
 
 def _of_entry(entry: Any) -> Published:
     transform = entry.transforms()
+    resize = transform.resize_size[0]
     preprocess = Preprocess(
-        resize=transform.resize_size[0],
-        crop=(transform.crop_size[0],) * 2,
+        resize=resize,
+        # Segmentation has no crop, but a working image has one size.
+        crop=(getattr(transform, "crop_size", [resize])[0],) * 2,
         mean=tuple(transform.mean),
         std=tuple(transform.std),
         interpolation=transform.interpolation.value,

@@ -139,6 +139,20 @@ def draw_map(
     add_colorbar(ScalarMappable(norm, colours), axes, label)
 
 
+def outline_pixels(axes: Axes, inside_hw: NDArray[np.bool_], size: tuple[int, int]) -> None:
+    """A line around pixels (h, w) of the picture, over the H×W units of the axes."""
+    if inside_hw.all():
+        return
+    padded = np.pad(inside_hw, 1).astype(float)
+    rows, columns = (
+        (np.arange(n + 2) - 0.5) * (s / n) for n, s in zip(inside_hw.shape, size, strict=True)
+    )
+    for colour, thick in (("white", 2.4), ("black", 1.0)):
+        axes.contour(columns, rows, padded, levels=[0.5], colors=colour, linewidths=thick)
+    axes.set_xlim(0, size[1])
+    axes.set_ylim(size[0], 0)
+
+
 def _extent(size: tuple[int, int]) -> tuple[float, float, float, float]:
     """The picture's corner is at (0, 0), whatever its own resolution."""
     return 0.0, float(size[1]), float(size[0]), 0.0

@@ -142,10 +142,8 @@ class Ablation:
     """
 
     def __init__(self, model: "Model", data: ImageData, spec: AblationSpec) -> None:
-        if not model.head.has_classes:
-            raise UsageError(
-                f"ablate counts right answers, and {model.name} gives values (--head none)"
-            )
+        if model.unjudged:
+            raise UsageError(f"ablate counts right answers, and {model.unjudged}")
         self.model, self.data, self.spec = model, data, spec
         self.classes = check_labels(data, model)
         self.plan = make_plan(model, spec)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from cnnviz.core.data.images import WorkingImage
+from cnnviz.core.data.outlines import outline_mask, read_outlines
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.occlusion.expectation import judge, object_mask, read_expectations
+from cnnviz.occlusion.expectation import judge
 
 
 def working(path="photo.png", box=(0.0, 0.0, 20.0, 20.0)):
@@ -13,20 +14,23 @@ def working(path="photo.png", box=(0.0, 0.0, 20.0, 20.0)):
 
 
 def test_a_box_in_file_pixels_becomes_the_working_images_pixels():
-    expectation = read_expectations("4,8,12,16").for_image("photo.png")
+    expectation = read_outlines("4,8,12,16").for_image("photo.png")
     expected = torch.zeros(10, 10, dtype=torch.bool)
     expected[4:8, 2:6] = True
-    mask = object_mask(expectation, working())
-    assert (mask ^ expected).sum() <= 13  # at most the rim, whose pixels the outline runs through
-    assert mask[5:7, 3:5].all()
-    assert not mask[:3].any()
+    mask = outline_mask(expectation, working())
+    assert torch.equal(mask, expected)
+
+
+def test_an_object_finer_than_a_pixel_is_the_pixel_it_is_in():
+    mask = outline_mask(read_outlines("4,8,4.5,8.5").for_image("photo.png"), working())
+    assert torch.where(mask) == (4, 2)
 
 
 def test_boxes_and_polygons_come_from_a_file_by_path_or_name(tmp_path):
     file = tmp_path / "truth.json"
     entry = {"label": "cat", "polygons": [[[0, 0], [10, 0], [10, 10], [0, 10]]]}
     file.write_text(json.dumps({"photo.png": entry, "other.png": {"boxes": [[0, 0, 2, 2]]}}))
-    expectations = read_expectations(str(file))
+    expectations = read_outlines(str(file))
     assert expectations.for_image("folder/photo.png").label == "cat"
     assert expectations.for_image("other.png").label is None
     with pytest.raises(CnnvizError, match=r"'third.png' has no entry 'third.png' in"):
@@ -47,19 +51,19 @@ def test_a_file_of_another_form_is_refused_with_the_reason(tmp_path, content, re
     file = tmp_path / "truth.json"
     file.write_text(content)
     with pytest.raises(UsageError, match=reason):
-        read_expectations(str(file))
+        read_outlines(str(file))
 
 
 @pytest.mark.parametrize("text", ["1,2,3", "1,2,3,x", "9,9,1,1", "nowhere.json"])
 def test_what_is_neither_a_box_nor_a_file_is_refused(text):
     with pytest.raises(UsageError, match="it takes x0,y0,x1,y1 in the image file's pixels"):
-        read_expectations(text)
+        read_outlines(text)
 
 
 def test_an_object_outside_the_crop_is_an_error():
-    expectation = read_expectations("0,0,4,4").for_image("photo.png")
+    expectation = read_outlines("0,0,4,4").for_image("photo.png")
     with pytest.raises(CnnvizError, match="lies outside the working image"):
-        object_mask(expectation, working(box=(10.0, 10.0, 20.0, 20.0)))
+        outline_mask(expectation, working(box=(10.0, 10.0, 20.0, 20.0)))
 
 
 def test_judge_counts_positive_evidence_only():

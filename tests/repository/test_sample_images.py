@@ -9,9 +9,10 @@ import torch
 from PIL import Image, ImageDraw
 
 from cnnviz.core.data.images import read_image
+from cnnviz.core.data.outlines import outline_mask, read_outlines
 from cnnviz.core.models.load import load_model
 from cnnviz.occlusion import occlude
-from cnnviz.occlusion.expectation import judge, object_mask, read_expectations
+from cnnviz.occlusion.expectation import judge
 
 FOLDER = Path(__file__).parent.parent.parent / "sample_images"
 TRUTH = json.loads((FOLDER / "truth.json").read_text())
@@ -77,8 +78,8 @@ def test_bundled_model_reads_the_picture_rightly_and_surely(name: str) -> None:
 def test_covering_the_object_hurts_more_than_covering_the_background(name: str) -> None:
     model = load_model()
     working = read_image(FOLDER / name, model.preprocess)
-    expectation = read_expectations(str(FOLDER / "truth.json")).for_image(name)
-    verdict = judge(occlude(model, working).panels[0].map_HW, object_mask(expectation, working))
+    expectation = read_outlines(str(FOLDER / "truth.json")).for_image(name)
+    verdict = judge(occlude(model, working).panels[0].map_HW, outline_mask(expectation, working))
     assert verdict.hit
     assert verdict.inside is not None
     assert verdict.inside > 2 * verdict.object_share

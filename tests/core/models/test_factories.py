@@ -45,7 +45,7 @@ def nothing():
     return Net()
 
 def maps():
-    return nn.Conv2d(3, 4, 3)
+    return nn.Conv2d(3, 4, 16, padding=(0, 1))
 
 def lazy(num_classes=3):
     return nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.Flatten(),
@@ -78,7 +78,7 @@ def test_factory_with_a_class_parameter_takes_the_checkpoints_count(
     [
         ("number", "returned int, not an nn.Module"),
         ("broken", r"failed: NameError: name 'undefined_name' .*\(nets\.py, line \d+\)"),
-        ("maps", r"puts out shape \(1, 4, 6, 6\); a map, not a row of numbers .* give --output"),
+        ("maps", r"puts out shape \(1, 4, 1, 3\); a map, not a row of numbers .* give --output"),
         ("nothing", "puts out NoneType; not a row of numbers for each picture: give --output"),
     ],
 )
@@ -86,7 +86,7 @@ def test_factory_that_makes_no_classifier_is_one_line(
     nets: str, factory: str, message: str
 ) -> None:
     with pytest.raises(CnnvizError, match=message) as error:
-        load_model(f"{nets}:{factory}", size=8)
+        load_model(f"{nets}:{factory}", size=16)
     assert "\n" not in str(error.value)
 
 

@@ -64,7 +64,7 @@ OneLogit = ending(lambda z: z[:, 1:2] - z[:, 0:1])
 OneFlat = ending(lambda z: z[:, 1] - z[:, 0])
 OneProbability = ending(lambda z: (z[:, 1:2] - z[:, 0:1]).sigmoid())
 Pair = ending(lambda z: z[:, :2])
-Dense = ending(lambda z: {"out": z[:, :, None, None].expand(-1, -1, 4, 4)})
+Dense = ending(lambda z: {"out": z[:, :, None, None].expand(-1, -1, 1, 2)})
 ByNumber = ending(lambda z: {3: z, 4: z[:, :2]})
 SmallLogits = ending(lambda z: 0.5 + z / 1000)
 
@@ -222,8 +222,8 @@ def test_a_sigmoid_that_bears_no_strange_picture_is_known_by_its_numbers(
     [
         ("Several", {}, "several rows of numbers: colour, shape; --output NAME takes one"),
         ("Several", {"output": "size"}, "--output size: no such part; .* puts out colour, shape"),
-        ("Dense", {}, r"puts out out \(1, 5, 4, 4\); a map, not a row .* give --output file"),
-        ("Dense", {"output": "out"}, r"--output out: it has shape \(1, 5, 4, 4\), not a row"),
+        ("Dense", {}, r"puts out out \(1, 5, 1, 2\); a map, not a row .* give --output file"),
+        ("Dense", {"output": "out"}, r"--output out: it has shape \(1, 5, 1, 2\), not a row"),
         ("Plain", {"head": "probabilities"}, "--head probabilities: .* numbers outside 0 to 1"),
         (
             "Plain",
@@ -255,7 +255,7 @@ def test_a_part_is_taken_by_name_number_or_function(
     assert network("Tuple", output="1").classes == 3
     for function, message in (
         ("broken", "broken failed: 'nothing'"),
-        ("one_map", r"one_map returned shape \(1, 5, 4, 4\) for one picture"),
+        ("one_map", r"one_map returned shape \(1, 5, 1, 2\) for one picture"),
         ("absent", "no function 'absent' in "),
     ):
         with pytest.raises(CnnvizError, match=message):

@@ -71,13 +71,18 @@ def test_unreadable_cached_weights_are_named(empty_cache: Path) -> None:
 
 @pytest.mark.slow
 def test_every_torchvision_network_has_the_published_number_of_parameters() -> None:
-    # The published count of inception_v3 includes the auxiliary head that inference leaves out.
-    auxiliary = {"inception_v3": 3_326_696}
+    # The published count of these includes the auxiliary head that inference leaves out.
+    auxiliary = {
+        "inception_v3": 3_326_696,
+        "deeplabv3_mobilenet_v3_large": 3_851,
+        **{f"{kind}_resnet{n}": 2_365_205 for kind in ("deeplabv3", "fcn") for n in (50, 101)},
+    }
     # RegNets compute their widths with tensors, which a device without memory cannot.
     for name in (n for n in torchvision_names() if not n.startswith("regnet")):
         for entry in torchvision_models.get_model_weights(name):
             published = find_architecture(name).published[entry.name]
+            classes = len(entry.meta["categories"])
             with torch.device("meta"):
-                module = find_architecture(name).make(1000, published.preprocess.crop)
+                module = find_architecture(name).make(classes, published.preprocess.crop)
             count = sum(parameter.numel() for parameter in module.parameters())
             assert count == entry.meta["num_params"] - auxiliary.get(name, 0), name
