@@ -66,7 +66,7 @@ def saliency(
     paths = find_images(images)
     loaded = run.load(model)
     _check_model(loaded, spec)
-    other = _occluder(loaded, spec.targets, mask, stride, model) if compare else None
+    other = _occluder(loaded, spec, mask, stride, model) if compare else None
     run.open_for(paths)
     study = _Study(loaded, spec, other, look)
     run.study("tracing back", loaded, study, 1 + (other.positions if other else 0))
@@ -95,9 +95,10 @@ def _check(
 
 
 def _check_model(model: "Model", spec: SaliencySpec) -> None:
-    """Before any image: are the layer and the classes there?"""
+    """Before any image: are the layer, the classes and the place there?"""
     import torch
 
+    from cnnviz.core.data.outlines import Place
     from cnnviz.core.models.labels import resolve_targets
     from cnnviz.core.models.layers import find_layer, note_repeats
     from cnnviz.gradients.experiment import find_last_conv
@@ -107,11 +108,12 @@ def _check_model(model: "Model", spec: SaliencySpec) -> None:
         find_layer(model.module, layer, model.name)
         note_repeats(model, [layer])
     resolve_targets(spec.targets, torch.zeros(model.classes), model.labels, model.head)
+    Place(model, spec.at, spec.inside)
 
 
 def _occluder(
     model: "Model",
-    targets: tuple[str, ...],
+    traced: SaliencySpec,
     mask: tuple[int, int] | None,
     stride: int | None,
     options: ModelOptions,
@@ -122,7 +124,9 @@ def _occluder(
     spec = OcclusionSpec(
         masks=(mask,) if mask else (),
         stride=stride,
-        targets=targets,
+        targets=traced.targets,
+        at=traced.at,
+        inside=traced.inside,
         score=Score.LOGIT,
         batch_size=options.batch_size,
         seed=options.seed,

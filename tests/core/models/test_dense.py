@@ -272,14 +272,17 @@ def test_commands(source: str, tmp_path: Path) -> None:
     common = [str(file), "--model", f"{source}:torchvision_like", "--size", str(SIDE), "--quiet"]
     runs = {
         "occlude": ["--target", "1", "--inside", "1,2,7,10", "--mask", "4", "--stride", "3"],
-        "saliency": ["--target", "1", "--method", "gradient"],
+        "saliency": ["--target", "1", "--at", "5,3", "--compare", "occlusion", "--mask", "3"],
     }
     for command, options in runs.items():
         out = tmp_path / command
         done = CliRunner().invoke(app, [command, *common, *options, "--out", str(out)])
         assert done.exit_code == 0, done.output
         (entry,) = json.loads((out / "two" / "summary.json").read_text())["results"]
-        assert entry["read"] == ("inside 1,2,7,10" if command == "occlude" else "own pixels")
+        assert entry["read"] == ("inside 1,2,7,10" if command == "occlude" else "at 5,3")
         assert entry["targets"][0]["pixels"] > 0.05
+    assert entry["targets"][0]["comparison"]["rank_correlation"] > 0.5  # of the same place
+    rows = CliRunner().invoke(app, ["saliency", str(file), "--at", "3,4", "--quiet"])
+    assert "bundled puts out one row a picture" in str(rows.exception)
     done = CliRunner().invoke(app, ["ablate", *common, "--filters", "tell:0"])
     assert "gives a class to each pixel" in str(done.exception)
