@@ -108,11 +108,9 @@ def saliency(model: Model, image: WorkingImage, spec: SaliencySpec | None = None
     reading = model.settle(pixels, place.mask(image))
 
     def asked(logits_K: Tensor) -> tuple[int, ...]:
-        ranking_K = logits_K if reading is None else reading.ranking(model.labels)
-        found = resolve_targets(targets, ranking_K.detach().cpu(), model.labels, model.head)
         if reading is not None:
-            reading.check(found, model.labels, image.path)
-        return found
+            return reading.targets(targets, model.labels, model.head, image.path)
+        return resolve_targets(targets, logits_K.detach().cpu(), model.labels, model.head)
 
     if method is not Method.GRAD_CAM:
         logits_K, slopes = _input_gradients(model, pixels, asked)

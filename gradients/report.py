@@ -13,7 +13,7 @@ def report(result: SaliencyResult, comparisons: tuple[Comparison, ...] = ()) -> 
     """One entry of `results`."""
     readings_K = result.head.readings(result.logits_K)
     best = result.ranking_K.argsort(descending=True, stable=True)[:TOP].tolist()
-    if result.reading is not None and result.head.has_classes:
+    if result.reading is not None:
         best = [index for index in best if result.reading.shares_K[index] > 0]
     top = [_class(result, index, float(readings_K[index])) for index in best]
     entries = [_map(result, found) for found in result.maps]

@@ -172,10 +172,7 @@ class Occluder:
         pair = [model.preprocess.normalise(p).to(model.device) for p in (image.pixels, fill)]
         reading = model.settle(pair[0][None], self._place.mask(image))
         if reading is not None:
-            targets = resolve_targets(
-                spec.targets, reading.ranking(model.labels), model.labels, model.head
-            )
-            reading.check(targets, model.labels, image.path)
+            reading.targets(spec.targets, model.labels, model.head, image.path)  # before the work
         scores = self._engine.run(pair[0], pair[1], self._boxes_P4, progress)
         as_logits = model.head.logits
         logits_PK = as_logits(scores.logits_PK.cpu())

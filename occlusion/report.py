@@ -64,7 +64,7 @@ def report(result: OcclusionResult, verdicts: tuple[Verdict, ...] = ()) -> dict[
     has_classes = measured.head.has_classes
     readings_K = class_scores(measured.base_logits_K, Score.PROBABILITY, measured.head)
     best = measured.ranking_K.argsort(descending=True, stable=True)[:TOP].tolist()
-    if measured.reading is not None and has_classes:
+    if measured.reading is not None:
         best = [index for index in best if measured.reading.shares_K[index] > 0]
     top = [_class(result, index, float(readings_K[index])) for index in best]
     judged = verdicts or (None,) * len(result.panels)

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.models.heads import Head, Kind
-from cnnviz.core.models.labels import normalised_name
+from cnnviz.core.models.labels import normalised_name, resolve_targets
 
 SHOWN = 6
 _BACKGROUND = "background"
@@ -45,6 +45,19 @@ class Reading:
     def of(self, target: int) -> Tensor:
         """(h, w) bool: where that class is read."""
         return self.pixels_Rhw[0 if self.pointed else target]
+
+    def targets(
+        self, asked: Sequence[str], labels: Sequence[str], head: Head, path: str
+    ) -> tuple[int, ...]:
+        """The classes asked for, as `resolve_targets` has it; the first are those of most pixels.
+
+        Raises:
+            UsageError: no such class.
+            CnnvizError: one of them has no pixel to be read at.
+        """
+        found = resolve_targets(asked, self.ranking(labels), labels, head)
+        self.check(found, labels, path)
+        return found
 
     def ranking(self, labels: Sequence[str]) -> Tensor:
         """(K,) more for a class of more pixels; a background comes last, unless pointed at."""

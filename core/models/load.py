@@ -7,7 +7,7 @@ borrow it.
 Shapes: N images, H W rows and columns, K classes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,23 +18,15 @@ from torch import Tensor, nn
 from cnnviz.core.choices import HeadChoice, Precision
 from cnnviz.core.device import pick_device
 from cnnviz.core.errors import UsageError
-from cnnviz.core.models import checkpoints, heads
-from cnnviz.core.models.architectures import Architecture, find_architecture
-from cnnviz.core.models.archives import SELF_CONTAINED, open_archive
-from cnnviz.core.models.checkpoints import Kind, StateDict, read_state_dicts
+from cnnviz.core.models import heads
 from cnnviz.core.models.dense import Reading, Region
-from cnnviz.core.models.fitting import choose, fit, head_classes
 from cnnviz.core.models.habits import Habits
 from cnnviz.core.models.heads import Head
 from cnnviz.core.models.labels import Labels, class_index, read_labels
 from cnnviz.core.models.preprocess import Preprocess, adjust, plain
 from cnnviz.core.models.probing import probe
-from cnnviz.core.models.published import Published, fetch
 from cnnviz.core.models.read_out import read_out
-
-BUNDLED = "bundled"
-
-_Adjust = Callable[[Preprocess | None], Preprocess]
+from cnnviz.core.models.trained import BUNDLED, find_trained
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,18 +127,6 @@ class Model:
         }
 
 
-@dataclass(frozen=True)
-class _Trained:
-    """A network with its weights, before it is told where to run."""
-
-    module: nn.Module
-    name: str
-    preprocess: Preprocess
-    labels: tuple[str, ...]
-    weights_sha256: str
-    notes: tuple[str, ...] = ()
-
-
 def load_model(
     name: str = BUNDLED,
     *,
@@ -169,7 +149,7 @@ def load_model(
     """Loads a network with its weights, preprocessing and class names.
 
     Args:
-        name: "bundled", a torchvision classification model, `FILE.py:FACTORY` or
+        name: "bundled", a torchvision model (classification, segmentation), `FILE.py:FACTORY` or
             `package.module:FACTORY`. A TorchScript or torch.export checkpoint needs no name.
         checkpoint: weight file (.pth .pt .th .ckpt .safetensors .pt2), recognised by content.
         weights: torchvision's name of ready-made weights, or "none" for random ones (seeded).
@@ -207,7 +187,8 @@ def load_model(
     dtype = number_format.dtype
     given = read_labels(Path(labels)) if labels is not None else None
     with _seeded(seed):
-        trained = _find(name, file, weights, state, adjusted, len(given.names) if given else None)
+        count = len(given.names) if given else None
+        trained = find_trained(name, file, weights, state, adjusted, count)
         size_HW = trained.preprocess.crop
         module, raw = probe(trained.module.to(target, dtype), trained.name, size_HW, dtype, target)
         read = read_out(
@@ -258,101 +239,6 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(before)
-
-
-def _find(
-    name: str,
-    file: Path | None,
-    weights: str | None,
-    state: str | None,
-    adjusted: _Adjust,
-    labels: int | None,
-) -> _Trained:
-    """The network that a name, a file or both stand for; `labels` is how many names were given."""
-    kind = checkpoints.kind_of(file) if file is not None else None
-    if file is None or kind not in SELF_CONTAINED or name != BUNDLED:
-        return _from_architecture(name, file, weights, state, adjusted, labels)
-    if weights is not None:
-        raise UsageError(f"--weights {weights}: '{file}' brings its own weights")
-    if state is not None:
-        raise UsageError(f"--state {state}: '{file}' holds one network with its weights")
-    return _from_archive(file, kind, adjusted)
-
-
-def _from_archive(path: Path, kind: Kind, adjusted: _Adjust) -> _Trained:
-    archive = open_archive(path, kind)
-    base = plain(archive.size) if archive.size else None
-    digest = checkpoints.file_sha256(path)
-    return _Trained(archive.module, path.name, adjusted(base), (), digest)
-
-
-def _from_architecture(
-    name: str,
-    checkpoint: Path | None,
-    weights: str | None,
-    state: str | None,
-    adjusted: _Adjust,
-    labels: int | None,
-) -> _Trained:
-    architecture = find_architecture(name)
-    entry = _choose(architecture, weights, checkpoint)
-    preprocess = adjusted(entry.preprocess if entry else None)
-    if checkpoint is not None:
-        hint = " (name its architecture with --model)" if name == BUNDLED else ""
-        module, notes = _with_weights(architecture, checkpoint, preprocess.crop, state, hint)
-    elif entry is not None and weights != "none":
-        path = fetch(entry, architecture.name)
-        module, notes = _with_weights(architecture, path, preprocess.crop)
-    else:
-        wanted = labels if architecture.needs_classes else None
-        module, notes = architecture.make(wanted, preprocess.crop), ()
-    module.eval()
-    known = entry.labels if entry is not None and weights != "none" else ()
-    digest = checkpoints.weights_sha256(module)
-    return _Trained(module, architecture.name, preprocess, known, digest, notes)
-
-
-def _choose(
-    architecture: Architecture, weights: str | None, checkpoint: Path | None
-) -> Published | None:
-    """The publisher's entry that gives the weights or, beside a checkpoint, the preprocessing."""
-    entries = architecture.published
-    if weights in (None, "none"):
-        if weights is None and checkpoint is None and architecture.default:
-            return entries[architecture.default]
-        same = (e for e in entries.values() if checkpoint and e.file_name == checkpoint.name)
-        return next(same, next(iter(entries.values()), None))
-    name = str(weights).rpartition(".")[2]
-    if name == "DEFAULT" and architecture.default:
-        return entries[architecture.default]
-    if name not in entries:
-        known = ", ".join(["DEFAULT", *entries, "none"] if entries else ["none"])
-        file = "; a file goes to --checkpoint" if Path(str(weights)).exists() else ""
-        raise UsageError(f"no weights '{weights}' for {architecture.name}; there are {known}{file}")
-    return entries[name]
-
-
-def _with_weights(
-    architecture: Architecture,
-    path: Path,
-    size: tuple[int, int],
-    asked: str | None = None,
-    hint: str = "",
-) -> tuple[nn.Module, tuple[str, ...]]:
-    """The network with the weights in a file, for as many classes as the file's head has; notes."""
-    kind = checkpoints.kind_of(path)
-    if kind in SELF_CONTAINED:
-        found = [StateDict("", open_archive(path, kind).state)]
-    else:
-        found = read_state_dicts(path, kind)
-    module = architecture.make(None, size)
-    chosen = choose(found, module, asked, path)
-    state = {k: v for k, v in chosen.tensors.items() if not k.startswith(architecture.ignores)}
-    classes = head_classes(module, state) if architecture.sets_classes else None
-    if classes is not None:
-        module = architecture.make(classes, size)
-    fit(module, state, path, architecture.name + hint)
-    return module, chosen.notes
 
 
 def _name_classes(given: Labels | None, known: tuple[str, ...], classes: int, name: str) -> Labels:

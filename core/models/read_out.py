@@ -96,22 +96,18 @@ def read_out(
 
     shown, habits = examine(outputs, size, dtype)
     head, told = settle(_rows(shown), _far(outputs, size, dtype), choice, dtype, name)
-    notes = [*found.notes, *habits.notes(name), *told]
     classes = shown.shape[1]
     labels: tuple[str, ...] = ()
     if classes == 1 and head.has_classes:
         classes, labels, given = 2, YES_OR_NO, head.probabilities_given
         two = two_probabilities if given else two_maps if found.dense else two_classes
-        module = with_reader(module, two)
-        head = Head(probabilities_given=given)
-        each = "pixel" if found.dense else "picture"
-        notes = [
-            *found.notes,
-            *habits.notes(name),
-            f"{name} puts out one number a {each}: it is taken for the "
-            f"{'probability' if given else 'logit'} of the second of two classes (--head none for "
-            "a regression)",
+        module, head = with_reader(module, two), Head(probabilities_given=given)
+        told = [
+            f"{name} puts out one number a {'pixel' if found.dense else 'picture'}: it is taken "
+            f"for the {'probability' if given else 'logit'} of the second of two classes (--head "
+            "none for a regression)"
         ]
+    notes = [*found.notes, *habits.notes(name), *told]
     if not found.dense:
         return ReadOut(module, classes, head, habits, tuple(notes), labels)
     region = Region(head)

@@ -17,6 +17,8 @@ from cnnviz.cli.main import app
 from cnnviz.core import load_model
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models.dense import Region
+from cnnviz.core.models.heads import Head
 from cnnviz.core.models.load import Model
 from cnnviz.gradients import SaliencySpec, saliency
 from cnnviz.occlusion import OcclusionSpec, occlude
@@ -91,13 +93,11 @@ def means_by_hand(
     base_KHW = by_hand(image.pixels[None])[0]
     where = base_KHW.argmax(0) == target if inside_HW is None else inside_HW
     found = []
-    model_spec = spec()
     for top in range(0, SIDE - 3 + 2, 2):
         for left in range(0, SIDE - 3 + 2, 2):
             covered = image.pixels.clone()
             covered[:, top : top + 3, left : left + 3] = 0
             found.append(float(by_hand(covered[None])[0, target][where].mean()))
-    assert model_spec.stride == 2
     return float(base_KHW[target][where].mean()), found
 
 
@@ -141,12 +141,21 @@ def test_a_covered_object_is_read_where_it_was(source: str) -> None:
     assert panel.flips > 0
 
 
-def test_the_logit_is_the_log_odds_however_sure(source: str) -> None:
+def test_the_logit_is_the_log_odds(source: str) -> None:
     asked = spec(targets=("1",), score=Score.LOGIT, at=(5.0, 3.0))
     found = occlude(made(source, "plain"), picture(), asked)
     shares = by_hand(picture().pixels[None].double())[0, :, 5, 3]
     expected = math.log(float(shares[1] / (shares[0] + shares[2])))
     assert float(found.measured.base_logits_K[1]) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("sure", [2.0, 40.0, -40.0])
+def test_the_log_odds_are_exact_where_the_probability_is_rounded(sure: float) -> None:
+    region = Region(Head())
+    output = torch.zeros(1, 3, 4, 4)
+    output[:, 0] = sure
+    rows = region.read(output)
+    assert rows[0, 0].item() == pytest.approx(sure - math.log(2), abs=1e-4)
 
 
 def test_the_predicted_class_has_the_most_pixels_and_is_no_background(

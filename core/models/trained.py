@@ -1,0 +1,153 @@
+"""From what a user can name to a network with its weights, wherever these come from.
+
+The weights are the publisher's, those of a checkpoint, those of an archive that is a network too,
+or random ones.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from cnnviz.core.errors import UsageError
+from cnnviz.core.models import checkpoints
+from cnnviz.core.models.architectures import Architecture, find_architecture
+from cnnviz.core.models.archives import SELF_CONTAINED, open_archive
+from cnnviz.core.models.checkpoints import Kind, StateDict, read_state_dicts
+from cnnviz.core.models.fitting import choose, fit, head_classes
+from cnnviz.core.models.preprocess import Preprocess, plain
+from cnnviz.core.models.published import Published, fetch
+
+BUNDLED = "bundled"
+
+Adjust = Callable[[Preprocess | None], Preprocess]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with its weights, before it is told where to run.
+
+    Attributes:
+        module: in eval mode, on the CPU.
+        name: as summaries call it.
+        preprocess: the publisher's, with what the user wants done differently.
+        labels: the publisher's class names; empty where it has none.
+        weights_sha256: over the state dict (an archive: over the file).
+        notes: what the user should know.
+    """
+
+    module: nn.Module
+    name: str
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    weights_sha256: str
+    notes: tuple[str, ...] = ()
+
+
+def find_trained(
+    name: str,
+    file: Path | None,
+    weights: str | None,
+    state: str | None,
+    adjusted: Adjust,
+    labels: int | None,
+) -> Trained:
+    """The network that a name, a file or both stand for.
+
+    Args:
+        name: as `load_model` takes it.
+        file: its checkpoint or archive.
+        weights: the publisher's name of ready-made weights, or "none".
+        state: which of several sets of weights in the file.
+        adjusted: the publisher's preprocessing (None: it has none) as the user wants it.
+        labels: how many class names were given.
+
+    Raises:
+        UsageError: a name, option or file that does not exist.
+        CnnvizError: weights that cannot be fetched, read or fitted.
+    """
+    kind = checkpoints.kind_of(file) if file is not None else None
+    if file is None or kind not in SELF_CONTAINED or name != BUNDLED:
+        return _from_architecture(name, file, weights, state, adjusted, labels)
+    if weights is not None:
+        raise UsageError(f"--weights {weights}: '{file}' brings its own weights")
+    if state is not None:
+        raise UsageError(f"--state {state}: '{file}' holds one network with its weights")
+    return _from_archive(file, kind, adjusted)
+
+
+def _from_archive(path: Path, kind: Kind, adjusted: Adjust) -> Trained:
+    archive = open_archive(path, kind)
+    base = plain(archive.size) if archive.size else None
+    digest = checkpoints.file_sha256(path)
+    return Trained(archive.module, path.name, adjusted(base), (), digest)
+
+
+def _from_architecture(
+    name: str,
+    checkpoint: Path | None,
+    weights: str | None,
+    state: str | None,
+    adjusted: Adjust,
+    labels: int | None,
+) -> Trained:
+    architecture = find_architecture(name)
+    entry = _choose(architecture, weights, checkpoint)
+    preprocess = adjusted(entry.preprocess if entry else None)
+    if checkpoint is not None:
+        hint = " (name its architecture with --model)" if name == BUNDLED else ""
+        module, notes = _with_weights(architecture, checkpoint, preprocess.crop, state, hint)
+    elif entry is not None and weights != "none":
+        path = fetch(entry, architecture.name)
+        module, notes = _with_weights(architecture, path, preprocess.crop)
+    else:
+        wanted = labels if architecture.needs_classes else None
+        module, notes = architecture.make(wanted, preprocess.crop), ()
+    module.eval()
+    known = entry.labels if entry is not None and weights != "none" else ()
+    digest = checkpoints.weights_sha256(module)
+    return Trained(module, architecture.name, preprocess, known, digest, notes)
+
+
+def _choose(
+    architecture: Architecture, weights: str | None, checkpoint: Path | None
+) -> Published | None:
+    """The publisher's entry that gives the weights or, beside a checkpoint, the preprocessing."""
+    entries = architecture.published
+    if weights in (None, "none"):
+        if weights is None and checkpoint is None and architecture.default:
+            return entries[architecture.default]
+        same = (e for e in entries.values() if checkpoint and e.file_name == checkpoint.name)
+        return next(same, next(iter(entries.values()), None))
+    name = str(weights).rpartition(".")[2]
+    if name == "DEFAULT" and architecture.default:
+        return entries[architecture.default]
+    if name not in entries:
+        known = ", ".join(["DEFAULT", *entries, "none"] if entries else ["none"])
+        file = "; a file goes to --checkpoint" if Path(str(weights)).exists() else ""
+        raise UsageError(f"no weights '{weights}' for {architecture.name}; there are {known}{file}")
+    return entries[name]
+
+
+def _with_weights(
+    architecture: Architecture,
+    path: Path,
+    size: tuple[int, int],
+    asked: str | None = None,
+    hint: str = "",
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network with the weights in a file, for as many classes as the file's head has; notes."""
+    kind = checkpoints.kind_of(path)
+    if kind in SELF_CONTAINED:
+        found = [StateDict("", open_archive(path, kind).state)]
+    else:
+        found = read_state_dicts(path, kind)
+    module = architecture.make(None, size)
+    chosen = choose(found, module, asked, path)
+    state = {k: v for k, v in chosen.tensors.items() if not k.startswith(architecture.ignores)}
+    classes = head_classes(module, state) if architecture.sets_classes else None
+    if classes is not None:
+        module = architecture.make(classes, size)
+    fit(module, state, path, architecture.name + hint)
+    return module, chosen.notes
