@@ -82,7 +82,7 @@ def _class_line(result: SaliencyResult, found: ClassMap) -> str:
 def _method_line(result: SaliencyResult) -> str:
     method = f"{result.method} at {result.layer}" if result.layer else str(result.method)
     where = result.place or "mean over its pixels"
-    return method if result.reading is None else f"{method}, {where}"
+    return method if result.reading is None else f"{method}\n{where}"
 
 
 def _map(

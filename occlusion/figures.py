@@ -114,7 +114,7 @@ def _heading(result: OcclusionResult, panel: Panel) -> str:
     reads = result.measured.head.text(panel.probability)
     where = ""
     if result.measured.reading is not None:
-        where = f", {result.measured.place or 'mean over its pixels'}"
+        where = f"\n{result.measured.place or 'mean over its pixels'}"
     return f"{name}{note}  {reads}\nmask {grid.name}, stride {grid.stride}{where}"
 
 

@@ -124,7 +124,7 @@ class Place:
     """Where a dense output is read: at a pixel, inside an outline, or (neither) nowhere special.
 
     Attributes:
-        text: what the user said, for captions; empty where nothing was.
+        text: what the user said (of a file its name), for captions; empty where nothing was.
     """
 
     def __init__(self, model: Model, at: tuple[float, float] | None, inside: str | None) -> None:
@@ -142,7 +142,7 @@ class Place:
             raise UsageError("--at and --inside name two places; give one of them")
         self._at = at
         self._outlines = None if inside is None else read_outlines(inside, "--inside")
-        self.text = f"inside {inside}" if inside else ""
+        self.text = f"inside {Path(inside).name}" if inside else ""
         if at is not None:
             self.text = f"at {at[0]:g},{at[1]:g}"
 
