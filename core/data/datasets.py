@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cnnviz.core.data.images import Preprocess, prepare
+from cnnviz.core.data.images import Preprocess, WorkingImage, prepare
 from cnnviz.core.data.sources import UNKNOWN, Example, ImageSource, find_source
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.labels import find_class
@@ -36,6 +36,7 @@ _log = logging.getLogger("cnnviz")
 
 __all__ = ["Batch", "Example", "ImageData", "batches", "match_labels", "open_data"]
 
+_RGB = Preprocess(None, (0, 0))
 
 @dataclass(frozen=True)
 class ImageData:
@@ -65,7 +66,18 @@ class ImageData:
         Raises:
             CnnvizError: it cannot be read.
         """
-        return self._source.open(self.examples[index])
+        found = self._source.open(self.examples[index], _RGB)
+        assert isinstance(found, Image.Image)  # noqa: S101 (arrays are files, read by `working`)
+        return found
+
+    def working(self, index: int, preprocess: Preprocess) -> WorkingImage:
+        """Decodes one picture and makes it the working image of a network.
+
+        Raises:
+            CnnvizError: it cannot be read, or has other channels.
+        """
+        example = self.examples[index]
+        return prepare(self._source.open(example, preprocess), preprocess, example.path)
 
     @property
     def canonical(self) -> bool:
@@ -165,7 +177,7 @@ def _decoded(
 
     def decode(index: int) -> Tensor | CnnvizError:
         try:
-            image = prepare(data.open(index), preprocess, data.examples[index].path)
+            image = data.working(index, preprocess)
         except CnnvizError as error:
             return error
         return preprocess.normalise(image.pixels)

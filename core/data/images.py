@@ -5,7 +5,7 @@ Files come from strangers. Whatever Pillow can decode becomes 8-bit RGB (rotated
 The working image is the RGB image after the model's own resize and crop, with pixels in [0, 1];
 it knows where it was cut from, so that a box in it can be given in the file's own pixels.
 
-Shapes: 3 colours, H W rows and columns.
+Shapes: C channels (3 colours, as a rule), H W rows and columns.
 """
 
 import logging
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from cnnviz.core.data.rasters import Raster, is_array, read_raster
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.models.preprocess import Preprocess, both
 
@@ -35,6 +36,7 @@ __all__ = [
     "images_below",
     "prepare",
     "read_image",
+    "read_picture",
     "read_rgb",
     "to_rgb",
 ]
@@ -76,15 +78,17 @@ class WorkingImage:
 
     Attributes:
         path: the file as the user named it.
-        pixels: (3, H, W) float32 in [0, 1], on the CPU.
+        pixels: (C, H, W) float32 in [0, 1], on the CPU.
         box_original: y0, x0, y1, x1 of the crop in the file's pixels (after EXIF rotation).
         original_size: (rows, columns) of the file after EXIF rotation.
+        bands: the channels that are drawn, as red, green and blue, or one as grey.
     """
 
     path: str
     pixels: Tensor
     box_original: tuple[float, float, float, float]
     original_size: tuple[int, int]
+    bands: tuple[int, ...] = (0, 1, 2)
 
     def to_working(self, x: float, y: float) -> tuple[float, float]:
         """A place (x, y) in the file's pixels as (x, y) in the working image's; may lie outside."""
@@ -177,39 +181,64 @@ def _offset(length: int, crop: int) -> int:
     return round((length - crop) / 2) if length >= crop else -((crop - length) // 2)
 
 
-def prepare(image: Image.Image, preprocess: Preprocess, path: str | Path) -> WorkingImage:
-    """Resizes and crops an RGB image as torchvision's presets do.
+def read_picture(path: str | Path, preprocess: Preprocess) -> Image.Image | Raster:
+    """A file as the network's channels have it: a picture in 8-bit RGB, else a raster.
 
     Raises:
-        CnnvizError: the image is so elongated that resizing it would explode.
+        CnnvizError: see `read_rgb` and `read_raster`.
     """
-    original = (image.height, image.width)
+    if preprocess.channels == 3 and not is_array(path):
+        return read_rgb(path)
+    return read_raster(path, preprocess)
+
+
+def prepare(
+    picture: Image.Image | Raster, preprocess: Preprocess, path: str | Path
+) -> WorkingImage:
+    """Resizes and crops an RGB image or a raster as torchvision's presets do.
+
+    Raises:
+        CnnvizError: the image is so elongated that resizing it would explode, or of other channels.
+    """
+    if isinstance(picture, Image.Image):
+        if preprocess.channels != 3:
+            raise CnnvizError(
+                f"'{path}' has 3 channels, and the network takes {preprocess.channels}"
+            )
+        planes = [picture]
+    else:
+        planes = [Image.fromarray(band) for band in np.moveaxis(picture, 2, 0)]
+    original = (planes[0].height, planes[0].width)
     height, width = _resized_size(original, preprocess.resize)
     if height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
         raise CnnvizError(
-            f"'{path}' is {image.width}x{image.height}: too elongated to be resized for a working "
+            f"'{path}' is {original[1]}x{original[0]}: too elongated to be resized for a working "
             f"image of {preprocess.crop[0]}x{preprocess.crop[1]}; crop it first"
         )
     if (height, width) != original:
         # Pillow filters before it shrinks, as torchvision does for pictures.
         mode = Image.Resampling[preprocess.interpolation.upper()]
-        image = image.resize((width, height), mode)
+        planes = [plane.resize((width, height), mode) for plane in planes]
     rows, columns = preprocess.crop
     top, left = _offset(height, rows), _offset(width, columns)
-    cropped = image.crop((left, top, left + columns, top + rows))  # black where there is no image
-    pixels = torch.from_numpy(np.array(cropped)).permute(2, 0, 1).contiguous().float() / 255
+    edges = (left, top, left + columns, top + rows)
+    cropped = [torch.from_numpy(np.array(plane.crop(edges))) for plane in planes]  # 0 outside
+    if isinstance(picture, Image.Image):
+        pixels = cropped[0].permute(2, 0, 1).contiguous().float() / 255
+    else:
+        pixels = torch.stack(cropped)
     scale_y, scale_x = original[0] / height, original[1] / width
     box = (top * scale_y, left * scale_x, (top + rows) * scale_y, (left + columns) * scale_x)
-    return WorkingImage(str(path), pixels, box, original)
+    return WorkingImage(str(path), pixels, box, original, preprocess.bands)
 
 
 def read_image(path: str | Path, preprocess: Preprocess) -> WorkingImage:
     """A picture file as the working image.
 
     Raises:
-        CnnvizError: see `read_rgb` and `prepare`.
+        CnnvizError: see `read_picture` and `prepare`.
     """
-    return prepare(read_rgb(path), preprocess, path)
+    return prepare(read_picture(path, preprocess), preprocess, path)
 
 
 def file_crop(image: WorkingImage, longest: int = 640) -> NDArray[np.uint8] | None:
@@ -221,7 +250,7 @@ def file_crop(image: WorkingImage, longest: int = 640) -> NDArray[np.uint8] | No
 
     Returns:
         (h, w, 3) uint8 of the working image's proportions, or None where the file has no more
-        pixels there than the working image.
+        pixels there than the working image, or is a raster.
 
     Raises:
         CnnvizError: see `read_rgb`.
@@ -229,7 +258,8 @@ def file_crop(image: WorkingImage, longest: int = 640) -> NDArray[np.uint8] | No
     top, left, bottom, right = image.box_original
     rows, columns = image.original_size
     inside = top >= 0 and left >= 0 and bottom <= rows and right <= columns
-    if not inside or bottom - top <= image.pixels.shape[-2]:
+    raster = len(image.pixels) != 3 or is_array(image.path)
+    if raster or not inside or bottom - top <= image.pixels.shape[-2]:
         return None
     crop = read_rgb(image.path).crop((round(left), round(top), round(right), round(bottom)))
     crop.thumbnail((longest, longest), Image.Resampling.LANCZOS)
@@ -250,12 +280,15 @@ def _is_hidden(path: Path) -> bool:
 def images_below(folder: Path) -> list[Path]:
     """All picture files below a folder, by their suffix, sorted; hidden ones are left out.
 
+    Where there are none, all arrays (.npy, .npz).
+
     Files of other suffixes are counted in one line, but for those that lie beside pictures.
     """
     visible = [p for p in folder.rglob("*") if not _is_hidden(p.relative_to(folder))]
     files = sorted(path for path in visible if path.is_file())
     found = [path for path in files if path.suffix.lower() in suffixes()]
     kinds = Counter(path.suffix.lower() for path in files) if found else Counter[str]()
+    found = found or [path for path in files if is_array(path)]
     others = {k: n for k, n in kinds.items() if k not in suffixes() | _COMPANIONS}
     if others:
         named = ", ".join(f"{n} {kind or 'without a suffix'}" for kind, n in others.items())

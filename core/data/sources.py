@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cnnviz.core.data.images import find_images, images_below, read_rgb, suffixes
+from cnnviz.core.data.images import find_images, images_below, read_picture, suffixes
+from cnnviz.core.data.rasters import ARRAYS, Raster
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models.preprocess import Preprocess
 
 MANIFESTS = frozenset({".csv", ".jsonl"})
 TORCHVISION = ("cifar10", "mnist", "fashionmnist")
@@ -52,7 +54,7 @@ class ImageSource:
     Attributes:
         examples: in stable order.
         classes: names that labels point at; None where nothing is labelled.
-        open: decodes a picture to 8-bit RGB, or raises CnnvizError.
+        open: decodes a picture for a network's preprocessing, or raises CnnvizError.
         canonical: whether the order of the classes is the data set's own, which models trained on
             it share.
         folders: whether the classes are the names of folders.
@@ -60,13 +62,13 @@ class ImageSource:
 
     examples: tuple[Example, ...]
     classes: tuple[str, ...] | None
-    open: Callable[[Example], Image.Image]
+    open: Callable[[Example, Preprocess], Image.Image | Raster]
     canonical: bool = False
     folders: bool = False
 
 
-def _open_file(example: Example) -> Image.Image:
-    return read_rgb(example.path)
+def _open_file(example: Example, preprocess: Preprocess) -> Image.Image | Raster:
+    return read_picture(example.path, preprocess)
 
 
 def _by_number(name: str) -> tuple[bool, int, str]:
@@ -119,7 +121,7 @@ def _column(header: Sequence[str], names: Sequence[str]) -> int:
 
 
 def _names_picture(cells: Sequence[str]) -> bool:
-    return any(Path(cell.strip()).suffix.lower() in suffixes() for cell in cells)
+    return any(Path(cell.strip()).suffix.lower() in suffixes() | ARRAYS for cell in cells)
 
 
 def _without_header(rows: list[list[str]], manifest: Path) -> tuple[int, int, list[list[str]]]:
@@ -225,7 +227,10 @@ def _torchvision(text: str) -> ImageSource:
         for row, label in enumerate(data.targets)
     )
     return ImageSource(
-        examples, classes, lambda e: Image.fromarray(arrays[e.row]).convert("RGB"), canonical=True
+        examples,
+        classes,
+        lambda e, _preprocess: Image.fromarray(arrays[e.row]).convert("RGB"),
+        canonical=True,
     )
 
 

@@ -52,21 +52,21 @@ class Habits:
 
 
 def examine(
-    scores: Callable[[Tensor], Tensor], size: tuple[int, int], dtype: torch.dtype
+    scores: Callable[[Tensor], Tensor], shape: tuple[int, int, int], dtype: torch.dtype
 ) -> tuple[Tensor, Habits]:
     """Runs two random pictures alone, again, and together.
 
     Args:
-        scores: normalised images (N, 3, H, W) to what the network puts out, (N, K).
-        size: H, W.
+        scores: normalised images (N, C, H, W) to what the network puts out, (N, K).
+        shape: C, H, W.
         dtype: the number format that the network computes in.
 
     Returns:
         What it put out for the two, each alone (2, K), and what was found out.
     """
     generator = torch.Generator().manual_seed(0)
-    first = torch.randn(1, 3, *size, generator=generator)
-    second = 3 * torch.randn(1, 3, *size, generator=generator) + 1
+    first = torch.randn(1, *shape, generator=generator)
+    second = 3 * torch.randn(1, *shape, generator=generator) + 1
     with torch.inference_mode():
         alone = torch.cat([scores(first), scores(second)])
         again = scores(first)
@@ -86,7 +86,7 @@ def examine(
 
 
 def far_away(
-    scores: Callable[[Tensor], Tensor], size: tuple[int, int], dtype: torch.dtype
+    scores: Callable[[Tensor], Tensor], shape: tuple[int, int, int], dtype: torch.dtype
 ) -> Tensor | None:
     """What the network puts out (2, K) for noise far beyond any picture's contrast.
 
@@ -94,7 +94,7 @@ def far_away(
     """
     generator = torch.Generator().manual_seed(1)
     contrast = 1e2 if dtype is torch.float16 else 1e4
-    noise = contrast * torch.randn(1, 3, *size, generator=generator)
+    noise = contrast * torch.randn(1, *shape, generator=generator)
     try:
         with torch.inference_mode():
             found = torch.cat([scores(noise), scores(-noise)])

@@ -116,7 +116,7 @@ def trial_outputs(model: "Model", names: Sequence[str]) -> dict[str, Tensor]:
 
 def _run_blank(model: "Model") -> None:
     with torch.inference_mode():
-        model.outputs(torch.zeros(1, 3, *model.input_size))
+        model.outputs(model.blank())
 
 
 def note_repeats(model: "Model", names: Sequence[str]) -> None:

@@ -77,6 +77,10 @@ class Model:
             return f"{self.name} gives values, not classes (--head none)"
         return f"{self.name} gives a class to each pixel, not to a picture" if self.region else None
 
+    def blank(self, size: tuple[int, int] | None = None) -> Tensor:
+        """One image of zeros, (1, C, H, W), on the CPU."""
+        return torch.zeros(1, self.preprocess.channels, *(size or self.input_size))
+
     def logits(self, images_N3HW: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) on any device to float32 logits (N, K) on the model's.
 
@@ -139,6 +143,8 @@ def load_model(
     device: str = "auto",
     precision: str = "fp32",
     seed: int = 0,
+    value_range: tuple[float, float] | None = None,
+    show: Sequence[int] | None = None,
     state: str | None = None,
     head: str = "auto",
     output: str | None = None,
@@ -161,6 +167,8 @@ def load_model(
         device: "auto", "cpu", "cuda", "cuda:N" or "mps".
         precision: "fp32", "bf16" or "fp16".
         seed: of random weights; torch's own generator is left as it was.
+        value_range: the values of arrays and TIFF files that stand for 0 and 1.
+        show: the channels drawn as red, green and blue, counted from 1, or one drawn as grey.
         state: which of several sets of weights in the checkpoint, by key or prefix; by default the
             one that fits best, averaged weights (EMA) before raw ones.
         head: what its numbers mean: "auto" (found out), "softmax", "sigmoid" (each class on its
@@ -189,10 +197,20 @@ def load_model(
     with _seeded(seed):
         count = len(given.names) if given else None
         trained = find_trained(name, file, weights, state, adjusted, count)
-        size_HW = trained.preprocess.crop
-        module, raw = probe(trained.module.to(target, dtype), trained.name, size_HW, dtype, target)
+        wanted = trained.preprocess
+        module, raw, channels = probe(
+            trained.module.to(target, dtype),
+            trained.name,
+            wanted.channels,
+            wanted.crop,
+            dtype,
+            target,
+        )
+        preprocess = wanted.with_channels(channels)
+        notes = _check_channels(trained.name, wanted, preprocess, mean, std)
+        preprocess = replace(preprocess, scale=value_range, show=_bands(show, channels))
         read = read_out(
-            module, raw, trained.name, size_HW, target, dtype, output, _head(head), scores
+            module, raw, trained.name, preprocess, target, dtype, output, _head(head), scores
         )
     if threshold != Head().threshold and read.head.kind is not heads.Kind.SIGMOID:
         raise UsageError(
@@ -203,19 +221,52 @@ def load_model(
     return Model(
         module=read.module,
         name=trained.name,
-        preprocess=trained.preprocess,
+        preprocess=preprocess,
         labels=names.names,
-        input_size=size_HW,
+        input_size=preprocess.crop,
         weights_sha256=trained.weights_sha256,
         device=target,
         precision=number_format,
         wnids=names.wnids,
-        notes=(*trained.notes, *read.notes),
+        notes=(*trained.notes, *notes, *read.notes),
         habits=read.habits,
         head=replace(read.head, threshold=threshold),
         repeat=repeat,
         region=read.region,
     )
+
+
+def _check_channels(
+    name: str,
+    wanted: Preprocess,
+    found: Preprocess,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> list[str]:
+    """A line where a network takes other channels than pictures have, and nothing is normalised.
+
+    Raises:
+        UsageError: means or deviations are given for another number of channels.
+    """
+    if found.channels == wanted.channels:
+        return []
+    if any(len(given) > 1 for given in (mean, std) if given is not None):
+        raise UsageError(
+            f"--mean and --std are given for {wanted.channels} channels; {name} takes "
+            f"{found.channels}"
+        )
+    plain_values = set(found.mean) == {0.0} and set(found.std) == {1.0}
+    said = "; values in 0…1 are not normalised (--mean, --std)" if plain_values else ""
+    return [f"{name} takes {found.channels} channels{said}"]
+
+
+def _bands(show: Sequence[int] | None, channels: int) -> tuple[int, ...] | None:
+    if show is None:
+        return None
+    if len(show) not in (1, 3) or not all(1 <= band <= channels for band in show):
+        shown = ",".join(map(str, show))
+        raise UsageError(f"--show {shown}: it takes one or three of the channels 1 to {channels}")
+    return tuple(band - 1 for band in show)
 
 
 def _head(text: str) -> HeadChoice:

@@ -1,6 +1,6 @@
 """What a model wants done to its images, and what the user wants done differently.
 
-Shapes: 3 colours, H W rows and columns.
+Shapes: C channels (3 colours, as a rule), H W rows and columns.
 """
 
 import dataclasses
@@ -29,6 +29,8 @@ class Preprocess:
         mean: per channel, subtracted from pixels in [0, 1].
         std: per channel, divided by.
         interpolation: Pillow's and torchvision's name for it: "bilinear", "bicubic", "nearest", …
+        scale: the values of an array that stand for 0 and 1; None: as their type has them.
+        show: the channels drawn as red, green and blue; None: the first three, or the first alone.
     """
 
     resize: int | tuple[int, int] | None
@@ -36,9 +38,29 @@ class Preprocess:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
+    scale: tuple[float, float] | None = None
+    show: tuple[int, ...] | None = None
+
+    @property
+    def channels(self) -> int:
+        """C, of the network's input."""
+        return len(self.mean)
+
+    @property
+    def bands(self) -> tuple[int, ...]:
+        """The channels that are drawn: three as colours, or one as grey."""
+        return self.show or (tuple(range(3)) if self.channels >= 3 else (0,))
+
+    def with_channels(self, channels: int) -> "Preprocess":
+        """For a network of so many channels: one mean and deviation for all, or none at all."""
+        if channels == self.channels:
+            return self
+        one = len(set(self.mean)) == 1 and len(set(self.std)) == 1
+        mean, std = (self.mean[0], self.std[0]) if one else (0.0, 1.0)
+        return dataclasses.replace(self, mean=(mean,) * channels, std=(std,) * channels)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Pixels (…, 3, H, W) in [0, 1] to zero mean and unit variance, same shape and device."""
+        """Pixels (…, C, H, W) in [0, 1] to zero mean and unit variance, same shape and device."""
         mean, std = (
             torch.tensor(values, dtype=pixels.dtype, device=pixels.device).view(-1, 1, 1)
             for values in (self.mean, self.std)
@@ -49,13 +71,13 @@ class Preprocess:
 def _channels(option: str, values: Sequence[float] | None, low: float) -> tuple[float, ...] | None:
     if values is None:
         return None
-    if len(values) not in (1, 3) or not all(math.isfinite(v) and v > low for v in values):
+    if not values or not all(math.isfinite(v) and v > low for v in values):
         shown = ",".join(f"{value:g}" for value in values)
         raise UsageError(
-            f"--{option} {shown}: it takes one number, or three (one per channel)"
+            f"--{option} {shown}: it takes one number, or one per channel"
             + (", all above 0" if low == 0 else "")
         )
-    return tuple(float(v) for v in values) * (3 // len(values))
+    return tuple(float(v) for v in values)
 
 
 def both(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -94,19 +116,26 @@ def adjust(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
 ) -> Preprocess:
-    """The preprocessing with the user's own size, mean and std in place of its own."""
+    """The preprocessing with the user's own size, mean and std in place of its own.
+
+    Raises:
+        UsageError: a number is out of range, or there are not as many means as deviations.
+    """
     resize, crop = base.resize, base.crop
     if size is not None:
         crop = checked_size(size)
         if base.resize is not None:
             resize = _in_proportion(crop, both(base.resize), base.crop)
-    return dataclasses.replace(
-        base,
-        resize=resize,
-        crop=crop,
-        mean=_channels("mean", mean, -math.inf) or base.mean,
-        std=_channels("std", std, 0) or base.std,
-    )
+    given = {"mean": _channels("mean", mean, -math.inf), "std": _channels("std", std, 0)}
+    counts = {len(values) for values in given.values() if values and len(values) > 1}
+    if len(counts) > 1:
+        raise UsageError("--mean and --std: they take one number each, or as many as each other")
+    base = base.with_channels(next(iter(counts), base.channels))
+    for name, values in given.items():
+        if values:
+            each = values if len(values) > 1 else values * base.channels
+            base = dataclasses.replace(base, **{name: each})
+    return dataclasses.replace(base, resize=resize, crop=crop)
 
 
 def plain(size: int | tuple[int, int] | None) -> Preprocess:

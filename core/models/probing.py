@@ -39,45 +39,66 @@ def _essence(error: BaseException) -> str:
 
 
 def _remedy(error: BaseException) -> str:
-    """What helps: another size does not where the network wants other channels or dimensions."""
-    text = str(error)
-    channels = re.search(r"to have (\d+) channels, but got 3 channels", text)
-    if channels and channels[1] not in "13":
-        return f"; a picture has 3 channels (or 1), and this network wants {channels[1]}"
-    if re.search(r"conv3d|5D|5-D|5-dim", text):
+    """What helps: another size does not where the network wants other dimensions."""
+    if re.search(r"conv3d|5D|5-D|5-dim", str(error)):
         return "; a picture has no depth or time, and this network wants an input of 5 dimensions"
     return "; --size gives another size"
 
 
+def _other_channels(module: nn.Module, error: BaseException, tried: int) -> list[int]:
+    """Numbers of channels that the network may want instead, the likeliest first."""
+    said = re.search(r"to have (\d+) channels, but got", str(error))
+    first = next((m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)), 1)
+    found = (int(said[1]) if said else 1, first, 1)
+    return [count for count in dict.fromkeys(found) if count != tried]
+
+
 def probe(
-    module: nn.Module, name: str, size: tuple[int, int], dtype: torch.dtype, device: torch.device
-) -> tuple[nn.Module, object]:
+    module: nn.Module,
+    name: str,
+    channels: int,
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[nn.Module, object, int]:
     """Tries a network on a blank image; it comes back wrapped if it takes one channel.
 
+    Args:
+        module: the network.
+        name: of it, for messages.
+        channels: of the image, first tried.
+        size: rows and columns of the image.
+        dtype: of the image.
+        device: of the image.
+
     Returns:
-        The network, and what it puts out.
+        The network, what it puts out, and the number of channels it takes (3 for grey: it is fed
+        with the luminance of RGB).
 
     Raises:
         CnnvizError: it cannot run on an image of this size.
     """
 
-    def run(channels: int) -> object:
+    def run(count: int) -> object:
         with torch.no_grad():  # not inference mode: what lazy layers make here is written to later
-            return module(torch.zeros(1, channels, *size, dtype=dtype, device=device))
+            return module(torch.zeros(1, count, *size, dtype=dtype, device=device))
 
     try:
-        output = run(3)
+        return module, run(channels), channels
     except USER_CODE_ERRORS as error:
-        try:
-            output = run(1)
-        except USER_CODE_ERRORS:
-            kind = str(dtype).removeprefix("torch.")
-            raise CnnvizError(
-                f"{name} cannot run on an image of 3x{size[0]}x{size[1]} in {kind} on {device}: "
-                f"{_essence(error)}{_remedy(error)}"
-            ) from error
-        module = GreyInput(module).to(device, dtype).train(module.training)
-    return module, output
+        for count in _other_channels(module, error, channels):
+            try:
+                output = run(count)
+            except USER_CODE_ERRORS:
+                continue
+            if count > 1:
+                return module, output, count
+            return GreyInput(module).to(device, dtype).train(module.training), output, 3
+        kind = str(dtype).removeprefix("torch.")
+        raise CnnvizError(
+            f"{name} cannot run on an image of {channels}x{size[0]}x{size[1]} in {kind} on "
+            f"{device}: {_essence(error)}{_remedy(error)}"
+        ) from error
 
 
 def settled(module: nn.Module, name: str, size: tuple[int, int]) -> nn.Module:
@@ -87,5 +108,5 @@ def settled(module: nn.Module, name: str, size: tuple[int, int]) -> nn.Module:
         CnnvizError: as `probe`.
     """
     if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
-        probe(module.eval(), name, size, torch.float32, torch.device("cpu"))
+        probe(module.eval(), name, 3, size, torch.float32, torch.device("cpu"))
     return module

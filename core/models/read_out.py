@@ -22,6 +22,7 @@ from cnnviz.core.models.outputs import (
     two_probabilities,
     with_reader,
 )
+from cnnviz.core.models.preprocess import Preprocess
 
 YES_OR_NO = ("negative", "positive")
 """The classes of a network of one logit."""
@@ -54,7 +55,7 @@ def read_out(
     module: nn.Module,
     raw: object,
     name: str,
-    size: tuple[int, int],
+    preprocess: Preprocess,
     device: torch.device,
     dtype: torch.dtype,
     output: str | None,
@@ -67,7 +68,7 @@ def read_out(
         module: the network.
         raw: what it puts out for one picture.
         name: of the network, for messages.
-        size: H, W.
+        preprocess: for the shape of its input.
         device: where it is.
         dtype: that it computes in.
         output: which of several outputs, as the user says.
@@ -78,8 +79,9 @@ def read_out(
         UsageError: no such output, or numbers that are not what the user says.
         CnnvizError: there are no scores, and they are needed.
     """
+    shape = (preprocess.channels, *preprocess.crop)
     try:
-        found = find_scores(raw, output, name, size)
+        found = find_scores(raw, output, name, preprocess.crop)
     except CnnvizError:
         if needed or output is not None:
             raise
@@ -94,8 +96,8 @@ def read_out(
         numbers: Tensor = module(images.to(device, dtype))
         return numbers.float()
 
-    shown, habits = examine(outputs, size, dtype)
-    head, told = settle(_rows(shown), _far(outputs, size, dtype), choice, dtype, name)
+    shown, habits = examine(outputs, shape, dtype)
+    head, told = settle(_rows(shown), _far(outputs, shape, dtype), choice, dtype, name)
     classes = shown.shape[1]
     labels: tuple[str, ...] = ()
     if classes == 1 and head.has_classes:
@@ -128,10 +130,10 @@ def _rows(outputs: Tensor) -> Tensor:
 
 
 def _far(
-    outputs: Callable[[Tensor], Tensor], size: tuple[int, int], dtype: torch.dtype
+    outputs: Callable[[Tensor], Tensor], shape: tuple[int, int, int], dtype: torch.dtype
 ) -> Callable[[], Tensor | None]:
     def far() -> Tensor | None:
-        found = far_away(outputs, size, dtype)
+        found = far_away(outputs, shape, dtype)
         return None if found is None else _rows(found)
 
     return far

@@ -96,8 +96,16 @@ def to_uint8(pixels: "NDArray[np.floating]") -> "NDArray[np.uint8]":
 
 
 def image_pixels(image: "WorkingImage") -> "NDArray[np.uint8]":
-    """The working image as uint8 (H, W, 3), as it is on disk."""
-    return to_uint8(image.pixels.numpy().transpose(1, 2, 0))
+    """The working image as uint8 (H, W, 3): as it is on disk, or the channels that are drawn."""
+    return to_uint8(in_colour(image.pixels.numpy(), image.bands))
+
+
+def in_colour(
+    pixels: "NDArray[np.float32]", bands: tuple[int, ...]
+) -> "NDArray[np.float32]":
+    """Channels (…, C, H, W) as red, green and blue (…, H, W, 3); one of them as grey."""
+    three = bands if len(bands) == 3 else bands * 3
+    return np.moveaxis(pixels[..., list(three), :, :], -3, -1)
 
 
 def tile_columns(count: int, height: int, width: int, aspect: float = 1.5) -> int:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cnnviz.core.data.datasets import ImageData, batches
 from cnnviz.core.data.images import Preprocess
-from cnnviz.core.output.drawing import to_uint8
+from cnnviz.core.output.drawing import in_colour, to_uint8
 
 BATCH = 64
 MISSING = 200
@@ -21,6 +21,7 @@ def thumbnails(
     data: ImageData,
     indices: Sequence[int],
     side: int,
+    preprocess: Preprocess,
     *,
     progress: Callable[[int], None] = lambda _steps: None,
 ) -> NDArray[np.uint8]:
@@ -30,12 +31,16 @@ def thumbnails(
         data: the images.
         indices: which of them, in the order wanted.
         side: S, in pixels.
+        preprocess: of the network, for the channels.
         progress: called with the number of images just done.
     """
     chosen = dataclasses.replace(data, examples=tuple(data.examples[i] for i in indices))
-    small = Preprocess(side, (side, side), mean=(0.0,) * 3, std=(1.0,) * 3)
+    count = preprocess.channels
+    small = dataclasses.replace(
+        preprocess, resize=side, crop=(side, side), mean=(0.0,) * count, std=(1.0,) * count
+    )
     pictures = np.full((len(chosen), side, side, 3), MISSING, np.uint8)
     for batch in batches(chosen, small, BATCH, on_error=lambda _index, _message: progress(1)):
-        pictures[batch.indices.numpy()] = to_uint8(batch.images.permute(0, 2, 3, 1).numpy())
+        pictures[batch.indices.numpy()] = to_uint8(in_colour(batch.images.numpy(), small.bands))
         progress(len(batch.indices))
     return pictures

@@ -19,7 +19,7 @@ from matplotlib.patches import Patch
 
 from cnnviz.core.choices import Colormap
 from cnnviz.core.data.datasets import ImageData
-from cnnviz.core.data.images import Preprocess, prepare
+from cnnviz.core.data.images import Preprocess
 from cnnviz.core.output.drawing import (
     FONT_SIZE,
     add_colorbar,
@@ -230,8 +230,7 @@ def _flips(result: "AblationResult", model: "Model", data: ImageData) -> Figure:
 
 
 def _pixels(data: ImageData, index: int, preprocess: Preprocess) -> np.ndarray:
-    image = prepare(data.open(index), preprocess, data.examples[index].path)
-    return image_pixels(image)
+    return image_pixels(data.working(index, preprocess))
 
 
 def _sweep(result: "AblationResult", model: "Model", top: int) -> Figure:

@@ -87,7 +87,9 @@ class Observer:
         self.fields: dict[str, ReceptiveField] = {}
         self.untraceable: str | None = None
         try:
-            self.fields = receptive_fields(model.module, model.input_size)
+            self.fields = receptive_fields(
+                model.module, model.input_size, channels=model.preprocess.channels
+            )
         except Untraceable as error:
             self.untraceable = str(error)
         shapes = map_shapes(model, self.layers)

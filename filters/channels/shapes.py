@@ -165,6 +165,7 @@ class LayerChannels:
                 graph = describe(
                     trace(model.module),
                     model.input_size,
+                    channels=model.preprocess.channels,
                     device=model.device,
                     dtype=model.precision.dtype,
                 )

@@ -153,7 +153,7 @@ def _watch(model: Model, size: tuple[int, int]) -> tuple[dict[str, _Seen], dict[
             stack.enter_context(torch.no_grad())
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(counter)
-            model.outputs(torch.zeros(1, 3, *size))
+            model.outputs(model.blank(size))
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UsageError(
@@ -179,6 +179,8 @@ def _macs(counter: FlopCounterMode, root: str) -> dict[str, int]:
 
 def _fields(model: Model, size: tuple[int, int]) -> tuple[dict[str, ReceptiveField], str | None]:
     try:
-        return receptive_fields(model.module, size), None
+        return receptive_fields(
+            model.module, size, channels=model.preprocess.channels
+        ), None
     except Untraceable as error:
         return {}, str(error)

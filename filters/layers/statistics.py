@@ -174,7 +174,11 @@ def _channel_axes(model: Model) -> dict[str, int]:
     try:
         parameter = next(model.module.parameters(), torch.zeros(()))
         graph = describe(
-            trace(model.module), model.input_size, device=model.device, dtype=parameter.dtype
+            trace(model.module),
+            model.input_size,
+            channels=model.preprocess.channels,
+            device=model.device,
+            dtype=parameter.dtype,
         )
     except Untraceable:
         return {}

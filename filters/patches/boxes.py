@@ -53,7 +53,9 @@ class Cutter:
         self._crop, self._batch_size = crop, batch_size
         self._fields: Mapping[str, ReceptiveField] = {}
         try:
-            self._fields = receptive_fields(model.module, model.input_size)
+            self._fields = receptive_fields(
+                model.module, model.input_size, channels=model.preprocess.channels
+            )
         except Untraceable as error:
             if crop is Crop.RECEPTIVE_FIELD:
                 raise CnnvizError(f"{error}; --crop effective does without") from error

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from cnnviz.core.data.datasets import ImageData
-from cnnviz.core.data.images import Preprocess, WorkingImage, prepare
+from cnnviz.core.data.images import Preprocess, WorkingImage
 
 KEPT = 256
 THREADS = 4
@@ -22,8 +22,7 @@ class PatchImages:
         self._kept: OrderedDict[int, WorkingImage] = OrderedDict()
 
     def _read(self, index: int) -> WorkingImage:
-        path = self._data.examples[index].path
-        return prepare(self._data.open(index), self._preprocess, path)
+        return self._data.working(index, self._preprocess)
 
     def fetch(self, indices: Iterable[int]) -> dict[int, WorkingImage]:
         """These images, each decoded at most once.

@@ -76,6 +76,7 @@ def make_engine(
     network = prepare(
         model.module,
         model.input_size,
+        channels=model.preprocess.channels,
         device=model.device,
         dtype=model.precision.dtype,
         layer=layer,

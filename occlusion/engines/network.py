@@ -64,23 +64,25 @@ def prepare(
     module: nn.Module,
     size: tuple[int, int],
     *,
+    channels: int = 3,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     layer: str | None = None,
 ) -> Network:
-    """Traces, folds and lays out a copy of the module for images of `size` (H, W).
+    """Traces, folds and lays out a copy of the module for images of `channels` and `size` (H, W).
 
     Raises:
         UsageError: `layer` takes no part in the forward pass.
     """
+    image = _random_image((channels, *size), device, dtype)
     try:
         with torch.inference_mode(False), torch.no_grad():
             folded = fold(trace(module), keep=layer)
             speed_up(folded)
-        graph = describe(folded, size, device=device, dtype=dtype)
-        _check_same(module, folded, _random_image(size, device, dtype))
+        graph = describe(folded, size, channels=channels, device=device, dtype=dtype)
+        _check_same(module, folded, image)
     except Untraceable as error:
-        plain, layout = _laid_out(module, _random_image(size, device, dtype))
+        plain, layout = _laid_out(module, image)
         watched = _Watched(plain, layer) if layer else plain
         return Network(watched, None, str(error), layer, device, dtype, layout)
     if layer is None:
@@ -88,9 +90,9 @@ def prepare(
     return Network(_with_sums(graph, layer), graph, None, layer, device, dtype)
 
 
-def _random_image(size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
+def _random_image(shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(1, 3, *size, generator=generator).to(device, dtype)
+    return torch.randn(1, *shape, generator=generator).to(device, dtype)
 
 
 def _check_same(module: nn.Module, folded: nn.Module, image_13HW: Tensor) -> None:

@@ -1,0 +1,148 @@
+"""Pictures that are no RGB: arrays on disk, multi-band TIFF, for networks of any number of channels.
+
+A raster is (H, W, C) float32 with values as the network's normalisation takes them: whole numbers
+over the largest of their type, floats as they are if they lie in [0, 1], or what `--range` maps to
+0 and 1. Nothing is guessed: values of another kind are refused with the remedy.
+"""
+
+import math
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from cnnviz.core.errors import CnnvizError, one_line
+from cnnviz.core.models.preprocess import Preprocess
+
+ARRAYS = frozenset({".npy", ".npz"})
+TIFFS = frozenset({".tif", ".tiff"})
+LARGEST = 8 * 2**30
+"""Bytes of an array on disk, unpacked; more are refused before they are read."""
+
+Raster = NDArray[np.float32]
+_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    RuntimeError,
+    SyntaxError,
+    NotImplementedError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def is_array(path: str | Path) -> bool:
+    """Whether the file is an array by its name."""
+    return Path(path).suffix.lower() in ARRAYS
+
+
+def read_raster(path: str | Path, preprocess: Preprocess) -> Raster:
+    """A file of as many channels as the network takes, (H, W, C) float32.
+
+    Args:
+        path: `.npy`, `.npz` with one array of pictures' shape, a TIFF, or what Pillow opens.
+        preprocess: for the number of channels, and which values stand for 0 and 1.
+
+    Raises:
+        CnnvizError: it cannot be read, has other channels, or values whose meaning is not known.
+    """
+    try:
+        values = _read(Path(path))
+    except FileNotFoundError as error:
+        raise CnnvizError(f"no file '{path}'") from error
+    except _DAMAGE as error:
+        raise CnnvizError(f"'{path}' cannot be read as an array: {one_line(error)}") from error
+    if values.dtype.kind not in "uif":
+        raise CnnvizError(f"'{path}' holds values of type {values.dtype}, not numbers")
+    if values.size == 0 or values.size // max(values.shape[-1:]) > _most_pixels():
+        raise CnnvizError(f"'{path}' has shape {_shape(values)}: no picture, or too large a one")
+    bands = _channels_last(values, preprocess.channels, str(path))
+    return _scaled(bands, preprocess.scale, str(path))
+
+
+def _most_pixels() -> float:
+    return Image.MAX_IMAGE_PIXELS or math.inf
+
+
+def _read(path: Path) -> NDArray[np.generic]:
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        with path.open("rb") as file:
+            if path.stat().st_size > LARGEST:
+                raise ValueError(f"it is larger than {LARGEST:,} bytes")
+            array: NDArray[np.generic] = np.load(file, allow_pickle=False)
+        return array
+    if suffix == ".npz":
+        return _of_archive(path)
+    if suffix in TIFFS:
+        import tifffile
+
+        with tifffile.TiffFile(path) as tiff:
+            series = tiff.series[0]
+            if series.nbytes > LARGEST:
+                raise ValueError(f"it is larger than {LARGEST:,} bytes")
+            return np.asarray(series.asarray())
+    with Image.open(path) as picture:
+        if picture.width * picture.height > _most_pixels():
+            raise ValueError("it has more pixels than Pillow's safety limit")
+        return np.asarray(ImageOps.exif_transpose(picture))
+
+
+def _of_archive(path: Path) -> NDArray[np.generic]:
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > LARGEST:
+            raise ValueError(f"it unpacks to more than {LARGEST:,} bytes")
+    with np.load(path, allow_pickle=False) as archive:
+        found = {name: archive[name] for name in archive.files}
+    pictures = {name: array for name, array in found.items() if array.ndim in (2, 3)}
+    if len(pictures) != 1:
+        raise ValueError(f"it holds {len(pictures)} arrays of a picture's shape, not one")
+    return next(iter(pictures.values()))
+
+
+def _shape(values: NDArray[np.generic]) -> str:
+    return "x".join(map(str, values.shape))
+
+
+def _channels_last(
+    values: NDArray[np.generic], channels: int, path: str
+) -> NDArray[np.generic]:
+    """(H, W, C), whichever way round it was; one band is enough for a network of pictures."""
+    if values.ndim == 2:
+        values = values[..., None]
+    wanted = (channels, 1) if channels == 3 else (channels,)
+    if values.ndim == 3:
+        for count in wanted:
+            if values.shape[2] == count:
+                return np.repeat(values, channels // count, 2)
+            if values.shape[0] == count:
+                return np.repeat(np.moveaxis(values, 0, 2), channels // count, 2)
+    raise CnnvizError(
+        f"'{path}' has shape {_shape(values)}, and the network takes {channels} channels: rows, "
+        f"columns, {channels} or {channels}, rows, columns"
+    )
+
+
+def _scaled(
+    bands: NDArray[np.generic], scale: tuple[float, float] | None, path: str
+) -> Raster:
+    exact = bands.astype(np.float64)
+    if not np.isfinite(exact).all():
+        raise CnnvizError(f"'{path}' holds values that are not finite")
+    if scale is None and bands.dtype.kind == "u" and bands.dtype.itemsize <= 2:
+        scale = (0.0, float(np.iinfo(bands.dtype).max))
+    low, high = float(exact.min()), float(exact.max())
+    if scale is None and not (bands.dtype.kind == "f" and 0 <= low <= high <= 1):
+        raise CnnvizError(
+            f"'{path}' holds {bands.dtype} values from {low:g} to {high:g}; --range LOW,HIGH says "
+            "which stand for 0 and 1"
+        )
+    bottom, top = scale or (0.0, 1.0)
+    return ((exact - bottom) / (top - bottom)).astype(np.float32)
