@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 import typer
 
 from cnnviz.core.choices import HeadChoice, Precision, pixels
-from cnnviz.core.options import BatchSize, Option, Seed, numbers
+from cnnviz.core.options import BatchSize, Option, Seed, channel_numbers, low_high, numbers
 
 if TYPE_CHECKING:
     from cnnviz.core.models.load import Model
@@ -88,6 +88,23 @@ class ModelOptions:
     std: Annotated[
         tuple[float, ...] | None, Option("Channel deviations, likewise.", parse=numbers)
     ] = None
+    value_range: Annotated[
+        tuple[float, float] | None,
+        Option(
+            "The values of arrays (.npy .npz) and TIFF files that stand for 0 and 1, as 0,10000. "
+            "Default: 0 and the largest of their type; floats in [0, 1] as they are.",
+            ("--range",),
+            low_high,
+        ),
+    ] = None
+    show: Annotated[
+        tuple[int, ...] | None,
+        Option(
+            "Channels drawn as red, green and blue, counted from 1, as 4,3,2, or one as grey. "
+            "Default: the first three.",
+            parse=channel_numbers,
+        ),
+    ] = None
     device: Annotated[str, Option("auto, cpu, cuda, cuda:N or mps.")] = "auto"
     precision: Annotated[Precision, Option("Number format of weights and activations.")] = (
         Precision.FP32
@@ -115,6 +132,8 @@ class ModelOptions:
             size=self.size,
             mean=self.mean,
             std=self.std,
+            value_range=self.value_range,
+            show=self.show,
             device=self.device,
             precision=self.precision,
             seed=self.seed,

@@ -94,6 +94,33 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
         ) from error
 
 
+def low_high(text: str, option: str) -> tuple[float, float]:
+    """`0,10000` to (0.0, 10000.0).
+
+    Raises:
+        UsageError: not two finite numbers, the first below the second.
+    """
+    found = numbers(text, option)
+    if len(found) != 2 or not all(map(math.isfinite, found)) or found[0] >= found[1]:
+        raise UsageError(f"'{text}' is no range; {option} takes a low and a high value, as 0,10000")
+    return found[0], found[1]
+
+
+def channel_numbers(text: str, option: str) -> tuple[int, ...]:
+    """`4,3,2` to (4, 3, 2): channels counted from 1.
+
+    Raises:
+        UsageError: not one or three whole numbers from 1.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) not in (1, 3) or not all(p.isdecimal() and 0 < int(p) < 10**6 for p in parts):
+        raise UsageError(
+            f"'{text}' names no channels; {option} takes one, or three as red, green and blue: "
+            "4,3,2"
+        )
+    return tuple(map(int, parts))
+
+
 def point(text: str, option: str) -> tuple[float, float]:
     """`120,80` to (120.0, 80.0).
 

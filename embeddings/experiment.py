@@ -211,6 +211,7 @@ class Embedder:
             own, qualities = _judge(features, near, judged, labels_N, spec, model, advance)
         return EmbeddingResult(
             data=self._data,
+            preprocess=model.preprocess,
             features=features,
             labels_N=labels_N,
             model_labels=model.labels if not model.unjudged else ("",) * model.classes,

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnviz.core.data.datasets import ImageData
+from cnnviz.core.models.preprocess import Preprocess
 from cnnviz.embeddings.features.extract import Features
 from cnnviz.embeddings.layout.neighbors import Neighbors
 from cnnviz.embeddings.layout.pca import Pca
@@ -22,6 +23,7 @@ class EmbeddingResult:
 
     Attributes:
         data: the images.
+        preprocess: how they were read.
         features: one vector for each image that could be used.
         labels_N: class of each in `data.classes`, -1 where unknown.
         model_labels: the model's class names.
@@ -37,6 +39,7 @@ class EmbeddingResult:
     """
 
     data: ImageData
+    preprocess: Preprocess
     features: Features
     labels_N: NDArray[np.int64]
     model_labels: tuple[str, ...]

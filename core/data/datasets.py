@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from cnnviz.core.data.images import Preprocess, WorkingImage, prepare
+from cnnviz.core.data.rasters import Raster
 from cnnviz.core.data.sources import UNKNOWN, Example, ImageSource, find_source
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.labels import find_class
@@ -37,6 +38,8 @@ _log = logging.getLogger("cnnviz")
 __all__ = ["Batch", "Example", "ImageData", "batches", "match_labels", "open_data"]
 
 _RGB = Preprocess(None, (0, 0))
+"""Any picture of three channels, as it lies there."""
+
 
 @dataclass(frozen=True)
 class ImageData:
@@ -60,24 +63,22 @@ class ImageData:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def open(self, index: int) -> Image.Image:
-        """Decodes one picture to 8-bit RGB, upright.
-
-        Raises:
-            CnnvizError: it cannot be read.
-        """
-        found = self._source.open(self.examples[index], _RGB)
-        assert isinstance(found, Image.Image)  # noqa: S101 (arrays are files, read by `working`)
-        return found
-
-    def working(self, index: int, preprocess: Preprocess) -> WorkingImage:
-        """Decodes one picture and makes it the working image of a network.
+    def open(self, index: int, preprocess: Preprocess = _RGB) -> Image.Image | Raster:
+        """Decodes one picture to 8-bit RGB, or to the channels of a network.
 
         Raises:
             CnnvizError: it cannot be read, or has other channels.
         """
-        example = self.examples[index]
-        return prepare(self._source.open(example, preprocess), preprocess, example.path)
+        return self._source.open(self.examples[index], preprocess)
+
+    def working(self, index: int, preprocess: Preprocess) -> WorkingImage:
+        """One picture as the working image of a network.
+
+        Raises:
+            CnnvizError: as `open`.
+        """
+        picture = self.open(index, preprocess)
+        return prepare(picture, preprocess, self.examples[index].path)
 
     @property
     def canonical(self) -> bool:

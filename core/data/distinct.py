@@ -9,6 +9,8 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from cnnviz.core.data.datasets import Example, ImageData
 from cnnviz.core.errors import CnnvizError
 
@@ -50,7 +52,7 @@ def _digest(data: ImageData, index: int, size: int | None) -> bytes | None:
         if size is not None:
             with Path(data.examples[index].path).open("rb") as file:
                 return hashlib.file_digest(file, "sha256").digest()
-        image = data.open(index)
+        image = np.asarray(data.open(index))
     except (OSError, CnnvizError):
         return None
-    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest()
+    return hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).digest()

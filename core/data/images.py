@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from cnnviz.core.data.rasters import Raster, is_array, read_raster
+from cnnviz.core.data.rasters import Raster, is_array, is_raster, read_raster
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.models.preprocess import Preprocess, both
 
@@ -82,6 +82,7 @@ class WorkingImage:
         box_original: y0, x0, y1, x1 of the crop in the file's pixels (after EXIF rotation).
         original_size: (rows, columns) of the file after EXIF rotation.
         bands: the channels that are drawn, as red, green and blue, or one as grey.
+        raster: whether the file was read as values of channels, not as a picture in RGB.
     """
 
     path: str
@@ -89,6 +90,7 @@ class WorkingImage:
     box_original: tuple[float, float, float, float]
     original_size: tuple[int, int]
     bands: tuple[int, ...] = (0, 1, 2)
+    raster: bool = False
 
     def to_working(self, x: float, y: float) -> tuple[float, float]:
         """A place (x, y) in the file's pixels as (x, y) in the working image's; may lie outside."""
@@ -187,9 +189,9 @@ def read_picture(path: str | Path, preprocess: Preprocess) -> Image.Image | Rast
     Raises:
         CnnvizError: see `read_rgb` and `read_raster`.
     """
-    if preprocess.channels == 3 and not is_array(path):
-        return read_rgb(path)
-    return read_raster(path, preprocess)
+    if is_raster(path, preprocess):
+        return read_raster(path, preprocess)
+    return read_rgb(path)
 
 
 def prepare(
@@ -229,7 +231,8 @@ def prepare(
         pixels = torch.stack(cropped)
     scale_y, scale_x = original[0] / height, original[1] / width
     box = (top * scale_y, left * scale_x, (top + rows) * scale_y, (left + columns) * scale_x)
-    return WorkingImage(str(path), pixels, box, original, preprocess.bands)
+    raster = not isinstance(picture, Image.Image)
+    return WorkingImage(str(path), pixels, box, original, preprocess.bands, raster)
 
 
 def read_image(path: str | Path, preprocess: Preprocess) -> WorkingImage:
@@ -258,8 +261,7 @@ def file_crop(image: WorkingImage, longest: int = 640) -> NDArray[np.uint8] | No
     top, left, bottom, right = image.box_original
     rows, columns = image.original_size
     inside = top >= 0 and left >= 0 and bottom <= rows and right <= columns
-    raster = len(image.pixels) != 3 or is_array(image.path)
-    if raster or not inside or bottom - top <= image.pixels.shape[-2]:
+    if image.raster or not inside or bottom - top <= image.pixels.shape[-2]:
         return None
     crop = read_rgb(image.path).crop((round(left), round(top), round(right), round(bottom)))
     crop.thumbnail((longest, longest), Image.Resampling.LANCZOS)

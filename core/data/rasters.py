@@ -1,4 +1,4 @@
-"""Pictures that are no RGB: arrays on disk, multi-band TIFF, for networks of any number of channels.
+"""Pictures that are no RGB: arrays and multi-band TIFF, for networks of any number of channels.
 
 A raster is (H, W, C) float32 with values as the network's normalisation takes them: whole numbers
 over the largest of their type, floats as they are if they lie in [0, 1], or what `--range` maps to
@@ -41,6 +41,12 @@ _DAMAGE = (
 def is_array(path: str | Path) -> bool:
     """Whether the file is an array by its name."""
     return Path(path).suffix.lower() in ARRAYS
+
+
+def is_raster(path: str | Path, preprocess: Preprocess) -> bool:
+    """Whether a file is read channel by channel: arrays, and pictures that RGB does not hold."""
+    scaled = preprocess.scale is not None and Path(path).suffix.lower() in TIFFS
+    return preprocess.channels != 3 or is_array(path) or scaled
 
 
 def read_raster(path: str | Path, preprocess: Preprocess) -> Raster:
@@ -111,9 +117,7 @@ def _shape(values: NDArray[np.generic]) -> str:
     return "x".join(map(str, values.shape))
 
 
-def _channels_last(
-    values: NDArray[np.generic], channels: int, path: str
-) -> NDArray[np.generic]:
+def _channels_last(values: NDArray[np.generic], channels: int, path: str) -> NDArray[np.generic]:
     """(H, W, C), whichever way round it was; one band is enough for a network of pictures."""
     if values.ndim == 2:
         values = values[..., None]
@@ -130,14 +134,12 @@ def _channels_last(
     )
 
 
-def _scaled(
-    bands: NDArray[np.generic], scale: tuple[float, float] | None, path: str
-) -> Raster:
+def _scaled(bands: NDArray[np.generic], scale: tuple[float, float] | None, path: str) -> Raster:
     exact = bands.astype(np.float64)
     if not np.isfinite(exact).all():
         raise CnnvizError(f"'{path}' holds values that are not finite")
     if scale is None and bands.dtype.kind == "u" and bands.dtype.itemsize <= 2:
-        scale = (0.0, float(np.iinfo(bands.dtype).max))
+        scale = (0.0, float(2 ** (8 * bands.dtype.itemsize) - 1))
     low, high = float(exact.min()), float(exact.max())
     if scale is None and not (bands.dtype.kind == "f" and 0 <= low <= high <= 1):
         raise CnnvizError(

@@ -52,11 +52,11 @@ class Preprocess:
         return self.show or (tuple(range(3)) if self.channels >= 3 else (0,))
 
     def with_channels(self, channels: int) -> "Preprocess":
-        """For a network of so many channels: one mean and deviation for all, or none at all."""
+        """For a network of so many channels: what all share stays, else it is 0 and 1."""
         if channels == self.channels:
             return self
-        one = len(set(self.mean)) == 1 and len(set(self.std)) == 1
-        mean, std = (self.mean[0], self.std[0]) if one else (0.0, 1.0)
+        mean = self.mean[0] if len(set(self.mean)) == 1 else 0.0
+        std = self.std[0] if len(set(self.std)) == 1 else 1.0
         return dataclasses.replace(self, mean=(mean,) * channels, std=(std,) * channels)
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -131,11 +131,14 @@ def adjust(
     if len(counts) > 1:
         raise UsageError("--mean and --std: they take one number each, or as many as each other")
     base = base.with_channels(next(iter(counts), base.channels))
-    for name, values in given.items():
-        if values:
-            each = values if len(values) > 1 else values * base.channels
-            base = dataclasses.replace(base, **{name: each})
-    return dataclasses.replace(base, resize=resize, crop=crop)
+    each = {k: v * (base.channels if len(v) == 1 else 1) for k, v in given.items() if v}
+    return dataclasses.replace(
+        base,
+        resize=resize,
+        crop=crop,
+        mean=each.get("mean", base.mean),
+        std=each.get("std", base.std),
+    )
 
 
 def plain(size: int | tuple[int, int] | None) -> Preprocess:

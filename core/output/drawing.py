@@ -100,9 +100,7 @@ def image_pixels(image: "WorkingImage") -> "NDArray[np.uint8]":
     return to_uint8(in_colour(image.pixels.numpy(), image.bands))
 
 
-def in_colour(
-    pixels: "NDArray[np.float32]", bands: tuple[int, ...]
-) -> "NDArray[np.float32]":
+def in_colour(pixels: "NDArray[np.float32]", bands: tuple[int, ...]) -> "NDArray[np.float32]":
     """Channels (…, C, H, W) as red, green and blue (…, H, W, 3); one of them as grey."""
     three = bands if len(bands) == 3 else bands * 3
     return np.moveaxis(pixels[..., list(three), :, :], -3, -1)

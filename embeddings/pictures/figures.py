@@ -166,7 +166,9 @@ def framed_thumbnails(
     """
     side = thumbnail_side(len(chosen))
     indices = result.features.indices_N[chosen].tolist()
-    pictures = thumbnails(result.data, indices, side - 2 * FRAME, progress=progress)
+    pictures = thumbnails(
+        result.data, indices, side - 2 * FRAME, result.preprocess, progress=progress
+    )
     framed = np.empty((len(chosen), side, side, 3), np.uint8)
     for picture, place in zip(pictures, range(len(chosen)), strict=True):
         label = int(result.labels_N[chosen[place]])

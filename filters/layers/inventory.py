@@ -179,8 +179,6 @@ def _macs(counter: FlopCounterMode, root: str) -> dict[str, int]:
 
 def _fields(model: Model, size: tuple[int, int]) -> tuple[dict[str, ReceptiveField], str | None]:
     try:
-        return receptive_fields(
-            model.module, size, channels=model.preprocess.channels
-        ), None
+        return receptive_fields(model.module, size, channels=model.preprocess.channels), None
     except Untraceable as error:
         return {}, str(error)

@@ -9,6 +9,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from cnnviz.core.data.datasets import open_data
+from cnnviz.core.models.preprocess import Preprocess
 from cnnviz.embeddings.features.extract import Features
 from cnnviz.embeddings.layout.neighbors import nearest
 from cnnviz.embeddings.layout.pca import pca
@@ -84,6 +85,7 @@ def result(tmp_path):
     flat = Map(np.ascontiguousarray(components.scores_Nc[:, :2]))
     judged = map_quality(values, near.indices, flat.places_N2, labels)
     return EmbeddingResult(
+        preprocess=Preprocess(8, (8, 8)),
         data=data,
         features=Features(values, np.arange(20), predicted, "layer", (), "key"),
         labels_N=labels,
@@ -109,14 +111,14 @@ def texts(drawn):
 
 
 def test_thumbnails_are_the_images_in_the_order_asked_for(result):
-    pictures = thumbnails(result.data, [3, 17, 0], 8)
+    pictures = thumbnails(result.data, [3, 17, 0], 8, result.preprocess)
     assert pictures.shape == (3, 8, 8, 3)
     assert pictures[:, 4, 4].tolist() == [[30, 50, 100], [170, 50, 100], [0, 50, 100]]
 
 
 def test_an_image_that_went_missing_is_grey(result, tmp_path):
     (tmp_path / "a" / "03.png").unlink()
-    pictures = thumbnails(result.data, [2, 3], 8)
+    pictures = thumbnails(result.data, [2, 3], 8, result.preprocess)
     assert pictures[0, 4, 4].tolist() == [20, 50, 100]
     assert (pictures[1] == 200).all()
 
