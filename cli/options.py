@@ -92,7 +92,7 @@ class ModelOptions:
         tuple[float, float] | None,
         Option(
             "The values of arrays (.npy .npz) and TIFF files that stand for 0 and 1, as 0,10000. "
-            "Default: 0 and the largest of their type; floats in [0, 1] as they are.",
+            "Default: 0,255 for bytes; floats in [0, 1] as they are.",
             ("--range",),
             low_high,
         ),

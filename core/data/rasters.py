@@ -1,8 +1,8 @@
 """Pictures that are no RGB: arrays and multi-band TIFF, for networks of any number of channels.
 
-A raster is (H, W, C) float32 with values as the network's normalisation takes them: whole numbers
-over the largest of their type, floats as they are if they lie in [0, 1], or what `--range` maps to
-0 and 1. Nothing is guessed: values of another kind are refused with the remedy.
+A raster is (H, W, C) float32 with values as the network's normalisation takes them: bytes over 255,
+floats as they are if they lie in [0, 1], or what `--range` maps to 0 and 1. Nothing is guessed:
+values of another kind are refused with the remedy.
 """
 
 import math
@@ -67,9 +67,9 @@ def read_raster(path: str | Path, preprocess: Preprocess) -> Raster:
         raise CnnvizError(f"'{path}' cannot be read as an array: {one_line(error)}") from error
     if values.dtype.kind not in "uif":
         raise CnnvizError(f"'{path}' holds values of type {values.dtype}, not numbers")
-    if values.size == 0 or values.size // max(values.shape[-1:]) > _most_pixels():
-        raise CnnvizError(f"'{path}' has shape {_shape(values)}: no picture, or too large a one")
     bands = _channels_last(values, preprocess.channels, str(path))
+    if not 0 < bands[..., 0].size <= _most_pixels():
+        raise CnnvizError(f"'{path}' has shape {_shape(values)}: no picture, or too large a one")
     return _scaled(bands, preprocess.scale, str(path))
 
 
@@ -114,7 +114,7 @@ def _of_archive(path: Path) -> NDArray[np.generic]:
 
 
 def _shape(values: NDArray[np.generic]) -> str:
-    return "x".join(map(str, values.shape))
+    return "x".join(map(str, values.shape)) or "of one number"
 
 
 def _channels_last(values: NDArray[np.generic], channels: int, path: str) -> NDArray[np.generic]:
@@ -128,9 +128,10 @@ def _channels_last(values: NDArray[np.generic], channels: int, path: str) -> NDA
                 return np.repeat(values, channels // count, 2)
             if values.shape[0] == count:
                 return np.repeat(np.moveaxis(values, 0, 2), channels // count, 2)
+    counts = " or ".join(map(str, sorted(wanted)))
     raise CnnvizError(
-        f"'{path}' has shape {_shape(values)}, and the network takes {channels} channels: rows, "
-        f"columns, {channels} or {channels}, rows, columns"
+        f"'{path}' has shape {_shape(values)}, and the network takes {counts} channels, before or "
+        "after rows and columns"
     )
 
 
@@ -138,8 +139,8 @@ def _scaled(bands: NDArray[np.generic], scale: tuple[float, float] | None, path:
     exact = bands.astype(np.float64)
     if not np.isfinite(exact).all():
         raise CnnvizError(f"'{path}' holds values that are not finite")
-    if scale is None and bands.dtype.kind == "u" and bands.dtype.itemsize <= 2:
-        scale = (0.0, float(2 ** (8 * bands.dtype.itemsize) - 1))
+    if scale is None and bands.dtype == np.uint8:
+        scale = (0.0, 255.0)
     low, high = float(exact.min()), float(exact.max())
     if scale is None and not (bands.dtype.kind == "f" and 0 <= low <= high <= 1):
         raise CnnvizError(
