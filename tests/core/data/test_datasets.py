@@ -4,7 +4,6 @@ import os
 import pickle
 import threading
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from torchvision import datasets as torchvision_datasets
 from cnnviz.core.choices import Precision
 from cnnviz.core.data.datasets import Batch, ImageData, batches, match_labels, open_data
 from cnnviz.core.data.images import Preprocess, read_image
+from cnnviz.core.data.rasters import Raster
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.load import Model
 
@@ -243,11 +243,11 @@ def test_decoding_runs_ahead_by_a_bounded_number_and_threads_end(
 ) -> None:
     data = levels(tmp_path, 60)
     opened: list[int] = []
-    original: Callable[[ImageData, int], Image.Image] = ImageData.open
+    original = ImageData.open
 
-    def counting(self: ImageData, index: int) -> Image.Image:
+    def counting(self: ImageData, index: int, preprocess: Preprocess) -> Image.Image | Raster:
         opened.append(index)
-        return original(self, index)
+        return original(self, index, preprocess)
 
     monkeypatch.setattr(ImageData, "open", counting)
     stream = batches(data, PREPROCESS, 4, on_error=fail, workers=2)

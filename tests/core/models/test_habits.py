@@ -20,6 +20,7 @@ from cnnviz.occlusion import OcclusionSpec, occlude
 from cnnviz.occlusion.choices import EngineChoice
 
 SIZE = (12, 12)
+SHAPE = (3, *SIZE)
 
 
 class Plain(nn.Module):
@@ -78,7 +79,7 @@ MIXERS = [BatchStatistics, BatchMaximum, MinibatchDeviation, Single, Asserting]
 
 @pytest.mark.parametrize("kind", MIXERS)
 def test_networks_that_mix_a_batch_are_found_out(kind: type[Plain]) -> None:
-    _, habits = examine(kind().eval(), SIZE, torch.float32)
+    _, habits = examine(kind().eval(), SHAPE, torch.float32)
     assert habits.mixes_batch
     assert habits.noise == 0
     (note,) = habits.notes("net")
@@ -86,7 +87,7 @@ def test_networks_that_mix_a_batch_are_found_out(kind: type[Plain]) -> None:
 
 
 def test_networks_that_answer_differently_each_time_are_found_out() -> None:
-    _, habits = examine(AlwaysDropout().eval(), SIZE, torch.float32)
+    _, habits = examine(AlwaysDropout().eval(), SHAPE, torch.float32)
     assert habits.noise > 0.01 * habits.scale
     assert not habits.mixes_batch
     (note,) = habits.notes("net")
@@ -109,7 +110,7 @@ def test_loading_leaves_the_random_generator_of_torch_as_it_was(tmp_path: Path) 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_plain_networks_have_no_habits(dtype: torch.dtype) -> None:
     module = Plain().eval().to(dtype)
-    _, habits = examine(lambda x: module(x.to(dtype)).float(), SIZE, dtype)
+    _, habits = examine(lambda x: module(x.to(dtype)).float(), SHAPE, dtype)
     assert not habits.mixes_batch
     assert habits.notes("net") == []
 
@@ -124,7 +125,7 @@ def model_of(module: nn.Module) -> Model:
         preprocess=preprocess,
         labels=labels,
         input_size=SIZE,
-        habits=examine(module.eval(), SIZE, torch.float32)[1],
+        habits=examine(module.eval(), SHAPE, torch.float32)[1],
     )
 
 
