@@ -27,7 +27,7 @@ from torch import Tensor
 
 from cnnviz.core.data.rasters import Raster, is_array, is_raster, read_raster
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
-from cnnviz.core.models.preprocess import Preprocess, both
+from cnnviz.core.models.preprocess import Preprocess
 
 __all__ = [
     "Preprocess",
@@ -70,6 +70,10 @@ _DECODER_ERRORS = (
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
+
+
+SQUASHED = 0.02
+"""Difference of the scales of rows and columns, as a share, from which it is no rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,21 +172,6 @@ def read_rgb(path: str | Path) -> Image.Image:
         raise CnnvizError(f"'{path}' cannot be decoded: {one_line(error)}") from error
 
 
-def _resized_size(size: tuple[int, int], resize: int | tuple[int, int] | None) -> tuple[int, int]:
-    """(rows, columns) of the smallest image that covers `resize`, as torchvision rounds them."""
-    if resize is None:
-        return size
-    (height, width), (rows, columns) = size, both(resize)
-    if height * columns <= width * rows:
-        return rows, int(rows * width / height)
-    return int(columns * height / width), columns
-
-
-def _offset(length: int, crop: int) -> int:
-    """Where a central crop begins, as torchvision rounds it; negative where it is the longer."""
-    return round((length - crop) / 2) if length >= crop else -((crop - length) // 2)
-
-
 def read_picture(path: str | Path, preprocess: Preprocess) -> Image.Image | Raster:
     """A file as the network's channels have it: a picture in 8-bit RGB, else a raster.
 
@@ -211,26 +200,17 @@ def prepare(
     else:
         planes = [Image.fromarray(band) for band in np.moveaxis(picture, 2, 0)]
     original = (planes[0].height, planes[0].width)
-    height, width = _resized_size(original, preprocess.resize)
-    if height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
+    if math.prod(preprocess.resized(original)) > (Image.MAX_IMAGE_PIXELS or math.inf):
         raise CnnvizError(
             f"'{path}' is {original[1]}x{original[0]}: too elongated to be resized for a working "
             f"image of {preprocess.crop[0]}x{preprocess.crop[1]}; crop it first"
         )
-    if (height, width) != original:
-        # Pillow filters before it shrinks, as torchvision does for pictures.
-        mode = Image.Resampling[preprocess.interpolation.upper()]
-        planes = [plane.resize((width, height), mode) for plane in planes]
-    rows, columns = preprocess.crop
-    top, left = _offset(height, rows), _offset(width, columns)
-    edges = (left, top, left + columns, top + rows)
-    cropped = [torch.from_numpy(np.array(plane.crop(edges))) for plane in planes]  # 0 outside
+    cut = [torch.from_numpy(np.array(preprocess.cut(plane))) for plane in planes]
     if isinstance(picture, Image.Image):
-        pixels = cropped[0].permute(2, 0, 1).contiguous().float() / 255
+        pixels = cut[0].permute(2, 0, 1).contiguous().float() / 255
     else:
-        pixels = torch.stack(cropped)
-    scale_y, scale_x = original[0] / height, original[1] / width
-    box = (top * scale_y, left * scale_x, (top + rows) * scale_y, (left + columns) * scale_x)
+        pixels = torch.stack(cut)
+    box = preprocess.box(original)
     raster = not isinstance(picture, Image.Image)
     return WorkingImage(str(path), pixels, box, original, preprocess.bands, raster)
 
@@ -264,6 +244,11 @@ def file_crop(image: WorkingImage, longest: int = 640) -> NDArray[np.uint8] | No
     if image.raster or not inside or bottom - top <= image.pixels.shape[-2]:
         return None
     crop = read_rgb(image.path).crop((round(left), round(top), round(right), round(bottom)))
+    high, wide = image.pixels.shape[-2:]
+    if abs((bottom - top) * wide / ((right - left) * high) - 1) > SQUASHED:
+        share = min((bottom - top) / high, longest / max(high, wide))
+        size = (round(wide * share), round(high * share))
+        return np.asarray(crop.resize(size, Image.Resampling.LANCZOS))
     crop.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     return np.asarray(crop)
 

@@ -29,6 +29,7 @@ class Preprocess:
         mean: per channel, subtracted from pixels in [0, 1].
         std: per channel, divided by.
         interpolation: Pillow's and torchvision's name for it: "bilinear", "bicubic", "nearest", …
+        squash: `resize` is what all of the image is made, whatever its proportions.
         scale: the values of an array that stand for 0 and 1; None: as their type has them.
         show: the channels drawn as red, green and blue; None: the first three, or the first alone.
     """
@@ -38,6 +39,7 @@ class Preprocess:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
+    squash: bool = False
     scale: tuple[float, float] | None = None
     show: tuple[int, ...] | None = None
 
@@ -50,6 +52,40 @@ class Preprocess:
     def bands(self) -> tuple[int, ...]:
         """The channels that are drawn: three as colours, or one as grey."""
         return self.show or (tuple(range(3)) if self.channels >= 3 else (0,))
+
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(rows, columns) that an image of `size` is resized to, rounded as torchvision does."""
+        if self.resize is None:
+            return size
+        (height, width), (rows, columns) = size, both(self.resize)
+        if self.squash:
+            return rows, columns
+        if height * columns <= width * rows:
+            return rows, int(rows * width / height)
+        return int(columns * height / width), columns
+
+    def _corner(self, resized: tuple[int, int]) -> tuple[int, int]:
+        """(top, left) of the crop in the resized image; negative where that is the smaller."""
+        top, left = (_offset(s, c) for s, c in zip(resized, self.crop, strict=True))
+        return top, left
+
+    def cut(self, picture: Image.Image) -> Image.Image:
+        """A picture, or a plane of one, resized and cropped; 0 where there is no picture."""
+        size = (picture.height, picture.width)
+        height, width = self.resized(size)
+        if (height, width) != size:
+            # Pillow filters before it shrinks, as torchvision does for pictures.
+            mode = Image.Resampling[self.interpolation.upper()]
+            picture = picture.resize((width, height), mode)
+        top, left = self._corner((height, width))
+        return picture.crop((left, top, left + self.crop[1], top + self.crop[0]))
+
+    def box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """y0, x0, y1, x1 of what is cut out, in pixels of an image of `size` (rows, columns)."""
+        resized = self.resized(size)
+        (top, left), (rows, columns) = self._corner(resized), self.crop
+        y, x = (whole / part for whole, part in zip(size, resized, strict=True))
+        return top * y, left * x, (top + rows) * y, (left + columns) * x
 
     def with_channels(self, channels: int) -> "Preprocess":
         """For a network of so many channels: what all share stays, else it is 0 and 1."""
@@ -66,6 +102,11 @@ class Preprocess:
             for values in (self.mean, self.std)
         )
         return (pixels - mean) / std
+
+
+def _offset(length: int, crop: int) -> int:
+    """Where a central crop begins, as torchvision rounds it; negative where it is the longer."""
+    return round((length - crop) / 2) if length >= crop else -((crop - length) // 2)
 
 
 def _channels(option: str, values: Sequence[float] | None, low: float) -> tuple[float, ...] | None:
