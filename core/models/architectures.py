@@ -1,12 +1,10 @@
 """From the name of a model to a network that still lacks its weights.
 
-A name is "bundled", a torchvision classification or segmentation model, or a factory of the user's.
-Each becomes an `Architecture`: something that can be built, for any number of classes where it
-allows that, and that knows what its publisher says about preprocessing, class names and weights.
+A name is "bundled", a torchvision classification or segmentation model, one of timm's or Hugging
+Face's, or a factory of the user's. Each becomes an `Architecture`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -17,7 +15,7 @@ from cnnviz.core.models.bundled.network import CifarNet
 from cnnviz.core.models.factories import find_factory
 from cnnviz.core.models.preprocess import Preprocess
 from cnnviz.core.models.probing import settled
-from cnnviz.core.models.published import Published, of_torchvision
+from cnnviz.core.models.published import Architecture, Published, of_torchvision
 
 # Heads that only help in training; the published weights were trained behind the transform.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
@@ -25,29 +23,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     name: {"aux_logits": False, "transform_input": True, "init_weights": True}
     for name in ("googlenet", "inception_v3")
 }
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A network that can be built.
-
-    Attributes:
-        name: as messages and summaries call it.
-        make: (number of classes or None, input size) to a network with random weights.
-        sets_classes: whether `make` heeds the number of classes.
-        needs_classes: whether it must guess one where it is told none.
-        published: ready-made weights by name, the first entry the customary one.
-        default: the publisher's best entry; None where nothing is published.
-        ignores: beginnings of names in a state dict that inference has no use for.
-    """
-
-    name: str
-    make: Callable[[int | None, tuple[int, int]], nn.Module]
-    sets_classes: bool
-    published: dict[str, Published] = field(default_factory=dict)
-    default: str | None = None
-    ignores: tuple[str, ...] = ()
-    needs_classes: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,6 +135,14 @@ def find_architecture(name: str) -> Architecture:
     """
     if name == "bundled":
         return _bundled()
+    if name.startswith("timm:"):
+        from cnnviz.core.models.from_timm import timm_architecture
+
+        return timm_architecture(name)
+    if name.startswith("hf:"):
+        from cnnviz.core.models.from_transformers import transformers_architecture
+
+        return transformers_architecture(name)
     if name.endswith(".py"):
         raise UsageError(f"'{name}' is a file; name the factory in it: --model {name}:FACTORY")
     if ":" in name:

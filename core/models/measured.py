@@ -59,7 +59,7 @@ def measured(transform: Transform, resize: Iterable[int], name: str) -> tuple[Pr
     if apart <= ALIKE:
         return best, ""
     return best, (
-        f"{name} comes with a preparation of pictures that is not done here in the same way: pixels "
+        f"{name} prepares pictures in a way that is not followed here exactly: pixels "
         f"differ by {apart:.2g} of their range in the mean"
     )
 

@@ -1,16 +1,22 @@
-"""Ready-made weights: what their publisher says about them, and their place in torch's cache."""
+"""Architectures and their ready-made weights: what their publisher says, and how to get them."""
 
+import logging
 import socket
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from cnnviz.core.errors import CnnvizError, one_line
+from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, one_line
 from cnnviz.core.models.preprocess import Preprocess
 
 DOWNLOAD_TIMEOUT_SECONDS = 30
+ANOTHER_FILE = "name a file with --checkpoint FILE, or random weights with --weights none"
+_HUBS = ("huggingface_hub", "timm", "transformers")  # their own warnings stay out of ours
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,9 @@ class Published:
         folder: where the file lies or will lie.
         preprocess: the transform it was measured with.
         labels: its class names; empty where it has none.
+        network: the publisher's own way to the network with these weights, for an input size;
+            None where a file is fetched.
+        notes: what the user should know of the preprocessing.
     """
 
     name: str
@@ -32,11 +41,36 @@ class Published:
     folder: Path
     preprocess: Preprocess
     labels: tuple[str, ...]
+    network: Callable[[tuple[int, int]], nn.Module] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
         """Where the file is, once it is on disk."""
         return self.folder / self.file_name
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network that can be built, and what its publisher says of it.
+
+    Attributes:
+        name: as messages and summaries call it.
+        make: (number of classes or None, input size) to a network with random weights.
+        sets_classes: whether `make` heeds the number of classes.
+        needs_classes: whether it must guess one where it is told none.
+        published: ready-made weights by name, the first entry the customary one.
+        default: the publisher's best entry; None where nothing is published.
+        ignores: beginnings of names in a state dict that inference has no use for.
+    """
+
+    name: str
+    make: Callable[[int | None, tuple[int, int]], nn.Module]
+    sets_classes: bool
+    published: dict[str, Published] = field(default_factory=dict)
+    default: str | None = None
+    ignores: tuple[str, ...] = ()
+    needs_classes: bool = False
 
 
 def cache_folder() -> Path:
@@ -94,3 +128,36 @@ def fetch(entry: Published, name: str) -> Path:
     finally:
         socket.setdefaulttimeout(timeout)
     return entry.path
+
+
+@contextmanager
+def fetched(what: str, hub_id: str, remedy: str) -> Iterator[None]:
+    """Turns what a library's own download may raise into one line.
+
+    Args:
+        what: that is fetched.
+        hub_id: where Hugging Face's hub has it, or a folder.
+        remedy: what to do where it cannot be had.
+
+    Raises:
+        CnnvizError: it is not on disk and cannot be fetched, or cannot be read.
+    """
+    from huggingface_hub import constants
+
+    loggers = [logging.getLogger(library) for library in _HUBS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except USER_CODE_ERRORS as error:  # of networks, of files, and the library's own
+        reason = one_line(error)[:200]
+        if Path(hub_id).is_dir():
+            raise CnnvizError(f"{what} cannot be read from {hub_id}: {reason}") from error
+        raise CnnvizError(
+            f"{what} are not on disk and could not be fetched: looked for {hub_id} in "
+            f"{constants.HF_HUB_CACHE}; {remedy} ({reason})"
+        ) from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -12,12 +12,12 @@ from torch import nn
 
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models import checkpoints
-from cnnviz.core.models.architectures import Architecture, find_architecture
+from cnnviz.core.models.architectures import find_architecture
 from cnnviz.core.models.archives import SELF_CONTAINED, open_archive
 from cnnviz.core.models.checkpoints import Kind, StateDict, read_state_dicts
 from cnnviz.core.models.fitting import choose, fit, head_classes
 from cnnviz.core.models.preprocess import Preprocess, plain
-from cnnviz.core.models.published import Published, fetch
+from cnnviz.core.models.published import Architecture, Published, fetch
 
 BUNDLED = "bundled"
 
@@ -99,15 +99,23 @@ def _from_architecture(
         hint = " (name its architecture with --model)" if name == BUNDLED else ""
         module, notes = _with_weights(architecture, checkpoint, preprocess.crop, state, hint)
     elif entry is not None and weights != "none":
-        path = fetch(entry, architecture.name)
-        module, notes = _with_weights(architecture, path, preprocess.crop)
+        module, notes = _published(architecture, entry, preprocess.crop)
     else:
         wanted = labels if architecture.needs_classes else None
         module, notes = architecture.make(wanted, preprocess.crop), ()
     module.eval()
+    notes = (*(entry.notes if entry is not None else ()), *notes)
     known = entry.labels if entry is not None and weights != "none" else ()
     digest = checkpoints.weights_sha256(module)
     return Trained(module, architecture.name, preprocess, known, digest, notes)
+
+
+def _published(
+    architecture: Architecture, entry: Published, size: tuple[int, int]
+) -> tuple[nn.Module, tuple[str, ...]]:
+    if entry.network is not None:
+        return entry.network(size), ()
+    return _with_weights(architecture, fetch(entry, architecture.name), size)
 
 
 def _choose(
