@@ -1,4 +1,4 @@
-"""Archives that bring their own network: TorchScript and torch.export.
+"""Archives that bring their own network: TorchScript, torch.export and ONNX.
 
 A TorchScript archive is a program: torch's own interpreter runs it, which offers tensor operations
 and no Python, but no guarantee against a hostile author either. torch.export archives are checked
@@ -18,8 +18,9 @@ from torch import Tensor, fx, nn
 from cnnviz.core.errors import CnnvizError, one_line
 from cnnviz.core.models.checkpoints import Kind, check_finite
 from cnnviz.core.models.exported import load_exported
+from cnnviz.core.models.onnx_network import OnnxNetwork
 
-SELF_CONTAINED = (Kind.TORCHSCRIPT, Kind.EXPORTED)
+SELF_CONTAINED = (Kind.TORCHSCRIPT, Kind.EXPORTED, Kind.ONNX)
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,20 @@ def _load_script(path: Path) -> Archive:
     return Archive(module, dict(module.state_dict()), None)
 
 
+def _load_onnx(path: Path) -> Archive:
+    network = OnnxNetwork(path)
+    module = FixedBatch(network, network.batch) if network.batch else network
+    return Archive(module.eval(), {}, network.size)
+
+
 def open_archive(path: Path, kind: Kind) -> Archive:
-    """The network in a TorchScript or torch.export archive, on the CPU.
+    """The network in an archive, on the CPU.
 
     Raises:
         CnnvizError: it is damaged, refused, or its weights are not finite.
     """
+    if kind is Kind.ONNX:
+        return _load_onnx(path)
     if kind is Kind.TORCHSCRIPT:
         archive = _load_script(path)
     else:

@@ -29,6 +29,7 @@ from torch.serialization import safe_globals
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 
 STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net")
+SUFFIXES = frozenset({".pth", ".pt", ".th", ".ckpt", ".safetensors", ".pt2", ".onnx"})
 SHOWN = 3
 DEPTH = 2  # dicts within dicts in which state dicts are looked for
 
@@ -65,6 +66,7 @@ class Kind(StrEnum):
     SAFETENSORS = "safetensors"
     TORCHSCRIPT = "TorchScript archive"
     EXPORTED = "torch.export archive"
+    ONNX = "ONNX file"
     PICKLE = "checkpoint"
 
 
@@ -133,6 +135,8 @@ def kind_of(path: Path) -> Kind:
         raise CnnvizError(f"the checkpoint '{path}' is empty")
     if head.startswith(b"version https://git-lfs"):
         raise CnnvizError(f"'{path}' is a Git LFS pointer, not the file itself; run git lfs pull")
+    if path.suffix.lower() == ".onnx":  # a protocol buffer says nothing of itself
+        return Kind.ONNX
     if head.startswith(b"PK"):
         try:
             return _kind_of_zip(path)
@@ -146,7 +150,7 @@ def kind_of(path: Path) -> Kind:
         return Kind.PICKLE
     raise CnnvizError(
         f"'{path}' is no checkpoint: neither a PyTorch file (.pth .pt .th .ckpt .pt2) "
-        "nor .safetensors"
+        "nor .safetensors nor .onnx"
     )
 
 

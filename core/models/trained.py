@@ -56,7 +56,7 @@ def find_trained(
     """The network that a name, a file or both stand for.
 
     Args:
-        name: as `load_model` takes it.
+        name: as `load_model` takes it; or the file itself.
         file: its checkpoint or archive.
         weights: the publisher's name of ready-made weights, or "none".
         state: which of several sets of weights in the file.
@@ -67,7 +67,11 @@ def find_trained(
         UsageError: a name, option or file that does not exist.
         CnnvizError: weights that cannot be fetched, read or fitted.
     """
+    if file is None and Path(name).suffix.lower() in checkpoints.SUFFIXES and ":" not in name:
+        name, file = BUNDLED, Path(name)
     kind = checkpoints.kind_of(file) if file is not None else None
+    if kind is Kind.ONNX and name != BUNDLED:
+        raise UsageError(f"'{file}' is a network of its own: name it alone, --model {file}")
     if file is None or kind not in SELF_CONTAINED or name != BUNDLED:
         return _from_architecture(name, file, weights, state, adjusted, labels)
     if weights is not None:
