@@ -1,7 +1,8 @@
 """Weight files from strangers: read without running anything in them, fitted or refused.
 
 A checkpoint is recognised by its content, not by its suffix. Pickles go through torch's restricted
-unpickler alone (`weights_only=True`): a file that needs more is refused, and nothing in it runs.
+unpickler alone (`weights_only=True`), so nothing in it runs: objects of others' packages (settings,
+as Lightning saves them) are replaced by nothing, and a file that still needs more is refused.
 What comes out are flat state dicts; `fitting.py` puts one into a network. Archives that bring their
 own network are in `archives.py`.
 """
@@ -14,7 +15,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.serialization import safe_globals
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 
@@ -52,6 +53,11 @@ _HARMLESS = {
     "fractions": "Fraction",
     "uuid": "UUID",
 }
+# Names that no training script saves; a file that has them is not read at all.
+_NEVER = frozenset(
+    {"builtins", "__builtin__", "os", "posix", "nt", "sys", "subprocess", "shutil", "socket"}
+    | {"importlib", "runpy", "ctypes", "pty"}
+)
 _HARMLESS_DICTS = (
     "collections.defaultdict",
     "pytorch_lightning.utilities.parsing.AttributeDict",
@@ -77,10 +83,12 @@ class StateDict:
     Attributes:
         key: where it lies, as `model.ema`; empty at the top.
         tensors: by name.
+        strangers: classes of others' packages in the file, of which nothing was read.
     """
 
     key: str
     tensors: dict[str, Tensor]
+    strangers: tuple[str, ...] = ()
 
 
 class _Inert:
@@ -176,11 +184,14 @@ def weights_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _refuse(path: Path, error: Exception) -> CnnvizError:
+def _needed(error: Exception) -> str:
     """What torch's restricted unpickler stopped at, without its advice to lift the restriction."""
     text = one_line(error).rpartition("WeightsUnpickler error:")[2].strip()
     found = _GLOBAL.search(text)
-    needs = found.group(1) if found else text.partition(" Check the documentation")[0][:100]
+    return found.group(1) if found else text.partition(" Check the documentation")[0][:100]
+
+
+def _refuse(path: Path, needs: str) -> CnnvizError:
     return CnnvizError(
         f"refused to read '{path}': it holds more than tensors ({needs}) and reading it could run "
         "code; save the network's state_dict() alone, best as .safetensors"
@@ -195,12 +206,28 @@ def _stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     return [*plain, *dicts, (_InertList, "collections.deque")]
 
 
-def _read_pickle(path: Path) -> Any:
+def _strangers(path: Path) -> list[str]:
+    """Classes and functions of others' packages that a file names, which stand-ins can replace.
+
+    Nothing is loaded for it. A file of torch's old format is not looked through.
+    """
     try:
-        with warnings.catch_warnings(action="ignore"), safe_globals(_stand_ins()):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with safe_globals(_stand_ins()):
+            named = get_unsafe_globals_in_checkpoint(path)
+    except ValueError:
+        return []
+    return sorted(name for name in named if name.partition(".")[0] not in _NEVER)
+
+
+def _read_pickle(path: Path) -> tuple[Any, list[str]]:
+    """What a pickle holds, and the names of what was replaced by nothing."""
+    try:
+        strangers = _strangers(path)
+        inert = [(_Inert, name) for name in strangers]
+        with warnings.catch_warnings(action="ignore"), safe_globals([*_stand_ins(), *inert]):
+            return torch.load(path, map_location="cpu", weights_only=True), strangers
     except pickle.UnpicklingError as error:
-        raise _refuse(path, error) from error
+        raise _refuse(path, _needed(error)) from error
     except (
         RuntimeError,
         EOFError,
@@ -267,7 +294,14 @@ def read_state_dicts(path: Path, kind: Kind) -> list[StateDict]:
             raise CnnvizError(
                 f"the checkpoint '{path}' is truncated or damaged: {one_line(error)}"
             ) from error
-    return find_state_dicts(_read_pickle(path), path)
+    content, strangers = _read_pickle(path)
+    try:
+        found = find_state_dicts(content, path)
+    except CnnvizError as error:
+        if not strangers:
+            raise
+        raise _refuse(path, strangers[0]) from error
+    return [replace(state, strangers=tuple(strangers)) for state in found]
 
 
 def first(items: Iterable[str]) -> str:

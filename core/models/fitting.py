@@ -83,6 +83,8 @@ def choose(found: Sequence[StateDict], module: nn.Module, asked: str | None, pat
         notes.append(
             f"'{path}' holds several sets of weights: took {taken.name} (--state takes {others})"
         )
+    if strangers := taken.state.strangers:
+        notes.append(f"'{path}': left aside what is no tensor: {first(strangers)}")
     own, strange = _apart(taken, shapes)
     if strange:
         roots = Counter(name.split(".")[0] for name in strange)

@@ -41,7 +41,12 @@ def find_layer(module: nn.Module, name: str, model_name: str) -> nn.Module:
     layers = named_layers(module)
     if name in layers:
         return layers[name]
-    near = ", ".join(nearest(name, layers)) or "(it has none)"
+    if not layers:
+        raise UsageError(
+            f"no layer '{name}' in {model_name}, which shows no layers (a black box, or one layer "
+            "alone); those of a network in Python are seen: --model FILE.py:FACTORY"
+        )
+    near = ", ".join(nearest(name, layers))
     raise UsageError(
         f"no layer '{name}' in {model_name}; the nearest are {near} "
         f"(cnnviz layers --model {model_name} lists all)"

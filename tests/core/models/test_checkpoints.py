@@ -1,7 +1,9 @@
 import argparse
 import datetime
+import enum
+import functools
 import pickle
-from collections import defaultdict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +22,7 @@ from cnnviz.core.models.checkpoints import (
     kind_of,
     read_state_dicts,
 )
+from cnnviz.core.models.fitting import choose
 
 
 class Evil:
@@ -163,3 +166,64 @@ def test_checkpoint_without_a_state_dict_is_refused(tmp_path: Path, content: obj
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(CnnvizError, match="holds no state dict; it was looked for at the top and"):
         read(tmp_path / "a.pth")
+
+
+class Settings:
+    """Of a package that is not installed where the file is read."""
+
+    def __init__(self) -> None:
+        self.rate, self.parts = 0.1, [1, 2]
+
+
+class Stage(enum.Enum):
+    FIT = "fit"
+
+
+def lightning(strange: object, net: nn.Module | None = None) -> dict[str, object]:
+    """A checkpoint as Lightning's Trainer writes it, with hyper-parameters that are objects."""
+    state = {f"net.{name}": value for name, value in (net or network()).state_dict().items()}
+    return {
+        "epoch": 3,
+        "global_step": 12,
+        "pytorch-lightning_version": "2.4.0",
+        "state_dict": OrderedDict(state),
+        "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"total": {"ready": 1}}}},
+        "callbacks": {"ModelCheckpoint{'monitor': 'val_loss'}": {"best": Path("a.ckpt")}},
+        "optimizer_states": [{"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": []}],
+        "hparams_name": "kwargs",
+        "hyper_parameters": {"model": strange, "stages": {Stage.FIT: 1}},
+    }
+
+
+def test_lightning_checkpoints_with_objects_in_them_give_their_weights(tmp_path: Path) -> None:
+    net = network()
+    partial = functools.partial(torch.optim.Adam, lr=0.1)
+    for strange in (Settings(), partial, [Settings(), Settings], {"a": {"b": Settings()}}):
+        torch.save(lightning(strange, net), tmp_path / "a.ckpt")
+        found = read_state_dicts(tmp_path / "a.ckpt", Kind.PICKLE)
+        assert found[0].key == "state_dict"
+        assert any(name.endswith("Stage") for name in found[0].strangers)
+        fitted = choose(found, network(), None, tmp_path / "a.ckpt")
+        assert same(fitted.tensors, dict(net.state_dict()))
+        assert any("left aside what is no tensor: " in note for note in fitted.notes)
+
+
+def test_objects_that_do_harm_are_refused_among_lightnings_too(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    for strange in (Evil(mark), [Settings(), Namespace(mark)], Evaluated()):
+        torch.save(lightning(strange), tmp_path / "a.ckpt")
+        with pytest.raises(CnnvizError, match="refused to read"):
+            read(tmp_path / "a.ckpt")
+        assert not mark.exists()
+
+
+class Evaluated:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return eval, ("1 / 0",)
+
+
+def test_weights_that_are_objects_themselves_are_refused(tmp_path: Path) -> None:
+    content = {"state_dict": Settings(), "epoch": 1}
+    torch.save(content, tmp_path / "a.ckpt")
+    with pytest.raises(CnnvizError, match=r"holds more than tensors .*Settings"):
+        read(tmp_path / "a.ckpt")
