@@ -71,8 +71,10 @@ def activations(
     names = list(layers) or choose_layers(loaded.module, "first", loaded.name)
     chosen = choose_filters(loaded, filters, names, model.seed)[0] if filters else {}
     observer = Observer(loaded, [*layers, *chosen] or names)
-    if filters and observer.untraceable:
-        raise CnnvizError(f"--filters cannot place maps over the image: {observer.untraceable}")
+    for name in chosen:
+        if name not in observer.units:
+            reason = observer.untraceable or f"nobody knows where the units of '{name}' look"
+            raise CnnvizError(f"--filters cannot place maps over the image: {reason}")
     run.open_for(paths)
     look = _Look(
         top, order or (MapOrder.CHANNEL if top is None else MapOrder.STRONGEST), normalize, alpha
@@ -120,7 +122,7 @@ class _Study:
             figure = draw_maps(layer, shown, self._look.normalize, self._look.order)
             folder.write_figure(f"maps_{layer.layer}.png", figure)
             chosen = self._chosen.get(layer.layer, ())
-            if chosen and layer.field is not None:
+            if chosen:
                 figure = draw_overlays(layer, chosen, found.image, self._look.alpha)
                 folder.write_figure(f"overlay_{layer.layer}.png", figure)
         arrays = {layer.layer: layer.maps_CHW.numpy() for layer in found.layers}

@@ -101,10 +101,10 @@ def _check_model(model: "Model", spec: SaliencySpec) -> None:
     from cnnviz.core.data.outlines import Place
     from cnnviz.core.models.labels import resolve_targets
     from cnnviz.core.models.layers import find_layer, note_repeats
-    from cnnviz.gradients.experiment import find_last_conv
+    from cnnviz.gradients.experiment import default_layer
 
     if spec.method is Method.GRAD_CAM:
-        layer = find_last_conv(model) if spec.layer == LAST_CONV else spec.layer
+        layer = default_layer(model) if spec.layer == LAST_CONV else spec.layer
         find_layer(model.module, layer, model.name)
         note_repeats(model, [layer])
     resolve_targets(spec.targets, torch.zeros(model.classes), model.labels, model.head)

@@ -10,6 +10,7 @@
 Shapes: C channels, H W rows and columns of the image, h w of a layer's maps, K classes.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,11 +29,13 @@ from cnnviz.core.models.labels import resolve_targets
 from cnnviz.core.models.layers import (
     conv_layers,
     find_layer,
+    named_layers,
     not_run,
     replace_outputs,
     trial_outputs,
 )
 from cnnviz.core.models.load import Model
+from cnnviz.core.models.maps import Form, Layout, Layouts
 from cnnviz.gradients.choices import LAST_CONV, Method, SaliencySpec
 
 _Asked = Callable[[Tensor], tuple[int, ...]]
@@ -116,7 +119,7 @@ def saliency(model: Model, image: WorkingImage, spec: SaliencySpec | None = None
         logits_K, slopes = _input_gradients(model, pixels, asked)
         used = None
     else:
-        used = find_last_conv(model) if layer == LAST_CONV else layer
+        used = default_layer(model) if layer == LAST_CONV else layer
         logits_K, slopes = _class_activations(model, pixels, asked, used)
     readings_K = model.head.readings(logits_K)
     maps = []
@@ -143,20 +146,49 @@ def saliency(model: Model, image: WorkingImage, spec: SaliencySpec | None = None
     )
 
 
-def find_last_conv(model: Model) -> str:
-    """The last convolution to run whose output has more than one position.
+def default_layer(model: Model) -> str:
+    """The layer that Grad-CAM takes where none is named.
+
+    The last convolution to run whose output has more than one position. Transformers have one at
+    their very beginning, if at all: where more than one block of theirs comes behind it, the last
+    normalisation of tokens whose places the classes still hang on (behind the last attention a
+    class token alone does).
 
     Raises:
         CnnvizError: there is none.
     """
-    outputs = trial_outputs(model, conv_layers(model.module))
-    order = [name for name, maps in outputs.items() if maps.dim() == 4 and maps[0, 0].numel() > 1]
-    if not order:
+    layers = named_layers(model.module)
+    norms = _with_places(model, [n for n, x in layers.items() if isinstance(x, nn.LayerNorm)])
+    convolutions = _with_places(model, conv_layers(model.module))
+    order = list(trial_outputs(model, [*convolutions, *norms]))
+    last = max((order.index(name) for name in convolutions), default=-1)
+    behind = order[last + 1 :]
+    for name in reversed(behind if len(behind) > 1 else []):
+        if _matters(model, name, norms[name]):
+            return name
+    if last < 0:
         raise CnnvizError(
             f"{model.name} has no convolution with a map for Grad-CAM; name a layer with --layer, "
             f"or use --method gradient, which works on any model"
         )
-    return order[-1]
+    return order[last]
+
+
+def _with_places(model: Model, names: Sequence[str]) -> dict[str, Layout]:
+    """The layers among these that put out maps of more than one position."""
+    found = Layouts(model).of(names, refuse=False)
+    return {name: layout for name, layout in found.items() if math.prod(layout.shape[1:]) > 1}
+
+
+def _matters(model: Model, layer: str, layout: Layout) -> bool:
+    """Whether any class's logit changes with what the layer puts out at the places of a map."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(model.blank().shape, generator=generator)
+    with frozen(model.module):
+        with _kept(model.module, layer) as outputs:
+            logits_K = model.logits(noise.to(model.device).requires_grad_())[0]
+        (gradient,) = gradients(logits_K.max(), outputs[-1:], model.name)
+    return gradient is not None and bool(layout.maps(gradient).any())
 
 
 def _input_gradients(
@@ -185,37 +217,28 @@ def _class_activations(
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Logits (K,) and, for each target's index, the signed Grad-CAM (h, w) at the layer."""
     find_layer(model.module, layer, model.name)
+    layout = Layouts(model).of([layer]).get(layer)
+    if layout is None:
+        raise not_run(layer)
+    if layout.form is Form.VECTOR:
+        raise UsageError(
+            f"layer '{layer}' of {model.name} puts out a vector, not channels of maps; name a "
+            "convolution or a block of them with --layer"
+        )
     leaf = pixels_13HW.detach().requires_grad_(True)
     found = {}
     with frozen(model.module):
         with _kept(model.module, layer) as outputs:
             logits_K = model.logits(leaf.clone())[0]
-        activation = _map_of(outputs, layer, model.name)
         own_K = model.head.own_logits(logits_K)
         for target in asked(logits_K):
-            (gradient,) = gradients(own_K[target], [activation], model.name)
+            (gradient,) = gradients(own_K[target], outputs[-1:], model.name)
             if gradient is None:
                 raise UsageError(f"layer '{layer}' of {model.name} has no influence on the classes")
-            weights_C = gradient[0].float().mean(dim=(1, 2))
-            found[target] = torch.einsum("c,chw->hw", weights_C, activation[0].detach().float())
+            weights_C = layout.maps(gradient)[0].float().mean(dim=(1, 2))
+            maps_CHW = layout.maps(outputs[-1])[0].detach().float()
+            found[target] = torch.einsum("c,chw->hw", weights_C, maps_CHW)
     return logits_K.detach().cpu(), found
-
-
-def _map_of(outputs: Sequence[Tensor], layer: str, name: str) -> Tensor:
-    """The layer's last output, if it is a map.
-
-    Raises:
-        UsageError: it did not run, or put out something else.
-    """
-    if not outputs:
-        raise not_run(layer)
-    if outputs[-1].dim() != 4:
-        shape = "x".join(map(str, outputs[-1].shape[1:]))
-        raise UsageError(
-            f"layer '{layer}' of {name} puts out {shape}, not channels of maps; name a "
-            f"convolution or a block of them with --layer"
-        )
-    return outputs[-1]
 
 
 @contextmanager

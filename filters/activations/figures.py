@@ -2,7 +2,7 @@
 
 Maps that are nowhere negative run from black (zero) to white (the largest value); others have zero
 at mid-grey. A map laid over the image is put where its units look: unit (row, column) covers the
-pixels nearest to the centre of its receptive field.
+pixels nearest to the centre of its receptive field; a token's its own patch.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from cnnviz.core.output.look import Look
 from cnnviz.core.output.panels import draw_map, panels, photograph
 from cnnviz.core.output.sheets import Scale, draw_sheet, grid
 from cnnviz.filters.activations.choices import MapOrder
-from cnnviz.filters.activations.maps import LayerActivation, nearest_units
+from cnnviz.filters.activations.maps import LayerActivation
 
 
 def draw_maps(
@@ -49,11 +49,11 @@ def draw_overlays(
     found: LayerActivation, channels: Sequence[int], image: WorkingImage, alpha: float
 ) -> Figure:
     """Chosen maps over the image, each with its own scale."""
-    assert found.field is not None  # noqa: S101 (the caller has checked)
+    assert found.units is not None  # noqa: S101 (the caller has checked)
     high, wide = image.pixels.shape[1:]
     figure, cells = panels(len(channels), (high, wide))
     beneath, look = photograph(image), Look(alpha=alpha)
-    row_H, column_W = nearest_units(found.field)
+    row_H, column_W = found.units
     for axes, channel in zip(cells, channels, strict=True):
         values_HW = found.maps_CHW[channel].numpy()[row_H][:, column_W]
         draw_map(axes, values_HW, look, "activation", over=beneath, one_sided=True)

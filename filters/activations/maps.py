@@ -16,7 +16,10 @@ from cnnviz.core.graph.receptive_field import ReceptiveField, receptive_fields
 from cnnviz.core.graph.trace import Untraceable
 from cnnviz.core.models.layers import find_layer, not_run, note_repeats, watch_outputs
 from cnnviz.core.models.load import Model
-from cnnviz.filters.channels.shapes import as_maps, map_shapes
+from cnnviz.core.models.maps import Layouts
+
+Units = tuple[Tensor, Tensor]
+"""For each row (H,) and each column (W,) of the image, the unit of a layer that stands there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +29,15 @@ class LayerActivation:
     Attributes:
         layer: dotted name.
         maps_CHW: float32, on the CPU.
-        field: the units' receptive fields; None where the network cannot be traced.
+        field: the units' receptive fields; None where they are not known.
+        units: for each row and for each column of the image, the unit there; None where that is
+            not known.
     """
 
     layer: str
     maps_CHW: Tensor
     field: ReceptiveField | None
+    units: Units | None
 
     @property
     def strengths(self) -> Tensor:
@@ -71,6 +77,7 @@ class Observer:
     Attributes:
         layers: their names.
         fields: their receptive fields, where they are known.
+        units: where their units stand, where that is known.
         untraceable: why there are none, if there are none.
     """
 
@@ -84,18 +91,31 @@ class Observer:
         self.layers = tuple(dict.fromkeys(layers))
         for name in self.layers:
             find_layer(model.module, name, model.name)
-        self.fields: dict[str, ReceptiveField] = {}
+        fields: dict[str, ReceptiveField] = {}
         self.untraceable: str | None = None
         try:
-            self.fields = receptive_fields(
+            fields = receptive_fields(
                 model.module, model.input_size, channels=model.preprocess.channels
             )
         except Untraceable as error:
             self.untraceable = str(error)
-        shapes = map_shapes(model, self.layers)
+        self._layouts = Layouts(model).of(self.layers)
         for name in self.layers:
-            if name not in shapes:
+            if name not in self._layouts:
                 raise not_run(name)
+        layouts = self._layouts.items()
+        # Of tokens the graph knows no rows and columns.
+        self.fields = {
+            name: fields[name]
+            for name, layout in layouts
+            if name in fields and fields[name].units == layout.shape[1:]
+        }
+        self.units = {name: nearest_units(field) for name, field in self.fields.items()}
+        for name, layout in layouts:
+            if name not in self.units and layout.patches:
+                pairs = zip(layout.shape[1:], model.input_size, strict=True)
+                rows_H, columns_W = (_evenly(count, pixels) for count, pixels in pairs)
+                self.units[name] = rows_H, columns_W
         note_repeats(model, self.layers)
 
     def observe(self, image: WorkingImage) -> Activations:
@@ -109,13 +129,14 @@ class Observer:
             model.outputs(model.preprocess.normalise(image.pixels)[None])
         found = []
         for name in self.layers:
-            maps_CHW = as_maps(outputs[name], name, model.name)[0].float().cpu()
+            maps_CHW = self._layouts[name].maps(outputs[name])[0].float().cpu()
             if not maps_CHW.isfinite().all():
                 raise CnnvizError(
                     f"layer '{name}' gives values that are not finite on '{image.path}' in "
                     f"{model.precision.value}; use --precision fp32, or check the weights"
                 )
-            found.append(LayerActivation(name, maps_CHW, self.fields.get(name)))
+            field, units = self.fields.get(name), self.units.get(name)
+            found.append(LayerActivation(name, maps_CHW, field, units))
         return Activations(image, tuple(found), self.untraceable)
 
 
@@ -124,7 +145,7 @@ def feature_maps(model: Model, image: WorkingImage, layers: Sequence[str]) -> Ac
     return Observer(model, layers).observe(image)
 
 
-def nearest_units(field: ReceptiveField) -> tuple[Tensor, Tensor]:
+def nearest_units(field: ReceptiveField) -> Units:
     """For each row and column of the image, the unit whose receptive field's centre is nearest.
 
     Returns:
@@ -134,11 +155,20 @@ def nearest_units(field: ReceptiveField) -> tuple[Tensor, Tensor]:
     for axis, pixels in zip((field.rows, field.columns), field.input_size, strict=True):
         count = len(axis.first)
         if math.isinf(axis.size) or math.isinf(axis.jump):
-            # All units see everything: spread them evenly.
-            centres = (torch.arange(count, dtype=torch.float64) + 0.5) * pixels / count
-        else:
-            start = axis.start + axis.size / 2
-            centres = start + axis.jump * torch.arange(count, dtype=torch.float64)
-        middles = torch.arange(pixels, dtype=torch.float64) + 0.5
-        found.append((middles[:, None] - centres).abs().argmin(1))
+            found.append(_evenly(count, pixels))  # all units see everything
+            continue
+        start = axis.start + axis.size / 2
+        centres = start + axis.jump * torch.arange(count, dtype=torch.float64)
+        found.append(_nearest(centres, pixels))
     return found[0], found[1]
+
+
+def _evenly(count: int, pixels: int) -> Tensor:
+    """The nearest of `count` units spread evenly, for each pixel."""
+    centres = (torch.arange(count, dtype=torch.float64) + 0.5) * pixels / count
+    return _nearest(centres, pixels)
+
+
+def _nearest(centres: Tensor, pixels: int) -> Tensor:
+    middles = torch.arange(pixels, dtype=torch.float64) + 0.5
+    return (middles[:, None] - centres).abs().argmin(1)

@@ -34,7 +34,7 @@ def _channel(
     values_HW = layer.maps_CHW[index]
     unit = divmod(int(values_HW.argmax()), values_HW.shape[1])
     box = None
-    if layer.field is not None and layer.field.units == tuple(values_HW.shape):
+    if layer.field is not None:
         size = layer.field.input_size
         box = list(layer.field.box(*unit, clipped_to=size))
     return {

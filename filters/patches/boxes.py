@@ -18,6 +18,7 @@ from cnnviz.core.models.load import Model
 from cnnviz.filters.patches.choices import Crop
 from cnnviz.filters.patches.effective_field import Box, box_of_energy, gradient_energy
 from cnnviz.filters.patches.images import PatchImages
+from cnnviz.filters.patches.plan import ScanPlan
 
 MOST = 0.5
 """Share of the image above which a receptive field is too large for `Crop.EFFECTIVE`."""
@@ -43,29 +44,36 @@ class Winner:
 class Cutter:
     """Gives each winner of a layer its box."""
 
-    def __init__(self, model: Model, images: PatchImages, crop: Crop, batch_size: int) -> None:
+    def __init__(self, model: Model, images: PatchImages, plan: ScanPlan, batch_size: int) -> None:
         """Works out the receptive fields.
 
         Raises:
-            CnnvizError: they cannot be told, and `crop` needs them.
+            CnnvizError: they cannot be told, and the plan's crop needs them.
         """
         self._model, self._images = model, images
-        self._crop, self._batch_size = crop, batch_size
-        self._fields: Mapping[str, ReceptiveField] = {}
+        self._crop, self._batch_size = plan.spec.crop, batch_size
+        self._layouts = plan.layouts
+        fields: Mapping[str, ReceptiveField] = {}
+        reason = ""
         try:
-            self._fields = receptive_fields(
+            fields = receptive_fields(
                 model.module, model.input_size, channels=model.preprocess.channels
             )
         except Untraceable as error:
-            if crop is Crop.RECEPTIVE_FIELD:
-                raise CnnvizError(f"{error}; --crop effective does without") from error
+            reason = str(error)
+        # Of tokens the graph knows no rows and columns; but that they see everything.
+        self._fields = {
+            name: fields[name]
+            for name, layout in plan.layouts.items()
+            if name in fields and (fields[name].is_global or fields[name].units == layout.shape[1:])
+        }
+        unknown = [name for name in plan.layouts if name not in self._fields]
+        if unknown and self._crop is Crop.RECEPTIVE_FIELD:
+            reason = reason or f"the receptive field of layer '{unknown[0]}' is not known"
+            raise CnnvizError(f"{reason}; --crop effective does without")
 
     def boxes(self, layer: str, winners: Sequence[Winner]) -> list[Box]:
-        """Boxes in the working image, in the order of the winners.
-
-        Raises:
-            CnnvizError: the layer's receptive field is not known, and the crop needs it.
-        """
+        """Boxes in the working image, in the order of the winners."""
         if self._crop is Crop.RECEPTIVE_FIELD or not self._sees_most(layer):
             return self._exact(layer, winners)
         boxes: list[Box] = []
@@ -87,12 +95,7 @@ class Cutter:
     def _exact(self, layer: str, winners: Sequence[Winner]) -> list[Box]:
         size = self._model.input_size
         field = self._fields.get(layer)
-        if field is None and self._crop is Crop.RECEPTIVE_FIELD:
-            raise CnnvizError(
-                f"the receptive field of layer '{layer}' is not known; "
-                "--crop effective does without"
-            )
-        if field is None:
+        if field is None or field.units != self._layouts[layer].shape[1:]:
             return [(0, 0, *size)] * len(winners)
         return [field.box(*winner.unit, clipped_to=size) for winner in winners]
 
@@ -102,6 +105,7 @@ class Cutter:
         energy_AHW = gradient_energy(
             self._model,
             layer,
+            self._layouts[layer],
             [winner.filter for winner in winners],
             [winner.unit for winner in winners],
             self._model.preprocess.normalise(pixels),

@@ -16,6 +16,7 @@ from torch import Tensor
 from cnnviz.core.models.gradients import frozen, gradients
 from cnnviz.core.models.layers import replace_outputs
 from cnnviz.core.models.load import Model
+from cnnviz.core.models.maps import Layout
 
 Box = tuple[int, int, int, int]
 """y0, x0, y1, x1; the last row and column are not in it."""
@@ -27,6 +28,7 @@ _PER_SIDE = (1 - SHARE) / 4
 def gradient_energy(
     model: Model,
     layer: str,
+    layout: Layout,
     filters: Sequence[int],
     units: Sequence[tuple[int, int]],
     images_A3HW: Tensor,
@@ -36,6 +38,7 @@ def gradient_energy(
     Args:
         model: the network.
         layer: whose units.
+        layout: how what it puts out lies.
         filters: one per image.
         units: (row, column) in the filter's map; one per image.
         images_A3HW: normalised.
@@ -46,7 +49,7 @@ def gradient_energy(
     chosen: list[Tensor] = []
 
     def take(output: Tensor) -> Tensor:
-        maps = output if output.ndim == 4 else output[:, :, None, None]
+        maps = layout.maps(output)
         picks = [(n, f, *unit) for n, (f, unit) in enumerate(zip(filters, units, strict=True))]
         chosen[:] = [torch.stack([maps[pick] for pick in picks]).sum()]
         return output

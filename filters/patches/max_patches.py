@@ -161,7 +161,7 @@ def find_patches(
     """
     size = model.batch_size(plan.spec.batch_size) or default_batch_size(model.device)
     images = PatchImages(data, model.preprocess)
-    cutter = Cutter(model, images, plan.spec.crop, size)
+    cutter = Cutter(model, images, plan, size)
     state = scan(model, data, plan, batch_size=size, saving=saving, progress=progress)
     counted = next(iter(state.layers.values())).stats.count
     if not counted:
@@ -179,7 +179,7 @@ def _winners(state: LayerState, plan: ScanPlan, layer: str) -> list[list[Winner]
     """A layer's top k, per filter, strongest first; empty places left out."""
     scores_FK, tickets_FK = unpack(state.best.keys.cpu())
     table = zip(scores_FK.tolist(), tickets_FK.tolist(), state.best.units.tolist(), strict=True)
-    columns = plan.shapes[layer][2]
+    columns = plan.layouts[layer].shape[2]
     return [
         [
             Winner(number, ticket // plan.spec.per_image, score, divmod(place, columns))

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models.layers import note_repeats
 from cnnviz.core.models.load import Model
-from cnnviz.filters.channels.shapes import MapShape, choose_filters
+from cnnviz.core.models.maps import Layout
+from cnnviz.filters.channels.shapes import choose_filters
 from cnnviz.filters.patches.choices import MaxPatchesSpec, Ranking
 
 
@@ -20,12 +21,12 @@ class ScanPlan:
 
     Attributes:
         filters: layer name to filters, ascending.
-        shapes: of the maps of each of these layers.
+        layouts: how what each of these layers puts out lies.
         spec: what was asked for.
     """
 
     filters: Mapping[str, tuple[int, ...]]
-    shapes: Mapping[str, MapShape]
+    layouts: Mapping[str, Layout]
     spec: MaxPatchesSpec
 
 
@@ -40,6 +41,6 @@ def make_plan(model: Model, spec: MaxPatchesSpec) -> ScanPlan:
             f"--per-image {spec.per_image} goes with --score max alone: "
             f"'{spec.score}' ranks whole maps, and an image has one map per filter"
         )
-    chosen, shapes = choose_filters(model, spec.filters, spec.layers, spec.seed)
+    chosen, layouts = choose_filters(model, spec.filters, spec.layers, spec.seed)
     note_repeats(model, list(chosen))
-    return ScanPlan(chosen, shapes, spec)
+    return ScanPlan(chosen, layouts, spec)

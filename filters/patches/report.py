@@ -66,7 +66,7 @@ def report(
         "layers": [
             {
                 "layer": layer,
-                "map": list(plan.shapes[layer]),
+                "map": list(plan.layouts[layer].shape),
                 "filters": len(filters),
                 "dead": dead[layer],
                 "pictures": list((pictures or {}).get(layer, ())),

@@ -20,6 +20,7 @@ from cnnviz.core.data.datasets import Batch, ImageData, batches
 from cnnviz.core.device import in_batches
 from cnnviz.core.models.layers import replace_outputs
 from cnnviz.core.models.load import Model
+from cnnviz.core.models.maps import Layout
 from cnnviz.filters.patches import state as scan_state
 from cnnviz.filters.patches.choices import Ranking
 from cnnviz.filters.patches.plan import ScanPlan
@@ -73,10 +74,10 @@ def empty_state(model: Model, plan: ScanPlan) -> ScanState:
     return ScanState(0, layers)
 
 
-def _maps(output: Tensor, filters: tuple[int, ...], filter_count: int) -> Tensor:
+def _maps(output: Tensor, filters: tuple[int, ...], layout: Layout) -> Tensor:
     """A layer's output as maps of the filters that are watched."""
-    maps = output if output.ndim == 4 else output[:, :, None, None]
-    if len(filters) == filter_count:
+    maps = layout.maps(output)
+    if len(filters) == layout.shape[0]:
         return maps
     return maps[:, torch.tensor(filters, device=maps.device)]
 
@@ -96,7 +97,7 @@ def _forward(
         before = layers[name]
 
         def take(output: Tensor) -> Tensor:
-            maps = _maps(output, plan.filters[name], plan.shapes[name][0])
+            maps = _maps(output, plan.filters[name], plan.layouts[name])
             scores = map_scores(maps, plan.spec.score)
             highest = scores if plan.spec.score is Ranking.MAX else map_scores(maps, Ranking.MAX)
             best = ranked(before.best, maps, scores, indices_N, plan.spec.per_image)

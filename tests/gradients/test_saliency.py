@@ -17,7 +17,7 @@ from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.load import Model, load_model
 from cnnviz.gradients.choices import Method, SaliencySpec
 from cnnviz.gradients.comparison import rank_correlation
-from cnnviz.gradients.experiment import find_last_conv, saliency
+from cnnviz.gradients.experiment import default_layer, saliency
 
 SIZE = (12, 14)
 
@@ -151,7 +151,7 @@ def test_planted_evidence_is_where_the_gradient_is() -> None:
 
 
 def test_the_last_convolution_is_the_last_to_run_with_a_map() -> None:
-    assert find_last_conv(model_of(network())) == "3"
+    assert default_layer(model_of(network())) == "3"
 
     class Reversed(nn.Module):
         def __init__(self) -> None:
@@ -162,7 +162,7 @@ def test_the_last_convolution_is_the_last_to_run_with_a_map() -> None:
             out: Tensor = self.second(self.first(x)).mean((2, 3))
             return out
 
-    assert find_last_conv(model_of(Reversed().eval())) == "second"
+    assert default_layer(model_of(Reversed().eval())) == "second"
 
 
 def test_the_model_is_left_as_it_was_even_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def test_bad_requests_are_refused() -> None:
     model, image = model_of(network()), picture()
     with pytest.raises(UsageError, match="no layer 'layer9' in net"):
         saliency(model, image, SaliencySpec(method=Method.GRAD_CAM, layer="layer9"))
-    with pytest.raises(UsageError, match="layer '9' of net puts out 5, not channels of maps"):
+    with pytest.raises(UsageError, match="layer '9' of net puts out a vector, not channels"):
         saliency(model, image, SaliencySpec(method=Method.GRAD_CAM, layer="9"))
     with pytest.raises(UsageError, match="wolf"):
         saliency(model, image, SaliencySpec(targets=("wolf",)))

@@ -274,9 +274,9 @@ class ChannelsLast(nn.Module):
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        ("head", r"layer 'head' puts out \(1, 3\), no maps"),
-        ("wide", "layer 'wide' puts out .* with its channels last"),
-        ("gelu", "layer 'gelu' puts out .* with its channels last"),
+        ("head", r"layer 'head' puts out \(N, C\), no maps"),
+        ("wide", r"layer 'wide' puts out \(N, H, W, C\), no maps"),
+        ("gelu", r"layer 'gelu' puts out \(N, H, W, C\), no maps"),
         ("unused", "layer 'unused' does not run in a forward pass"),
         ("convv", "no layer 'convv' in planted; the nearest are conv"),
     ],

@@ -136,9 +136,9 @@ def test_bad_layers_and_values_are_refused() -> None:
 def test_filters_are_chosen_in_the_layers_given_or_in_their_own(
     texts: list[str], layers: list[str], expected: dict[str, tuple[int, ...]]
 ) -> None:
-    chosen, shapes = choose_filters(model_of(network()), texts, layers)
+    chosen, layouts = choose_filters(model_of(network()), texts, layers)
     assert dict(chosen) == expected
-    assert {name: shape[0] for name, shape in shapes.items()} == {
+    assert {name: layout.shape[0] for name, layout in layouts.items()} == {
         name: {"0": 6, "1": 6, "2": 5, "6": 4}[name] for name in expected
     }
 

@@ -22,6 +22,7 @@ from cnnviz.core.data.distinct import distinct
 from cnnviz.core.data.images import Preprocess
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.load import Model
+from cnnviz.core.models.maps import Layouts
 from cnnviz.filters.patches.choices import Crop, MaxPatchesSpec, Ranking
 from cnnviz.filters.patches.effective_field import SHARE, box_of_energy, gradient_energy
 from cnnviz.filters.patches.max_patches import FilterPatches, MaxPatches, find_patches, max_patches
@@ -462,7 +463,8 @@ def test_gradient_energy_of_a_convolution_is_its_weights_squared() -> None:
     conv = nn.Conv2d(3, 4, 3, stride=2)
     model = as_model(nn.Sequential(conv, nn.ReLU(inplace=True), nn.Flatten(), nn.LazyLinear(2)))
     model.logits(torch.zeros(1, 3, *SIZE))
-    energy = gradient_energy(model, "0", [1, 3], [(2, 4), (0, 0)], torch.rand(2, 3, *SIZE))
+    layout = Layouts(model).of(["0"])["0"]
+    energy = gradient_energy(model, "0", layout, [1, 3], [(2, 4), (0, 0)], torch.rand(2, 3, *SIZE))
     weights = conv.weight.detach().double().square().sum(1)
     for image, (channel, y, x) in enumerate([(1, 4, 8), (3, 0, 0)]):
         wanted = torch.zeros(SIZE, dtype=torch.float64)
