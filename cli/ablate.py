@@ -55,10 +55,13 @@ def ablate(
     if min_accuracy is not None and not spec.filters:
         raise UsageError("--min-accuracy needs --filters, whose loss it judges")
     from cnnviz.filters.ablation.ablation import Ablation
+    from cnnviz.filters.ablation.measures import measure_of
     from cnnviz.filters.ablation.report import notes, report
 
     images = run.data(data, limit, model.seed)
     loaded = run.load(model)
+    if min_accuracy is not None and (measure := measure_of(loaded.head)):
+        raise UsageError(f"--min-accuracy counts right answers; {loaded.name} has a {measure.name}")
     ablation = Ablation(loaded, images, spec)
     folder = run.open()
     with console.progress("ablating", len(images) * ablation.passes) as advance:
@@ -80,18 +83,51 @@ def _write(
     from cnnviz.filters.ablation import report as rows
     from cnnviz.filters.ablation.figures import draw
 
-    if len(result.counts.predictions) > 1:
+    if rows.both(result) is not None:
         folder.write_csv(rows.FLIPS, rows.FLIPS_HEADER, rows.flip_rows(result, model, data))
     if result.sweep:
         folder.write_csv(rows.SWEEP, rows.SWEEP_HEADER, rows.sweep_rows(result, model))
     if result.curves:
         folder.write_csv(rows.CURVES, rows.CURVES_HEADER, rows.curve_rows(result))
-    folder.write_npz(rows.PREDICTIONS, **rows.prediction_arrays(result))
+    if result.counts is not None:
+        folder.write_npz(rows.PREDICTIONS, **rows.prediction_arrays(result))
     for name, figure in draw(result, model, data, top).items():
         folder.write_figure(name, figure)
 
 
 def _tables(console: Console, results: dict[str, Any]) -> None:
+    if results["measured"]:
+        _measured_table(console, results)
+    else:
+        _accuracy_table(console, results)
+    if results["confusions"]:
+        pairs = [
+            (entry["label"], entry["predicted"], entry["before"], entry["after"])
+            for entry in results["confusions"][:SHOWN]
+        ]
+        console.table("Confusions that grew most", ("label", "predicted", "before", "after"), pairs)
+    if results["sweep"]:
+        if results["measured"]:
+            title = f"Filters whose loss costs most (change of {results['measure']})"
+            columns: tuple[str, ...] = ("filter", "change", "hurts most", "by")
+        else:
+            title, columns = "Filters whose loss costs most (points of accuracy)", _SWEEP_COLUMNS
+        console.table(title, columns, _sweep_rows(results))
+
+
+def _measured_table(console: Console, results: dict[str, Any]) -> None:
+    found, name = results["measured"], results["measure"]
+    rows = [(when, f"{found[when]:.4g}") for when in ("before", "after") if found[when] is not None]
+    console.table(name[:1].upper() + name[1:], ("", name), rows)
+    if found["interval"]:
+        low, high = found["interval"]
+        console.line(
+            f"a change of {found['change']:+.3g}; 95 % of resampled sets of these images say "
+            f"{low:+.3g} to {high:+.3g}"
+        )
+
+
+def _accuracy_table(console: Console, results: dict[str, Any]) -> None:
     rows = [
         _accuracy_row(when, results["accuracy"][when])
         for when in ("before", "after")
@@ -104,18 +140,6 @@ def _tables(console: Console, results: dict[str, Any]) -> None:
             f"{flips['count']} predictions changed: {flips['right_to_wrong']} right to wrong, "
             f"{flips['wrong_to_right']} wrong to right, {flips['wrong_to_wrong']} between wrong "
             f"ones; McNemar p = {pair['p_value']:.2g}"
-        )
-    if results["confusions"]:
-        pairs = [
-            (entry["label"], entry["predicted"], entry["before"], entry["after"])
-            for entry in results["confusions"][:SHOWN]
-        ]
-        console.table("Confusions that grew most", ("label", "predicted", "before", "after"), pairs)
-    if results["sweep"]:
-        console.table(
-            "Filters whose loss costs most (points of accuracy)",
-            _SWEEP_COLUMNS,
-            _sweep_rows(results),
         )
 
 
@@ -130,14 +154,15 @@ _SWEEP_COLUMNS = ("filter", "points", "lost", "gained", "hurts most", "by")
 
 
 def _sweep_rows(results: dict[str, Any]) -> list[tuple[object, ...]]:
+    measured = results["measured"] is not None
+    scale, form = (1, "+.3g") if measured else (100, "+.1f")
     return [
         (
             f"{entry['layer']}:{entry['filter']}",
-            f"{entry['change'] * 100:+.1f}",
-            entry["lost"],
-            entry["gained"],
+            f"{entry['change'] * scale:{form}}",
+            *(() if measured else (entry["lost"], entry["gained"])),
             entry["hurts"] or "",
-            f"{entry['hurts_change'] * 100:+.1f}",
+            f"{entry['hurts_change'] * scale:{form}}",
         )
         for entry in results["sweep"]["top"][:SHOWN]
     ]

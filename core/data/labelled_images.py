@@ -5,6 +5,7 @@ the door. Images that cannot be read are noted once and left out of every pass a
 Shapes: N images of a batch, H W rows and columns.
 """
 
+import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -15,19 +16,27 @@ from torch import Tensor
 
 from cnnviz.core.data.datasets import ImageData, batches, match_labels
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models.heads import Kind
 
 if TYPE_CHECKING:
     from cnnviz.core.models.load import Model
+
+SEPARATOR = "|"
+"""Between the classes, or the values, of one image in a manifest; alone it says: none of them."""
 
 Progress = Callable[[int], None]
 """Told how many images have just been gone through."""
 
 
 def check_labels(data: ImageData, model: "Model") -> Tensor:
-    """The model's class of each class of the data, int64.
+    """What is true of the images of each class of the data, in the model's words.
+
+    Returns:
+        (D,) int64, the model's class; (D, K) float32 where classes stand on their own (1 for those
+        in a label `cat|dog`, else 0) or of a regression (the values in `0.5|2`).
 
     Raises:
-        UsageError: an image has no label, or a label is no class of the model's.
+        UsageError: an image has no label, or a label is nothing of the model's.
     """
     missing = sum(example.label is None for example in data.examples)
     if missing:
@@ -36,7 +45,34 @@ def check_labels(data: ImageData, model: "Model") -> Tensor:
             "one each; give a folder with one folder per class, a CSV with the columns path,label, "
             "or a torchvision data set (cifar10:DIR)"
         )
-    return torch.tensor(match_labels(data, model), dtype=torch.int64)
+    if model.head.kind is Kind.SOFTMAX:
+        return torch.tensor(match_labels(data, model), dtype=torch.int64)
+    read = _several if model.head.kind is Kind.SIGMOID else _values
+    return torch.stack([read(label, model) for label in data.classes or ()])
+
+
+def _parts(label: str) -> list[str]:
+    return [part.strip() for part in label.split(SEPARATOR) if part.strip()]
+
+
+def _several(label: str, model: "Model") -> Tensor:
+    truth_K = torch.zeros(model.classes)
+    truth_K[[model.class_index(part) for part in _parts(label)]] = 1
+    return truth_K
+
+
+def _values(label: str, model: "Model") -> Tensor:
+    try:
+        found = [float(part) for part in _parts(label)]
+    except ValueError:
+        found = []
+    if len(found) != model.classes or not all(map(math.isfinite, found)):
+        form = SEPARATOR.join(["1.5"] * model.classes)
+        raise UsageError(
+            f"the label '{label}' is no value of {model.name}, which gives {model.classes}: a "
+            f"manifest has {'it' if model.classes == 1 else 'them'} as {form}"
+        )
+    return torch.tensor(found)
 
 
 @dataclass
@@ -46,7 +82,7 @@ class LabelledImages:
     Attributes:
         data: all images.
         model: whose preprocessing and classes they get.
-        classes: the model's class of each class of the data, (classes of the data,) int64.
+        classes: what is true of each class of the data (`check_labels`).
         progress: told of every image, in every pass.
         errors: place in the data to message, of the images that cannot be read.
     """
@@ -75,7 +111,7 @@ class LabelledImages:
             yield images
 
     def all(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """All images in batches: places in the data, pixels, the model's class indices."""
+        """All images in batches: places in the data, pixels, what is true of them."""
         told = 0
         for indices, images, labels in self._batches(size):
             yield indices, images, labels

@@ -169,6 +169,8 @@ def _json_rows(text: str, manifest: Path) -> list[tuple[str, str | None]]:
                 f"the manifest '{manifest}', line {number}: it takes an object with path and label"
             )
         label = entry.get("label")
+        if isinstance(label, list):  # several classes or values; of none, the mark between them
+            label = "|".join(map(str, label)) or "|"
         rows.append((entry["path"], None if label is None else str(label).strip()))
     return rows
 

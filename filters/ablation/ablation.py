@@ -21,6 +21,7 @@ from cnnviz.core.data.labelled_images import LabelledImages, Progress, check_lab
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.layers import named_layers
 from cnnviz.filters.ablation.choices import AblationSpec, Mode
+from cnnviz.filters.ablation.measures import Answers, Measured, measure_of
 from cnnviz.filters.ablation.passes import IMAGES, Fills
 from cnnviz.filters.ablation.replay import REHEARSED, ablation_passes, default_memory
 from cnnviz.filters.ablation.sweep import (
@@ -29,6 +30,7 @@ from cnnviz.filters.ablation.sweep import (
     cumulative_ablations,
     curves,
     effects,
+    measured_effects,
     removal_orders,
 )
 from cnnviz.filters.ablation.tally import Counts, Tally
@@ -74,8 +76,9 @@ class AblationResult:
     Attributes:
         plan: which filters.
         mode: what stood in for them.
-        counts: the untouched network (ablation 0), the filters off together (ablation 1, where
-            asked), and the sweep.
+        counts: of right and wrong answers: the untouched network (ablation 0), the filters off
+            together (ablation 1, where asked), and the sweep; None where answers are measured.
+        measured: the same, where no single class is right.
         indices: (M,) places in the data of the images that counted.
         sweep: the effect of each swept filter, in order of the network.
         curves: of the cumulative removal.
@@ -86,7 +89,8 @@ class AblationResult:
 
     plan: Plan
     mode: Mode
-    counts: Counts
+    counts: Counts | None
+    measured: Measured | None
     indices: "np.ndarray"
     sweep: tuple[FilterEffect, ...]
     curves: tuple[Curve, ...]
@@ -122,11 +126,23 @@ def make_plan(model: "Model", spec: AblationSpec) -> Plan:
 
 
 @dataclass(frozen=True)
-class _Measured:
-    counts: Counts
+class _Run:
+    """All ablations on all images."""
+
+    counts: Counts | None
+    measured: Measured | None
     indices: "np.ndarray"
     engine: str
     reason: str | None
+
+    @property
+    def levels_V(self) -> "np.ndarray":  # noqa: N802 (a shape)
+        """Accuracy, or what else is measured."""
+        if self.measured is not None:
+            return self.measured.mean_V
+        assert self.counts is not None  # noqa: S101 (one of the two)
+        levels: np.ndarray = self.counts.correct.sum(axis=1) / self.counts.images.sum()
+        return levels
 
 
 class Ablation:
@@ -142,8 +158,8 @@ class Ablation:
     """
 
     def __init__(self, model: "Model", data: ImageData, spec: AblationSpec) -> None:
-        if model.unjudged:
-            raise UsageError(f"ablate counts right answers, and {model.unjudged}")
+        if model.region is not None:
+            raise UsageError(f"ablate judges answers, and {model.unjudged}")
         self.model, self.data, self.spec = model, data, spec
         self.classes = check_labels(data, model)
         self.plan = make_plan(model, spec)
@@ -169,8 +185,8 @@ class Ablation:
         fills = _fills(strengths, spec.mode)
         together: list[Channels] = [{}, plan.channels] if plan.channels else [{}]
         alone: list[Channels] = [{layer: (channel,)} for layer, channel in plan.swept_filters]
-        measured = _measure(stream, [*together, *alone], fills, len(together), spec)
-        sweep = effects(measured.counts, plan.swept_filters, len(together))
+        ran = _measure(stream, [*together, *alone], fills, len(together), spec)
+        sweep = _effects(ran, plan.swept_filters, len(together))
         found: list[Curve] = []
         if spec.cumulative:
             for layer in plan.swept:
@@ -180,12 +196,13 @@ class Ablation:
         return AblationResult(
             plan=plan,
             mode=spec.mode,
-            counts=measured.counts,
-            indices=measured.indices,
+            counts=ran.counts,
+            measured=ran.measured,
+            indices=ran.indices,
             sweep=sweep,
             curves=tuple(found),
-            engine=measured.engine,
-            reason=measured.reason,
+            engine=ran.engine,
+            reason=ran.reason,
             errors=tuple((self.data.examples[place].path, text) for place, text in messages),
         )
 
@@ -225,8 +242,8 @@ def _measure(
     fills: Fills,
     recorded: int,
     spec: AblationSpec,
-) -> _Measured:
-    """Every ablation on every image, counted."""
+) -> _Run:
+    """Every ablation on every image, counted or measured."""
     model = stream.model
     memory = (spec.memory or 0) * _MEBIBYTE or default_memory(model.device)
     first = stream.first(REHEARSED)
@@ -238,22 +255,46 @@ def _measure(
         memory=memory,
         images=model.batch_size(spec.batch_size),
     )
-    tally = Tally(len(ablations), model.classes, recorded, model.device, model.head)
+    measure = measure_of(model.head)
+    tally: Tally | Answers
+    if measure is None:
+        tally = Tally(len(ablations), model.classes, recorded, model.device, model.head)
+    else:
+        tally = Answers(len(ablations), len(stream.data), model.classes, measure, recorded > 1)
     indices: list[Tensor] = []
     with torch.inference_mode():
-        for places, images, labels in stream.all(passes.images):
-            tally.start(labels)
+        for places, images, truth in stream.all(passes.images):
+            tally.start(truth)
             passes.run(images, tally.add)
             indices.append(places)
-    counts = tally.finish()
+    places_M = torch.cat(indices).numpy()
+    found = tally.finish()
+    if isinstance(found, Counts):
+        _check_finite(model, found)
+        return _Run(found, None, places_M, passes.engine, passes.reason)
+    if found is None:
+        raise _not_finite(model, "untouched, or with filters switched off")
+    return _Run(None, found, places_M, passes.engine, passes.reason)
+
+
+def _check_finite(model: "Model", counts: Counts) -> None:
     wrong = np.flatnonzero(~np.isfinite(counts.probability).all(axis=1))
     if wrong.size:
-        raise CnnvizError(
-            f"{model.name} gives answers that are not numbers "
-            f"({'untouched' if wrong[0] == 0 else 'with filters switched off'}) "
-            f"in {model.precision.value}; use --precision fp32, or check the weights"
-        )
-    return _Measured(counts, torch.cat(indices).numpy(), passes.engine, passes.reason)
+        raise _not_finite(model, "untouched" if wrong[0] == 0 else "with filters switched off")
+
+
+def _not_finite(model: "Model", when: str) -> CnnvizError:
+    return CnnvizError(
+        f"{model.name} gives answers that are not numbers ({when}) in {model.precision.value}; "
+        "use --precision fp32, or check the weights"
+    )
+
+
+def _effects(ran: _Run, filters: Sequence[tuple[str, int]], first: int) -> tuple[FilterEffect, ...]:
+    if ran.measured is not None:
+        return measured_effects(ran.measured, filters, first)
+    assert ran.counts is not None  # noqa: S101 (one of the two)
+    return effects(ran.counts, filters, first)
 
 
 def _cumulative(
@@ -271,6 +312,5 @@ def _cumulative(
         norms = module.weight.detach().float().flatten(1).norm(dim=1).cpu().numpy()
     orders = removal_orders(channels, sweep, norms, strength.magnitude.cpu().numpy(), spec.seed)
     ablations = cumulative_ablations(layer, channels, orders)
-    counts = _measure(stream, ablations, fills, 1, spec).counts
-    correct = counts.correct.sum(axis=1)
-    return curves(layer, channels, orders, correct, int(counts.images.sum()))
+    ran = _measure(stream, ablations, fills, 1, spec)
+    return curves(layer, channels, orders, ran.levels_V)

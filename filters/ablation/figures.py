@@ -33,7 +33,8 @@ from cnnviz.core.output.drawing import (
 from cnnviz.core.output.panels import MOST_COLUMNS, grid_of_axes
 from cnnviz.filters.ablation import evaluation
 from cnnviz.filters.ablation.choices import RemovalOrder
-from cnnviz.filters.ablation.report import class_changes, flips
+from cnnviz.filters.ablation.measures import Measured
+from cnnviz.filters.ablation.report import both, class_changes, counted, flips, measure_name
 from cnnviz.filters.ablation.sweep import RANDOM_ORDERS, Curve, FilterEffect, ranked
 
 if TYPE_CHECKING:
@@ -65,11 +66,13 @@ def draw(result: "AblationResult", model: "Model", data: ImageData, top: int) ->
         top: how many filters of the sweep get a bar.
     """
     figures: dict[str, Figure] = {}
-    if len(result.counts.predictions) > 1:
+    if both(result) is not None:
         figures["classes.png"] = _classes(result, model)
         figures["confusions.png"] = _confusions(result, model)
         if flips(result):
             figures["flips.png"] = _flips(result, model, data)
+    if result.measured is not None and result.measured.interval is not None:
+        figures["classes.png"] = _measured(result, result.measured, model)
     if result.sweep:
         figures["sweep.png"] = _sweep(result, model, top)
     if result.curves:
@@ -93,38 +96,80 @@ def _of_all(shown: int, total: int) -> str:
 
 
 def _classes(result: "AblationResult", model: "Model") -> Figure:
+    counts = counted(result)
     shown = _shown_classes(result, model)
     total = len(class_changes(result, model.classes))
     before, after = (
-        evaluation.accuracy(own, result.counts.labels, model.classes)
-        for own in result.counts.predictions
+        evaluation.accuracy(own, counts.labels, model.classes) for own in counts.predictions
     )
-    figure = new_figure(7.0, 1.4 + 0.3 * len(shown))
-    axes = figure.subplots()
-    rows = np.arange(len(shown))
     was = [change.before / change.count for change in shown]
     is_now = [change.after / change.count for change in shown]
-    axes.barh(rows - 0.2, was, 0.38, color=BEFORE)
-    colours = [_colour(new - old) for old, new in zip(was, is_now, strict=True)]
-    axes.barh(rows + 0.2, is_now, 0.38, color=colours)
-    for row, (old, new) in enumerate(zip(was, is_now, strict=True)):
-        text = f"{(new - old) * 100:+.1f}"
-        axes.text(max(old, new) + 0.01, row, text, va="center", fontsize=FONT_SIZE - 2)
+    texts = [f"{(new - old) * 100:+.1f}" for old, new in zip(was, is_now, strict=True)]
     names = [f"{_name(model, c.index)} ({c.count})" for c in shown]
-    axes.set_yticks(rows, names, fontsize=FONT_SIZE - 1)
-    axes.invert_yaxis()
+    figure, axes = _pairs(was, is_now, texts, names)
     axes.set_xlim(0, 1.09)
     _dress(axes, "accuracy on the class's images (their number in brackets)")
-    handles = [Patch(color=colour) for colour in (BEFORE, HARM, GAIN)]
     overall = f"before ({before.top1:.1%} overall)", f"after ({after.top1:.1%} overall): lower"
-    names = [*overall, "higher"]
-    _legend_below(figure, handles, names, columns=3)
+    _pairs_legend(figure, [*overall, "higher"])
     title(axes, f"Accuracy per class{_of_all(len(shown), total)}\n{_switched_off(result)}")
     return figure
 
 
-def _colour(change: float) -> str:
-    return HARM if change < 0 else GAIN if change > 0 else SAME
+def _measured(result: "AblationResult", found: Measured, model: "Model") -> Figure:
+    """What is measured, of each class or value, before and after."""
+    before_K, after_K = found.each_VK[:2]
+    known = [k for k in range(model.classes) if found.images_K[k]]
+    most = sorted(known, key=lambda k: (-abs(after_K[k] - before_K[k]), k))
+    shown = sorted(most[:MOST_CLASSES])
+    valued, sign = found.measure.sign < 0, found.measure.sign
+    was, is_now = before_K[shown].tolist(), after_K[shown].tolist()
+    texts = [f"{new - old:+.3g}" for old, new in zip(was, is_now, strict=True)]
+    names = [_name(model, k) + ("" if valued else f" ({found.images_K[k]})") for k in shown]
+    figure, axes = _pairs(was, is_now, texts, names, sign)
+    axes.set_xlim(0, 1.15 * max([*was, *is_now, 1e-30]) if valued else 1.09)
+    each = found.measure.each
+    _dress(axes, f"{each} (in brackets: images)" if not valued else f"{each}, in the value's unit")
+    before, after = (f"{value:.3g}" for value in found.mean_V[:2])
+    words = ("higher", "lower") if valued else ("lower", "higher")
+    _pairs_legend(
+        figure, [f"before ({before} overall)", f"after ({after} overall): {words[0]}", words[1]]
+    )
+    of_all = _of_all(len(shown), len(known))
+    heading = f"{each[:1].upper()}{each[1:]}"
+    title(axes, f"{heading}{of_all}\n{_switched_off(result)}")
+    return figure
+
+
+def _pairs(
+    was: Sequence[float],
+    is_now: Sequence[float],
+    texts: Sequence[str],
+    names: Sequence[str],
+    sign: int = 1,
+) -> tuple[Figure, Axes]:
+    """Two bars a row, the second in the colour of harm or gain, and the change behind them."""
+    figure = new_figure(7.0, 1.4 + 0.3 * len(names))
+    axes = figure.subplots()
+    rows = np.arange(len(names))
+    axes.barh(rows - 0.2, was, 0.38, color=BEFORE)
+    colours = [_colour(sign * (new - old)) for old, new in zip(was, is_now, strict=True)]
+    axes.barh(rows + 0.2, is_now, 0.38, color=colours)
+    space = 0.01 * max([*was, *is_now, 0.0])
+    for row, (old, new) in enumerate(zip(was, is_now, strict=True)):
+        end = max(old, new) + space
+        axes.text(end, row, texts[row], va="center", fontsize=FONT_SIZE - 2)
+    axes.set_yticks(rows, names, fontsize=FONT_SIZE - 1)
+    axes.invert_yaxis()
+    return figure, axes
+
+
+def _pairs_legend(figure: Figure, names: Sequence[str]) -> None:
+    handles = [Patch(color=colour) for colour in (BEFORE, HARM, GAIN)]
+    _legend_below(figure, handles, names, columns=3)
+
+
+def _colour(gain: float) -> str:
+    return HARM if gain < 0 else GAIN if gain > 0 else SAME
 
 
 def _dress(axes: Axes, xlabel: str, ylabel: str = "") -> None:
@@ -156,10 +201,9 @@ def _switched_off(result: "AblationResult") -> str:
 
 
 def _confusions(result: "AblationResult", model: "Model") -> Figure:
-    shown = _confused_classes(result, model)
+    shown, counts = _confused_classes(result, model), counted(result)
     matrices = [
-        evaluation.confusion_matrix(own, result.counts.labels, shown)
-        for own in result.counts.predictions
+        evaluation.confusion_matrix(own, counts.labels, shown) for own in counts.predictions
     ]
     difference = matrices[1] - matrices[0]
     limit = max(int(np.abs(difference).max()), 1)
@@ -187,13 +231,14 @@ def _confusions(result: "AblationResult", model: "Model") -> Figure:
 
 def _confused_classes(result: "AblationResult", model: "Model") -> list[int]:
     """Classes that gained or lost predictions, most first, as many as fit; the model's order."""
-    before, after = result.counts.predictions
-    labels = result.counts.labels
+    counts = counted(result)
+    before, after = counts.predictions
+    labels = counts.labels
     moved = before.predicted != after.predicted
     weight = np.zeros(model.classes, np.int64)
     for classes in (labels, before.predicted, after.predicted):
         np.add.at(weight, classes[moved], 1)
-    with_images = result.counts.images > 0
+    with_images = counts.images > 0
     order = sorted(
         np.flatnonzero(with_images | (weight > 0)).tolist(),
         key=lambda index: (-weight[index], index),
@@ -202,8 +247,8 @@ def _confused_classes(result: "AblationResult", model: "Model") -> list[int]:
 
 
 def _flips(result: "AblationResult", model: "Model", data: ImageData) -> Figure:
-    rows = flips(result)
-    before, after = result.counts.predictions
+    rows, counts = flips(result), counted(result)
+    before, after = counts.predictions
     # Spread over the data: folders are read class by class, and the first would all be of a few.
     places = np.linspace(0, len(rows) - 1, min(len(rows), MOST_FLIPS)).round().astype(int)
     shown = [rows[place] for place in places]
@@ -213,7 +258,7 @@ def _flips(result: "AblationResult", model: "Model", data: ImageData) -> Figure:
     for axes, row in zip(cells, shown, strict=True):
         bare(axes)
         axes.imshow(_pixels(data, int(result.indices[row]), model.preprocess))
-        label = int(result.counts.labels[row])
+        label = int(counts.labels[row])
         was, is_now = int(before.predicted[row]), int(after.predicted[row])
         colour = HARM if was == label else GAIN if is_now == label else "black"
         text = f"{_name(model, was, 16)}\n→ {_name(model, is_now, 14)}"
@@ -238,37 +283,49 @@ def _sweep(result: "AblationResult", model: "Model", top: int) -> Figure:
     shown = order[:top]
     figure = new_figure(10.0, 1.6 + 0.26 * max(len(shown), 8))
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
-    images = len(result.counts.labels)
-    _sweep_bars(left, shown, model)
+    unit = _Unit(result)
+    _sweep_bars(left, shown, model, unit)
     title(left, f"The {len(shown)} filters whose loss costs most, of {len(order)}")
     layers = list(result.plan.swept)
     for layer in layers[:MOST_LAYERS]:
-        own = sorted(effect.change * 100 for effect in result.sweep if effect.layer == layer)
+        effects = sorted(result.sweep, key=lambda effect: -effect.harm)
+        own = [unit.scale * effect.change for effect in effects if effect.layer == layer]
         ranks = np.linspace(0, 1, len(own)) if len(own) > 1 else np.zeros(1)
         right.plot(ranks, own, marker="." if len(own) < 20 else None, label=escape(layer, 30))
     right.axhline(0, color="0.6", linewidth=0.6)
-    _dress(right, "share of the layer's filters, worst first", "change of accuracy, points")
-    right.legend(fontsize=FONT_SIZE - 3, frameon=False, loc="lower right")
+    _dress(right, "share of the layer's filters, worst first", unit.name)
+    right.legend(fontsize=FONT_SIZE - 3, frameon=False, loc="best")
     some = f" ({MOST_LAYERS} of {len(layers)} layers)" if len(layers) > MOST_LAYERS else ""
-    title(right, f"Each filter alone, {images} images{some}")
+    title(right, f"Each filter alone, {len(result.indices)} images{some}")
     return figure
 
 
-def _sweep_bars(axes: Axes, shown: Sequence[FilterEffect], model: "Model") -> None:
+class _Unit:
+    """How a change is written: points of accuracy, or what is measured as it is."""
+
+    def __init__(self, result: "AblationResult") -> None:
+        counts = result.measured is None
+        self.scale = 100 if counts else 1
+        self.name = f"change of {measure_name(result)}" + (", points" if counts else "")
+        self.form = "+.1f" if counts else "+.3g"
+
+
+def _sweep_bars(axes: Axes, shown: Sequence[FilterEffect], model: "Model", unit: _Unit) -> None:
     rows = np.arange(len(shown))
-    changes = [effect.change * 100 for effect in shown]
-    axes.barh(rows, changes, color=[_colour(change) for change in changes])
+    changes = [unit.scale * effect.change for effect in shown]
+    axes.barh(rows, changes, color=[_colour(-effect.harm) for effect in shown])
     for row, effect in enumerate(shown):
         if effect.hurts is not None:
-            text = f" {_name(model, effect.hurts)} {effect.hurts_change * 100:+.1f}"
+            text = f" {_name(model, effect.hurts)} {unit.scale * effect.hurts_change:{unit.form}}"
             axes.text(max(changes[row], 0), row, text, va="center", fontsize=FONT_SIZE - 2)
     names = [escape(f"{effect.layer}:{effect.filter}", 34) for effect in shown]
     axes.set_yticks(rows, names, fontsize=FONT_SIZE - 2)
     axes.invert_yaxis()
     low, high = min([*changes, 0.0]), max([*changes, 0.0])
-    axes.set_xlim(low * 1.05 - 0.01, high + (high - low) * 0.45 + 0.1)
+    least = 1e-4 * unit.scale
+    axes.set_xlim(low * 1.05 - least, high + (high - low) * 0.45 + 10 * least)
     axes.axvline(0, color="black", linewidth=0.6)
-    _dress(axes, "change of accuracy, points (written: of the class hurt most)")
+    _dress(axes, f"{unit.name} (written: of the class hurt most)")
 
 
 def _cumulative(result: "AblationResult") -> Figure:
@@ -282,8 +339,10 @@ def _cumulative(result: "AblationResult") -> Figure:
         for curve in own:
             _curve(axes, curve)
         title(axes, f"{layer} ({own[0].removed[-1]} filters)")
-        axes.set_ylim(0, 1)
-        _dress(axes, "share of filters removed", "accuracy" if axes in cells[::columns] else "")
+        if result.measured is None or result.measured.measure.sign > 0:
+            axes.set_ylim(0, 1)
+        level = measure_name(result) if axes in cells[::columns] else ""
+        _dress(axes, "share of filters removed", level)
     handles, names = _legend(cells)
     _legend_below(figure, handles, names, columns=2 if columns == 1 else 3)
     return figure

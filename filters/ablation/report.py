@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cnnviz.core.data.datasets import ImageData
     from cnnviz.core.models.load import Model
     from cnnviz.filters.ablation.ablation import AblationResult
+    from cnnviz.filters.ablation.tally import Counts
 
 CONFUSIONS = 20
 FLIPS = "flips.csv"
@@ -38,11 +39,10 @@ def report(result: "AblationResult", model: "Model", data: "ImageData", top: int
         data: the images.
         top: how many filters of the sweep to list; the CSV has all.
     """
-    counts = result.counts
     return {
         "data": {
             "name": data.name,
-            "images": len(counts.labels),
+            "images": len(result.indices),
             "total": data.total,
             "fingerprint": data.fingerprint,
         },
@@ -52,17 +52,77 @@ def report(result: "AblationResult", model: "Model", data: "ImageData", top: int
         ],
         "mode": result.mode.value,
         "engine": {"name": result.engine, "reason": result.reason},
+        "measure": measure_name(result),
+        "measured": _measured(result),
         "accuracy": _accuracy(result, model.classes),
-        "classes": _classes(result, model),
-        "classes_without_images": [
-            label for label, count in zip(model.labels, counts.images, strict=True) if not count
-        ],
+        "classes": _measured_classes(result, model) or _classes(result, model),
+        "classes_without_images": without_images(result, model),
         "confusions": _confusions(result, model),
         "flips": _flip_counts(result),
         "sweep": _sweep(result, model, top),
         "cumulative": [_curve(curve) for curve in result.curves],
         "notes": notes(result, model, data),
     }
+
+
+def measure_name(result: "AblationResult") -> str:
+    """What judges the answers."""
+    return "accuracy" if result.measured is None else result.measured.measure.name
+
+
+def without_images(result: "AblationResult", model: "Model") -> list[str]:
+    """Classes that no image has."""
+    found = result.measured
+    images_K = counted(result).images if found is None else found.images_K
+    return [label for label, count in zip(model.labels, images_K, strict=True) if not count]
+
+
+def _measured(result: "AblationResult") -> dict[str, Any] | None:
+    found = result.measured
+    if found is None:
+        return None
+    if found.interval is None:
+        return {"before": digits(found.mean_V[0]), "after": None, "change": None, "interval": None}
+    return {
+        "before": digits(found.mean_V[0]),
+        "after": digits(found.mean_V[1]),
+        "change": digits(found.change(1)),
+        "interval": [digits(end) for end in found.interval],
+    }
+
+
+def _measured_classes(result: "AblationResult", model: "Model") -> list[dict[str, Any]]:
+    """The classes or values that something is known of; empty where answers are counted."""
+    found = result.measured
+    if found is None or found.interval is None:
+        return []
+    return [
+        {
+            "class": model.labels[k],
+            "index": k,
+            "count": int(found.images_K[k]),
+            "before": digits(found.each_VK[0, k]),
+            "after": digits(found.each_VK[1, k]),
+            "change": digits(found.each_VK[1, k] - found.each_VK[0, k]),
+            "probability_change": None,
+        }
+        for k in range(model.classes)
+        if found.images_K[k]
+    ]
+
+
+def counted(result: "AblationResult") -> "Counts":
+    """The counts of a result whose answers are right or wrong."""
+    assert result.counts is not None  # noqa: S101 (the caller has looked)
+    return result.counts
+
+
+def both(result: "AblationResult") -> tuple[evaluation.Predictions, evaluation.Predictions] | None:
+    """The answers before and after; None where they are measured, or filters do not go together."""
+    if result.counts is None or len(result.counts.predictions) == 1:
+        return None
+    before, after = result.counts.predictions
+    return before, after
 
 
 def notes(result: "AblationResult", model: "Model", data: "ImageData") -> list[str]:
@@ -73,7 +133,7 @@ def notes(result: "AblationResult", model: "Model", data: "ImageData") -> list[s
     ]
     if len(data) < data.total:
         found.append(f"a sample of {len(data)} of the {data.total} images")
-    empty = [label for label, n in zip(model.labels, result.counts.images, strict=True) if not n]
+    empty = without_images(result, model)
     if empty:
         shown = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
         found.append(f"no images of {shown}: left out of the mean over classes")
@@ -88,7 +148,9 @@ def notes(result: "AblationResult", model: "Model", data: "ImageData") -> list[s
     return found
 
 
-def _accuracy(result: "AblationResult", classes: int) -> dict[str, Any]:
+def _accuracy(result: "AblationResult", classes: int) -> dict[str, Any] | None:
+    if result.counts is None:
+        return None
     labels, answers = result.counts.labels, result.counts.predictions
     entries = [_one_accuracy(own, labels, classes) for own in answers]
     before = entries[0]
@@ -119,10 +181,9 @@ def _one_accuracy(answers: evaluation.Predictions, labels: Any, classes: int) ->
 
 def class_changes(result: "AblationResult", classes: int) -> tuple[evaluation.ClassChange, ...]:
     """The change of every class that has images; empty where no filters went together."""
-    if len(result.counts.predictions) == 1:
+    if (answers := both(result)) is None:
         return ()
-    before, after = result.counts.predictions
-    changes = evaluation.per_class(before, after, result.counts.labels, range(classes))
+    changes = evaluation.per_class(*answers, counted(result).labels, range(classes))
     return tuple(change for change in changes if change.count)
 
 
@@ -143,10 +204,8 @@ def _classes(result: "AblationResult", model: "Model") -> list[dict[str, Any]]:
 
 def grown_confusions(result: "AblationResult") -> tuple[evaluation.Confusion, ...]:
     """Confusions that became more frequent, most grown first; empty with a sweep alone."""
-    if len(result.counts.predictions) == 1:
-        return ()
-    before, after = result.counts.predictions
-    return evaluation.grown_confusions(before, after, result.counts.labels)
+    answers = both(result)
+    return evaluation.grown_confusions(*answers, counted(result).labels) if answers else ()
 
 
 def _confusions(result: "AblationResult", model: "Model") -> list[dict[str, Any]]:
@@ -163,17 +222,16 @@ def _confusions(result: "AblationResult", model: "Model") -> list[dict[str, Any]
 
 def flips(result: "AblationResult") -> list[int]:
     """FullRows of the images whose prediction changed, in order of the data."""
-    if len(result.counts.predictions) == 1:
-        return []
-    found: list[int] = evaluation.flipped(*result.counts.predictions).tolist()
+    answers = both(result)
+    found: list[int] = evaluation.flipped(*answers).tolist() if answers else []
     return found
 
 
 def _flip_counts(result: "AblationResult") -> dict[str, int] | None:
-    if len(result.counts.predictions) == 1:
+    if (answers := both(result)) is None:
         return None
-    before, after = result.counts.predictions
-    labels = result.counts.labels
+    before, after = answers
+    labels = counted(result).labels
     flipped = before.predicted != after.predicted
     return {
         "count": int(flipped.sum()),
@@ -189,13 +247,13 @@ def flip_rows(
     result: "AblationResult", model: "Model", data: "ImageData"
 ) -> Iterator[tuple[object, ...]]:
     """FullRows of `flips.csv`."""
-    if len(result.counts.predictions) == 1:
+    if (answers := both(result)) is None:
         return
-    before, after = result.counts.predictions
+    before, after = answers
     for row in flips(result):
         yield (
             data.examples[int(result.indices[row])].path,
-            model.labels[result.counts.labels[row]],
+            model.labels[counted(result).labels[row]],
             model.labels[before.predicted[row]],
             model.labels[after.predicted[row]],
             *(
@@ -212,6 +270,8 @@ def flip_rows(
 
 def prediction_arrays(result: "AblationResult") -> dict[str, Any]:
     """Arrays of `predictions.npz`: a row per image that counted, in order of the data."""
+    if result.counts is None:
+        return {"images": result.indices}
     arrays: dict[str, Any] = {"images": result.indices, "labels": result.counts.labels}
     for when, own in zip(("before", "after"), result.counts.predictions, strict=False):
         arrays |= {
@@ -237,38 +297,49 @@ def _sweep(result: "AblationResult", model: "Model", top: int) -> dict[str, Any]
             {
                 "layer": effect.layer,
                 "filter": effect.filter,
-                "correct": effect.correct,
                 "change": digits(effect.change),
-                "lost": effect.lost,
-                "gained": effect.gained,
-                "p_value": digits(effect.p_value),
-                "probability_change": digits(effect.probability_change),
                 "hurts": _hurt(effect, model),
                 "hurts_change": digits(effect.hurts_change),
-                "hurts_probability_change": digits(effect.hurts_probability),
+                **_answers(effect),
             }
             for effect in ranked(result.sweep)[:top]
         ],
     }
 
 
+def _answers(effect: FilterEffect) -> dict[str, Any]:
+    """What is counted; nothing where it is measured."""
+    found = effect.answers
+    return {
+        "correct": found and found.correct,
+        "lost": found and found.lost,
+        "gained": found and found.gained,
+        "p_value": found and digits(found.p_value),
+        "probability_change": found and digits(found.probability_change),
+        "hurts_probability_change": found and digits(found.hurts_probability),
+    }
+
+
 def sweep_rows(result: "AblationResult", model: "Model") -> Iterator[tuple[object, ...]]:
     """FullRows of `sweep.csv`: every filter, most harmful loss first."""
-    images = len(result.counts.labels)
+    images = len(result.indices)
+    level = 0.0 if result.measured is None else float(result.measured.mean_V[0])
     for effect in ranked(result.sweep):
+        counted = {key: "" if v is None else v for key, v in _answers(effect).items()}
+        found = effect.answers
         yield (
             effect.layer,
             effect.filter,
-            effect.correct,
-            digits(effect.correct / images),
+            counted["correct"],
+            digits(found.correct / images if found else level + effect.change),
             digits(effect.change),
-            effect.lost,
-            effect.gained,
-            digits(effect.p_value),
-            digits(effect.probability_change),
+            counted["lost"],
+            counted["gained"],
+            counted["p_value"],
+            counted["probability_change"],
             _hurt(effect, model) or "",
             digits(effect.hurts_change),
-            digits(effect.hurts_probability),
+            counted["hurts_probability_change"],
         )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from cnnviz.filters.ablation.choices import RemovalOrder
 from cnnviz.filters.ablation.evaluation import mcnemar
+from cnnviz.filters.ablation.measures import Measured
 from cnnviz.filters.ablation.tally import Counts
 from cnnviz.filters.channels.spec import Channels
 
@@ -32,28 +33,40 @@ class FilterEffect:
     Attributes:
         layer: its layer.
         filter: its output channel.
-        correct: images right without it.
-        change: of accuracy, -1 to 1; negative where it was of use.
-        lost: images right with it and wrong without.
-        gained: the other way.
-        p_value: McNemar's, of this one comparison.
-        probability_change: mean change of the labelled class's probability.
-        hurts: the class (model index) whose accuracy fell most, ties by its probability; None where
-            no class lost accuracy or probability.
-        hurts_change: of that class's accuracy; 0 with none.
-        hurts_probability: mean change of that class's probability on its images; 0 with none.
+        change: of accuracy, -1 to 1, or of what else is measured.
+        harm: the same, larger the worse.
+        hurts: the class (model index) that lost most, ties by its probability; None where none did.
+        hurts_change: of that class's accuracy, or what else is measured; 0 with none.
+        answers: of right and wrong ones; None where there are none.
     """
 
     layer: str
     filter: int
-    correct: int
     change: float
+    harm: float
+    hurts: int | None
+    hurts_change: float
+    answers: "AnswerEffect | None" = None
+
+
+@dataclass(frozen=True)
+class AnswerEffect:
+    """What one filter's absence changed of answers that are right or wrong.
+
+    Attributes:
+        correct: images right without it.
+        lost: images right with it and wrong without.
+        gained: the other way.
+        p_value: McNemar's, of this one comparison.
+        probability_change: mean change of the labelled class's probability.
+        hurts_probability: mean change of the probability of the class that lost most; 0 with none.
+    """
+
+    correct: int
     lost: int
     gained: int
     p_value: float
     probability_change: float
-    hurts: int | None
-    hurts_change: float
     hurts_probability: float
 
 
@@ -78,24 +91,44 @@ def _effect(counts: Counts, place: int, layer: str, channel: int) -> FilterEffec
     lost, gained = int(counts.lost[place]), int(counts.gained[place])
     correct = int(counts.correct[place].sum())
     shift = float((counts.probability[place] - counts.probability[0]).sum()) / total
+    overall = (correct - int(counts.correct[0].sum())) / total
     return FilterEffect(
         layer=layer,
         filter=channel,
-        correct=correct,
-        change=(correct - int(counts.correct[0].sum())) / total,
-        lost=lost,
-        gained=gained,
-        p_value=mcnemar(lost, gained).p_value,
-        probability_change=shift,
+        change=overall,
+        harm=-overall,
         hurts=int(seen[worst]) if harmed else None,
         hurts_change=float(change[worst]) if harmed else 0.0,
-        hurts_probability=float(moved[worst]) if harmed else 0.0,
+        answers=AnswerEffect(
+            correct=correct,
+            lost=lost,
+            gained=gained,
+            p_value=mcnemar(lost, gained).p_value,
+            probability_change=shift,
+            hurts_probability=float(moved[worst]) if harmed else 0.0,
+        ),
     )
+
+
+def measured_effects(
+    found: Measured, filters: Sequence[tuple[str, int]], first: int
+) -> tuple[FilterEffect, ...]:
+    """`effects` where answers are measured, not counted."""
+    listed = []
+    for place, (layer, channel) in enumerate(filters, start=first):
+        change, (hurts, by) = found.change(place), found.hurt_most(place) or (None, 0.0)
+        harm = -found.measure.sign * change
+        listed.append(FilterEffect(layer, channel, change, harm, hurts, by))
+    return tuple(listed)
 
 
 def ranked(found: Sequence[FilterEffect]) -> tuple[FilterEffect, ...]:
     """Most harmful loss first: by accuracy, then by probability, then in order of the network."""
-    return tuple(sorted(found, key=lambda effect: (effect.change, effect.probability_change)))
+
+    def key(effect: FilterEffect) -> tuple[float, float]:
+        return -effect.harm, effect.answers.probability_change if effect.answers else 0.0
+
+    return tuple(sorted(found, key=key))
 
 
 Orders = Mapping[RemovalOrder, Sequence[Sequence[int]]]
@@ -150,7 +183,7 @@ def cumulative_ablations(layer: str, channels: int, orders: Orders) -> list[Chan
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy while a layer's filters go, in one kind of order.
+    """Accuracy, or what else is measured, while a layer's filters go, in one kind of order.
 
     Attributes:
         layer: the layer.
@@ -170,11 +203,10 @@ class Curve:
 
 
 def curves(
-    layer: str, channels: int, orders: Orders, correct: "NDArray[np.int64]", images: int
+    layer: str, channels: int, orders: Orders, shares: "NDArray[np.float64]"
 ) -> tuple[Curve, ...]:
-    """Accuracy curves from the correct answers (V,) of `cumulative_ablations`."""
+    """Accuracy curves from the accuracies (V,) of `cumulative_ablations`."""
     removed = steps(channels)
-    shares = correct / images
     inner = len(removed) - 2
     place = 2
     found = []

@@ -100,11 +100,14 @@ def test_sweep_names_the_class_that_each_planted_channel_stands_for(
             assert effect.hurts == channel
             assert effect.hurts_change == -1.0
             assert effect.change == pytest.approx(-1 / 3)
-            assert (effect.lost, effect.gained) == (5, 0)
-            assert effect.p_value == pytest.approx(2 * 0.5**5)
+            assert effect.answers is not None
+            assert (effect.answers.lost, effect.answers.gained) == (5, 0)
+            assert effect.answers.p_value == pytest.approx(2 * 0.5**5)
         unused = by_filter[layer, 3]
         assert unused.hurts is None
-        assert (unused.change, unused.lost, unused.probability_change) == (0, 0, 0)
+        assert unused.answers is not None
+        assert (unused.change, unused.answers.lost) == (0, 0)
+        assert unused.answers.probability_change == 0
     assert {effect.filter for effect in ranked(result.sweep)[-2:]} == {3}
 
 
@@ -252,7 +255,7 @@ def test_orders_are_permutations_by_what_their_names_say(model: Model, data: Ima
     assert RemovalOrder.SMALLEST_NORM not in removal_orders(4, sweep, None, magnitudes, seed=0)
     ablations = cumulative_ablations("conv", 4, orders)
     lengths = [len(own.get("conv", ())) for own in ablations]
-    found = curves("conv", 4, orders, np.array([100 - n for n in lengths]), 100)
+    found = curves("conv", 4, orders, np.array([100 - n for n in lengths]) / 100)
     for curve in found:
         assert curve.accuracy == pytest.approx([1.0, 0.99, 0.98, 0.97, 0.96])
 
