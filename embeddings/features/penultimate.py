@@ -2,8 +2,9 @@
 
 The classifier head is found in the traced graph: going back from the output through operations
 that learn nothing (activation, pooling, reshaping), the first one that mixes channels by weights.
-What goes into it are the penultimate features, whatever the architecture calls its layers. Any
-other layer can be named instead. A map is averaged over its positions, or flattened.
+What goes into it are the penultimate features, whatever the architecture calls its layers. Of a
+network that cannot be traced, it is the linear layer whose output is the network's. Any other layer
+can be named instead. A map is averaged over its positions, or flattened.
 
 Shapes: N images, C channels, H W rows and columns, T tokens, D features, K classes.
 """
@@ -16,8 +17,15 @@ from torch import Tensor, fx, nn
 
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph.trace import Untraceable, trace
-from cnnviz.core.models.layers import check_open, find_layer, not_run, watch_outputs
+from cnnviz.core.models.layers import (
+    check_open,
+    find_layer,
+    named_layers,
+    not_run,
+    watch_outputs,
+)
 from cnnviz.core.models.load import Model
+from cnnviz.core.models.maps import Form, Layouts
 from cnnviz.embeddings.choices import PENULTIMATE, Pool
 
 MIXING_LAYERS = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -106,6 +114,8 @@ def _run_penultimate(model: Model) -> tuple[Run, str]:
         traced = trace(model.module)
     except Untraceable as error:
         check_open(model.module, model.name)
+        if (head := _last_linear(model)) is not None:
+            return _run_input(model, head), f"{PENULTIMATE} (before {head})"
         raise UsageError(
             f"the penultimate layer of {model.name} was not found: {error}; "
             "name the layer whose features you want with --layer"
@@ -121,13 +131,45 @@ def _run_penultimate(model: Model) -> tuple[Run, str]:
     return run, f"{PENULTIMATE} ({where})"
 
 
+def _last_linear(model: Model) -> str | None:
+    """The linear layer whose output is the network's, number for number; None where there is none.
+
+    For networks that cannot be traced.
+    """
+    layers = named_layers(model.module)
+    linear = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
+    noise = torch.randn(model.blank().shape, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(), watch_outputs(model.module, linear) as outputs:
+        rows = model.outputs(noise)
+    return next((name for name, x in outputs.items() if torch.equal(x.float(), rows)), None)
+
+
+def _run_input(model: Model, name: str) -> Run:
+    layer = named_layers(model.module)[name]
+
+    def run(images_N3HW: Tensor) -> tuple[object, Tensor]:
+        inputs: list[Tensor] = []
+        hook = layer.register_forward_pre_hook(lambda _layer, given: inputs.append(given[0]))
+        try:
+            logits = model.logits(images_N3HW)
+        finally:
+            hook.remove()
+        return inputs[-1], logits
+
+    return run
+
+
 def _run_layer(model: Model, name: str) -> Run:
     find_layer(model.module, name, model.name)
+
+    layout = Layouts(model).of([name], refuse=False).get(name)
+    last = layout is not None and layout.form is Form.LAST
 
     def run(images_N3HW: Tensor) -> tuple[object, Tensor]:
         with watch_outputs(model.module, [name]) as outputs:
             logits = model.logits(images_N3HW)
-        return outputs.get(name), logits
+        output = outputs.get(name)
+        return output.movedim(3, 1) if last and output is not None else output, logits
 
     return run
 

@@ -145,14 +145,42 @@ def test_two_heads_ask_for_a_layer():
         FeatureExtractor(wrap(TwoHeads()))
 
 
-def test_an_untraceable_network_asks_for_a_layer():
+def test_an_untraceable_network_is_asked_for_the_linear_layer_that_ends_it():
     net = wrap(Branching())
+    extractor = FeatureExtractor(net)
+    assert extractor.layer == "penultimate (before head)"
+    got, logits = extractor(images())
+    with torch.inference_mode():
+        torch.testing.assert_close(net.module.head(got), logits)
+
+
+def test_an_untraceable_network_without_one_asks_for_a_layer():
+    class Scaled(Branching):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    net = wrap(Scaled())
     with pytest.raises(
         UsageError, match=r"the penultimate layer of small was not found: .*--layer"
     ):
         FeatureExtractor(net)
     got, _ = FeatureExtractor(net, "conv")(images().abs())
     assert got.shape == (2, 4)
+
+
+def test_maps_with_their_channels_last_are_averaged_over_their_places():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.last, self.head = nn.Conv2d(3, 4, 3), nn.Identity(), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.last(self.conv(x).movedim(1, 3)).mean((1, 2)))
+
+    net = wrap(Last())
+    got, _ = FeatureExtractor(net, "last")(images())
+    with torch.no_grad():
+        torch.testing.assert_close(got, net.module.conv(images()).mean((2, 3)))
 
 
 def test_a_layer_that_does_not_run_gives_no_features(model):
