@@ -7,7 +7,7 @@
 Each network takes a picture and a small data set of noise at its own input size. The layer of
 `activations` and `max-patches` is the last one with maps, that of `ablate` the last convolution
 with one. Beside the answers: the engine that `occlude` took and its seconds, next to Captum's
-Occlusion of the same positions (16 at a time), in this process, once each, by the processor's clock.
+Occlusion of the same positions (16 at a time), in this process, by the processor's clock.
 
 Nothing may end in a traceback; a refusal is a line, which the table gives.
 """
@@ -199,7 +199,7 @@ Written by `python benchmarks/architectures.py --write`: {len(rows)} networks of
 random weights, each through every command. {whole} of them take all commands; where one is refused,
 the table gives its line. Of the last layer with maps it says how they lie: channels second
 (N, C, H, W), channels last (N, H, W, C) or tokens (N, T, C). Seconds are those of `occlude` at its
-default mask and stride on one processor thread, tracing included; beside them how many times as long
+default mask and stride, one thread, tracing included; beside them how many times as long
 Captum's `Occlusion` takes for the same positions, 16 at a time, in the same process.
 
 | `timm:` | side | maps | engine | seconds | Captum takes × | commands |

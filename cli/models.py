@@ -27,7 +27,8 @@ def models(
 
     cnnviz models resnet
 
-    Besides these, --model takes a network of your own: path/to/file.py:factory.
+    Besides these, --model takes timm:NAME, hf:FOLDER_OR_ID, and a network of your own:
+    path/to/file.py:factory.
     """
     from cnnviz.core.models.architectures import list_torchvision
     from cnnviz.core.models.bundled import read_card

@@ -33,8 +33,8 @@ class ModelOptions:
     model: Annotated[
         str,
         Option(
-            "A torchvision name, path/to/file.py:factory, package.module:factory, "
-            "or the model that ships with cnnviz.",
+            "A torchvision name, timm:NAME, hf:FOLDER_OR_ID, path/to/file.py:factory, "
+            "package.module:factory, a .onnx file, or the model that ships with cnnviz.",
             ("--model", "-m"),
         ),
     ] = "bundled"

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, one_line
+from cnnviz.core.extras import required
 from cnnviz.core.models.preprocess import Preprocess
 
 DOWNLOAD_TIMEOUT_SECONDS = 30
@@ -142,8 +143,7 @@ def fetched(what: str, hub_id: str, remedy: str) -> Iterator[None]:
     Raises:
         CnnvizError: it is not on disk and cannot be fetched, or cannot be read.
     """
-    from huggingface_hub import constants
-
+    constants = required("huggingface_hub.constants", what, "timm")
     loggers = [logging.getLogger(library) for library in _HUBS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

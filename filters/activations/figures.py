@@ -40,7 +40,7 @@ def draw_maps(
     whole = len(channels) == total and order is MapOrder.CHANNEL
     chosen = f"{total} maps" if len(channels) == total else f"{len(channels)} of {total} maps"
     sorting = "by channel" if order is MapOrder.CHANNEL else "strongest first"
-    heading = f"{found.layer}: {chosen} of {height}x{width}, {sorting}"
+    heading = f"{found.layer}\n{chosen} of {height}x{width}, {sorting}"
     numbers = None if whole else tuple(channels)
     return draw_sheet(grid(levels, "channel", numbers), heading, scale)
 
