@@ -34,7 +34,8 @@ from cnnviz.core.data.images import WorkingImage, read_image
 from cnnviz.core.models.layers import conv_layers, named_layers
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.maps import Form, Layout, Layouts
-from cnnviz.occlusion import OcclusionSpec, occlude
+from cnnviz.occlusion import OcclusionSpec
+from cnnviz.occlusion.experiment import Occluder
 
 PAGE = Path(__file__).parents[1] / "docs" / "architectures.md"
 NETWORKS = (
@@ -165,15 +166,16 @@ def commands(root: Path, last: str, convolution: str, mask: int) -> dict[str, li
 
 
 def times(model: Model, image: WorkingImage) -> tuple[float, float]:
-    """Seconds of `occlude` at the default mask and stride, and of Captum at the same positions."""
+    """Seconds of `occlude`, once it is set up, and of Captum at the same positions."""
     side = min(model.input_size)
-    mask, stride = side // 5, side // 10
+    mask, stride = side // 15, side // 6
     spec = OcclusionSpec(masks=((mask, mask),), stride=stride, targets=("0",))
     pixels = model.preprocess.normalise(image.pixels)[None]
     window, steps = (model.preprocess.channels, mask, mask), (1, stride, stride)
     captum = Occlusion(model.logits)
+    occluder = Occluder(model, spec)
     start = time.process_time()
-    occlude(model, image, spec)
+    occluder.run(image)
     between = time.process_time()
     with torch.no_grad():
         captum.attribute(pixels, window, strides=steps, target=0, perturbations_per_eval=16)
@@ -198,9 +200,10 @@ def page(rows: Sequence[Row]) -> str:
 Written by `python benchmarks/architectures.py --write`: {len(rows)} networks of timm's families at
 random weights, each through every command. {whole} of them take all commands; where one is refused,
 the table gives its line. Of the last layer with maps it says how they lie: channels second
-(N, C, H, W), channels last (N, H, W, C) or tokens (N, T, C). Seconds are those of `occlude` at its
-default mask and stride, one thread, tracing included; beside them how many times as long
-Captum's `Occlusion` takes for the same positions, 16 at a time, in the same process.
+(N, C, H, W), channels last (N, H, W, C) or tokens (N, T, C). Seconds are those of `occlude` on one
+processor thread with masks of a fifteenth of the side at strides of a sixth, once the network is
+traced; beside them how many times as long Captum's `Occlusion` takes for the same positions, 16 at
+a time, in the same process.
 
 | `timm:` | side | maps | engine | seconds | Captum takes × | commands |
 |---|---|---|---|---|---|---|

@@ -26,6 +26,7 @@ from cnnviz.cli.tsne import tsne
 from cnnviz.core.errors import CnnvizError
 
 INTERRUPTED = 130
+SHOWN = 300
 # The base of all that Typer says of a command line; it has no public name.
 UsageMistake: type[Exception] = typer.BadParameter.__mro__[2]
 
@@ -95,6 +96,10 @@ def run(arguments: Sequence[str]) -> int:
     except CnnvizError as error:
         say(f"cnnviz: {error}")
         return error.exit_status
+    except OSError as error:  # of a name or a disk, not of ours
+        named = f": '{str(error.filename)[:SHOWN]}'" if error.filename else ""
+        say(f"cnnviz: {error.strerror or error}{named}")
+        return 1
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except UsageMistake as error:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 import typer
 
 from cnnviz.core.choices import HeadChoice, Precision, pixels
+from cnnviz.core.errors import UsageError
 from cnnviz.core.options import BatchSize, Option, Seed, channel_numbers, low_high, numbers
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ class ModelOptions:
             "Passes that scores are averaged over, for a network that answers differently each "
             "time.",
             least=1,
+            most=10_000,
         ),
     ] = 1
     seed: Seed = 0
@@ -146,13 +148,24 @@ class ModelOptions:
         )
 
 
+def _folder(text: str, option: str) -> Path:
+    if not text.strip():
+        raise UsageError(f"{option} '{text}' names no folder; . is the current one")
+    return Path(text)
+
+
 @dataclass(frozen=True)
 class OutputOptions:
     """Where results go and what the terminal shows."""
 
     out: Annotated[
         Path | None,
-        Option("Output folder (cnnviz-out/<command> if not given).", ("--out", "-o")),
+        Option(
+            "Output folder (cnnviz-out/<command> if not given).",
+            ("--out", "-o"),
+            _folder,
+            metavar="<path>",
+        ),
     ] = None
     overwrite: Annotated[bool, Option("Replace an earlier run's results.")] = False
     json: Annotated[bool, Option("Print the summary as JSON and nothing else.")] = False

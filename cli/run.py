@@ -42,6 +42,7 @@ class Run:
         """Starts the clock."""
         self._started = time.perf_counter()
         self.command, self._output = command, output
+        self._inputs: Sequence[str | Path] = ()
         self.console = Console(output)
 
     @property
@@ -54,6 +55,7 @@ class Run:
         from cnnviz.core.data.datasets import open_data
 
         found = open_data(sources, limit=limit, seed=seed)
+        self._inputs = [*sources, *(example.path for example in found.examples)]
         if len(found) < found.total:
             self.console.note(
                 f"a sample of {len(found)} of the {found.total} images (--limit {limit})"
@@ -79,7 +81,11 @@ class Run:
         from cnnviz.core.output.run_folder import RunFolder
 
         self.folder = RunFolder.open(
-            root or self.root, overwrite=self._output.overwrite, resume=resume
+            root or self.root,
+            overwrite=self._output.overwrite,
+            resume=resume,
+            within=self.root,
+            inputs=self._inputs,
         )
         return self.folder
 
@@ -135,7 +141,7 @@ class ImageRun(Run):
         """
         from cnnviz.core.output.run_folder import safe_name
 
-        self._paths = paths
+        self._paths = self._inputs = paths
         self._alone = len(paths) == 1
         self.open(self.root / safe_name(paths[0].stem) if self._alone else None)
 

@@ -48,6 +48,11 @@ class HeadChoice(StrEnum):
     NONE = "none"
 
 
+def whole_number(text: str) -> int | None:
+    """A number in plain digits; None for anything else, or beyond 18 digits."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None
+
+
 def pixels(text: str, option: str) -> tuple[int, int]:
     """`15` to (15, 15), `15x30` to (15, 30): rows, columns.
 

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_type_hints
 
-from cnnviz.core.choices import pixels
+from cnnviz.core.choices import pixels, whole_number
 from cnnviz.core.errors import UsageError
+
+MOST_AT_A_TIME = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,13 @@ def channel_numbers(text: str, option: str) -> tuple[int, ...]:
         UsageError: not one or three whole numbers from 1.
     """
     parts = [part.strip() for part in text.split(",")]
-    if len(parts) not in (1, 3) or not all(p.isdecimal() and 0 < int(p) < 10**6 for p in parts):
+    found = tuple(number for part in parts if (number := whole_number(part)))
+    if len(parts) not in (1, 3) or len(found) != len(parts):
         raise UsageError(
             f"'{text}' names no channels; {option} takes one, or three as red, green and blue: "
             "4,3,2"
         )
-    return tuple(map(int, parts))
+    return found
 
 
 def point(text: str, option: str) -> tuple[float, float]:
@@ -141,9 +144,13 @@ def images_at_a_time(text: str, option: str) -> int | None:
     """
     if text == "auto":
         return None
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise UsageError(f"'{text}' is no batch size; {option} takes auto or a whole number from 1")
+    count = whole_number(text)
+    if count and count <= MOST_AT_A_TIME:
+        return count
+    raise UsageError(
+        f"'{text[:40]}' is no batch size; {option} takes auto or a whole number from 1 to "
+        f"{MOST_AT_A_TIME}"
+    )
 
 
 # What several specs have, each said once.
@@ -182,4 +189,4 @@ Inside = Annotated[
 BatchSize = Annotated[
     int | None, Option("Images at a time: auto or a number. Default: auto.", (), images_at_a_time)
 ]
-Seed = Annotated[int, Option("Seed of all that is random.")]
+Seed = Annotated[int, Option("Seed of all that is random.", least=0, most=2**32 - 1)]

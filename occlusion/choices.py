@@ -77,7 +77,9 @@ class OcclusionSpec(PanelSpec):
     masks: Masks = ()
     stride: Annotated[
         int | None,
-        Option("Pixels between positions. Default: 10 % of the shorter side.", least=1),
+        Option(
+            "Pixels between positions. Default: 10 % of the shorter side.", least=1, most=99_999
+        ),
     ] = None
     border: Annotated[
         Border,

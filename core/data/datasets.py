@@ -131,7 +131,7 @@ def _fingerprint(examples: Sequence[Example], classes: Sequence[str] | None) -> 
         try:
             stat = Path(example.path).stat()
             state = f"{stat.st_size} {stat.st_mtime_ns}"
-        except OSError:
+        except (OSError, ValueError):
             state = "-"
         digest.update(f"{example.path}\0{name}\0{state}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -43,7 +43,7 @@ def _size(example: Example) -> int | None:
     """Of the file in bytes; None where the picture is no file of its own."""
     try:
         return Path(example.path).stat().st_size
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 

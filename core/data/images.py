@@ -27,6 +27,7 @@ from torch import Tensor
 
 from cnnviz.core.data.rasters import Raster, is_array, is_raster, read_raster
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
+from cnnviz.core.files import exists, regular
 from cnnviz.core.models.preprocess import Preprocess
 
 __all__ = [
@@ -148,17 +149,13 @@ def read_rgb(path: str | Path) -> Image.Image:
     Raises:
         CnnvizError: the file is missing, no image, truncated, or larger than Pillow's bomb limit.
     """
-    if Path(path).is_dir():
-        raise CnnvizError(f"'{path}' is a folder, not an image")
     try:
-        with Image.open(path) as file:
+        with Image.open(regular(path)) as file:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and file.width * file.height > limit:
                 raise Image.DecompressionBombError(f"{file.width}x{file.height} is over {limit}")
             upright = ImageOps.exif_transpose(file)
             return to_rgb(upright)
-    except FileNotFoundError as error:
-        raise CnnvizError(f"no file '{path}'") from error
     except PermissionError as error:
         raise CnnvizError(f"'{path}' may not be read: permission denied") from error
     except UnidentifiedImageError as error:
@@ -293,12 +290,12 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
+        if exists(path) and path.is_dir():
             below = images_below(path)
             if not below:
                 raise UsageError(f"the folder '{path}' holds no image (.jpg .png .webp .tif ...)")
             found += below
-        elif path.exists():
+        elif exists(path):
             found.append(path)
         else:
             raise UsageError(f"no file or folder '{path}'")

@@ -3,7 +3,6 @@
 Shapes: H W rows and columns of the working image.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from matplotlib.path import Path as MplPath
 from torch import Tensor
 
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.errors import CnnvizError, UsageError, one_line
+from cnnviz.core.files import exists, from_json, read_text
 from cnnviz.core.models.load import Model
 
 FINE = 4
@@ -84,15 +84,15 @@ def read_outlines(text: str, option: str = "--expect") -> Outlines:
     """
     parts = text.split(",")
     try:
-        if len(parts) == 4 and not Path(text).exists():
+        if len(parts) == 4 and not exists(Path(text)):
             outline = _box_outline([float(part) for part in parts])
             return Outlines(text, Outline((outline,)), {})
-        content = json.loads(Path(text).read_text(encoding="utf-8"))
+        content = from_json(read_text(text))
         if not isinstance(content, Mapping):
             raise ValueError("its top level is not an object of image names")
         return Outlines(text, None, {name: _entry(entry) for name, entry in content.items()})
-    except (OSError, ValueError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    except (CnnvizError, ValueError, TypeError) as error:
+        reason = one_line(error)
         raise UsageError(
             f"{option} '{text}' cannot be used ({reason}); it takes x0,y0,x1,y1 in the image "
             "file's pixels or a JSON file of boxes or polygons per image"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from cnnviz.core.errors import CnnvizError, one_line
+from cnnviz.core.files import regular
 from cnnviz.core.models.preprocess import Preprocess
 
 ARRAYS = frozenset({".npy", ".npz"})
@@ -60,9 +61,7 @@ def read_raster(path: str | Path, preprocess: Preprocess) -> Raster:
         CnnvizError: it cannot be read, has other channels, or values whose meaning is not known.
     """
     try:
-        values = _read(Path(path))
-    except FileNotFoundError as error:
-        raise CnnvizError(f"no file '{path}'") from error
+        values = _read(regular(path))
     except _DAMAGE as error:
         raise CnnvizError(f"'{path}' cannot be read as an array: {one_line(error)}") from error
     if values.dtype.kind not in "uif":

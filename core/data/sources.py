@@ -6,7 +6,7 @@ or -1 where a picture has none.
 """
 
 import csv
-import json
+import io
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cnnviz.core.choices import whole_number
 from cnnviz.core.data.images import find_images, images_below, read_picture, suffixes
 from cnnviz.core.data.rasters import ARRAYS, Raster
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.files import exists, from_json, lines, read_text
 from cnnviz.core.models.preprocess import Preprocess
 
 MANIFESTS = frozenset({".csv", ".jsonl"})
@@ -73,7 +75,8 @@ def _open_file(example: Example, preprocess: Preprocess) -> Image.Image | Raster
 
 def _by_number(name: str) -> tuple[bool, int, str]:
     """Sorts names as text, unless all are numbers: then 2 comes before 10."""
-    return (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
+    number = whole_number(name)
+    return (number is None, number or 0, name)
 
 
 def _labelled(rows: Iterable[tuple[Path, str | None]]) -> ImageSource:
@@ -109,10 +112,10 @@ def _several(paths: Sequence[Path]) -> ImageSource:
     return _labelled((image, None) for image in find_images(paths))
 
 
-def _delimiter(lines: Sequence[str], folder: Path) -> str:
+def _delimiter(found: Sequence[str], folder: Path) -> str:
     """The comma, semicolon or tab that the first line has most of."""
-    first = next((line for line in lines if line.strip()), "")
-    return "," if (folder / first.strip()).is_file() else max(",;\t", key=first.count)
+    first = next((line for line in found if line.strip()), "")
+    return "," if exists(folder / first.strip()) else max(",;\t", key=first.count)
 
 
 def _column(header: Sequence[str], names: Sequence[str]) -> int:
@@ -141,9 +144,9 @@ def _without_header(rows: list[list[str]], manifest: Path) -> tuple[int, int, li
 
 
 def _csv_rows(text: str, manifest: Path) -> list[tuple[str, str | None]]:
-    lines = text.splitlines()
-    mark = _delimiter(lines, manifest.parent)
-    reader = csv.reader(lines, strict=True, delimiter=mark, skipinitialspace=True)
+    mark = _delimiter(lines(text), manifest.parent)
+    stream = io.StringIO(text, newline="")  # quoted cells may hold line breaks
+    reader = csv.reader(stream, strict=True, delimiter=mark, skipinitialspace=True)
     try:
         rows = [row for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:
@@ -157,11 +160,11 @@ def _csv_rows(text: str, manifest: Path) -> list[tuple[str, str | None]]:
 
 def _json_rows(text: str, manifest: Path) -> list[tuple[str, str | None]]:
     rows: list[tuple[str, str | None]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(lines(text), start=1):
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = from_json(line)
         except ValueError as error:
             raise UsageError(f"the manifest '{manifest}', line {number}: {error}") from error
         if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
@@ -177,11 +180,9 @@ def _json_rows(text: str, manifest: Path) -> list[tuple[str, str | None]]:
 
 def _manifest(manifest: Path) -> ImageSource:
     try:
-        text = manifest.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"cannot read the manifest '{manifest}': {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"the manifest '{manifest}' is not UTF-8 text") from error
+        text = read_text(manifest)
+    except CnnvizError as error:
+        raise UsageError(f"the manifest cannot be used: {error}") from error
     read = _csv_rows if manifest.suffix.lower() == ".csv" else _json_rows
     rows = read(text, manifest)
     if not rows:
@@ -193,7 +194,7 @@ def _beside(manifest: Path, path: str) -> Path:
     """A path relative to the manifest; one written on Windows has its slashes turned."""
     place = manifest.parent / path
     turned = manifest.parent / path.replace("\\", "/")
-    return turned if not place.exists() and turned.exists() else place
+    return turned if not exists(place) and exists(turned) else place
 
 
 def _load_torchvision(name: str, root: Path, split: str) -> Any:

@@ -4,14 +4,15 @@ Names compare with case, `_` and spaces put aside. ImageNet's customary JSON for
 (wnid, name), also gives the WordNet ids.
 """
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cnnviz.core.errors import UsageError, nearest
+from cnnviz.core.choices import whole_number
+from cnnviz.core.errors import CnnvizError, UsageError, nearest
+from cnnviz.core.files import from_json, lines, read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,10 +37,10 @@ def normalised_name(name: str) -> str:
 
 
 def _of_map(content: dict[str, object], path: Path) -> list[object]:
-    if not all(key.isdecimal() for key in content):
-        wrong = next(key for key in content if not key.isdecimal())
+    ordered = {whole_number(key): value for key, value in content.items()}
+    if None in ordered:
+        wrong = next(key for key in content if whole_number(key) is None)[:40]
         raise UsageError(f"the labels map '{path}' has the key '{wrong}'; keys are class indices")
-    ordered = {int(key): value for key, value in content.items()}
     gap = next((index for index in range(len(ordered)) if index not in ordered), None)
     if gap is not None or len(ordered) != len(content):
         raise UsageError(f"the labels map '{path}' has no entry for class {gap or 0}")
@@ -62,15 +63,13 @@ def read_labels(path: Path) -> Labels:
         UsageError: the file is missing, not UTF-8, not JSON, or of another form.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"cannot read the labels file '{path}': {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"the labels file '{path}' is not UTF-8 text") from error
+        text = read_text(path)
+    except CnnvizError as error:
+        raise UsageError(f"the labels file cannot be used: {error}") from error
     if path.suffix.lower() != ".json":
-        return Labels(tuple(line.strip() for line in text.strip("\r\n").splitlines()), path=path)
+        return Labels(tuple(line.strip() for line in lines(text.strip("\r\n"))), path=path)
     try:
-        content = json.loads(text)
+        content = from_json(text)
     except ValueError as error:
         raise UsageError(f"the labels file '{path}' is not JSON: {error}") from error
     if isinstance(content, dict):

@@ -13,6 +13,7 @@ import re
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -21,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.files import exists, from_json, read_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 SUMMARY = "summary.json"
 DPI = 150
 LONGEST_NAME = 80
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 def version() -> str:
@@ -70,6 +73,11 @@ def safe_name(text: str) -> str:
     return kept.encode()[:LONGEST_NAME].decode(errors="ignore") or "unnamed"
 
 
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
 class RunFolder:
     """Where one run's files go, and the list of them.
 
@@ -78,26 +86,41 @@ class RunFolder:
         files: paths relative to the run's root folder, in order of writing; shared with subfolders.
     """
 
-    def __init__(self, path: Path, root: "RunFolder | None" = None) -> None:
+    def __init__(
+        self, path: Path, root: "RunFolder | None" = None, inputs: Iterable[str | Path] = ()
+    ) -> None:
         self.path = path
+        self._inputs = tuple(inputs)
         self._root = root or self
         self.files: list[str] = root.files if root else []
         self._taken: set[str] = set()
 
     @classmethod
-    def open(cls, path: Path, *, overwrite: bool = False, resume: bool = False) -> "RunFolder":
+    def open(
+        cls,
+        path: Path,
+        *,
+        overwrite: bool = False,
+        resume: bool = False,
+        within: Path | None = None,
+        inputs: Iterable[str | Path] = (),
+    ) -> "RunFolder":
         """Makes the folder, or takes an existing one over.
 
         Args:
             path: the run's folder.
             overwrite: allow a folder that is not empty; the files that its summary lists go.
             resume: allow a folder that has files but no summary (an interrupted run).
+            within: the folder that it must not lead out of, by a link.
+            inputs: files of the user's, which are never replaced.
 
         Raises:
             UsageError: the folder is not empty and neither flag allows it, or it is a file.
             CnnvizError: it cannot be made or written to.
         """
         try:
+            if within is not None and not path.resolve().is_relative_to(within.resolve()):
+                raise UsageError(f"{path} leads out of {within}; give --out another folder")
             path.mkdir(parents=True, exist_ok=True)
             occupied = any(path.iterdir())
         except (FileExistsError, NotADirectoryError) as error:
@@ -111,7 +134,8 @@ class RunFolder:
         unfinished = resume and not (path / SUMMARY).exists()
         if occupied and not overwrite and not unfinished:
             raise UsageError(f"{path} is not empty; use --overwrite, or another folder with --out")
-        folder = cls(path)
+        folder = cls(path, inputs=inputs)
+        folder._clear_leftovers()
         if occupied and overwrite:
             folder._remove_previous()
         return folder
@@ -120,19 +144,20 @@ class RunFolder:
         """Deletes the summary of an earlier run, then the files it lists inside this folder."""
         summary_path = self.path / SUMMARY
         try:
-            written = json.loads(summary_path.read_text(encoding="utf-8"))
-            names = [str(name) for name in written["files"]]
-            ours = str(written["schema"]).startswith("cnnviz.")
-        except (OSError, ValueError, KeyError, TypeError):
+            written = from_json(read_text(summary_path))
+            names = [str(name) for name in written["files"]]  # type: ignore[index]
+            ours = str(written["schema"]).startswith("cnnviz.")  # type: ignore[index]
+        except (CnnvizError, ValueError, KeyError, TypeError):
             return
         if not ours:
             return
         inside = self.path.resolve()
         try:
             summary_path.unlink()
-            for name in names:
-                path = (self.path / name).resolve()
-                if path.is_relative_to(inside) and path.is_file():
+            for path in (self.path / name for name in names):
+                # A link in a file's place goes itself, not what it leads to.
+                if path.parent.resolve().is_relative_to(inside) and path.is_file():
+                    self._check_kept(path)
                     path.unlink()
         except OSError as error:
             raise CnnvizError(f"cannot replace {self.path}: {error.strerror or error}") from error
@@ -146,11 +171,36 @@ class RunFolder:
             candidate = f"{base}-{number}"
         self._taken.add(candidate.lower())
         path = self.path / candidate
+        if path.is_symlink():
+            raise CnnvizError(f"{path} is a link and may lead out of {self.path}; remove it")
         try:
             path.mkdir(exist_ok=True)
         except OSError as error:
             raise CnnvizError(f"cannot write to {path}: {error.strerror or error}") from error
-        return RunFolder(path, self._root)
+        folder = RunFolder(path, self._root)
+        folder._clear_leftovers()
+        folder._remove_previous()  # of an earlier run on this image alone
+        return folder
+
+    def _clear_leftovers(self) -> None:
+        """Deletes what an earlier run, killed while it wrote, left under temporary names."""
+        for path in self.path.glob(".*.tmp"):
+            if _TEMPORARY.fullmatch(path.name) and not path.is_symlink() and path.is_file():
+                path.unlink(missing_ok=True)
+
+    def _check_kept(self, path: Path) -> None:
+        """Refuses to replace a file that the run reads.
+
+        Raises:
+            CnnvizError: it is one of the inputs.
+        """
+        if path.exists() and _identity(path) in self._root._kept:
+            raise CnnvizError(f"{path} is one of the inputs; give --out another folder")
+
+    @cached_property
+    def _kept(self) -> frozenset[tuple[int, int]]:
+        """What the inputs are, by whatever name."""
+        return frozenset(_identity(given) for given in map(Path, self._inputs) if exists(given))
 
     def _list(self, path: Path) -> Path:
         relative = path.relative_to(self._root.path).as_posix()
@@ -161,6 +211,7 @@ class RunFolder:
     def write_bytes(self, name: str, data: bytes) -> Path:
         """Writes one file and lists it; `name` is used as `safe_name` makes it."""
         path = self.path / safe_name(name)
+        self._check_kept(path)
         write_atomically(path, data)
         return self._list(path)
 
@@ -185,6 +236,7 @@ class RunFolder:
     def write_large_npz(self, name: str, **arrays: np.ndarray) -> Path:
         """Writes arrays uncompressed and straight to disk: they may be larger than the memory."""
         path = self.path / safe_name(name)
+        self._check_kept(path)
         _replace(path, lambda stream: np.savez(stream, **arrays))  # type: ignore[arg-type]
         return self._list(path)
 
@@ -203,6 +255,7 @@ class RunFolder:
     def finish(self, content: dict[str, Any]) -> Path:
         """Writes `summary.json`, the sign that the folder is complete; call it last."""
         path = self.path / SUMMARY
+        self._check_kept(path)
         write_atomically(path, to_json(content).encode())
         return path
 

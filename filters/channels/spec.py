@@ -21,6 +21,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
+from cnnviz.core.choices import whole_number
 from cnnviz.core.errors import UsageError
 
 Channels = Mapping[str, tuple[int, ...]]
@@ -90,8 +91,8 @@ def _selection(text: str, layers: tuple[str, ...], rest: str) -> Selection:
 
 
 def _count(text: str, whole: str) -> int:
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
+    if count := whole_number(text):
+        return count
     raise UsageError(f"'{text}' in '{whole}' is no number of filters; write random:10, from 1 up")
 
 
@@ -100,9 +101,9 @@ def _numbers(text: str, whole: str) -> tuple[int, ...]:
     for part in text.split(","):
         first, dash, last = (piece.strip() for piece in part.partition("-"))
         quoted = f"'{part}'" if part == whole else f"'{part}' in '{whole}'"
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        low, high = whole_number(first), whole_number(last if dash else first)
+        if low is None or high is None:
             raise UsageError(f"{quoted} is no channel or range; write {FORMS}")
-        low, high = int(first), int(last or first)
         if high < low:
             raise UsageError(f"the range {quoted} runs backwards; write {high}-{low}")
         if high - low > 1_000_000:

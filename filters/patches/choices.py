@@ -49,7 +49,7 @@ class MaxPatchesSpec(Spec):
             "LAYER:3,7; repeatable. Default: all."
         ),
     ] = ("all",)
-    top: Annotated[int, Option("Patches per filter.", least=1)] = 9
+    top: Annotated[int, Option("Patches per filter.", least=1, most=10_000)] = 9
     score: Annotated[
         Ranking, Option("What ranks the images: largest unit, Frobenius norm or mean of the map.")
     ] = Ranking.MAX
@@ -61,7 +61,8 @@ class MaxPatchesSpec(Spec):
         ),
     ] = Crop.RECEPTIVE_FIELD
     per_image: Annotated[
-        int, Option("Patches that one image may have among a filter's top.", least=1)
+        int,
+        Option("Patches that one image may have among a filter's top.", least=1, most=1000),
     ] = 1
     batch_size: BatchSize = None
     seed: Seed = 0

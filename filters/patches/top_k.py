@@ -111,7 +111,7 @@ def peaks(maps_MHW: Tensor, count: int) -> tuple[Tensor, Tensor]:
     around = functional.max_pool2d(maps_MHW[:, None], 3, stride=1, padding=1)[:, 0]
     left = torch.where(around == maps_MHW, maps_MHW, -torch.inf).flatten(1)
     values, places = [], []
-    for _ in range(count):
+    for _ in range(min(count, left.shape[1])):
         best = left.max(1, keepdim=True)
         values.append(best.values)
         places.append(best.indices)
@@ -139,11 +139,11 @@ def ranked(
     if per_image == 1:
         values_MP = scores_NF[rows_M, filters_M][:, None]
     tickets_MP = images_N[rows_M, None] * per_image + torch.arange(
-        per_image, device=images_N.device
+        values_MP.shape[1], device=images_N.device
     )
     missing_MP = values_MP == -torch.inf
     keys_MP = torch.where(missing_MP, EMPTY, pack(values_MP, tickets_MP))
-    new = TopK.empty(keys_FA.numel(), per_image, keys_FA.device)
+    new = TopK.empty(keys_FA.numel(), values_MP.shape[1], keys_FA.device)
     places_M = filters_M * keys_FA.shape[1] + slots_M
     new.keys[places_M] = keys_MP
     new.units[places_M] = torch.where(missing_MP, -1, units_MP)

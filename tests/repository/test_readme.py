@@ -14,9 +14,9 @@ from cnnviz.core.output.run_folder import version
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
-# Those that need nothing but the repository; `img.jpg` stands for the reader's own picture.
+# Those that need nothing but the repository; `img.jpg` and `img.tif` stand for the reader's own picture.
 EXAMPLES = [
-    line for line in BLOCKS.splitlines() if line.startswith("cnnviz ") and "img.jpg" not in line
+    line for line in BLOCKS.splitlines() if line.startswith("cnnviz ") and "img." not in line
 ]
 
 

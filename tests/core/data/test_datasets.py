@@ -139,7 +139,7 @@ def test_sources_that_are_not_there_are_refused(tmp_path: Path) -> None:
         open_data([str(tmp_path / "gone")])
     with pytest.raises(UsageError, match="holds no image"):
         open_data([str(tmp_path)])
-    with pytest.raises(UsageError, match=r"cannot read the manifest '.*gone\.csv': No such file"):
+    with pytest.raises(UsageError, match=r"the manifest cannot be used: no file '.*gone\.csv'"):
         open_data([str(tmp_path / "gone.csv")])
     with pytest.raises(CnnvizError, match=r"no whole cifar10 in .*cifar-10-batches-py is missing"):
         open_data([f"cifar10:{tmp_path}"])

@@ -148,7 +148,7 @@ def test_empty_missing_and_folder_are_refused(tmp_path: Path) -> None:
         read_rgb(tmp_path / "empty.png")
     with pytest.raises(CnnvizError, match=r"no file '.*gone\.png'"):
         read_rgb(tmp_path / "gone.png")
-    with pytest.raises(CnnvizError, match="is a folder, not an image"):
+    with pytest.raises(CnnvizError, match="is a folder, not a file"):
         read_rgb(tmp_path)
 
 

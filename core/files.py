@@ -1,0 +1,74 @@
+"""Files that a user names: opened only where they are files, and read as what they should be.
+
+A name can be anything (too long, with a NUL in it, of bytes that are no text), and what it stands
+for can be a pipe that never ends. Text from strangers can be nested deeper than any parser goes.
+"""
+
+import json
+import stat
+from pathlib import Path
+
+from cnnviz.core.errors import CnnvizError
+
+
+def exists(path: Path) -> bool:
+    """Whether there is something of that name; a name that cannot be one stands for nothing."""
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def regular(path: str | Path) -> Path:
+    """The path of something that can be read to its end.
+
+    Raises:
+        CnnvizError: there is nothing of that name, or it is a folder, pipe, socket or device.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except FileNotFoundError as error:
+        raise CnnvizError(f"no file '{path}'") from error
+    except PermissionError as error:
+        raise CnnvizError(f"'{path}' may not be read: permission denied") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CnnvizError(f"'{path}' is no file name: {reason}") from error
+    if stat.S_ISDIR(mode):
+        raise CnnvizError(f"'{path}' is a folder, not a file")
+    if not stat.S_ISREG(mode):
+        raise CnnvizError(f"'{path}' is no file but a pipe, socket or device")
+    return Path(path)
+
+
+def read_text(path: str | Path) -> str:
+    """A file's text, without a byte-order mark.
+
+    Raises:
+        CnnvizError: it cannot be read (`regular`), or is not UTF-8.
+    """
+    try:
+        return regular(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CnnvizError(f"'{path}' is not UTF-8 text") from error
+    except OSError as error:
+        raise CnnvizError(f"'{path}' cannot be read: {error.strerror or error}") from error
+
+
+def lines(text: str) -> list[str]:
+    """The lines of a text; only line feeds end them (with or without a carriage return)."""
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+
+
+def from_json(text: str) -> object:
+    """What JSON says.
+
+    Raises:
+        ValueError: it is none, or is nested deeper than can be read.
+    """
+    try:
+        content: object = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    return content
