@@ -54,8 +54,14 @@ class Option:
                 )
 
     def _range(self, number: float) -> str:
-        kind = "a whole number" if isinstance(number, int) and self.most is None else "a number"
-        return f"{kind} from {self.least:g}" + ("" if self.most is None else f" to {self.most:g}")
+        whole = isinstance(number, int) and (self.most is None or self.most > 1)
+        kind = "a whole number" if whole else "a number"
+        least, most = (None if end is None else _plain(end) for end in (self.least, self.most))
+        return f"{kind} from {least}" + ("" if most is None else f" to {most}")
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if float(number).is_integer() else f"{number:g}"
 
 
 def options_of(spec: type) -> dict[str, Option]:

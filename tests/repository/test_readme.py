@@ -14,7 +14,7 @@ from cnnviz.core.output.run_folder import version
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
-# Those that need nothing but the repository; `img.jpg` and `img.tif` stand for the reader's own picture.
+# Those that need nothing but the repository; `img.jpg` and `img.tif` stand for the reader's own.
 EXAMPLES = [
     line for line in BLOCKS.splitlines() if line.startswith("cnnviz ") and "img." not in line
 ]

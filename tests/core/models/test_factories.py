@@ -197,7 +197,7 @@ def test_labels_are_the_users_when_given_and_must_be_as_many_as_classes(
     assert model.labels == ("a", "b", "c")
     with pytest.raises(UsageError, match=r"l\.txt' has 3 labels; bundled has 10 classes"):
         load_model(labels=tmp_path / "l.txt")
-    with pytest.raises(UsageError, match=r"cannot read the labels file '.*gone': No such file"):
+    with pytest.raises(UsageError, match=r"the labels file cannot be used: no file '.*gone'"):
         load_model(labels=tmp_path / "gone")
 
 
