@@ -168,7 +168,7 @@ def commands(root: Path, last: str, convolution: str, mask: int) -> dict[str, li
 def times(model: Model, image: WorkingImage) -> tuple[float, float]:
     """Seconds of `occlude`, once it is set up, and of Captum at the same positions."""
     side = min(model.input_size)
-    mask, stride = side // 15, side // 6
+    mask = stride = side // 6
     spec = OcclusionSpec(masks=((mask, mask),), stride=stride, targets=("0",))
     pixels = model.preprocess.normalise(image.pixels)[None]
     window, steps = (model.preprocess.channels, mask, mask), (1, stride, stride)
@@ -201,9 +201,9 @@ Written by `python benchmarks/architectures.py --write`: {len(rows)} networks of
 random weights, each through every command. {whole} of them take all commands; where one is refused,
 the table gives its line. Of the last layer with maps it says how they lie: channels second
 (N, C, H, W), channels last (N, H, W, C) or tokens (N, T, C). Seconds are those of `occlude` on one
-processor thread with masks of a fifteenth of the side at strides of a sixth, once the network is
-traced; beside them how many times as long Captum's `Occlusion` takes for the same positions, 16 at
-a time, in the same process.
+processor thread with masks of a sixth of the side, side by side, once the network is traced; beside
+them how many times as long Captum's `Occlusion` takes for the same positions, 16 at a time, in the
+same process.
 
 | `timm:` | side | maps | engine | seconds | Captum takes × | commands |
 |---|---|---|---|---|---|---|

@@ -2,9 +2,9 @@
 
 The classifier head is found in the traced graph: going back from the output through operations
 that learn nothing (activation, pooling, reshaping), the first one that mixes channels by weights.
-What goes into it are the penultimate features, whatever the architecture calls its layers. Of a
-network that cannot be traced, it is the linear layer whose output is the network's. Any other layer
-can be named instead. A map is averaged over its positions, or flattened.
+What goes into it are the penultimate features, whatever the architecture calls its layers. Where
+that does not tell, it is the linear layer whose output is the network's. Any other layer can be
+named instead. A map is averaged over its positions, or flattened.
 
 Shapes: N images, C channels, H W rows and columns, T tokens, D features, K classes.
 """
@@ -112,15 +112,17 @@ def _with_value_of(traced: fx.GraphModule, wanted: fx.Node) -> fx.GraphModule:
 def _run_penultimate(model: Model) -> tuple[Run, str]:
     try:
         traced = trace(model.module)
-    except Untraceable as error:
+        wanted = head_input(traced)
+    except (Untraceable, UsageError) as error:
         check_open(model.module, model.name)
         if (head := _last_linear(model)) is not None:
             return _run_input(model, head), f"{PENULTIMATE} (before {head})"
+        if isinstance(error, UsageError):
+            raise
         raise UsageError(
             f"the penultimate layer of {model.name} was not found: {error}; "
             "name the layer whose features you want with --layer"
         ) from error
-    wanted = head_input(traced)
     both = _with_value_of(traced, wanted)
 
     def run(images_N3HW: Tensor) -> tuple[object, Tensor]:

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cnnviz.core.errors import UsageError
 from cnnviz.core.graph.receptive_field import ReceptiveField, receptive_fields
 from cnnviz.core.graph.trace import Untraceable
+from cnnviz.core.models.gradients import frozen
 from cnnviz.core.models.layers import check_open, named_layers
 from cnnviz.core.models.load import Model
 
@@ -150,6 +151,7 @@ def _watch(model: Model, size: tuple[int, int]) -> tuple[dict[str, _Seen], dict[
         with ExitStack() as stack:
             for name, layer in {"": model.module, **named_layers(model.module)}.items():
                 stack.callback(layer.register_forward_hook(note(name)).remove)
+            stack.enter_context(frozen(model.module))  # or the counter stumbles over parameters
             stack.enter_context(torch.no_grad())
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(counter)

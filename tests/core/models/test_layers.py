@@ -175,6 +175,22 @@ def test_a_network_that_cannot_be_traced_is_still_listed() -> None:
     assert all(row.field is None for row in found.rows)
 
 
+def test_a_layer_that_takes_a_parameter_is_listed() -> None:
+    class Token(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.LayerNorm(4)
+            self.token = nn.Parameter(torch.ones(1, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.token) + self.conv(x).mean((2, 3))
+
+    model = model_of(Token())
+    rows = take_inventory(model).rows
+    assert [row.name for row in rows] == ["norm", "conv"]
+    assert all(parameter.requires_grad for parameter in model.module.parameters())
+
+
 def test_the_inventory_leaves_the_model_alone() -> None:
     module = network()
     fused = torch.backends.mha.get_fastpath_enabled()
