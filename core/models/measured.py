@@ -46,6 +46,12 @@ def measured(transform: Transform, resize: Iterable[int], name: str) -> tuple[Pr
     std = 1 / (high - low)
     mean = -low * std
     base = Preprocess(None, (rows, columns), _rounded(mean), _rounded(std))
+    if transform(Image.new("RGB", SIDES[::-1])).shape != black.shape:
+        side = min(rows, columns)
+        return replace(base, resize=side, crop=(side, side)), (
+            f"{name} takes pictures of any proportions; here their central square is taken, "
+            f"{side}x{side} (--size HxW for another)"
+        )
     noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     picture = Image.fromarray(noise).resize(SIDES, Image.Resampling.BICUBIC)
     right = transform(picture).double() * std.view(-1, 1, 1) + mean.view(-1, 1, 1)

@@ -187,7 +187,7 @@ def test_a_layer_that_takes_a_parameter_is_listed() -> None:
 
     model = model_of(Token())
     rows = take_inventory(model).rows
-    assert [row.name for row in rows] == ["norm", "conv"]
+    assert [row.name for row in rows] == ["norm", "conv", ""]
     assert all(parameter.requires_grad for parameter in model.module.parameters())
 
 

@@ -303,6 +303,17 @@ def test_a_transform_that_cannot_be_followed_is_told() -> None:
     assert "net prepares pictures in a way that is not followed here exactly" in note
 
 
+def test_pictures_of_any_proportions_become_their_central_square() -> None:
+    def shorter(picture: Image.Image) -> Tensor:
+        scale = 32 / min(picture.size)
+        small = picture.resize((round(picture.width * scale), round(picture.height * scale)))
+        return torch.from_numpy(np.array(small)).movedim(2, 0) / 255 - 0.5
+
+    found, note = measured(shorter, (), "net")
+    assert (found.crop, found.mean, found.std) == ((32, 32), (0.5,) * 3, (1.0,) * 3)
+    assert "net takes pictures of any proportions" in note
+
+
 def onnx_file(path: Path, batch: int | str = "n", outputs: int = 1, last: bool = False) -> Path:
     """Mean colours of the picture times a matrix, by hand."""
     matrix = np.arange(12, dtype=np.float32).reshape(3, 4) / 7
