@@ -153,12 +153,14 @@ class RunFolder:
             return
         inside = self.path.resolve()
         try:
+            # A link in a file's place goes itself, not what it leads to.
+            listed = [self.path / name for name in names]
+            old = [p for p in listed if p.parent.resolve().is_relative_to(inside) and p.is_file()]
+            for path in old:
+                self._check_kept(path)
             summary_path.unlink()
-            for path in (self.path / name for name in names):
-                # A link in a file's place goes itself, not what it leads to.
-                if path.parent.resolve().is_relative_to(inside) and path.is_file():
-                    self._check_kept(path)
-                    path.unlink()
+            for path in old:
+                path.unlink(missing_ok=True)
         except OSError as error:
             raise CnnvizError(f"cannot replace {self.path}: {error.strerror or error}") from error
 
