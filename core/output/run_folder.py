@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import exists, from_json, read_text
 
 if TYPE_CHECKING:
@@ -161,8 +161,8 @@ class RunFolder:
             summary_path.unlink()
             for path in old:
                 path.unlink(missing_ok=True)
-        except OSError as error:
-            raise CnnvizError(f"cannot replace {self.path}: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:
+            raise CnnvizError(f"cannot replace {self.path}: {one_line(error)}") from error
 
     def subfolder(self, name: str) -> "RunFolder":
         """A folder inside, its name made safe and different from those asked for before."""

@@ -215,6 +215,18 @@ def test_a_link_in_a_files_place_is_replaced_not_followed(place: Path) -> None:
     assert not (place / "out" / "truck" / "overlay.png").is_symlink()
 
 
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "../../../../etc/passwd", "", "."])
+def test_an_earlier_summary_may_list_anything(
+    place: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (place / "out" / "truck").mkdir(parents=True)
+    summary = {"schema": "cnnviz.occlude/1", "files": [name]}
+    (place / "out" / "truck" / "summary.json").write_text(json.dumps(summary))
+    status = run(["occlude", "truck.png", *QUICK, "--out", "out", "--overwrite"])
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cnnviz: ")]
+    assert (status, len(said)) in ((0, 0), (1, 1))
+
+
 def test_inputs_in_the_output_folder_are_never_replaced(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
