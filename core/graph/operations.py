@@ -134,13 +134,12 @@ def _elementwise(call: Call) -> Verdict:
         return MIXED
     pairs = list(zip(places, call.args[:2], strict=True))
     # Axes counted from the end are what broadcasting lines up.
-    seen = {
-        tuple(a - tensor.dim() for a in axes)
+    known = [
+        (tuple(a - tensor.dim() for a in axes), tuple(tensor.shape[a] for a in axes))
         for node, tensor in pairs
-        if isinstance(node, fx.Node)
-        and (axes := call.axes.get(node)) is not None
-        and tuple(tensor.shape[a] for a in axes) != (1, 1)
-    } or {tuple(a - call.map.dim() for a in (call.map_axes or (2, 3)))}
+        if isinstance(node, fx.Node) and (axes := call.axes.get(node)) is not None
+    ]
+    seen = {axes for axes, sizes in known if sizes != (1, 1)} or {known[0][0]}
     if len(seen) != 1:
         return MIXED
     row, column = (a + value.dim() for a in seen.pop())

@@ -373,3 +373,19 @@ def test_units_behind_an_unknown_operation_see_the_whole_image() -> None:
     field = receptive_fields(Rolled().eval(), (12, 10))["second"]
     assert field.is_global
     assert field.box(5, 3, clipped_to=(12, 10)) == (0, 0, 12, 10)
+
+
+def test_a_parameter_times_a_pooled_map_in_either_order() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1)
+            self.last, self.scale = nn.Conv2d(4, 5, 1), nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            return self.scale * self.last(self.scale * self.pool(x) * self.scale + self.scale)
+
+    fields = receptive_fields(Scaled().eval(), (12, 12))
+    assert fields["conv"].size == (3, 3)
+    assert fields["last"].is_global
