@@ -6,9 +6,25 @@ for can be a pipe that never ends. Text from strangers can be nested deeper than
 
 import json
 import stat
+import zipfile
+import zlib
 from pathlib import Path
 
 from cnnviz.core.errors import CnnvizError
+
+DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    RuntimeError,
+    SyntaxError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What damaged or foreign files have been seen to raise when they are read as arrays."""
 
 
 def exists(path: Path) -> bool:

@@ -9,8 +9,6 @@ numbers mean); of a dense output, `pixels` (places, h, w) that were read, `share
 `activation_channel` and `activation_layer`. No array holds objects: nothing is ever unpickled.
 """
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ from PIL import Image
 
 from cnnviz.core.data.images import WorkingImage, read_rgb
 from cnnviz.core.errors import CnnvizError
+from cnnviz.core.files import DAMAGE
 from cnnviz.core.models.dense import Reading
 from cnnviz.core.models.heads import Head, Kind
 from cnnviz.occlusion.choices import Border
@@ -28,17 +27,6 @@ from cnnviz.occlusion.masks import Grid
 SCORES = "scores.npz"
 INPUT = "input.png"
 CROP = "crop.png"
-# What damaged or foreign files have been seen to raise.
-_DAMAGE = (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 def to_arrays(result: OcclusionResult) -> dict[str, np.ndarray]:
@@ -98,7 +86,7 @@ def load(folder: Path) -> Measurement:
             f"no {Path(error.filename).name} in {folder}; cnnviz render takes the folder that "
             "cnnviz occlude wrote for one image (without --no-scores)"
         ) from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise CnnvizError(f"{path} cannot be read: it is damaged or not cnnviz's") from error
 
 

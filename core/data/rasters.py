@@ -7,7 +7,6 @@ values of another kind are refused with the remedy.
 
 import math
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from cnnviz.core.errors import CnnvizError, one_line
-from cnnviz.core.files import regular
+from cnnviz.core.files import DAMAGE, regular
 from cnnviz.core.models.preprocess import Preprocess
 
 ARRAYS = frozenset({".npy", ".npz"})
@@ -24,19 +23,6 @@ LARGEST = 8 * 2**30
 """Bytes of an array on disk, unpacked; more are refused before they are read."""
 
 Raster = NDArray[np.float32]
-_DAMAGE = (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    RuntimeError,
-    SyntaxError,
-    NotImplementedError,
-    MemoryError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 def is_array(path: str | Path) -> bool:
@@ -62,7 +48,7 @@ def read_raster(path: str | Path, preprocess: Preprocess) -> Raster:
     """
     try:
         values = _read(regular(path))
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise CnnvizError(f"'{path}' cannot be read as an array: {one_line(error)}") from error
     if values.dtype.kind not in "uif":
         raise CnnvizError(f"'{path}' holds values of type {values.dtype}, not numbers")
