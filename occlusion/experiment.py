@@ -93,6 +93,8 @@ class OcclusionResult:
         verified: whether the other engine repeated a sample of positions.
         largest_difference: if so, the largest |logit difference| between them; None where only
             one of them can run this network.
+        given_up: the |difference| to the full engine for which the incremental one was given up;
+            None if it was not.
     """
 
     measured: Measurement
@@ -102,6 +104,7 @@ class OcclusionResult:
     engine: str
     verified: bool = False
     largest_difference: float | None = None
+    given_up: float | None = None
 
 
 class Occluder:
@@ -202,9 +205,10 @@ class Occluder:
             self._place.text,
         )
         result = look(measured, spec, label=label, engine=self._engine.name)
+        result = replace(result, given_up=scores.given_up)
         if self._verifier is None:
             return result
-        difference = self._verifier.difference(pair[0], pair[1], scores)
+        difference = scores.given_up or self._verifier.difference(pair[0], pair[1], scores)
         return replace(result, verified=True, largest_difference=difference)
 
 

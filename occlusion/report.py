@@ -79,6 +79,8 @@ def report(result: OcclusionResult, verdicts: tuple[Verdict, ...] = ()) -> dict[
     if result.label is not None:
         entry["label"] = _class(result, result.label, float(readings_K[result.label]))
         entry["correct"] = _is_correct(result, result.label)
+    if result.given_up is not None:
+        entry["incremental_given_up"] = digits(result.given_up)
     if result.verified:
         difference = result.largest_difference
         entry["verified_largest_difference"] = None if difference is None else digits(difference)

@@ -15,6 +15,7 @@ from cnnviz.core.graph.trace import Untraceable
 from cnnviz.core.models.load import Model
 from cnnviz.occlusion.choices import EngineChoice
 from cnnviz.occlusion.engines.full import FullEngine
+from cnnviz.occlusion.engines.guard import GuardedEngine
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine
 from cnnviz.occlusion.engines.network import Network, prepare
 from cnnviz.occlusion.engines.scores import Scores
@@ -109,11 +110,12 @@ def choose(
     except Untraceable as error:
         note = f"{name}: {error}; using the full engine"
         return FullEngine(network, batch_size=batch_size, note=note)
+    guarded = GuardedEngine(network, incremental, full, name)
     if choice is EngineChoice.INCREMENTAL:
-        return incremental
+        return guarded
     predicted = incremental.predict(boxes_P4)
     return (
-        incremental
+        guarded
         if predicted < MARGIN * incremental.predict_full(boxes_P4, full.batch_size)
         else full
     )

@@ -19,6 +19,7 @@ class Scores:
         base_activation: with a layer, the sum of its strongest map on the untouched image.
         activation_P: the same map's sum at each position.
         activation_channel: which map that is: the one with the largest sum.
+        given_up: the difference for which the incremental engine was given up; None if it was not.
     """
 
     base_logits_K: Tensor
@@ -26,6 +27,7 @@ class Scores:
     base_activation: float | None = None
     activation_P: Tensor | None = None
     activation_channel: int | None = None
+    given_up: float | None = None
 
 
 class ScoreSheet:
