@@ -1,13 +1,12 @@
 """Archives that bring their own network: TorchScript, torch.export and ONNX.
 
-A TorchScript archive is a program: torch's own interpreter runs it, which offers tensor operations
-and no Python, but no guarantee against a hostile author either. torch.export archives are checked
-and rewritten first (`exported.py`).
+A TorchScript archive is a program: torch's own interpreter runs it (`torchscript.py`), which offers
+tensor operations and no Python, but no guarantee against a hostile author either. torch.export
+archives are checked and rewritten first (`exported.py`).
 
 Shapes: N images, H W rows and columns, K classes.
 """
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from cnnviz.core.errors import CnnvizError, one_line
 from cnnviz.core.models.checkpoints import Kind, check_finite
 from cnnviz.core.models.exported import load_exported
 from cnnviz.core.models.onnx_network import OnnxNetwork
+from cnnviz.core.models.torchscript import load_script
 
 SELF_CONTAINED = (Kind.TORCHSCRIPT, Kind.EXPORTED, Kind.ONNX)
 
@@ -61,19 +60,6 @@ class FixedBatch(nn.Module):
         return torch.cat(shares)
 
 
-def _load_script(path: Path) -> Archive:
-    try:
-        # torch announces TorchScript's end at every load; users' files are here all the same.
-        with warnings.catch_warnings(action="ignore"):
-            module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
-            if hasattr(module, "training"):
-                module.eval()
-    except (RuntimeError, OSError, ValueError, AttributeError) as error:
-        text = one_line(error)[:200]
-        raise CnnvizError(f"the archive '{path}' cannot be read: {text}") from error
-    return Archive(module, dict(module.state_dict()), None)
-
-
 def _load_onnx(path: Path) -> Archive:
     network = OnnxNetwork(path)
     module = FixedBatch(network, network.batch) if network.batch else network
@@ -89,7 +75,8 @@ def open_archive(path: Path, kind: Kind) -> Archive:
     if kind is Kind.ONNX:
         return _load_onnx(path)
     if kind is Kind.TORCHSCRIPT:
-        archive = _load_script(path)
+        module = load_script(path)
+        archive = Archive(module, dict(module.state_dict()), None)
     else:
         found = load_exported(path)
         module = FixedBatch(found.module, found.batch) if found.batch else found.module

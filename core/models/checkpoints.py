@@ -28,13 +28,17 @@ from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
+from cnnviz.core.files import DAMAGE
+from cnnviz.core.models.trial import MEMORY_TIMES, tried
 
 STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net")
 SUFFIXES = frozenset({".pth", ".pt", ".th", ".ckpt", ".safetensors", ".pt2", ".onnx"})
 SHOWN = 3
+LONGEST = 120  # letters of a name that is shown
 DEPTH = 2  # dicts within dicts in which state dicts are looked for
 
 _COUNTER = "num_batches_tracked"
+_CHUNK = 2**20
 _GLOBAL = re.compile(r"(?:Unsupported global: GLOBAL|unsupported GLOBAL|global) ([\w.]+)")
 # What training scripts save beside the weights: settings and numbers. A name here stands for no
 # code that runs: whatever the file says of it is thrown away (`_Inert`).
@@ -162,6 +166,35 @@ def kind_of(path: Path) -> Kind:
     )
 
 
+def check_zip(path: Path) -> None:
+    """Refuses an archive that is another than was written, or unpacks to far more than its size.
+
+    Entries without a checksum (torch can be told to write none) are taken as they are.
+
+    Raises:
+        CnnvizError: a checksum is wrong, or it unpacks to more than `MEMORY_TIMES` its size.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            unpacked = sum(entry.file_size for entry in entries)
+            if unpacked > MEMORY_TIMES * size:
+                raise CnnvizError(
+                    f"refused to read '{path}': its {size:,} bytes unpack to {unpacked:,}"
+                )
+            for entry in entries:
+                with archive.open(entry) as stream:
+                    while entry.CRC and stream.read(_CHUNK):
+                        pass
+    except DAMAGE as error:
+        raise CnnvizError(
+            f"the checkpoint '{path}' is truncated or damaged: {one_line(error)}"
+        ) from error
+
+
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
@@ -228,18 +261,7 @@ def _read_pickle(path: Path) -> tuple[Any, list[str]]:
             return torch.load(path, map_location="cpu", weights_only=True), strangers
     except pickle.UnpicklingError as error:
         raise _refuse(path, _needed(error)) from error
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        struct.error,
-        zipfile.BadZipFile,
-    ) as error:
+    except (*DAMAGE, AttributeError, AssertionError, ArithmeticError, struct.error) as error:
         raise CnnvizError(
             f"the checkpoint '{path}' is truncated or damaged: {one_line(error)[:200]}"
         ) from error
@@ -294,6 +316,11 @@ def read_state_dicts(path: Path, kind: Kind) -> list[StateDict]:
             raise CnnvizError(
                 f"the checkpoint '{path}' is truncated or damaged: {one_line(error)}"
             ) from error
+    tried(path, lambda: _from_pickle(path))
+    return _from_pickle(path)
+
+
+def _from_pickle(path: Path) -> list[StateDict]:
     content, strangers = _read_pickle(path)
     try:
         found = find_state_dicts(content, path)
@@ -305,10 +332,11 @@ def read_state_dicts(path: Path, kind: Kind) -> list[StateDict]:
 
 
 def first(items: Iterable[str]) -> str:
-    """The first few of some names, and how many more there are."""
+    """The first few of some names, and how many more there are; long ones are cut."""
     listed = list(items)
     more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
-    return ", ".join(listed[:SHOWN]) + more
+    shown = (name if len(name) <= LONGEST else name[:LONGEST] + "…" for name in listed[:SHOWN])
+    return ", ".join(shown) + more
 
 
 def check_finite(state: Mapping[str, Tensor], path: Path) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models import checkpoints
@@ -17,9 +18,16 @@ from cnnviz.core.models.archives import SELF_CONTAINED, open_archive
 from cnnviz.core.models.checkpoints import Kind, StateDict, read_state_dicts
 from cnnviz.core.models.fitting import choose, fit, head_classes
 from cnnviz.core.models.preprocess import Preprocess, plain
+from cnnviz.core.models.probing import probe
 from cnnviz.core.models.published import Architecture, Published, fetch
+from cnnviz.core.models.torchscript import script_weights
+from cnnviz.core.models.trial import tried
 
 BUNDLED = "bundled"
+PASS_MEMORY = 4 * 2**30
+"""Of bytes beside its weights, what a network out of an archive may take for its first picture."""
+PASS_SECONDS = 120
+"""Of processor time, likewise."""
 
 Adjust = Callable[[Preprocess | None], Preprocess]
 
@@ -82,10 +90,20 @@ def find_trained(
 
 
 def _from_archive(path: Path, kind: Kind, adjusted: Adjust) -> Trained:
-    archive = open_archive(path, kind)
-    base = plain(archive.size) if archive.size else None
-    digest = checkpoints.file_sha256(path)
-    return Trained(archive.module, path.name, adjusted(base), (), digest)
+    def opened() -> Trained:
+        archive = open_archive(path, kind)
+        base = plain(archive.size) if archive.size else None
+        digest = checkpoints.file_sha256(path)
+        return Trained(archive.module, path.name, adjusted(base), (), digest)
+
+    def run_once() -> None:
+        network = opened()
+        size, channels = network.preprocess.crop, network.preprocess.channels
+        probe(network.module, path.name, channels, size, torch.float32, torch.device("cpu"))
+
+    checkpoints.check_zip(path)
+    tried(path, run_once, slack=PASS_MEMORY, seconds=PASS_SECONDS)
+    return opened()
 
 
 def _from_architecture(
@@ -142,6 +160,20 @@ def _choose(
     return entries[name]
 
 
+def _weights(path: Path) -> list[StateDict]:
+    """What a file holds; the program of an archive is not run for it."""
+    kind = checkpoints.kind_of(path)
+    checkpoints.check_zip(path)
+    if kind not in SELF_CONTAINED:
+        return read_state_dicts(path, kind)
+
+    def tensors() -> dict[str, Tensor]:
+        return script_weights(path) if kind is Kind.TORCHSCRIPT else open_archive(path, kind).state
+
+    tried(path, tensors)
+    return [StateDict("", tensors())]
+
+
 def _with_weights(
     architecture: Architecture,
     path: Path,
@@ -150,11 +182,7 @@ def _with_weights(
     hint: str = "",
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """The network with the weights in a file, for as many classes as the file's head has; notes."""
-    kind = checkpoints.kind_of(path)
-    if kind in SELF_CONTAINED:
-        found = [StateDict("", open_archive(path, kind).state)]
-    else:
-        found = read_state_dicts(path, kind)
+    found = _weights(path)
     module = architecture.make(None, size)
     chosen = choose(found, module, asked, path)
     state = {k: v for k, v in chosen.tensors.items() if not k.startswith(architecture.ignores)}
