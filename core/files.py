@@ -8,9 +8,18 @@ import json
 import stat
 import zipfile
 import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cnnviz.core.errors import CnnvizError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LARGEST = 8 * 2**30
+"""Bytes of arrays in a file, unpacked; more are refused before they are read."""
 
 DAMAGE = (
     OSError,
@@ -75,6 +84,25 @@ def read_text(path: str | Path) -> str:
 def lines(text: str) -> list[str]:
     """The lines of a text; only line feeds end them (with or without a carriage return)."""
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+
+
+@contextmanager
+def open_arrays(path: Path) -> "Iterator[Mapping[str, NDArray[Any]]]":
+    """The arrays of an .npz file, each read when it is asked for; nothing is unpickled.
+
+    Raises:
+        ValueError: it unpacks to more than `LARGEST`.
+        CnnvizError: it is no file (`regular`).
+        Exception: whatever of `DAMAGE` numpy raises on a damaged one.
+    """
+    import numpy as np
+
+    with regular(path).open("rb") as stream:
+        with zipfile.ZipFile(stream) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > LARGEST:
+                raise ValueError(f"it unpacks to more than {LARGEST:,} bytes")
+        with np.load(stream, allow_pickle=False) as arrays:
+            yield arrays
 
 
 def from_json(text: str) -> object:

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from cnnviz.core.data.images import WorkingImage, read_rgb
-from cnnviz.core.errors import CnnvizError
-from cnnviz.core.files import DAMAGE
+from cnnviz.core.errors import CnnvizError, one_line
+from cnnviz.core.files import DAMAGE, exists, open_arrays
 from cnnviz.core.models.dense import Reading
 from cnnviz.core.models.heads import Head, Kind
 from cnnviz.occlusion.choices import Border
@@ -76,18 +75,20 @@ def load(folder: Path) -> Measurement:
     """
     path = folder / SCORES
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = dict(file)
-        with Image.open(folder / INPUT) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
+        for name in (SCORES, INPUT):
+            if not exists(folder / name):
+                raise CnnvizError(
+                    f"no {name} in {folder}; cnnviz render takes the folder that cnnviz occlude "
+                    "wrote for one image (without --no-scores)"
+                )
+        with open_arrays(path) as file:
+            arrays = {name: file[name] for name in file if name != "maps"}
+        pixels = np.asarray(read_rgb(folder / INPUT))
         return _measurement(arrays, pixels, str(folder))
-    except FileNotFoundError as error:
+    except (*DAMAGE, ArithmeticError) as error:
         raise CnnvizError(
-            f"no {Path(error.filename).name} in {folder}; cnnviz render takes the folder that "
-            "cnnviz occlude wrote for one image (without --no-scores)"
+            f"{path} cannot be read: it is damaged or not cnnviz's ({one_line(error)[:200]})"
         ) from error
-    except DAMAGE as error:
-        raise CnnvizError(f"{path} cannot be read: it is damaged or not cnnviz's") from error
 
 
 def load_crop(folder: Path) -> np.ndarray | None:
@@ -108,6 +109,7 @@ def _measurement(arrays: dict[str, np.ndarray], pixels: np.ndarray, name: str) -
         box_original=(0.0, 0.0, float(height), float(width)),
         original_size=(height, width),
     )
+    _check(arrays, (height, width))
     stride, border = int(arrays["stride"]), Border(str(arrays["border"]))
     shapes = [(int(rows), int(columns)) for rows, columns in arrays["grids"]]
     masks = [(int(rows), int(columns)) for rows, columns in arrays["masks"]]
@@ -119,7 +121,6 @@ def _measurement(arrays: dict[str, np.ndarray], pixels: np.ndarray, name: str) -
         for mask, shape, part in zip(masks, shapes, boxes, strict=True)
     )
     activation = None
-    _check(arrays, (height, width))
     if "activation" in arrays:
         activation = Activation(
             str(arrays["activation_layer"]),
@@ -161,8 +162,28 @@ def _head(arrays: dict[str, np.ndarray]) -> Head:
 
 def _check(arrays: dict[str, np.ndarray], size: tuple[int, int]) -> None:
     """Raises ValueError where the arrays do not belong together."""
-    boxes, logits = arrays["boxes"], arrays["logits"]
-    classes = (len(arrays["labels"]),)
-    fits = logits.shape == (len(boxes), *classes) and arrays["base_logits"].shape == classes
-    if not fits or (boxes < 0).any() or (boxes > np.array([*size, *size])).any():
+    (positions, classes), masks = arrays["logits"].shape, len(arrays["masks"])
+    shapes = {
+        "logits": ("f", (positions, classes)),
+        "base_logits": ("f", (classes,)),
+        "boxes": ("i", (positions, 4)),
+        "labels": ("U", (classes,)),
+        "masks": ("i", (masks, 2)),
+        "grids": ("i", (masks, 2)),
+        "stride": ("i", ()),
+        "border": ("U", ()),
+    }
+    if "activation" in arrays:
+        shapes |= {"activation": ("f", (positions,)), "activation_base": ("f", ())}
+    for name, (kind, shape) in shapes.items():
+        if arrays[name].dtype.kind != kind or arrays[name].shape != shape:
+            raise ValueError(f"{name} is {arrays[name].dtype} {arrays[name].shape}")
+        if kind == "f" and not np.isfinite(arrays[name]).all():
+            raise ValueError(f"{name} is not finite")
+        if kind == "i" and name != "boxes" and not (arrays[name] > 0).all():
+            raise ValueError(f"{name} is not positive")
+    low, high = arrays["boxes"][:, :2], arrays["boxes"][:, 2:]
+    inside = (low >= 0).all() and (low < high).all() and (high <= np.array(size)).all()
+    counts = [int(rows) * int(columns) for rows, columns in arrays["grids"]]
+    if not (positions and classes and inside and sum(counts) == positions):
         raise ValueError("its arrays do not fit each other")

@@ -14,7 +14,7 @@ import struct
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -73,6 +73,7 @@ _DECODER_ERRORS = (
 )
 
 
+_STRIP = 2**20  # pixels that are converted at a time
 SQUASHED = 0.02
 """Difference of the scales of rows and columns, as a share, from which it is no rounding."""
 
@@ -122,12 +123,33 @@ def _scale_wide(image: Image.Image) -> Image.Image:
     """Brings 16-bit and float greyscale to 8 bits; other modes are returned as they are."""
     if not image.mode.startswith(("I", "F")):
         return image
-    values = np.asarray(image).astype(np.float64)
     top = 1.0 if image.mode == "F" else 65535.0
-    low, high = float(values.min()), float(values.max())
-    if not (low >= 0 and high <= top):
-        raise ValueError(f"its values run from {low:g} to {high:g}; 0 to {top:g} can be read")
-    return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
+
+    def to_bytes(strip: Image.Image) -> Image.Image:
+        values = np.asarray(strip).astype(np.float64)
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= top):
+            raise ValueError(f"its values run from {low:g} to {high:g}; 0 to {top:g} can be read")
+        return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
+
+    return _by_strips(image, "L", to_bytes)
+
+
+def _by_strips(
+    image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    """Converts pixels to another mode; of a large picture, no third copy of it is ever held."""
+    whole = Image.new(mode, image.size)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        whole.paste(convert(image.crop(box)), box)
+    return whole
+
+
+def _over_grey(strip: Image.Image) -> Image.Image:
+    strip = strip.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", strip.size, MID_GREY), strip).convert("RGB")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -138,8 +160,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     image = _scale_wide(image)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, MID_GREY), image).convert("RGB")
+        return _by_strips(image, "RGB", _over_grey)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -154,8 +175,9 @@ def read_rgb(path: str | Path) -> Image.Image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and file.width * file.height > limit:
                 raise Image.DecompressionBombError(f"{file.width}x{file.height} is over {limit}")
-            upright = ImageOps.exif_transpose(file)
-            return to_rgb(upright)
+            ImageOps.exif_transpose(file, in_place=True)
+            file.load()
+            return to_rgb(file)
     except PermissionError as error:
         raise CnnvizError(f"'{path}' may not be read: permission denied") from error
     except UnidentifiedImageError as error:

@@ -6,7 +6,6 @@ values of another kind are refused with the remedy.
 """
 
 import math
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from cnnviz.core.errors import CnnvizError, one_line
-from cnnviz.core.files import DAMAGE, regular
+from cnnviz.core.files import DAMAGE, LARGEST, open_arrays, regular
 from cnnviz.core.models.preprocess import Preprocess
 
 ARRAYS = frozenset({".npy", ".npz"})
 TIFFS = frozenset({".tif", ".tiff"})
-LARGEST = 8 * 2**30
-"""Bytes of an array on disk, unpacked; more are refused before they are read."""
-
 Raster = NDArray[np.float32]
 
 
@@ -87,11 +83,8 @@ def _read(path: Path) -> NDArray[np.generic]:
 
 
 def _of_archive(path: Path) -> NDArray[np.generic]:
-    with zipfile.ZipFile(path) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > LARGEST:
-            raise ValueError(f"it unpacks to more than {LARGEST:,} bytes")
-    with np.load(path, allow_pickle=False) as archive:
-        found = {name: archive[name] for name in archive.files}
+    with open_arrays(path) as archive:
+        found = dict(archive)
     pictures = {name: array for name, array in found.items() if array.ndim in (2, 3)}
     if len(pictures) != 1:
         raise ValueError(f"it holds {len(pictures)} arrays of a picture's shape, not one")

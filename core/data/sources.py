@@ -7,6 +7,7 @@ or -1 where a picture has none.
 
 import csv
 import io
+import pickle
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from cnnviz.core.choices import whole_number
 from cnnviz.core.data.images import find_images, images_below, read_picture, suffixes
 from cnnviz.core.data.rasters import ARRAYS, Raster
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.files import exists, from_json, lines, read_text
+from cnnviz.core.files import DAMAGE, exists, from_json, lines, read_text
 from cnnviz.core.models.preprocess import Preprocess
 
 MANIFESTS = frozenset({".csv", ".jsonl"})
@@ -193,8 +194,10 @@ def _manifest(manifest: Path) -> ImageSource:
 def _beside(manifest: Path, path: str) -> Path:
     """A path relative to the manifest; one written on Windows has its slashes turned."""
     place = manifest.parent / path
+    if "\\" not in path or exists(place):
+        return place
     turned = manifest.parent / path.replace("\\", "/")
-    return turned if not exists(place) and exists(turned) else place
+    return turned if exists(turned) else place
 
 
 def _load_torchvision(name: str, root: Path, split: str) -> Any:
@@ -209,7 +212,7 @@ def _load_torchvision(name: str, root: Path, split: str) -> Any:
         # CIFAR's files are older than today's numpy, which says so once for each of them.
         with warnings.catch_warnings(action="ignore"):
             return kind(str(root), train=split == "train", download=False)
-    except (RuntimeError, OSError, ValueError, AssertionError, EOFError) as error:
+    except (*DAMAGE, AssertionError, AttributeError, ImportError, pickle.UnpicklingError) as error:
         place = {"cifar10": "cifar-10-batches-py", "mnist": "MNIST/raw"}
         raise CnnvizError(
             f"no whole {name} in '{root}': {place.get(name, 'FashionMNIST/raw')} is missing there "
@@ -223,11 +226,18 @@ def _torchvision(text: str) -> ImageSource:
     if split not in SPLITS or not root:
         root, split = rest, "test"
     data = _load_torchvision(name, Path(root).expanduser(), split)
-    arrays = np.asarray(data.data)
+    arrays, targets = np.asarray(data.data), [int(label) for label in data.targets]
     classes = tuple(map(str, range(10))) if name == "mnist" else tuple(data.classes)
+    if len(arrays) != len(targets):
+        raise CnnvizError(
+            f"'{root}' has {len(arrays)} {split} pictures of {name} and {len(targets)} labels"
+        )
+    if strange := sorted(set(targets) - set(range(len(classes)))):
+        raise CnnvizError(
+            f"'{root}' has the label {strange[0]}; {name} has the classes 0 to {len(classes) - 1}"
+        )
     examples = tuple(
-        Example(f"{name}:{split}/{row:05d}", int(label), row)
-        for row, label in enumerate(data.targets)
+        Example(f"{name}:{split}/{row:05d}", label, row) for row, label in enumerate(targets)
     )
     return ImageSource(
         examples,

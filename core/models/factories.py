@@ -51,7 +51,7 @@ class Factory:
             with _importable(self.folder):
                 module = self.function(**options)
         except USER_CODE_ERRORS as error:
-            raise CnnvizError(f"the factory '{self.name}' failed: {_where(error)}") from error
+            raise CnnvizError(f"the factory '{self.name}' failed: {where(error)}") from error
         if isinstance(module, nn.Module):
             return unwrapped(module)
         kind = type(module).__name__
@@ -153,7 +153,7 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def _where(error: BaseException) -> str:
+def where(error: BaseException) -> str:
     """The error in one line, with the innermost place it was raised at."""
     place, trace = "", error.__traceback__
     while trace is not None:
@@ -200,7 +200,7 @@ def _attribute(name: str, option: str) -> tuple[object, str, Path]:
         with _importable(folder):
             module = _import_file(path) if is_file else importlib.import_module(source)
     except USER_CODE_ERRORS as error:
-        raise UsageError(f"'{source}' cannot be imported: {_where(error)}") from error
+        raise UsageError(f"'{source}' cannot be imported: {where(error)}") from error
     found = getattr(module, attribute, None)
     if not callable(found):
         near = ", ".join(nearest(attribute, [k for k, v in vars(module).items() if callable(v)]))

@@ -20,6 +20,7 @@ from cnnviz.core.device import pick_device
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models import heads
 from cnnviz.core.models.dense import Reading, Region
+from cnnviz.core.models.guarded import guarded
 from cnnviz.core.models.habits import Habits
 from cnnviz.core.models.heads import Head
 from cnnviz.core.models.labels import Labels, class_index, read_labels
@@ -219,7 +220,7 @@ def load_model(
         )
     names = _name_classes(given, trained.labels or read.labels, read.classes, trained.name)
     return Model(
-        module=read.module,
+        module=guarded(read.module, trained.name, read.classes),
         name=trained.name,
         preprocess=preprocess,
         labels=names.names,

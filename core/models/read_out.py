@@ -5,6 +5,8 @@ Shapes: N images, K classes or values, h w rows and columns of a dense output, H
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from cnnviz.core.choices import HeadChoice
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.models.dense import Region
+from cnnviz.core.models.guarded import answer
 from cnnviz.core.models.habits import Habits, examine, far_away
 from cnnviz.core.models.heads import Head, Kind, settle
 from cnnviz.core.models.outputs import (
@@ -91,9 +94,11 @@ def read_out(
         module = module if part is None else with_reader(module, part)
         return ReadOut(module, 0, Head(Kind.NONE), Habits(), ())
     module = module if found.read is None else with_reader(module, found.read)
+    first: Any = raw if found.read is None else found.read(raw)
 
     def outputs(images: Tensor) -> Tensor:
-        numbers: Tensor = module(images.to(device, dtype))
+        run = partial(module, images.to(device, dtype))
+        numbers: Tensor = answer(run, len(images), first.shape[1:], name)
         return numbers.float()
 
     shown, habits = examine(outputs, shape, dtype)

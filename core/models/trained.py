@@ -24,10 +24,9 @@ from cnnviz.core.models.torchscript import script_weights
 from cnnviz.core.models.trial import tried
 
 BUNDLED = "bundled"
-PASS_MEMORY = 4 * 2**30
-"""Of bytes beside its weights, what a network out of an archive may take for its first picture."""
-PASS_SECONDS = 120
-"""Of processor time, likewise."""
+PASS_PIXELS, PASS_MEMORY, PASS_SECONDS = 512**2, 4 * 2**30, 120
+"""For each so many pixels of its first picture, what a network out of an archive may take: bytes
+beside its weights, seconds of processor time."""
 
 Adjust = Callable[[Preprocess | None], Preprocess]
 
@@ -102,7 +101,9 @@ def _from_archive(path: Path, kind: Kind, adjusted: Adjust) -> Trained:
         probe(network.module, path.name, channels, size, torch.float32, torch.device("cpu"))
 
     checkpoints.check_zip(path)
-    tried(path, run_once, slack=PASS_MEMORY, seconds=PASS_SECONDS)
+    rows, columns = adjusted(None).crop
+    pictures = max(1, rows * columns // PASS_PIXELS)
+    tried(path, run_once, slack=PASS_MEMORY * pictures, seconds=PASS_SECONDS * pictures)
     return opened()
 
 

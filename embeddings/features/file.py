@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnviz.core.data.datasets import ImageData
+from cnnviz.core.errors import CnnvizError
+from cnnviz.core.files import DAMAGE, open_arrays
 from cnnviz.embeddings.features.extract import MEMORY_BUDGET, Features, shown_path
 
 FEATURES = "features.npz"
@@ -46,20 +48,21 @@ def load_features(path: Path, key: str, layer: str) -> Features | None:
         None where there is no such file, it is damaged, or the key is another one.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with open_arrays(path) as stored:
             if str(stored["key"]) != key:
                 return None
             indices, predicted = stored["indices"], stored["predicted"]
         values = _mapped(path) if path.stat().st_size > MEMORY_BUDGET else _read(path)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, struct.error):
+    except (*DAMAGE, CnnvizError, struct.error):
         return None
-    if not (values.ndim == 2 and len(values) == len(indices) == len(predicted)):
+    rows = {array.shape[:1] for array in (values, indices, predicted)}
+    if values.ndim != 2 or values.dtype != np.float32 or len(rows) > 1:
         return None
     return Features(values, indices, predicted, layer, (), key, reused=True)
 
 
 def _read(path: Path) -> NDArray[np.float32]:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+    with open_arrays(path) as stored:
         values: NDArray[np.float32] = stored["features"]
     return values
 

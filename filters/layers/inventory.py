@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cnnviz.core.errors import UsageError
+from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph.receptive_field import ReceptiveField, receptive_fields
 from cnnviz.core.graph.trace import Untraceable
 from cnnviz.core.models.gradients import frozen
@@ -156,8 +156,8 @@ def _watch(model: Model, size: tuple[int, int]) -> tuple[dict[str, _Seen], dict[
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(counter)
             model.outputs(model.blank(size))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).strip().split("\n")[0]
+    except CnnvizError as error:
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
         raise UsageError(
             f"{model.name} does not run on images of {size[0]}x{size[1]} ({reason}); "
             f"give --image-size another size"

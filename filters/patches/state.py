@@ -8,7 +8,6 @@ refused by naming what differs.
 
 import io
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.files import DAMAGE, open_arrays
 from cnnviz.core.output.run_folder import write_atomically
 from cnnviz.filters.patches.score_stats import ScoreStats
 from cnnviz.filters.patches.top_k import TopK
@@ -106,7 +106,7 @@ def load(path: Path, empty: ScanState, identity: Mapping[str, Any]) -> ScanState
     if not path.exists():
         return None
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        with open_arrays(path) as file:
             header = json.loads(bytes(file[_HEADER]))
             _refuse_other(path, dict(header["identity"]), identity)
             layers = {
@@ -115,12 +115,12 @@ def load(path: Path, empty: ScanState, identity: Mapping[str, Any]) -> ScanState
             }
             errors = tuple((str(image), str(message)) for image, message in header["errors"])
             return ScanState(int(header["done"]), layers, errors)
-    except (ValueError, LookupError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except OSError as error:
+        raise CnnvizError(f"cannot read {path}: {error.strerror or error}") from error
+    except (*DAMAGE, ArithmeticError) as error:
         raise CnnvizError(
             f"'{path}' is not the state of a scan; start again with --overwrite"
         ) from error
-    except OSError as error:
-        raise CnnvizError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

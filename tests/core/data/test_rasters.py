@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cnnviz.cli.main import COMMANDS, app
-from cnnviz.core import load_model
+from cnnviz.core import files, load_model
 from cnnviz.core.data import rasters
 from cnnviz.core.data.datasets import batches, open_data
 from cnnviz.core.data.images import read_image
@@ -230,7 +230,8 @@ def test_an_array_of_gigabytes_is_refused_unread(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "x", bands())
-    monkeypatch.setattr(rasters, "LARGEST", bands().nbytes - 1)
+    for module in (rasters, files):
+        monkeypatch.setattr(module, "LARGEST", bands().nbytes - 1)
     with pytest.raises(CnnvizError, match="bytes"):
         read_image(path, wants(4))
 

@@ -397,7 +397,7 @@ def test_onnx_files_that_cannot_be_run_are_refused_in_a_line(tmp_path: Path) -> 
     path.write_bytes(whole)
     with pytest.raises(UsageError, match="is a network of its own: name it alone"):
         load_model("resnet18", checkpoint=path)
-    with pytest.raises(ValueError, match="to have 3 channels, but got 4"):
+    with pytest.raises(CnnvizError, match="to have 3 channels, but got 4"):
         load_model(str(path)).logits(torch.rand(1, 4, 8, 8))
     words = helper.make_tensor_value_info("x", TensorProto.INT64, [1, 16])
     out = helper.make_tensor_value_info("y", TensorProto.INT64, [1, 16])
