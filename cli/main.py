@@ -4,8 +4,11 @@ A user's mistake is one line on stderr and an exit status (`core.errors`); what 
 a bug and shows its traceback.
 """
 
+import _thread
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import Annotated, Any
 
@@ -27,6 +30,7 @@ from cnnviz.core.errors import CnnvizError
 
 INTERRUPTED = 130
 SHOWN = 300
+_MOMENT = 0.02  # seconds
 # The base of all that Typer says of a command line; it has no public name.
 UsageMistake: type[Exception] = typer.BadParameter.__mro__[2]
 
@@ -86,13 +90,33 @@ def _program(
     """See what a convolutional network has learned and where it looks."""
 
 
+@contextmanager
+def _interruptions_kept() -> Iterator[None]:
+    """Repeats an interruption that fell into a finaliser or callback, where Python drops it."""
+    before = sys.unraisablehook
+
+    def again(dropped: Any) -> None:
+        if isinstance(dropped.exc_value, KeyboardInterrupt):
+            threading.Timer(_MOMENT, _thread.interrupt_main).start()
+        else:
+            before(dropped)
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
 def run(arguments: Sequence[str]) -> int:
     """Runs one command line; returns the exit status.
 
     0 done, 1 failed in part or whole, 2 wrong usage, 3 a check did not hold, 130 interrupted.
     """
+    given = list(arguments) or ["--help"]
     try:
-        status = app(list(arguments) or ["--help"], prog_name="cnnviz", standalone_mode=False)
+        with _interruptions_kept():
+            status = app(given, prog_name="cnnviz", standalone_mode=False)
     except CnnvizError as error:
         say(f"cnnviz: {error}")
         return error.exit_status

@@ -96,8 +96,7 @@ def _forget(folder: "RunFolder") -> None:
     from cnnviz.core.output.run_folder import SUMMARY
 
     if (folder.path / SUMMARY).exists():
-        for path in (folder.path / STATE, *folder.path.glob(f".{STATE}.*.tmp")):
-            path.unlink(missing_ok=True)
+        (folder.path / STATE).unlink(missing_ok=True)
 
 
 def _draw(

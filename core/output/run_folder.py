@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 from PIL import Image
@@ -78,6 +79,52 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
+class _Lock:
+    """Keeps other processes out of a folder for as long as it lives; this one may come again.
+
+    The system lets go of it when the process ends, however that happens; nothing is written.
+    """
+
+    _held: ClassVar["WeakValueDictionary[tuple[int, int], _Lock]"] = WeakValueDictionary()
+
+    def __init__(self, file: int) -> None:
+        """Locks a folder that nobody has, by an open file that is closed with the lock.
+
+        Raises:
+            BlockingIOError: somebody has it.
+        """
+        import fcntl
+
+        self._file = file
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if isinstance(error, BlockingIOError):
+                raise  # any other is a file system's that knows no locks
+
+    def __del__(self) -> None:
+        os.close(self._file)
+
+    @classmethod
+    def of(cls, path: Path) -> "_Lock | None":
+        """The lock of a folder; None where the system has none.
+
+        Raises:
+            CnnvizError: another process writes there.
+        """
+        if os.name != "posix":
+            return None
+        key = _identity(path)
+        try:
+            lock = cls._held.get(key) or cls(os.open(path, os.O_RDONLY))
+        except BlockingIOError as error:
+            raise CnnvizError(
+                f"another run writes to {path}; wait for it, or give --out another folder"
+            ) from error
+        cls._held[key] = lock
+        return lock
+
+
 class RunFolder:
     """Where one run's files go, and the list of them.
 
@@ -94,6 +141,8 @@ class RunFolder:
         self._root = root or self
         self.files: list[str] = root.files if root else []
         self._taken: set[str] = set()
+        self._names: dict[str, str] = {}
+        self._lock: _Lock | None = None
 
     @classmethod
     def open(
@@ -116,7 +165,7 @@ class RunFolder:
 
         Raises:
             UsageError: the folder is not empty and neither flag allows it, or it is a file.
-            CnnvizError: it cannot be made or written to.
+            CnnvizError: it cannot be made or written to, or another process is doing so.
         """
         try:
             if within is not None and not path.resolve().is_relative_to(within.resolve()):
@@ -135,6 +184,7 @@ class RunFolder:
         if occupied and not overwrite and not unfinished:
             raise UsageError(f"{path} is not empty; use --overwrite, or another folder with --out")
         folder = cls(path, inputs=inputs)
+        folder._lock = _Lock.of(path)
         folder._clear_leftovers()
         if occupied and overwrite:
             folder._remove_previous()
@@ -180,6 +230,7 @@ class RunFolder:
         except OSError as error:
             raise CnnvizError(f"cannot write to {path}: {error.strerror or error}") from error
         folder = RunFolder(path, self._root)
+        folder._lock = _Lock.of(path)
         folder._clear_leftovers()
         folder._remove_previous()  # of an earlier run on this image alone
         return folder
@@ -204,6 +255,16 @@ class RunFolder:
         """What the inputs are, by whatever name."""
         return frozenset(_identity(given) for given in map(Path, self._inputs) if exists(given))
 
+    def _place(self, name: str) -> Path:
+        """Where a file of that name goes: names that become the same file's get a number."""
+        stem, dot, suffix = name.rpartition(".")
+        base, number = safe_name(stem if dot else suffix), 1
+        file_name = f"{base}.{safe_name(suffix)}" if dot else base
+        while self._names.setdefault(file_name.lower(), name) != name:
+            number += 1
+            file_name = f"{base}-{number}{dot}{safe_name(suffix) if dot else ''}"
+        return self.path / file_name
+
     def _list(self, path: Path) -> Path:
         relative = path.relative_to(self._root.path).as_posix()
         if relative not in self.files:
@@ -212,7 +273,7 @@ class RunFolder:
 
     def write_bytes(self, name: str, data: bytes) -> Path:
         """Writes one file and lists it; `name` is used as `safe_name` makes it."""
-        path = self.path / safe_name(name)
+        path = self._place(name)
         self._check_kept(path)
         write_atomically(path, data)
         return self._list(path)
@@ -237,7 +298,7 @@ class RunFolder:
 
     def write_large_npz(self, name: str, **arrays: np.ndarray) -> Path:
         """Writes arrays uncompressed and straight to disk: they may be larger than the memory."""
-        path = self.path / safe_name(name)
+        path = self._place(name)
         self._check_kept(path)
         _replace(path, lambda stream: np.savez(stream, **arrays))  # type: ignore[arg-type]
         return self._list(path)
