@@ -184,6 +184,7 @@ def _check(arrays: dict[str, np.ndarray], size: tuple[int, int]) -> None:
             raise ValueError(f"{name} is not positive")
     low, high = arrays["boxes"][:, :2], arrays["boxes"][:, 2:]
     inside = (low >= 0).all() and (low < high).all() and (high <= np.array(size)).all()
+    inside = inside and (arrays["masks"] <= np.array(size)).all()
     counts = [int(rows) * int(columns) for rows, columns in arrays["grids"]]
     if not (positions and classes and inside and sum(counts) == positions):
         raise ValueError("its arrays do not fit each other")

@@ -7,6 +7,7 @@ or -1 where a picture has none.
 
 import csv
 import io
+import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -80,7 +81,7 @@ def _by_number(name: str) -> tuple[bool, int, str]:
     return (number is None, number or 0, name)
 
 
-def _labelled(rows: Iterable[tuple[Path, str | None]]) -> ImageSource:
+def _labelled(rows: Iterable[tuple[str | Path, str | None]]) -> ImageSource:
     """Pictures with the names of their classes, None where unknown."""
     listed = list(rows)
     names = tuple(sorted({name for _, name in listed if name is not None}, key=_by_number))
@@ -188,16 +189,17 @@ def _manifest(manifest: Path) -> ImageSource:
     rows = read(text, manifest)
     if not rows:
         raise UsageError(f"the manifest '{manifest}' lists no image")
-    return _labelled((_beside(manifest, path), label or None) for path, label in rows)
+    folder = "" if manifest.parent == Path() else str(manifest.parent)
+    return _labelled((_beside(folder, path), label or None) for path, label in rows)
 
 
-def _beside(manifest: Path, path: str) -> Path:
-    """A path relative to the manifest; one written on Windows has its slashes turned."""
-    place = manifest.parent / path
-    if "\\" not in path or exists(place):
+def _beside(folder: str, path: str) -> str:
+    """A path relative to the manifest's folder; one written on Windows has its slashes turned."""
+    place = os.path.join(folder, path.removeprefix("./"))  # noqa: PTH118 (a million of them)
+    turned = place.replace("\\", "/")
+    if turned == place or exists(Path(place)) or not exists(Path(turned)):
         return place
-    turned = manifest.parent / path.replace("\\", "/")
-    return turned if exists(turned) else place
+    return turned
 
 
 def _load_torchvision(name: str, root: Path, split: str) -> Any:

@@ -5,6 +5,7 @@ import pickle
 import threading
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -334,6 +335,100 @@ def test_mnist_is_read_from_its_own_files(tmp_path: Path, name: str, folder: str
     sample = open_data([f"{name}:{tmp_path}"], limit=2)
     assert np.array_equal(np.asarray(sample.open(1))[..., 0], pixels[sample.examples[1].row])
     assert match_labels(data, model(*map(str, range(10)))) == tuple(range(10))
+
+
+@pytest.mark.parametrize(
+    ("pictures", "labels", "words"),
+    [
+        ((5, 28, 28), [1, 2, 3], "has 5 test pictures of mnist and 3 labels"),
+        ((2, 28, 28), [1, 2, 3], "has 2 test pictures of mnist and 3 labels"),
+        ((3, 28, 28), [1, 200, 3], "has the label 200; mnist has the classes 0 to 9"),
+        ((3, 28, 28), [[1], [2], [3]], "no whole mnist in"),
+        ((9, 28), [1, 2, 3], "no whole mnist in"),
+    ],
+)
+def test_parts_of_mnist_that_disagree(
+    tmp_path: Path, pictures: tuple[int, ...], labels: list[Any], words: str
+) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split in ("t10k", "train"):
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(idx(np.zeros(pictures)))
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(idx(np.array(labels)))
+    with pytest.raises(CnnvizError, match=words):
+        open_data([f"mnist:{tmp_path}"])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("part", ["images-idx3", "labels-idx1"])
+def test_cut_files_of_mnist(tmp_path: Path, part: str, share: float) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split in ("t10k", "train"):
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(idx(np.zeros((9, 28, 28))))
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(idx(np.zeros(9)))
+    path = raw / f"t10k-{part}-ubyte"
+    path.write_bytes(path.read_bytes()[: int(share * len(path.read_bytes()))])
+    with pytest.raises(CnnvizError, match="no whole mnist in"):
+        open_data([f"mnist:{tmp_path}"])
+
+
+class Harmful:
+    """Unpickled, it creates a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+def test_cifar10_with_code_in_it_is_not_unpickled(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    names = ["batches.meta", "test_batch", *(f"data_batch_{number}" for number in range(1, 6))]
+    for name in names:
+        (folder / name).write_bytes(pickle.dumps(Harmful(tmp_path / "mark")))
+    with pytest.raises(CnnvizError, match="no whole cifar10 in"):
+        open_data([f"cifar10:{tmp_path}"])
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        ({"data": np.zeros((4, 3072), np.uint8), "labels": [1, 2]}, "has 4 test pictures of cifar"),
+        ({"data": np.zeros((2, 3072), np.uint8), "labels": [1, 12]}, "has the label 12"),
+        ({"data": np.zeros((2, 99), np.uint8), "labels": [1, 2]}, "no whole cifar10"),
+        ({"labels": [1, 2]}, "no whole cifar10"),
+        ([1, 2], "no whole cifar10"),
+    ],
+)
+def test_parts_of_cifar10_that_disagree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: object, words: str
+) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    (folder / "test_batch").write_bytes(pickle.dumps(batch))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    kind = torchvision_datasets.CIFAR10
+    monkeypatch.setattr(kind, "_check_integrity", lambda _self: True)
+    monkeypatch.setattr(kind, "test_list", [["test_batch", None]])
+    monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": None})
+    with pytest.raises(CnnvizError, match=words):
+        open_data([f"cifar10:{tmp_path}"])
+
+
+def test_a_million_lines_are_listed_without_asking_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "list.csv").write_text("path\n" + "".join(f"{i}.png\n" for i in range(20_000)))
+    asked: list[Path] = []
+    stat = Path.stat
+    monkeypatch.setattr(Path, "stat", lambda self, **o: asked.append(self) or stat(self, **o))
+    data = open_data([str(tmp_path / "list.csv")], limit=10)
+    assert (len(data), data.total) == (10, 20_000)
+    assert len(asked) < 40
 
 
 def test_named_classes_need_the_models_names_unless_it_has_none(tmp_path: Path) -> None:
