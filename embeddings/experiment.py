@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnviz.core.data.datasets import ImageData, match_labels
+from cnnviz.core.data.datasets import ImageData, failures, match_labels
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.load import Model
 from cnnviz.embeddings.choices import EmbeddingSpec, Method
@@ -197,7 +197,12 @@ class Embedder:
         """
         model, spec, clock = self._model, self._spec, self._clock
         points, count = features.values_ND, len(features.values_ND)
-        check_spec(spec, count)
+        try:
+            check_spec(spec, count)
+        except UsageError as error:
+            if not features.errors:
+                raise
+            raise CnnvizError(f"{error}; left out: {failures(features.errors)}") from error
         labels_N = _labels(self._data, features)
         correct_N, mismatch = _judge_predictions(model, self._data, features, labels_N)
         with clock.part("components", 1) as advance:

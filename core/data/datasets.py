@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 MAX_WORKERS = 8
 SHOWN = 8
+REASONS = 3
 IMAGENET_CLASSES = 1000
 _log = logging.getLogger("cnnviz")
 
@@ -162,6 +163,24 @@ def open_data(sources: Sequence[str], *, limit: int | None = None, seed: int = 0
         fingerprint=_fingerprint(examples, source.classes),
         total=len(source.examples),
         _source=source,
+    )
+
+
+def failures(errors: Sequence[tuple[str, str]]) -> str:
+    """The first few images that could not be used, with the reasons, and how many more there are.
+
+    Args:
+        errors: (image, message) of each.
+    """
+    said = [text if path in text else f"'{path}': {text}" for path, text in errors[:REASONS]]
+    more = f" and {len(errors) - REASONS} more" if len(errors) > REASONS else ""
+    return "; ".join(said) + more
+
+
+def none_usable(data: ImageData, errors: Sequence[tuple[str, str]]) -> CnnvizError:
+    """What to raise where nothing is left of a data set; see `failures`."""
+    return CnnvizError(
+        f"none of the {len(data)} images of {data.name} could be used: {failures(errors)}"
     )
 
 

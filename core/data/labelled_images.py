@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cnnviz.core.data.datasets import ImageData, batches, match_labels
-from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.data.datasets import ImageData, batches, match_labels, none_usable
+from cnnviz.core.errors import UsageError
 from cnnviz.core.models.heads import Kind
 
 if TYPE_CHECKING:
@@ -102,8 +102,8 @@ class LabelledImages:
         with closing(self._batches(count)) as found:
             for _indices, images, _labels in found:
                 return images
-        reason = next(iter(self.errors.values()), "the data set is empty")
-        raise CnnvizError(f"no image could be used: {reason}")
+        examples = self.data.examples
+        raise none_usable(self.data, [(examples[i].path, text) for i, text in self.errors.items()])
 
     def images(self, size: int) -> Iterator[Tensor]:
         """All images in batches, without what is known of them."""

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cnnviz.core.data.datasets import ImageData, batches
+from cnnviz.core.data.datasets import ImageData, batches, none_usable
 from cnnviz.core.device import in_batches
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.graph.trace import Untraceable, trace
@@ -29,7 +29,6 @@ from cnnviz.embeddings.features.penultimate import FeatureExtractor
 
 MEMORY_BUDGET = 1 << 30
 FORMAT = "cnnviz features 1"
-SHOWN = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +181,7 @@ def extract(
         progress(len(batch.indices))
     named = [(shown_path(data.examples[i].path), text) for i, text in sorted(got.errors)]
     if not got.store.count:
-        raise CnnvizError(_nothing_left(named))
+        raise none_usable(data, named)
     key = features_key(model, data, extractor)
     return Features(
         got.store.rows(),
@@ -192,9 +191,3 @@ def extract(
         tuple(named),
         key,
     )
-
-
-def _nothing_left(errors: list[tuple[str, str]]) -> str:
-    some = "; ".join(f"'{path}': {message}" for path, message in errors[:SHOWN])
-    more = f" and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
-    return f"none of the {len(errors)} images could be used: {some}{more}"

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnviz.core.data.datasets import Batch, ImageData, batches, match_labels
+from cnnviz.core.data.datasets import Batch, ImageData, batches, match_labels, none_usable
 from cnnviz.core.device import in_batches
-from cnnviz.core.errors import CnnvizError
 from cnnviz.core.graph.trace import Untraceable, describe, trace
 from cnnviz.core.models.gradients import frozen
 from cnnviz.core.models.gradients import gradients as slopes_of
@@ -101,7 +100,7 @@ def measure(
         images += count
         labelled += int((batch.labels >= 0).sum()) if classes else 0
     if not images:
-        raise CnnvizError(f"none of the images of {data.name} could be read")
+        raise none_usable(data, errors)
     return Statistics(images, labelled, *merged, tuple(errors))
 
 

@@ -11,9 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cnnviz.core.data.datasets import ImageData
+from cnnviz.core.data.datasets import ImageData, none_usable
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.errors import CnnvizError
 from cnnviz.core.models.load import Model
 from cnnviz.filters.patches.boxes import Cutter, Winner
 from cnnviz.filters.patches.choices import MaxPatchesSpec
@@ -165,8 +164,7 @@ def find_patches(
     state = scan(model, data, plan, batch_size=size, saving=saving, progress=progress)
     counted = next(iter(state.layers.values())).stats.count
     if not counted:
-        reason = state.errors[0][1] if state.errors else "the data set is empty"
-        raise CnnvizError(f"no image could be used: {reason}")
+        raise none_usable(data, state.errors)
     filters: list[FilterPatches] = []
     for layer, layer_state in state.layers.items():
         winners = _winners(layer_state, plan, layer)

@@ -265,3 +265,34 @@ def test_layers_of_networks_with_global_pooling_are_json(place: Path) -> None:
     assert run([*line, "--out", "out"]) == 0
     text = (place / "out" / "summary.json").read_text()
     assert not {"NaN", "Infinity"} & set(text.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["max-patches", "data", "--layer", "stem.conv"],
+        ["ablate", "data", "--filters", "stem.conv:0"],
+        ["tsne", "data", "--perplexity", "2"],
+        ["layers", "data"],
+    ],
+)
+@pytest.mark.parametrize("good", [0, 2])
+def test_where_nothing_can_be_used_the_reasons_are_said(
+    place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], good: int
+) -> None:
+    for number in range(8):
+        path = place / "data" / ("cat" if number % 2 else "dog") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if number < good:
+            shutil.copy("truck.png", path)
+        else:
+            path.write_text("no picture")
+    if good and arguments[0] != "tsne":
+        assert run([*arguments, "--out", "out", "--quiet"]) == 1  # the bad ones, in a line each
+        assert capsys.readouterr().err.count("is not an image that can be read") == 8 - good
+        assert (place / "out" / "summary.json").exists()
+        return
+    fails(
+        capsys, [*arguments, "--out", "out", "--quiet"], "and 5 more" if not good else "and 3 more"
+    )
+    assert not (place / "out" / "summary.json").exists()
