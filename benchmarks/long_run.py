@@ -67,9 +67,7 @@ def main() -> None:
         summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     first, last = seen[EVERY - 1][1], seen[-1][1]
     print(f"status {status}; {len(summary['errors'])} of {options.images // BAD} bad files listed")
-    print(
-        f"memory at image {EVERY} and at the end: {first:.1f} and {last:.1f} MiB ({last / first:.3f})"
-    )
+    print(f"memory at image {EVERY}: {first:.1f} MiB; at the end {last / first:.3f} times as much")
 
 
 if __name__ == "__main__":
