@@ -114,7 +114,8 @@ def _channels_last(values: NDArray[np.generic], channels: int, path: str) -> NDA
 
 
 def _scaled(bands: NDArray[np.generic], scale: tuple[float, float] | None, path: str) -> Raster:
-    exact = bands.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN is told of below
+        exact = bands.astype(np.float64)
     if not np.isfinite(exact).all():
         raise CnnvizError(f"'{path}' holds values that are not finite")
     if scale is None and bands.dtype == np.uint8:
