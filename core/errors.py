@@ -33,9 +33,14 @@ class CheckFailed(CnnvizError):  # noqa: N818 (not an error of the program: a ve
     exit_status = 3
 
 
+LONGEST = 300
+"""Letters of what somebody else's error says; some quote a whole file."""
+
+
 def one_line(error: BaseException) -> str:
     """What somebody else's error says, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:

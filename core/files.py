@@ -6,6 +6,7 @@ for can be a pipe that never ends. Text from strangers can be nested deeper than
 
 import json
 import stat
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,7 @@ DAMAGE = (
     MemoryError,
     zipfile.BadZipFile,
     zlib.error,
+    tokenize.TokenError,
 )
 """What damaged or foreign files have been seen to raise when they are read as arrays."""
 

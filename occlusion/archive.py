@@ -87,7 +87,7 @@ def load(folder: Path) -> Measurement:
         return _measurement(arrays, pixels, str(folder))
     except (*DAMAGE, ArithmeticError) as error:
         raise CnnvizError(
-            f"{path} cannot be read: it is damaged or not cnnviz's ({one_line(error)[:200]})"
+            f"{path} cannot be read: it is damaged or not cnnviz's ({one_line(error)})"
         ) from error
 
 

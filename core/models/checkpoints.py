@@ -217,14 +217,17 @@ def weights_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _needed(error: Exception) -> str:
-    """What torch's restricted unpickler stopped at, without its advice to lift the restriction."""
-    text = one_line(error).rpartition("WeightsUnpickler error:")[2].strip()
+def refused(path: Path, cause: Exception | str) -> CnnvizError:
+    """What to raise where a pickle needs more than tensors.
+
+    Args:
+        path: the file.
+        cause: torch's restricted unpickler's error, or the name of what it needs.
+    """
+    text = " ".join(str(cause).split()).rpartition("WeightsUnpickler error:")[2].strip()
     found = _GLOBAL.search(text)
-    return found.group(1) if found else text.partition(" Check the documentation")[0][:100]
-
-
-def _refuse(path: Path, needs: str) -> CnnvizError:
+    # Without torch's advice to lift the restriction.
+    needs = found.group(1) if found else text.partition(" Check the documentation")[0][:100]
     return CnnvizError(
         f"refused to read '{path}': it holds more than tensors ({needs}) and reading it could run "
         "code; save the network's state_dict() alone, best as .safetensors"
@@ -260,10 +263,10 @@ def _read_pickle(path: Path) -> tuple[Any, list[str]]:
         with warnings.catch_warnings(action="ignore"), safe_globals([*_stand_ins(), *inert]):
             return torch.load(path, map_location="cpu", weights_only=True), strangers
     except pickle.UnpicklingError as error:
-        raise _refuse(path, _needed(error)) from error
+        raise refused(path, error) from error
     except (*DAMAGE, AttributeError, AssertionError, ArithmeticError, struct.error) as error:
         raise CnnvizError(
-            f"the checkpoint '{path}' is truncated or damaged: {one_line(error)[:200]}"
+            f"the checkpoint '{path}' is truncated or damaged: {one_line(error)}"
         ) from error
 
 
@@ -327,7 +330,7 @@ def _from_pickle(path: Path) -> list[StateDict]:
     except CnnvizError as error:
         if not strangers:
             raise
-        raise _refuse(path, strangers[0]) from error
+        raise refused(path, strangers[0]) from error
     return [replace(state, strangers=tuple(strangers)) for state in found]
 
 

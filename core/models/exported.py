@@ -186,5 +186,5 @@ def load_exported(path: Path) -> Exported:
             "state_dict() and name the architecture with --model"
         ) from error
     except (*_LOADING_ERRORS, SpecViolationError) as error:
-        text = one_line(error)[:200]
+        text = one_line(error)
         raise CnnvizError(f"the archive '{path}' cannot be read: {text}") from error

@@ -84,7 +84,7 @@ def _preprocess(
     except USER_CODE_ERRORS as error:  # the library's own, and its dependencies'
         size = config.image_size if isinstance(getattr(config, "image_size", None), int) else None
         return plain(size), (
-            f"{name} says nothing of how to prepare pictures ({one_line(error)[:80]}); they are "
+            f"{name} says nothing of how to prepare pictures ({one_line(error)}); they are "
             "prepared as for ImageNet (--size, --mean, --std)",
         )
 

@@ -50,7 +50,7 @@ class OnnxNetwork(nn.Module):
             )
         except USER_CODE_ERRORS as error:
             raise CnnvizError(
-                f"the ONNX file '{path}' cannot be read: {one_line(error)[:200]}"
+                f"the ONNX file '{path}' cannot be read: {one_line(error)}"
             ) from error
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in NUMBERS:

@@ -151,7 +151,7 @@ def fetched(what: str, hub_id: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except USER_CODE_ERRORS as error:  # of networks, of files, and the library's own
-        reason = one_line(error)[:200]
+        reason = one_line(error)
         if Path(hub_id).is_dir():
             raise CnnvizError(f"{what} cannot be read from {hub_id}: {reason}") from error
         raise CnnvizError(

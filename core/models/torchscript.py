@@ -22,6 +22,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from cnnviz.core.errors import CnnvizError, one_line
 from cnnviz.core.files import DAMAGE
+from cnnviz.core.models.checkpoints import refused
 
 _VALUES = re.compile(r"data\.pkl|data/\d+|version|byteorder")
 _OPERATOR = re.compile(r"\bops\s*\.\s*(\w+)\s*\.\s*(\w+)")
@@ -50,8 +51,10 @@ def script_weights(path: Path) -> dict[str, Tensor]:
     """
     try:
         values = _read(path)
-    except (*DAMAGE, pickle.UnpicklingError, AttributeError, AssertionError) as error:
-        text = one_line(error)[:200]
+    except pickle.UnpicklingError as error:
+        raise refused(path, error) from error
+    except (*DAMAGE, AttributeError, AssertionError) as error:
+        text = one_line(error)
         raise CnnvizError(f"the archive '{path}' cannot be read: {text}") from error
     found = dict(_tensors(values))
     if not found:
@@ -134,7 +137,7 @@ def load_script(path: Path) -> nn.Module:
             if hasattr(module, "training"):
                 module.eval()
     except (*DAMAGE, AttributeError) as error:
-        text = one_line(error)[:200]
+        text = one_line(error)
         raise CnnvizError(f"the archive '{path}' cannot be read: {text}") from error
     network: nn.Module = module
     return network
