@@ -87,8 +87,10 @@ def _be_a_child(work: Callable[[], object], memory: int, seconds: int) -> None:
 
 
 def _limit(memory: int, seconds: int) -> None:
+    import faulthandler
     import resource
 
+    faulthandler.disable()
     for number in (signal.SIGINT, signal.SIGXCPU, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)  # Python's own would wait for the work to end
     quiet = os.open(os.devnull, os.O_WRONLY)
