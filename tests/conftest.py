@@ -25,3 +25,16 @@ def assets() -> Path:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+HOSTILE = ("hostile_input", "foreign_folders", "odd_networks", "trial", "doors", "faults", "fuzz")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says how many cases of bad input were tried."""
+    reports = terminalreporter.getreports
+    ended = [*reports("passed"), *reports("failed")]
+    files = {f"test_{name}.py" for name in HOSTILE}
+    tried = {r.nodeid for r in ended if Path(r.nodeid.partition("::")[0]).name in files}
+    if tried:
+        terminalreporter.write_line(f"bad input: {len(tried)} cases")

@@ -10,11 +10,12 @@ Shapes: C channels (3 colours, as a rule), H W rows and columns.
 
 import logging
 import math
+import os
 import struct
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -283,6 +284,25 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
+def _visible(folder: Path) -> Iterator[Path]:
+    """All that lies below a folder, in linked folders too; folders left out are said in a line."""
+    left: list[str] = []
+
+    def unreadable(error: OSError) -> None:
+        left.append(f"{error.filename} ({error.strerror})")
+
+    seen = {os.path.realpath(folder)}
+    for place, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        below = [Path(place, name) for name in sorted(folders) if not _is_hidden(Path(name))]
+        twice = [path for path in below if os.path.realpath(path) in seen]
+        left += [f"{path} (read already by another name)" for path in twice]
+        folders[:] = [path.name for path in below if path not in twice]
+        seen.update(os.path.realpath(path) for path in below)
+        yield from (Path(place, name) for name in names if not _is_hidden(Path(name)))
+    if left:
+        _log.warning("note: folders left out of %r: %s", str(folder), ", ".join(left))
+
+
 def images_below(folder: Path) -> list[Path]:
     """All picture files below a folder, by their suffix, sorted; hidden ones are left out.
 
@@ -290,8 +310,7 @@ def images_below(folder: Path) -> list[Path]:
 
     Files of other suffixes are counted in one line, but for those that lie beside pictures.
     """
-    visible = [p for p in folder.rglob("*") if not _is_hidden(p.relative_to(folder))]
-    files = sorted(path for path in visible if path.is_file())
+    files = sorted(path for path in _visible(folder) if path.is_file())
     found = [path for path in files if path.suffix.lower() in suffixes()]
     kinds = Counter(path.suffix.lower() for path in files) if found else Counter[str]()
     found = found or [path for path in files if is_array(path)]

@@ -1,5 +1,7 @@
 import math
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from cnnviz.core.data.images import (
     Preprocess,
     file_crop,
     find_images,
+    images_below,
     prepare,
     read_image,
     read_rgb,
@@ -309,3 +312,33 @@ def test_a_file_with_no_more_pixels_than_the_working_image_has_no_crop(tmp_path:
     for size in (10, 24):
         assert file_crop(read_image(tmp_path / "small.png", Preprocess(size, (size, size)))) is None
     assert file_crop(read_image(tmp_path / "small.png", Preprocess(4, (12, 12)))) is None
+
+
+def test_linked_folders_are_read_once_and_folders_left_out_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "data" / "cat").mkdir(parents=True)
+    for place in ("elsewhere/a.png", "data/cat/b.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / place)
+    (tmp_path / "data" / "dog").symlink_to(tmp_path / "elsewhere")
+    found = images_below(tmp_path / "data")
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == [
+        "data/cat/b.png",
+        "data/dog/a.png",
+    ]
+    assert not caplog.text
+    (tmp_path / "data" / "cat" / "up").symlink_to(tmp_path / "data")
+    assert images_below(tmp_path / "data") == found
+    assert "up (read already by another name)" in caplog.text
+    caplog.clear()
+    scan = os.scandir
+
+    def closed(place: str) -> Any:
+        if str(place).endswith("dog"):
+            raise PermissionError(13, "Permission denied", place)
+        return scan(place)
+
+    monkeypatch.setattr(os, "scandir", closed)  # root may read anything
+    assert images_below(tmp_path / "data") == found[:1]
+    assert "dog (Permission denied)" in caplog.text
