@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cnnviz.core.device import in_batches
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.graph.receptive_field import ReceptiveField, receptive_fields
 from cnnviz.core.graph.trace import Untraceable
@@ -77,10 +78,14 @@ class Cutter:
         if self._crop is Crop.RECEPTIVE_FIELD or not self._sees_most(layer):
             return self._exact(layer, winners)
         boxes: list[Box] = []
-        for start in range(0, len(winners), self._batch_size):
-            part = winners[start : start + self._batch_size]
-            found = zip(self._effective(layer, part), self._exact(layer, part), strict=True)
-            boxes += [effective or exact for effective, exact in found]
+
+        def some(part: slice) -> None:
+            effective = self._effective(layer, winners[part])
+            exact = self._exact(layer, winners[part])
+            boxes.extend(own or whole for own, whole in zip(effective, exact, strict=True))
+
+        for _done, size in in_batches(len(winners), self._batch_size, some):
+            self._batch_size = size
         return boxes
 
     def _sees_most(self, layer: str) -> bool:

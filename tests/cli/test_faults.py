@@ -1,5 +1,6 @@
 """Runs that end before their end: killed, interrupted, out of disk, their folder gone."""
 
+import json
 import os
 import signal
 import subprocess
@@ -129,3 +130,66 @@ def test_names_that_become_the_same_file_are_two(tmp_path: Path) -> None:
     assert found["maps_a_1.png"] == b"again"
     assert found["maps_a_1-2.png"] == b"maps_a?1.png"
     assert all(name.endswith(".png") for name in found)
+
+
+HUNGRY = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, most):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.head = nn.Linear(4, 2)
+        self.most = most
+
+    def forward(self, x):
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.head(self.first(x).relu().mean((2, 3)))
+
+
+def hungry():
+    return Net(2)
+
+
+def modest():
+    return Net(10**9)
+"""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["occlude", "data/cat/0.png", *MASK],
+        ["saliency", "data/cat/0.png"],
+        ["max-patches", "data", "--layer", "first", "--crop", "effective"],
+        ["ablate", "data", "--filters", "first:0", "--sweep", "first"],
+        ["tsne", "data", "--perplexity", "2"],
+        ["layers", "data"],
+    ],
+)
+def test_out_of_memory_halves_the_batch_and_changes_nothing(place: Path, line: list[str]) -> None:
+    (place / "net.py").write_text(HUNGRY)
+    (place / "names.txt").write_text("cat\ndog\n")
+    found = []
+    for name in ("hungry", "modest"):
+        options = ["--model", f"net.py:{name}", "--size", "32", "--labels", "names.txt", "--quiet"]
+        assert run([*line, *options, "--batch-size", "8", "--out", name]) == 0
+        summary = next((place / name).rglob("summary.json"))
+        found.append(json.loads(summary.read_text().replace(f"net.py:{name}", "net.py"))["results"])
+    assert flat(found[0]) == pytest.approx(flat(found[1]), abs=1e-5, nan_ok=True)
+
+
+def flat(content: object, path: str = "") -> dict[str, object]:
+    """What JSON holds, by its place; times and engines left out."""
+    if isinstance(content, dict | list):
+        pairs = content.items() if isinstance(content, dict) else enumerate(content)
+        parts = [flat(value, f"{path}.{key}") for key, value in pairs if key not in OWN]
+        return {place: value for part in parts for place, value in part.items()}
+    return {path: content}
+
+
+OWN = ("seconds", "engine", "reason", "batch_size", "images_at_a_time")
