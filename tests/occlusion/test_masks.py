@@ -1,4 +1,7 @@
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cnnviz.core.choices import pixels
 from cnnviz.core.errors import UsageError
@@ -67,3 +70,31 @@ def test_masks_are_read_as_side_or_rows_by_columns():
 def test_anything_else_is_no_mask(text):
     with pytest.raises(UsageError, match="is no mask; --mask takes a side"):
         pixels(text, "--mask")
+
+
+SIDES = st.integers(1, 40)
+
+
+@given(size=st.tuples(SIDES, SIDES), mask=st.tuples(SIDES, SIDES), stride=SIDES)
+def test_any_grid_lies_in_the_image_and_covers_what_it_says(
+    size: tuple[int, int], mask: tuple[int, int], stride: int
+) -> None:
+    """Against the definition, pixel by pixel, for each border."""
+    mask = (min(mask[0], size[0]), min(mask[1], size[1]))
+    for border in Border:
+        grid = mask_grid(size, mask, stride, border)
+        rows, columns = grid.shape
+        assert len(grid.boxes_P4) == rows * columns
+        covered = torch.zeros(size, dtype=torch.bool)
+        for y0, x0, y1, x1 in grid.boxes_P4.tolist():
+            assert 0 <= y0 < y1 <= size[0]
+            assert 0 <= x0 < x1 <= size[1]
+            assert y1 - y0 <= mask[0]
+            assert x1 - x0 <= mask[1]
+            covered[y0:y1, x0:x1] = True
+            if border is Border.INSIDE:
+                assert (y1 - y0, x1 - x0) == mask
+        if border is Border.COVER and stride <= min(mask):
+            assert covered.all()
+        if border is Border.CENTER and stride == 1:
+            assert (rows, columns) == size
