@@ -14,7 +14,8 @@ below 5 pixels the window is round and sits in the middle (four parameters), ker
 two weights per parameter are not fitted at all, and `shuffled` gives the same weights with their
 pixels in random order: what their R^2 comes to is what R^2 is worth without spatial structure.
 
-Legend: F filters, C channels, H W rows and columns, P positions (H x W), D dictionary entries.
+Legend: F filters, C channels, H W rows and columns, P positions (H x W), D dictionary entries,
+K sets of parameters at once.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import least_squares
 from scipy.special import expit, logit
 
@@ -32,7 +33,8 @@ GABOR_LIKE = 0.7
 """R^2 above which a kernel counts as a Gabor filter."""
 
 _STARTS = 4
-_MAX_EVALUATIONS = 400
+_MAX_EVALUATIONS = 100
+_STEP = 1.5e-8  # of a parameter, for slopes: the square root of the rounding of float64
 _SHORTEST_WAVE = 2.0  # pixels: shorter ones alias
 _NARROWEST = 0.4  # pixels, standard deviation of the window: a single pixel's worth
 
@@ -100,6 +102,7 @@ def fit_gabor(kernel_CHW: Array) -> GaborFit | None:
         least_squares(
             space.residuals,
             start,
+            jac=space.slopes,
             args=(weights_CP,),
             method="lm",
             ftol=1e-7,
@@ -151,17 +154,18 @@ class _Space:
         self.reach = max(height, width)
         self.large = _is_large(height, width)
 
-    def decode(self, parameters: Array) -> tuple[float, float, float, float, float]:
+    def decode(self, parameters: Array) -> tuple[Array, Array, Array, Array, Array]:
         """Centre right and up, wavelength, window across and along, within their bounds."""
-        wave = _SHORTEST_WAVE + 2 * (self.reach - 1) * float(expit(parameters[1]))
-        across = self._window(parameters[0])
+        wave = _SHORTEST_WAVE + 2 * (self.reach - 1) * expit(parameters[..., 1])
+        across = self._window(parameters[..., 0])
         if not self.large:
-            return 0.0, 0.0, wave, across, across
-        right, up = np.tanh(parameters[4:6]) * self.reach / 2
-        return float(right), float(up), wave, across, self._window(parameters[6])
+            return np.zeros_like(wave), np.zeros_like(wave), wave, across, across
+        right, up = (np.tanh(parameters[..., axis]) * self.reach / 2 for axis in (4, 5))
+        return right, up, wave, across, self._window(parameters[..., 6])
 
-    def _window(self, parameter: float) -> float:
-        return _NARROWEST + (self.reach - _NARROWEST) * float(expit(parameter))
+    def _window(self, parameter: Array) -> Array:
+        window: Array = _NARROWEST + (self.reach - _NARROWEST) * expit(parameter)
+        return window
 
     def encode(self, right: float, up: float, wave: float, window: float, angle: float) -> Array:
         """The parameters of a pattern with a round window and phase 0."""
@@ -172,32 +176,41 @@ class _Space:
 
     def wave(
         self,
-        right: float,
-        up: float,
-        length: float,
-        across: float,
-        along: float,
-        angle: float,
-        phase: float,
+        *numbers: ArrayLike,
     ) -> Array:
-        """(P,) the wave under its window, its mean taken off."""
+        """(P,), or (K, P) of K numbers each, the wave under its window, its mean taken off.
+
+        Args:
+            numbers: centre right and up, wavelength, window across and along, angle, phase.
+        """
+        columns = [np.asarray(number, np.float64)[..., None] for number in numbers]
+        right, up, length, across, along, angle, phase = columns
         cos, sin = np.cos(angle), np.sin(angle)
         x_P, y_P = self.right_P - right, self.up_P - up
         u_P, v_P = cos * x_P + sin * y_P, cos * y_P - sin * x_P
         window_P = np.exp(-np.square(u_P / across) / 2 - np.square(v_P / along) / 2)
         wave_P: Array = window_P * np.cos(2 * np.pi / length * u_P + phase)
-        wave_P -= wave_P.mean()
+        wave_P -= wave_P.mean(axis=-1, keepdims=True)
         return wave_P
 
     def pattern(self, parameters: Array) -> Array:
-        """(P,) the wave that the parameters stand for."""
-        return self.wave(*self.decode(parameters), parameters[2], parameters[3])
+        """(P,) the wave that the parameters stand for; (K, P) of K rows of them."""
+        return self.wave(*self.decode(parameters), parameters[..., 2], parameters[..., 3])
 
     def residuals(self, parameters: Array, weights_CP: Array) -> Array:
-        """(C * P,) what the best multiple of the pattern leaves over."""
+        """(C * P,), or (K, C * P), what the best multiple of the pattern leaves over."""
         pattern_P = self.pattern(parameters)
         amplitudes_C = _amplitudes(pattern_P, weights_CP)
-        return (weights_CP - np.outer(amplitudes_C, pattern_P)).ravel()
+        left = weights_CP - amplitudes_C[..., None] * pattern_P[..., None, :]
+        return left.reshape(*parameters.shape[:-1], -1)
+
+    def slopes(self, parameters: Array, weights_CP: Array) -> Array:
+        """(C * P, parameters) by how much the residuals change with each parameter."""
+        steps = _STEP * np.maximum(1.0, np.abs(parameters))
+        moved = parameters + np.diag(steps)
+        both = self.residuals(np.vstack([parameters, moved]), weights_CP)
+        slopes: Array = ((both[1:] - both[0]) / steps[:, None]).T
+        return slopes
 
     def describe(self, parameters: Array, weights_CP: Array, scale: float, r2: float) -> GaborFit:
         """The fit in its own units, the ambiguities of sign and half turns settled."""
@@ -210,18 +223,19 @@ class _Space:
             amplitudes_C, phase = -amplitudes_C, phase + 180
         return GaborFit(
             orientation=float(angle % 180),
-            wavelength=wave,
+            wavelength=float(wave),
             phase=float(phase % 360),
-            centre=(right, up),
-            window=(across, along),
+            centre=(float(right), float(up)),
+            window=(float(across), float(along)),
             amplitudes=tuple(amplitudes_C.tolist()),
             r2=min(1.0, max(0.0, r2)),
         )
 
 
 def _amplitudes(pattern_P: Array, weights_CP: Array) -> Array:
-    """(C,) what the pattern is to be multiplied with for the least squared residual."""
-    amplitudes_C: Array = weights_CP @ pattern_P / (pattern_P @ pattern_P + 1e-12)
+    """(C,), or (K, C), what the pattern is to be multiplied with for the least squared residual."""
+    squares = np.square(pattern_P).sum(axis=-1, keepdims=True)
+    amplitudes_C: Array = pattern_P @ weights_CP.T / (squares + 1e-12)
     return amplitudes_C
 
 
