@@ -30,6 +30,7 @@ class Upsample(StrEnum):
     """How position values become pixel values."""
 
     COVERAGE = "coverage"
+    DENSITY = "density"
     BILINEAR = "bilinear"
     NEAREST = "nearest"
 
@@ -56,7 +57,10 @@ class PanelSpec(Spec):
     )
     upsample: Annotated[
         Upsample,
-        Option("From positions to pixels: mean over covering masks, or interpolation."),
+        Option(
+            "From positions to pixels: mean over covering masks, their sum over the largest number "
+            "of them (density), or interpolation."
+        ),
     ] = Upsample.COVERAGE
     label: Annotated[
         str | None,

@@ -77,7 +77,9 @@ def pixel_map(
 ) -> Tensor:
     """Spreads position values over the image.
 
-    `coverage` gives a pixel the mean over the masks that cover it, and 0 where none does;
+    `coverage` gives a pixel the mean over the masks that cover it, and 0 where none does; `density`
+    their sum divided by the largest number of masks that cover any pixel, so that the rim, which
+    few masks reach, is not judged by one of them alone;
     `bilinear` and `nearest` interpolate between the centres of the (visible parts of the) masks,
     and go on with the outermost values beyond them.
 
@@ -90,10 +92,12 @@ def pixel_map(
     Returns:
         (H, W) float32, on the device of the values.
     """
-    if upsample is Upsample.COVERAGE:
+    if upsample in (Upsample.COVERAGE, Upsample.DENSITY):
         boxes_P4 = grid.boxes_P4.to(values_P.device)
         counts = _box_sums(torch.ones_like(values_P), boxes_P4, size).round()
         sums = _box_sums(values_P, boxes_P4, size)
+        if upsample is Upsample.DENSITY:
+            return (sums / counts.max()).float()
         return torch.where(counts > 0, sums / counts.clamp(min=1), 0.0).float()
     nearest = upsample is Upsample.NEAREST
     rows, columns = grid.shape

@@ -30,6 +30,20 @@ def test_coverage_map_is_the_mean_over_the_masks_that_cover_a_pixel(border, mask
     torch.testing.assert_close(pixel_map(values, grid, size).double(), expected, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("border", list(Border))
+@pytest.mark.parametrize(("mask", "stride"), [((3, 3), 2), ((4, 2), 3), ((2, 2), 5), ((6, 7), 1)])
+def test_density_is_the_sum_over_the_largest_number_of_masks(border, mask, stride):
+    size = (13, 11)
+    grid = mask_grid(size, mask, stride, border)
+    values = torch.randn(len(grid.boxes_P4), dtype=torch.float64)
+    sums, counts = (torch.zeros(size, dtype=torch.float64) for _ in range(2))
+    for value, (y0, x0, y1, x1) in zip(values, grid.boxes_P4.tolist(), strict=True):
+        sums[y0:y1, x0:x1] += value
+        counts[y0:y1, x0:x1] += 1
+    found = pixel_map(values, grid, size, Upsample.DENSITY)
+    torch.testing.assert_close(found.double(), sums / counts.max(), atol=1e-6, rtol=0)
+
+
 def test_one_mask_over_the_whole_image_gives_a_constant_map():
     grid = mask_grid((6, 6), (6, 6), 6, Border.COVER)
     assert (pixel_map(torch.tensor([0.25]).double(), grid, (6, 6)) == 0.25).all()
