@@ -197,7 +197,7 @@ def test_an_interrupted_scan_resumes_and_a_finished_one_does_not(
     assert run([*command, str(out), *more]) == 130
     monkeypatch.undo()
     assert [path.name for path in out.iterdir()] == ["scan-state.npz"]
-    (out / ".scan-state.npz.torn.tmp").write_bytes(b"killed while writing")
+    (out / ".scan-state.npz.0123abcd.tmp").write_bytes(b"killed while writing")
     assert run([*command, str(out), *more]) == 2
     assert "is not empty" in capsys.readouterr().err
     assert run([*command, str(out), *more, "--top", "2", "--resume"]) == 2
