@@ -53,7 +53,7 @@ def transformers_architecture(name: str) -> Architecture:
         options.pop("num_labels", None)
         try:
             module: nn.Module = kind.from_config(type(config)(**options))
-        except (ValueError, TypeError, KeyError, AssertionError) as error:
+        except USER_CODE_ERRORS as error:  # the library's own, and of whatever the file says
             raise CnnvizError(f"{name} cannot be built: {one_line(error)}") from error
         return module
 

@@ -1,0 +1,222 @@
+"""Refusals that no other test meets, each with the words it should have."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cnnviz.cli.main import run
+from cnnviz.core import device, files
+from cnnviz.core.data.images import prepare, read_rgb
+from cnnviz.core.device import in_batches, pick_device
+from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.files import read_text, regular
+from cnnviz.core.models.preprocess import plain
+from cnnviz.core.output.run_folder import RunFolder
+from cnnviz.embeddings.choices import EmbeddingSpec
+from cnnviz.embeddings.experiment import check_spec
+from cnnviz.embeddings.features import extract
+from cnnviz.filters.patches import state
+
+NETWORKS = """
+import torch
+from torch import nn
+
+
+class Tuples(nn.Module):
+    def __init__(self, decides):
+        super().__init__()
+        self.rnn = nn.GRU(8, 4, batch_first=True)
+        self.head = nn.Linear(4, 3)
+        self.decides = decides
+
+    def forward(self, x):
+        if self.decides and float(x.sum()) == 0.5:
+            return None
+        return self.head(self.rnn(x.mean(1))[0].mean(1))
+
+
+class Aside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3)
+        self.aside = nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        self.aside(x)
+        return self.head(self.first(x).mean((2, 3)))
+
+
+class Own(Aside):
+    def __init__(self):
+        super().__init__()
+        self.own = torch.ones(1, 3, requires_grad=True)
+
+    def forward(self, x):
+        return super().forward(x.detach()) * self.own
+
+
+def tuples():
+    return Tuples(False)
+
+
+def odd():
+    return Tuples(True)
+
+
+def flat():
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NETWORKS)
+    for name in ("data/0/a.png", "data/1/b.png", "x.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / name)
+    return tmp_path
+
+
+def net(name: str) -> list[str]:
+    return ["--model", f"net.py:{name}", "--size", "8"]
+
+
+LINES: dict[str, tuple[list[str], str]] = {
+    "range": (["occlude", "x.png", "--range", "1"], "'1' is no range; --range takes a low"),
+    "show": (["occlude", "x.png", "--show", "1,2"], "'1,2' names no channels; --show takes one"),
+    "at": (
+        ["occlude", "x.png", "--at", "1,2,3"],
+        "'1,2,3' is no pixel; --at takes its row",
+    ),
+    "folder": (["render", "x", "--label", "folder"], "a run does not tell where its image lay"),
+    "sums": (
+        ["occlude", "x.png", *net("tuples"), "--mask", "4", "--stride", "4", "--layer", "rnn"],
+        "layer 'rnn' puts out no tensor",
+    ),
+    "hooked sums": (
+        ["occlude", "x.png", *net("odd"), "--mask", "4", "--stride", "4", "--layer", "rnn"],
+        "layer 'rnn' puts out no tensor",
+    ),
+    "watched": (["max-patches", "data", *net("flat")], "has no convolution that can be watched"),
+    "swept": (["ablate", "data", *net("flat"), "--sweep", "all"], "has no convolution"),
+    "gradient": (["saliency", "x.png", *net("Own")], "does not reach the image"),
+    "grad-cam": (
+        ["saliency", "x.png", *net("Aside"), "--method", "grad-cam", "--layer", "aside"],
+        "layer 'aside' of net.py:Aside has no influence on the classes",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+@pytest.mark.usefixtures("place")
+def test_command_lines(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    arguments, words = LINES[name]
+    assert run([*arguments, "--out", "out", "--quiet"]) in (1, 2)
+    assert words in capsys.readouterr().err
+
+
+def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device("auto").type == "cpu"
+    with pytest.raises(UsageError, match="no CUDA device is available"):
+        pick_device("cuda")
+    with pytest.raises(UsageError, match="no MPS device is available"):
+        pick_device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match=r"no device 'cuda:3'; this machine has cuda:0 to cuda:1"):
+        pick_device("cuda:3")
+
+
+def test_one_image_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out(_part: slice) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(device.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(CnnvizError, match="out of memory with one image at a time"):
+        list(in_batches(4, 4, run_out))
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def fail(*_arguments: object, **_options: object) -> Any:
+        raise error
+
+    return fail
+
+
+def test_what_may_not_be_read(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    denied = PermissionError(13, "Permission denied")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", raising(denied))
+        with pytest.raises(CnnvizError, match=r"'x\.png' may not be read: permission denied"):
+            regular("x.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", raising(denied))
+        with pytest.raises(CnnvizError, match=r"'x\.png' may not be read: permission denied"):
+            read_rgb("x.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", raising(OSError(5, "Input/output error")))
+        with pytest.raises(CnnvizError, match=r"'net\.py' cannot be read: Input/output error"):
+            read_text("net.py")
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "open_arrays", raising(OSError(5, "Input/output error")))
+        nothing = state.ScanState(0, {})
+        with pytest.raises(CnnvizError, match=r"cannot read x\.png: Input/output error"):
+            state.load(Path("x.png"), nothing, {})
+    assert files.exists(place / "x.png")
+
+
+def test_a_picture_for_a_network_of_bands() -> None:
+    wants = plain(8).with_channels(4)
+    with pytest.raises(CnnvizError, match="'a' has 3 channels, and the network takes 4"):
+        prepare(Image.new("RGB", (9, 9)), wants, "a")
+
+
+def test_a_file_in_the_place_of_an_images_folder(tmp_path: Path) -> None:
+    folder = RunFolder.open(tmp_path / "out")
+    (tmp_path / "out" / "a").write_text("mine")
+    with pytest.raises(CnnvizError, match=r"cannot write to .*a: File exists"):
+        folder.subfolder("a")
+
+
+def test_a_finished_scan_is_not_resumed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "out").mkdir()
+    (place / "out" / "summary.json").write_text("{}")
+    line = ["max-patches", "data", "--layer", "stem.conv", "--resume", "--out", "out", "--quiet"]
+    assert run(line) == 2
+    assert "holds a finished run: there is nothing to resume" in capsys.readouterr().err
+
+
+def test_no_perplexity() -> None:
+    with pytest.raises(UsageError, match="no perplexity; --perplexity takes a number from 1"):
+        check_spec(EmbeddingSpec(perplexities=()), 100)
+
+
+def test_no_room_for_features(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extract, "MEMORY_BUDGET", 0)
+    monkeypatch.setattr(np, "memmap", raising(OSError(28, "No space left on device")))
+    store = extract._Store(10, place)
+    with pytest.raises(CnnvizError, match=r"no room for 0\.0 GB of features on disk: No space"):
+        store.add(np.zeros((1, 4), np.float32))
+
+
+def test_a_configuration_that_makes_no_network(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers")
+    (place / "hf").mkdir()
+    content = {"model_type": "vit", "hidden_size": 10, "num_attention_heads": 2, "patch_size": 0}
+    (place / "hf" / "config.json").write_text(json.dumps(content))
+    line = ["layers", "--model", "hf:hf", "--weights", "none", "--out", "out", "--quiet"]
+    assert run(line) == 1
+    assert "cannot be built" in capsys.readouterr().err
