@@ -156,7 +156,7 @@ def _watch(model: Model, size: tuple[int, int]) -> tuple[dict[str, _Seen], dict[
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(counter)
             model.outputs(model.blank(size))
-    except CnnvizError as error:
+    except (CnnvizError, RuntimeError, ValueError, AssertionError) as error:
         reason = str(error.__cause__ or error).strip().split("\n")[0]
         raise UsageError(
             f"{model.name} does not run on images of {size[0]}x{size[1]} ({reason}); "

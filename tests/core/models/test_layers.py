@@ -328,7 +328,7 @@ def test_running_out_of_memory_halves_the_batch_and_counts_nothing_twice(
 def test_unreadable_images_are_listed_and_none_at_all_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
     only_bad = open_data([str(tmp_path / "bad.png")])
-    with pytest.raises(CnnvizError, match="none of the images"):
+    with pytest.raises(CnnvizError, match="none of the 1 images"):
         measure(model_of(network()), only_bad, ["0"])
     Image.new("RGB", SIZE[::-1], "red").save(tmp_path / "good.png")
     found = measure(model_of(network()), open_data([str(tmp_path)]), ["0"])
