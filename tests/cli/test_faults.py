@@ -18,11 +18,11 @@ from cnnviz.core.output.run_folder import RunFolder
 
 MASK = ["--mask", "16", "--stride", "8"]
 LINES = {
-    "occlude": ["occlude", "data/cat/0.png", "data/cat/1.png", *MASK],
+    "occlude": ["occlude", "data/cat/0.png", *MASK],
     "saliency": ["saliency", "data/cat/0.png", "data/cat/1.png"],
     "activations": ["activations", "data/cat/0.png", "--layer", "stem.conv"],
     "max-patches": ["max-patches", "data", "--layer", "stem.conv", "--batch-size", "2"],
-    "ablate": ["ablate", "data", "--filters", "stem.conv:0", "--sweep", "stem.conv"],
+    "ablate": ["ablate", "data", "--filters", "stem.conv:0"],
     "tsne": ["tsne", "data", "--perplexity", "2"],
     "layers": ["layers"],
     "filters": ["filters", "--layer", "features.widen1.conv"],
