@@ -31,8 +31,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="trials need for
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "SECONDS", 1)
-    monkeypatch.setattr(trained, "PASS_SECONDS", 2)
+    monkeypatch.setattr(trial, "SECONDS", 2)
+    monkeypatch.setattr(trained, "PASS_SECONDS", 4)
 
 
 def spin() -> None:
@@ -314,7 +314,7 @@ def test_a_program_that_never_ends_is_refused(
     script(Loops, place / "a.pt")
     Image.new("RGB", (8, 8)).save("x.png")
     assert run(["occlude", "x.png", "--model", "a.pt", "--size", "8", "--quiet"]) == 1
-    assert "it takes longer than 2 seconds" in capsys.readouterr().err
+    assert "it takes longer than 4 seconds" in capsys.readouterr().err
 
 
 def test_what_a_program_prints_is_no_finding(
