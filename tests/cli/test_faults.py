@@ -93,17 +93,19 @@ def held(folder: str, ready: Path) -> str:
     )
 
 
-@pytest.mark.parametrize("command", ["occlude", "max-patches", "layers"])
+@pytest.mark.parametrize(
+    ("command", "written"), [("occlude", "out/0"), ("max-patches", "out"), ("layers", "out")]
+)
 def test_two_processes_do_not_share_a_folder(
-    place: Path, capsys: pytest.CaptureFixture[str], command: str
+    place: Path, capsys: pytest.CaptureFixture[str], command: str, written: str
 ) -> None:
-    other = held("out", place / "ready")
+    other = held(written, place / "ready")
     line = [*LINES[command], "--out", "out", "--quiet", "--overwrite"]
     with subprocess.Popen([sys.executable, "-c", other], stdin=subprocess.PIPE) as process:
         while not (place / "ready").exists():
             time.sleep(0.02)
         assert run(line) == 1
-        assert "another run writes to out; wait for it" in capsys.readouterr().err
+        assert f"another run writes to {written}; wait for it" in capsys.readouterr().err
         process.kill()  # the lock goes with the process, however it ends
     assert run(line) == 0
     assert run(line) == 0  # one process may come again
