@@ -1,6 +1,6 @@
 """`cnnviz occlude`: cover an image piece by piece and see which pieces carry the prediction."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,15 +8,17 @@ import typer
 
 from cnnviz.cli.options import ModelOptions, OutputOptions
 from cnnviz.cli.run import ImageRun
-from cnnviz.core.errors import CheckFailed, UsageError
+from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
 from cnnviz.core.options import Option
 from cnnviz.core.output.look import Look
-from cnnviz.occlusion.choices import FOLDER, OcclusionSpec
+from cnnviz.occlusion.choices import FOLDER, MapKind, OcclusionSpec
 
 if TYPE_CHECKING:
     from cnnviz.core.data.images import WorkingImage
     from cnnviz.core.data.outlines import Outlines
+    from cnnviz.core.models.load import Model
     from cnnviz.core.output.run_folder import RunFolder
+    from cnnviz.occlusion.agreement import Gradient
     from cnnviz.occlusion.expectation import Verdict
     from cnnviz.occlusion.experiment import Occluder, OcclusionResult
 
@@ -64,7 +66,7 @@ def occlude(
     paths = find_images(images)
     expectations = read_outlines(expect) if expect else None
     loaded = run.load(model)
-    occluder = Occluder(loaded, spec)
+    occluder = Occluder(loaded, spec, _Tracer(loaded, spec, run.console.note))
     if occluder.note:
         run.console.note(occluder.note)
     run.open_for(paths)
@@ -75,6 +77,46 @@ def occlude(
     run.finish_images(loaded, seed=model.seed, show="overlay.png")
     if min_inside is not None:
         _check_inside(study.checked, min_inside)
+
+
+class _Tracer:
+    """Grad-CAM of the classes that occlusion asks about, where the network allows it.
+
+    Where it does not, that is said once, unless the agreement is what was asked for.
+    """
+
+    def __init__(self, model: "Model", spec: OcclusionSpec, note: Callable[[str], None]) -> None:
+        from cnnviz.gradients.experiment import default_layer
+
+        self._model, self._spec, self._note = model, spec, note
+        self._layer: str | None = None
+        try:
+            self._layer = default_layer(model)
+        except CnnvizError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: CnnvizError) -> None:
+        if self._spec.method is MapKind.AGREEMENT:
+            raise error
+        self._layer = None
+        self._note(f"no agreement.png: {error}")
+
+    def __call__(self, image: "WorkingImage", targets: Sequence[int]) -> "Gradient | None":
+        from cnnviz.gradients.choices import Method, SaliencySpec
+        from cnnviz.gradients.experiment import saliency
+        from cnnviz.occlusion.agreement import Gradient
+
+        if self._layer is None:
+            return None
+        at, inside = self._spec.at, self._spec.inside
+        spec = SaliencySpec(method=Method.GRAD_CAM, layer=self._layer, at=at, inside=inside)
+        try:
+            found = saliency(self._model, image, spec, classes=targets)
+        except CnnvizError as error:
+            self._give_up(error)
+            return None
+        maps = {traced.target: traced.map_HW for traced in found.maps}
+        return Gradient(f"Grad-CAM at {self._layer}", maps)
 
 
 class _Study:
@@ -100,21 +142,24 @@ class _Study:
         expected = self._expectations.for_image(str(path)) if self._expectations else None
         label = expected.label if expected and not self._label_by_folder else None
         result = self._occluder.run(image, label=label, progress=advance)
-        verdicts = self._judge(result, image)
-        return report(result, verdicts), lambda folder: self._write(folder, result)
+        entry = report(result, *self._judge(result, image))
+        return entry, lambda folder: self._write(folder, result)
 
-    def _judge(self, result: "OcclusionResult", image: "WorkingImage") -> "tuple[Verdict, ...]":
+    def _judge(
+        self, result: "OcclusionResult", image: "WorkingImage"
+    ) -> "tuple[list[Verdict], list[Verdict | None]]":
+        """Of the maps that are drawn, and of the agreement maps."""
         from cnnviz.core.data.outlines import outline_mask
         from cnnviz.occlusion.expectation import judge
 
         if self._expectations is None:
-            return ()
+            return [], []
         object_HW = outline_mask(self._expectations.for_image(image.path), image)
-        verdicts = tuple(judge(panel.map_HW, object_HW) for panel in result.panels)
+        verdicts = [judge(map_HW, object_HW) for map_HW in result.maps]
         asked = result.panels[0].target if result.label is None else result.label
         first = next(i for i, panel in enumerate(result.panels) if panel.target == asked)
         self.checked.append((image.path, verdicts[first].inside))
-        return verdicts
+        return verdicts, [judge(a.map_HW, object_HW) if a else None for a in result.agreements]
 
     def _write(self, folder: "RunFolder", result: "OcclusionResult") -> None:
         from cnnviz.core.data.images import file_crop

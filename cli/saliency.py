@@ -160,7 +160,8 @@ class _Study:
     def _compare(
         self, image: "WorkingImage", result: "SaliencyResult", advance: Callable[[int], None]
     ) -> "tuple[Comparison, ...]":
-        from cnnviz.gradients.comparison import Comparison, rank_correlation
+        from cnnviz.core.maps import rank_correlation
+        from cnnviz.gradients.comparison import Comparison
 
         assert self._other is not None  # noqa: S101 (told to mypy)
         begun = time.perf_counter()

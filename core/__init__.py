@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from cnnviz.core.data.datasets import ImageData, open_data
     from cnnviz.core.data.images import WorkingImage, read_image
     from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
+    from cnnviz.core.maps import agreement, rank_correlation
     from cnnviz.core.models.load import Model, load_model
     from cnnviz.core.output.look import Look
 else:
@@ -17,6 +18,7 @@ else:
         {
             "choices": ("Colormap", "Precision"),
             "errors": ("CheckFailed", "CnnvizError", "UsageError"),
+            "maps": ("agreement", "rank_correlation"),
             "models.load": ("Model", "load_model"),
             "data.datasets": ("ImageData", "open_data"),
             "data.images": ("WorkingImage", "read_image"),
@@ -34,7 +36,9 @@ __all__ = [
     "Precision",
     "UsageError",
     "WorkingImage",
+    "agreement",
     "load_model",
     "open_data",
+    "rank_correlation",
     "read_image",
 ]

@@ -171,7 +171,7 @@ Targets = Annotated[
 Masks = Annotated[
     tuple[tuple[int, int], ...],
     Option(
-        "Side of the mask in pixels, or HxW; repeat for several. Default: 20 % of the shorter "
+        "Side of the mask in pixels, or HxW; repeat for several. Default: 28 % of the shorter "
         "side.",
         ("--mask",),
         pixels,

@@ -6,7 +6,6 @@ from cnnviz.core.lazy import lazily
 
 if TYPE_CHECKING:
     from cnnviz.gradients.choices import Method, SaliencySpec
-    from cnnviz.gradients.comparison import rank_correlation
     from cnnviz.gradients.experiment import SaliencyResult, saliency
     from cnnviz.gradients.figures import draw
 else:
@@ -14,10 +13,9 @@ else:
         __name__,
         {
             "choices": ("Method", "SaliencySpec"),
-            "comparison": ("rank_correlation",),
             "experiment": ("SaliencyResult", "saliency"),
             "figures": ("draw",),
         },
     )
 
-__all__ = ["Method", "SaliencyResult", "SaliencySpec", "draw", "rank_correlation", "saliency"]
+__all__ = ["Method", "SaliencyResult", "SaliencySpec", "draw", "saliency"]

@@ -91,13 +91,20 @@ class SaliencyResult:
         return self.logits_K if self.reading is None else self.reading.ranking(self.labels)
 
 
-def saliency(model: Model, image: WorkingImage, spec: SaliencySpec | None = None) -> SaliencyResult:
+def saliency(
+    model: Model,
+    image: WorkingImage,
+    spec: SaliencySpec | None = None,
+    *,
+    classes: Sequence[int] = (),
+) -> SaliencyResult:
     """Traces the logits of some classes back to one picture.
 
     Args:
         model: borrowed; no gradient is left in it.
         image: of the model's input size.
         spec: how, for which classes; None for the defaults.
+        classes: indices, in place of the spec's targets.
 
     Raises:
         UsageError: no such class or layer, or the layer puts out no maps.
@@ -111,6 +118,8 @@ def saliency(model: Model, image: WorkingImage, spec: SaliencySpec | None = None
     reading = model.settle(pixels, place.mask(image))
 
     def asked(logits_K: Tensor) -> tuple[int, ...]:
+        if classes:
+            return tuple(classes)
         if reading is not None:
             return reading.targets(targets, model.labels, model.head, image.path)
         return resolve_targets(targets, logits_K.detach().cpu(), model.labels, model.head)

@@ -2,6 +2,9 @@
 
 Arrays: `logits` (P, K) and `base_logits` (K,) float32; `boxes` (P, 4) int64, y0 x0 y1 x1; `maps`
 (panels, H, W) float32 with `map_target` and `map_mask` telling the class and the mask of each;
+`score` and `upsample` (what they show); where a gradient was traced, `gradients` (targets, H, W)
+float32, `gradient_target` and `gradient_name`; if regions were asked for,
+`sufficient_T` and `losing_T` (rows, columns of cells) bool for class index T;
 `labels` (K,); `masks` (masks, 2) and `grids` (masks, 2): rows and columns of each mask and of its
 grid of positions; `stride` and `border`; `head`, `probabilities_given` and `threshold` (what the
 numbers mean); of a dense output, `pixels` (places, h, w) that were read, `shares` (K,) of them and
@@ -19,7 +22,8 @@ from cnnviz.core.errors import CnnvizError, one_line
 from cnnviz.core.files import DAMAGE, exists, open_arrays
 from cnnviz.core.models.dense import Reading
 from cnnviz.core.models.heads import Head, Kind
-from cnnviz.occlusion.choices import Border
+from cnnviz.occlusion.agreement import Gradient
+from cnnviz.occlusion.choices import Border, Score, Upsample
 from cnnviz.occlusion.experiment import Activation, Measurement, OcclusionResult
 from cnnviz.occlusion.masks import Grid
 
@@ -47,13 +51,28 @@ def to_arrays(result: OcclusionResult) -> dict[str, np.ndarray]:
         "head": np.array(measured.head.kind.value),
         "probabilities_given": np.array(measured.head.probabilities_given),
         "threshold": np.array(measured.head.threshold),
+        "score": np.array(result.score.value),
+        "upsample": np.array(result.upsample.value),
     }
+    if measured.gradient:
+        maps = measured.gradient.maps
+        arrays |= {
+            "gradients": torch.stack(list(maps.values())).numpy(),
+            "gradient_target": np.array(list(maps)),
+            "gradient_name": np.array(measured.gradient.name),
+        }
     if measured.reading:
         arrays |= {
             "pixels": measured.reading.pixels_Rhw.numpy(),
             "shares": measured.reading.shares_K.numpy(),
             "place": np.array(measured.place),
         }
+    if result.sufficiencies:
+        for found in result.sufficiencies:
+            regions = {"sufficient": found.sufficient, "losing": found.losing}
+            for name, region in regions.items():
+                if region is not None:
+                    arrays[f"{name}_{found.target}"] = region.cells_rc.numpy()
     if measured.activation:
         arrays |= {
             "activation": measured.activation.sums_P.numpy(),
@@ -138,7 +157,18 @@ def _measurement(arrays: dict[str, np.ndarray], pixels: np.ndarray, name: str) -
         _head(arrays),
         _reading(arrays),
         str(arrays.get("place", "")),
+        Score(str(arrays.get("score", Score.PROBABILITY.value))),
+        Upsample(str(arrays.get("upsample", Upsample.COVERAGE.value))),
+        _gradient(arrays),
     )
+
+
+def _gradient(arrays: dict[str, np.ndarray]) -> Gradient | None:
+    if "gradients" not in arrays:
+        return None
+    targets = arrays["gradient_target"].tolist()
+    maps = torch.from_numpy(arrays["gradients"]).unbind()
+    return Gradient(str(arrays["gradient_name"]), dict(zip(targets, maps, strict=True)))
 
 
 def _reading(arrays: dict[str, np.ndarray]) -> Reading | None:
@@ -175,12 +205,15 @@ def _check(arrays: dict[str, np.ndarray], size: tuple[int, int]) -> None:
     }
     if "activation" in arrays:
         shapes |= {"activation": ("f", (positions,)), "activation_base": ("f", ())}
+    if "gradients" in arrays:
+        targets = len(arrays["gradient_target"])
+        shapes |= {"gradients": ("f", (targets, *size)), "gradient_target": ("i", (targets,))}
     for name, (kind, shape) in shapes.items():
         if arrays[name].dtype.kind != kind or arrays[name].shape != shape:
             raise ValueError(f"{name} is {arrays[name].dtype} {arrays[name].shape}")
         if kind == "f" and not np.isfinite(arrays[name]).all():
             raise ValueError(f"{name} is not finite")
-        if kind == "i" and name != "boxes" and not (arrays[name] > 0).all():
+        if name in ("masks", "grids", "stride") and not (arrays[name] > 0).all():
             raise ValueError(f"{name} is not positive")
     low, high = arrays["boxes"][:, :2], arrays["boxes"][:, 2:]
     inside = (low >= 0).all() and (low < high).all() and (high <= np.array(size)).all()

@@ -35,6 +35,13 @@ class Upsample(StrEnum):
     NEAREST = "nearest"
 
 
+class MapKind(StrEnum):
+    """What is drawn and judged."""
+
+    OCCLUSION = "occlusion"
+    AGREEMENT = "agreement"
+
+
 class EngineChoice(StrEnum):
     """How the covered images are run through the network."""
 
@@ -52,16 +59,25 @@ class PanelSpec(Spec):
     """
 
     targets: Targets = ("predicted",)
-    score: Annotated[Score, Option("What is compared between untouched and covered.")] = (
-        Score.PROBABILITY
-    )
-    upsample: Annotated[
-        Upsample,
+    method: Annotated[
+        MapKind,
+        Option("Which map is drawn over the image: occlusion's, or where Grad-CAM agrees with it."),
+    ] = MapKind.OCCLUSION
+    score: Annotated[
+        Score | None,
         Option(
-            "From positions to pixels: mean over covering masks, their sum over the largest number "
-            "of them (density), or interpolation."
+            "What is compared between untouched and covered. Default: loss, or probability with "
+            "a --mask or --stride; what the run shows, for render."
         ),
-    ] = Upsample.COVERAGE
+    ] = None
+    upsample: Annotated[
+        Upsample | None,
+        Option(
+            "From positions to pixels: mean over covering masks (coverage), their sum over the "
+            "largest number of them (density), or interpolation. Default: density, or coverage "
+            "with a --mask or --stride; what the run shows, for render."
+        ),
+    ] = None
     label: Annotated[
         str | None,
         Option("The true class, by name or index; 'folder': the name of each image's folder."),
@@ -72,7 +88,9 @@ class PanelSpec(Spec):
 class OcclusionSpec(PanelSpec):
     """What `occlude` does; every default is the one of the command line.
 
-    `masks` are (rows, columns) in pixels; of `stride` and `batch_size`, None is automatic.
+    `masks` are (rows, columns) in pixels; of `stride` and `batch_size`, None is automatic. Neither
+    masks nor stride: the setting that points best (docs/truth.md), measured as a whole: large masks
+    close together, losses, densities. With either, the others are those of the literature.
 
     Raises:
         UsageError: a number is out of range.
@@ -82,7 +100,9 @@ class OcclusionSpec(PanelSpec):
     stride: Annotated[
         int | None,
         Option(
-            "Pixels between positions. Default: 10 % of the shorter side.", least=1, most=99_999
+            "Pixels between positions. Default: 7 % of the shorter side; 10 % with a --mask.",
+            least=1,
+            most=99_999,
         ),
     ] = None
     border: Annotated[
@@ -103,6 +123,13 @@ class OcclusionSpec(PanelSpec):
         EngineChoice,
         Option("full: whole passes; incremental: only what a mask can reach."),
     ] = EngineChoice.AUTO
+    sufficient: Annotated[
+        bool,
+        Option(
+            "Find the smallest part of the image that, kept alone, holds the class at 90 % of its "
+            "probability, and the smallest that, covered, loses it (some 700 passes)."
+        ),
+    ] = False
     verify: Annotated[bool, Option("Have the other engine repeat 32 positions, and compare.")] = (
         False
     )

@@ -7,10 +7,9 @@ its positive evidence that lies on the object. Shapes: H W rows and columns of t
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-PLATEAU = 1e-6  # map values this close to the peak, relative to it, are the peak
+from cnnviz.core.maps import peak
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,8 @@ def judge(map_HW: Tensor, object_HW: Tensor) -> Verdict:
     """Holds a map (H, W; positive is evidence) against the object's pixels (H, W) bool."""
     evidence = map_HW.double().clamp(min=0)
     total = float(evidence.sum())
-    rows, columns = torch.where(map_HW >= map_HW.max() - PLATEAU * map_HW.abs().max())
-    center = torch.stack([rows, columns], 1).double().mean(0)
-    nearest = int(((rows - center[0]) ** 2 + (columns - center[1]) ** 2).argmin())
     return Verdict(
-        hit=bool(object_HW[rows[nearest], columns[nearest]]),
+        hit=bool(object_HW[peak(map_HW)]),
         inside=float(evidence[object_HW].sum()) / total if total > 0 else None,
         object_share=float(object_HW.double().mean()),
     )

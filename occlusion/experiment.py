@@ -7,7 +7,7 @@ Method: Zeiler and Fergus 2014, "Visualizing and Understanding Convolutional Net
 Shapes: P positions, K classes, H W rows and columns.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,11 +22,20 @@ from cnnviz.core.models.heads import Head
 from cnnviz.core.models.labels import class_index, resolve_targets
 from cnnviz.core.models.layers import find_layer
 from cnnviz.core.models.load import Model
-from cnnviz.occlusion.choices import FOLDER, OcclusionSpec, PanelSpec, Score
+from cnnviz.occlusion.agreement import Agreement, Gradient, agreements
+from cnnviz.occlusion.choices import (
+    FOLDER,
+    MapKind,
+    OcclusionSpec,
+    PanelSpec,
+    Score,
+    Upsample,
+)
 from cnnviz.occlusion.engines.choose import Engine, Verifier, make_engine
 from cnnviz.occlusion.fills import check_fill, fill_picture
-from cnnviz.occlusion.masks import Grid, default_mask, default_stride, mask_grid
+from cnnviz.occlusion.masks import Grid, mask_grid, masks_and_stride
 from cnnviz.occlusion.panels import Panel, make_panels
+from cnnviz.occlusion.sufficient import Sufficiency, check_classes, sufficiency
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +69,9 @@ class Measurement:
         head: what the numbers mean.
         reading: of a dense output, the pixels that were read.
         place: of a dense output, what the user pointed at; empty for each class's own pixels.
+        score: what is compared unless something else is asked for.
+        upsample: how pixels get their values, likewise.
+        gradient: what a gradient method says of the classes, where one was asked.
     """
 
     image: WorkingImage
@@ -71,6 +83,9 @@ class Measurement:
     head: Head = field(default_factory=Head)
     reading: Reading | None = None
     place: str = ""
+    score: Score = Score.PROBABILITY
+    upsample: Upsample = Upsample.COVERAGE
+    gradient: Gradient | None = None
 
     @property
     def ranking_K(self) -> Tensor:  # noqa: N802 (a shape)
@@ -87,7 +102,10 @@ class OcclusionResult:
     Attributes:
         measured: the raw scores.
         score: what the panels compare.
+        upsample: how their pixels get their values.
         panels: one per target and mask, targets outermost.
+        agreements: of each panel's map with the gradient's; None where there is none.
+        method: which of the two is drawn and judged.
         label: index of the true class, if known.
         engine: the engine that ran: `full` or `incremental`.
         verified: whether the other engine repeated a sample of positions.
@@ -95,16 +113,32 @@ class OcclusionResult:
             one of them can run this network.
         given_up: the |difference| to the full engine for which the incremental one was given up;
             None if it was not.
+        sufficiencies: of each target, by its first mask's map; empty if not asked for.
     """
 
     measured: Measurement
     score: Score
+    upsample: Upsample
     panels: tuple[Panel, ...]
+    agreements: tuple[Agreement | None, ...]
+    method: MapKind
     label: int | None
     engine: str
     verified: bool = False
     largest_difference: float | None = None
     given_up: float | None = None
+    sufficiencies: tuple[Sufficiency, ...] = ()
+
+    @property
+    def maps(self) -> tuple[Tensor, ...]:
+        """(H, W) of each panel: what is drawn and judged."""
+        if self.method is MapKind.OCCLUSION:
+            return tuple(panel.map_HW for panel in self.panels)
+        return tuple(found.map_HW for found in self.agreements if found is not None)
+
+
+Tracer = Callable[[WorkingImage, Sequence[int]], Gradient | None]
+"""What a gradient method says of some classes of a picture; None where it says nothing."""
 
 
 class Occluder:
@@ -115,19 +149,25 @@ class Occluder:
         note: a line about the engine that the user should see, or None.
     """
 
-    def __init__(self, model: Model, spec: OcclusionSpec) -> None:
+    def __init__(self, model: Model, spec: OcclusionSpec, trace: Tracer | None = None) -> None:
         """Checks the spec and prepares the engine.
+
+        Args:
+            model: borrowed.
+            spec: what to do.
+            trace: a gradient method whose agreement is asked for.
 
         Raises:
             UsageError: something in the spec does not exist or does not fit the model.
         """
         size = model.input_size
-        stride = default_stride(size) if spec.stride is None else spec.stride
-        masks = spec.masks or (default_mask(size),)
-        self._model, self._spec = model, spec
+        masks, stride = masks_and_stride(size, spec.masks, spec.stride)
+        self._model, self._spec, self._trace = model, spec, trace
         self.grids = tuple(mask_grid(size, mask, stride, spec.border) for mask in masks)
         check_fill(spec.fill)
         _check_head(model.head, spec)
+        if spec.sufficient:
+            check_classes(model)
         resolve_targets(spec.targets, torch.zeros(model.classes), model.labels, model.head)
         if spec.label not in (None, FOLDER):
             class_index(spec.label, model.labels)
@@ -203,13 +243,49 @@ class Occluder:
             model.head,
             reading,
             self._place.text,
+            *_shown(spec, model.head),
         )
+        if self._trace is not None:
+            targets, _true_class = _targets(measured, spec, label)
+            measured = replace(measured, gradient=self._trace(image, targets))
         result = look(measured, spec, label=label, engine=self._engine.name)
-        result = replace(result, given_up=scores.given_up)
+        result = replace(
+            result, given_up=scores.given_up, sufficiencies=self._sufficiencies(result)
+        )
         if self._verifier is None:
             return result
         difference = scores.given_up or self._verifier.difference(pair[0], pair[1], scores)
         return replace(result, verified=True, largest_difference=difference)
+
+    def _sufficiencies(self, result: OcclusionResult) -> tuple[Sufficiency, ...]:
+        spec, measured = self._spec, result.measured
+        if not spec.sufficient:
+            return ()
+        return tuple(
+            sufficiency(
+                self._model,
+                measured.image,
+                panel,
+                measured.base_logits_K,
+                fill=spec.fill,
+                seed=spec.seed,
+                batch_size=spec.batch_size,
+            )
+            for panel in result.panels
+            if panel.grid is self.grids[0]
+        )
+
+
+def _shown(spec: OcclusionSpec, head: Head) -> tuple[Score, Upsample]:
+    """What is compared and how pixels get their values, where the user does not say it.
+
+    With masks or a stride of the user's: what the literature has.
+    """
+    if spec.masks or spec.stride is not None:
+        score, upsample = Score.PROBABILITY, Upsample.COVERAGE
+    else:
+        score, upsample = (Score.LOSS if head.has_classes else Score.PROBABILITY), Upsample.DENSITY
+    return spec.score or score, spec.upsample or upsample
 
 
 def _check_head(head: Head, spec: PanelSpec) -> None:
@@ -228,31 +304,48 @@ def look(
 
     Raises:
         UsageError: a target or the label is none of the classes.
+        CnnvizError: an agreement is asked for of a class that no gradient was traced for.
     """
-    true_text = label if label is not None else spec.label
-    if true_text == FOLDER:
-        true_text = Path(measured.image.path).resolve().parent.name
-    head = measured.head
-    _check_head(head, spec)
-    targets = resolve_targets(spec.targets, measured.ranking_K, measured.labels, head)
-    true_class = None
-    if true_text is not None:
-        true_class = class_index(true_text, measured.labels)
-        predicted = int(measured.ranking_K.argmax())
-        targets = tuple(dict.fromkeys((*targets, true_class, predicted)))
+    _check_head(measured.head, spec)
+    targets, true_class = _targets(measured, spec, label)
     if measured.reading is not None:
         measured.reading.check(targets, measured.labels, measured.image.path)
+    score, upsample = spec.score or measured.score, spec.upsample or measured.upsample
     panels = make_panels(
         measured.base_logits_K,
         measured.logits_PK,
         measured.grids,
         (int(measured.image.pixels.shape[1]), int(measured.image.pixels.shape[2])),
         targets,
-        spec.score,
-        spec.upsample,
-        head,
+        score,
+        upsample,
+        measured.head,
     )
-    return OcclusionResult(measured, spec.score, panels, true_class, engine)
+    found = agreements(panels, measured.gradient)
+    if spec.method is MapKind.AGREEMENT and None in found:
+        missing = measured.labels[panels[found.index(None)].target]
+        raise CnnvizError(
+            f"no gradient of '{missing}' was traced on '{measured.image.path}', so nothing can "
+            "agree; use --method occlusion"
+        )
+    return OcclusionResult(
+        measured, score, upsample, panels, found, spec.method, true_class, engine
+    )
+
+
+def _targets(
+    measured: Measurement, spec: PanelSpec, label: str | None
+) -> tuple[tuple[int, ...], int | None]:
+    """The classes asked about, and the true one, which is asked about too."""
+    true_text = label if label is not None else spec.label
+    if true_text == FOLDER:
+        true_text = Path(measured.image.path).resolve().parent.name
+    targets = resolve_targets(spec.targets, measured.ranking_K, measured.labels, measured.head)
+    if true_text is None:
+        return targets, None
+    true_class = class_index(true_text, measured.labels)
+    predicted = int(measured.ranking_K.argmax())
+    return tuple(dict.fromkeys((*targets, true_class, predicted))), true_class
 
 
 def occlude(
@@ -260,6 +353,7 @@ def occlude(
     image: WorkingImage | str | Path,
     spec: OcclusionSpec | None = None,
     *,
+    trace: Tracer | None = None,
     progress: Callable[[int], None] = lambda _steps: None,
 ) -> OcclusionResult:
     """Covers an image piece by piece and measures which pieces carry the prediction.
@@ -268,6 +362,7 @@ def occlude(
         model: from `cnnviz.core.load_model`.
         image: a file, or a working image of the model's input size.
         spec: what to do; None for the defaults.
+        trace: a gradient method whose agreement is asked for.
         progress: called with the number of positions just done.
 
     Returns:
@@ -279,4 +374,4 @@ def occlude(
         CnnvizError: the file cannot be read, or the network's scores are not finite.
     """
     working = image if isinstance(image, WorkingImage) else read_image(image, model.preprocess)
-    return Occluder(model, spec or OcclusionSpec()).run(working, progress=progress)
+    return Occluder(model, spec or OcclusionSpec(), trace).run(working, progress=progress)

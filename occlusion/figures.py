@@ -6,6 +6,7 @@ overlay the image is grey, so that every colour seen is the map's.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.output.drawing import (
     FONT_SIZE,
     add_colorbar,
@@ -30,13 +33,16 @@ from cnnviz.core.output.panels import (
     MOST_COLUMNS,
     draw_map,
     draw_picture,
+    hatch_pixels,
+    legend,
     outline_pixels,
     panels,
 )
-from cnnviz.occlusion.choices import Score
+from cnnviz.occlusion.choices import MapKind, Score, Upsample
 from cnnviz.occlusion.experiment import OcclusionResult
 from cnnviz.occlusion.masks import Grid
 from cnnviz.occlusion.panels import Panel
+from cnnviz.occlusion.sufficient import HELD, Sufficiency
 
 LEGEND_CLASSES = 9
 OTHER_GRAY = "#d9d9d9"
@@ -46,6 +52,10 @@ CLASS_COLOURS = (
     "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2",
     "#D55E00", "#CC79A7", "#000000", "#8C6D46",
 )  # fmt: skip
+DISAGREEMENT = (
+    ("occlusion alone", "#0072B2", "////"),
+    ("the gradient alone", "#009E73", "\\\\\\\\"),
+)
 BAR_LABELS = {
     Score.PROBABILITY: "drop of the probability when covered",
     Score.LOGIT: "drop of the logit when covered",
@@ -60,8 +70,10 @@ def draw(
 
     `overlay.png` (map over image), `heatmap.png` (map alone), `probability.png` (the class's
     probability at each position: blue where covering hurts), `label.png` (the most probable class
-    at each position) and, with a layer watched, `activation.png`. A regression has `value.png` in
-    place of the two; where each class is read at its own pixels, there is no `label.png`.
+    at each position), where a gradient was traced `agreement.png`, where it was asked for
+    `sufficient.png` and, with a layer watched, `activation.png`. A regression has `value.png` in
+    place of `probability.png` and `label.png`; where each class is read at its own pixels, there is
+    no `label.png`.
 
     Args:
         result: what to draw.
@@ -73,15 +85,19 @@ def draw(
     beneath = input_pixels(result) if backdrop is None else backdrop
     has_classes = result.measured.head.has_classes
     figures = {
-        "overlay.png": _grid(result, lambda axes, panel: _map(axes, result, panel, look, beneath)),
-        "heatmap.png": _grid(result, lambda axes, panel: _map(axes, result, panel, look, None)),
+        "overlay.png": _grid(result, lambda cell, at: _map(cell, result, at, look, beneath)),
+        "heatmap.png": _grid(result, lambda cell, at: _map(cell, result, at, look, None)),
         "probability.png" if has_classes else "value.png": _grid(
-            result, lambda axes, panel: _reading(axes, result, panel)
+            result, lambda cell, at: _reading(cell, result, result.panels[at])
         ),
     }
     reading = result.measured.reading
     if has_classes and (reading is None or reading.pointed):
         figures["label.png"] = _labels(result, beneath)
+    if any(result.agreements):
+        figures["agreement.png"] = _agreements(result, look, beneath)
+    if result.sufficiencies:
+        figures["sufficient.png"] = _sufficiencies(result)
     if result.measured.activation:
         figures["activation.png"] = _activation(result)
     return figures
@@ -98,11 +114,12 @@ def _columns(result: OcclusionResult) -> int:
     return masks if 1 < masks <= MOST_COLUMNS else MOST_COLUMNS
 
 
-def _grid(result: OcclusionResult, paint: Callable[[Axes, Panel], None]) -> Figure:
+def _grid(result: OcclusionResult, paint: Callable[[Axes, int], None]) -> Figure:
+    """A cell for each panel, painted by its number."""
     figure, axes = panels(len(result.panels), _size(result), columns=_columns(result))
-    for cell, panel in zip(axes, result.panels, strict=True):
-        paint(cell, panel)
-        title(cell, _heading(result, panel))
+    for number, cell in enumerate(axes):
+        paint(cell, number)
+        title(cell, _heading(result, result.panels[number]))
         bare(cell)
     return figure
 
@@ -115,23 +132,128 @@ def _heading(result: OcclusionResult, panel: Panel) -> str:
     where = ""
     if result.measured.reading is not None:
         where = f"\n{result.measured.place or 'mean over its pixels'}"
-    return f"{name}{note}  {reads}\nmask {grid.name}, stride {grid.stride}{where}"
+    return f"{name}{note}  {reads}\n{_setting(result, grid)}{where}"
+
+
+def _setting(result: OcclusionResult, grid: Grid) -> str:
+    """`mask 63, stride 16, density`: the usual mean over covering masks is not named."""
+    kind = "" if result.upsample is Upsample.COVERAGE else f", {result.upsample}"
+    return f"mask {grid.name}, stride {grid.stride}{kind}"
 
 
 def _map(
     axes: Axes,
     result: OcclusionResult,
-    panel: Panel,
+    number: int,
     look: Look,
     over: NDArray[np.uint8] | None,
 ) -> None:
+    occlusion = result.method is MapKind.OCCLUSION
+    label = _unit(result) if occlusion else _agreement_unit(result)
+    draw_map(axes, result.maps[number].numpy(), look, label, over=over, one_sided=not occlusion)
+    _outline_read(axes, result, result.panels[number])
+
+
+def _unit(result: OcclusionResult) -> str:
+    """What the values of an occlusion map are."""
     head, score = result.measured.head, result.score
-    label = BAR_LABELS[score] if head.has_classes else "drop of the value when covered"
     if score is Score.LOGIT and head.probabilities_given:
-        label = "drop of the log-odds when covered"
-    draw_map(axes, panel.map_HW.numpy(), look, label, over=over)
+        return "drop of the log-odds when covered"
+    return BAR_LABELS[score] if head.has_classes else "drop of the value when covered"
+
+
+def _agreement_unit(result: OcclusionResult) -> str:
+    gradient = result.measured.gradient
+    assert gradient is not None  # noqa: S101 (there are agreements)
+    return f"agreement of occlusion and {gradient.name.split()[0]}"
+
+
+def _outline_read(axes: Axes, result: OcclusionResult, panel: Panel) -> None:
+    """Around the pixels of a dense output that were read."""
     if result.measured.reading is not None:
         outline_pixels(axes, result.measured.reading.of(panel.target).numpy(), _size(result))
+
+
+def _agreements(result: OcclusionResult, look: Look, beneath: NDArray[np.uint8]) -> Figure:
+    """A row for each panel: occlusion, gradient, and where the two agree and where they do not."""
+    gradient = result.measured.gradient
+    assert gradient is not None  # noqa: S101 (there are agreements)
+    pairs = [(p, a) for p, a in zip(result.panels, result.agreements, strict=True) if a is not None]
+    figure, axes = panels(3 * len(pairs), _size(result), columns=3)
+    for row, (panel, found) in enumerate(pairs):
+        left, middle, right = axes[3 * row : 3 * row + 3]
+        draw_map(left, panel.map_HW.numpy(), look, _unit(result), over=beneath)
+        title(left, _heading(result, panel))
+        traced = found.gradient_HW.numpy()
+        draw_map(middle, traced, look, "weighted sum of its maps", over=beneath, one_sided=True)
+        title(middle, gradient.name.replace(" at ", "\nat "))
+        shown = found.map_HW.numpy()
+        draw_map(right, shown, look, _agreement_unit(result), over=beneath, one_sided=True)
+        for inside_HW, (_text, colour, hatch) in zip(
+            (found.only_occlusion_HW, found.only_gradient_HW), DISAGREEMENT, strict=True
+        ):
+            hatch_pixels(right, inside_HW.numpy(), colour, hatch)
+        correlation = found.rank_correlation
+        how_far = "none (a map is constant)" if correlation is None else f"{correlation:.2f}"
+        title(right, f"where both see evidence\nrank correlation {how_far}")
+        for cell in (left, middle, right):
+            _outline_read(cell, result, panel)
+            bare(cell)
+    legend(figure, DISAGREEMENT)
+    return figure
+
+
+def _sufficiencies(result: OcclusionResult) -> Figure:
+    """A row for each class: what alone suffices, what must not go, and the way there."""
+    image = result.measured.image
+    figure, axes = panels(3 * len(result.sufficiencies), _size(result), columns=3)
+    for row, found in enumerate(result.sufficiencies):
+        left, middle, right = axes[3 * row : 3 * row + 3]
+        name = result.measured.labels[found.target]
+        region, losing = found.sufficient, found.losing
+        kept_HW = found.pixels_of(region)
+        _draw_replaced(left, image, found.fill_CHW, kept_HW)
+        title(
+            left,
+            f"{region.share:.1%} of the picture suffices for {name}:\n"
+            f"alone {region.probability:.3f} of {found.probability:.3f}, "
+            f"the rest alone {found.without:.3f}",
+        )
+        if losing is None:
+            _draw_replaced(middle, image, found.fill_CHW, torch.zeros_like(kept_HW))
+            title(middle, "wholly covered,\nthe class is not lost")
+        else:
+            _draw_replaced(middle, image, found.fill_CHW, ~found.pixels_of(losing))
+            title(
+                middle,
+                f"{losing.share:.1%} covered leave it {losing.probability:.3f}:\n{found.lost_when}",
+            )
+        _curves(right, found)
+        for cell in (left, middle):
+            bare(cell)
+    return figure
+
+
+def _draw_replaced(axes: Axes, image: WorkingImage, fill_CHW: Tensor, kept_HW: Tensor) -> None:
+    """What the network sees with those pixels kept."""
+    seen = replace(image, pixels=torch.where(kept_HW, image.pixels, fill_CHW))
+    draw_picture(axes, image_pixels(seen), (kept_HW.shape[0], kept_HW.shape[1]), grey=False)
+
+
+def _curves(axes: Axes, found: Sufficiency) -> None:
+    """The class's probability while cells are kept alone, or covered, the most important first."""
+    shares = np.linspace(0, 100, len(found.kept_curve))
+    axes.plot(shares, found.kept_curve.numpy(), color="#0072B2", label="these alone kept")
+    axes.plot(shares, found.covered_curve.numpy(), color="#D55E00", label="these covered")
+    axes.axhline(HELD * found.probability, color="#555555", linewidth=0.8, linestyle=":")
+    axes.set_xlim(0, 100)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel("% of the cells, most important by occlusion first", fontsize=FONT_SIZE - 1)
+    axes.set_ylabel("probability of the class", fontsize=FONT_SIZE - 1)
+    axes.tick_params(labelsize=FONT_SIZE - 2)
+    axes.legend(fontsize=FONT_SIZE - 1, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    title(axes, f"dotted: {HELD:.0%} of what it is untouched")
 
 
 def _edges(grid: Grid, axis: int, length: int) -> np.ndarray:
@@ -183,7 +305,8 @@ def _labels(result: OcclusionResult, beneath: NDArray[np.uint8]) -> Figure:
         _cells(
             cell, panel, _size(result), codes, cmap=ListedColormap(colours), alpha=0.75, **limits
         )
-        title(cell, f"most probable class\nmask {panel.grid.name}, stride {panel.grid.stride}")
+        grid = panel.grid
+        title(cell, f"most probable class\nmask {grid.name}, stride {grid.stride}")
         bare(cell)
     total = len(winners)
     names = [

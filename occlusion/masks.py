@@ -12,8 +12,10 @@ from torch import Tensor
 from cnnviz.core.errors import UsageError
 from cnnviz.occlusion.choices import Border
 
-DEFAULT_MASK_SHARE = 0.2  # of the shorter side, as MATLAB's occlusionSensitivity has it
-DEFAULT_STRIDE_SHARE = 0.1
+# Of the shorter side: what points best on pictures with known objects (docs/truth.md), and what
+# goes with a mask or a stride of the user's, as MATLAB's occlusionSensitivity has it.
+MASK_SHARE, STRIDE_SHARE = 0.28, 0.07
+CLASSIC_MASK_SHARE, CLASSIC_STRIDE_SHARE = 0.2, 0.1
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,21 @@ class Grid:
         return str(height) if height == width else f"{height}x{width}"
 
 
-def default_mask(size: tuple[int, int]) -> tuple[int, int]:
-    """20 % of the shorter side, at least 1 pixel."""
-    side = max(1, round(DEFAULT_MASK_SHARE * min(size)))
-    return side, side
+def masks_and_stride(
+    size: tuple[int, int], masks: tuple[tuple[int, int], ...], stride: int | None
+) -> tuple[tuple[tuple[int, int], ...], int]:
+    """What is asked for, and for what is not asked for a share of the shorter side.
 
-
-def default_stride(size: tuple[int, int]) -> int:
-    """10 % of the shorter side, at least 1 pixel."""
-    return max(1, round(DEFAULT_STRIDE_SHARE * min(size)))
+    Args:
+        size: (rows, columns) of the working image.
+        masks: (rows, columns) of each; none for a square one.
+        stride: pixels between positions; None for a share.
+    """
+    own = bool(masks) or stride is not None
+    mask_share = CLASSIC_MASK_SHARE if own else MASK_SHARE
+    stride_share = CLASSIC_STRIDE_SHARE if own else STRIDE_SHARE
+    side, step = (max(1, round(share * min(size))) for share in (mask_share, stride_share))
+    return masks or ((side, side),), step if stride is None else stride
 
 
 def _starts(length: int, mask: int, stride: int, border: Border) -> Tensor:

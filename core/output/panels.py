@@ -5,6 +5,7 @@ the same under every map: in the file's own pixels, grey under a map, so that ev
 the map's. Shapes: H W rows and columns of the working image, h w of the picture shown beneath.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,11 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from cnnviz.core.choices import LUMINANCE, Colormap
 from cnnviz.core.data.images import WorkingImage, file_crop
 from cnnviz.core.output.drawing import (
+    FONT_SIZE,
     add_colorbar,
     cmap_of,
     image_pixels,
@@ -151,6 +154,34 @@ def outline_pixels(axes: Axes, inside_hw: NDArray[np.bool_], size: tuple[int, in
         axes.contour(columns, rows, padded, levels=[0.5], colors=colour, linewidths=thick)
     axes.set_xlim(0, size[1])
     axes.set_ylim(size[0], 0)
+
+
+def hatch_pixels(axes: Axes, inside_HW: NDArray[np.bool_], colour: str, hatch: str) -> None:
+    """Hatches pixels of a map, with a line around them."""
+    if not inside_HW.any():
+        return
+    padded = np.pad(inside_HW, 1).astype(float)
+    rows, columns = (np.arange(n + 2) - 0.5 for n in inside_HW.shape)
+    marked = axes.contourf(columns, rows, padded, levels=[0.5, 1.5], colors="none", hatches=[hatch])
+    marked.set(edgecolor=colour, linewidth=0.0)
+    axes.contour(columns, rows, padded, levels=[0.5], colors=colour, linewidths=1.2)
+    axes.set_xlim(0, inside_HW.shape[1])
+    axes.set_ylim(inside_HW.shape[0], 0)
+
+
+def legend(figure: Figure, hatched: Sequence[tuple[str, str, str]]) -> None:
+    """Says beneath all panels what each kind of hatching means: (text, colour, hatch)."""
+    handles = [
+        Patch(facecolor="none", edgecolor=colour, hatch=hatch, label=text)
+        for text, colour, hatch in hatched
+    ]
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=len(handles),
+        fontsize=FONT_SIZE - 1,
+        frameon=False,
+    )
 
 
 def _extent(size: tuple[int, int]) -> tuple[float, float, float, float]:

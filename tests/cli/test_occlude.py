@@ -29,7 +29,7 @@ def test_one_image_gets_its_pictures_scores_and_a_valid_summary(tmp_path):
     assert run(["occlude", str(SHIP), *FAST, "--out", str(tmp_path), "--quiet"]) == 0
     summary = valid(tmp_path / "ship")
     names = {"input.png", "crop.png", "overlay.png", "heatmap.png", "probability.png", "label.png"}
-    assert set(summary["files"]) == names | {"scores.npz"}
+    assert set(summary["files"]) == names | {"scores.npz", "agreement.png"}
     (entry,) = summary["results"]
     assert entry["prediction"]["class"] == "ship"
     assert entry["prediction"] == entry["top5"][0]

@@ -14,9 +14,9 @@ from torch.nn import functional
 from cnnviz.core.choices import Precision
 from cnnviz.core.data.images import Preprocess, WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.maps import rank_correlation
 from cnnviz.core.models.load import Model, load_model
 from cnnviz.gradients.choices import Method, SaliencySpec
-from cnnviz.gradients.comparison import rank_correlation
 from cnnviz.gradients.experiment import default_layer, saliency
 
 SIZE = (12, 14)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from cnnviz.core.choices import pixels
 from cnnviz.core.errors import UsageError
 from cnnviz.occlusion.choices import Border
-from cnnviz.occlusion.masks import default_mask, default_stride, mask_grid
+from cnnviz.occlusion.masks import mask_grid, masks_and_stride
 
 
 def test_cover_of_224_by_mask_15_stride_10_has_22_by_22_positions():
@@ -44,11 +44,15 @@ def test_center_puts_a_mask_on_every_pixel_and_cuts_it_at_the_edges():
     assert grid.boxes_P4[32 * 10 + 20].tolist() == [8, 18, 13, 23]
 
 
-def test_defaults_are_a_fifth_and_a_tenth_of_the_shorter_side():
-    assert default_mask((224, 300)) == (45, 45)
-    assert default_stride((224, 300)) == 22
-    assert default_mask((1, 1)) == (1, 1)
-    assert default_stride((1, 1)) == 1
+def test_defaults_are_shares_of_the_shorter_side():
+    assert masks_and_stride((224, 300), (), None) == (((63, 63),), 16)
+    assert masks_and_stride((1, 1), (), None) == (((1, 1),), 1)
+
+
+def test_with_a_mask_or_a_stride_of_the_users_the_other_is_the_literatures():
+    assert masks_and_stride((224, 300), ((15, 15), (9, 30)), None) == (((15, 15), (9, 30)), 22)
+    assert masks_and_stride((224, 300), (), 10) == (((45, 45),), 10)
+    assert masks_and_stride((1, 1), (), 5) == (((1, 1),), 5)
 
 
 def test_mask_larger_than_the_image_is_refused():

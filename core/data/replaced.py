@@ -1,0 +1,70 @@
+"""A picture some of whose pixels are another's, many times over through the network.
+
+Shapes: N pictures, C channels, K classes, H W rows and columns.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cnnviz.core.data.images import WorkingImage
+from cnnviz.core.device import in_batches
+from cnnviz.core.errors import CnnvizError
+from cnnviz.core.models.load import Model
+
+CPU_BATCH, DEVICE_BATCH = 8, 128
+
+
+@torch.inference_mode()
+def replaced_logits(
+    model: Model,
+    image: WorkingImage,
+    fill_CHW: Tensor,
+    count: int,
+    kept: Callable[[slice], Tensor],
+    *,
+    batch_size: int | None = None,
+    progress: Callable[[int], None] = lambda _steps: None,
+) -> Tensor:
+    """Logits of the image with every pixel that is not kept taken from the fill.
+
+    Args:
+        model: borrowed; a dense output has been settled on this image.
+        image: of the model's input size.
+        fill_CHW: a picture in [0, 1], before normalisation.
+        count: how many pictures.
+        kept: which of them (a slice) to where the image stays, (n, H, W) bool; made a batch at a
+            time, so that all masks never exist at once.
+        batch_size: pictures at a time; None for automatic.
+        progress: called with the number of pictures just done.
+
+    Returns:
+        (count, K) float32 on the CPU, as the model's head has them.
+
+    Raises:
+        CnnvizError: one picture does not fit the memory, or a score is not finite.
+    """
+    normalise = model.preprocess.normalise
+    original, replacement = (
+        normalise(pixels).to(model.device) for pixels in (image.pixels, fill_CHW)
+    )
+    found: list[Tensor] = []
+
+    def batch(part: slice) -> None:
+        kept_N1HW = kept(part).to(model.device)[:, None]
+        pictures = torch.where(kept_N1HW, original, replacement)
+        found.append(model.logits(pictures.contiguous(memory_format=torch.channels_last)).cpu())
+
+    automatic = CPU_BATCH if model.device.type == "cpu" else DEVICE_BATCH
+    before = 0
+    for done, _size in in_batches(count, model.batch_size(batch_size) or automatic, batch):
+        progress(done - before)
+        before = done
+    logits_NK = torch.cat(found)
+    if not logits_NK.isfinite().all():
+        raise CnnvizError(
+            f"{model.name} gives scores that are not finite on parts of '{image.path}' in "
+            f"{model.precision.value}; use --precision fp32, or check the weights"
+        )
+    return logits_NK

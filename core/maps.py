@@ -1,0 +1,52 @@
+"""Maps of one picture, held against each other: any method's, whatever their units.
+
+A map is positive where a place speaks for the class. Shapes: H W rows and columns.
+"""
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+PLATEAU = 1e-6  # values this close to the peak, relative to it, are the peak
+
+
+def peak(map_HW: Tensor) -> tuple[int, int]:
+    """Row and column of the largest value; of a plateau, its pixel nearest to its middle."""
+    rows, columns = torch.where(map_HW >= map_HW.max() - PLATEAU * map_HW.abs().max())
+    center = torch.stack([rows, columns], 1).double().mean(0)
+    nearest = int(((rows - center[0]) ** 2 + (columns - center[1]) ** 2).argmin())
+    return int(rows[nearest]), int(columns[nearest])
+
+
+def positive_part(map_HW: Tensor) -> Tensor:
+    """The evidence alone, 1 at its largest, float64; zero where there is none at all."""
+    positive = map_HW.double().clamp(min=0)
+    return positive / positive.max().clamp(min=torch.finfo(torch.float64).tiny)
+
+
+def agreement(first_HW: Tensor, second_HW: Tensor) -> Tensor:
+    """Where both maps see evidence: the geometric mean of their positive parts, float32 in [0, 1].
+
+    A product of two detectors keeps what both report; what one alone reports falls to zero.
+    """
+    return (positive_part(first_HW) * positive_part(second_HW)).sqrt().float()
+
+
+def rank_correlation(first_HW: Tensor, second_HW: Tensor) -> float | None:
+    """Spearman's rank correlation of two maps of one size; None where one of them is constant.
+
+    Maps of different methods have different units, so only their order is compared: 1 for the same
+    order, 0 for none, -1 for the opposite one.
+
+    Raises:
+        ValueError: the maps differ in size.
+    """
+    if first_HW.shape != second_HW.shape:
+        raise ValueError(f"maps of {tuple(first_HW.shape)} and {tuple(second_HW.shape)} pixels")
+    first, second = (
+        np.asarray(m.detach().cpu(), np.float64).ravel() for m in (first_HW, second_HW)
+    )
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    return float(spearmanr(first, second).statistic)
