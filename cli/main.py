@@ -25,6 +25,7 @@ from cnnviz.cli.occlude import occlude
 from cnnviz.cli.options import expand
 from cnnviz.cli.render import render
 from cnnviz.cli.saliency import saliency
+from cnnviz.cli.trust import trust
 from cnnviz.cli.tsne import tsne
 from cnnviz.core.errors import CnnvizError
 
@@ -53,6 +54,7 @@ COMMANDS = {
         filters,
         activations,
         saliency,
+        trust,
         tsne,
     )
 }

@@ -1,6 +1,6 @@
 """`cnnviz occlude`: cover an image piece by piece and see which pieces carry the prediction."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,19 +8,23 @@ import typer
 
 from cnnviz.cli.options import ModelOptions, OutputOptions
 from cnnviz.cli.run import ImageRun
-from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
+from cnnviz.core.errors import CheckFailed, UsageError
 from cnnviz.core.options import Option
 from cnnviz.core.output.look import Look
-from cnnviz.occlusion.choices import FOLDER, MapKind, OcclusionSpec
+from cnnviz.occlusion.choices import FOLDER, OcclusionSpec
+from cnnviz.trust.choices import MinTrust, Trust
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cnnviz.cli.scorecards import Scorecards
     from cnnviz.core.data.images import WorkingImage
     from cnnviz.core.data.outlines import Outlines
-    from cnnviz.core.models.load import Model
     from cnnviz.core.output.run_folder import RunFolder
-    from cnnviz.occlusion.agreement import Gradient
     from cnnviz.occlusion.expectation import Verdict
     from cnnviz.occlusion.experiment import Occluder, OcclusionResult
+    from cnnviz.trust.scorecard import Scorecard
 
 
 def occlude(
@@ -46,6 +50,8 @@ def occlude(
         ),
     ] = None,
     scores: Annotated[bool, Option("Write scores.npz (what render reads).")] = True,
+    trust: Trust = False,
+    min_trust: MinTrust = None,
     *,
     model: ModelOptions,
     output: OutputOptions,
@@ -59,6 +65,7 @@ def occlude(
     run = ImageRun("occlude", output)
     if min_inside is not None and expect is None:
         raise UsageError("--min-inside needs --expect, which says where the object is")
+    from cnnviz.cli.tracer import Tracer
     from cnnviz.core.data.images import find_images
     from cnnviz.core.data.outlines import read_outlines
     from cnnviz.occlusion.experiment import Occluder
@@ -66,57 +73,27 @@ def occlude(
     paths = find_images(images)
     expectations = read_outlines(expect) if expect else None
     loaded = run.load(model)
-    occluder = Occluder(loaded, spec, _Tracer(loaded, spec, run.console.note))
+    occluder = Occluder(loaded, spec, Tracer(loaded, spec, run.console.note))
     if occluder.note:
         run.console.note(occluder.note)
+    cards = None
+    if trust or min_trust:
+        from cnnviz.cli.scorecards import Scorecards
+
+        cards = Scorecards(loaded, spec, occluder)
     run.open_for(paths)
-    study = _Study(occluder, expectations, spec.label == FOLDER, look, scores)
+    study = _Study(occluder, expectations, spec.label == FOLDER, look, scores, cards)
     run.study("occluding", loaded, study, occluder.positions)
     columns = COLUMNS if loaded.head.has_classes else REGRESSION
+    columns = (*columns, "verdict") if cards else columns
     run.console.table("Occlusion", columns, [_row(entry) for entry in run.entries])
     run.finish_images(loaded, seed=model.seed, show="overlay.png")
     if min_inside is not None:
         _check_inside(study.checked, min_inside)
+    if min_trust is not None:
+        from cnnviz.cli.scorecards import check
 
-
-class _Tracer:
-    """Grad-CAM of the classes that occlusion asks about, where the network allows it.
-
-    Where it does not, that is said once, unless the agreement is what was asked for.
-    """
-
-    def __init__(self, model: "Model", spec: OcclusionSpec, note: Callable[[str], None]) -> None:
-        from cnnviz.gradients.experiment import default_layer
-
-        self._model, self._spec, self._note = model, spec, note
-        self._layer: str | None = None
-        try:
-            self._layer = default_layer(model)
-        except CnnvizError as error:
-            self._give_up(error)
-
-    def _give_up(self, error: CnnvizError) -> None:
-        if self._spec.method is MapKind.AGREEMENT:
-            raise error
-        self._layer = None
-        self._note(f"no agreement.png: {error}")
-
-    def __call__(self, image: "WorkingImage", targets: Sequence[int]) -> "Gradient | None":
-        from cnnviz.gradients.choices import Method, SaliencySpec
-        from cnnviz.gradients.experiment import saliency
-        from cnnviz.occlusion.agreement import Gradient
-
-        if self._layer is None:
-            return None
-        at, inside = self._spec.at, self._spec.inside
-        spec = SaliencySpec(method=Method.GRAD_CAM, layer=self._layer, at=at, inside=inside)
-        try:
-            found = saliency(self._model, image, spec, classes=targets)
-        except CnnvizError as error:
-            self._give_up(error)
-            return None
-        maps = {traced.target: traced.map_HW for traced in found.maps}
-        return Gradient(f"Grad-CAM at {self._layer}", maps)
+        check(study.verdicts, min_trust)
 
 
 class _Study:
@@ -129,10 +106,12 @@ class _Study:
         label_by_folder: bool,
         look: Look,
         scores: bool,
+        cards: "Scorecards | None",
     ) -> None:
-        self._occluder, self._look, self._scores = occluder, look, scores
+        self._occluder, self._look, self._scores, self._cards = occluder, look, scores, cards
         self._expectations, self._label_by_folder = expectations, label_by_folder
         self.checked: list[tuple[str, float | None]] = []
+        self.verdicts: list[tuple[str, Scorecard]] = []
 
     def __call__(
         self, path: Path, image: "WorkingImage", advance: Callable[[int], None]
@@ -143,7 +122,21 @@ class _Study:
         label = expected.label if expected and not self._label_by_folder else None
         result = self._occluder.run(image, label=label, progress=advance)
         entry = report(result, *self._judge(result, image))
-        return entry, lambda folder: self._write(folder, result)
+        cards = self._trust(result, image, entry) if self._cards else []
+        return entry, lambda folder: self._write(folder, result, cards)
+
+    def _trust(
+        self, result: "OcclusionResult", image: "WorkingImage", entry: dict[str, Any]
+    ) -> "list[Scorecard]":
+        """A scorecard for each panel, noted in the entry."""
+        from cnnviz.trust.report import report
+
+        assert self._cards is not None  # noqa: S101 (told to mypy)
+        cards = self._cards.of_result(result)
+        for target, card in zip(entry["targets"], cards, strict=True):
+            target["trust"] = report(card)
+        self.verdicts.append((image.path, cards[_asked_first(result)]))
+        return cards
 
     def _judge(
         self, result: "OcclusionResult", image: "WorkingImage"
@@ -156,12 +149,12 @@ class _Study:
             return [], []
         object_HW = outline_mask(self._expectations.for_image(image.path), image)
         verdicts = [judge(map_HW, object_HW) for map_HW in result.maps]
-        asked = result.panels[0].target if result.label is None else result.label
-        first = next(i for i, panel in enumerate(result.panels) if panel.target == asked)
-        self.checked.append((image.path, verdicts[first].inside))
+        self.checked.append((image.path, verdicts[_asked_first(result)].inside))
         return verdicts, [judge(a.map_HW, object_HW) if a else None for a in result.agreements]
 
-    def _write(self, folder: "RunFolder", result: "OcclusionResult") -> None:
+    def _write(
+        self, folder: "RunFolder", result: "OcclusionResult", cards: "list[Scorecard]"
+    ) -> None:
         from cnnviz.core.data.images import file_crop
         from cnnviz.occlusion.archive import CROP, INPUT, SCORES, to_arrays
         from cnnviz.occlusion.figures import draw, input_pixels
@@ -170,10 +163,40 @@ class _Study:
         crop = file_crop(result.measured.image)
         if crop is not None:
             folder.write_image(CROP, crop)
-        for name, figure in draw(result, self._look, crop).items():
+        lines = [card.line for card in cards]
+        for name, figure in draw(result, self._look, crop, lines).items():
             folder.write_figure(name, figure)
+        if cards:
+            self._write_cards(folder, result, cards, crop)
         if self._scores:
             folder.write_npz(SCORES, **to_arrays(result))
+
+    def _write_cards(
+        self,
+        folder: "RunFolder",
+        result: "OcclusionResult",
+        cards: "list[Scorecard]",
+        crop: "NDArray[np.uint8] | None",
+    ) -> None:
+        from cnnviz.occlusion.figures import heading, input_pixels, unit
+        from cnnviz.trust.figures import draw_certainty, draw_curves
+
+        reading = "probability" if result.measured.head.has_classes else "value"
+        names = [heading(result, panel) for panel in result.panels]
+        folder.write_figure(
+            "curves.png", draw_curves(list(zip(names, cards, strict=True)), reading)
+        )
+        maps = list(zip(names, result.maps, cards, strict=True))
+        beneath = input_pixels(result) if crop is None else crop
+        figure = draw_certainty(maps, self._look, unit(result), beneath)
+        if figure is not None:
+            folder.write_figure("certainty.png", figure)
+
+
+def _asked_first(result: "OcclusionResult") -> int:
+    """The panel that checks look at: of the true class if there is one, of the first target."""
+    asked = result.panels[0].target if result.label is None else result.label
+    return next(i for i, panel in enumerate(result.panels) if panel.target == asked)
 
 
 def _check_inside(checked: list[tuple[str, float | None]], least: float) -> None:
@@ -196,8 +219,9 @@ def _row(entry: dict[str, Any]) -> tuple[object, ...]:
     height, width = first["mask"]
     mask = str(height) if height == width else f"{height}x{width}"
     row = (Path(entry["image"]).name, first["class"])
+    verdict = (first["trust"]["verdict"],) if "trust" in first else ()
     if "value" in first:
-        return *row, f"{first['value']:.4g}", mask, f"{first['max_drop']:.4g}"
+        return *row, f"{first['value']:.4g}", mask, f"{first['max_drop']:.4g}", *verdict
     return (
         *row,
         f"{first['probability']:.3f}",
@@ -205,4 +229,5 @@ def _row(entry: dict[str, Any]) -> tuple[object, ...]:
         f"{first['max_drop']:.3f}",
         f"{first['reliance']:.3f}",
         f"{first['flips']['share']:.1%}",
+        *verdict,
     )

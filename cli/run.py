@@ -133,15 +133,15 @@ class ImageRun(Run):
         self.entries: list[dict[str, Any]] = []
         self._errors: list[tuple[str, str]] = []
 
-    def open_for(self, paths: Sequence[Path]) -> None:
-        """Opens the folder for these images.
+    def open_for(self, paths: Sequence[Path], inputs: Sequence[Path] = ()) -> None:
+        """Opens the folder for these images; `inputs` are read beside them.
 
         Raises:
             UsageError: it is not empty, and `--overwrite` was not given.
         """
         from cnnviz.core.output.run_folder import safe_name
 
-        self._paths = self._inputs = paths
+        self._paths, self._inputs = paths, [*paths, *inputs]
         self._alone = len(paths) == 1
         self.open(self.root / safe_name(paths[0].stem) if self._alone else None)
 

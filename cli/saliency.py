@@ -1,7 +1,7 @@
 """`cnnviz saliency`: what the gradient says about an image, and whether occlusion agrees."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,14 +15,19 @@ from cnnviz.core.errors import UsageError
 from cnnviz.core.options import Option
 from cnnviz.core.output.look import Look
 from cnnviz.gradients.choices import LAST_CONV, Method, SaliencySpec
+from cnnviz.trust.choices import MinTrust, Trust
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cnnviz.cli.scorecards import Bench
     from cnnviz.core.data.images import WorkingImage
     from cnnviz.core.models.load import Model
     from cnnviz.core.output.run_folder import RunFolder
     from cnnviz.gradients.comparison import Comparison
     from cnnviz.gradients.experiment import SaliencyResult
     from cnnviz.occlusion.experiment import Occluder
+    from cnnviz.trust.scorecard import Scorecard
 
 INPUT, ARRAYS, COMPARISON = "input.png", "saliency.npz", "comparison.png"
 
@@ -49,6 +54,8 @@ def saliency(
     stride: Annotated[
         int | None, Option("With --compare: pixels between mask positions.", least=1)
     ] = None,
+    trust: Trust = False,
+    min_trust: MinTrust = None,
     *,
     model: ModelOptions,
     output: OutputOptions,
@@ -67,17 +74,27 @@ def saliency(
     loaded = run.load(model)
     _check_model(loaded, spec)
     other = _occluder(loaded, spec, mask, stride, model) if compare else None
+    bench = None
+    if trust or min_trust:
+        from cnnviz.cli.scorecards import Bench
+
+        bench = Bench(loaded, spec, seed=model.seed, batch_size=model.batch_size)
     run.open_for(paths)
-    study = _Study(loaded, spec, other, look)
+    study = _Study(loaded, spec, other, look, bench)
     run.study("tracing back", loaded, study, 1 + (other.positions if other else 0))
     p = "p" if loaded.head.has_classes else "value"
+    columns = ("image", "class", p, *_COLUMNS)
     run.console.table(
         "Saliency",
-        ("image", "class", p, *_COLUMNS),
+        (*columns, "verdict") if bench else columns,
         [row for entry in run.entries for row in _rows(entry)],
     )
     best = COMPARISON if compare else "overlay.png"
     run.finish_images(loaded, seed=model.seed, show=best)
+    if min_trust is not None:
+        from cnnviz.cli.scorecards import check
+
+        check(study.verdicts, min_trust)
 
 
 def _check(
@@ -138,9 +155,16 @@ class _Study:
     """Traces one image's prediction back, and holds the maps against occlusion if asked to."""
 
     def __init__(
-        self, model: "Model", spec: SaliencySpec, other: "Occluder | None", look: Look
+        self,
+        model: "Model",
+        spec: SaliencySpec,
+        other: "Occluder | None",
+        look: Look,
+        bench: "Bench | None",
     ) -> None:
         self._model, self._spec, self._other, self._look = model, spec, other, look
+        self._bench = bench
+        self.verdicts: list[tuple[str, Scorecard]] = []
 
     def _make(self, image: "WorkingImage") -> "SaliencyResult":
         from cnnviz.gradients.experiment import saliency
@@ -155,7 +179,28 @@ class _Study:
         result = self._make(image)
         comparisons = self._compare(image, result, advance) if self._other else ()
         entry = report(result, comparisons)
-        return entry, lambda folder: self._write(folder, result, comparisons)
+        cards = self._trust(image, result, entry) if self._bench else []
+        return entry, lambda folder: self._write(folder, result, comparisons, cards)
+
+    def _trust(
+        self, image: "WorkingImage", result: "SaliencyResult", entry: dict[str, Any]
+    ) -> "list[Scorecard]":
+        """A scorecard for each map, noted in the entry."""
+        from cnnviz.gradients.experiment import saliency
+        from cnnviz.trust.report import report
+
+        def make(image: "WorkingImage", classes: "Sequence[int]") -> "dict[int, Tensor]":
+            found = saliency(self._model, image, self._spec, classes=classes)
+            return {traced.target: traced.map_HW for traced in found.maps}
+
+        assert self._bench is not None  # noqa: S101 (told to mypy)
+        maps = {found.target: found.map_HW for found in result.maps}
+        occluded = self._bench.occluder.run(image)
+        cards = self._bench.judge(occluded, maps, make, result.method.value)
+        for target, card in zip(entry["targets"], cards, strict=True):
+            target["trust"] = report(card)
+        self.verdicts.append((image.path, cards[0]))
+        return cards
 
     def _compare(
         self, image: "WorkingImage", result: "SaliencyResult", advance: Callable[[int], None]
@@ -187,6 +232,7 @@ class _Study:
         folder: "RunFolder",
         result: "SaliencyResult",
         comparisons: "tuple[Comparison, ...]",
+        cards: "list[Scorecard]",
     ) -> None:
         import numpy as np
 
@@ -194,8 +240,16 @@ class _Study:
         from cnnviz.gradients.figures import draw, draw_comparison
 
         folder.write_image(INPUT, image_pixels(result.image))
-        for name, figure in draw(result, self._look).items():
+        for name, figure in draw(result, self._look, [card.line for card in cards]).items():
             folder.write_figure(name, figure)
+        if cards:
+            from cnnviz.gradients.figures import class_line
+            from cnnviz.trust.figures import draw_curves
+
+            names = [class_line(result, found) for found in result.maps]
+            reading = "probability" if result.head.has_classes else "value"
+            pairs = list(zip(names, cards, strict=True))
+            folder.write_figure("curves.png", draw_curves(pairs, reading))
         if comparisons:
             folder.write_figure(COMPARISON, draw_comparison(result, comparisons, self._look))
         folder.write_npz(
@@ -219,6 +273,7 @@ def _rows(entry: dict[str, Any]) -> list[tuple[object, ...]]:
             entry["method"] + (f" at {entry['layer']}" if entry["layer"] else ""),
             "{}, {}".format(*target["peak"]),
             _agreement(target),
+            *((target["trust"]["verdict"],) if "trust" in target else ()),
         )
         for target in entry["targets"]
     ]

@@ -4,12 +4,14 @@ Red is what speaks for the class, blue what speaks against it. Gradients of sing
 their colour scale ends at a high percentile, and the colour bar has an arrow where it does.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from cnnviz.core.output.drawing import bare, title
+from cnnviz.core.output.drawing import bare, title, under
 from cnnviz.core.output.look import Look
 from cnnviz.core.output.panels import draw_map, draw_picture, outline_pixels, panels, photograph
 from cnnviz.gradients.choices import Method
@@ -24,11 +26,19 @@ BAR_LABELS = {
 }
 
 
-def draw(result: SaliencyResult, look: Look | None = None) -> dict[str, Figure]:
-    """`overlay.png` (maps over the image) and `heatmap.png` (maps alone), a panel per class."""
+def draw(
+    result: SaliencyResult, look: Look | None = None, lines: Sequence[str] = ()
+) -> dict[str, Figure]:
+    """`overlay.png` (maps over the image) and `heatmap.png` (maps alone), a panel per class.
+
+    Args:
+        result: what to draw.
+        look: how.
+        lines: what is said under each panel of the overlay; none for nothing.
+    """
     look = look or Look()
     return {
-        "overlay.png": _panels(result, look, photograph(result.image)),
+        "overlay.png": _panels(result, look, photograph(result.image), lines),
         "heatmap.png": _panels(result, look, None),
     }
 
@@ -43,7 +53,7 @@ def draw_comparison(
     rows = zip(axes[::3], axes[1::3], axes[2::3], result.maps, comparisons, strict=True)
     for left, middle, right, found, compared in rows:
         draw_picture(left, beneath, _size(result), grey=False)
-        title(left, _class_line(result, found))
+        title(left, class_line(result, found))
         _map(middle, result, found.map_HW.numpy(), look, beneath)
         title(middle, f"{_method_line(result)}\n{compared.seconds:.2f} s")
         other_HW = compared.other_HW.numpy()
@@ -64,18 +74,26 @@ def _size(result: SaliencyResult) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _panels(result: SaliencyResult, look: Look, over: NDArray[np.uint8] | None) -> Figure:
+def _panels(
+    result: SaliencyResult,
+    look: Look,
+    over: NDArray[np.uint8] | None,
+    lines: Sequence[str] = (),
+) -> Figure:
     figure, axes = panels(len(result.maps), _size(result))
-    for cell, found in zip(axes, result.maps, strict=True):
+    for number, (cell, found) in enumerate(zip(axes, result.maps, strict=True)):
         _map(cell, result, found.map_HW.numpy(), look, over)
         if result.reading is not None:
             outline_pixels(cell, result.reading.of(found.target).numpy(), _size(result))
-        title(cell, f"{_class_line(result, found)}\n{_method_line(result)}")
+        title(cell, f"{class_line(result, found)}\n{_method_line(result)}")
         bare(cell)
+        if lines:
+            under(cell, lines[number])
     return figure
 
 
-def _class_line(result: SaliencyResult, found: ClassMap) -> str:
+def class_line(result: SaliencyResult, found: ClassMap) -> str:
+    """A map's class and its probability."""
     return f"{result.labels[found.target]}  {result.head.text(found.probability)}"
 
 

@@ -220,11 +220,8 @@ class Occluder:
         as_logits = model.head.logits
         logits_PK = as_logits(scores.logits_PK.cpu())
         base_logits_K = as_logits(scores.base_logits_K.cpu())
-        if not (logits_PK.isfinite().all() and base_logits_K.isfinite().all()):
-            raise CnnvizError(
-                f"{model.name} gives scores that are not finite on '{image.path}' in "
-                f"{model.precision.value}; use --precision fp32, or check the weights"
-            )
+        for logits in (logits_PK, base_logits_K):
+            self._check_finite(logits, image)
         activation = None
         if spec.layer is not None and scores.activation_P is not None:
             assert scores.activation_channel is not None  # noqa: S101 (they come together)
@@ -256,6 +253,28 @@ class Occluder:
             return result
         difference = scores.given_up or self._verifier.difference(pair[0], pair[1], scores)
         return replace(result, verified=True, largest_difference=difference)
+
+    def again(self, image: WorkingImage, grids: Sequence[Grid], fill: str) -> tuple[Tensor, ...]:
+        """Logits (P, K) of the image that was run last, on other grids or with another fill.
+
+        Raises:
+            CnnvizError: a score is not finite, or one image does not fit the memory.
+        """
+        model = self._model
+        replacement = fill_picture(fill, image.pixels, model.preprocess, self._spec.seed)
+        normalise, boxes_P4 = model.preprocess.normalise, torch.cat([g.boxes_P4 for g in grids])
+        original, other = (normalise(p).to(model.device) for p in (image.pixels, replacement))
+        scores = self._engine.run(original, other, boxes_P4)
+        logits_PK = model.head.logits(scores.logits_PK.cpu())
+        self._check_finite(logits_PK, image)
+        return torch.split(logits_PK, [len(grid.boxes_P4) for grid in grids])
+
+    def _check_finite(self, logits: Tensor, image: WorkingImage) -> None:
+        if not logits.isfinite().all():
+            raise CnnvizError(
+                f"{self._model.name} gives scores that are not finite on '{image.path}' in "
+                f"{self._model.precision.value}; use --precision fp32, or check the weights"
+            )
 
     def _sufficiencies(self, result: OcclusionResult) -> tuple[Sufficiency, ...]:
         spec, measured = self._spec, result.measured

@@ -5,7 +5,7 @@ zero: red is evidence for the class (covering it hurts), blue is evidence agains
 overlay the image is grey, so that every colour seen is the map's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from cnnviz.core.output.drawing import (
     escape,
     image_pixels,
     title,
+    under,
 )
 from cnnviz.core.output.look import Look
 from cnnviz.core.output.panels import (
@@ -64,7 +65,10 @@ BAR_LABELS = {
 
 
 def draw(
-    result: OcclusionResult, look: Look | None = None, backdrop: NDArray[np.uint8] | None = None
+    result: OcclusionResult,
+    look: Look | None = None,
+    backdrop: NDArray[np.uint8] | None = None,
+    lines: Sequence[str] = (),
 ) -> dict[str, Figure]:
     """All figures of one result, by the file name they are meant for.
 
@@ -80,12 +84,13 @@ def draw(
         look: how.
         backdrop: what maps are laid over, uint8 (h, w, 3): the working image's crop in the file's
             own pixels; None for the working image itself.
+        lines: what is said under each panel of the overlay; none for nothing.
     """
     look = look or Look()
     beneath = input_pixels(result) if backdrop is None else backdrop
     has_classes = result.measured.head.has_classes
     figures = {
-        "overlay.png": _grid(result, lambda cell, at: _map(cell, result, at, look, beneath)),
+        "overlay.png": _grid(result, lambda cell, at: _map(cell, result, at, look, beneath), lines),
         "heatmap.png": _grid(result, lambda cell, at: _map(cell, result, at, look, None)),
         "probability.png" if has_classes else "value.png": _grid(
             result, lambda cell, at: _reading(cell, result, result.panels[at])
@@ -114,17 +119,22 @@ def _columns(result: OcclusionResult) -> int:
     return masks if 1 < masks <= MOST_COLUMNS else MOST_COLUMNS
 
 
-def _grid(result: OcclusionResult, paint: Callable[[Axes, int], None]) -> Figure:
+def _grid(
+    result: OcclusionResult, paint: Callable[[Axes, int], None], lines: Sequence[str] = ()
+) -> Figure:
     """A cell for each panel, painted by its number."""
     figure, axes = panels(len(result.panels), _size(result), columns=_columns(result))
     for number, cell in enumerate(axes):
         paint(cell, number)
-        title(cell, _heading(result, result.panels[number]))
+        title(cell, heading(result, result.panels[number]))
         bare(cell)
+        if lines:
+            under(cell, lines[number])
     return figure
 
 
-def _heading(result: OcclusionResult, panel: Panel) -> str:
+def heading(result: OcclusionResult, panel: Panel) -> str:
+    """What a panel shows: class, probability, mask and stride."""
     name = result.measured.labels[panel.target]
     note = " (true class)" if panel.target == result.label else ""
     grid = panel.grid
@@ -149,13 +159,19 @@ def _map(
     over: NDArray[np.uint8] | None,
 ) -> None:
     occlusion = result.method is MapKind.OCCLUSION
-    label = _unit(result) if occlusion else _agreement_unit(result)
-    draw_map(axes, result.maps[number].numpy(), look, label, over=over, one_sided=not occlusion)
+    shown = result.maps[number].numpy()
+    draw_map(axes, shown, look, unit(result), over=over, one_sided=not occlusion)
     _outline_read(axes, result, result.panels[number])
 
 
-def _unit(result: OcclusionResult) -> str:
-    """What the values of an occlusion map are."""
+def unit(result: OcclusionResult) -> str:
+    """What the values of the maps that are drawn are."""
+    return (
+        _occlusion_unit(result) if result.method is MapKind.OCCLUSION else _agreement_unit(result)
+    )
+
+
+def _occlusion_unit(result: OcclusionResult) -> str:
     head, score = result.measured.head, result.score
     if score is Score.LOGIT and head.probabilities_given:
         return "drop of the log-odds when covered"
@@ -182,8 +198,8 @@ def _agreements(result: OcclusionResult, look: Look, beneath: NDArray[np.uint8])
     figure, axes = panels(3 * len(pairs), _size(result), columns=3)
     for row, (panel, found) in enumerate(pairs):
         left, middle, right = axes[3 * row : 3 * row + 3]
-        draw_map(left, panel.map_HW.numpy(), look, _unit(result), over=beneath)
-        title(left, _heading(result, panel))
+        draw_map(left, panel.map_HW.numpy(), look, _occlusion_unit(result), over=beneath)
+        title(left, heading(result, panel))
         traced = found.gradient_HW.numpy()
         draw_map(middle, traced, look, "weighted sum of its maps", over=beneath, one_sided=True)
         title(middle, gradient.name.replace(" at ", "\nat "))

@@ -34,13 +34,15 @@ def _agreement(found: Agreement, name: str, verdict: Verdict | None) -> dict[str
         "rank_correlation": None if correlation is None else digits(correlation),
         "peak": list(peak(found.map_HW)),
     }
-    return entry | (_judged(verdict) if verdict else {})
+    return entry | (judged(verdict) if verdict else {})
 
 
-def _judged(verdict: Verdict) -> dict[str, Any]:
+def judged(verdict: Verdict) -> dict[str, Any]:
+    """What a summary says of a map that was held against an object."""
     return {
         "pointing_game_hit": verdict.hit,
         "inside": None if verdict.inside is None else digits(verdict.inside),
+        "object_share": digits(verdict.object_share),
     }
 
 
@@ -65,7 +67,7 @@ def _panel(
         entry["reliance"] = digits(panel.reliance)
         entry["flips"] = {"share": digits(panel.flips), "to": to}
     if verdict is not None:
-        entry |= _judged(verdict) | {"object_share": digits(verdict.object_share)}
+        entry |= judged(verdict)
     found, gradient = result.agreements[number], result.measured.gradient
     if found is not None and gradient is not None:
         entry["agreement"] = _agreement(found, gradient.name, agreement_verdict)

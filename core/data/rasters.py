@@ -54,6 +54,43 @@ def read_raster(path: str | Path, preprocess: Preprocess) -> Raster:
     return _scaled(bands, preprocess.scale, str(path))
 
 
+def read_map(path: str | Path, size: tuple[int, int]) -> Raster:
+    """Somebody's map from a `.npy` file, (H, W) float32.
+
+    Args:
+        path: the file.
+        size: H and W of the working image, which the map must have.
+
+    Raises:
+        CnnvizError: it cannot be read, has another shape, or values that are no finite numbers.
+    """
+    try:
+        values = _read_npy(regular(path))
+    except DAMAGE as error:
+        raise CnnvizError(f"'{path}' cannot be read as an array: {one_line(error)}") from error
+    if values.dtype.kind not in "uif" or values.shape != size:
+        raise CnnvizError(
+            f"'{path}' is {values.dtype} {_shape(values)}; a map of this picture has a number for "
+            f"each pixel of the working image, {size[0]}x{size[1]} (sum it over channels, and "
+            "enlarge it with the picture's own crop in mind)"
+        )
+    with np.errstate(invalid="ignore", over="ignore"):  # told of below
+        numbers = values.astype(np.float32)
+    if not np.isfinite(numbers).all():
+        raise CnnvizError(f"'{path}' holds values that are not finite")
+    return numbers
+
+
+def _read_npy(path: Path) -> NDArray[np.generic]:
+    with path.open("rb") as file:
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"it is larger than {LARGEST:,} bytes")
+        array: NDArray[np.generic] = np.load(file, allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise ValueError("it is an archive, not one array")
+    return array
+
+
 def _most_pixels() -> float:
     return Image.MAX_IMAGE_PIXELS or math.inf
 
@@ -61,11 +98,7 @@ def _most_pixels() -> float:
 def _read(path: Path) -> NDArray[np.generic]:
     suffix = path.suffix.lower()
     if suffix == ".npy":
-        with path.open("rb") as file:
-            if path.stat().st_size > LARGEST:
-                raise ValueError(f"it is larger than {LARGEST:,} bytes")
-            array: NDArray[np.generic] = np.load(file, allow_pickle=False)
-        return array
+        return _read_npy(path)
     if suffix == ".npz":
         return _of_archive(path)
     if suffix in TIFFS:

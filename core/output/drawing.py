@@ -7,6 +7,7 @@ Shapes: N tiles, H W rows and columns.
 """
 
 import math
+import textwrap
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,12 @@ def title(axes: "Axes", text: str, size: float = FONT_SIZE) -> None:
     """Puts a title over axes; `text` is shown literally, line by line."""
     lines = [escape(line) for line in text.split("\n")]
     axes.set_title("\n".join(lines), fontsize=size)
+
+
+def under(axes: "Axes", text: str, longest: int = 46) -> None:
+    """Puts a line under axes that show a picture, broken between words; shown literally."""
+    lines = textwrap.wrap(text, longest)
+    axes.set_xlabel("\n".join(escape(line) for line in lines), fontsize=FONT_SIZE - 1)
 
 
 def add_colorbar(mappable: "ScalarMappable", axes: "Axes", label: str) -> "Colorbar":

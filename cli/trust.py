@@ -1,0 +1,228 @@
+"""`cnnviz trust`: how far a map can be believed, whoever made it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.cli.run import ImageRun
+from cnnviz.core.errors import UsageError
+from cnnviz.core.options import Option
+from cnnviz.core.output.look import Look
+from cnnviz.trust.choices import MinTrust, TrustSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cnnviz.cli.scorecards import Bench
+    from cnnviz.core.data.images import WorkingImage
+    from cnnviz.core.data.outlines import Outlines
+    from cnnviz.core.models.load import Model
+    from cnnviz.core.output.run_folder import RunFolder
+    from cnnviz.occlusion.experiment import OcclusionResult
+    from cnnviz.trust.scorecard import Scorecard
+
+
+def trust(
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")
+    ],
+    spec: TrustSpec,
+    look: Look,
+    given: Annotated[
+        Path | None,
+        Option(
+            "A map of the first target, rows x columns of the working image, positive where a "
+            "place speaks for the class: a .npy file, or a folder with one named like each image. "
+            "Default: occlusion's map.",
+            ("--map",),
+            lambda text, _option: Path(text),
+            metavar="<path>",
+        ),
+    ] = None,
+    expect: Annotated[
+        str | None,
+        Option(
+            "Where the object is, in the file's pixels: x0,y0,x1,y1, or a JSON file of boxes "
+            "or polygons per image."
+        ),
+    ] = None,
+    min_trust: MinTrust = None,
+    *,
+    model: ModelOptions,
+    output: OutputOptions,
+) -> None:
+    """Judge a map: occlusion's, or one that any other program made.
+
+    cnnviz trust dog.jpg --model resnet18 --map theirs.npy --target beagle
+
+    Writes the map over the picture with its verdict, removal curves, and the scorecard.
+    """
+    run = ImageRun("trust", output)
+    from cnnviz.cli.scorecards import Bench, check
+    from cnnviz.core.data.images import find_images
+    from cnnviz.core.data.outlines import read_outlines
+
+    paths = find_images(images)
+    maps = _find_maps(given, paths)
+    expectations = read_outlines(expect) if expect else None
+    loaded = run.load(model)
+    bench = Bench(loaded, spec, seed=model.seed, batch_size=model.batch_size)
+    run.open_for(paths, inputs=list(maps.values()))
+    study = _Study(loaded, bench, maps, expectations, look)
+    run.study("judging", loaded, study, bench.occluder.positions)
+    p = "p" if loaded.head.has_classes else "value"
+    columns = ("image", "class", p, "gain", "chance", "verdict")
+    run.console.table("Trust", columns, [row for entry in run.entries for row in _rows(entry)])
+    run.finish_images(loaded, seed=model.seed, show="overlay.png")
+    check(study.verdicts, min_trust)
+
+
+def _find_maps(given: Path | None, paths: list[Path]) -> dict[Path, Path]:
+    """The map of each image.
+
+    Raises:
+        UsageError: there is none for an image, or one file for several.
+    """
+    if given is None:
+        return {}
+    if not given.is_dir():
+        if len(paths) > 1:
+            raise UsageError(
+                f"--map {given} is one map, and there are {len(paths)} images; give a folder with "
+                "a map named like each"
+            )
+        return {paths[0]: given}
+    maps = {path: given / f"{path.stem}.npy" for path in paths}
+    missing = [path for path, name in maps.items() if not name.exists()]
+    if missing:
+        raise UsageError(
+            f"no '{missing[0].stem}.npy' in {given} for '{missing[0]}'"
+            + (f", and {len(missing) - 1} more" if len(missing) > 1 else "")
+        )
+    return maps
+
+
+class _Study:
+    """Judges the maps of one image."""
+
+    def __init__(
+        self,
+        model: "Model",
+        bench: "Bench",
+        maps: dict[Path, Path],
+        expectations: "Outlines | None",
+        look: Look,
+    ) -> None:
+        self._model, self._bench, self._maps = model, bench, maps
+        self._expectations, self._look = expectations, look
+        self.verdicts: list[tuple[str, Scorecard]] = []
+
+    def __call__(
+        self, path: Path, image: "WorkingImage", advance: Callable[[int], None]
+    ) -> "tuple[dict[str, Any], Callable[[RunFolder], None]]":
+        import torch
+
+        from cnnviz.core.data.rasters import read_map
+
+        result = self._bench.occluder.run(image, progress=advance)
+        if path in self._maps:
+            size = (int(image.pixels.shape[1]), int(image.pixels.shape[2]))
+            if len(result.panels) > 1:
+                raise UsageError("--map is a map of one class; name it with one --target")
+            given_HW = torch.from_numpy(read_map(self._maps[path], size))
+            maps = {result.panels[0].target: given_HW}
+            cards = self._bench.judge(result, maps)
+        else:
+            maps = {panel.target: panel.map_HW for panel in result.panels}
+            cards = self._bench.judge_occlusion(result)
+        self.verdicts.append((str(path), cards[0]))
+        entry = self._report(path, result, maps, cards)
+        return entry, lambda folder: self._write(folder, path, result, maps, cards)
+
+    def _report(
+        self,
+        path: Path,
+        result: "OcclusionResult",
+        maps: "dict[int, Tensor]",
+        cards: "list[Scorecard]",
+    ) -> dict[str, Any]:
+        from cnnviz.core.output.numbers import digits
+        from cnnviz.trust.report import report
+
+        image, head = result.measured.image, result.measured.head
+        readings_K = head.readings(result.measured.base_logits_K)
+        what = "probability" if head.has_classes else "value"
+        verdicts = self._judge(image, maps)
+        targets = [
+            {
+                "class": result.measured.labels[target],
+                "index": target,
+                what: digits(float(readings_K[target])),
+                **verdicts.get(target, {}),
+                "trust": report(card),
+            }
+            for target, card in zip(maps, cards, strict=True)
+        ]
+        given = self._maps.get(path)
+        return {
+            "image": image.path,
+            "map": str(given) if given else "occlusion",
+            "targets": targets,
+        }
+
+    def _judge(self, image: "WorkingImage", maps: "dict[int, Tensor]") -> dict[int, dict[str, Any]]:
+        """By class, where the user said what to expect."""
+        from cnnviz.core.data.outlines import outline_mask
+        from cnnviz.occlusion.expectation import judge
+        from cnnviz.occlusion.report import judged
+
+        if self._expectations is None:
+            return {}
+        object_HW = outline_mask(self._expectations.for_image(image.path), image)
+        return {target: judged(judge(map_HW, object_HW)) for target, map_HW in maps.items()}
+
+    def _write(
+        self,
+        folder: "RunFolder",
+        path: Path,
+        result: "OcclusionResult",
+        maps: "dict[int, Tensor]",
+        cards: "list[Scorecard]",
+    ) -> None:
+        from cnnviz.core.output.drawing import image_pixels
+        from cnnviz.core.output.panels import photograph
+        from cnnviz.occlusion.figures import unit
+        from cnnviz.trust.figures import draw_certainty, draw_curves, draw_maps
+
+        measured = result.measured
+        readings_K = measured.head.readings(measured.base_logits_K)
+        names = [f"{measured.labels[t]}  {measured.head.text(float(readings_K[t]))}" for t in maps]
+        shown = list(zip(names, maps.values(), cards, strict=True))
+        what = "the map's own unit" if path in self._maps else unit(result)
+        beneath = photograph(measured.image)
+        folder.write_image("input.png", image_pixels(measured.image))
+        folder.write_figure("overlay.png", draw_maps(shown, self._look, what, beneath))
+        reading = "probability" if measured.head.has_classes else "value"
+        folder.write_figure(
+            "curves.png", draw_curves(list(zip(names, cards, strict=True)), reading)
+        )
+        figure = draw_certainty(shown, self._look, what, beneath)
+        if figure is not None:
+            folder.write_figure("certainty.png", figure)
+
+
+def _rows(entry: dict[str, Any]) -> list[tuple[object, ...]]:
+    return [
+        (
+            Path(entry["image"]).name,
+            target["class"],
+            f"{target['probability']:.3f}" if "probability" in target else f"{target['value']:.4g}",
+            f"{target['trust']['against_chance']['gain']:.3f}",
+            "{:.3f}…{:.3f}".format(*target["trust"]["against_chance"]["interval"]),
+            target["trust"]["verdict"],
+        )
+        for target in entry["targets"]
+    ]

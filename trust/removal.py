@@ -1,0 +1,194 @@
+"""What a class loses while a map's pixels are taken away, the most or the least important first.
+
+A map that knows what matters makes the class fall fast the one way and slowly the other. The area
+between the two curves is the symmetric relevance gain (Blücher et al. 2024, "Decoupling Pixel
+Flipping and Occlusion Strategy for Consistent XAI Benchmarks", arXiv 2401.06654), which ranks maps
+alike however pixels are replaced; either curve alone does not. Two of the four areas go by names of
+their own (Petsiuk et al. 2018, "RISE", arXiv 1806.07421): *deletion* is that of the most important
+first replaced by the mean, *insertion* that of the least important first replaced by a blur, which
+is the picture put back into its blur, the most important first.
+Shapes: M maps, F shares, K classes, H W rows and columns.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cnnviz.core.data.images import WorkingImage
+from cnnviz.core.data.replaced import replaced_logits
+from cnnviz.core.models.load import Model
+
+SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
+RANDOM_SHARES = (0.5,)
+RANDOM_MAPS = 5  # and their opposites
+RANDOM_CELLS = 7  # hills a side of a random map, as in RISE's masks
+MEAN, BLUR = "mean", "blur"
+
+
+class Order(StrEnum):
+    """Which pixels go first."""
+
+    MOST = "most important first"
+    LEAST = "least important first"
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A class's readings while pixels are replaced.
+
+    Attributes:
+        fill: what they are replaced by.
+        order: which go first.
+        shares: of the pixels, from 0 to 1.
+        readings: of the class at each; of a regression its values.
+    """
+
+    fill: str
+    order: Order
+    shares: tuple[float, ...]
+    readings: tuple[float, ...]
+
+    @property
+    def area(self) -> float:
+        """Under the curve, by trapezoids."""
+        return float(np.trapezoid(self.readings, self.shares))
+
+
+def gain(curves: Sequence[Curve]) -> float:
+    """The symmetric relevance gain: area least first − area most first, mean over the fills."""
+    fills = {curve.fill for curve in curves}
+    signs = {Order.LEAST: 1, Order.MOST: -1}
+    return sum(signs[curve.order] * curve.area for curve in curves) / len(fills)
+
+
+def ranks(map_HW: Tensor) -> Tensor:
+    """(H, W) places of pixels, 0 for the most important; equal ones from the top left."""
+    order = map_HW.flatten().argsort(descending=True, stable=True)
+    return order.argsort().view(map_HW.shape)
+
+
+def random_maps(size: Sequence[int], seed: int, count: int = RANDOM_MAPS) -> Tensor:
+    """(count, H, W) smooth maps that know nothing of the picture."""
+    generator = torch.Generator().manual_seed(seed)
+    cells = [min(RANDOM_CELLS, side) for side in size]
+    hills = torch.rand(count, 1, *cells, generator=generator)
+    return functional.interpolate(hills, tuple(size), mode="bilinear", align_corners=True)[:, 0]
+
+
+def rise_blur(pixels_CHW: Tensor) -> Tensor:
+    """RISE's substrate: a Gaussian of 5 pixels, cut at 5 to either side, on a side of 224."""
+    from torchvision.transforms.v2 import functional as transforms
+
+    shorter = min(pixels_CHW.shape[1:])
+    scale = shorter / 224
+    reach = min(max(1, round(5 * scale)), shorter - 1)
+    if reach == 0:
+        return pixels_CHW.clone()
+    sigma = max(5 * scale, 0.5)
+    blurred: Tensor = transforms.gaussian_blur(pixels_CHW, [2 * reach + 1] * 2, [sigma] * 2)
+    return blurred
+
+
+class Remover:
+    """One picture, and what the network says of it with pixels replaced."""
+
+    def __init__(
+        self,
+        model: Model,
+        image: WorkingImage,
+        base_logits_K: Tensor,
+        *,
+        batch_size: int | None = None,
+    ) -> None:
+        """Runs the wholly replaced pictures.
+
+        Args:
+            model: borrowed; a dense output has been settled on this image.
+            image: of the model's input size.
+            base_logits_K: of the untouched image.
+            batch_size: pictures at a time; None for automatic.
+        """
+        self._model, self._image, self._batch_size = model, image, batch_size
+        mean = torch.tensor(model.preprocess.mean).view(-1, 1, 1)
+        self._fills: Mapping[str, Tensor] = {
+            MEAN: mean.expand_as(image.pixels).contiguous(),
+            BLUR: rise_blur(image.pixels),
+        }
+        size = image.pixels.shape[1:]
+        nothing = torch.zeros(1, *size, dtype=torch.bool)
+        self._base_logits_K = base_logits_K
+        self._ends = {fill: self._run(fill, nothing)[0] for fill in self._fills}
+
+    def _run(self, fill: str, kept_NHW: Tensor) -> Tensor:
+        return replaced_logits(
+            self._model,
+            self._image,
+            self._fills[fill],
+            len(kept_NHW),
+            lambda part: kept_NHW[part],
+            batch_size=self._batch_size,
+        )
+
+    def logits(
+        self, map_HW: Tensor, fill: str, order: Order, shares: Sequence[float] = SHARES
+    ) -> Tensor:
+        """(F + 2, K): of the picture, of it with those shares replaced, and of the fill."""
+        places_HW, total = ranks(map_HW), map_HW.numel()
+        counts = torch.tensor([round(share * total) for share in shares]).view(-1, 1, 1)
+        kept = places_HW >= counts if order is Order.MOST else places_HW < total - counts
+        inner_FK = self._run(fill, kept)
+        return torch.cat([self._base_logits_K[None], inner_FK, self._ends[fill][None]])
+
+    def curves(self, map_HW: Tensor, target: int) -> tuple[Curve, ...]:
+        """Four: both orders, both fills."""
+        return tuple(
+            self._curve(self.logits(map_HW, fill, order), fill, order, SHARES, target)
+            for fill in self._fills
+            for order in Order
+        )
+
+    def random_logits(self, seed: int) -> list[dict[Order, Tensor]]:
+        """Of maps that know nothing, by order (3, K), half replaced by the mean; for any class.
+
+        At a half, a map and its opposite change places: each stands for both.
+        """
+        return [
+            {order: self.logits(map_HW, MEAN, order, RANDOM_SHARES) for order in Order}
+            for map_HW in random_maps(self._image.pixels.shape[1:], seed)
+        ]
+
+    def random_gains(
+        self, logits: Sequence[Mapping[Order, Tensor]], target: int
+    ) -> tuple[float, ...]:
+        """The gain of each of these maps for one class, and of its opposite."""
+        gains = [
+            gain([self._curve(logits, MEAN, o, RANDOM_SHARES, target) for o, logits in by.items()])
+            for by in logits
+        ]
+        return (*gains, *(-value for value in gains))
+
+    def _curve(
+        self, logits_FK: Tensor, fill: str, order: Order, shares: Sequence[float], target: int
+    ) -> Curve:
+        readings = self._model.head.readings(logits_FK)[:, target].tolist()
+        return Curve(fill, order, (0.0, *shares, 1.0), tuple(readings))
+
+
+def on_random_shares(curves: Sequence[Curve]) -> list[Curve]:
+    """The curves that random maps have too, at the shares that they have."""
+    kept = (0.0, *RANDOM_SHARES, 1.0)
+    return [
+        Curve(
+            curve.fill,
+            curve.order,
+            kept,
+            tuple(r for s, r in zip(curve.shares, curve.readings, strict=True) if s in kept),
+        )
+        for curve in curves
+        if curve.fill == MEAN
+    ]
