@@ -220,7 +220,7 @@ def pointing(model: Model, makers: list[tuple[Maker, int]], place: Path, limit: 
 def recognised(model: Model, folders: list[Path]) -> Iterator[tuple[int, Tensor]]:
     """Class and pixels of the pictures that the network is sure of; one for each class."""
     seen = set()
-    for path in sorted(path for folder in folders for path in folder.glob("*.[jJ]*")):
+    for path in sorted(path for folder in folders for path in folder.glob("*.[jJ][pP]*")):
         image = read_image(path, model.preprocess)
         with torch.no_grad():
             chances_K = model.logits(model.preprocess.normalise(image.pixels)[None]).softmax(1)[0]
@@ -286,6 +286,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=10**6, help="pictures, and mosaics")
     parser.add_argument("--peers", action="store_true", help="Captum's and pytorch-grad-cam's too")
     parser.add_argument("--slow", type=int, default=0, help="pictures for Score-CAM and RISE")
+    parser.add_argument("--grid-alone", action="store_true", help="grid pointing only")
     parser.add_argument("--page", type=Path, help="a page whose tables are replaced")
     options = parser.parse_args()
     weights = options.assets / "weights" / "squeezenet1_1.pth"
@@ -295,16 +296,18 @@ def main() -> None:
         kinds.append((Peers, options.limit))
     if options.slow:
         kinds.append((SlowPeers, options.slow))
-    model = load_model("squeezenet1_1", checkpoint=weights)
-    found = pointing(model, [(kind(model), most) for kind, most in kinds], boxes, options.limit)
-    tables = [f"Pointing\n\n{table(found)}"]
-    print(f"\n{tables[0]}\n", flush=True)
+    tables = []
+    if not options.grid_alone:
+        model = load_model("squeezenet1_1", checkpoint=weights)
+        found = pointing(model, [(kind(model), most) for kind, most in kinds], boxes, options.limit)
+        tables.append(f"Pointing\n\n{table(found)}")
+        print(f"\n{tables[0]}\n", flush=True)
     large = load_model("squeezenet1_1", checkpoint=weights, size=2 * SIDE)
     pictures = recognised(model, [options.assets / "photos" / "imagenet", boxes])
     makers = [(kind(large), -(-most // 4)) for kind, most in kinds]
     found = grid_pointing(makers, pictures, options.limit)
     tables.append(f"Grid pointing\n\n{table(found)}")
-    print(f"\n{tables[1]}")
+    print(f"\n{tables[-1]}")
     if options.page:
         page = options.page.read_text(encoding="utf-8")
         head, _, rest = page.partition(START)
