@@ -20,6 +20,7 @@ MASK = ["--mask", "16", "--stride", "8"]
 LINES = {
     "occlude": ["occlude", "data/cat/0.png", *MASK],
     "saliency": ["saliency", "data/cat/0.png", "data/cat/1.png"],
+    "trust": ["trust", "data/cat/0.png"],
     "activations": ["activations", "data/cat/0.png", "--layer", "stem.conv"],
     "max-patches": ["max-patches", "data", "--layer", "stem.conv", "--batch-size", "2"],
     "ablate": ["ablate", "data", "--filters", "stem.conv:0"],
