@@ -297,8 +297,8 @@ def main() -> None:
     if options.slow:
         kinds.append((SlowPeers, options.slow))
     tables = []
+    model = load_model("squeezenet1_1", checkpoint=weights)
     if not options.grid_alone:
-        model = load_model("squeezenet1_1", checkpoint=weights)
         found = pointing(model, [(kind(model), most) for kind, most in kinds], boxes, options.limit)
         tables.append(f"Pointing\n\n{table(found)}")
         print(f"\n{tables[0]}\n", flush=True)
