@@ -14,6 +14,7 @@ Understanding black-box decisions with sufficient input subsets" (giving back on
 Shapes: N pictures, L cells, H W rows and columns, r c rows and columns of cells.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -174,8 +175,10 @@ class _Search:
     ) -> None:
         self._head, self._panel = model.head, panel
         self._size = (int(image.pixels.shape[1]), int(image.pixels.shape[2]))
-        self.cell = max(1, round(STRIDE_SHARE * min(self._size)))
-        self._grid = mask_grid(self._size, (self.cell, self.cell), self.cell, Border.COVER)
+        # Of a long strip no more cells than of a square: the search goes over all of them.
+        self.cell = max(1, round(STRIDE_SHARE * math.sqrt(math.prod(self._size))))
+        rows, columns = (min(self.cell, side) for side in self._size)
+        self._grid = mask_grid(self._size, (rows, columns), self.cell, Border.COVER)
         self.fill_CHW = fill_picture(fill, image.pixels, model.preprocess, seed)
         self._logits = partial(replaced_logits, model, image, self.fill_CHW, batch_size=batch_size)
         self._answers = bool(self._answer(base_logits_K[None])[0])

@@ -163,3 +163,23 @@ def test_a_wholly_covered_picture_may_keep_the_class(source: Path) -> None:
 def test_a_regression_has_nothing_to_hold_or_lose(source: Path) -> None:
     with pytest.raises(UsageError, match="--sufficient needs classes"):
         found(made(source, "one", "none"))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 400), (400, 2)])
+def test_strips_have_no_more_cells_than_squares(tmp_path: Path, size: tuple[int, int]) -> None:
+    net = tmp_path / "mean.py"
+    net.write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Mean(nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        seen = x.mean((1, 2, 3))\n"
+        "        return torch.stack([8 * seen, 4 - 8 * seen], 1)\n"
+        "def make():\n    return Mean()\n"
+    )
+    model = load_model(f"{net}:make", size=size, mean=[0.0], std=[1.0])
+    image = WorkingImage("white", torch.ones(3, *size), (0.0, 0.0, *map(float, size)), size)
+    spec = OcclusionSpec(sufficient=True, fill="black")
+    (result,) = occlude(model, image, spec).sufficiencies
+    assert result.sufficient.cells_rc.numel() <= 400
+    assert result.pixels_of(result.sufficient).shape == size
+    assert result.sufficient.probability >= 0.9 * result.probability
