@@ -34,7 +34,10 @@ def _agreement(found: Agreement, name: str, verdict: Verdict | None) -> dict[str
         "rank_correlation": None if correlation is None else digits(correlation),
         "peak": list(peak(found.map_HW)),
     }
-    return entry | (judged(verdict) if verdict else {})
+    if verdict is not None:
+        entry |= judged(verdict)
+        del entry["object_share"]  # the target's own entry has it
+    return entry
 
 
 def judged(verdict: Verdict) -> dict[str, Any]:
