@@ -10,8 +10,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = {page: re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.S) for page in PAGES}
 DEEP = re.compile(r"(?:from|import) cnnviz\.\w+\.\w+")
 ANALYSES = (
-    "occlude", "render", "saliency", "layers", "filters", "activations", "max-patches", "ablate",
-    "tsne",
+    "occlude", "render", "saliency", "trust", "layers", "filters", "activations", "max-patches",
+    "ablate", "tsne",
 )  # fmt: skip
 
 
