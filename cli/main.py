@@ -5,11 +5,13 @@ a bug and shows its traceback.
 """
 
 import _thread
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -93,9 +95,17 @@ def _program(
 
 
 @contextmanager
-def _interruptions_kept() -> Iterator[None]:
-    """Repeats an interruption that fell into a finaliser or callback, where Python drops it."""
-    before = sys.unraisablehook
+def _interruptions_kept() -> Iterator[list[int]]:
+    """Repeats an interruption that fell into a finaliser or callback, where Python drops it.
+
+    Yields:
+        The interruptions that have come: some libraries make errors of their own of them.
+    """
+    before, came = sys.unraisablehook, list[int]()
+
+    def noted(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.default_int_handler(number, frame)
 
     def again(dropped: Any) -> None:
         if isinstance(dropped.exc_value, KeyboardInterrupt):
@@ -104,10 +114,16 @@ def _interruptions_kept() -> Iterator[None]:
             before(dropped)
 
     sys.unraisablehook = again
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ours = ours and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, noted)
     try:
-        yield
+        yield came
     finally:
         sys.unraisablehook = before
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -117,8 +133,13 @@ def run(arguments: Sequence[str]) -> int:
     """
     given = list(arguments) or ["--help"]
     try:
-        with _interruptions_kept():
-            status = app(given, prog_name="cnnviz", standalone_mode=False)
+        with _interruptions_kept() as came:
+            try:
+                status = app(given, prog_name="cnnviz", standalone_mode=False)
+            except (CnnvizError, OSError) as error:
+                if came:
+                    raise KeyboardInterrupt from error
+                raise
     except CnnvizError as error:
         say(f"cnnviz: {error}")
         return error.exit_status

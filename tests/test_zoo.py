@@ -82,6 +82,7 @@ def lines(root: Path, out: Path) -> dict[str, list[str]]:
         "occlude": [photo, "--mask", str(MASK), "--stride", str(STRIDE), "--fill", "black"],
         "render": [str(out / "occlude" / "00")],
         "saliency": [photo],
+        "trust": [photo],
         "grad-cam": [photo, "--method", "grad-cam", "--layer", "a"],
         "activations": [photo, "--filters", "a:1"],
         "layers": [data, "--gradients"],

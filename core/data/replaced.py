@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.device import in_batches
+from cnnviz.core.device import in_batches, is_out_of_memory
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.models.load import Model
 
@@ -50,11 +50,19 @@ def replaced_logits(
         normalise(pixels).to(model.device) for pixels in (image.pixels, fill_CHW)
     )
     found: list[Tensor] = []
+    layouts = [torch.contiguous_format, torch.channels_last]  # the last is the faster
 
     def batch(part: slice) -> None:
         kept_N1HW = kept(part).to(model.device)[:, None]
         pictures = torch.where(kept_N1HW, original, replacement)
-        found.append(model.logits(pictures.contiguous(memory_format=torch.channels_last)).cpu())
+        try:
+            logits_NK = model.logits(pictures.contiguous(memory_format=layouts[-1]))
+        except RuntimeError as error:
+            if len(layouts) == 1 or is_out_of_memory(error):
+                raise
+            layouts.pop()  # a network with views of what it is given
+            logits_NK = model.logits(pictures.contiguous())
+        found.append(logits_NK.cpu())
 
     automatic = CPU_BATCH if model.device.type == "cpu" else DEVICE_BATCH
     before = 0

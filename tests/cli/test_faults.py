@@ -14,6 +14,7 @@ from PIL import Image
 
 from cnnviz.cli import main
 from cnnviz.cli.main import COMMANDS, run
+from cnnviz.core.errors import CnnvizError
 from cnnviz.core.output.run_folder import RunFolder
 
 MASK = ["--mask", "16", "--stride", "8"]
@@ -82,6 +83,27 @@ def test_an_interruption_that_python_drops_comes_again(monkeypatch: pytest.Monke
     monkeypatch.setattr(main, "app", command)
     try:
         assert main.run([]) == main.INTERRUPTED
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_interruption_that_a_library_makes_an_error_of_is_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(*_arguments: object, **_options: object) -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise CnnvizError("the checkpoint is damaged") from None
+        return 0
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(main, "app", command)
+    try:
+        assert main.run([]) == main.INTERRUPTED
+        assert "damaged" not in capsys.readouterr().err
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
 

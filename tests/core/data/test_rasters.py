@@ -358,6 +358,7 @@ def arguments(command: str, root: Path) -> list[str]:
         "filters": ["--layer", "near"],
         "activations": [photo, "--layer", "near"],
         "saliency": [photo, "--method", "grad-cam", "--layer", "near"],
+        "trust": [photo],
         "max-patches": [data, "--layer", "near"],
         "ablate": [data, "--filters", "near:1"],
         "tsne": [data, "--perplexity", "2"],
