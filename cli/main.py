@@ -136,8 +136,10 @@ def run(arguments: Sequence[str]) -> int:
         with _interruptions_kept() as came:
             try:
                 status = app(given, prog_name="cnnviz", standalone_mode=False)
-            except (CnnvizError, OSError) as error:
-                if came:
+                if came and status:  # an input failed of it, and the rest went on
+                    status = INTERRUPTED
+            except Exception as error:
+                if came:  # nothing else went wrong: it broke off whatever was under way
                     raise KeyboardInterrupt from error
                 raise
     except CnnvizError as error:

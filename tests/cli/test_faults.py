@@ -87,15 +87,16 @@ def test_an_interruption_that_python_drops_comes_again(monkeypatch: pytest.Monke
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.parametrize("made", [CnnvizError, ValueError, OSError, RuntimeError])
 def test_an_interruption_that_a_library_makes_an_error_of_is_one(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], made: type[Exception]
 ) -> None:
     def command(*_arguments: object, **_options: object) -> int:
         try:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(5)
         except KeyboardInterrupt:
-            raise CnnvizError("the checkpoint is damaged") from None
+            raise made("the checkpoint is damaged") from None
         return 0
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
