@@ -20,7 +20,7 @@ from cnnviz.occlusion.choices import Border, OcclusionSpec
 from cnnviz.occlusion.experiment import Occluder, OcclusionResult
 from cnnviz.occlusion.fills import fill_picture
 from cnnviz.occlusion.maps import pixel_map, position_values
-from cnnviz.occlusion.masks import Grid, mask_grid
+from cnnviz.occlusion.masks import Grid, inside_boxes, mask_grid
 from cnnviz.trust.choices import Least, is_below
 from cnnviz.trust.removal import Order, Remover, gain
 from cnnviz.trust.scorecard import Scorecard, Witnesses, scorecard
@@ -125,17 +125,16 @@ class Scorecards:
             return None
         model, spec = self._model, self._spec
         fill_CHW = fill_picture(spec.fill, image.pixels, model.preprocess, spec.seed)
-        boxes = [(0, 0, 0, 0), *self._large.boxes_P4.tolist()]
-
-        def kept(part: slice) -> Tensor:
-            whole = torch.ones(len(boxes[part]), *image.pixels.shape[1:], dtype=torch.bool)
-            for one, (y0, x0, y1, x1) in zip(whole, boxes[part], strict=True):
-                one[y0:y1, x0:x1] = False
-            return whole
-
+        nowhere = torch.zeros(1, 4, dtype=torch.int64)
+        boxes = torch.cat([nowhere, self._large.boxes_P4])
         with rerandomised(model, self._layers, spec.seed):
             logits = replaced_logits(
-                model, image, fill_CHW, len(boxes), kept, batch_size=spec.batch_size
+                model,
+                image,
+                fill_CHW,
+                len(boxes),
+                lambda part: ~inside_boxes(boxes[part], model.input_size),
+                batch_size=spec.batch_size,
             )
         return logits[0], logits[1:]
 

@@ -60,6 +60,17 @@ def masks_and_stride(
     return masks or ((side, side),), step if stride is None else stride
 
 
+def inside_boxes(boxes_N4: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, H, W) bool, on the boxes' device: which pixels lie in each box."""
+    rows_H = torch.arange(size[0], device=boxes_N4.device)
+    columns_W = torch.arange(size[1], device=boxes_N4.device)
+    y0, x0, y1, x1 = boxes_N4.T[..., None]
+    down_NH = (rows_H >= y0) & (rows_H < y1)
+    across_NW = (columns_W >= x0) & (columns_W < x1)
+    inside_NHW: Tensor = down_NH[:, :, None] & across_NW[:, None, :]
+    return inside_NHW
+
+
 def _starts(length: int, mask: int, stride: int, border: Border) -> Tensor:
     """First pixel of each mask along one axis; may be negative under `center`."""
     if border is Border.CENTER:

@@ -30,7 +30,7 @@ from cnnviz.core.models.load import Model
 from cnnviz.occlusion.choices import Border, Score, Upsample
 from cnnviz.occlusion.fills import fill_picture
 from cnnviz.occlusion.maps import pixel_map, target_scores
-from cnnviz.occlusion.masks import STRIDE_SHARE, mask_grid
+from cnnviz.occlusion.masks import STRIDE_SHARE, inside_boxes, mask_grid
 from cnnviz.occlusion.panels import Panel
 
 HELD = 0.9  # of the class's probability, by what is kept alone
@@ -219,14 +219,8 @@ class _Search:
     def rankings(self) -> tuple[Tensor, Tensor]:
         """Cells (L,), most important first: by covering, and by keeping."""
         boxes_P4 = self._panel.grid.boxes_P4
-
-        def alone(part: slice) -> Tensor:
-            kept = torch.zeros(len(boxes_P4[part]), *self._size, dtype=torch.bool)
-            for one, (y0, x0, y1, x1) in zip(kept, boxes_P4[part].tolist(), strict=True):
-                one[y0:y1, x0:x1] = True
-            return kept
-
-        brought_P = self.probabilities(self._logits(len(boxes_P4), alone))
+        alone = self._logits(len(boxes_P4), lambda part: inside_boxes(boxes_P4[part], self._size))
+        brought_P = self.probabilities(alone)
         brought_P = brought_P - brought_P.min()
         brought = pixel_map(brought_P, self._panel.grid, self._size, Upsample.DENSITY)
         return self._ranking(self._panel.map_HW), self._ranking(brought)

@@ -19,6 +19,7 @@ COLOURS = {Order.MOST: "#D55E00", Order.LEAST: "#0072B2"}
 RANDOM = "#888888"
 UNCERTAIN = (("another size or fill tells the opposite", "#333333", "////"),)
 CELL = (3.6, 3.1)  # inches
+LEGEND_ROOM = 0.22  # above the curves, of their height
 
 
 def draw_curves(cards: Sequence[tuple[str, Scorecard]], reading: str) -> Figure:
@@ -56,7 +57,11 @@ def _draw_removal(axes: Axes, curves: Sequence[Curve], reading: str) -> None:
     axes.set_xlim(0, 100)
     axes.set_xlabel("% of the pixels replaced", fontsize=FONT_SIZE - 1)
     axes.set_ylabel(reading, fontsize=FONT_SIZE - 1)
-    axes.legend(fontsize=FONT_SIZE - 2, loc="lower left", framealpha=0.85, edgecolor="none")
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in axes.get_yticks() if low <= tick <= high]
+    axes.set_ylim(low, high + LEGEND_ROOM * (high - low))
+    axes.set_yticks(ticks)
+    axes.legend(fontsize=FONT_SIZE - 2, frameon=False, loc="upper right")
     _plain(axes)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from cnnviz.core.device import in_batches
 from cnnviz.occlusion.engines.network import Network
 from cnnviz.occlusion.engines.scores import Scores, ScoreSheet
+from cnnviz.occlusion.masks import inside_boxes
 
 # Small batches keep a layer's maps in the processor's caches; a GPU wants many images at once.
 CPU_BATCH = 8
@@ -23,14 +24,8 @@ CPU_MAP = 28 * 2**20
 
 def cover(image_3HW: Tensor, fill_3HW: Tensor, boxes_N4: Tensor) -> Tensor:
     """The image with the fill inside box n, for each n: (N, 3, H, W), channels last."""
-    rows_H = torch.arange(image_3HW.shape[1], device=image_3HW.device)
-    columns_W = torch.arange(image_3HW.shape[2], device=image_3HW.device)
-    y0, x0, y1, x1 = boxes_N4.T[..., None]
-    inside_N1HW = (
-        ((rows_H >= y0) & (rows_H < y1))[:, None, :, None]
-        & ((columns_W >= x0) & (columns_W < x1))[:, None, None, :]
-    )  # fmt: skip
-    inside_NHW1 = inside_N1HW.permute(0, 2, 3, 1)
+    size = (int(image_3HW.shape[1]), int(image_3HW.shape[2]))
+    inside_NHW1 = inside_boxes(boxes_N4, size)[..., None]
     image_HW3, fill_HW3 = (t.permute(1, 2, 0).contiguous() for t in (image_3HW, fill_3HW))
     covered = torch.where(inside_NHW1, fill_HW3, image_HW3)
     return covered.permute(0, 3, 1, 2)
