@@ -57,7 +57,7 @@ def replaced_logits(
         pictures = torch.where(kept_N1HW, original, replacement)
         try:
             logits_NK = model.logits(pictures.contiguous(memory_format=layouts[-1]))
-        except RuntimeError as error:
+        except (CnnvizError, RuntimeError) as error:
             if len(layouts) == 1 or is_out_of_memory(error):
                 raise
             layouts.pop()  # a network with views of what it is given

@@ -10,18 +10,14 @@ Shapes: N images, K classes or values.
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-import cnnviz.core
 from cnnviz.core.device import is_out_of_memory
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError
 from cnnviz.core.models.factories import where
-
-_PACKAGE = Path(cnnviz.core.__path__[0]).resolve().parent
 
 
 def answer(
@@ -85,8 +81,7 @@ def guarded(module: nn.Module, name: str, classes: int) -> nn.Module:
 
 def _is_ours(error: BaseException) -> bool:
     """Whether it was raised by an analysis that watches the network: a bug, which should show."""
-    trace, place = error.__traceback__, Path()
+    trace, module = error.__traceback__, ""
     while trace is not None:
-        place, trace = Path(trace.tb_frame.f_code.co_filename), trace.tb_next
-    inside = place.resolve().is_relative_to(_PACKAGE)
-    return inside and place.resolve().parent != Path(__file__).resolve().parent
+        module, trace = trace.tb_frame.f_globals.get("__name__", ""), trace.tb_next
+    return module.startswith("cnnviz.") and not module.startswith(f"{__package__}.")
