@@ -1,5 +1,6 @@
 """`cnnviz ablate`: switch filters off and measure what breaks."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -72,8 +73,8 @@ def ablate(
     results = report(result, loaded, images, top)
     _tables(console, results)
     run.finish(results, model=loaded, seed=model.seed, errors=result.errors)
-    if min_accuracy is not None and results["accuracy"]["after"]["top1"] < min_accuracy:
-        left = results["accuracy"]["after"]["top1"]
+    after = results["accuracy"] and results["accuracy"]["after"]
+    if min_accuracy is not None and after and (left := after["top1"]) < min_accuracy:
         raise CheckFailed(f"accuracy without these filters is {left:.3f}, below {min_accuracy:g}")
 
 
@@ -95,7 +96,7 @@ def _write(
         folder.write_figure(name, figure)
 
 
-def _tables(console: Console, results: dict[str, Any]) -> None:
+def _tables(console: Console, results: Mapping[str, Any]) -> None:
     if results["measured"]:
         _measured_table(console, results)
     else:
@@ -115,7 +116,7 @@ def _tables(console: Console, results: dict[str, Any]) -> None:
         console.table(title, columns, _sweep_rows(results))
 
 
-def _measured_table(console: Console, results: dict[str, Any]) -> None:
+def _measured_table(console: Console, results: Mapping[str, Any]) -> None:
     found, name = results["measured"], results["measure"]
     rows = [(when, f"{found[when]:.4g}") for when in ("before", "after") if found[when] is not None]
     console.table(name[:1].upper() + name[1:], ("", name), rows)
@@ -127,7 +128,7 @@ def _measured_table(console: Console, results: dict[str, Any]) -> None:
         )
 
 
-def _accuracy_table(console: Console, results: dict[str, Any]) -> None:
+def _accuracy_table(console: Console, results: Mapping[str, Any]) -> None:
     rows = [
         _accuracy_row(when, results["accuracy"][when])
         for when in ("before", "after")
@@ -143,7 +144,7 @@ def _accuracy_table(console: Console, results: dict[str, Any]) -> None:
         )
 
 
-def _accuracy_row(when: str, entry: dict[str, Any]) -> tuple[object, ...]:
+def _accuracy_row(when: str, entry: Mapping[str, Any]) -> tuple[object, ...]:
     low, high = entry["interval"]
     top5 = "" if entry["top5"] is None else f"{entry['top5']:.1%}"
     interval = f"{low:.1%} to {high:.1%}"
@@ -153,7 +154,7 @@ def _accuracy_row(when: str, entry: dict[str, Any]) -> tuple[object, ...]:
 _SWEEP_COLUMNS = ("filter", "points", "lost", "gained", "hurts most", "by")
 
 
-def _sweep_rows(results: dict[str, Any]) -> list[tuple[object, ...]]:
+def _sweep_rows(results: Mapping[str, Any]) -> list[tuple[object, ...]]:
     measured = results["measured"] is not None
     scale, form = (1, "+.3g") if measured else (100, "+.1f")
     return [

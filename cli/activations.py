@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cnnviz.core.data.images import WorkingImage
     from cnnviz.core.output.run_folder import RunFolder
     from cnnviz.filters.activations.maps import Activations, LayerActivation, Observer
+    from cnnviz.filters.activations.report import Entry
     from cnnviz.filters.channels.spec import Channels
 
 INPUT, ARRAYS = "input.png", "activations.npz"
@@ -106,7 +107,7 @@ class _Study:
 
     def __call__(
         self, _path: Path, image: "WorkingImage", _advance: Callable[[int], None]
-    ) -> "tuple[dict[str, Any], Callable[[RunFolder], None]]":
+    ) -> "tuple[Entry, Callable[[RunFolder], None]]":
         from cnnviz.filters.activations.report import report
 
         found = self._observer.observe(image)

@@ -6,7 +6,7 @@ users (labels, file names) is shown with its control characters replaced, never 
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from contextvars import ContextVar
 from functools import cache
@@ -166,7 +166,7 @@ class Console:
             self._out.print(Text(printable(text)), soft_wrap=True)
 
     def finish(
-        self, folder: "RunFolder", content: dict[str, Any], show: Sequence[Path] = ()
+        self, folder: "RunFolder", content: Mapping[str, Any], show: Sequence[Path] = ()
     ) -> None:
         """Writes the summary, prints it or the paths, and ends with status 1 if inputs failed.
 

@@ -44,7 +44,8 @@ def filters(
     """
     run = Run("filters", output)
     console = run.console
-    from cnnviz.filters.kernels.report import report
+    from cnnviz.core.output.entries import model_entry
+    from cnnviz.filters.kernels.report import Results, report
     from cnnviz.filters.kernels.weights import choose_layers
 
     if compare and layer != "first":
@@ -60,8 +61,10 @@ def filters(
         others.append((other, _examine(console, other, first, gabor, model.seed)[0]))
     _write(console, folder, loaded, examined, others, normalize)
     console.table("Filters", _COLUMNS, _rows(loaded, examined, others))
-    results: dict[str, Any] = {"layers": [report(found) for found in examined]}
-    results["compared"] = [{"model": m.summary()} | report(found) for m, found in others]
+    results: Results = {
+        "layers": [report(found) for found in examined],
+        "compared": [{"model": model_entry(m), **report(found)} for m, found in others],
+    }
     run.finish(results, model=loaded, seed=model.seed)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typing_extensions import TypedDict
 
 from cnnviz.cli.console import Console, findings
 from cnnviz.cli.options import OutputOptions
@@ -12,6 +13,41 @@ from cnnviz.core.options import Option
 
 if TYPE_CHECKING:
     from cnnviz.core.models.architectures import Listed
+
+
+class Weights(TypedDict):
+    """Weights that torchvision publishes."""
+
+    name: str
+    default: bool
+    size: int
+    file: str
+    on_disk: bool
+
+
+class Network(TypedDict):
+    """A network of torchvision."""
+
+    model: str
+    weights: list[Weights]
+
+
+class Results(TypedDict):
+    """What there is."""
+
+    bundled: dict[str, Any] | None
+    torchvision: list[Network]
+    cache: str
+
+
+class Listing(TypedDict):
+    """What `--json` prints."""
+
+    schema: str
+    command: str
+    version: str
+    results: Results
+
 
 CARD_LINES = ("architecture", "parameters", "data", "recipe", "limits")
 
@@ -44,7 +80,7 @@ def models(
         raise UsageError(f"no model has '{pattern}' in its name; the nearest are {near}")
     card = read_card().text if shows_bundled else None
     if json:
-        content = {
+        content: Listing = {
             "schema": "cnnviz.models/1",
             "command": "models",
             "version": version(),
@@ -93,7 +129,7 @@ def _row(entry: "Listed") -> tuple[object, ...]:
     return entry.model, entry.weights + star, entry.size, entry.file if entry.on_disk else ""
 
 
-def _grouped(listed: "list[Listed]") -> list[dict[str, object]]:
+def _grouped(listed: "list[Listed]") -> list[Network]:
     """One entry for each model, its weights inside."""
     names = dict.fromkeys(entry.model for entry in listed)
     return [

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cnnviz.core.output.run_folder import RunFolder
     from cnnviz.occlusion.expectation import Verdict
     from cnnviz.occlusion.experiment import Occluder, OcclusionResult
+    from cnnviz.occlusion.report import Entry
     from cnnviz.trust.scorecard import Scorecard
 
 
@@ -115,7 +116,7 @@ class _Study:
 
     def __call__(
         self, path: Path, image: "WorkingImage", advance: Callable[[int], None]
-    ) -> "tuple[dict[str, Any], Callable[[RunFolder], None]]":
+    ) -> "tuple[Entry, Callable[[RunFolder], None]]":
         from cnnviz.occlusion.report import report
 
         expected = self._expectations.for_image(str(path)) if self._expectations else None
@@ -126,7 +127,7 @@ class _Study:
         return entry, lambda folder: self._write(folder, result, cards)
 
     def _trust(
-        self, result: "OcclusionResult", image: "WorkingImage", entry: dict[str, Any]
+        self, result: "OcclusionResult", image: "WorkingImage", entry: "Entry"
     ) -> "list[Scorecard]":
         """A scorecard for each panel, noted in the entry."""
         from cnnviz.trust.report import report

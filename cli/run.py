@@ -7,7 +7,7 @@ noted; the rest goes on.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     Advance = Callable[[int], None]
     Study = Callable[
-        [Path, WorkingImage, Advance], tuple[dict[str, Any], Callable[[RunFolder], None]]
+        [Path, WorkingImage, Advance], tuple[Mapping[str, Any], Callable[[RunFolder], None]]
     ]
 
 
@@ -177,7 +177,7 @@ class ImageRun(Run):
             self._errors.append((str(path), str(error)))
         else:
             relative = target.path.relative_to(self.folder.path).as_posix()
-            self.entries.append(entry | {"folder": relative})
+            self.entries.append({**entry, "folder": relative})
         return done
 
     def finish_images(self, model: "Model", *, seed: int, show: str) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cnnviz.core.output.run_folder import RunFolder
     from cnnviz.gradients.comparison import Comparison
     from cnnviz.gradients.experiment import SaliencyResult
+    from cnnviz.gradients.report import Entry
     from cnnviz.occlusion.experiment import Occluder
     from cnnviz.trust.scorecard import Scorecard
 
@@ -173,7 +174,7 @@ class _Study:
 
     def __call__(
         self, _path: Path, image: "WorkingImage", advance: Callable[[int], None]
-    ) -> "tuple[dict[str, Any], Callable[[RunFolder], None]]":
+    ) -> "tuple[Entry, Callable[[RunFolder], None]]":
         from cnnviz.gradients.report import report
 
         result = self._make(image)
@@ -183,7 +184,7 @@ class _Study:
         return entry, lambda folder: self._write(folder, result, comparisons, cards)
 
     def _trust(
-        self, image: "WorkingImage", result: "SaliencyResult", entry: dict[str, Any]
+        self, image: "WorkingImage", result: "SaliencyResult", entry: "Entry"
     ) -> "list[Scorecard]":
         """A scorecard for each map, noted in the entry."""
         from cnnviz.gradients.experiment import saliency

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cnnviz.core.models.load import Model
     from cnnviz.core.output.run_folder import RunFolder
     from cnnviz.occlusion.experiment import OcclusionResult
+    from cnnviz.trust.report import Entry
     from cnnviz.trust.scorecard import Scorecard
 
 
@@ -122,7 +123,7 @@ class _Study:
 
     def __call__(
         self, path: Path, image: "WorkingImage", advance: Callable[[int], None]
-    ) -> "tuple[dict[str, Any], Callable[[RunFolder], None]]":
+    ) -> "tuple[Entry, Callable[[RunFolder], None]]":
         import torch
 
         from cnnviz.core.data.rasters import read_map
@@ -148,41 +149,39 @@ class _Study:
         result: "OcclusionResult",
         maps: "dict[int, Tensor]",
         cards: "list[Scorecard]",
-    ) -> dict[str, Any]:
-        from cnnviz.core.output.numbers import digits
-        from cnnviz.trust.report import report
+    ) -> "Entry":
+        from cnnviz.core.output.entries import add_reading, in_order
+        from cnnviz.occlusion.expectation import judge
+        from cnnviz.occlusion.report import add_verdict
+        from cnnviz.trust.report import Target, report
 
-        image, head = result.measured.image, result.measured.head
-        readings_K = head.readings(result.measured.base_logits_K)
-        what = "probability" if head.has_classes else "value"
-        verdicts = self._judge(image, maps)
-        targets = [
-            {
-                "class": result.measured.labels[target],
+        measured, given = result.measured, self._maps.get(path)
+        readings_K = measured.head.readings(measured.base_logits_K)
+        object_HW = self._object(measured.image)
+        targets: list[Target] = []
+        for (target, map_HW), card in zip(maps.items(), cards, strict=True):
+            entry: Target = {
+                "class": measured.labels[target],
                 "index": target,
-                what: digits(float(readings_K[target])),
-                **verdicts.get(target, {}),
                 "trust": report(card),
             }
-            for target, card in zip(maps, cards, strict=True)
-        ]
-        given = self._maps.get(path)
+            add_reading(entry, measured.head, float(readings_K[target]))
+            if object_HW is not None:
+                add_verdict(entry, judge(map_HW, object_HW))
+            targets.append(in_order(Target, entry))
         return {
-            "image": image.path,
+            "image": measured.image.path,
             "map": str(given) if given else "occlusion",
             "targets": targets,
         }
 
-    def _judge(self, image: "WorkingImage", maps: "dict[int, Tensor]") -> dict[int, dict[str, Any]]:
-        """By class, where the user said what to expect."""
+    def _object(self, image: "WorkingImage") -> "Tensor | None":
+        """Where it is, if the user said what to expect."""
         from cnnviz.core.data.outlines import outline_mask
-        from cnnviz.occlusion.expectation import judge
-        from cnnviz.occlusion.report import judged
 
         if self._expectations is None:
-            return {}
-        object_HW = outline_mask(self._expectations.for_image(image.path), image)
-        return {target: judged(judge(map_HW, object_HW)) for target, map_HW in maps.items()}
+            return None
+        return outline_mask(self._expectations.for_image(image.path), image)
 
     def _write(
         self,

@@ -1,23 +1,86 @@
 """What an embedding says in numbers and words: its summary, and the lines on its pictures."""
 
 from collections import Counter
-from typing import Any
+from typing import Annotated
 
+from typing_extensions import TypedDict
+
+from cnnviz.core.output.entries import Change, Count, Positive, Said, Share, Unsigned
 from cnnviz.core.output.numbers import fewer_digits
+from cnnviz.embeddings.choices import Backend, Method
 from cnnviz.embeddings.layout.tsne import Map
 from cnnviz.embeddings.quality import UNKNOWN, LabelQuality, MapQuality
 from cnnviz.embeddings.result import EmbeddingResult
 from cnnviz.embeddings.tables import nearest_shared
 
 
-def _label_entry(quality: LabelQuality) -> dict[str, Any]:
+class LabelEntry(TypedDict):
+    """How classes lie in some space; null without labels."""
+
+    knn_accuracy: Annotated[
+        Share | None,
+        Said("share of labelled images whose class is the commonest among their 10 nearest"),
+    ]
+    silhouette: Annotated[Change | None, Said("null with fewer than two classes")]
+
+
+class QualityEntry(LabelEntry):
+    """How far a map keeps the features' neighbours and distances."""
+
+    preservation_10: Annotated[Share | None, Said("null with 11 images or fewer")]
+    preservation_50: Annotated[Share | None, Said("null with 51 images or fewer")]
+    trustworthiness: Annotated[Share | None, Said("null with 20 images or fewer")]
+    spearman: Change
+
+
+class MapEntry(TypedDict):
+    """One map."""
+
+    method: Method
+    perplexity: Annotated[float | None, Said(minimum=1)]
+    backend: Annotated[Backend | None, Said("who computed it; null for PCA")]
+    kl_divergence: Annotated[float | None, Said("in nats, exact")]
+    folder: Annotated[str, Said("where its files are, in the run's folder")]
+    quality: QualityEntry
+
+
+class Results(TypedDict):
+    """The `results` of the summary."""
+
+    images: Annotated[int, Said("that were laid out", minimum=4)]
+    images_in_data: Annotated[int, Said("before --limit", minimum=4)]
+    labelled: Count
+    classes: Count
+    layer: str
+    dimensions: Positive
+    features_reused: bool
+    components: Annotated[int, Said(minimum=1, maximum=50)]
+    explained_variance: Share
+    wrongly_predicted: Annotated[
+        Count | None, Said("null where the classes of data and model do not match")
+    ]
+    labels_not_matched: str | None
+    features: LabelEntry
+    pca: QualityEntry
+    maps: Annotated[list[MapEntry], Said(minItems=1)]
+    neighbors: Annotated[
+        dict[str, Count] | None,
+        Said(
+            "how many labelled images share their class with 0, 1, … of their nearest; null "
+            "without labels"
+        ),
+    ]
+    seconds: dict[str, Unsigned]
+
+
+def _label_entry(quality: LabelQuality) -> LabelEntry:
     return {
         "knn_accuracy": fewer_digits(quality.knn_accuracy),
         "silhouette": fewer_digits(quality.silhouette),
     }
 
 
-def _quality_entry(quality: MapQuality) -> dict[str, Any]:
+def _quality_entry(quality: MapQuality) -> QualityEntry:
     return {
         "preservation_10": fewer_digits(quality.preservation_10),
         "preservation_50": fewer_digits(quality.preservation_50),
@@ -32,18 +95,18 @@ def map_name(found: Map) -> str:
     return "PCA" if found.perplexity is None else f"perplexity {found.perplexity:g}"
 
 
-def report(result: EmbeddingResult, folders: tuple[str, ...]) -> dict[str, Any]:
+def report(result: EmbeddingResult, folders: tuple[str, ...]) -> Results:
     """The `results` of the summary.
 
     Args:
         result: what `embed` returned.
         folders: where each map's files are, relative to the run's folder.
     """
-    maps = [
+    maps: list[MapEntry] = [
         {
-            "method": "pca" if found.perplexity is None else "tsne",
+            "method": Method.PCA if found.perplexity is None else Method.TSNE,
             "perplexity": found.perplexity,
-            "backend": None if found.backend is None else found.backend.value,
+            "backend": found.backend,
             "kl_divergence": fewer_digits(found.divergence),
             "folder": folder,
             "quality": _quality_entry(quality),

@@ -1,15 +1,66 @@
 """What `summary.json` says of one picture's saliency: plain data, no NaN."""
 
-from typing import Any
+from typing import Annotated, NotRequired
 
+from typing_extensions import TypedDict
+
+from cnnviz.core.output.entries import (
+    Box,
+    Change,
+    ClassEntry,
+    Place,
+    Read,
+    Said,
+    ScorecardEntry,
+    Unsigned,
+    add_reading,
+    in_order,
+)
 from cnnviz.core.output.numbers import digits
+from cnnviz.gradients.choices import Method
 from cnnviz.gradients.comparison import Comparison
 from cnnviz.gradients.experiment import ClassMap, SaliencyResult
 
 TOP = 5
 
 
-def report(result: SaliencyResult, comparisons: tuple[Comparison, ...] = ()) -> dict[str, Any]:
+_With = TypedDict("_With", {"with": str})
+
+
+class ComparisonEntry(_With):
+    """The map beside one of another kind."""
+
+    rank_correlation: Annotated[
+        Change | None, Said("Spearman's, over all pixels; null where a map is constant")
+    ]
+    seconds: Annotated[Unsigned, Said("of the saliency map")]
+    other_seconds: Unsigned
+
+
+class Target(ClassEntry):
+    """The map of one class."""
+
+    lowest: float
+    highest: float
+    peak: Annotated[Place, Said("row, column of the working image")]
+    peak_original: Annotated[Box, Said("the same in the file's own pixels")]
+    comparison: NotRequired[ComparisonEntry]
+    trust: NotRequired[Annotated[ScorecardEntry, Said("the scorecard of this map")]]
+
+
+class Entry(TypedDict):
+    """One picture."""
+
+    image: str
+    method: Method
+    layer: Annotated[str | None, Said("of Grad-CAM")]
+    prediction: NotRequired[ClassEntry]
+    top5: NotRequired[Annotated[list[ClassEntry], Said(minItems=1, maxItems=5)]]
+    read: NotRequired[Read]
+    targets: Annotated[list[Target], Said(minItems=1)]
+
+
+def report(result: SaliencyResult, comparisons: tuple[Comparison, ...] = ()) -> Entry:
     """One entry of `results`."""
     readings_K = result.head.readings(result.logits_K)
     best = result.ranking_K.argsort(descending=True, stable=True)[:TOP].tolist()
@@ -25,29 +76,39 @@ def report(result: SaliencyResult, comparisons: tuple[Comparison, ...] = ()) -> 
             "seconds": round(compared.seconds, 4),
             "other_seconds": round(compared.other_seconds, 4),
         }
-    return {
+    found: Entry = {
         "image": result.image.path,
-        "method": str(result.method),
+        "method": result.method,
         "layer": result.layer,
-        **({"prediction": top[0], "top5": top} if result.head.has_classes else {}),
-        **({"read": result.place or "own pixels"} if result.reading else {}),
         "targets": entries,
     }
+    if result.head.has_classes:
+        found["prediction"], found["top5"] = top[0], top
+    if result.reading:
+        found["read"] = result.place or "own pixels"
+    return in_order(Entry, found)
 
 
-def _class(result: SaliencyResult, index: int, reading: float) -> dict[str, Any]:
-    what = "probability" if result.head.has_classes else "value"
-    named = {"class": result.labels[index], "index": index, what: digits(reading)}
-    if result.reading is not None and result.head.has_classes:
-        named["pixels"] = digits(float(result.reading.shares_K[index]))
-    return named
+def _class(result: SaliencyResult, index: int, reading: float) -> ClassEntry:
+    entry: ClassEntry = {"class": result.labels[index], "index": index}
+    _read(result, entry, reading)
+    return entry
 
 
-def _map(result: SaliencyResult, found: ClassMap) -> dict[str, Any]:
+def _read(result: SaliencyResult, entry: ClassEntry, reading: float) -> None:
+    shares_K = None if result.reading is None else result.reading.shares_K
+    add_reading(entry, result.head, reading, shares_K)
+
+
+def _map(result: SaliencyResult, found: ClassMap) -> Target:
     row, column = divmod(int(found.map_HW.argmax()), found.map_HW.shape[1])
-    return _class(result, found.target, found.probability) | {
+    entry: Target = {
+        "class": result.labels[found.target],
+        "index": found.target,
         "lowest": digits(float(found.map_HW.min())),
         "highest": digits(float(found.map_HW.max())),
         "peak": [row, column],
         "peak_original": list(result.image.to_original((row, column, row + 1, column + 1))),
     }
+    _read(result, entry, found.probability)
+    return in_order(Target, entry)

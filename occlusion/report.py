@@ -1,52 +1,189 @@
 """What `summary.json` says of one image: plain data, no NaN."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Literal, NotRequired
+
+from typing_extensions import TypedDict
 
 from cnnviz.core.maps import peak
 from cnnviz.core.models.heads import Kind
+from cnnviz.core.output.entries import (
+    Box,
+    Change,
+    ClassEntry,
+    Count,
+    Judged,
+    Named,
+    Place,
+    Pointing,
+    Positive,
+    Read,
+    Said,
+    ScorecardEntry,
+    Share,
+    Sides,
+    Unsigned,
+    add_reading,
+    in_order,
+)
 from cnnviz.core.output.numbers import digits
 from cnnviz.occlusion.agreement import Agreement
-from cnnviz.occlusion.choices import Score
+from cnnviz.occlusion.choices import MapKind, Score, Upsample
 from cnnviz.occlusion.expectation import Verdict
 from cnnviz.occlusion.experiment import OcclusionResult
 from cnnviz.occlusion.maps import class_scores
-from cnnviz.occlusion.sufficient import Region, Sufficiency
+from cnnviz.occlusion.sufficient import RANKED_BY, Region, Sufficiency
 
 TOP = 5
 
 
-def _class(result: OcclusionResult, index: int, reading: float | None = None) -> dict[str, Any]:
-    named: dict[str, Any] = {"class": result.measured.labels[index], "index": index}
-    if reading is None:
-        return named
-    what = "probability" if result.measured.head.has_classes else "value"
-    named[what] = digits(reading)
-    if result.measured.reading is not None and result.measured.head.has_classes:
-        named["pixels"] = digits(float(result.measured.reading.shares_K[index]))
-    return named
+class FlipEntry(Named):
+    """A class that the prediction becomes where a mask lies."""
+
+    positions: Positive
 
 
-def _agreement(found: Agreement, name: str, verdict: Verdict | None) -> dict[str, Any]:
+class Flips(TypedDict):
+    """Where the prediction becomes another."""
+
+    share: Share
+    to: list[FlipEntry]
+
+
+_With = TypedDict("_With", {"with": str})
+
+
+class AgreementEntry(_With, Pointing):
+    """The map together with a gradient method's of the same class."""
+
+    rank_correlation: Annotated[Change | None, Said("of the two maps; null where one is constant")]
+    peak: Annotated[Place, Said("row, column of the agreement map's largest value")]
+
+
+class Target(ClassEntry, Judged):
+    """The map of one class and one mask."""
+
+    mask: Sides
+    stride: Positive
+    positions: Positive
+    max_drop: Annotated[float, Said("largest position value, in the score's units")]
+    max_drop_box: Annotated[Box, Said("y0, x0, y1, x1 in the working image")]
+    mean_drop: Annotated[float, Said("mean position value, in the score's units")]
+    reliance: NotRequired[
+        Annotated[float, Said("largest drop of the probability over the probability", maximum=1)]
+    ]
+    flips: NotRequired[Flips]
+    agreement: NotRequired[
+        Annotated[
+            AgreementEntry,
+            Said("with a gradient method's map of the class, where the network has a gradient"),
+        ]
+    ]
+    trust: NotRequired[Annotated[ScorecardEntry, Said("the scorecard of this map")]]
+
+
+class RegionEntry(TypedDict):
+    """Cells of the picture that hold a class, or lose it."""
+
+    share: Annotated[Share, Said("of the picture's pixels")]
+    cells: Count
+    of_cells: Positive
+    probability: Annotated[Share, Said("of the class with this region alone kept, or covered")]
+    ranked_by: Annotated[str, Said(enum=list(RANKED_BY))]
+
+
+class SufficiencyEntry(ClassEntry):
+    """`--sufficient`, of one class."""
+
+    cell: Annotated[Positive, Said("side of a cell in pixels of the working image")]
+    region: Annotated[RegionEntry, Said("kept alone, holds the class at 90 % of its probability")]
+    without: Annotated[Share, Said("probability with that region covered")]
+    redundancy: Annotated[Share, Said("without, over the probability")]
+    losing: Annotated[RegionEntry | None, Said("covered, loses the class; null where nothing does")]
+    lost_when: str
+
+
+class ActivationEntry(TypedDict):
+    """`--layer` and `--channel`: the sum over the channel's map."""
+
+    layer: str
+    channel: Count
+    sum: float
+    sum_min: float
+    sum_max: float
+
+
+class Entry(TypedDict):
+    """One picture."""
+
+    image: str
+    prediction: NotRequired[ClassEntry]
+    top5: NotRequired[Annotated[list[ClassEntry], Said(minItems=1, maxItems=5)]]
+    read: NotRequired[Read]
+    score: Score | Literal["value"]
+    upsample: Upsample
+    method: Annotated[MapKind, Said("which map is drawn and judged")]
+    engine: Annotated[str, Said(enum=["full", "incremental", "none"])]
+    targets: Annotated[list[Target], Said(minItems=1)]
+    label: NotRequired[ClassEntry]
+    correct: NotRequired[bool]
+    incremental_given_up: NotRequired[
+        Annotated[
+            Unsigned,
+            Said(
+                "largest |difference| of a score to the full engine, beyond rounding, for which "
+                "the incremental engine was given up; absent if it was not"
+            ),
+        ]
+    ]
+    verified_largest_difference: NotRequired[
+        Annotated[
+            Unsigned | None,
+            Said(
+                "with --verify: largest |logit difference| between the engines on a sample; null "
+                "where only one can run the network"
+            ),
+        ]
+    ]
+    sufficient: NotRequired[
+        Annotated[list[SufficiencyEntry], Said("with --sufficient, one entry for each target")]
+    ]
+    activation: NotRequired[ActivationEntry]
+
+
+def _class(result: OcclusionResult, index: int, reading: float) -> ClassEntry:
+    entry: ClassEntry = {"class": result.measured.labels[index], "index": index}
+    _read(result, entry, reading)
+    return entry
+
+
+def _read(result: OcclusionResult, entry: ClassEntry, reading: float) -> None:
+    measured = result.measured
+    shares_K = None if measured.reading is None else measured.reading.shares_K
+    add_reading(entry, measured.head, reading, shares_K)
+
+
+def _agreement(found: Agreement, name: str, verdict: Verdict | None) -> AgreementEntry:
     correlation = found.rank_correlation
-    entry: dict[str, Any] = {
+    entry: AgreementEntry = {
         "with": name,
         "rank_correlation": None if correlation is None else digits(correlation),
         "peak": list(peak(found.map_HW)),
     }
     if verdict is not None:
-        entry |= judged(verdict)
-        del entry["object_share"]  # the target's own entry has it
+        _add_pointing(entry, verdict)
     return entry
 
 
-def judged(verdict: Verdict) -> dict[str, Any]:
-    """What a summary says of a map that was held against an object."""
-    return {
-        "pointing_game_hit": verdict.hit,
-        "inside": None if verdict.inside is None else digits(verdict.inside),
-        "object_share": digits(verdict.object_share),
-    }
+def _add_pointing(entry: Pointing, verdict: Verdict) -> None:
+    entry["pointing_game_hit"] = verdict.hit
+    entry["inside"] = digits(verdict.inside)
+
+
+def add_verdict(entry: Judged, verdict: Verdict) -> None:
+    """Says of a map how it lies to the object that it was held against."""
+    _add_pointing(entry, verdict)
+    entry["object_share"] = digits(verdict.object_share)
 
 
 def _panel(
@@ -54,10 +191,13 @@ def _panel(
     number: int,
     verdict: Verdict | None,
     agreement_verdict: Verdict | None,
-) -> dict[str, Any]:
+) -> Target:
     panel = result.panels[number]
     positions = len(panel.values_P)
-    entry = _class(result, panel.target, panel.probability) | {
+    labels = result.measured.labels
+    entry: Target = {
+        "class": labels[panel.target],
+        "index": panel.target,
         "mask": list(panel.grid.mask),
         "stride": panel.grid.stride,
         "positions": positions,
@@ -65,20 +205,24 @@ def _panel(
         "max_drop_box": list(panel.max_drop_box),
         "mean_drop": digits(panel.mean_drop),
     }
+    _read(result, entry, panel.probability)
     if panel.reliance is not None and panel.flips is not None:
-        to = [_class(result, index) | {"positions": n} for index, n in panel.flips_to]
+        to: list[FlipEntry] = [
+            {"class": labels[index], "index": index, "positions": n} for index, n in panel.flips_to
+        ]
         entry["reliance"] = digits(panel.reliance)
         entry["flips"] = {"share": digits(panel.flips), "to": to}
     if verdict is not None:
-        entry |= judged(verdict)
+        add_verdict(entry, verdict)
     found, gradient = result.agreements[number], result.measured.gradient
     if found is not None and gradient is not None:
         entry["agreement"] = _agreement(found, gradient.name, agreement_verdict)
-    return entry
+    return in_order(Target, entry)
 
 
-def _sufficiency(result: OcclusionResult, found: Sufficiency) -> dict[str, Any]:
-    return _class(result, found.target, found.probability) | {
+def _sufficiency(result: OcclusionResult, found: Sufficiency) -> SufficiencyEntry:
+    return {
+        **_class(result, found.target, found.probability),
         "cell": found.cell,
         "region": _region(found.sufficient),
         "without": digits(found.without),
@@ -88,7 +232,7 @@ def _sufficiency(result: OcclusionResult, found: Sufficiency) -> dict[str, Any]:
     }
 
 
-def _region(region: Region) -> dict[str, Any]:
+def _region(region: Region) -> RegionEntry:
     return {
         "share": digits(region.share),
         "cells": int(region.cells_rc.sum()),
@@ -110,7 +254,7 @@ def report(
     result: OcclusionResult,
     verdicts: Sequence[Verdict] = (),
     agreement_verdicts: Sequence[Verdict | None] = (),
-) -> dict[str, Any]:
+) -> Entry:
     """One image's entry of `results`.
 
     Args:
@@ -127,16 +271,18 @@ def report(
     top = [_class(result, index, float(readings_K[index])) for index in best]
     count = len(result.panels)
     judged = zip(verdicts or (None,) * count, agreement_verdicts or (None,) * count, strict=True)
-    entry: dict[str, Any] = {
+    entry: Entry = {
         "image": measured.image.path,
-        **({"prediction": top[0], "top5": top} if has_classes else {}),
-        **({"read": measured.place or "own pixels"} if measured.reading else {}),
-        "score": result.score.value if has_classes else "value",
-        "upsample": result.upsample.value,
-        "method": result.method.value,
+        "score": result.score if has_classes else "value",
+        "upsample": result.upsample,
+        "method": result.method,
         "engine": result.engine,
         "targets": [_panel(result, number, *pair) for number, pair in enumerate(judged)],
     }
+    if has_classes:
+        entry["prediction"], entry["top5"] = top[0], top
+    if measured.reading:
+        entry["read"] = measured.place or "own pixels"
     if result.label is not None:
         entry["label"] = _class(result, result.label, float(readings_K[result.label]))
         entry["correct"] = _is_correct(result, result.label)
@@ -156,4 +302,4 @@ def report(
             "sum_min": digits(float(activation.sums_P.min())),
             "sum_max": digits(float(activation.sums_P.max())),
         }
-    return entry
+    return in_order(Entry, entry)

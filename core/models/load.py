@@ -121,16 +121,6 @@ class Model:
         """
         return class_index(text, self.labels, self.wnids)
 
-    def summary(self) -> dict[str, object]:
-        """The `model` entry of a run's summary."""
-        return {
-            "name": self.name,
-            "weights_sha256": self.weights_sha256,
-            "classes": self.classes,
-            "input_size": list(self.input_size),
-            "head": self.region.name if self.region else self.head.name,
-        }
-
 
 def load_model(
     name: str = BUNDLED,

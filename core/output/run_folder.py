@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +24,7 @@ from PIL import Image
 
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import exists, from_json, read_text
+from cnnviz.core.output.entries import Summary, model_entry
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -315,7 +316,7 @@ class RunFolder:
         figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})
         return self.write_bytes(name, stream.getvalue())
 
-    def finish(self, content: dict[str, Any]) -> Path:
+    def finish(self, content: Mapping[str, Any]) -> Path:
         """Writes `summary.json`, the sign that the folder is complete; call it last."""
         path = self.path / SUMMARY
         self._check_kept(path)
@@ -342,7 +343,7 @@ def summary(
     files: Sequence[str],
     errors: Sequence[tuple[str, str]] = (),
     argv: Sequence[str] | None = None,
-) -> dict[str, Any]:
+) -> Summary[object]:
     """The content of `summary.json` with the keys that every command has.
 
     Args:
@@ -360,9 +361,9 @@ def summary(
         "command": command,
         "version": version(),
         "argv": list(sys.argv[1:] if argv is None else argv),
-        "model": model.summary() if model else None,
+        "model": model_entry(model) if model else None,
         "device": str(model.device) if model else None,
-        "precision": model.precision.value if model else None,
+        "precision": model.precision if model else None,
         "seed": seed,
         "elapsed_seconds": round(elapsed_seconds, 3),
         "results": results,

@@ -1,11 +1,22 @@
 """What `summary.json` and the CSV files say of an ablation: plain data, class names, no NaN."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from typing_extensions import TypedDict
+
+from cnnviz.core.output.entries import (
+    Change,
+    Count,
+    Interval,
+    Named,
+    Positive,
+    Said,
+    Share,
+)
 from cnnviz.core.output.numbers import digits
 from cnnviz.filters.ablation import evaluation
-from cnnviz.filters.ablation.choices import RemovalOrder
+from cnnviz.filters.ablation.choices import Mode, RemovalOrder
 from cnnviz.filters.ablation.sweep import Curve, FilterEffect, ranked
 
 if TYPE_CHECKING:
@@ -30,7 +41,168 @@ CURVES = "cumulative.csv"
 CURVES_HEADER = ("layer", "order", "removed", "share", "accuracy", "lowest", "highest")
 
 
-def report(result: "AblationResult", model: "Model", data: "ImageData", top: int) -> dict[str, Any]:
+class Data(TypedDict):
+    """The images that were run."""
+
+    name: str
+    images: Positive
+    total: Annotated[Count, Said("before --limit")]
+    fingerprint: str
+
+
+class FilterSet(TypedDict):
+    """Which filters of a layer are off."""
+
+    layer: str
+    channels: Annotated[list[Count], Said(minItems=1, uniqueItems=True)]
+    of: Positive
+
+
+class Engine(TypedDict):
+    """What ran."""
+
+    name: Annotated[str, Said(enum=["replay", "full"])]
+    reason: Annotated[str | None, Said("why every ablation was a whole pass")]
+
+
+class Measured(TypedDict):
+    """Of classes on their own, or of values."""
+
+    before: float
+    after: float | None
+    change: float | None
+    interval: Annotated[Interval | None, Said("95 % of the change, by resampling images")]
+
+
+class OneAccuracy(TypedDict):
+    """How many answers are right."""
+
+    top1: Share
+    top5: Annotated[Share | None, Said("null for five classes or fewer")]
+    correct: Count
+    count: Positive
+    interval: Annotated[list[Share], Said("Wilson's, 95 %", minItems=2, maxItems=2)]
+    mean_over_classes: Share
+    label_probability: Share
+
+
+class McNemar(TypedDict):
+    """McNemar's exact test of the two runs."""
+
+    lost: Count
+    gained: Count
+    p_value: Share
+
+
+class Accuracy(TypedDict):
+    """Before and after; null after where filters were not switched off together."""
+
+    before: OneAccuracy
+    after: OneAccuracy | None
+    change: Change | None
+    mcnemar: McNemar | None
+
+
+class ClassChange(Named):
+    """What one class, or value, loses."""
+
+    count: Positive
+    before: float
+    after: float
+    change: float
+    probability_change: Change | None
+
+
+class Confusion(TypedDict):
+    """Images of one class taken for another."""
+
+    label: str
+    predicted: str
+    before: Count
+    after: Count
+
+
+class Flips(TypedDict):
+    """Predictions that changed."""
+
+    count: Count
+    right_to_wrong: Count
+    wrong_to_right: Count
+    wrong_to_wrong: Count
+
+
+class Swept(TypedDict):
+    """A layer whose filters were switched off one by one."""
+
+    layer: str
+    filters: Positive
+
+
+class Answers(TypedDict):
+    """What is counted of one filter; null where answers are measured."""
+
+    correct: Count | None
+    lost: Count | None
+    gained: Count | None
+    p_value: Share | None
+    probability_change: Change | None
+    hurts_probability_change: Change | None
+
+
+class Effect(Answers):
+    """What one filter does."""
+
+    layer: str
+    filter: Count
+    change: float
+    hurts: Annotated[str | None, Said("the class whose accuracy fell most")]
+    hurts_change: float
+
+
+class Sweep(TypedDict):
+    """`--sweep`."""
+
+    layers: Annotated[list[Swept], Said(minItems=1)]
+    top: Annotated[list[Effect], Said(minItems=1)]
+
+
+class CurveEntry(TypedDict):
+    """`--cumulative`: accuracy, or what else is measured, while filters are removed."""
+
+    layer: str
+    order: RemovalOrder
+    removed: list[Count]
+    accuracy: Annotated[list[float], Said("mean over the orders drawn")]
+    lowest: list[float]
+    highest: list[float]
+
+
+class Results(TypedDict):
+    """The `results` of the summary."""
+
+    data: Data
+    filters: list[FilterSet]
+    mode: Mode
+    engine: Engine
+    measure: Annotated[
+        str,
+        Said(
+            "what judges the answers",
+            enum=["accuracy", "mean average precision", "mean absolute error"],
+        ),
+    ]
+    measured: Annotated[Measured | None, Said("null where answers are right or wrong")]
+    accuracy: Accuracy | None
+    classes: list[ClassChange]
+    classes_without_images: list[str]
+    confusions: Annotated[list[Confusion], Said(maxItems=CONFUSIONS)]
+    flips: Flips | None
+    sweep: Sweep | None
+    cumulative: list[CurveEntry]
+    notes: list[str]
+
+
+def report(result: "AblationResult", model: "Model", data: "ImageData", top: int) -> Results:
     """The `results` of the summary.
 
     Args:
@@ -50,7 +222,7 @@ def report(result: "AblationResult", model: "Model", data: "ImageData", top: int
             {"layer": layer, "channels": list(off), "of": result.plan.counts[layer]}
             for layer, off in result.plan.channels.items()
         ],
-        "mode": result.mode.value,
+        "mode": result.mode,
         "engine": {"name": result.engine, "reason": result.reason},
         "measure": measure_name(result),
         "measured": _measured(result),
@@ -77,7 +249,7 @@ def without_images(result: "AblationResult", model: "Model") -> list[str]:
     return [label for label, count in zip(model.labels, images_K, strict=True) if not count]
 
 
-def _measured(result: "AblationResult") -> dict[str, Any] | None:
+def _measured(result: "AblationResult") -> Measured | None:
     found = result.measured
     if found is None:
         return None
@@ -91,7 +263,7 @@ def _measured(result: "AblationResult") -> dict[str, Any] | None:
     }
 
 
-def _measured_classes(result: "AblationResult", model: "Model") -> list[dict[str, Any]]:
+def _measured_classes(result: "AblationResult", model: "Model") -> list[ClassChange]:
     """The classes or values that something is known of; empty where answers are counted."""
     found = result.measured
     if found is None or found.interval is None:
@@ -148,7 +320,7 @@ def notes(result: "AblationResult", model: "Model", data: "ImageData") -> list[s
     return found
 
 
-def _accuracy(result: "AblationResult", classes: int) -> dict[str, Any] | None:
+def _accuracy(result: "AblationResult", classes: int) -> Accuracy | None:
     if result.counts is None:
         return None
     labels, answers = result.counts.labels, result.counts.predictions
@@ -165,7 +337,7 @@ def _accuracy(result: "AblationResult", classes: int) -> dict[str, Any] | None:
     }
 
 
-def _one_accuracy(answers: evaluation.Predictions, labels: Any, classes: int) -> dict[str, Any]:
+def _one_accuracy(answers: evaluation.Predictions, labels: Any, classes: int) -> OneAccuracy:
     found = evaluation.accuracy(answers, labels, classes)
     own = evaluation.per_class(answers, answers, labels, range(classes))
     return {
@@ -187,7 +359,7 @@ def class_changes(result: "AblationResult", classes: int) -> tuple[evaluation.Cl
     return tuple(change for change in changes if change.count)
 
 
-def _classes(result: "AblationResult", model: "Model") -> list[dict[str, Any]]:
+def _classes(result: "AblationResult", model: "Model") -> list[ClassChange]:
     return [
         {
             "class": model.labels[change.index],
@@ -208,7 +380,7 @@ def grown_confusions(result: "AblationResult") -> tuple[evaluation.Confusion, ..
     return evaluation.grown_confusions(*answers, counted(result).labels) if answers else ()
 
 
-def _confusions(result: "AblationResult", model: "Model") -> list[dict[str, Any]]:
+def _confusions(result: "AblationResult", model: "Model") -> list[Confusion]:
     return [
         {
             "label": model.labels[pair.label],
@@ -227,7 +399,7 @@ def flips(result: "AblationResult") -> list[int]:
     return found
 
 
-def _flip_counts(result: "AblationResult") -> dict[str, int] | None:
+def _flip_counts(result: "AblationResult") -> Flips | None:
     if (answers := both(result)) is None:
         return None
     before, after = answers
@@ -286,7 +458,7 @@ def _hurt(effect: FilterEffect, model: "Model") -> str | None:
     return None if effect.hurts is None else model.labels[effect.hurts]
 
 
-def _sweep(result: "AblationResult", model: "Model", top: int) -> dict[str, Any] | None:
+def _sweep(result: "AblationResult", model: "Model", top: int) -> Sweep | None:
     if not result.sweep:
         return None
     return {
@@ -307,16 +479,25 @@ def _sweep(result: "AblationResult", model: "Model", top: int) -> dict[str, Any]
     }
 
 
-def _answers(effect: FilterEffect) -> dict[str, Any]:
+def _answers(effect: FilterEffect) -> Answers:
     """What is counted; nothing where it is measured."""
     found = effect.answers
+    if found is None:
+        return {
+            "correct": None,
+            "lost": None,
+            "gained": None,
+            "p_value": None,
+            "probability_change": None,
+            "hurts_probability_change": None,
+        }
     return {
-        "correct": found and found.correct,
-        "lost": found and found.lost,
-        "gained": found and found.gained,
-        "p_value": found and digits(found.p_value),
-        "probability_change": found and digits(found.probability_change),
-        "hurts_probability_change": found and digits(found.hurts_probability),
+        "correct": found.correct,
+        "lost": found.lost,
+        "gained": found.gained,
+        "p_value": digits(found.p_value),
+        "probability_change": digits(found.probability_change),
+        "hurts_probability_change": digits(found.hurts_probability),
     }
 
 
@@ -343,10 +524,10 @@ def sweep_rows(result: "AblationResult", model: "Model") -> Iterator[tuple[objec
         )
 
 
-def _curve(curve: Curve) -> dict[str, Any]:
+def _curve(curve: Curve) -> CurveEntry:
     return {
         "layer": curve.layer,
-        "order": curve.order.value,
+        "order": curve.order,
         "removed": list(curve.removed),
         "accuracy": _rounded(curve.accuracy),
         "lowest": _rounded(curve.low),

@@ -1,12 +1,49 @@
 """What `summary.json` says of the feature maps of one picture: plain data, no NaN."""
 
-from typing import Any
+from typing import Annotated
 
+from typing_extensions import TypedDict
+
+from cnnviz.core.output.entries import Box, Count, Place, Positive, Said, Share, Sides
 from cnnviz.core.output.numbers import digits
 from cnnviz.filters.activations.maps import Activations, LayerActivation
 
 
-def report(found: Activations) -> dict[str, Any]:
+class Channel(TypedDict):
+    """One channel's map."""
+
+    channel: Count
+    lowest: float
+    highest: float
+    mean: float
+    sparsity: Annotated[Share, Said("share of exact zeros")]
+    peak_unit: Place
+    peak_box: Annotated[
+        Box | None, Said("the pixels that the peak's unit sees; null where that is not known")
+    ]
+    peak_box_original: Annotated[Box | None, Said("the same in the file's own pixels")]
+
+
+class Layer(TypedDict):
+    """One layer's maps."""
+
+    layer: str
+    channels: Positive
+    map: Sides
+    sparsity: Share
+    silent: Annotated[list[Count], Said("channels that are zero everywhere")]
+    strongest: Annotated[list[Count], Said("all channels, by largest value")]
+    per_channel: Annotated[list[Channel], Said(minItems=1)]
+
+
+class Entry(TypedDict):
+    """One picture."""
+
+    image: str
+    layers: Annotated[list[Layer], Said(minItems=1)]
+
+
+def report(found: Activations) -> Entry:
     """One entry of `results`."""
     return {
         "image": found.image.path,
@@ -14,7 +51,7 @@ def report(found: Activations) -> dict[str, Any]:
     }
 
 
-def _layer(found: Activations, layer: LayerActivation) -> dict[str, Any]:
+def _layer(found: Activations, layer: LayerActivation) -> Layer:
     channels, height, width = layer.maps_CHW.shape
     sparsities = layer.sparsities.tolist()
     return {
@@ -28,9 +65,7 @@ def _layer(found: Activations, layer: LayerActivation) -> dict[str, Any]:
     }
 
 
-def _channel(
-    found: Activations, layer: LayerActivation, index: int, sparsity: float
-) -> dict[str, Any]:
+def _channel(found: Activations, layer: LayerActivation, index: int, sparsity: float) -> Channel:
     values_HW = layer.maps_CHW[index]
     unit = divmod(int(values_HW.argmax()), values_HW.shape[1])
     box = None

@@ -1,16 +1,95 @@
 """What `summary.json` says of a network's layers: plain data, null in place of infinity."""
 
 import math
-from typing import Any
+from typing import Annotated, NotRequired
+
+from typing_extensions import TypedDict
 
 from cnnviz.core.graph.receptive_field import ReceptiveField
+from cnnviz.core.output.entries import Box, Count, Positive, Said, Share, Sides, Unsigned
 from cnnviz.core.output.numbers import fewer_digits
 from cnnviz.filters.layers.inventory import Inventory, LayerRow
 from cnnviz.filters.layers.spread import LOWEST_EXPONENT, Spread
 from cnnviz.filters.layers.statistics import Statistics
 
+Axes = Annotated[list[float | None], Said(minItems=2, maxItems=2)]
+"""Vertical, horizontal; null stands for infinity, which JSON does not have."""
 
-def report(found: Inventory, statistics: Statistics | None = None) -> dict[str, Any]:
+
+class Data(TypedDict):
+    """The images that were run."""
+
+    images: Positive
+    labelled: Annotated[Count, Said("images whose loss was taken at the true class")]
+    gradients: bool
+
+
+class Field(TypedDict):
+    """A receptive field."""
+
+    size: Annotated[Axes, Said("pixels seen, padding included; null: all of them")]
+    jump: Annotated[Axes, Said("pixels between neighbouring units' fields")]
+    start: Annotated[Axes, Said("first pixel of unit (0, 0), negative where padding reaches out")]
+    first_unit: Annotated[
+        Box, Said("the pixels that unit (0, 0) really reads: y0, x0, y1, x1, ends excluded")
+    ]
+
+
+class Octaves(TypedDict):
+    """A histogram of magnitudes."""
+
+    first_exponent: int
+    counts: Annotated[
+        list[Count],
+        Said("entry i counts magnitudes from 2^(first_exponent + i) up to twice that"),
+    ]
+
+
+class SpreadEntry(TypedDict):
+    """How values are spread."""
+
+    values: Count
+    zeros: Share
+    negative: Share
+    not_finite: Count
+    mean: float
+    deviation: Unsigned
+    lowest: float | None
+    highest: float | None
+    channels: Positive | None
+    dead_channels: Annotated[
+        list[Count] | None, Said("channels with one and the same value throughout")
+    ]
+    octaves: Octaves
+
+
+class Layer(TypedDict):
+    """One layer."""
+
+    name: Annotated[str, Said("empty for the network itself, where it owns parameters")]
+    type: str
+    output_shape: Annotated[list[Count] | None, Said("without the batch")]
+    parameters: Count
+    macs: Count
+    calls: Positive
+    receptive_field: Annotated[Field | None, Said("null where the network cannot be traced")]
+    activations: NotRequired[SpreadEntry | None]
+    gradients: NotRequired[SpreadEntry | None]
+
+
+class Results(TypedDict):
+    """The `results` of the summary."""
+
+    image_size: Sides
+    parameters: Count
+    parameters_unused: Annotated[Count, Said("of modules that do not run on an image")]
+    macs: Count
+    untraceable: Annotated[str | None, Said("why there are no receptive fields")]
+    data: Data | None
+    layers: Annotated[list[Layer], Said(minItems=1)]
+
+
+def report(found: Inventory, statistics: Statistics | None = None) -> Results:
     """`results`."""
     return {
         "image_size": list(found.image_size),
@@ -23,7 +102,7 @@ def report(found: Inventory, statistics: Statistics | None = None) -> dict[str, 
     }
 
 
-def _data(statistics: Statistics) -> dict[str, Any]:
+def _data(statistics: Statistics) -> Data:
     return {
         "images": statistics.images,
         "labelled": statistics.labelled,
@@ -31,8 +110,8 @@ def _data(statistics: Statistics) -> dict[str, Any]:
     }
 
 
-def _layer(row: LayerRow, statistics: Statistics | None) -> dict[str, Any]:
-    entry: dict[str, Any] = {
+def _layer(row: LayerRow, statistics: Statistics | None) -> Layer:
+    entry: Layer = {
         "name": row.name,
         "type": row.kind,
         "output_shape": None if row.output_shape is None else list(row.output_shape),
@@ -47,7 +126,7 @@ def _layer(row: LayerRow, statistics: Statistics | None) -> dict[str, Any]:
     return entry
 
 
-def _field(field: ReceptiveField) -> dict[str, Any]:
+def _field(field: ReceptiveField) -> Field:
     return {
         "size": [_finite(value) for value in field.size],
         "jump": [_finite(value) for value in field.jump],
@@ -62,7 +141,7 @@ def _finite(value: float) -> float | None:
     return int(value) if float(value).is_integer() else value
 
 
-def _spread(spread: Spread | None) -> dict[str, Any] | None:
+def _spread(spread: Spread | None) -> SpreadEntry | None:
     if spread is None:
         return None
     taken = spread.octaves_B.nonzero().flatten().tolist()

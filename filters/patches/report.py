@@ -1,28 +1,101 @@
 """What `summary.json` says of a scan: plain data, no NaN."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, NotRequired
 
+from typing_extensions import TypedDict
+
+from cnnviz.core.output.entries import Box, Count, Place, Positive, Said, Share, Unsigned
 from cnnviz.core.output.numbers import digits
+from cnnviz.filters.patches.choices import Crop, Ranking
 from cnnviz.filters.patches.max_patches import LEVELS, FilterPatches, MaxPatches, Patch
 from cnnviz.filters.patches.score_stats import RELATIVE_ERROR
 
 
-def _patch(patch: Patch) -> dict[str, Any]:
-    entry: dict[str, Any] = {
+class Copy(TypedDict):
+    """A file that `--distinct-files` left out."""
+
+    image: str
+    same_as: str
+
+
+class Layer(TypedDict):
+    """One layer that was watched."""
+
+    layer: str
+    map: Annotated[
+        list[Positive],
+        Said("filters, rows, columns of the layer's output", minItems=3, maxItems=3),
+    ]
+    filters: Annotated[Positive, Said("how many were watched")]
+    dead: Annotated[list[Count], Said("filters without a unit above zero on any image")]
+    pictures: list[str]
+
+
+_Class = TypedDict("_Class", {"class": NotRequired[str]})
+
+
+class PatchEntry(_Class):
+    """A place that a filter responds to."""
+
+    image: str
+    score: float
+    unit: Place
+    box: Box
+    box_original: Annotated[Box, Said("the same in the file's own pixels")]
+
+
+class Filter(TypedDict):
+    """One filter."""
+
+    layer: str
+    filter: Count
+    active_share: Share
+    mean: float
+    lowest: float
+    highest: float
+    quantiles: Annotated[
+        dict[str, float],
+        Said("by level", required=[f"{level:g}" for level in LEVELS]),
+    ]
+    classes: NotRequired[
+        Annotated[dict[str, Positive], Said("how often each class occurs among the patches")]
+    ]
+    class_entropy_bits: NotRequired[Unsigned]
+    patches: Annotated[list[PatchEntry], Said(minItems=1)]
+
+
+class Results(TypedDict):
+    """The `results` of the summary."""
+
+    images: Positive
+    score: Ranking
+    top: Positive
+    per_image: Positive
+    crop: Crop
+    quantile_relative_error: Annotated[float, Said(exclusiveMinimum=0)]
+    copies: list[Copy]
+    layers: Annotated[list[Layer], Said(minItems=1)]
+    filters: Annotated[list[Filter], Said(minItems=1)]
+
+
+def _patch(patch: Patch) -> PatchEntry:
+    entry: PatchEntry = {
         "image": patch.image,
         "score": digits(patch.score),
         "unit": list(patch.unit),
         "box": list(patch.box),
         "box_original": list(patch.box_original),
     }
-    return entry if patch.label is None else entry | {"class": patch.label}
+    if patch.label is not None:
+        entry["class"] = patch.label
+    return entry
 
 
-def _filter(entry: FilterPatches) -> dict[str, Any]:
+def _filter(entry: FilterPatches) -> Filter:
     levels = (f"{level:g}" for level in LEVELS)
     quantiles = (digits(value) for value in entry.quantiles)
-    said: dict[str, Any] = {
+    said: Filter = {
         "layer": entry.layer,
         "filter": entry.filter,
         "active_share": digits(entry.active_share),
@@ -43,7 +116,7 @@ def report(
     *,
     copies: Sequence[tuple[str, str]] = (),
     pictures: Mapping[str, Sequence[str]] | None = None,
-) -> dict[str, Any]:
+) -> Results:
     """The `results` of a scan.
 
     Args:
@@ -57,10 +130,10 @@ def report(
         dead[entry.layer].append(entry.filter)
     return {
         "images": result.images,
-        "score": plan.spec.score.value,
+        "score": plan.spec.score,
         "top": plan.spec.top,
         "per_image": plan.spec.per_image,
-        "crop": result.plan.spec.crop.value,
+        "crop": plan.spec.crop,
         "quantile_relative_error": RELATIVE_ERROR,
         "copies": [{"image": copy, "same_as": original} for copy, original in copies],
         "layers": [

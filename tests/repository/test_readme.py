@@ -21,9 +21,10 @@ EXAMPLES = [
 
 
 @pytest.mark.slow
-def test_every_example_prints_what_the_readme_shows():
+@pytest.mark.parametrize("what", ["examples", "options", "schemas"])
+def test_what_is_written_by_the_program_is_as_it_would_write_it(what):
     done = subprocess.run(
-        [sys.executable, "docs/write_examples.py", "--check"],
+        [sys.executable, f"docs/write_{what}.py", "--check"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -14,6 +14,7 @@ from cnnviz.core.models import bundled, checkpoints
 from cnnviz.core.models.architectures import find_architecture
 from cnnviz.core.models.bundled.network import CifarNet
 from cnnviz.core.models.load import Model, load_model
+from cnnviz.core.output.entries import model_entry
 
 RESNETS = Path(__file__).with_name("cifar_resnet.py")
 
@@ -243,7 +244,7 @@ def test_same_weights_have_one_fingerprint_whatever_the_file(tmp_path: Path) -> 
 
 def test_summary_names_the_model() -> None:
     model = load_model(device="cpu")
-    assert model.summary() == {
+    assert model_entry(model) == {
         "name": "bundled",
         "weights_sha256": model.weights_sha256,
         "classes": 10,
