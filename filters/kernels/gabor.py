@@ -25,7 +25,6 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import least_squares
-from scipy.special import expit, logit
 
 Array = NDArray[np.float64]
 
@@ -104,7 +103,8 @@ def fit_gabor(kernel_CHW: Array) -> GaborFit | None:
             start,
             jac=space.slopes,
             args=(weights_CP,),
-            method="lm",
+            bounds=space.bounds,
+            method="dogbox",
             ftol=1e-7,
             xtol=1e-7,
             max_nfev=_MAX_EVALUATIONS,
@@ -141,7 +141,7 @@ def _is_large(height: int, width: int) -> bool:
 
 
 class _Space:
-    """The search space of one kernel shape: unbounded numbers in, patterns over the pixels out.
+    """The search space of one kernel shape: bounded numbers in, patterns over the pixels out.
 
     The parameters are window across, wavelength, orientation and phase, and in kernels from
     5 pixels on also centre right, centre up and window along.
@@ -151,28 +151,24 @@ class _Space:
         rows_HW, columns_HW = np.mgrid[:height, :width]
         self.right_P: Array = (columns_HW - (width - 1) / 2).ravel()
         self.up_P: Array = ((height - 1) / 2 - rows_HW).ravel()
-        self.reach = max(height, width)
+        self.reach = reach = max(height, width)
         self.large = _is_large(height, width)
+        count = 7 if self.large else 4
+        half, turns = reach / 2, np.inf
+        lowest = (_NARROWEST, _SHORTEST_WAVE, -turns, -turns, -half, -half, _NARROWEST)
+        highest = (reach, 2.0 * reach, turns, turns, half, half, reach)
+        self.bounds = np.array(lowest[:count]), np.array(highest[:count])
 
-    def decode(self, parameters: Array) -> tuple[Array, Array, Array, Array, Array]:
-        """Centre right and up, wavelength, window across and along, within their bounds."""
-        wave = _SHORTEST_WAVE + 2 * (self.reach - 1) * expit(parameters[..., 1])
-        across = self._window(parameters[..., 0])
+    def named(self, parameters: Array) -> tuple[Array, Array, Array, Array, Array]:
+        """Centre right and up, wavelength, window across and along."""
+        across, wave = parameters[..., 0], parameters[..., 1]
         if not self.large:
             return np.zeros_like(wave), np.zeros_like(wave), wave, across, across
-        right, up = (np.tanh(parameters[..., axis]) * self.reach / 2 for axis in (4, 5))
-        return right, up, wave, across, self._window(parameters[..., 6])
+        return parameters[..., 4], parameters[..., 5], wave, across, parameters[..., 6]
 
-    def _window(self, parameter: Array) -> Array:
-        window: Array = _NARROWEST + (self.reach - _NARROWEST) * expit(parameter)
-        return window
-
-    def encode(self, right: float, up: float, wave: float, window: float, angle: float) -> Array:
+    def entry(self, right: float, up: float, wave: float, window: float, angle: float) -> Array:
         """The parameters of a pattern with a round window and phase 0."""
-        spread = float(logit((window - _NARROWEST) / (self.reach - _NARROWEST)))
-        length = float(logit((wave - _SHORTEST_WAVE) / (2 * (self.reach - 1))))
-        ends = np.arctanh(2 * np.array([right, up]) / self.reach)
-        return np.array([spread, length, angle, 0.0, *([*ends, spread] if self.large else [])])
+        return np.array([window, wave, angle, 0.0, *([right, up, window] if self.large else [])])
 
     def wave(
         self,
@@ -195,7 +191,7 @@ class _Space:
 
     def pattern(self, parameters: Array) -> Array:
         """(P,) the wave that the parameters stand for; (K, P) of K rows of them."""
-        return self.wave(*self.decode(parameters), parameters[..., 2], parameters[..., 3])
+        return self.wave(*self.named(parameters), parameters[..., 2], parameters[..., 3])
 
     def residuals(self, parameters: Array, weights_CP: Array) -> Array:
         """(C * P,), or (K, C * P), what the best multiple of the pattern leaves over."""
@@ -214,7 +210,7 @@ class _Space:
 
     def describe(self, parameters: Array, weights_CP: Array, scale: float, r2: float) -> GaborFit:
         """The fit in its own units, the ambiguities of sign and half turns settled."""
-        right, up, wave, across, along = self.decode(parameters)
+        right, up, wave, across, along = self.named(parameters)
         amplitudes_C = scale * _amplitudes(self.pattern(parameters), weights_CP)
         angle, phase = np.rad2deg(parameters[2:4])
         if angle % 360 >= 180:
@@ -251,7 +247,7 @@ def _dictionary(height: int, width: int) -> tuple[Array, Array]:
             for wave in np.geomspace(2.2, 1.6 * reach, 6):
                 for window in (reach / 6, reach / 3):
                     for angle in np.arange(12) * np.pi / 12:
-                        entry = space.encode(right, up, float(wave), max(0.5, window), angle)
+                        entry = space.entry(right, up, float(wave), max(0.5, window), angle)
                         quarter = entry.copy()
                         quarter[3] = np.pi / 2
                         pair_P2 = np.stack([space.pattern(entry), space.pattern(quarter)], axis=1)
