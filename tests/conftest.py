@@ -1,11 +1,14 @@
 """Fixtures that several test files share; workers that run side by side share the processors."""
 
 import os
+import sys
 from pathlib import Path
 
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 THREADS = max(1, (os.cpu_count() or 1) // _WORKERS)
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # of the processes that tests start, too
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `networks` and `zoo`
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -3,22 +3,19 @@
 import contextlib
 import io
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import zoo
 from PIL import Image
 from torch import Tensor, nn
 
 from cnnviz.cli.main import COMMANDS, run
 from cnnviz.core.models.factories import unwrapped
 from cnnviz.core.output.run_folder import RunFolder
-
-sys.path.insert(0, str(Path(__file__).parent))
-import zoo
 
 TRACED = "cannot be traced"
 CUT = "cuts its gradient"

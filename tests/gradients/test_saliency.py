@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import networks
 import numpy as np
 import pytest
 import torch
@@ -11,8 +12,7 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cnnviz.core.choices import Precision
-from cnnviz.core.data.images import Preprocess, WorkingImage
+from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.maps import rank_correlation
 from cnnviz.core.models.load import Model, load_model
@@ -39,21 +39,12 @@ def network(inplace: bool = True) -> nn.Sequential:
 
 
 def model_of(module: nn.Module, size: tuple[int, int] = SIZE) -> Model:
-    return Model(
-        module=module,
-        name="net",
-        preprocess=Preprocess(None, size, (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)),
-        labels=("ant", "bee", "cat", "dog", "elk"),
-        input_size=size,
-        weights_sha256="0",
-        device=torch.device("cpu"),
-        precision=Precision.FP32,
-    )
+    labels = ("ant", "bee", "cat", "dog", "elk")
+    return networks.model_of(module, size, labels, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
 
 
 def picture(size: tuple[int, int] = SIZE) -> WorkingImage:
-    pixels = torch.rand(3, *size, generator=torch.Generator().manual_seed(2))
-    return WorkingImage("random.png", pixels, (0, 0, *map(float, size)), size)
+    return networks.noise(size)
 
 
 def normalised(model: Model, image: WorkingImage) -> Tensor:

@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
+import networks
 import pytest
 import torch
 from captum.attr import Occlusion
+from networks import image_of
 from torch import nn
 
 from cnnviz.core import load_model
-from cnnviz.core.choices import Precision
-from cnnviz.core.data.images import Preprocess, WorkingImage, read_image
+from cnnviz.core.data.images import WorkingImage, read_image
 from cnnviz.core.models.load import Model
 from cnnviz.occlusion import OcclusionSpec, occlude
 from cnnviz.occlusion.choices import Border, EngineChoice, Score
@@ -21,21 +22,8 @@ PHOTOS = ("dog.jpg", "elephant.jpg", "snake.png", "spider.png", "swan-3299528_12
 
 
 def model_of(module: nn.Module, size: int, classes: int) -> Model:
-    return Model(
-        module=module.eval(),
-        name="tiny",
-        preprocess=Preprocess(size, (size, size), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
-        labels=tuple(f"class {index}" for index in range(classes)),
-        input_size=(size, size),
-        weights_sha256="0" * 64,
-        device=torch.device("cpu"),
-        precision=Precision.FP32,
-    )
-
-
-def image_of(pixels: torch.Tensor) -> WorkingImage:
-    height, width = pixels.shape[1:]
-    return WorkingImage("image", pixels, (0.0, 0.0, float(height), float(width)), (height, width))
+    labels = [f"class {index}" for index in range(classes)]
+    return networks.model_of(module, (size, size), labels, resize=size)
 
 
 def captum_map(model: Model, image: WorkingImage, target: int, mask: int, stride: int):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import image_of
 from torch import Tensor
 
 from cnnviz.core import UsageError, WorkingImage, load_model
@@ -67,7 +68,7 @@ def made(source: Path, kind: str, head: str = "softmax") -> Model:
 
 
 def picture() -> WorkingImage:
-    return WorkingImage("white", torch.ones(3, 32, 32), (0.0, 0.0, 32.0, 32.0), (32, 32))
+    return image_of(torch.ones(3, 32, 32))
 
 
 def found(model: Model, target: str = "0") -> Sufficiency:
@@ -151,8 +152,7 @@ def test_a_class_that_is_not_the_answer_is_lost_at_half_of_its_probability(sourc
 
 
 def test_a_wholly_covered_picture_may_keep_the_class(source: Path) -> None:
-    white = picture()
-    dark = WorkingImage("black", torch.zeros(3, 32, 32), white.box_original, (32, 32))
+    dark = image_of(torch.zeros(3, 32, 32))
     spec = OcclusionSpec(sufficient=True, fill="black")
     (result,) = occlude(made(source, "one"), dark, spec).sufficiencies
     assert result.target == 1
@@ -177,7 +177,7 @@ def test_strips_have_no_more_cells_than_squares(tmp_path: Path, size: tuple[int,
         "def make():\n    return Mean()\n"
     )
     model = load_model(f"{net}:make", size=size, mean=[0.0], std=[1.0])
-    image = WorkingImage("white", torch.ones(3, *size), (0.0, 0.0, *map(float, size)), size)
+    image = image_of(torch.ones(3, *size))
     spec = OcclusionSpec(sufficient=True, fill="black")
     (result,) = occlude(model, image, spec).sufficiencies
     assert result.sufficient.cells_rc.numel() <= 400

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import image_of
 from torch import Tensor
 
 from cnnviz.cli.scorecards import Bench
@@ -66,7 +67,7 @@ def picture(*bright: tuple[slice, slice]) -> WorkingImage:
     pixels = torch.zeros(3, 32, 32)
     for rows, columns in bright:
         pixels[:, rows, columns] = 1
-    return WorkingImage("planted", pixels, (0.0, 0.0, 32.0, 32.0), (32, 32))
+    return image_of(pixels)
 
 
 def cards(

@@ -6,7 +6,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from networks import image_of
+from torch import nn
 
 from cnnviz.core import WorkingImage, load_model
 from cnnviz.core.models.load import Model
@@ -61,11 +62,6 @@ def made(source: str, name: str, head: str = "softmax") -> Model:
     return load_model(f"{source}:{name}", size=SIDE, mean=[0.25], std=[1.0], head=head)
 
 
-def working(pixels: Tensor) -> WorkingImage:
-    size = (int(pixels.shape[1]), int(pixels.shape[2]))
-    return WorkingImage("picture", pixels, (0.0, 0.0, float(size[0]), float(size[1])), size)
-
-
 def remover(model: Model, image: WorkingImage) -> Remover:
     with torch.no_grad():
         base = model.logits(model.preprocess.normalise(image.pixels)[None])[0]
@@ -74,7 +70,7 @@ def remover(model: Model, image: WorkingImage) -> Remover:
 
 @pytest.fixture
 def picture() -> WorkingImage:
-    return working(torch.rand(3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)))
+    return image_of(torch.rand(3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)))
 
 
 def test_the_curves_are_those_of_a_loop_over_pixels(source: str, picture: WorkingImage) -> None:
@@ -131,13 +127,13 @@ def test_rises_areas_are_exact_where_the_class_is_the_sum_of_its_pixels(source: 
     """Deletion over a ramp: what is left is a parabola; insertion without a blur is flat."""
     ramp = torch.linspace(1, 0, SIDE * SIDE).view(SIDE, SIDE)
     model = made(source, "add", "probabilities")
-    own = remover(model, working(ramp.expand(3, SIDE, SIDE).contiguous()))
+    own = remover(model, image_of(ramp.expand(3, SIDE, SIDE).contiguous()))
     curves = own.curves(ramp, 0)
     most = next(c for c in curves if (c.fill, c.order) == (MEAN, Order.MOST))
     # The network sees pixels less 0.25, and nothing where they are replaced by the mean.
     left = [0.5 - 0.25 - sum_of_first(share) for share in most.shares]
     np.testing.assert_allclose(most.readings, np.clip(left, 1e-6, None), atol=3e-3)
-    flat = working(torch.full((3, SIDE, SIDE), 0.5))
+    flat = image_of(torch.full((3, SIDE, SIDE), 0.5))
     for curve in remover(model, flat).curves(ramp, 0):
         if curve.fill == BLUR:
             assert curve.area == pytest.approx(0.25, abs=1e-5)
@@ -185,7 +181,7 @@ def test_pictures_of_few_pixels_are_removed_too(tmp_path, size: tuple[int, int])
         "    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))\n"
     )
     model = load_model(f"{path}:make", size=size)
-    own = remover(model, working(torch.rand(3, *size)))
+    own = remover(model, image_of(torch.rand(3, *size)))
     curves = own.curves(torch.zeros(size), 0)
     assert all(len(curve.readings) == len(SHARES) + 2 for curve in curves)
     assert gain(curves) == pytest.approx(-gain(own.curves(-torch.ones(size), 0)), abs=2)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import model_of
 from PIL import Image
 from torch import nn
 from torchvision import datasets as torchvision_datasets
 
-from cnnviz.core.choices import Precision
 from cnnviz.core.data.datasets import Batch, ImageData, batches, match_labels, open_data
 from cnnviz.core.data.images import Preprocess, read_image
 from cnnviz.core.data.rasters import Raster
@@ -35,17 +35,7 @@ def fail(index: int, message: str) -> None:
 
 
 def model(*labels: str, wnids: tuple[str, ...] | None = None) -> Model:
-    return Model(
-        module=nn.Identity(),
-        name="net",
-        preprocess=PREPROCESS,
-        labels=labels,
-        input_size=(8, 8),
-        weights_sha256="",
-        device=torch.device("cpu"),
-        precision=Precision.FP32,
-        wnids=wnids,
-    )
+    return model_of(nn.Identity(), (8, 8), labels, preprocess=PREPROCESS, wnids=wnids)
 
 
 def labelled(data: ImageData) -> list[tuple[str, str | None]]:

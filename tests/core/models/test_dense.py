@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import image_of
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
@@ -72,7 +73,7 @@ def picture() -> WorkingImage:
     pixels = torch.zeros(3, SIDE, SIDE)
     pixels[0, 2:10, 1:7] = 1
     pixels[1, 8:13, 10:15] = 0.9
-    return WorkingImage("two.png", pixels, (0.0, 0.0, SIDE, SIDE), (SIDE, SIDE))
+    return image_of(pixels)
 
 
 def by_hand(pixels_N3HW: Tensor) -> Tensor:
@@ -231,7 +232,7 @@ def test_engines_agree_on_torchvisions_networks(name: str) -> None:
         model.module.eval()
         last.weight.mul_(10)
     pixels = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(1))
-    image = WorkingImage("noise.png", pixels, (0.0, 0.0, 64.0, 64.0), (64, 64))
+    image = image_of(pixels)
     asked = {"masks": ((24, 24),), "stride": 20, "inside": "10,12,40,60", "score": Score.LOGIT}
     full = occlude(model, image, OcclusionSpec(engine=EngineChoice.FULL, **asked))  # type: ignore[arg-type]
     fast = occlude(model, image, OcclusionSpec(engine=EngineChoice.INCREMENTAL, **asked))  # type: ignore[arg-type]
@@ -270,7 +271,7 @@ def test_refusals(source: str, network: str, options: dict[str, object], message
 
 
 def test_rows_have_no_place() -> None:
-    image = WorkingImage("x", torch.rand(3, 32, 32), (0, 0, 32, 32), (32, 32))
+    image = image_of(torch.rand(3, 32, 32))
     with pytest.raises(UsageError, match="bundled puts out one row a picture"):
         occlude(load_model(), image, OcclusionSpec(at=(1, 1)))
 

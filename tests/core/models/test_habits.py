@@ -1,13 +1,12 @@
-from dataclasses import replace
 from pathlib import Path
 
+import networks
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cnnviz.core import load_model
-from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.models.checkpoints import StateDict
 from cnnviz.core.models.factories import unwrapped
@@ -116,17 +115,8 @@ def test_plain_networks_have_no_habits(dtype: torch.dtype) -> None:
 
 
 def model_of(module: nn.Module) -> Model:
-    bundled = load_model("bundled", device="cpu")
-    preprocess = replace(bundled.preprocess, resize=SIZE[0], crop=SIZE)
-    labels = tuple("abcde")
-    return replace(
-        bundled,
-        module=module.eval(),
-        preprocess=preprocess,
-        labels=labels,
-        input_size=SIZE,
-        habits=examine(module.eval(), SHAPE, torch.float32)[1],
-    )
+    habits = examine(module.eval(), SHAPE, torch.float32)[1]
+    return networks.model_of(module, SIZE, "abcde", resize=SIZE[0], habits=habits)
 
 
 @pytest.mark.parametrize("kind", [*MIXERS, Plain])
@@ -136,7 +126,7 @@ def test_each_covered_picture_is_answered_as_if_alone(
 ) -> None:
     model = model_of(kind())
     pixels = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(2))
-    image = WorkingImage("x.png", pixels, (0.0, 0.0, *map(float, SIZE)), SIZE)
+    image = networks.image_of(pixels)
     spec = OcclusionSpec(masks=((5, 5),), stride=4, engine=choice)
     found = occlude(model, image, spec).measured
     alone = []
@@ -177,5 +167,5 @@ def test_an_ablation_that_reaches_nothing_is_an_error() -> None:
     model = model_of(Unseen())
     image = torch.zeros(1, 3, *SIZE)
     assert ablated_logits(model, image, {"a": (0,)}, {}).shape == (1, 5)
-    with pytest.raises(CnnvizError, match="the output of layer 'b' of bundled cannot be replaced"):
+    with pytest.raises(CnnvizError, match="the output of layer 'b' of net cannot be replaced"):
         ablated_logits(model, image, {"b": (0,)}, {})

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import networks
 import numpy as np
 import pytest
 import torch
@@ -12,9 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cnnviz.core import load_model
-from cnnviz.core.choices import Precision
 from cnnviz.core.data.datasets import ImageData, open_data
-from cnnviz.core.data.images import Preprocess
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.layers import find_layer, note_repeats, replace_outputs, watch_outputs
 from cnnviz.core.models.load import Model
@@ -55,16 +54,7 @@ def network() -> nn.Sequential:
 
 
 def model_of(module: nn.Module, size: tuple[int, int] = SIZE) -> Model:
-    return Model(
-        module=module,
-        name="net",
-        preprocess=Preprocess(None, size, (0.4,) * 3, (0.2,) * 3),
-        labels=("ant", "bee", "cat"),
-        input_size=size,
-        weights_sha256="0" * 64,
-        device=torch.device("cpu"),
-        precision=Precision.FP32,
-    )
+    return networks.model_of(module, size, ("ant", "bee", "cat"), mean=0.4, std=0.2)
 
 
 @pytest.fixture

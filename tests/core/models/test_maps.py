@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import model_of, noise
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import convnext_tiny, swin_t
@@ -71,8 +72,7 @@ def made(source: str, name: str, size: int | tuple[int, int] = SIDE) -> Model:
 
 
 def picture(rows: int = SIDE, columns: int = SIDE) -> WorkingImage:
-    pixels = torch.rand(3, rows, columns, generator=torch.Generator().manual_seed(0))
-    return WorkingImage("noise.png", pixels, (0.0, 0.0, rows, columns), (rows, columns))
+    return noise((rows, columns))
 
 
 @pytest.mark.parametrize(
@@ -146,16 +146,7 @@ def test_channels_last_is_told_from_channels_second() -> None:
 
 
 def as_model(module: nn.Module, size: tuple[int, int]) -> Model:
-    from dataclasses import replace
-
-    bundled = load_model("bundled")
-    return replace(
-        bundled,
-        module=module,
-        preprocess=replace(bundled.preprocess, resize=None, crop=size),
-        labels=("a", "b"),
-        input_size=size,
-    )
+    return model_of(module, size, "ab")
 
 
 def test_windows_and_words_are_no_maps(source: str) -> None:

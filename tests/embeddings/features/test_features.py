@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from networks import model_of
 from PIL import Image
 from torch import nn
 from torch.nn import functional
 
 from cnnviz.core.choices import Precision
 from cnnviz.core.data.datasets import open_data
-from cnnviz.core.data.images import Preprocess
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.load import Model
 from cnnviz.embeddings.choices import Pool
 from cnnviz.embeddings.features import extract as features
 from cnnviz.embeddings.features import file as feature_file
@@ -53,17 +52,7 @@ class Branching(Small):
 
 def wrap(module, **changes):
     torch.manual_seed(0)
-    size = (8, 8)
-    model = Model(
-        module=module.eval(),
-        name="small",
-        preprocess=Preprocess(None, size, (0.5,) * 3, (0.25,) * 3),
-        labels=("a", "b", "c"),
-        input_size=size,
-        weights_sha256="0" * 64,
-        device=torch.device("cpu"),
-        precision=Precision.FP32,
-    )
+    model = model_of(module, (8, 8), "abc", mean=0.5, std=0.25, name="small")
     return dataclasses.replace(model, **changes)
 
 

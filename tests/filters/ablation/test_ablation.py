@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import model_of
 from PIL import Image
 from torch import Tensor, nn
 
-from cnnviz.core.choices import Precision
 from cnnviz.core.data.datasets import ImageData, open_data
-from cnnviz.core.data.images import Preprocess
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.load import Model, load_model
 from cnnviz.filters.ablation import evaluation
@@ -58,9 +57,7 @@ class OneChannelPerClass(nn.Module):
 
 
 def as_model(module: nn.Module, labels: tuple[str, ...] = ("blue", "green", "red")) -> Model:
-    plain = Preprocess(None, (8, 8), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    cpu = torch.device("cpu")
-    return Model(module.eval(), "planted", plain, labels, (8, 8), "", cpu, Precision.FP32)
+    return model_of(module, (8, 8), labels, name="planted")
 
 
 @pytest.fixture

@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 import torch
 import torchvision
+from networks import model_of
 from torch import Tensor, nn
 
-from cnnviz.core.choices import Precision
-from cnnviz.core.data.images import Preprocess
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.models.layers import conv_layers, named_layers
 from cnnviz.core.models.load import Model
@@ -60,16 +59,7 @@ def randomised(module: nn.Module) -> nn.Module:
 
 
 def as_model(module: nn.Module, size: int = 16, classes: int = 5) -> Model:
-    return Model(
-        module,
-        "test",
-        Preprocess(None, (size, size)),
-        tuple(map(str, range(classes))),
-        (size, size),
-        "",
-        torch.device("cpu"),
-        Precision.FP32,
-    )
+    return model_of(module, (size, size), list(map(str, range(classes))))
 
 
 @pytest.fixture

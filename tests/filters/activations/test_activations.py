@@ -1,12 +1,13 @@
 """Feature maps against a plain forward pass, their places against receptive fields, sheets."""
 
+import networks
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cnnviz.core.choices import Precision, Scaling
-from cnnviz.core.data.images import Preprocess, WorkingImage
+from cnnviz.core.choices import Scaling
+from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph.receptive_field import receptive_fields
 from cnnviz.core.models.load import Model
@@ -36,21 +37,11 @@ def network(inplace: bool = True) -> nn.Sequential:
 
 
 def model_of(module: nn.Module) -> Model:
-    return Model(
-        module=module,
-        name="net",
-        preprocess=Preprocess(None, SIZE, (0.4,) * 3, (0.2,) * 3),
-        labels=("a", "b", "c", "d"),
-        input_size=SIZE,
-        weights_sha256="0" * 64,
-        device=torch.device("cpu"),
-        precision=Precision.FP32,
-    )
+    return networks.model_of(module, SIZE, "abcd", mean=0.4, std=0.2)
 
 
 def picture() -> WorkingImage:
-    pixels = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(2))
-    return WorkingImage("random.png", pixels, (0, 0, *map(float, SIZE)), SIZE)
+    return networks.noise(SIZE)
 
 
 def test_maps_are_what_the_layer_puts_out_even_before_an_inplace_relu() -> None:

@@ -4,13 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from networks import model_of
 from PIL import Image
 from torch import nn
 
-from cnnviz.core.choices import Precision
 from cnnviz.core.data.datasets import ImageData, open_data
-from cnnviz.core.data.images import Preprocess
 from cnnviz.core.models.load import Model
 from cnnviz.filters.patches import figures as patch_figures
 from cnnviz.filters.patches.choices import MaxPatchesSpec
@@ -39,9 +37,7 @@ def model() -> Model:
     conv.weight.data[:5] = -1  # these are strongest where padding takes the neighbours' place
     conv.weight.data[:5, :, 1, 1] = 1
     net = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    device = torch.device("cpu")
-    plain = Preprocess(None, SIZE, mean=(0.0,) * 3, std=(1.0,) * 3)
-    return Model(net.eval(), "net", plain, ("0",) * 30, SIZE, "sha", device, Precision.FP32)
+    return model_of(net, SIZE, ("0",) * 30)
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import model_of
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cnnviz.core.choices import Precision
 from cnnviz.core.data.datasets import ImageData, open_data
 from cnnviz.core.data.distinct import distinct
 from cnnviz.core.data.images import Preprocess
@@ -77,9 +77,7 @@ def maps_by_hand(net: Branches, image: Tensor) -> dict[str, Tensor]:
 
 
 def as_model(module: nn.Module, size: tuple[int, int] = SIZE) -> Model:
-    plain = Preprocess(None, size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    device = torch.device("cpu")
-    return Model(module.eval(), "net", plain, ("0", "1"), size, "sha", device, Precision.FP32)
+    return model_of(module, size, "01")
 
 
 def whole_numbers(module: nn.Module, seed: int = 0) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from networks import model_of
 from PIL import Image
 from torch import nn
 
@@ -29,9 +30,7 @@ def make_model() -> Model:
     net = nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.ReLU(inplace=True), nn.Conv2d(6, 8, 3, stride=2), nn.Flatten(1)
     )
-    plain = Preprocess(None, (12, 12))
-    device = torch.device("cpu")
-    return Model(net.eval(), "net", plain, ("0",), (12, 12), "sha", device, Precision.FP32)
+    return model_of(net, (12, 12), "0")
 
 
 def write_images(folder: Path, count: int = 60, broken: tuple[int, ...] = (7, 31, 59)) -> None:
@@ -175,7 +174,8 @@ def test_arrays_of_another_shape_or_pickles_are_refused(
 KILLED = """
 import dataclasses, json, os, random, signal, sys, time
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+here = Path(sys.argv[1])
+sys.path[:0] = [str(here), str(here.parents[1])]
 import torch
 from test_state import make_model, open_data, make_plan, find_patches, MaxPatchesSpec, Saving
 

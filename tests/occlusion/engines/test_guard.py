@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from networks import image_of
 from torch import Tensor, nn
 
-from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.models.load import load_model
 from cnnviz.occlusion.choices import EngineChoice, OcclusionSpec
 from cnnviz.occlusion.engines.choose import choose
@@ -127,7 +127,7 @@ def test_the_summary_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, off_by(0.5))
     model = load_model()
     pixels = torch.rand(3, *model.input_size, generator=torch.Generator().manual_seed(0))
-    image = WorkingImage("noise", pixels, (0, 0, 32, 32), (32, 32))
+    image = image_of(pixels)
     spec = OcclusionSpec(masks=((8, 8),), stride=8, engine=EngineChoice.INCREMENTAL, verify=True)
     entry = report(Occluder(model, spec).run(image))
     assert entry["engine"] == "full"
