@@ -7,6 +7,7 @@ in float64, on copies: the module that was traced keeps its layers and parameter
 """
 
 import copy
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,12 +19,13 @@ _DROPPED_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.F
 _DROPPED_FUNCTIONS = ("dropout", "dropout2d", "stochastic_depth")
 
 
-def fold(traced: fx.GraphModule, keep: str | None = None) -> fx.GraphModule:
+def fold(traced: fx.GraphModule, keep: Collection[str] = ()) -> fx.GraphModule:
     """A copy with batch norms folded, no-ops dropped and convolutions in channels-last layout.
 
     Args:
         traced: what `cnnviz.core.graph.trace.trace` gave.
-        keep: dotted name of a layer whose own output is still wanted; it is left as it is.
+        keep: dotted names of layers whose own outputs are still wanted; these are left as they
+            are.
 
     Raises:
         Untraceable: an operation overwrites a part of a tensor that is read again later.
@@ -35,25 +37,26 @@ def fold(traced: fx.GraphModule, keep: str | None = None) -> fx.GraphModule:
     folded = fx.GraphModule(traced, copy.deepcopy(traced.graph), type(traced).__name__)
     _see_overwritten(folded)
     layers = dict(traced.meta.get("layers", {}))
-    kept = layers.get(keep) if keep is not None else None
+    kept = {layers[name] for name in keep if name in layers}
 
     def layer(node: fx.Node) -> nn.Module:
         return folded.get_submodule(str(node.target))
 
     for node in list(folded.graph.nodes):
-        if node.name == kept:
+        if node.name in kept:
             continue
         source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
         if source is None:
             continue
         if _is_noop(folded, node):
             _bypass(node, source, layers)
-        elif source.name != kept and _foldable(folded, node, source):
+        elif source.name not in kept and _foldable(folded, node, source):
             merged = _merged(layer(source), layer(node))
             _put(folded, str(source.target), merged)
             _forget(layers, source.name)
             _bypass(node, source, layers)
     _lay_out(folded)
+    folded.delete_all_unused_submodules()
     folded.recompile()
     folded.meta["layers"] = layers
     return folded

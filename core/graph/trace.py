@@ -16,7 +16,7 @@ The module itself is left as it was: the graph module refers to its layers and p
 
 import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,12 +87,25 @@ class _Parts(fx.Proxy):
         return iter([part[index] for index in range(len(self))])
 
 
+class Tap(nn.Module):
+    """Stands in a graph where a layer of several operations ends; hands on what it is given.
+
+    With it the layer's name is a step of the graph, which hooks can watch and change.
+    """
+
+    def forward(self, value: Any) -> Any:
+        """The same value."""
+        return value
+
+
 class _NamingTracer(fx.Tracer):
     """Remembers which node each module, leaf or not, puts out; lists of known length are lists."""
 
-    def __init__(self) -> None:
+    def __init__(self, tapped: Collection[str]) -> None:
         super().__init__()
         self.layers: dict[str, str] = {}
+        self._tapped = tapped
+        self.taps: set[str] = set()
 
     def call_module(
         self,
@@ -103,7 +116,11 @@ class _NamingTracer(fx.Tracer):
     ) -> Any:
         output = super().call_module(m, forward, args, kwargs)
         if isinstance(output, fx.Proxy):
-            self.layers[self.path_of_module(m)] = output.node.name
+            path = self.path_of_module(m)
+            if path in self._tapped and not self.is_leaf_module(m, path):
+                output = self.create_proxy("call_module", path, (output,), {})
+                self.taps.add(path)
+            self.layers[path] = output.node.name
         return output
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -124,10 +141,15 @@ def _pieces(node: fx.Node) -> int | None:
     return None
 
 
-def trace(module: nn.Module) -> fx.GraphModule:
+def trace(module: nn.Module, tapped: Collection[str] = ()) -> fx.GraphModule:
     """The module as a graph, in evaluation mode; the module itself stays untouched.
 
     The result's `meta["layers"]` maps every layer's dotted name to the name of its output node.
+
+    Args:
+        module: the network.
+        tapped: names of layers that are to be steps of the graph, however many operations they
+            are made of (`Tap`).
 
     Raises:
         Untraceable: its forward depends on the values of tensors, takes several inputs, is
@@ -138,7 +160,7 @@ def trace(module: nn.Module) -> fx.GraphModule:
         raise Untraceable(f"{kind} cannot be traced (TorchScript is compiled already)")
     if module.training:
         raise Untraceable(f"{kind} cannot be traced in training mode; call .eval() first")
-    tracer = _NamingTracer()
+    tracer = _NamingTracer(tapped)
     try:
         graph = tracer.trace(module, _defaults(module))
     except USER_CODE_ERRORS as error:
@@ -148,9 +170,21 @@ def trace(module: nn.Module) -> fx.GraphModule:
     if len(required) != 1:
         raise Untraceable(f"{kind} cannot be traced (it takes {len(required)} inputs, not one)")
     _drop_defaults(graph)
-    traced = fx.GraphModule(module, graph, class_name=kind)
+    traced = fx.GraphModule(_parts(module, graph, tracer.taps), graph, class_name=kind)
+    traced.training = False
     traced.meta["layers"] = tracer.layers
     return traced
+
+
+def _parts(module: nn.Module, graph: fx.Graph, taps: Collection[str]) -> dict[str, Any]:
+    """What the steps of a graph name: layers, parameters, and taps in place of whole layers."""
+
+    def part(path: str) -> Any:
+        parent, _, last = path.rpartition(".")
+        return Tap().eval() if path in taps else getattr(module.get_submodule(parent), last)
+
+    named = (node for node in graph.nodes if node.op in ("call_module", "get_attr"))
+    return {str(node.target): part(str(node.target)) for node in named}
 
 
 def _defaults(module: nn.Module) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class Model:
         head: what its numbers mean.
         repeat: passes that scores are averaged over, where answers differ each time.
         region: where a dense output is read; None of a network that puts out rows.
+        layout: how images lie in memory when they go into it.
     """
 
     module: nn.Module
@@ -65,6 +66,7 @@ class Model:
     head: Head = field(default_factory=Head)
     repeat: int = 1
     region: Region | None = None
+    layout: torch.memory_format = torch.contiguous_format
 
     @property
     def classes(self) -> int:
@@ -94,7 +96,8 @@ class Model:
 
     def outputs(self, images_N3HW: Tensor) -> Tensor:
         """One pass: what the network puts out, float32 (N, K) where it is a row of numbers."""
-        rows: Tensor = self.module(images_N3HW.to(self.device, self.precision.dtype))
+        images = images_N3HW.to(self.device, self.precision.dtype)
+        rows: Tensor = self.module(images.contiguous(memory_format=self.layout))
         return rows.float() if isinstance(rows, Tensor) else rows
 
     def settle(self, pixels_13HW: Tensor, inside_HW: Tensor | None) -> Reading | None:

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph.trace import Untraceable, trace
+from cnnviz.core.models.fast import fast
 from cnnviz.core.models.layers import (
     check_open,
     find_layer,
@@ -111,22 +112,24 @@ def _with_value_of(traced: fx.GraphModule, wanted: fx.Node) -> fx.GraphModule:
 
 def _run_penultimate(model: Model) -> tuple[Run, str]:
     try:
-        traced = trace(model.module)
-        wanted = head_input(traced)
+        wanted = head_input(trace(model.module))
+        quick = fast(model)
+        traced = trace(quick.module)
+        both = _with_value_of(traced, head_input(traced))
     except (Untraceable, UsageError) as error:
         check_open(model.module, model.name)
         if (head := _last_linear(model)) is not None:
-            return _run_input(model, head), f"{PENULTIMATE} (before {head})"
+            return _run_input(fast(model, [head]), head), f"{PENULTIMATE} (before {head})"
         if isinstance(error, UsageError):
             raise
         raise UsageError(
             f"the penultimate layer of {model.name} was not found: {error}; "
             "name the layer whose features you want with --layer"
         ) from error
-    both = _with_value_of(traced, wanted)
 
     def run(images_N3HW: Tensor) -> tuple[object, Tensor]:
-        inner, logits = both(images_N3HW.to(model.device, model.precision.dtype))
+        images = images_N3HW.to(model.device, model.precision.dtype)
+        inner, logits = both(images.contiguous(memory_format=quick.layout))
         return inner, logits.float()
 
     where = str(wanted.target) if wanted.op == "call_module" else wanted.name
@@ -166,10 +169,11 @@ def _run_layer(model: Model, name: str) -> Run:
 
     layout = Layouts(model).of([name], refuse=False).get(name)
     last = layout is not None and layout.form is Form.LAST
+    quick = fast(model, [name])
 
     def run(images_N3HW: Tensor) -> tuple[object, Tensor]:
-        with watch_outputs(model.module, [name]) as outputs:
-            logits = model.logits(images_N3HW)
+        with watch_outputs(quick.module, [name]) as outputs:
+            logits = quick.logits(images_N3HW)
         output = outputs.get(name)
         return output.movedim(3, 1) if last and output is not None else output, logits
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.data.labelled_images import LabelledImages, Progress, check_labels
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models.fast import fast
 from cnnviz.core.models.layers import named_layers
 from cnnviz.filters.ablation.choices import AblationSpec, Mode
 from cnnviz.filters.ablation.measures import Answers, Measured, measure_of
@@ -180,7 +181,8 @@ class Ablation:
             CnnvizError: no image can be read, or the network's answers are not numbers.
         """
         plan, spec = self.plan, self.spec
-        stream = LabelledImages(self.data, self.model, self.classes, progress)
+        quick = fast(self.model, [*self.plan.channels, *self.plan.swept])
+        stream = LabelledImages(self.data, quick, self.classes, progress)
         strengths = _strengths(stream, plan, spec)
         fills = _fills(strengths, spec.mode)
         together: list[Channels] = [{}, plan.channels] if plan.channels else [{}]

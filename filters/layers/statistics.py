@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cnnviz.core.data.datasets import Batch, ImageData, batches, match_labels, none_usable
 from cnnviz.core.device import in_batches
 from cnnviz.core.graph.trace import Untraceable, describe, trace
+from cnnviz.core.models.fast import fast
 from cnnviz.core.models.gradients import frozen
 from cnnviz.core.models.gradients import gradients as slopes_of
 from cnnviz.core.models.layers import named_layers
@@ -75,6 +76,8 @@ def measure(
     """
     classes = match_labels(data, model) if gradients and data.classes else ()
     axes = _channel_axes(model)
+    if not gradients:  # a trace would find a gradient where the network cuts it
+        model = fast(model, layers)
     merged: tuple[dict[str, Spread], dict[str, Spread]] = ({}, {})
     images = labelled = 0
     errors: list[tuple[str, str]] = []

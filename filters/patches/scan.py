@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cnnviz.core.data.datasets import Batch, ImageData, batches
 from cnnviz.core.device import in_batches
+from cnnviz.core.models.fast import fast
 from cnnviz.core.models.layers import replace_outputs
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.maps import Layout
@@ -205,7 +206,7 @@ def scan(
         CnnvizError: the state file is of another scan, or one image does not fit the memory.
     """
     of = identity(model, data, plan)
-    run = _Scan(model, data, plan, batch_size)
+    run = _Scan(fast(model, list(plan.filters)), data, plan, batch_size)
     if saving and saving.resume:
         run.state = scan_state.load(saving.path, run.state, of) or run.state
         progress(run.state.done)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from cnnviz.core.device import rounding
-from cnnviz.core.errors import USER_CODE_ERRORS, UsageError
+from cnnviz.core.errors import UsageError
 from cnnviz.core.graph.fold import fold
 from cnnviz.core.graph.trace import Graph, Untraceable, describe, trace
+from cnnviz.core.models.fast import check_same, laid_out, random_image
 from cnnviz.core.models.layers import not_run
 from cnnviz.occlusion.engines.winograd import speed_up
 
@@ -74,49 +74,20 @@ def prepare(
     Raises:
         UsageError: `layer` takes no part in the forward pass.
     """
-    image = _random_image((channels, *size), device, dtype)
+    image = random_image((channels, *size), device, dtype)
     try:
         with torch.inference_mode(False), torch.no_grad():
-            folded = fold(trace(module), keep=layer)
+            folded = fold(trace(module), keep=(layer,) if layer else ())
             speed_up(folded)
         graph = describe(folded, size, channels=channels, device=device, dtype=dtype)
-        _check_same(module, folded, image)
+        check_same(module, folded, image)
     except Untraceable as error:
-        plain, layout = _laid_out(module, image)
+        plain, layout = laid_out(module, image, speed_up)
         watched = _Watched(plain, layer) if layer else plain
         return Network(watched, None, str(error), layer, device, dtype, layout)
     if layer is None:
         return Network(folded, graph, None, None, device, dtype)
     return Network(_with_sums(graph, layer), graph, None, layer, device, dtype)
-
-
-def _random_image(shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(1, *shape, generator=generator).to(device, dtype)
-
-
-def _check_same(module: nn.Module, folded: nn.Module, image_13HW: Tensor) -> None:
-    """A trace freezes decisions that the forward takes on values; compare on a random image."""
-    with torch.inference_mode():
-        expected, got = module(image_13HW).float(), folded(image_13HW).float()
-    if expected.shape != got.shape:
-        raise Untraceable("its traced graph gives outputs of another shape")
-    difference = float((expected - got).abs().max())
-    if difference > rounding(image_13HW.dtype) * float(expected.abs().max()):
-        raise Untraceable("its traced graph gives other numbers")
-
-
-def _laid_out(module: nn.Module, image_13HW: Tensor) -> tuple[nn.Module, torch.memory_format]:
-    """A copy of the module in channels-last layout, or as it is where it cannot stand that."""
-    channels_last = torch.channels_last
-    try:
-        with torch.no_grad():  # a copy of TorchScript would remember what it was copied from
-            plain = copy.deepcopy(module).to(memory_format=channels_last)
-        speed_up(plain)
-        _check_same(module, plain, image_13HW.contiguous(memory_format=channels_last))
-    except (Untraceable, *USER_CODE_ERRORS):
-        return module, torch.contiguous_format
-    return plain, channels_last
 
 
 def channel_sums(value: Tensor, axes: tuple[int, int] | None) -> Tensor:

@@ -234,7 +234,7 @@ def test_folding_gives_the_same_numbers_with_fewer_operations() -> None:
 
 def test_a_kept_layer_is_not_folded_away() -> None:
     module = lively(Net())
-    graph = describe(fold(trace(module), keep="block.conv1"), SIZE)
+    graph = describe(fold(trace(module), keep=["block.conv1"]), SIZE)
     image = torch.rand(2, 3, *SIZE)
     interpreter = torch.fx.Interpreter(graph.module, garbage_collect_values=False)
     interpreter.run(image)
