@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.cli.options import ModelOptions, OutputOptions, Resume
 from cnnviz.cli.run import ImageRun
 from cnnviz.core.choices import Scaling
 from cnnviz.core.errors import CnnvizError
@@ -51,6 +51,7 @@ def activations(
     alpha: Annotated[
         float, Option("Weight of a map over the image, 0 (image) to 1 (map).", least=0, most=1)
     ] = 0.6,
+    resume: Resume = False,
     *,
     model: ModelOptions,
     output: OutputOptions,
@@ -76,14 +77,13 @@ def activations(
         if name not in observer.units:
             reason = observer.untraceable or f"nobody knows where the units of '{name}' look"
             raise CnnvizError(f"--filters cannot place maps over the image: {reason}")
-    run.open_for(paths)
     look = _Look(
         top, order or (MapOrder.CHANNEL if top is None else MapOrder.STRONGEST), normalize, alpha
     )
+    asked = {"layers": layers, "--filters": chosen, "look": (top, order, normalize, alpha)}
+    run.open_for(paths, loaded, asked, resume=resume)
     run.study("looking", loaded, _Study(observer, chosen, look), 1)
-    run.console.table(
-        "Activations", _COLUMNS, [row for entry in run.entries for row in _rows(entry)]
-    )
+    run.table("Activations", _COLUMNS, _rows)
     run.finish_images(loaded, seed=model.seed, show="*_*.png")
 
 

@@ -178,11 +178,11 @@ class Console:
         Raises:
             typer.Exit: with status 1, when `content["errors"]` is not empty.
         """
-        from cnnviz.core.output.run_folder import to_json
+        from cnnviz.core.output.run_folder import json_parts
 
         written = folder.finish(content)
         if self._output.json:
-            print(to_json(content), end="", file=findings())
+            findings().writelines(json_parts(content))
         pictures = list(show) or [folder.path / n for n in folder.files if n.endswith(".png")]
         for path in [*pictures, written]:
             self.line(str(path))

@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cnnviz.cli.console import Console
-from cnnviz.cli.options import Limit, ModelOptions, OutputOptions
+from cnnviz.cli.options import Limit, ModelOptions, OutputOptions, Resume
 from cnnviz.cli.run import Run
-from cnnviz.core.errors import UsageError
 from cnnviz.core.options import Option
 from cnnviz.filters.patches.choices import MaxPatchesSpec
 
@@ -35,7 +34,7 @@ def max_patches(
     distinct_files: Annotated[bool, Option("Drop files that are copies of another.")] = False,
     limit: Limit = None,
     pictures: Annotated[bool, Option("Draw the sheets.")] = True,
-    resume: Annotated[bool, Option("Go on with a scan that was interrupted.")] = False,
+    resume: Resume = False,
     save_every: Annotated[
         int, Option("Batches after which the scan's state is written.", least=1)
     ] = 20,
@@ -61,7 +60,7 @@ def max_patches(
     images, copies = distinct(images) if distinct_files else (images, ())
     loaded = run.load(model, scores=False)
     plan = make_plan(loaded, spec)
-    folder = _open_folder(run, output, resume)
+    folder = _open_folder(run, resume)
     saving = Saving(folder.path / STATE, save_every, resume)
     with console.progress("scanning", len(images)) as advance:
         result = find_patches(loaded, images, plan, saving=saving, progress=advance)
@@ -75,19 +74,11 @@ def max_patches(
         _forget(folder)
 
 
-def _open_folder(run: Run, output: OutputOptions, resume: bool) -> "RunFolder":
+def _open_folder(run: Run, resume: bool) -> "RunFolder":
     """The run's folder, without an older scan's state unless that is to go on."""
-    from cnnviz.core.output.run_folder import SUMMARY
-
-    root = run.root
-    if resume and not output.overwrite and (root / SUMMARY).exists():
-        raise UsageError(
-            f"{root} holds a finished run: there is nothing to resume; "
-            "use --overwrite to repeat it, or another folder with --out"
-        )
     folder = run.open(resume=resume)
     if not resume:
-        (root / STATE).unlink(missing_ok=True)
+        (run.root / STATE).unlink(missing_ok=True)
     return folder
 
 

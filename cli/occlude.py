@@ -1,12 +1,13 @@
 """`cnnviz occlude`: cover an image piece by piece and see which pieces carry the prediction."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.cli.options import ModelOptions, OutputOptions, Resume
 from cnnviz.cli.run import ImageRun
 from cnnviz.core.errors import CheckFailed, UsageError
 from cnnviz.core.options import Option
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
     from cnnviz.occlusion.experiment import Occluder, OcclusionResult
     from cnnviz.occlusion.report import Entry
     from cnnviz.trust.scorecard import Scorecard
+
+
+class Pictures(StrEnum):
+    """What is drawn of each image."""
+
+    ALL = "all"
+    OVERLAY = "overlay"
+    NONE = "none"
 
 
 def occlude(
@@ -51,6 +60,10 @@ def occlude(
         ),
     ] = None,
     scores: Annotated[bool, Option("Write scores.npz (what render reads).")] = True,
+    pictures: Annotated[
+        Pictures, Option("Which pictures are drawn; render draws the others from the scores.")
+    ] = Pictures.ALL,
+    resume: Resume = False,
     trust: Trust = False,
     min_trust: MinTrust = None,
     *,
@@ -82,19 +95,27 @@ def occlude(
         from cnnviz.cli.scorecards import Scorecards
 
         cards = Scorecards(loaded, spec, occluder)
-    run.open_for(paths)
-    study = _Study(occluder, expectations, spec.label == FOLDER, look, scores, cards)
+    asked = {
+        "options": spec,
+        "look": look,
+        "--expect": expect,
+        "--scores": scores,
+        "--trust": cards is not None,
+        "--pictures": pictures,
+    }
+    run.open_for(paths, loaded, asked, resume=resume)
+    study = _Study(occluder, expectations, spec.label == FOLDER, look, scores, pictures, cards)
     run.study("occluding", loaded, study, occluder.positions)
     columns = COLUMNS if loaded.head.has_classes else REGRESSION
     columns = (*columns, "verdict") if cards else columns
-    run.console.table("Occlusion", columns, [_row(entry) for entry in run.entries])
+    run.table("Occlusion", columns, lambda entry: [_row(entry)])
     run.finish_images(loaded, seed=model.seed, show="overlay.png")
     if min_inside is not None:
-        _check_inside(study.checked, min_inside)
+        _check_inside(run.entries, min_inside)
     if min_trust is not None:
         from cnnviz.cli.scorecards import check
 
-        check(study.verdicts, min_trust)
+        check(run.entries, min_trust)
 
 
 class _Study:
@@ -107,12 +128,12 @@ class _Study:
         label_by_folder: bool,
         look: Look,
         scores: bool,
+        pictures: Pictures,
         cards: "Scorecards | None",
     ) -> None:
         self._occluder, self._look, self._scores, self._cards = occluder, look, scores, cards
+        self._pictures = pictures
         self._expectations, self._label_by_folder = expectations, label_by_folder
-        self.checked: list[tuple[str, float | None]] = []
-        self.verdicts: list[tuple[str, Scorecard]] = []
 
     def __call__(
         self, path: Path, image: "WorkingImage", advance: Callable[[int], None]
@@ -123,12 +144,10 @@ class _Study:
         label = expected.label if expected and not self._label_by_folder else None
         result = self._occluder.run(image, label=label, progress=advance)
         entry = report(result, *self._judge(result, image))
-        cards = self._trust(result, image, entry) if self._cards else []
+        cards = self._trust(result, entry) if self._cards else []
         return entry, lambda folder: self._write(folder, result, cards)
 
-    def _trust(
-        self, result: "OcclusionResult", image: "WorkingImage", entry: "Entry"
-    ) -> "list[Scorecard]":
+    def _trust(self, result: "OcclusionResult", entry: "Entry") -> "list[Scorecard]":
         """A scorecard for each panel, noted in the entry."""
         from cnnviz.trust.report import report
 
@@ -136,7 +155,6 @@ class _Study:
         cards = self._cards.of_result(result)
         for target, card in zip(entry["targets"], cards, strict=True):
             target["trust"] = report(card)
-        self.verdicts.append((image.path, cards[_asked_first(result)]))
         return cards
 
     def _judge(
@@ -150,7 +168,6 @@ class _Study:
             return [], []
         object_HW = outline_mask(self._expectations.for_image(image.path), image)
         verdicts = [judge(map_HW, object_HW) for map_HW in result.maps]
-        self.checked.append((image.path, verdicts[_asked_first(result)].inside))
         return verdicts, [judge(a.map_HW, object_HW) if a else None for a in result.agreements]
 
     def _write(
@@ -158,17 +175,20 @@ class _Study:
     ) -> None:
         from cnnviz.core.data.images import file_crop
         from cnnviz.occlusion.archive import CROP, INPUT, SCORES, to_arrays
-        from cnnviz.occlusion.figures import draw, input_pixels
+        from cnnviz.occlusion.figures import draw, draw_overlay, input_pixels
 
         folder.write_image(INPUT, input_pixels(result))
         crop = file_crop(result.measured.image)
         if crop is not None:
             folder.write_image(CROP, crop)
         lines = [card.line for card in cards]
-        for name, figure in draw(result, self._look, crop, lines).items():
-            folder.write_figure(name, figure)
-        if cards:
-            self._write_cards(folder, result, cards, crop)
+        if self._pictures is Pictures.ALL:
+            for name, figure in draw(result, self._look, crop, lines).items():
+                folder.write_figure(name, figure)
+            if cards:
+                self._write_cards(folder, result, cards, crop)
+        elif self._pictures is Pictures.OVERLAY:
+            folder.write_figure("overlay.png", draw_overlay(result, self._look, crop, lines))
         if self._scores:
             folder.write_npz(SCORES, **to_arrays(result))
 
@@ -194,13 +214,10 @@ class _Study:
             folder.write_figure("certainty.png", figure)
 
 
-def _asked_first(result: "OcclusionResult") -> int:
-    """The panel that checks look at: of the true class if there is one, of the first target."""
-    asked = result.panels[0].target if result.label is None else result.label
-    return next(i for i, panel in enumerate(result.panels) if panel.target == asked)
+def _check_inside(entries: Iterable[Mapping[str, Any]], least: float) -> None:
+    from cnnviz.cli.scorecards import asked_first
 
-
-def _check_inside(checked: list[tuple[str, float | None]], least: float) -> None:
+    checked = [(entry["image"], asked_first(entry)["inside"]) for entry in entries]
     low = [(path, inside) for path, inside in checked if inside is None or inside < least]
     if low:
         path, inside = low[0]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 Limit = Annotated[int | None, Option("A seeded, class-balanced sample of so many images.", least=1)]
+Resume = Annotated[bool, Option("Go on with a run that was interrupted; what is done stays.")]
 
 
 @dataclass(frozen=True)

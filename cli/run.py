@@ -8,23 +8,28 @@ noted; the rest goes on.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnnviz.cli.console import Console, say
 from cnnviz.cli.options import ModelOptions, OutputOptions
-from cnnviz.core.errors import CnnvizError
+from cnnviz.core.errors import CnnvizError, UsageError
 
 if TYPE_CHECKING:
     from cnnviz.core.data.datasets import ImageData
     from cnnviz.core.data.images import WorkingImage
     from cnnviz.core.models.load import Model
+    from cnnviz.core.output.index import EntryIndex
     from cnnviz.core.output.run_folder import RunFolder
 
     Advance = Callable[[int], None]
     Study = Callable[
         [Path, WorkingImage, Advance], tuple[Mapping[str, Any], Callable[[RunFolder], None]]
     ]
+
+MOST_SHOWN = 200
+"""Images in the terminal's table, and pictures named below it."""
 
 
 class Run:
@@ -76,10 +81,16 @@ class Run:
         """Opens the folder.
 
         Raises:
-            UsageError: it is not empty, and `--overwrite` was not given.
+            UsageError: it is not empty, and `--overwrite` was not given; or there is nothing to
+                resume.
         """
-        from cnnviz.core.output.run_folder import RunFolder
+        from cnnviz.core.output.run_folder import SUMMARY, RunFolder
 
+        if resume and not self._output.overwrite and ((root or self.root) / SUMMARY).exists():
+            raise UsageError(
+                f"{root or self.root} holds a finished run: there is nothing to resume; "
+                "use --overwrite to repeat it, or another folder with --out"
+            )
         self.folder = RunFolder.open(
             root or self.root,
             overwrite=self._output.overwrite,
@@ -122,7 +133,8 @@ class ImageRun(Run):
 
     Attributes:
         folder: where the run's files go: `<out>/<stem>` for one image, `<out>` for several.
-        entries: what the summary says of each image that worked, with its `folder`.
+        entries: what the summary says of each image that worked, with its `folder`; of several
+            images they are on disk.
     """
 
     def __init__(self, command: str, output: OutputOptions) -> None:
@@ -130,20 +142,53 @@ class ImageRun(Run):
         super().__init__(command, output)
         self._paths: Sequence[Path] = ()
         self._alone = False
-        self.entries: list[dict[str, Any]] = []
+        self.entries: list[dict[str, Any]] | EntryIndex = []
+        self._index: EntryIndex | None = None
         self._errors: list[tuple[str, str]] = []
 
-    def open_for(self, paths: Sequence[Path], inputs: Sequence[Path] = ()) -> None:
-        """Opens the folder for these images; `inputs` are read beside them.
+    def open_for(
+        self,
+        paths: Sequence[Path],
+        model: "Model",
+        asked: Mapping[str, object],
+        *,
+        inputs: Sequence[Path] = (),
+        resume: bool = False,
+    ) -> None:
+        """Opens the folder for these images.
+
+        Args:
+            paths: the images.
+            model: the network.
+            asked: what else the results depend on, by the option's or group's name.
+            inputs: files that are read beside the images.
+            resume: leave out those whose results are whole already.
 
         Raises:
-            UsageError: it is not empty, and `--overwrite` was not given.
+            UsageError: it is not empty, and `--overwrite` was not given; or it is another run's.
         """
+        from cnnviz.core.output.index import EntryIndex
         from cnnviz.core.output.run_folder import safe_name
 
         self._paths, self._inputs = paths, [*paths, *inputs]
         self._alone = len(paths) == 1
-        self.open(self.root / safe_name(paths[0].stem) if self._alone else None)
+        self.open(self.root / safe_name(paths[0].stem) if self._alone else None, resume=resume)
+        if self._alone:
+            return
+        identity = {
+            "command": self.command,
+            "weights": model.weights_sha256,
+            "model": model.name,
+            "preprocessing": repr(model.preprocess),
+            "precision": model.precision,
+            **{name: repr(value) for name, value in asked.items()},
+        }
+        resume = resume and not self._output.overwrite
+        self.entries = self._index = EntryIndex(self.folder, identity, resume=resume)
+        done = self._index.adopt()
+        self._paths = [path for path in paths if str(path) not in done]
+        if done:
+            self.console.note(f"{len(paths) - len(self._paths)} of the {len(paths)} are done")
 
     def study(self, what: str, model: "Model", study: "Study", steps: int) -> None:
         """Reads, studies and writes every image under one progress bar.
@@ -169,16 +214,33 @@ class ImageRun(Run):
             done += steps
             advance(steps)
 
+        before = len(self.folder.files)
         try:
             entry, write = study(path, read_image(path, model.preprocess), progress)
-            target = self.folder if self._alone else self.folder.subfolder(path.stem)
+            target = self.folder if self._index is None else self.folder.subfolder(path.stem)
             write(target)
+            relative = target.path.relative_to(self.folder.path).as_posix()
+            placed = {**entry, "folder": relative}
+            if self._index is None:
+                self.entries = [placed]
+            else:
+                self._index.add(placed, self.folder.files[before:])
         except CnnvizError as error:
             self._errors.append((str(path), str(error)))
-        else:
-            relative = target.path.relative_to(self.folder.path).as_posix()
-            self.entries.append({**entry, "folder": relative})
         return done
+
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows_of: Callable[[dict[str, Any]], Sequence[Sequence[object]]],
+    ) -> None:
+        """The findings in short; of very many images, the first."""
+        first = islice(self.entries, MOST_SHOWN)
+        self.console.table(title, columns, [row for entry in first for row in rows_of(entry)])
+        if len(self.entries) > MOST_SHOWN:
+            more = len(self.entries) - MOST_SHOWN
+            self.console.line(f"… and {more} more images, all of them in images.jsonl")
 
     def finish_images(self, model: "Model", *, seed: int, show: str) -> None:
         """Writes the summary and names the pictures whose file names match the pattern `show`.
@@ -186,5 +248,12 @@ class ImageRun(Run):
         Raises:
             typer.Exit: with status 1, when an image failed.
         """
-        shown = [self.folder.path / name for name in self.folder.files if Path(name).match(show)]
-        self.finish(self.entries, model=model, seed=seed, errors=self._errors, show=shown)
+        from cnnviz.core.output.run_folder import SUMMARY
+
+        matching = (name for name in self.folder.files if Path(name).match(show))
+        shown = [self.folder.path / name for name in islice(matching, MOST_SHOWN)]
+        try:
+            self.finish(self.entries, model=model, seed=seed, errors=self._errors, show=shown)
+        finally:
+            if self._index is not None and (self.folder.path / SUMMARY).exists():
+                self._index.close()

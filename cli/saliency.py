@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.cli.options import ModelOptions, OutputOptions, Resume
 from cnnviz.cli.run import ImageRun
 from cnnviz.core.choices import pixels
 from cnnviz.core.errors import UsageError
@@ -57,6 +57,7 @@ def saliency(
     ] = None,
     trust: Trust = False,
     min_trust: MinTrust = None,
+    resume: Resume = False,
     *,
     model: ModelOptions,
     output: OutputOptions,
@@ -80,22 +81,26 @@ def saliency(
         from cnnviz.cli.scorecards import Bench
 
         bench = Bench(loaded, spec, seed=model.seed, batch_size=model.batch_size)
-    run.open_for(paths)
+    asked = {
+        "options": spec,
+        "look": look,
+        "--compare": compare,
+        "--mask": mask,
+        "--stride": stride,
+        "--trust": bench is not None,
+    }
+    run.open_for(paths, loaded, asked, resume=resume)
     study = _Study(loaded, spec, other, look, bench)
     run.study("tracing back", loaded, study, 1 + (other.positions if other else 0))
     p = "p" if loaded.head.has_classes else "value"
     columns = ("image", "class", p, *_COLUMNS)
-    run.console.table(
-        "Saliency",
-        (*columns, "verdict") if bench else columns,
-        [row for entry in run.entries for row in _rows(entry)],
-    )
+    run.table("Saliency", (*columns, "verdict") if bench else columns, _rows)
     best = COMPARISON if compare else "overlay.png"
     run.finish_images(loaded, seed=model.seed, show=best)
     if min_trust is not None:
         from cnnviz.cli.scorecards import check
 
-        check(study.verdicts, min_trust)
+        check(run.entries, min_trust)
 
 
 def _check(
@@ -165,7 +170,6 @@ class _Study:
     ) -> None:
         self._model, self._spec, self._other, self._look = model, spec, other, look
         self._bench = bench
-        self.verdicts: list[tuple[str, Scorecard]] = []
 
     def _make(self, image: "WorkingImage") -> "SaliencyResult":
         from cnnviz.gradients.experiment import saliency
@@ -200,7 +204,6 @@ class _Study:
         cards = self._bench.judge(occluded, maps, make, result.method.value)
         for target, card in zip(entry["targets"], cards, strict=True):
             target["trust"] = report(card)
-        self.verdicts.append((image.path, cards[0]))
         return cards
 
     def _compare(

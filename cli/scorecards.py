@@ -1,6 +1,6 @@
 """The scorecards of `--trust`: what is asked of a picture beside the map, and by whom."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,9 @@ from cnnviz.occlusion.experiment import Occluder, OcclusionResult
 from cnnviz.occlusion.fills import fill_picture
 from cnnviz.occlusion.maps import pixel_map, position_values
 from cnnviz.occlusion.masks import Grid, inside_boxes, mask_grid
-from cnnviz.trust.choices import Least, is_below
+from cnnviz.trust.choices import Least, Verdict, is_below
 from cnnviz.trust.removal import Order, Remover, gain
-from cnnviz.trust.scorecard import Scorecard, Witnesses, scorecard
+from cnnviz.trust.scorecard import Scorecard, Witnesses, scorecard, verdict_line
 
 if TYPE_CHECKING:
     from cnnviz.gradients.choices import SaliencySpec
@@ -301,19 +301,33 @@ def _occluded(asked: Asked, target: int) -> Gradient:
     return Gradient("occlusion", {target: panel.map_HW})
 
 
-def check(verdicts: Sequence[tuple[str, Scorecard]], least: Least | None) -> None:
+def check(entries: Iterable[Mapping[str, Any]], least: Least | None) -> None:
     """Ends the run with status 3 where an image's verdict is worse than is asked for.
+
+    Args:
+        entries: of the summary, one an image.
+        least: what is asked for; None for nothing.
 
     Raises:
         CheckFailed: it is.
     """
-    low = [(path, card) for path, card in verdicts if least and is_below(card.verdict, least)]
+    if least is None:
+        return
+    cards = [(entry["image"], asked_first(entry)["trust"]) for entry in entries]
+    low = [(path, card) for path, card in cards if is_below(Verdict(card["verdict"]), least)]
     if low:
         path, card = low[0]
         raise CheckFailed(
-            f"the maps of {len(low)} of {len(verdicts)} images are worse than --min-trust {least}; "
-            f"the first is '{path}': {card.line}"
+            f"the maps of {len(low)} of {len(cards)} images are worse than --min-trust {least}; "
+            f"the first is '{path}': {verdict_line(card['verdict'], card['reasons'])}"
         )
+
+
+def asked_first(entry: Mapping[str, Any]) -> Any:
+    """The target that checks look at: of the true class if there is one, else the first."""
+    targets = entry["targets"]
+    asked = entry["label"]["index"] if "label" in entry else targets[0]["index"]
+    return next(target for target in targets if target["index"] == asked)
 
 
 def _scaled(mask: tuple[int, int], times: float, size: tuple[int, int]) -> tuple[int, int]:

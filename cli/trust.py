@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.cli.options import ModelOptions, OutputOptions, Resume
 from cnnviz.cli.run import ImageRun
 from cnnviz.core.errors import UsageError
 from cnnviz.core.options import Option
@@ -51,6 +51,7 @@ def trust(
         ),
     ] = None,
     min_trust: MinTrust = None,
+    resume: Resume = False,
     *,
     model: ModelOptions,
     output: OutputOptions,
@@ -71,14 +72,15 @@ def trust(
     expectations = read_outlines(expect) if expect else None
     loaded = run.load(model)
     bench = Bench(loaded, spec, seed=model.seed, batch_size=model.batch_size)
-    run.open_for(paths, inputs=list(maps.values()))
+    asked = {"options": spec, "look": look, "--expect": expect, "--map": maps}
+    run.open_for(paths, loaded, asked, inputs=list(maps.values()), resume=resume)
     study = _Study(loaded, bench, maps, expectations, look)
     run.study("judging", loaded, study, bench.occluder.positions)
     p = "p" if loaded.head.has_classes else "value"
     columns = ("image", "class", p, "gain", "chance", "verdict")
-    run.console.table("Trust", columns, [row for entry in run.entries for row in _rows(entry)])
+    run.table("Trust", columns, _rows)
     run.finish_images(loaded, seed=model.seed, show="overlay.png")
-    check(study.verdicts, min_trust)
+    check(run.entries, min_trust)
 
 
 def _find_maps(given: Path | None, paths: list[Path]) -> dict[Path, Path]:
@@ -119,7 +121,6 @@ class _Study:
     ) -> None:
         self._model, self._bench, self._maps = model, bench, maps
         self._expectations, self._look = expectations, look
-        self.verdicts: list[tuple[str, Scorecard]] = []
 
     def __call__(
         self, path: Path, image: "WorkingImage", advance: Callable[[int], None]
@@ -139,7 +140,6 @@ class _Study:
         else:
             maps = {panel.target: panel.map_HW for panel in result.panels}
             cards = self._bench.judge_occlusion(result)
-        self.verdicts.append((str(path), cards[0]))
         entry = self._report(path, result, maps, cards)
         return entry, lambda folder: self._write(folder, path, result, maps, cards)
 

@@ -90,7 +90,7 @@ def draw(
     beneath = input_pixels(result) if backdrop is None else backdrop
     has_classes = result.measured.head.has_classes
     figures = {
-        "overlay.png": _grid(result, lambda cell, at: _map(cell, result, at, look, beneath), lines),
+        "overlay.png": draw_overlay(result, look, backdrop, lines),
         "heatmap.png": _grid(result, lambda cell, at: _map(cell, result, at, look, None)),
         "probability.png" if has_classes else "value.png": _grid(
             result, lambda cell, at: _reading(cell, result, result.panels[at])
@@ -106,6 +106,17 @@ def draw(
     if result.measured.activation:
         figures["activation.png"] = _activation(result)
     return figures
+
+
+def draw_overlay(
+    result: OcclusionResult,
+    look: Look,
+    backdrop: NDArray[np.uint8] | None = None,
+    lines: Sequence[str] = (),
+) -> Figure:
+    """The map over the image alone, `overlay.png`; see `draw`."""
+    beneath = input_pixels(result) if backdrop is None else backdrop
+    return _grid(result, lambda cell, at: _map(cell, result, at, look, beneath), lines)
 
 
 def _size(result: OcclusionResult) -> tuple[int, int]:

@@ -129,7 +129,12 @@ class Scorecard:
     @property
     def line(self) -> str:
         """The verdict and its reasons, for under a picture."""
-        return f"{self.verdict}{': ' if self.reasons else ''}{'; '.join(self.reasons)}"
+        return verdict_line(self.verdict, self.reasons)
+
+
+def verdict_line(verdict: str, reasons: Sequence[str]) -> str:
+    """A verdict and its reasons in a line."""
+    return f"{verdict}{': ' if reasons else ''}{'; '.join(reasons)}"
 
 
 def chance(random_gains: Sequence[float]) -> tuple[float, float]:

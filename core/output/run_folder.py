@@ -12,7 +12,8 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -32,8 +33,11 @@ if TYPE_CHECKING:
     from cnnviz.core.models.load import Model
 
 SUMMARY = "summary.json"
+UNFINISHED = "unfinished.json"
+"""Of a run over many pictures that is under way, or was cut off: see `index.py`."""
 DPI = 150
 LONGEST_NAME = 80
+_HERE = "\0results\0"
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
@@ -183,7 +187,9 @@ class RunFolder:
             )
         unfinished = resume and not (path / SUMMARY).exists()
         if occupied and not overwrite and not unfinished:
-            raise UsageError(f"{path} is not empty; use --overwrite, or another folder with --out")
+            cut_off = (path / UNFINISHED).exists()
+            remedy = "--resume to go on, --overwrite" if cut_off else "--overwrite"
+            raise UsageError(f"{path} is not empty; use {remedy}, or another folder with --out")
         folder = cls(path, inputs=inputs)
         folder._lock = _Lock.of(path)
         folder._clear_leftovers()
@@ -266,6 +272,15 @@ class RunFolder:
             file_name = f"{base}-{number}{dot}{safe_name(suffix) if dot else ''}"
         return self.path / file_name
 
+    def list(self, name: str) -> None:
+        """Lists a file of the folder that was written by other means."""
+        self._list(self.path / name)
+
+    def adopt(self, name: str, files: Iterable[str]) -> None:
+        """Takes over what an earlier part of the run wrote to a subfolder: its name and files."""
+        self._taken.add(name.lower())
+        self.files.extend(files)
+
     def _list(self, path: Path) -> Path:
         relative = path.relative_to(self._root.path).as_posix()
         if relative not in self.files:
@@ -320,8 +335,23 @@ class RunFolder:
         """Writes `summary.json`, the sign that the folder is complete; call it last."""
         path = self.path / SUMMARY
         self._check_kept(path)
-        write_atomically(path, to_json(content).encode())
+        _replace(path, lambda stream: stream.writelines(map(str.encode, json_parts(content))))
         return path
+
+
+def json_parts(content: Mapping[str, Any]) -> Iterator[str]:
+    """The text of `to_json`, where `results` may be anything that gives entries one by one."""
+    results = content["results"]
+    if isinstance(results, dict | list):
+        yield to_json(content)
+        return
+    before, after = to_json({**content, "results": _HERE}).split(to_json(_HERE).rstrip())
+    yield before + "["
+    separator = "\n"
+    for entry in results:
+        yield separator + textwrap.indent(to_json(entry).rstrip(), "    ")
+        separator = ",\n"
+    yield ("]" if separator == "\n" else "\n  ]") + after
 
 
 def to_json(content: object) -> str:

@@ -89,6 +89,10 @@ def check(path: Path) -> None:
         if path.name == "summary.json":
             gone = [name for name in content["files"] if not (path.parent / name).is_file()]
             assert not gone, f"lists {gone[0]}"
+    elif path.suffix == ".jsonl":
+        for line in data.splitlines(keepends=True):
+            assert line.endswith(b"\n"), "a line is cut off"
+            json.loads(line)
     else:
         raise AssertionError("of a kind that nobody writes")
 
