@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnviz.cli.options import ModelOptions, OutputOptions, Resume
+from cnnviz.cli.options import ModelOptions, OutputOptions, Resume, Share
 from cnnviz.cli.run import ImageRun
 from cnnviz.core.choices import Scaling
 from cnnviz.core.errors import CnnvizError
@@ -52,6 +52,7 @@ def activations(
         float, Option("Weight of a map over the image, 0 (image) to 1 (map).", least=0, most=1)
     ] = 0.6,
     resume: Resume = False,
+    shard: Share = None,
     *,
     model: ModelOptions,
     output: OutputOptions,
@@ -63,6 +64,7 @@ def activations(
     Writes a sheet of grey tiles for each layer, overlays for --filters, and the raw maps.
     """
     run = ImageRun("activations", output)
+    run.take_share(shard)
     from cnnviz.core.data.images import find_images
     from cnnviz.filters.activations.maps import Observer
     from cnnviz.filters.channels.shapes import choose_filters

@@ -43,6 +43,9 @@ def stdout_kept() -> Iterator[None]:
     That is what the user's Python prints, and, where stdout is the process's own, what C code and
     other processes do.
     """
+    if _findings.get() is not None:  # a command that runs another
+        yield
+        return
     with ExitStack() as stack:
         own = stack.enter_context(_own_stdout()) if _is_process_stdout() else sys.stdout
         token = _findings.set(own)

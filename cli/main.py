@@ -22,6 +22,7 @@ from cnnviz.cli.console import say, show_warnings, stdout_kept
 from cnnviz.cli.filters import filters
 from cnnviz.cli.layers import layers
 from cnnviz.cli.max_patches import max_patches
+from cnnviz.cli.merge import merge
 from cnnviz.cli.models import models
 from cnnviz.cli.occlude import occlude
 from cnnviz.cli.options import expand
@@ -58,6 +59,7 @@ COMMANDS = {
         saliency,
         trust,
         tsne,
+        merge,
     )
 }
 
@@ -126,6 +128,17 @@ def _interruptions_kept() -> Iterator[list[int]]:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@contextmanager
+def _called_with(arguments: Sequence[str]) -> Iterator[None]:
+    """What summaries say that the program was called with."""
+    before = sys.argv
+    sys.argv = [before[0] if before else "cnnviz", *arguments]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
 def run(arguments: Sequence[str]) -> int:
     """Runs one command line; returns the exit status.
 
@@ -133,7 +146,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     given = list(arguments) or ["--help"]
     try:
-        with _interruptions_kept() as came:
+        with _interruptions_kept() as came, _called_with(given):
             try:
                 status = app(given, prog_name="cnnviz", standalone_mode=False)
                 if came and status:  # an input failed of it, and the rest went on

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cnnviz.cli.console import Console
-from cnnviz.cli.options import Limit, ModelOptions, OutputOptions, Resume
+from cnnviz.cli.options import Limit, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.cli.run import Run
 from cnnviz.core.options import Option
-from cnnviz.filters.patches.choices import MaxPatchesSpec
+from cnnviz.filters.patches.choices import STATE, MaxPatchesSpec
 
 if TYPE_CHECKING:
     from cnnviz.core.data.datasets import ImageData
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from cnnviz.core.output.run_folder import RunFolder
     from cnnviz.filters.patches.max_patches import MaxPatches
 
-STATE = "scan-state.npz"
 _COLUMNS = ("layer", "filters", "dead", "most class-selective")
 _NAMED = 4  # dead filters that the table names; the summary has all
 
@@ -35,6 +34,7 @@ def max_patches(
     limit: Limit = None,
     pictures: Annotated[bool, Option("Draw the sheets.")] = True,
     resume: Resume = False,
+    shard: Share = None,
     save_every: Annotated[
         int, Option("Batches after which the scan's state is written.", least=1)
     ] = 20,
@@ -56,22 +56,26 @@ def max_patches(
     from cnnviz.filters.patches.report import report
     from cnnviz.filters.patches.scan import Saving
 
+    run.take_share(shard)
     images = run.data(data, limit, model.seed)
     images, copies = distinct(images) if distinct_files else (images, ())
+    images = images.share(run.shard) if run.shard else images
     loaded = run.load(model, scores=False)
     plan = make_plan(loaded, spec)
     folder = _open_folder(run, resume)
     saving = Saving(folder.path / STATE, save_every, resume)
     with console.progress("scanning", len(images)) as advance:
         result = find_patches(loaded, images, plan, saving=saving, progress=advance)
-    drawn = _draw(result, images, loaded.preprocess, folder, console) if pictures else {}
+    draws = pictures and not run.shard  # merge draws them, once
+    drawn = _draw(result, images, loaded.preprocess, folder, console) if draws else {}
     results = report(result, copies=copies, pictures=drawn)
     console.table("Strongest patches", *_table(result))
     shown = [folder.path / pages[0] for pages in drawn.values()]
     try:
         run.finish(results, model=loaded, seed=model.seed, errors=result.errors, show=shown)
     finally:
-        _forget(folder)
+        if not run.shard:
+            _forget(folder)
 
 
 def _open_folder(run: Run, resume: bool) -> "RunFolder":

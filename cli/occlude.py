@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnviz.cli.options import ModelOptions, OutputOptions, Resume
+from cnnviz.cli.options import ModelOptions, OutputOptions, Resume, Share
 from cnnviz.cli.run import ImageRun
 from cnnviz.core.errors import CheckFailed, UsageError
 from cnnviz.core.options import Option
@@ -64,6 +64,7 @@ def occlude(
         Pictures, Option("Which pictures are drawn; render draws the others from the scores.")
     ] = Pictures.ALL,
     resume: Resume = False,
+    shard: Share = None,
     trust: Trust = False,
     min_trust: MinTrust = None,
     *,
@@ -77,6 +78,7 @@ def occlude(
     Writes overlay, heatmap, probability and label pictures and the raw scores, for each image.
     """
     run = ImageRun("occlude", output)
+    run.take_share(shard)
     if min_inside is not None and expect is None:
         raise UsageError("--min-inside needs --expect, which says where the object is")
     from cnnviz.cli.tracer import Tracer

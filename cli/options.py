@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 import typer
 
 from cnnviz.core.choices import HeadChoice, Precision, pixels
+from cnnviz.core.data.shards import Shard, shard
 from cnnviz.core.errors import UsageError
 from cnnviz.core.options import BatchSize, Option, Seed, channel_numbers, low_high, numbers
 
@@ -25,6 +26,16 @@ if TYPE_CHECKING:
 
 
 Limit = Annotated[int | None, Option("A seeded, class-balanced sample of so many images.", least=1)]
+Share = Annotated[
+    Shard | None,
+    Option(
+        "Go through share I (from 0) of N alone, in a folder of its own below --out; cnnviz merge "
+        "joins them. Default: what RANK and WORLD_SIZE, or SLURM_ARRAY_TASK_ID and _COUNT say.",
+        ("--shard",),
+        shard,
+        metavar="I/N",
+    ),
+]
 Resume = Annotated[bool, Option("Go on with a run that was interrupted; what is done stays.")]
 
 

@@ -6,19 +6,24 @@ for each: the command brings a study, which looks at one working image and retur
 noted; the rest goes on.
 """
 
+import hashlib
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnnviz.cli.console import Console, say
 from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.core.choices import whole_number
 from cnnviz.core.errors import CnnvizError, UsageError
 
 if TYPE_CHECKING:
     from cnnviz.core.data.datasets import ImageData
     from cnnviz.core.data.images import WorkingImage
+    from cnnviz.core.data.shards import Shard
     from cnnviz.core.models.load import Model
     from cnnviz.core.output.index import EntryIndex
     from cnnviz.core.output.run_folder import RunFolder
@@ -48,12 +53,32 @@ class Run:
         self._started = time.perf_counter()
         self.command, self._output = command, output
         self._inputs: Sequence[str | Path] = ()
+        self.shard: Shard | None = None
+        self.identity: Mapping[str, Any] = {}
         self.console = Console(output)
 
     @property
     def root(self) -> Path:
         """The folder that `open` opens if it is given no other."""
-        return self._output.folder(self.command)
+        folder = self._output.folder(self.command)
+        return folder / self.shard.name if self.shard else folder
+
+    def take_share(self, asked: "Shard | None") -> None:
+        """The share that is asked for, or that a launcher's variables tell; before all else.
+
+        Raises:
+            UsageError: these variables make no sense.
+        """
+        from cnnviz.core.data.shards import of_environment
+
+        told = of_environment(os.environ) if asked is None else None
+        if told:
+            asked, variable = told
+            say(
+                f"share {asked} of the images, as {variable} says; cnnviz merge joins them "
+                "(everything: --shard 0/1)"
+            )
+        self.shard = asked if asked and asked.count > 1 else None
 
     def data(self, sources: Sequence[str], limit: int | None, seed: int) -> "ImageData":
         """Opens a data set; says so where `--limit` leaves images out."""
@@ -72,10 +97,21 @@ class Run:
 
         Without `scores`, a network that has none is taken too.
         """
-        loaded = options.load(scores=scores)
+        loaded = self._placed(options).load(scores=scores)
         for note in loaded.notes:
             say(note)
         return loaded
+
+    def _placed(self, options: ModelOptions) -> ModelOptions:
+        """On the GPU of this process, where a launcher started one for each."""
+        rank = whole_number(os.environ.get("LOCAL_RANK", ""))
+        if self.shard is None or rank is None or options.device != "auto":
+            return options
+        import torch
+
+        if not torch.cuda.is_available():
+            return options
+        return replace(options, device=f"cuda:{rank % torch.cuda.device_count()}")
 
     def open(self, root: Path | None = None, *, resume: bool = False) -> "RunFolder":
         """Opens the folder.
@@ -125,6 +161,12 @@ class Run:
             files=self.folder.files,
             errors=errors,
         )
+        if self.shard:
+            content["shard"] = {
+                "number": self.shard.number,
+                "count": self.shard.count,
+                "of": dict(self.identity),
+            }
         self.console.finish(self.folder, content, show=show)
 
 
@@ -171,11 +213,11 @@ class ImageRun(Run):
         from cnnviz.core.output.run_folder import safe_name
 
         self._paths, self._inputs = paths, [*paths, *inputs]
-        self._alone = len(paths) == 1
+        self._alone = len(paths) == 1 and self.shard is None
         self.open(self.root / safe_name(paths[0].stem) if self._alone else None, resume=resume)
         if self._alone:
             return
-        identity = {
+        self.identity = {
             "command": self.command,
             "weights": model.weights_sha256,
             "model": model.name,
@@ -184,8 +226,15 @@ class ImageRun(Run):
             **{name: repr(value) for name, value in asked.items()},
         }
         resume = resume and not self._output.overwrite
-        self.entries = self._index = EntryIndex(self.folder, identity, resume=resume)
+        self.entries = self._index = EntryIndex(self.folder, self.identity, resume=resume)
         done = self._index.adopt()
+        if self.shard:
+            listed = "\n".join(map(str, paths)).encode("utf-8", "surrogateescape")
+            self.identity = {**self.identity, "images": hashlib.sha256(listed).hexdigest()}
+            part = self.shard.part(len(paths))
+            paths = paths[part.start : part.stop]
+            if not paths:
+                raise UsageError(f"--shard {self.shard}: there are fewer images than shares")
         self._paths = [path for path in paths if str(path) not in done]
         if done:
             self.console.note(f"{len(paths) - len(self._paths)} of the {len(paths)} are done")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnviz.cli.options import ModelOptions, OutputOptions, Resume
+from cnnviz.cli.options import ModelOptions, OutputOptions, Resume, Share
 from cnnviz.cli.run import ImageRun
 from cnnviz.core.choices import pixels
 from cnnviz.core.errors import UsageError
@@ -58,6 +58,7 @@ def saliency(
     trust: Trust = False,
     min_trust: MinTrust = None,
     resume: Resume = False,
+    shard: Share = None,
     *,
     model: ModelOptions,
     output: OutputOptions,
@@ -69,6 +70,7 @@ def saliency(
     Writes overlay and heatmap pictures and the raw gradients, for each image.
     """
     run = ImageRun("saliency", output)
+    run.take_share(shard)
     _check(spec, compare, mask, stride)
     from cnnviz.core.data.images import find_images
 

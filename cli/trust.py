@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnviz.cli.options import ModelOptions, OutputOptions, Resume
+from cnnviz.cli.options import ModelOptions, OutputOptions, Resume, Share
 from cnnviz.cli.run import ImageRun
 from cnnviz.core.errors import UsageError
 from cnnviz.core.options import Option
@@ -52,6 +52,7 @@ def trust(
     ] = None,
     min_trust: MinTrust = None,
     resume: Resume = False,
+    shard: Share = None,
     *,
     model: ModelOptions,
     output: OutputOptions,
@@ -63,6 +64,7 @@ def trust(
     Writes the map over the picture with its verdict, removal curves, and the scorecard.
     """
     run = ImageRun("trust", output)
+    run.take_share(shard)
     from cnnviz.cli.scorecards import Bench, check
     from cnnviz.core.data.images import find_images
     from cnnviz.core.data.outlines import read_outlines

@@ -23,6 +23,8 @@ from cnnviz.cli.main import run
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 EXAMPLE = re.compile(r"```sh\n(cnnviz [^\n]*)\n```\n\n```text\n(.*?)```", re.DOTALL)
+SHARES = re.compile(r"^cnnviz .* --shard .*$", re.MULTILINE)
+"""Run first, for the example that joins them."""
 LONGEST, FIRST, LAST = 24, 9, 5
 
 
@@ -54,6 +56,8 @@ def with_outputs(page: str) -> str:
         os.environ.update(HOME=name, TORCH_HOME=f"{name}/.cache/torch")
         for setting in ("COLUMNS", "FORCE_COLOR"):
             os.environ.pop(setting, None)
+        for command in SHARES.findall(page):
+            printed(command)
         return EXAMPLE.sub(block, page)
 
 

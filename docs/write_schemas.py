@@ -28,6 +28,7 @@ from cnnviz.trust import report as trust
 
 SCHEMAS = Path(__file__).parent / "schemas"
 WITHOUT_MODEL = {"render"}
+OTHERS = {"merge"}  # its summary is that of the command whose shares it joins
 
 
 class Occluded(occlusion.Entry, Placed):
@@ -107,7 +108,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="JSON schemas of all summaries")
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    if SUMMARIES.keys() != COMMANDS.keys():
+    if SUMMARIES.keys() | OTHERS != COMMANDS.keys():
         print(f"no schema for {COMMANDS.keys() - SUMMARIES.keys()}", file=sys.stderr)
         return 1
     status = 0

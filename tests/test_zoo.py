@@ -184,7 +184,8 @@ def check_ablation(name: str, summary: Path, root: Path) -> None:
 def test_every_command_answers_rightly_or_in_a_line(name: str, root: Path, tmp_path: Path) -> None:
     refused = REFUSALS.get(name, {})
     every = lines(root, tmp_path)
-    assert {"saliency" if c == "grad-cam" else c for c in every} == COMMANDS.keys()
+    called = {"saliency" if command == "grad-cam" else command for command in every}
+    assert called == COMMANDS.keys() - {"merge"}  # which runs another
     for command, arguments in every.items():
         status, told = call(name, command, arguments, tmp_path, root)
         failures = [line for line in told.splitlines() if line.startswith("cnnviz: ")]

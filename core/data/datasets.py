@@ -12,7 +12,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from cnnviz.core.data.images import Preprocess, WorkingImage, prepare
 from cnnviz.core.data.rasters import Raster
+from cnnviz.core.data.shards import Shard
 from cnnviz.core.data.sources import UNKNOWN, Example, ImageSource, find_source
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.labels import find_class
@@ -52,6 +53,7 @@ class ImageData:
         name: the source as the user named it; of several, the first.
         fingerprint: SHA-256 over paths, labels, sizes and times of the examples.
         total: how many pictures there were before `--limit`.
+        part: which of the examples are gone through: all, or a share of them.
     """
 
     examples: tuple[Example, ...]
@@ -60,9 +62,21 @@ class ImageData:
     fingerprint: str
     total: int
     _source: ImageSource = field(repr=False)
+    part: range = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "part", range(len(self.examples)))
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.part)
+
+    def share(self, shard: Shard) -> "ImageData":
+        """The same data set, of which a share is gone through."""
+        found, part = replace(self), shard.part(len(self.examples))
+        if not part:
+            raise UsageError(f"--shard {shard}: there are fewer images than shares")
+        object.__setattr__(found, "part", part)
+        return found
 
     def open(self, index: int, preprocess: Preprocess = _RGB) -> Image.Image | Raster:
         """Decodes one picture to 8-bit RGB, or to the channels of a network.
@@ -205,7 +219,7 @@ def _decoded(
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     waiting: deque[tuple[int, Future[Tensor | CnnvizError]]] = deque()
     try:
-        for index in range(start, len(data)):
+        for index in range(max(start, data.part.start), data.part.stop):
             waiting.append((index, pool.submit(decode, index)))
             if len(waiting) > ahead:
                 first, future = waiting.popleft()

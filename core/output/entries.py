@@ -88,6 +88,14 @@ class Failure(TypedDict):
     message: str
 
 
+class ShardEntry(TypedDict):
+    """The share of the data set that a run with `--shard` went through."""
+
+    number: Annotated[Count, Said("which, from 0")]
+    count: Positive
+    of: Annotated[dict[str, Any], Said("what the shares of one run have in common")]
+
+
 class Summary(TypedDict, Generic[Results]):
     """The keys that every command's summary has."""
 
@@ -103,6 +111,7 @@ class Summary(TypedDict, Generic[Results]):
     results: Results
     files: Annotated[list[str], Said("relative to the folder of this summary", uniqueItems=True)]
     errors: list[Failure]
+    shard: NotRequired[ShardEntry]
 
 
 Named = TypedDict("Named", {"class": str, "index": Count})

@@ -8,7 +8,7 @@ beside it says what the run is of; it goes when the summary is written.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,36 @@ class EntryIndex:
     def close(self) -> None:
         """Says that the run is complete."""
         (self._folder.path / UNFINISHED).unlink(missing_ok=True)
+
+
+def join(shares: Sequence[Path], folder: RunFolder, identity: Mapping[str, Any]) -> None:
+    """Makes a folder one in which all that the shares have done is done.
+
+    Args:
+        shares: their folders, in their order.
+        folder: of the whole run, which will go on with it.
+        identity: what the run is of.
+
+    Raises:
+        CnnvizError: a share lists a file that it does not have, or the folder cannot be written to.
+    """
+    index = EntryIndex(folder, identity, resume=False)
+    for share in shares:
+        inside = share.resolve()
+        try:
+            with (share / LINES).open("rb") as stream:
+                for line in stream:
+                    entry = json.loads(line)
+                    before = len(folder.files)
+                    target = folder.subfolder(Path(entry["image"]).stem)
+                    for name in map(Path, entry.pop("files")):
+                        if not (share / name).resolve().is_relative_to(inside):
+                            raise CnnvizError(f"{share / LINES} lists what is not its own: {name}")
+                        target.write_bytes(name.name, (share / name).read_bytes())
+                    placed = target.path.relative_to(folder.path).as_posix()
+                    index.add(entry | {"folder": placed}, folder.files[before:])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise CnnvizError(f"'{share}' is damaged: {one_line(error)}") from error
 
 
 def _refuse_other(path: Path, wanted: Mapping[str, Any]) -> None:

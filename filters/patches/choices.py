@@ -6,6 +6,9 @@ from typing import Annotated
 
 from cnnviz.core.options import BatchSize, Option, Seed, Spec
 
+STATE = "scan-state.npz"
+"""How far a scan has come, in the run's folder."""
+
 
 class Ranking(StrEnum):
     """What ranks the images for a filter, given the filter's map on each."""

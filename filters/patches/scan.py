@@ -63,16 +63,17 @@ def identity(model: Model, data: ImageData, plan: ScanPlan) -> dict[str, Any]:
         "--top": plan.spec.top,
         "--score": plan.spec.score.value,
         "--per-image": plan.spec.per_image,
+        "--shard": [data.part.start, data.part.stop, len(data.examples)],
     }
 
 
-def empty_state(model: Model, plan: ScanPlan) -> ScanState:
-    """The state before the first batch."""
+def empty_state(model: Model, plan: ScanPlan, start: int = 0) -> ScanState:
+    """The state before the first batch, which begins at that place of the data."""
     layers = {
         name: LayerState.empty(len(filters), plan.spec.top, model.device)
         for name, filters in plan.filters.items()
     }
-    return ScanState(0, layers)
+    return ScanState(start, layers)
 
 
 def _maps(output: Tensor, filters: tuple[int, ...], layout: Layout) -> Tensor:
@@ -156,7 +157,7 @@ class _Scan:
     def __init__(self, model: Model, data: ImageData, plan: ScanPlan, batch_size: int) -> None:
         self._model, self._data, self._plan = model, data, plan
         self._batch_size = batch_size
-        self.state = empty_state(model, plan)
+        self.state = empty_state(model, plan, data.part.start)
         self.unreadable: dict[int, str] = {}
 
     def take(self, batch: Batch) -> None:
@@ -209,7 +210,7 @@ def scan(
     run = _Scan(fast(model, list(plan.filters)), data, plan, batch_size)
     if saving and saving.resume:
         run.state = scan_state.load(saving.path, run.state, of) or run.state
-        progress(run.state.done)
+        progress(run.state.done - data.part.start)
     loader = batches(
         data,
         model.preprocess,
@@ -225,7 +226,7 @@ def scan(
             scan_state.save(saving.path, run.state, of)
         progress(run.state.done - before)
     before = run.state.done
-    run.reach(len(data))
+    run.reach(data.part.stop)
     if saving:
         scan_state.save(saving.path, run.state, of)
     progress(run.state.done - before)

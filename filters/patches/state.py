@@ -8,7 +8,7 @@ refused by naming what differs.
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,18 @@ class LayerState:
     def empty(cls, filters: int, top: int, device: torch.device | str) -> "LayerState":
         """Nothing seen yet."""
         return cls(TopK.empty(filters, top, device), ScoreStats.empty(filters, device))
+
+    @classmethod
+    def read(cls, file: Any, number: int, count: int) -> "LayerState":
+        """The layer of that number in a state file, of so many images."""
+        names = [f.name for f in fields(ScoreStats) if f.name != "count"]
+        arrays = {n: torch.from_numpy(file[f"{number}.{n}"]) for n in ("keys", "units", *names)}
+        best = TopK(arrays.pop("keys"), arrays.pop("units"))
+        return cls(best, ScoreStats(count, **arrays))
+
+    def merged(self, other: "LayerState") -> "LayerState":
+        """Of both sets of images, which must have none in common."""
+        return LayerState(self.best.merged(other.best), self.stats.merged(other.stats))
 
 
 @dataclass(frozen=True)
@@ -121,6 +133,47 @@ def load(path: Path, empty: ScanState, identity: Mapping[str, Any]) -> ScanState
         raise CnnvizError(
             f"'{path}' is not the state of a scan; start again with --overwrite"
         ) from error
+
+
+def join(paths: Sequence[Path], path: Path) -> None:
+    """Writes the state of the whole scan from those of its shares.
+
+    Args:
+        paths: the shares' state files, in their order.
+        path: the file to write.
+
+    Raises:
+        UsageError: they are not of one scan, or a share has not come to its end.
+        CnnvizError: one is damaged, or the file cannot be written.
+    """
+    joined: dict[str, LayerState] = {}
+    errors: list[tuple[str, str]] = []
+    whole: dict[str, Any] | None = None
+    reached = 0
+    for share in paths:
+        try:
+            with open_arrays(share) as file:
+                header = json.loads(bytes(file[_HEADER]))
+                identity, done = dict(header["identity"]), int(header["done"])
+                start, stop, total = map(int, identity["--shard"])
+                for place, name in enumerate(identity["layers or filters"]):
+                    layer = LayerState.read(file, place, int(header["counts"][place]))
+                    joined[name] = joined[name].merged(layer) if name in joined else layer
+                errors += [(str(image), str(message)) for image, message in header["errors"]]
+        except (*DAMAGE, ArithmeticError) as error:
+            raise CnnvizError(f"'{share}' is not the state of a scan") from error
+        identity["--shard"] = total
+        _refuse_other(share, identity, whole or identity)
+        if start != reached or done != stop:
+            raise UsageError(
+                f"'{share}' has images {start} to {done} of a share that ends at {stop}, and "
+                f"those from {reached} on are wanted; repeat its command with --resume"
+            )
+        whole, reached = identity, stop
+    if whole is None or reached != whole["--shard"]:
+        raise UsageError(f"the shares end at image {reached}; some are missing")
+    whole["--shard"] = [0, reached, reached]
+    save(path, ScanState(reached, joined, tuple(errors)), whole)
 
 
 def _refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -30,6 +30,7 @@ LINES = {
     "filters": ["filters", "--layer", "features.widen1.conv"],
     "models": ["models"],
     "render": ["render", "occluded/0"],
+    "merge": ["merge", "shares"],
 }
 
 
@@ -56,6 +57,10 @@ def test_every_command_has_a_line() -> None:
 def test_what_is_written_is_whole_and_the_next_run_works(command: str) -> None:
     if command == "render":
         assert run(["occlude", "data/cat/0.png", *MASK, "--out", "occluded", "--quiet"]) == 0
+    if command == "merge":
+        for share in ("0/2", "1/2"):
+            line = ["saliency", "data/cat/0.png", "data/cat/1.png", "--out", "shares", "--quiet"]
+            assert run([*line, "--shard", share]) == 0
     script = Path(__file__).with_name("killed_runs.py")
     done = subprocess.run(
         [sys.executable, str(script), *LINES[command], "--quiet"],

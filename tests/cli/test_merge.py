@@ -1,0 +1,263 @@
+"""Shares of a data set: what they find together is what one run would have found."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cnnviz.cli.main import run
+from cnnviz.core.data.shards import Shard, of_environment, shard
+from cnnviz.core.errors import UsageError
+
+LINES = {
+    "occlude": ["occlude", "data", "--mask", "16", "--stride", "16"],
+    "saliency": ["saliency", "data"],
+    "trust": ["trust", "data/a"],
+    "activations": ["activations", "data", "--layer", "stem.conv"],
+    "max-patches": ["max-patches", "data", "--layer", "stem.conv", "--batch-size", "2"],
+}
+VARIABLES = ("RANK", "WORLD_SIZE", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "LOCAL_RANK")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nine pictures of two classes, two of one name, and a file that is no picture."""
+    monkeypatch.chdir(tmp_path)
+    for variable in VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    random = np.random.default_rng(0)
+    names = ["a/0", "a/1", "a/2", "a/3", "a/x", "b/4", "b/5", "b/6", "b/x"]
+    for name in names:
+        path = tmp_path / "data" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    (tmp_path / "data" / "a" / "2b.png").write_bytes(b"no picture")
+    return tmp_path
+
+
+def shares(command: str, count: int, *more: str) -> None:
+    for number in range(count):
+        line = [*LINES[command], "--out", "parts", "--quiet", "--shard", f"{number}/{count}"]
+        assert run([*line, *more]) in (0, 1)
+
+
+def files(folder: str) -> dict[str, bytes]:
+    found = {p.relative_to(folder).as_posix(): p for p in Path(folder).rglob("*") if p.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if name != "summary.json"}
+
+
+def summary(folder: str) -> dict:
+    content = json.loads(Path(folder, "summary.json").read_text())
+    return {k: v for k, v in content.items() if k not in ("argv", "elapsed_seconds")}
+
+
+@pytest.mark.parametrize("command", LINES)
+@pytest.mark.parametrize("count", [2, 4])
+def test_what_shares_find_is_what_one_run_finds(command: str, count: int) -> None:
+    if command in ("trust", "saliency") and count == 4:
+        pytest.skip("as occlude")
+    status = run([*LINES[command], "--out", "one", "--quiet"])
+    shares(command, count)
+    assert run(["merge", "parts", "--out", "all", "--quiet"]) == status
+    assert files("all") == files("one")
+    assert summary("all") == summary("one")
+    assert len(summary("one")["errors"]) == 1
+    assert "shard" not in summary("all")
+    assert summary("parts/shard-1-of-2" if count == 2 else "parts/shard-1-of-4")["shard"]
+
+
+@pytest.mark.parametrize("command", ["saliency", "max-patches"])
+def test_a_share_that_is_missing_or_twice_there_is_named(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shares(command, 3)
+    Path("parts/shard-1-of-3").rename("elsewhere")
+    capsys.readouterr()
+    assert run(["merge", "parts", "--out", "all"]) == 2
+    assert "missing: --shard 1/3" in capsys.readouterr().err
+    assert run(["merge", "parts", "elsewhere", "parts/shard-0-of-3", "--out", "all"]) == 2
+    assert "twice" in capsys.readouterr().err
+    assert not Path("all").exists()
+    assert run(["merge", "elsewhere", "parts", "--out", "all", "--quiet"]) == 1
+
+
+def _other_options() -> None:
+    again("--method", "gradient-x-input")
+
+
+def _other_weights() -> None:
+    torch.manual_seed(1)
+    again("--model", "squeezenet1_1", "--weights", "none", "--size", "32")
+
+
+def _other_data() -> None:
+    Path("data/b/new.png").write_bytes(Path("data/b/4.png").read_bytes())
+    again()
+
+
+def _other_precision() -> None:
+    again("--precision", "bf16")
+
+
+def again(*more: str) -> None:
+    line = ["saliency", "data", "--out", "parts", "--quiet", "--shard", "1/2", "--overwrite"]
+    assert run([*line, *more]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (_other_options, "options"),
+        (_other_weights, "network"),
+        (_other_data, "data or question"),
+        (_other_precision, "precision"),
+    ],
+)
+def test_shares_of_another_run_are_refused(
+    change: Callable[[], None], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shares("saliency", 2)
+    change()
+    capsys.readouterr()
+    assert run(["merge", "parts", "--out", "all"]) == 2
+    assert named in capsys.readouterr().err
+    assert not Path("all").exists()
+
+
+def test_scans_of_other_data_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    shares("max-patches", 2)
+    Path("data/b/new.png").write_bytes(Path("data/b/4.png").read_bytes())
+    line = [*LINES["max-patches"], "--out", "parts", "--quiet", "--shard", "1/2", "--overwrite"]
+    assert run(line) == 0
+    capsys.readouterr()
+    assert run(["merge", "parts", "--out", "all"]) == 2
+    assert "belongs to a scan with other data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spoilt", ["{", "[]", '{"schema": "cnnviz.saliency/1"}', None])
+def test_what_is_no_share_is_refused(
+    spoilt: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shares("saliency", 2)
+    path = Path("parts/shard-0-of-2/summary.json")
+    path.write_text(spoilt) if spoilt else path.unlink()
+    capsys.readouterr()
+    assert run(["merge", "parts", "--out", "all"]) == 2
+    assert "holds no finished run with --shard" in capsys.readouterr().err
+    assert run(["merge", "nowhere", "--out", "all"]) == 2
+
+
+def test_a_share_reaches_no_files_but_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    shares("saliency", 2)
+    path = Path("parts/shard-0-of-2/images.jsonl")
+    first, *rest = path.read_text().splitlines()
+    entry = json.loads(first)
+    entry["files"].append("../../data/a/0.png")
+    path.write_text("\n".join([json.dumps(entry), *rest]) + "\n")
+    assert run(["merge", "parts", "--out", "all"]) == 1
+    assert "lists what is not its own" in capsys.readouterr().err
+
+
+def test_a_damaged_state_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    shares("max-patches", 2)
+    path = Path("parts/shard-1-of-2/scan-state.npz")
+    path.write_bytes(path.read_bytes()[:-300])
+    assert run(["merge", "parts", "--out", "all"]) == 1
+    assert "is not the state of a scan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["2/2", "-1/2", "1", "a/b", "0/0", "1/", "0/2/3"])
+def test_a_share_is_two_numbers(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*LINES["saliency"], "--out", "o", f"--shard={text}"]) == 2
+    assert "is no share" in capsys.readouterr().err
+    with pytest.raises(UsageError):
+        shard(text, "--shard")
+
+
+def test_more_shares_than_images_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("saliency", "max-patches"):
+        assert run([*LINES[command], "--out", "o", "--shard", "0/40"]) == 2
+        assert "fewer images than shares" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 100])
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_parts_are_everything_once(length: int, count: int) -> None:
+    parts = [Shard(number, count).part(length) for number in range(count)]
+    assert [i for part in parts for i in part] == list(range(length))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_launchers_tell_the_share() -> None:
+    assert of_environment({}) is None
+    assert of_environment({"RANK": "3"}) is None
+    assert of_environment({"RANK": "3", "WORLD_SIZE": "8"}) == (Shard(3, 8), "RANK")
+    assert of_environment({"RANK": "0", "WORLD_SIZE": "1"}) is None
+    array = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "4"}
+    assert of_environment(array | {"SLURM_ARRAY_TASK_MIN": "2"}) == (
+        Shard(3, 4), "SLURM_ARRAY_TASK_ID",
+    )  # fmt: skip
+    for bad in (array, {"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2"}):
+        with pytest.raises(UsageError, match="or 0/1 for everything"):
+            of_environment(bad)
+
+
+def test_everything_can_be_asked_for_whatever_a_launcher_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert run([*LINES["saliency"], "--out", "parts", "--quiet"]) in (0, 1)
+    assert "share 1/3 of the images, as RANK says" in capsys.readouterr().err
+    assert Path("parts/shard-1-of-3/summary.json").exists()
+    assert run([*LINES["saliency"], "--out", "whole", "--quiet", "--shard", "0/1"]) == 1
+    assert len(summary("whole")["results"]) == 9
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="torchrun's processes are forks")
+def test_torchrun_makes_shares() -> None:
+    line = ["-m", "cnnviz.cli", *LINES["max-patches"], "--out", "parts", "--quiet"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, "--nproc-per-node", "2", *line],
+        env=environment, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    for number in (0, 1):
+        folder = Path(f"parts/shard-{number}-of-2")
+        assert (folder / "summary.json").exists(), done.stderr
+    assert run([*LINES["max-patches"], "--out", "one", "--quiet"]) == 1
+    assert run(["merge", "parts", "--out", "all", "--quiet"]) == 1
+    assert files("all") == files("one")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="runs are killed")
+@pytest.mark.parametrize("command", ["occlude", "max-patches"])
+def test_a_share_that_is_killed_goes_on_by_itself(command: str) -> None:
+    more = ["--save-every", "1"] if command == "max-patches" else []
+    line = [*LINES[command], *more, "--out", "parts", "--quiet", "--shard"]
+    assert run([*LINES[command], *more, "--out", "one", "--quiet"]) == 1
+    assert run([*line, "0/2"]) in (0, 1)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for seconds in (2.5, 3.5, 4.5):
+        child = subprocess.Popen(
+            [sys.executable, "-m", "cnnviz.cli", *line, "1/2", "--resume"],
+            env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(seconds)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert run([*line, "1/2", "--resume"]) in (0, 1, 2)  # 2: it was done by then
+    assert run(["merge", "parts", "--out", "all", "--quiet"]) == 1
+    assert files("all") == files("one")
