@@ -37,8 +37,11 @@ def merge(
     """
     shares = _checked([_Share.read(folder) for folder in _below(folders)])
     command, line = shares[0].command, shares[0].line
-    from cnnviz.core.output.index import LINES, join
+    from cnnviz.core.output import index
+    from cnnviz.core.output.index import LINES
     from cnnviz.core.output.run_folder import RunFolder
+    from cnnviz.embeddings.features import file as features
+    from cnnviz.embeddings.features.file import FEATURES
     from cnnviz.filters.patches import state
     from cnnviz.filters.patches.choices import STATE
 
@@ -46,7 +49,9 @@ def merge(
     paths = [share.folder for share in shares]
     folder = RunFolder.open(root, overwrite=output.overwrite)
     if (paths[0] / LINES).exists():
-        join(paths, folder, shares[0].content["shard"]["of"])
+        index.join(paths, folder, shares[0].content["shard"]["of"])
+    elif (paths[0] / FEATURES).exists():
+        features.join([path / FEATURES for path in paths], folder)
     else:
         state.join([path / STATE for path in paths], root / STATE)
     del folder  # and its lock: the command opens it

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cnnviz.cli.console import Console
-from cnnviz.cli.options import Limit, ModelOptions, OutputOptions
+from cnnviz.cli.options import Limit, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.cli.run import Run
 from cnnviz.core.options import Option
 from cnnviz.embeddings.choices import EmbeddingSpec
@@ -28,6 +28,8 @@ def tsne(
     spec: EmbeddingSpec,
     limit: Limit = None,
     pictures: Annotated[bool, Option("Draw the maps.")] = True,
+    resume: Resume = False,
+    shard: Share = None,
     *,
     model: ModelOptions,
     output: OutputOptions,
@@ -45,14 +47,21 @@ def tsne(
     from cnnviz.embeddings.features.file import FEATURES, to_arrays
     from cnnviz.embeddings.report import QUALITY_COLUMNS, quality_rows, report
 
+    run.take_share(shard)
     images = run.data(data, limit, model.seed)
     check_spec(spec, len(images))
+    images = images.share(run.shard) if run.shard else images
     loaded = run.load(model)
     embedder = Embedder(loaded, images, spec, console.progress, console.note)
-    known = embedder.known_features(run.root / FEATURES) if output.overwrite else None
-    folder = run.open()
+    known = None
+    if output.overwrite or resume:
+        known = embedder.known_features(run.root / FEATURES)
+    folder = run.open(resume=resume)
     features = known or embedder.features(scratch=folder.path)
     folder.write_large_npz(FEATURES, **to_arrays(features, images))
+    if run.shard:
+        run.finish(None, model=loaded, seed=model.seed, errors=features.errors)
+        return
     result = embedder.lay_out(features)
     _tell(result, console)
     folders, drawing = _write(result, folder, console, model.seed, pictures)

@@ -57,7 +57,7 @@ SUMMARIES: dict[str, Any] = {
     "layers": Summary[layers.Results],
     "max-patches": Summary[patches.Results],
     "ablate": Summary[ablation.Results],
-    "tsne": Summary[embeddings.Results],
+    "tsne": Summary[embeddings.Results | None],  # null of a share, whose maps merge makes
     "models": Listing,
 }
 

@@ -159,7 +159,7 @@ class Embedder:
         Raises:
             UsageError: no such layer, too few images, or a perplexity that does not fit.
         """
-        check_spec(spec, len(data))
+        check_spec(spec, len(data.examples))
         self._model, self._data, self._spec = model, data, spec
         self._extractor = FeatureExtractor(model, spec.layer, spec.pool)
         self._clock, self._tell = _Clock(stage), tell

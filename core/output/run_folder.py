@@ -341,8 +341,8 @@ class RunFolder:
 
 def json_parts(content: Mapping[str, Any]) -> Iterator[str]:
     """The text of `to_json`, where `results` may be anything that gives entries one by one."""
-    results = content["results"]
-    if isinstance(results, dict | list):
+    results = content.get("results")
+    if results is None or isinstance(results, dict | list):
         yield to_json(content)
         return
     before, after = to_json({**content, "results": _HERE}).split(to_json(_HERE).rstrip())

@@ -63,7 +63,7 @@ def identity(model: Model, data: ImageData, plan: ScanPlan) -> dict[str, Any]:
         "--top": plan.spec.top,
         "--score": plan.spec.score.value,
         "--per-image": plan.spec.per_image,
-        "--shard": [data.part.start, data.part.stop, len(data.examples)],
+        scan_state.PART: [data.part.start, data.part.stop, len(data.examples)],
     }
 
 

@@ -24,6 +24,8 @@ from cnnviz.filters.patches.score_stats import ScoreStats
 from cnnviz.filters.patches.top_k import TopK
 
 _HEADER = "header"
+PART = "--shard"
+"""First image, one behind the last, and how many there are in all."""
 
 
 @dataclass(frozen=True)
@@ -155,14 +157,14 @@ def join(paths: Sequence[Path], path: Path) -> None:
             with open_arrays(share) as file:
                 header = json.loads(bytes(file[_HEADER]))
                 identity, done = dict(header["identity"]), int(header["done"])
-                start, stop, total = map(int, identity["--shard"])
+                start, stop, total = map(int, identity[PART])
                 for place, name in enumerate(identity["layers or filters"]):
                     layer = LayerState.read(file, place, int(header["counts"][place]))
                     joined[name] = joined[name].merged(layer) if name in joined else layer
                 errors += [(str(image), str(message)) for image, message in header["errors"]]
         except (*DAMAGE, ArithmeticError) as error:
             raise CnnvizError(f"'{share}' is not the state of a scan") from error
-        identity["--shard"] = total
+        identity[PART] = total
         _refuse_other(share, identity, whole or identity)
         if start != reached or done != stop:
             raise UsageError(
@@ -170,15 +172,17 @@ def join(paths: Sequence[Path], path: Path) -> None:
                 f"those from {reached} on are wanted; repeat its command with --resume"
             )
         whole, reached = identity, stop
-    if whole is None or reached != whole["--shard"]:
+    if whole is None or reached != whole[PART]:
         raise UsageError(f"the shares end at image {reached}; some are missing")
-    whole["--shard"] = [0, reached, reached]
+    whole[PART] = [0, reached, reached]
     save(path, ScanState(reached, joined, tuple(errors)), whole)
 
 
 def _refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     same = json.loads(json.dumps(wanted))  # tuples become lists, as in the file
     differing = [key for key in same if found.get(key) != same[key]]
+    if "data" in differing:
+        differing = [key for key in differing if key != PART]  # which hangs on it
     if differing:
         raise UsageError(
             f"'{path}' belongs to a scan with other {', '.join(differing)}; "

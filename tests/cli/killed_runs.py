@@ -23,7 +23,7 @@ from PIL import Image
 
 from cnnviz.cli.main import run
 
-MOMENTS = 10
+MOMENTS = 6
 OUT = Path("out")
 
 

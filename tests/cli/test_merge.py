@@ -19,11 +19,11 @@ from cnnviz.core.data.shards import Shard, of_environment, shard
 from cnnviz.core.errors import UsageError
 
 LINES = {
-    "occlude": ["occlude", "data", "--mask", "16", "--stride", "16"],
+    "occlude": ["occlude", "data", "--mask", "16", "--stride", "16", "--pictures", "overlay"],
     "saliency": ["saliency", "data"],
-    "trust": ["trust", "data/a"],
     "activations": ["activations", "data", "--layer", "stem.conv"],
     "max-patches": ["max-patches", "data", "--layer", "stem.conv", "--batch-size", "2"],
+    "tsne": ["tsne", "data", "--perplexity", "2", "--batch-size", "1"],
 }
 VARIABLES = ("RANK", "WORLD_SIZE", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "LOCAL_RANK")
 
@@ -57,13 +57,16 @@ def files(folder: str) -> dict[str, bytes]:
 
 def summary(folder: str) -> dict:
     content = json.loads(Path(folder, "summary.json").read_text())
+    if content["command"] == "tsne" and content["results"]:
+        for key in ("features_reused", "seconds"):
+            del content["results"][key]
     return {k: v for k, v in content.items() if k not in ("argv", "elapsed_seconds")}
 
 
 @pytest.mark.parametrize("command", LINES)
 @pytest.mark.parametrize("count", [2, 4])
 def test_what_shares_find_is_what_one_run_finds(command: str, count: int) -> None:
-    if command in ("trust", "saliency") and count == 4:
+    if command in ("saliency", "activations") and count == 4:
         pytest.skip("as occlude")
     status = run([*LINES[command], "--out", "one", "--quiet"])
     shares(command, count)
@@ -243,14 +246,14 @@ def test_torchrun_makes_shares() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="runs are killed")
-@pytest.mark.parametrize("command", ["occlude", "max-patches"])
+@pytest.mark.parametrize("command", ["saliency", "max-patches"])
 def test_a_share_that_is_killed_goes_on_by_itself(command: str) -> None:
     more = ["--save-every", "1"] if command == "max-patches" else []
     line = [*LINES[command], *more, "--out", "parts", "--quiet", "--shard"]
     assert run([*LINES[command], *more, "--out", "one", "--quiet"]) == 1
     assert run([*line, "0/2"]) in (0, 1)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for seconds in (2.5, 3.5, 4.5):
+    for seconds in (2.5, 4):
         child = subprocess.Popen(
             [sys.executable, "-m", "cnnviz.cli", *line, "1/2", "--resume"],
             env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

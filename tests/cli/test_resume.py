@@ -15,7 +15,7 @@ from cnnviz.core.output.run_folder import UNFINISHED, RunFolder, json_parts, to_
 
 COUNT = 5
 LINES_OF = {
-    "occlude": ["--mask", "16", "--stride", "16"],
+    "occlude": ["--mask", "16", "--stride", "16", "--pictures", "overlay"],
     "saliency": [],
     "trust": [],
     "activations": ["--layer", "stem.conv"],
@@ -170,7 +170,7 @@ def test_what_is_not_whole_is_done_again(
         (["--mask", "8"], "options"),
         (["--colormap", "jet"], "look"),
         (["--precision", "bf16"], "precision"),
-        (["--pictures", "none"], "--pictures"),
+        (["--no-scores"], "--scores"),
     ],
 )
 def test_another_run_is_not_gone_on_with(

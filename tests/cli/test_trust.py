@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent.parent
 SAMPLES = ROOT / "sample_images"
 TRUTH = str(SAMPLES / "truth.json")
 SHIP, TRUCK = str(SAMPLES / "ship.png"), str(SAMPLES / "truck.png")
+HASTE = ["--pictures", "none", "--quiet"]
 
 
 def summary(folder: Path, command: str) -> dict:
@@ -54,11 +55,11 @@ def test_every_panel_has_a_card_and_the_network_is_as_it_was(
     tmp_path: Path, method: str, masks: list[str]
 ) -> None:
     for number in (1, 2):
-        line = ["occlude", SHIP, TRUCK, *masks, "--method", method, "--trust", "--quiet"]
+        line = ["occlude", SHIP, TRUCK, *masks, "--method", method, "--trust", *HASTE]
         assert run([*line, "--out", str(tmp_path / str(number))]) == 0
     first, second = (summary(tmp_path / n, "occlude")["results"] for n in ("1", "2"))
     assert first == second
-    plain = ["occlude", SHIP, TRUCK, *masks, "--method", method, "--quiet"]
+    plain = ["occlude", SHIP, TRUCK, *masks, "--method", method, *HASTE]
     assert run([*plain, "--out", str(tmp_path / "p")]) == 0
     for entry, other in zip(first, summary(tmp_path / "p", "occlude")["results"], strict=True):
         for target, without in zip(entry["targets"], other["targets"], strict=True):

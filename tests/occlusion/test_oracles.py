@@ -71,7 +71,7 @@ def test_maps_equal_captums_on_a_small_network(engine, mask, stride):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("photo", "mask", "stride"),
-    [*((photo, 15, 10) for photo in PHOTOS[:2]), *((photo, 40, 13) for photo in PHOTOS)],
+    [(PHOTOS[0], 15, 10), *((photo, 40, 13) for photo in PHOTOS[1:4])],
 )
 def test_maps_equal_captums_on_squeezenet_and_photographs(assets: Path, photo, mask, stride):
     model = squeezenet(assets)

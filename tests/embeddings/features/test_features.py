@@ -326,9 +326,11 @@ def test_other_features_and_damaged_files_are_not_used(model, folder, tmp_path):
     assert load_features(path, got.key, "layer") is None
 
 
-def test_features_with_errors_are_not_used_again(model, folder, tmp_path):
+def test_features_that_are_used_again_tell_what_was_left_out(model, folder, tmp_path):
     (folder / "a" / "1.png").write_bytes(b"no image")
     data, extractor = open_data([str(folder)]), FeatureExtractor(model)
     got = extract(model, data, extractor)
     path = saved(tmp_path / "features.npz", got, data)
-    assert load_features(path, got.key, extractor.layer) is None
+    again = load_features(path, got.key, extractor.layer)
+    assert again.errors == got.errors
+    assert len(got.errors) == 1
