@@ -64,13 +64,13 @@ def activations(
     Writes a sheet of grey tiles for each layer, overlays for --filters, and the raw maps.
     """
     run = ImageRun("activations", output)
-    run.take_share(shard)
     from cnnviz.core.data.images import find_images
     from cnnviz.filters.activations.maps import Observer
     from cnnviz.filters.channels.shapes import choose_filters
     from cnnviz.filters.kernels.weights import choose_layers
 
     paths = find_images(images)
+    run.take_share(shard, len(paths))
     loaded = run.load(model, scores=False)
     names = list(layers) or choose_layers(loaded.module, "first", loaded.name)
     chosen = choose_filters(loaded, filters, names, model.seed)[0] if filters else {}

@@ -78,7 +78,6 @@ def occlude(
     Writes overlay, heatmap, probability and label pictures and the raw scores, for each image.
     """
     run = ImageRun("occlude", output)
-    run.take_share(shard)
     if min_inside is not None and expect is None:
         raise UsageError("--min-inside needs --expect, which says where the object is")
     from cnnviz.cli.tracer import Tracer
@@ -87,6 +86,7 @@ def occlude(
     from cnnviz.occlusion.experiment import Occluder
 
     paths = find_images(images)
+    run.take_share(shard, len(paths))
     expectations = read_outlines(expect) if expect else None
     loaded = run.load(model)
     occluder = Occluder(loaded, spec, Tracer(loaded, spec, run.console.note))

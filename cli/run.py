@@ -63,15 +63,19 @@ class Run:
         folder = self._output.folder(self.command)
         return folder / self.shard.name if self.shard else folder
 
-    def take_share(self, asked: "Shard | None") -> None:
-        """The share that is asked for, or that a launcher's variables tell; before all else.
+    def take_share(self, asked: "Shard | None", images: int | None = None) -> None:
+        """The share that is asked for, or that a launcher's variables tell; before the data.
+
+        Args:
+            asked: `--shard`.
+            images: how many there are, if that is known; one alone is never shared unasked.
 
         Raises:
             UsageError: these variables make no sense.
         """
         from cnnviz.core.data.shards import of_environment
 
-        told = of_environment(os.environ) if asked is None else None
+        told = of_environment(os.environ) if asked is None and images != 1 else None
         if told:
             asked, variable = told
             say(
@@ -226,11 +230,12 @@ class ImageRun(Run):
             **{name: repr(value) for name, value in asked.items()},
         }
         resume = resume and not self._output.overwrite
-        self.entries = self._index = EntryIndex(self.folder, self.identity, resume=resume)
-        done = self._index.adopt()
+        listed = "\n".join(map(str, paths)).encode("utf-8", "surrogateescape")
+        images = hashlib.sha256(listed).hexdigest()
+        self._index = EntryIndex(self.folder, self.identity, resume=resume, images=images)
+        self.entries, done = self._index, self._index.adopt()
         if self.shard:
-            listed = "\n".join(map(str, paths)).encode("utf-8", "surrogateescape")
-            self.identity = {**self.identity, "images": hashlib.sha256(listed).hexdigest()}
+            self.identity = {**self.identity, "images": images}
             part = self.shard.part(len(paths))
             paths = paths[part.start : part.stop]
             if not paths:

@@ -70,11 +70,11 @@ def saliency(
     Writes overlay and heatmap pictures and the raw gradients, for each image.
     """
     run = ImageRun("saliency", output)
-    run.take_share(shard)
     _check(spec, compare, mask, stride)
     from cnnviz.core.data.images import find_images
 
     paths = find_images(images)
+    run.take_share(shard, len(paths))
     loaded = run.load(model)
     _check_model(loaded, spec)
     other = _occluder(loaded, spec, mask, stride, model) if compare else None

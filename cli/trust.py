@@ -64,12 +64,12 @@ def trust(
     Writes the map over the picture with its verdict, removal curves, and the scorecard.
     """
     run = ImageRun("trust", output)
-    run.take_share(shard)
     from cnnviz.cli.scorecards import Bench, check
     from cnnviz.core.data.images import find_images
     from cnnviz.core.data.outlines import read_outlines
 
     paths = find_images(images)
+    run.take_share(shard, len(paths))
     maps = _find_maps(given, paths)
     expectations = read_outlines(expect) if expect else None
     loaded = run.load(model)

@@ -22,13 +22,17 @@ LINES = "images.jsonl"
 class EntryIndex:
     """The entries of a run, in the order in which they were written; read from disk each time."""
 
-    def __init__(self, folder: RunFolder, identity: Mapping[str, Any], *, resume: bool) -> None:
+    def __init__(
+        self, folder: RunFolder, identity: Mapping[str, Any], *, resume: bool, images: str = ""
+    ) -> None:
         """Starts the index, or goes on with the one that is there.
 
         Args:
             folder: the run's.
             identity: what the run is of: JSON data, the same for the run that goes on.
             resume: keep the lines of a run that was cut off.
+            images: a digest of what it goes through, which the shares of one run have in common; a
+                run alone may have more images when it goes on.
 
         Raises:
             UsageError: these lines are of another run.
@@ -38,7 +42,7 @@ class EntryIndex:
         self._count = 0
         wanted = json.loads(json.dumps(identity))
         if resume:
-            _refuse_other(folder.path / UNFINISHED, wanted)
+            _refuse_other(folder.path / UNFINISHED, wanted, images)
             self._keep_whole_lines()
         else:
             folder.write_text(LINES, "")
@@ -144,12 +148,13 @@ def join(shares: Sequence[Path], folder: RunFolder, identity: Mapping[str, Any])
             raise CnnvizError(f"'{share}' is damaged: {one_line(error)}") from error
 
 
-def _refuse_other(path: Path, wanted: Mapping[str, Any]) -> None:
+def _refuse_other(path: Path, wanted: Mapping[str, Any], images: str) -> None:
     if not path.exists():
         return
     try:
         found: Any = from_json(read_text(path))
         differing = [key for key in wanted if found.get(key) != wanted[key]]
+        differing += ["images"] * (found.get("images", images) != images)
     except (ValueError, AttributeError) as error:
         raise CnnvizError(f"'{path}' is damaged; start again with --overwrite") from error
     if differing:

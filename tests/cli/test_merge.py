@@ -226,6 +226,23 @@ def test_everything_can_be_asked_for_whatever_a_launcher_says(
     assert len(summary("whole")["results"]) == 9
 
 
+def test_one_image_is_not_shared_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "3")
+    assert run(["saliency", "data/a/0.png", "--out", "o", "--quiet"]) == 0
+    assert Path("o/0/summary.json").exists()
+
+
+def test_images_that_came_later_are_no_part_of_the_whole(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shares("saliency", 2)
+    Path("data/b/new.png").write_bytes(Path("data/b/4.png").read_bytes())
+    capsys.readouterr()
+    assert run(["merge", "parts", "--out", "all"]) == 2
+    assert "holds a run with other images" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="torchrun's processes are forks")
 def test_torchrun_makes_shares() -> None:
