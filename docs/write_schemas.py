@@ -17,7 +17,7 @@ from cnnviz.cli.main import COMMANDS
 from cnnviz.cli.models import Listing
 from cnnviz.core.output.entries import Placed, Summary
 from cnnviz.embeddings import report as embeddings
-from cnnviz.filters.ablation import report as ablation
+from cnnviz.filters.ablation import entries as ablation
 from cnnviz.filters.activations import report as activations
 from cnnviz.filters.kernels import report as kernels
 from cnnviz.filters.layers import report as layers

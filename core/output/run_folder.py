@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
-from weakref import WeakValueDictionary
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -26,6 +25,7 @@ from PIL import Image
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import exists, from_json, read_text
 from cnnviz.core.output.entries import Summary, model_entry
+from cnnviz.core.output.lock import Lock, identity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,57 +79,6 @@ def safe_name(text: str) -> str:
     return kept.encode()[:LONGEST_NAME].decode(errors="ignore") or "unnamed"
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
-
-
-class _Lock:
-    """Keeps other processes out of a folder for as long as it lives; this one may come again.
-
-    The system lets go of it when the process ends, however that happens; nothing is written.
-    """
-
-    _held: ClassVar["WeakValueDictionary[tuple[int, int], _Lock]"] = WeakValueDictionary()
-
-    def __init__(self, file: int) -> None:
-        """Locks a folder that nobody has, by an open file that is closed with the lock.
-
-        Raises:
-            BlockingIOError: somebody has it.
-        """
-        import fcntl
-
-        self._file = file
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if isinstance(error, BlockingIOError):
-                raise  # any other is a file system's that knows no locks
-
-    def __del__(self) -> None:
-        os.close(self._file)
-
-    @classmethod
-    def of(cls, path: Path) -> "_Lock | None":
-        """The lock of a folder; None where the system has none.
-
-        Raises:
-            CnnvizError: another process writes there.
-        """
-        if os.name != "posix":
-            return None
-        key = _identity(path)
-        try:
-            lock = cls._held.get(key) or cls(os.open(path, os.O_RDONLY))
-        except BlockingIOError as error:
-            raise CnnvizError(
-                f"another run writes to {path}; wait for it, or give --out another folder"
-            ) from error
-        cls._held[key] = lock
-        return lock
-
-
 class RunFolder:
     """Where one run's files go, and the list of them.
 
@@ -147,7 +96,7 @@ class RunFolder:
         self.files: list[str] = root.files if root else []
         self._taken: set[str] = set()
         self._names: dict[str, str] = {}
-        self._lock: _Lock | None = None
+        self._lock: Lock | None = None
 
     @classmethod
     def open(
@@ -191,7 +140,7 @@ class RunFolder:
             remedy = "--resume to go on, --overwrite" if cut_off else "--overwrite"
             raise UsageError(f"{path} is not empty; use {remedy}, or another folder with --out")
         folder = cls(path, inputs=inputs)
-        folder._lock = _Lock.of(path)
+        folder._lock = Lock.of(path)
         folder._clear_leftovers()
         if occupied and overwrite:
             folder._remove_previous()
@@ -237,7 +186,7 @@ class RunFolder:
         except OSError as error:
             raise CnnvizError(f"cannot write to {path}: {error.strerror or error}") from error
         folder = RunFolder(path, self._root)
-        folder._lock = _Lock.of(path)
+        folder._lock = Lock.of(path)
         folder._clear_leftovers()
         folder._remove_previous()  # of an earlier run on this image alone
         return folder
@@ -254,13 +203,13 @@ class RunFolder:
         Raises:
             CnnvizError: it is one of the inputs.
         """
-        if path.exists() and _identity(path) in self._root._kept:
+        if path.exists() and identity(path) in self._root._kept:
             raise CnnvizError(f"{path} is one of the inputs; give --out another folder")
 
     @cached_property
     def _kept(self) -> frozenset[tuple[int, int]]:
         """What the inputs are, by whatever name."""
-        return frozenset(_identity(given) for given in map(Path, self._inputs) if exists(given))
+        return frozenset(identity(given) for given in map(Path, self._inputs) if exists(given))
 
     def _place(self, name: str) -> Path:
         """Where a file of that name goes: names that become the same file's get a number."""
