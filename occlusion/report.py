@@ -1,5 +1,6 @@
 """What `summary.json` says of one image: plain data, no NaN."""
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal, NotRequired
 
@@ -129,10 +130,11 @@ class Entry(TypedDict):
     correct: NotRequired[bool]
     incremental_given_up: NotRequired[
         Annotated[
-            Unsigned,
+            Unsigned | None,
             Said(
                 "largest |difference| of a score to the full engine, beyond rounding, for which "
-                "the incremental engine was given up; absent if it was not"
+                "the incremental engine was given up; null where its scores were not finite; "
+                "absent if it was not"
             ),
         ]
     ]
@@ -141,7 +143,7 @@ class Entry(TypedDict):
             Unsigned | None,
             Said(
                 "with --verify: largest |logit difference| between the engines on a sample; null "
-                "where only one can run the network"
+                "where only one can run the network, or one alone gives numbers that are not finite"
             ),
         ]
     ]
@@ -242,6 +244,10 @@ def _region(region: Region) -> RegionEntry:
     }
 
 
+def _finite(difference: float | None) -> float | None:
+    return None if difference is None or math.isinf(difference) else digits(difference)
+
+
 def _is_correct(result: OcclusionResult, label: int) -> bool:
     """Whether the label is the predicted class; of classes on their own, whether it holds."""
     logits_K, head = result.measured.base_logits_K, result.measured.head
@@ -287,10 +293,9 @@ def report(
         entry["label"] = _class(result, result.label, float(readings_K[result.label]))
         entry["correct"] = _is_correct(result, result.label)
     if result.given_up is not None:
-        entry["incremental_given_up"] = digits(result.given_up)
+        entry["incremental_given_up"] = _finite(result.given_up)
     if result.verified:
-        difference = result.largest_difference
-        entry["verified_largest_difference"] = None if difference is None else digits(difference)
+        entry["verified_largest_difference"] = _finite(result.largest_difference)
     if result.sufficiencies:
         entry["sufficient"] = [_sufficiency(result, found) for found in result.sufficiencies]
     if measured.activation:

@@ -7,6 +7,7 @@ Shapes: N positions repeated, P positions, K classes, C channels of the watched 
 """
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -29,7 +30,8 @@ class GuardedEngine:
 
     Attributes:
         difference: what made it fall back, the largest |difference| of a score between the two at
-            a repeated position; None as long as they agree.
+            a repeated position, infinite where one of them alone is not finite; None as long as
+            they agree.
     """
 
     def __init__(
@@ -69,10 +71,12 @@ class GuardedEngine:
             return scores
         self.difference = difference
         _log.warning(
-            "%s: the incremental engine is off by %.3g from the full one, which is used instead; "
+            "%s: the incremental engine %s the full one, which is used instead; "
             "please report this network",
             self._model,
-            difference,
+            f"is off by {difference:.3g} from"
+            if math.isfinite(difference)
+            else "gives NaN or infinite numbers, unlike",
         )
         return replace(self._full.run(image_3HW, fill_3HW, boxes_P4), given_up=difference)
 
@@ -112,5 +116,7 @@ class GuardedEngine:
                 largest = expected.abs().max() if expected.isfinite().all() else 1.0
                 allowed = rounding(network.dtype) * float(largest)
                 if not torch.allclose(got, expected, rtol=0, atol=allowed, equal_nan=True):
-                    worst = max(worst or 0.0, float((got - expected).abs().nan_to_num().max()))
+                    apart = (got - expected).abs().nan_to_num(nan=math.inf, posinf=math.inf)
+                    in_one = got.isfinite() | expected.isfinite()
+                    worst = max(worst or 0.0, float(apart[in_one].max()))
         return worst

@@ -1,5 +1,6 @@
 """The incremental engine is never believed unchecked: each of these faults is planted in it."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -70,7 +71,7 @@ def test_a_wrong_number_never_leaves(
     assert torch.equal(scores.logits_PK, expected.logits_PK)
     assert scores.given_up is not None
     assert engine.name == "full"
-    assert "planted: the incremental engine is off by" in caplog.text
+    assert re.search("planted: the incremental engine (is off by|gives NaN)", caplog.text)
     caplog.clear()
     again = engine.run(fill, image, BOXES)
     assert torch.equal(again.logits_PK, FullEngine(prepared).run(fill, image, BOXES).logits_PK)
@@ -121,6 +122,21 @@ def test_every_group_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
             engine = choose(prepared, EngineChoice.INCREMENTAL, boxes)
             runs = [engine.run(*pictures(), boxes).given_up for _ in groups]
         assert runs[-1] is not None
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_told_as_such(
+    wrong: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil(monkeypatch, off_by(wrong))
+    model = load_model()
+    pixels = torch.rand(3, *model.input_size, generator=torch.Generator().manual_seed(0))
+    spec = OcclusionSpec(masks=((8, 8),), stride=8, engine=EngineChoice.INCREMENTAL, verify=True)
+    entry = report(Occluder(model, spec).run(image_of(pixels)))
+    assert "gives NaN or infinite numbers, unlike the full one" in caplog.text
+    assert entry["engine"] == "full"
+    assert entry["incremental_given_up"] is None
+    assert entry["verified_largest_difference"] is None
 
 
 def test_the_summary_tells(monkeypatch: pytest.MonkeyPatch) -> None:
