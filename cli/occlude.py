@@ -108,8 +108,8 @@ def occlude(
     run.open_for(paths, loaded, asked, resume=resume)
     study = _Study(occluder, expectations, spec.label == FOLDER, look, scores, pictures, cards)
     run.study("occluding", loaded, study, occluder.positions)
-    columns = COLUMNS if loaded.head.has_classes else REGRESSION
-    columns = (*columns, "verdict") if cards else columns
+    score = next((entry["score"] for entry in run.entries), "probability")
+    columns = (*_columns(score), "verdict") if cards else _columns(score)
     run.table("Occlusion", columns, lambda entry: [_row(entry)])
     run.finish_images(loaded, seed=model.seed, show="overlay.png")
     if min_inside is not None:
@@ -230,8 +230,13 @@ def _check_inside(entries: Iterable[Mapping[str, Any]], least: float) -> None:
         )
 
 
-COLUMNS = ("image", "class", "p", "mask", "max drop", "reliance", "flips")
-REGRESSION = ("image", "output", "value", "mask", "max drop")
+DROPS = {"probability": "max drop of p", "logit": "max drop of logit", "loss": "max rise of loss"}
+
+
+def _columns(score: str) -> tuple[str, ...]:
+    if score not in DROPS:
+        return "image", "output", "value", "mask", "max drop"
+    return "image", "class", "p", "mask", DROPS[score], "reliance", "flips"
 
 
 def _row(entry: dict[str, Any]) -> tuple[object, ...]:
