@@ -32,6 +32,7 @@ FAMILIES = {
     "regnet_y_400mf": ODD,
     "resnet18": ODD,
     "resnext50_32x4d": (97, 129),
+    "wide_resnet50_2": (65, 81),
     "shufflenet_v2_x0_5": (193, 257),
     "squeezenet1_1": (193, 257),
     "swin_t": (97, 129),
