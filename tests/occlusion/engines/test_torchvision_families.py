@@ -38,7 +38,7 @@ FAMILIES = {
     "swin_t": (97, 129),
     "swin_v2_t": (97, 129),
     "vgg11_bn": (97, 129),
-    "vit_b_16": (224, 224),
+    "vit_b_32": (224, 224),
 }
 # At the size they were made for, the pool in front of the classifier has nothing to do.
 CASES = [*FAMILIES.items(), ("alexnet", (224, 224)), ("resnet18", (224, 224))]
