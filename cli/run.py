@@ -216,8 +216,16 @@ class ImageRun(Run):
         from cnnviz.core.output.index import EntryIndex
         from cnnviz.core.output.run_folder import safe_name
 
-        self._paths, self._inputs = paths, [*paths, *inputs]
+        self._inputs = [*paths, *inputs]
         self._alone = len(paths) == 1 and self.shard is None
+        listed = "\n".join(map(str, paths)).encode("utf-8", "surrogateescape")
+        images = hashlib.sha256(listed).hexdigest()
+        if self.shard:
+            part = self.shard.part(len(paths))
+            paths = paths[part.start : part.stop]
+            if not paths:
+                raise UsageError(f"--shard {self.shard}: there are fewer images than shares")
+        self._paths = paths
         self.open(self.root / safe_name(paths[0].stem) if self._alone else None, resume=resume)
         if self._alone:
             return
@@ -230,16 +238,10 @@ class ImageRun(Run):
             **{name: repr(value) for name, value in asked.items()},
         }
         resume = resume and not self._output.overwrite
-        listed = "\n".join(map(str, paths)).encode("utf-8", "surrogateescape")
-        images = hashlib.sha256(listed).hexdigest()
         self._index = EntryIndex(self.folder, self.identity, resume=resume, images=images)
         self.entries, done = self._index, self._index.adopt()
         if self.shard:
             self.identity = {**self.identity, "images": images}
-            part = self.shard.part(len(paths))
-            paths = paths[part.start : part.stop]
-            if not paths:
-                raise UsageError(f"--shard {self.shard}: there are fewer images than shares")
         self._paths = [path for path in paths if str(path) not in done]
         if done:
             self.console.note(f"{len(paths) - len(self._paths)} of the {len(paths)} are done")

@@ -190,6 +190,7 @@ def test_more_shares_than_images_are_refused(capsys: pytest.CaptureFixture[str])
     for command in ("saliency", "max-patches"):
         assert run([*LINES[command], "--out", "o", "--shard", "0/40"]) == 2
         assert "fewer images than shares" in capsys.readouterr().err
+        assert not Path("o").exists()
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 100])
