@@ -27,6 +27,8 @@ from cnnviz.filters.patches.choices import Ranking
 
 EMPTY = -(2**63)
 _TICKETS = 2**32
+MOST = 3
+"""From a third of the maps on, looking through all is sooner than bringing these together."""
 
 
 def pack(scores: Tensor, tickets: Tensor) -> Tensor:
@@ -119,6 +121,13 @@ def peaks(maps_MHW: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.cat(values, 1), torch.cat(places, 1)
 
 
+def _strongest(maps_NFHW: Tensor, rows_M: Tensor, filters_M: Tensor) -> Tensor:
+    """The largest unit (M, 1) of some maps; where most are asked for, without gathering them."""
+    if MOST * len(rows_M) < maps_NFHW.shape[0] * maps_NFHW.shape[1]:
+        return peaks(maps_NFHW[rows_M, filters_M].to(torch.float32), 1)[1]
+    return maps_NFHW.flatten(2).max(2).indices[rows_M, filters_M][:, None]
+
+
 def ranked(
     best: TopK, maps_NFHW: Tensor, scores_NF: Tensor, images_N: Tensor, per_image: int
 ) -> TopK:
@@ -135,9 +144,11 @@ def ranked(
     keys_FA, rows_FA = keys_FN.topk(min(best.keys.shape[1], keys_FN.shape[1]), dim=1)
     filters_M, slots_M = (keys_FA > best.threshold[:, None]).nonzero(as_tuple=True)
     rows_M = rows_FA[filters_M, slots_M]
-    values_MP, units_MP = peaks(maps_NFHW[rows_M, filters_M].to(torch.float32), per_image)
     if per_image == 1:
         values_MP = scores_NF[rows_M, filters_M][:, None]
+        units_MP = _strongest(maps_NFHW, rows_M, filters_M)
+    else:
+        values_MP, units_MP = peaks(maps_NFHW[rows_M, filters_M].to(torch.float32), per_image)
     tickets_MP = images_N[rows_M, None] * per_image + torch.arange(
         values_MP.shape[1], device=images_N.device
     )

@@ -19,7 +19,7 @@ from cnnviz.core.output.run_folder import RunFolder
 
 MASK = ["--mask", "16", "--stride", "8"]
 LINES = {
-    "occlude": ["occlude", "data/cat/0.png", *MASK],
+    "occlude": ["occlude", "data/cat/0.png", *MASK, "--pictures", "overlay"],
     "saliency": ["saliency", "data/cat/0.png", "data/cat/1.png"],
     "trust": ["trust", "data/cat/0.png"],
     "activations": ["activations", "data/cat/0.png", "--layer", "stem.conv"],

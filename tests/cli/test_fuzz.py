@@ -146,7 +146,7 @@ GOOD: dict[str, list[str]] = {
     "--output": ["logits", "0"],
 }
 USUAL = {
-    "occlude": ["--mask", "16", "--stride", "16"],
+    "occlude": ["--mask", "16", "--stride", "16", "--pictures", "overlay"],
     "tsne": ["--perplexity", "2"],
     "ablate": ["--model", "net.py:plain", "--labels", "names.txt", "--filters", "0:0"],
     "max-patches": ["--model", "net.py:grey", "--layer", "0"],
