@@ -175,7 +175,7 @@ class Console:
 
         Args:
             folder: the run's folder, all its files written.
-            content: what `core.results.summary` made.
+            content: what `core.output.run_folder.summary` made.
             show: the pictures worth opening first; all written PNGs if empty.
 
         Raises:

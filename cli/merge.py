@@ -16,9 +16,8 @@ from cnnviz.core.errors import CnnvizError, UsageError
 OWN = {"--out": 1, "-o": 1, "--shard": 1, "--resume": 0, "--overwrite": 0, "--json": 0}
 OWN |= {"--quiet": 0, "-q": 0}
 """Options that a share and the whole do not have in common, with the number of their values."""
-
-
 SHOWN = 200
+"""Letters of the shares' command that are shown."""
 
 
 def merge(

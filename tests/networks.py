@@ -50,3 +50,15 @@ def image_of(pixels_CHW: Tensor, path: str = "picture.png") -> WorkingImage:
 def noise(size: tuple[int, int], seed: int = 2, path: str = "random.png") -> WorkingImage:
     """A picture of independent, uniform pixels."""
     return image_of(torch.rand(3, *size, generator=torch.Generator().manual_seed(seed)), path)
+
+
+def randomised(module: nn.Module) -> nn.Module:
+    """Norms as after training, so that no layer's signal dies on the way."""
+    generator = torch.Generator().manual_seed(1)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_(0, 0.1, generator=generator)
+            layer.running_var.uniform_(0.5, 1.5, generator=generator)
+            nn.init.uniform_(layer.weight, 0.8, 1.6, generator=generator)
+            nn.init.normal_(layer.bias, 0, 0.2, generator=generator)
+    return module.eval()

@@ -96,6 +96,8 @@ def _outputs(
 def _check_close(expected: Tensor, got: Tensor, what: str) -> None:
     if expected.shape != got.shape:
         raise Untraceable(f"{what} gives outputs of another shape")
+    if not torch.equal(expected.isfinite(), got.isfinite()):
+        raise Untraceable(f"{what} gives numbers that are not finite elsewhere")
     difference = float((expected.float() - got.float()).abs().max())
     if difference > rounding(expected.dtype) * float(expected.float().abs().max()):
         raise Untraceable(f"{what} gives other numbers")

@@ -3,7 +3,7 @@
 Each watched layer's output is scored the moment the layer puts it out, and only scores and the
 few winning places are kept: no layer's maps outlive the next layer, and nothing grows with the
 number of images. A batch counts as a whole or not at all, so the pass can stop after any batch
-and go on later as if nothing had happened (`scan_state`).
+and go on later as if nothing had happened (`state.py`).
 
 Shapes: N images, F filters, H W rows and columns.
 """

@@ -53,6 +53,12 @@ class LayerState:
         best = TopK(arrays.pop("keys"), arrays.pop("units"))
         return cls(best, ScoreStats(count, **arrays))
 
+    def on(self, device: torch.device) -> "LayerState":
+        """The same on a device."""
+        arrays = {name: tensor.to(device) for name, tensor in _arrays(self).items()}
+        best = TopK(arrays.pop("keys"), arrays.pop("units"))
+        return LayerState(best, ScoreStats(self.stats.count, **arrays))
+
     def merged(self, other: "LayerState") -> "LayerState":
         """Of both sets of images, which must have none in common."""
         return LayerState(self.best.merged(other.best), self.stats.merged(other.stats))
@@ -191,12 +197,9 @@ def _refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any
 
 
 def _layer(file: Any, number: int, like: LayerState, count: int) -> LayerState:
-    loaded = {}
-    for name, expected in _arrays(like).items():
-        array = file[f"{number}.{name}"]
-        tensor = torch.from_numpy(array)
+    found, device = LayerState.read(file, number, count), like.best.keys.device
+    for name, tensor in _arrays(found).items():
+        expected = _arrays(like)[name]
         if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}")
-        loaded[name] = tensor.to(expected.device)
-    best = TopK(loaded.pop("keys"), loaded.pop("units"))
-    return LayerState(best, ScoreStats(count, **loaded))
+    return found.on(device)

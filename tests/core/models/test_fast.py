@@ -21,14 +21,7 @@ SIZE = (64, 64)
 
 def trained(name: str) -> Model:
     """A network whose norms are as after training, so that folding them changes something."""
-    module = torchvision.models.get_model(name, weights=None).eval()
-    generator = torch.Generator().manual_seed(1)
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean.normal_(0, 0.1, generator=generator)
-            layer.running_var.uniform_(0.5, 1.5, generator=generator)
-            nn.init.uniform_(layer.weight, 0.8, 1.6, generator=generator)
-            nn.init.normal_(layer.bias, 0, 0.2, generator=generator)
+    module = networks.randomised(torchvision.models.get_model(name, weights=None))
     return networks.model_of(module, SIZE, list(map(str, range(1000))))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 import torch
 import torchvision
-from networks import model_of
+from networks import model_of, randomised
 from torch import Tensor, nn
 
 from cnnviz.core.errors import CnnvizError
@@ -44,18 +44,6 @@ class Branches(nn.Module):
         y = torch.cat([self.left(y), self.right(y)], 1)
         y = nn.functional.avg_pool2d(self.last(y), 2)
         return self.head(y.view(y.size(0), -1))
-
-
-def randomised(module: nn.Module) -> nn.Module:
-    """Norms as after training, so that no layer's signal dies on the way."""
-    generator = torch.Generator().manual_seed(1)
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean.normal_(0, 0.1, generator=generator)
-            layer.running_var.uniform_(0.5, 1.5, generator=generator)
-            nn.init.uniform_(layer.weight, 0.8, 1.6, generator=generator)
-            nn.init.normal_(layer.bias, 0, 0.2, generator=generator)
-    return module.eval()
 
 
 def as_model(module: nn.Module, size: int = 16, classes: int = 5) -> Model:
