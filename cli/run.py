@@ -89,7 +89,7 @@ class Run:
         from cnnviz.core.data.datasets import open_data
 
         found = open_data(sources, limit=limit, seed=seed)
-        self._inputs = [*sources, *(example.path for example in found.examples)]
+        self._inputs = [*sources, *found.files]
         if len(found) < found.total:
             self.console.note(
                 f"a sample of {len(found)} of the {found.total} images (--limit {limit})"

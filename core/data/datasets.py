@@ -21,10 +21,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cnnviz.core.data.examples import UNKNOWN, Example, ImageSource
 from cnnviz.core.data.images import Preprocess, WorkingImage, prepare
 from cnnviz.core.data.rasters import Raster
 from cnnviz.core.data.shards import Shard
-from cnnviz.core.data.sources import UNKNOWN, Example, ImageSource, find_source
+from cnnviz.core.data.sources import find_source
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.labels import find_class
 
@@ -96,6 +97,11 @@ class ImageData:
         return prepare(picture, preprocess, self.examples[index].path)
 
     @property
+    def files(self) -> Iterator[str | Path]:
+        """The files that the pictures are, or lie in."""
+        return iter(self._source.files or (example.path for example in self.examples))
+
+    @property
     def canonical(self) -> bool:
         """Whether the classes stand in the order that all models of this data set share."""
         return self._source.canonical
@@ -139,16 +145,12 @@ def _sample(examples: Sequence[Example], limit: int, seed: int) -> list[Example]
     return [examples[index] for index in chosen]
 
 
-def _fingerprint(examples: Sequence[Example], classes: Sequence[str] | None) -> str:
-    digest = hashlib.sha256()
+def _fingerprint(examples: Sequence[Example], source: ImageSource) -> str:
+    digest, classes = hashlib.sha256(), source.classes
     for example in examples:
         name = classes[example.label] if classes and example.label is not None else ""
-        try:
-            stat = Path(example.path).stat()
-            state = f"{stat.st_size} {stat.st_mtime_ns}"
-        except (OSError, ValueError):
-            state = "-"
-        digest.update(f"{example.path}\0{name}\0{state}\n".encode("utf-8", "surrogateescape"))
+        line = f"{example.path}\0{name}\0{source.state(example)}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -174,7 +176,7 @@ def open_data(sources: Sequence[str], *, limit: int | None = None, seed: int = 0
         examples=tuple(examples),
         classes=source.classes,
         name=sources[0] + (f" and {len(sources) - 1} more" if len(sources) > 1 else ""),
-        fingerprint=_fingerprint(examples, source.classes),
+        fingerprint=_fingerprint(examples, source),
         total=len(source.examples),
         _source=source,
     )

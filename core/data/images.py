@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from cnnviz.core.models.preprocess import Preprocess
 __all__ = [
     "Preprocess",
     "WorkingImage",
+    "decode_rgb",
     "find_images",
     "images_below",
     "prepare",
@@ -172,15 +174,23 @@ def read_rgb(path: str | Path) -> Image.Image:
         CnnvizError: the file is missing, no image, truncated, or larger than Pillow's bomb limit.
     """
     try:
-        with Image.open(regular(path)) as file:
+        return decode_rgb(regular(path), path)
+    except PermissionError as error:
+        raise CnnvizError(f"'{path}' may not be read: permission denied") from error
+
+
+def decode_rgb(content: Path | BinaryIO, path: str | Path) -> Image.Image:
+    """Decodes the content of a picture file, which messages call `path`; see `read_rgb`."""
+    try:
+        with Image.open(content) as file:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and file.width * file.height > limit:
                 raise Image.DecompressionBombError(f"{file.width}x{file.height} is over {limit}")
             ImageOps.exif_transpose(file, in_place=True)
             file.load()
             return to_rgb(file)
-    except PermissionError as error:
-        raise CnnvizError(f"'{path}' may not be read: permission denied") from error
+    except PermissionError:
+        raise
     except UnidentifiedImageError as error:
         raise CnnvizError(f"'{path}' is not an image that can be read") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -1,4 +1,4 @@
-"""Where pictures with labels come from: folders, files, manifests, torchvision's data sets.
+"""Where pictures with labels come from: folders, files, manifests, tars, libraries' data sets.
 
 A source is listed, never loaded: what comes out is the name and the label of every picture, in an
 order that depends on the names alone. Labels are positions in the source's own list of classes,
@@ -10,20 +10,26 @@ import io
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from cnnviz.core.choices import whole_number
-from cnnviz.core.data.images import find_images, images_below, read_picture, suffixes
-from cnnviz.core.data.rasters import ARRAYS, Raster
+from cnnviz.core.data import from_datasets, tars
+from cnnviz.core.data.examples import (
+    LABEL_COLUMNS,
+    Example,
+    ImageSource,
+    labelled,
+    said_label,
+)
+from cnnviz.core.data.images import find_images, images_below, suffixes
+from cnnviz.core.data.rasters import ARRAYS
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.files import DAMAGE, exists, from_json, lines, read_text
-from cnnviz.core.models.preprocess import Preprocess
 
 MANIFESTS = frozenset({".csv", ".jsonl"})
 TORCHVISION = ("cifar10", "mnist", "fashionmnist")
@@ -32,65 +38,6 @@ PATH_COLUMNS = (
     *("path", "filename", "file_name", "filepath", "file_path", "file"),
     *("image", "image_path", "image_name", "img", "img_path"),
 )
-LABEL_COLUMNS = ("label", "class", "class_name", "category", "target", "labels")
-UNKNOWN = -1
-
-
-@dataclass(frozen=True)
-class Example:
-    """One picture.
-
-    Attributes:
-        path: the file, or its place in a torchvision data set; for display too.
-        label: position in the data's classes; None where the picture has none.
-        row: its place in the source, before any sampling.
-    """
-
-    path: str
-    label: int | None
-    row: int
-
-
-@dataclass(frozen=True)
-class ImageSource:
-    """All pictures of a source.
-
-    Attributes:
-        examples: in stable order.
-        classes: names that labels point at; None where nothing is labelled.
-        open: decodes a picture for a network's preprocessing, or raises CnnvizError.
-        canonical: whether the order of the classes is the data set's own, which models trained on
-            it share.
-        folders: whether the classes are the names of folders.
-    """
-
-    examples: tuple[Example, ...]
-    classes: tuple[str, ...] | None
-    open: Callable[[Example, Preprocess], Image.Image | Raster]
-    canonical: bool = False
-    folders: bool = False
-
-
-def _open_file(example: Example, preprocess: Preprocess) -> Image.Image | Raster:
-    return read_picture(example.path, preprocess)
-
-
-def _by_number(name: str) -> tuple[bool, int, str]:
-    """Sorts names as text, unless all are numbers: then 2 comes before 10."""
-    number = whole_number(name)
-    return (number is None, number or 0, name)
-
-
-def _labelled(rows: Iterable[tuple[str | Path, str | None]]) -> ImageSource:
-    """Pictures with the names of their classes, None where unknown."""
-    listed = list(rows)
-    names = tuple(sorted({name for _, name in listed if name is not None}, key=_by_number))
-    position = {name: index for index, name in enumerate(names)}
-    examples = (
-        Example(str(path), None if name is None else position[name], row)
-        for row, (path, name) in enumerate(listed)
-    )
-    return ImageSource(tuple(examples), names or None, _open_file)
 
 
 def _folder(folder: Path) -> ImageSource:
@@ -100,18 +47,18 @@ def _folder(folder: Path) -> ImageSource:
         raise UsageError(f"the folder '{folder}' holds no image")
     parts = [path.relative_to(folder).parts for path in images]
     pairs = ((p, q[0] if len(q) > 1 else None) for p, q in zip(images, parts, strict=True))
-    return replace(_labelled(pairs), folders=True)
+    return replace(labelled(pairs), folders=True)
 
 
 def _several(paths: Sequence[Path]) -> ImageSource:
     """Several folders are a class each; files, or files and folders, have no labels."""
     if all(path.is_dir() for path in paths):
-        return _labelled(
+        return labelled(
             (image, folder.resolve().name)
             for folder in sorted(paths, key=lambda path: path.resolve().name)
             for image in find_images([folder])
         )
-    return _labelled((image, None) for image in find_images(paths))
+    return labelled((image, None) for image in find_images(paths))
 
 
 def _delimiter(found: Sequence[str], folder: Path) -> str:
@@ -173,10 +120,7 @@ def _json_rows(text: str, manifest: Path) -> list[tuple[str, str | None]]:
             raise UsageError(
                 f"the manifest '{manifest}', line {number}: it takes an object with path and label"
             )
-        label = entry.get("label")
-        if isinstance(label, list):  # several classes or values; of none, the mark between them
-            label = "|".join(map(str, label)) or "|"
-        rows.append((entry["path"], None if label is None else str(label).strip()))
+        rows.append((entry["path"], said_label(entry.get("label"))))
     return rows
 
 
@@ -190,7 +134,7 @@ def _manifest(manifest: Path) -> ImageSource:
     if not rows:
         raise UsageError(f"the manifest '{manifest}' lists no image")
     folder = "" if manifest.parent == Path() else str(manifest.parent)
-    return _labelled((_beside(folder, path), label or None) for path, label in rows)
+    return labelled((_beside(folder, path), label or None) for path, label in rows)
 
 
 def _beside(folder: str, path: str) -> str:
@@ -249,21 +193,42 @@ def _torchvision(text: str) -> ImageSource:
     )
 
 
+def _has_pictures(folder: Path) -> bool:
+    return any(path.suffix.lower() in suffixes() | ARRAYS for path in folder.rglob("*"))
+
+
+def _tars(sources: Sequence[str]) -> list[Path]:
+    """The tar files that are meant, if they are."""
+    if not any(source.endswith(tars.SUFFIX) for source in sources):
+        only = Path(sources[0])
+        alone = len(sources) == 1 and exists(only) and only.is_dir()
+        below = sorted(only.glob(f"*{tars.SUFFIX}")) if alone else []
+        return below if below and not _has_pictures(only) else []
+    if strangers := [source for source in sources if not source.endswith(tars.SUFFIX)]:
+        raise UsageError(f"tar files go together with tar files alone, not with '{strangers[0]}'")
+    return [Path(s) for t in sources for s in ([t] if exists(Path(t)) else tars.expand(t))]
+
+
 def find_source(sources: Sequence[str]) -> ImageSource:
     """The pictures that some names on the command line stand for.
 
     Args:
-        sources: one folder (a folder per class in it, or flat), one manifest (.csv, .jsonl), one
-            `cifar10:DIR[:train]`, `mnist:DIR` or `fashionmnist:DIR`, or several files or folders.
+        sources: one folder (a folder per class in it, flat, or of tar files), one manifest (.csv,
+            .jsonl), one `cifar10:DIR[:train]`, `mnist:DIR` or `fashionmnist:DIR`, one
+            `hf-dataset:DIR`, tar files (`shards-{000..099}.tar`), or several files or folders.
 
     Raises:
         UsageError: something does not exist, holds no picture, or is malformed.
-        CnnvizError: a torchvision data set is not there.
+        CnnvizError: a data set is not there, or is damaged.
     """
+    if found := _tars(sources):
+        return tars.of_tars(found)
     if len(sources) == 1:
         only = Path(sources[0])
         if sources[0].partition(":")[0] in TORCHVISION and ":" in sources[0]:
             return _torchvision(sources[0])
+        if sources[0].startswith(from_datasets.PREFIX):
+            return from_datasets.of_dataset(sources[0])
         if only.is_dir():
             return _folder(only)
         if only.suffix.lower() in MANIFESTS:

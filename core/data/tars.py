@@ -1,0 +1,187 @@
+"""Pictures in tar files, as the webdataset library shards a data set.
+
+Files of one name up to its first dot are a sample: `0001.jpg` with `0001.cls` or `0001.json`. The
+headers are gone through once, for where each picture lies; after that any of them is read in
+place, so that every command works as it does on a folder, samples and resumes by picture.
+Format: github.com/webdataset/webdataset.
+"""
+
+import io
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cnnviz.core.data.examples import LABEL_COLUMNS, Example, ImageSource, labelled, said_label
+from cnnviz.core.data.images import decode_rgb, suffixes
+from cnnviz.core.errors import CnnvizError, UsageError, one_line
+from cnnviz.core.files import from_json, regular
+from cnnviz.core.models.preprocess import Preprocess
+
+SUFFIX = ".tar"
+CLASS, JSON = "cls", "json"
+LARGEST_LABEL = 1 << 20
+"""Bytes of a file that holds a label."""
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+def expand(name: str) -> list[str]:
+    """`shards-{000..012}.tar` to thirteen names; a name without braces to itself.
+
+    Raises:
+        UsageError: the range runs backwards.
+    """
+    found = _BRACES.search(name)
+    if found is None:
+        return [name]
+    first, last = found.groups()
+    if int(last) < int(first):
+        raise UsageError(f"'{name}' names no file: {found[0]} runs backwards")
+    numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
+    return [
+        rest for n in numbers for rest in expand(name[: found.start()] + n + name[found.end() :])
+    ]
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A file in a tar: its name, and where its bytes lie."""
+
+    name: str
+    offset: int
+    size: int
+
+    @property
+    def key(self) -> str:
+        """What the files of a sample have in common: the name up to the first dot in it."""
+        folder, slash, name = self.name.rpartition("/")
+        return folder + slash + name.partition(".")[0]
+
+    @property
+    def extension(self) -> str:
+        return self.name.rpartition("/")[2].partition(".")[2].lower()
+
+
+def _members(stream: IO[bytes], path: Path) -> Iterator[_Member]:
+    """The plain files of a tar, in their order.
+
+    Raises:
+        CnnvizError: it is no tar, a packed or a damaged one.
+    """
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as archive:
+            for entry in archive:
+                archive.members = []  # type: ignore[attr-defined]  # it would keep them all
+                member = _Member(entry.name, entry.offset_data, entry.size)
+                hidden = member.key.rpartition("/")[2] == ""  # as .DS_Store
+                if entry.isreg() and not entry.issparse() and not hidden:
+                    yield member
+    except (tarfile.TarError, EOFError, ValueError, OSError) as error:
+        raise CnnvizError(
+            f"'{path}' is no whole tar file ({one_line(error)}); one packed with gzip or zstd must "
+            "be unpacked first"
+        ) from error
+
+
+def _label(stream: IO[bytes], sample: Sequence[_Member]) -> str | None:
+    """What `.cls`, or else one of the usual names in `.json`, says.
+
+    Raises:
+        ValueError: it says nothing that can be read.
+    """
+    by_extension = {member.extension: member for member in sample}
+    for extension in (CLASS, JSON):
+        member = by_extension.get(extension)
+        if member is None:
+            continue
+        if member.size > LARGEST_LABEL:
+            raise ValueError(f"{member.name} has {member.size:,} bytes")
+        stream.seek(member.offset)
+        text = stream.read(member.size).decode()
+        if extension == CLASS:
+            return text.strip()
+        said = from_json(text)
+        usual = [name for name in LABEL_COLUMNS if isinstance(said, dict) and name in said]
+        if usual:
+            return said_label(said[usual[0]])  # type: ignore[index]
+    return None
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the pictures of some tars lie.
+
+    Attributes:
+        tars: the files.
+        stamps: of each, its size and time.
+        places_N3: of each picture, the number of its file, and its offset and bytes there.
+    """
+
+    tars: tuple[Path, ...]
+    stamps: tuple[str, ...]
+    places_N3: NDArray[np.int64]
+
+    def state(self, example: Example) -> str:
+        """Changes when the tar does."""
+        number, offset, size = self.places_N3[example.row].tolist()
+        return f"{self.stamps[number]} {offset} {size}"
+
+    def open(self, example: Example, preprocess: Preprocess) -> Image.Image:
+        """Decodes one in place."""
+        del preprocess  # of pictures only
+        number, offset, size = self.places_N3[example.row].tolist()
+        path = self.tars[number]
+        try:
+            with path.open("rb") as stream:
+                stream.seek(offset)
+                content = stream.read(size)
+        except OSError as error:
+            raise CnnvizError(f"'{path}' cannot be read: {one_line(error)}") from error
+        return decode_rgb(io.BytesIO(content), example.path)
+
+
+def of_tars(paths: Sequence[Path]) -> ImageSource:
+    """The pictures of some tar files.
+
+    Args:
+        paths: the files, in order.
+
+    Raises:
+        UsageError: there is no picture in them.
+        CnnvizError: one is missing, no tar, packed or damaged.
+    """
+    pictures = {suffix.removeprefix(".") for suffix in suffixes()}
+    rows: list[tuple[str, str | None]] = []
+    places: list[tuple[int, int, int]] = []
+    others: Counter[str] = Counter()
+    for number, path in enumerate(paths):
+        with regular(path).open("rb") as stream, path.open("rb") as labels:
+            for _, group in groupby(_members(stream, path), key=lambda member: member.key):
+                sample = list(group)
+                shown = [member for member in sample if member.extension in pictures]
+                if not shown:
+                    others.update(member.extension for member in sample)
+                    continue
+                try:
+                    label = _label(labels, sample)
+                except ValueError as error:
+                    raise CnnvizError(
+                        f"'{path}': the label of {sample[0].key} cannot be read: {one_line(error)}"
+                    ) from error
+                rows += [(f"{path}/{member.name}", label) for member in shown]
+                places += [(number, member.offset, member.size) for member in shown]
+    if not rows:
+        kinds = ", ".join(sorted(others)[:8]) or "no file"
+        raise UsageError(f"'{paths[0]}' holds no image (.jpg .png .webp ...) but {kinds}")
+    stats = [path.stat() for path in paths]
+    stamps = tuple(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats)
+    found = _Places(tuple(paths), stamps, np.array(places, np.int64))
+    return replace(labelled(rows), open=found.open, state=found.state, files=tuple(paths))

@@ -1,0 +1,269 @@
+"""Data sets in tar files and in Arrow files, against the libraries whose formats they are."""
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from cnnviz.core.data.datasets import ImageData, open_data
+from cnnviz.core.data.distinct import distinct
+from cnnviz.core.data.shards import Shard
+from cnnviz.core.errors import CnnvizError, UsageError
+
+datasets = pytest.importorskip("datasets")
+
+
+def picture(number: int, kind: str = "PNG") -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+def tar(path: Path, files: Sequence[tuple[str, bytes]], mode: str = "w") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, content in files:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def shards(folder: Path, counts: Sequence[int] = (3, 2), label: str = "cls") -> list[Path]:
+    made, first = [], 0
+    for number, count in enumerate(counts):
+        files: list[tuple[str, bytes]] = []
+        for n in range(first, first + count):
+            said = (
+                str(n % 2) if label == "cls" else json.dumps({"caption": "x", "label": "ab"[n % 2]})
+            )
+            files += [(f"deep/{n:04d}.png", picture(n)), (f"deep/{n:04d}.{label}", said.encode())]
+        made.append(tar(folder / f"part-{number:03d}.tar", files))
+        first += count
+    return made
+
+
+def samples(path: Path) -> list[dict[str, Any]]:
+    with path.open("rb") as stream:
+        files = [
+            {"__url__": str(path), **file}
+            for file in webdataset.tariterators.tar_file_iterator(stream)
+        ]
+        return list(webdataset.tariterators.group_by_keys(files))
+
+
+def pixels(data: ImageData, index: int) -> np.ndarray:
+    return np.asarray(data.open(index))
+
+
+@pytest.mark.parametrize("label", ["cls", "json"])
+def test_tars_give_what_webdataset_gives(tmp_path: Path, label: str) -> None:
+    made = shards(tmp_path, label=label)
+    data = open_data([str(path) for path in made])
+    theirs = [sample for path in made for sample in samples(path)]
+    assert len(data) == len(theirs) == 5
+    for index, sample in enumerate(theirs):
+        example = data.examples[index]
+        assert example.path == f"{sample['__url__']}/{sample['__key__']}.png"
+        assert (pixels(data, index) == np.asarray(Image.open(io.BytesIO(sample["png"])))).all()
+        assert data.classes is not None
+        assert example.label is not None
+        said = json.loads(sample[label])
+        assert data.classes[example.label] == str(said if label == "cls" else said["label"])
+
+
+def test_braces_and_folders_name_the_same_tars(tmp_path: Path) -> None:
+    made = [str(path) for path in shards(tmp_path)]
+    for sources in ([str(tmp_path / "part-{000..001}.tar")], [str(tmp_path)]):
+        found = open_data(sources)
+        assert found.examples == open_data(made).examples
+        assert found.fingerprint == open_data(made).fingerprint
+
+
+def test_a_changed_tar_is_other_data(tmp_path: Path) -> None:
+    made = [str(path) for path in shards(tmp_path)]
+    before = open_data(made).fingerprint
+    os.utime(made[1], (1, 1))
+    assert open_data(made).fingerprint != before
+
+
+def test_any_picture_of_a_tar_in_any_order_and_shares(tmp_path: Path) -> None:
+    made = [str(path) for path in shards(tmp_path, (4, 3))]
+    data = open_data(made)
+    for n in (6, 0, 3):
+        assert (pixels(data, n) == np.asarray(Image.open(io.BytesIO(picture(n))))).all()
+    assert list(data.share(Shard(1, 2)).part) == [3, 4, 5, 6]
+    sample = open_data(made, limit=4)
+    assert [e.label for e in sample.examples].count(0) == 2
+    for index, example in enumerate(sample.examples):
+        assert (pixels(sample, index) == pixels(data, example.row)).all()
+
+
+def test_copies_in_tars_are_found(tmp_path: Path) -> None:
+    files = [("a.png", picture(1)), ("b.png", picture(2)), ("c.png", picture(1))]
+    kept, copies = distinct(open_data([str(tar(tmp_path / "x.tar", files))]))
+    assert [Path(e.path).name for e in kept.examples] == ["a.png", "b.png"]
+    assert [tuple(Path(p).name for p in pair) for pair in copies] == [("c.png", "a.png")]
+
+
+def test_hidden_files_links_and_samples_without_pictures_are_left_out(tmp_path: Path) -> None:
+    files = [(".DS_Store", b"x"), ("a.png", picture(1)), ("a.txt", b"a dog"), ("b.txt", b"none")]
+    path = tar(tmp_path / "x.tar", files)
+    with tarfile.open(path, "a") as archive:
+        link = tarfile.TarInfo("c.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    data = open_data([str(path)])
+    assert [Path(e.path).name for e in data.examples] == ["a.png"]
+    assert data.classes is None
+
+
+KINDS = [
+    "missing",
+    "cut",
+    "text",
+    "packed",
+    "without",
+    "empty",
+    "mixed",
+    "label",
+    "backwards",
+    "folder",
+]
+
+
+def bad_tars(folder: Path) -> dict[str, tuple[list[Path], str]]:
+    whole = tar(folder / "whole.tar", [("a.png", picture(1))])
+    cut = folder / "cut.tar"
+    cut.write_bytes(
+        tar(folder / "long.tar", [("a.png", picture(1)), ("b.png", bytes(9000))]).read_bytes()[
+            :4000
+        ]
+    )
+    text = folder / "text.tar"
+    text.write_text("no tar at all")
+    other = folder / "other.png"
+    other.write_bytes(picture(3))
+    label = [("a.png", picture(1)), ("a.json", b"{")]
+    return {
+        "missing": ([folder / "gone.tar"], "no file"),
+        "cut": ([cut], "no whole tar"),
+        "text": ([text], "no whole tar"),
+        "packed": ([tar(folder / "packed.tar", [("a.png", b"")], "w:gz")], "unpacked"),
+        "without": ([tar(folder / "none.tar", [("a.txt", b"x")])], "no image .* but txt"),
+        "empty": ([tar(folder / "empty.tar", [])], "but no file"),
+        "mixed": ([whole, other], "tar files alone"),
+        "label": ([tar(folder / "label.tar", label)], "label of a cannot be read"),
+        "backwards": ([folder / "x-{3..1}.tar"], "backwards"),
+        "folder": ([folder / "d.tar"], "is a folder"),
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bad_tars_are_refused_in_a_line(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "d.tar").mkdir()
+    paths, message = bad_tars(tmp_path)[kind]
+    with pytest.raises(CnnvizError, match=message):
+        open_data([str(path) for path in paths])
+
+
+def test_a_damaged_picture_in_a_tar_is_its_own_error(tmp_path: Path) -> None:
+    data = open_data(
+        [str(tar(tmp_path / "x.tar", [("a.png", b"no picture"), ("b.png", picture(1))]))]
+    )
+    with pytest.raises(CnnvizError, match=r"x\.tar/a\.png"):
+        data.open(0)
+    assert pixels(data, 1).shape == (9, 7, 3)
+
+
+def saved(folder: Path, columns: dict[str, Any], features: dict[str, Any]) -> str:
+    made = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    made.save_to_disk(str(folder))
+    return f"hf-dataset:{folder}"
+
+
+def cells(count: int) -> list[dict[str, Any]]:
+    return [{"bytes": picture(n), "path": None} for n in range(count)]
+
+
+def test_a_data_set_on_disk_gives_what_the_library_gives(tmp_path: Path) -> None:
+    kinds = {"img": datasets.Image(), "label": datasets.ClassLabel(names=["dog", "cat", "owl"])}
+    text = saved(tmp_path / "d", {"img": cells(5), "label": [1, 0, 1, -1, 0]}, kinds)
+    data, theirs = open_data([text]), datasets.load_from_disk(str(tmp_path / "d"))
+    assert data.classes == ("dog", "cat", "owl")
+    assert [e.label for e in data.examples] == [1, 0, 1, None, 0]
+    assert [Path(e.path).name for e in data.examples] == list("01234")
+    for index in range(5):
+        assert (pixels(data, index) == np.asarray(theirs[index]["img"])).all()
+    assert open_data([text]).fingerprint == data.fingerprint
+
+
+def several() -> Any:
+    return datasets.Sequence(datasets.ClassLabel(names=["a", "b"]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "labels"),
+    [
+        (several, [[0], [1, 0], []], ["a", "b|a", "|"]),
+        (lambda: datasets.Value("string"), ["x", None, "y"], ["x", None, "y"]),
+        (lambda: datasets.Value("int64"), [7, 12, 7], ["7", "12", "7"]),
+    ],
+)
+def test_labels_of_other_kinds(
+    tmp_path: Path, kind: Callable[[], Any], values: list[Any], labels: list[str | None]
+) -> None:
+    kinds = {"image": datasets.Image(), "label": kind()}
+    data = open_data([saved(tmp_path / "d", {"image": cells(3), "label": values}, kinds)])
+    names = data.classes or ()
+    assert [None if e.label is None else names[e.label] for e in data.examples] == labels
+
+
+def test_splits_and_columns_are_chosen(tmp_path: Path) -> None:
+    kinds = {
+        "left": datasets.Image(),
+        "right": datasets.Image(),
+        "fine": datasets.ClassLabel(names=["a", "b"]),
+        "coarse": datasets.ClassLabel(names=["c"]),
+    }
+    columns = {"left": cells(2), "right": cells(2), "fine": [0, 1], "coarse": [0, 0]}
+    made = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+    datasets.DatasetDict({"train": made, "test": made}).save_to_disk(str(tmp_path / "d"))
+    name = f"hf-dataset:{tmp_path / 'd'}"
+    for text, message in (
+        (name, "splits train, test; choose with ,split="),
+        (f"{name},split=val", "splits"),
+        (f"{name},split=test", "columns of pictures left, right"),
+        (f"{name},split=test,image=left", "columns of classes fine, coarse"),
+        (f"{name},split=test,image=left,label=none", "no column none"),
+        (f"{name},splits=test", "takes ,split="),
+        (f"{name},test", "takes ,split="),
+        ("hf-dataset:gone", "holds no data set"),
+        (f"hf-dataset:{tmp_path}", "holds no data set"),
+    ):
+        with pytest.raises(CnnvizError, match=message):
+            open_data([text])
+    data = open_data([f"{name},split=test,image=right,label=fine"])
+    assert data.classes == ("a", "b")
+    assert data.examples[1].path.endswith("/test/1")
+
+
+def test_a_row_without_a_picture_is_its_own_error(tmp_path: Path) -> None:
+    text = saved(tmp_path / "d", {"image": [*cells(1), None]}, {"image": datasets.Image()})
+    with pytest.raises(CnnvizError, match="holds no picture"):
+        open_data([text]).open(1)
+
+
+def test_without_the_library_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    with pytest.raises(UsageError, match=r"pip install 'cnnviz\[datasets\]'"):
+        open_data(["hf-dataset:x"])
