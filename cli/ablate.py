@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cnnviz.cli.console import Console
-from cnnviz.cli.options import Limit, ModelOptions, OutputOptions
+from cnnviz.cli.options import SOURCES, Limit, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.cli.run import Run
 from cnnviz.core.errors import CheckFailed, UsageError
 from cnnviz.core.options import Option
@@ -26,8 +26,7 @@ def ablate(
         list[str],
         typer.Argument(
             metavar="DATA",
-            help="Labelled images: a folder with one folder per class, a CSV or JSONL manifest "
-            "(path,label), or cifar10:DIR, mnist:DIR, fashionmnist:DIR.",
+            help=f"Labelled images: {SOURCES}",
         ),
     ],
     spec: AblationSpec,
@@ -41,6 +40,8 @@ def ablate(
             most=1,
         ),
     ] = None,
+    resume: Resume = False,
+    shard: Share = None,
     *,
     model: ModelOptions,
     output: OutputOptions,
@@ -58,15 +59,22 @@ def ablate(
     from cnnviz.filters.ablation.ablation import Ablation
     from cnnviz.filters.ablation.measures import measure_of
     from cnnviz.filters.ablation.report import notes, report
+    from cnnviz.filters.ablation.state import STATE
 
+    run.take_share(shard)
     images = run.data(data, limit, model.seed)
+    images = images.share(run.shard) if run.shard else images
     loaded = run.load(model)
     if min_accuracy is not None and (measure := measure_of(loaded.head)):
         raise UsageError(f"--min-accuracy counts right answers; {loaded.name} has a {measure.name}")
     ablation = Ablation(loaded, images, spec)
-    folder = run.open()
+    if run.shard:
+        ablation.refuse_shares()
+    folder = run.open(resume=resume)
+    saving = ablation.saving(folder.path / STATE, resume=resume)
     with console.progress("ablating", len(images) * ablation.passes) as advance:
-        result = ablation.run(advance)
+        result = ablation.run(advance, saving)
+    folder.list(STATE)
     _write(folder, result, loaded, images, top)
     for note in notes(result, loaded, images):
         console.note(f"note: {note}")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnviz.cli.options import Limit, ModelOptions, OutputOptions
+from cnnviz.cli.options import SOURCES, Limit, ModelOptions, OutputOptions
 from cnnviz.cli.run import Run
 from cnnviz.core.choices import pixels
 from cnnviz.core.errors import CnnvizError, UsageError
@@ -27,8 +27,7 @@ def layers(
         list[str] | None,
         typer.Argument(
             metavar="[DATA]…",
-            help="Also run on these images and say how values spread: a folder, files, a CSV or "
-            "JSONL manifest, or cifar10:DIR, mnist:DIR, fashionmnist:DIR.",
+            help=f"Also run on these images and say how values spread: {SOURCES}",
         ),
     ] = None,
     image_size: Annotated[

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cnnviz.cli.console import Console
-from cnnviz.cli.options import Limit, ModelOptions, OutputOptions, Resume, Share
+from cnnviz.cli.options import SOURCES, Limit, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.cli.run import Run
 from cnnviz.core.options import Option
 from cnnviz.filters.patches.choices import STATE, MaxPatchesSpec
@@ -25,8 +25,7 @@ def max_patches(
         list[str],
         typer.Argument(
             metavar="DATA",
-            help="A folder (of class folders or flat), files, a CSV or JSONL manifest, or "
-            "cifar10:DIR, mnist:DIR, fashionmnist:DIR.",
+            help=f"Images: {SOURCES}",
         ),
     ],
     spec: MaxPatchesSpec,

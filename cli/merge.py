@@ -2,16 +2,19 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cnnviz.cli.console import say
 from cnnviz.cli.options import OutputOptions
 from cnnviz.core.errors import CnnvizError, UsageError
+
+if TYPE_CHECKING:
+    from cnnviz.core.output.run_folder import RunFolder
 
 OWN = {"--out": 1, "-o": 1, "--shard": 1, "--resume": 0, "--overwrite": 0, "--json": 0}
 OWN |= {"--quiet": 0, "-q": 0}
@@ -36,23 +39,12 @@ def merge(
     """
     shares = _checked([_Share.read(folder) for folder in _below(folders)])
     command, line = shares[0].command, shares[0].line
-    from cnnviz.core.output import index
-    from cnnviz.core.output.index import LINES
     from cnnviz.core.output.run_folder import RunFolder
-    from cnnviz.embeddings.features import file as features
-    from cnnviz.embeddings.features.file import FEATURES
-    from cnnviz.filters.patches import state
-    from cnnviz.filters.patches.choices import STATE
 
     root = output.out or Path("cnnviz-out") / "merged"
     paths = [share.folder for share in shares]
     folder = RunFolder.open(root, overwrite=output.overwrite)
-    if (paths[0] / LINES).exists():
-        index.join(paths, folder, shares[0].content["shard"]["of"])
-    elif (paths[0] / FEATURES).exists():
-        features.join([path / FEATURES for path in paths], folder)
-    else:
-        state.join([path / STATE for path in paths], root / STATE)
+    _join(paths, folder, shares[0].content["shard"]["of"])
     del folder  # and its lock: the command opens it
     own = ["--out", str(root), "--resume", "--shard", "0/1"]
     own += ["--quiet"] * output.quiet + ["--json"] * output.json
@@ -61,6 +53,25 @@ def merge(
     from cnnviz.cli.main import run
 
     raise typer.Exit(run([command, *line, *own]))
+
+
+def _join(shares: Sequence[Path], folder: "RunFolder", of: dict[str, Any]) -> None:
+    """Joins the file in which a command keeps what it has found."""
+    from cnnviz.core.output import index
+    from cnnviz.embeddings.features import file as features
+    from cnnviz.filters.ablation import state as tally
+    from cnnviz.filters.patches import choices, state
+
+    joins: dict[str, Callable[[list[Path]], None]] = {
+        index.LINES: lambda _files: index.join(shares, folder, of),
+        features.FEATURES: lambda files: features.join(files, folder),
+        choices.STATE: lambda files: state.join(files, folder.path / choices.STATE),
+        tally.STATE: lambda files: tally.join(files, folder.path / tally.STATE),
+    }
+    for name, join in joins.items():
+        if (shares[0] / name).exists():
+            return join([share / name for share in shares])
+    raise CnnvizError(f"{shares[0]} lacks what it was to keep: none of {', '.join(joins)}")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from cnnviz.core.models.load import Model
 
 
+SOURCES = (
+    "a folder (a folder per class in it, or flat), files, a CSV or JSONL manifest (path,label), "
+    "webdataset's tar files, or cifar10:DIR, mnist:DIR, fashionmnist:DIR, hf-dataset:DIR."
+)
 Limit = Annotated[int | None, Option("A seeded, class-balanced sample of so many images.", least=1)]
 Share = Annotated[
     Shard | None,

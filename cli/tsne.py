@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cnnviz.cli.console import Console
-from cnnviz.cli.options import Limit, ModelOptions, OutputOptions, Resume, Share
+from cnnviz.cli.options import SOURCES, Limit, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.cli.run import Run
 from cnnviz.core.options import Option
 from cnnviz.embeddings.choices import EmbeddingSpec
@@ -21,8 +21,7 @@ def tsne(
         list[str],
         typer.Argument(
             metavar="DATA",
-            help="A folder with one folder per class, images, a CSV or JSONL manifest, or "
-            "cifar10:DIR, mnist:DIR, fashionmnist:DIR.",
+            help=f"Images: {SOURCES}",
         ),
     ],
     spec: EmbeddingSpec,

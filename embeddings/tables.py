@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnviz.core.output.numbers import fewer_digits
 from cnnviz.embeddings.features.extract import shown_path
 from cnnviz.embeddings.layout.tsne import Map
 from cnnviz.embeddings.quality import UNKNOWN
@@ -38,12 +39,12 @@ def image_names(result: EmbeddingResult) -> list[str]:
 EMBEDDING_HEADER = ("image", "label", "predicted", "x", "y")
 
 
-def embedding_rows(result: EmbeddingResult, found: Map) -> Iterator[tuple[str, ...]]:
+def embedding_rows(result: EmbeddingResult, found: Map) -> Iterator[tuple[object, ...]]:
     """`embedding.csv`: each image's class, the model's verdict and its place on the map."""
     predicted = [result.model_labels[best] for best in result.features.predicted_N]
     names = zip(image_names(result), _label_names(result), predicted, strict=True)
     for (image, label, verdict), (x, y) in zip(names, found.places_N2, strict=True):
-        yield image, label, verdict, f"{x:.6g}", f"{y:.6g}"
+        yield image, label, verdict, fewer_digits(float(x)), fewer_digits(float(y))
 
 
 def neighbors_header(result: EmbeddingResult) -> tuple[str, ...]:
@@ -74,6 +75,6 @@ def neighbors_rows(result: EmbeddingResult) -> Iterator[tuple[object, ...]]:
         for place in range(k):
             j = near[i, place]
             verdict = "" if same is None or not (known and labels[j]) else int(same[i, place])
-            distance = f"{result.neighbors.distances[i, place]:.6g}"
+            distance = fewer_digits(float(result.neighbors.distances[i, place]))
             row += [images[j], labels[j], verdict, distance]
         yield tuple(row)

@@ -244,10 +244,13 @@ def batches(
 ) -> Iterator[Batch]:
     """Streams the pictures through the model's preprocessing, decoding ahead.
 
+    Batches end at multiples of their size in the list, whatever the first picture, so that the
+    parts of a run and the shares of a data set have the same ones (sums in float32 hang on that).
+
     Args:
         data: what to stream.
         preprocess: the model's.
-        batch_size: pictures in a batch; the last one may have fewer.
+        batch_size: pictures in a batch; fewer at both ends and where some cannot be read.
         on_error: called with the index and the message of each picture that cannot be read, in
             order; it is left out.
         workers: threads that decode; one for each core if not given.
@@ -268,10 +271,10 @@ def batches(
     for index, image in _decoded(data, preprocess, threads, batch_size + threads, start):
         if isinstance(image, CnnvizError):
             on_error(index, str(image))
-            continue
-        indices.append(index)
-        images.append(image)
-        if len(indices) == batch_size:
+        else:
+            indices.append(index)
+            images.append(image)
+        if indices and (index + 1) % batch_size == 0:
             yield batch()
     if indices:
         yield batch()

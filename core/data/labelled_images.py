@@ -110,17 +110,26 @@ class LabelledImages:
         for _indices, images, _labels in self.all(size):
             yield images
 
-    def all(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """All images in batches: places in the data, pixels, what is true of them."""
-        told = 0
-        for indices, images, labels in self._batches(size):
+    def all(self, size: int, start: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """All images in batches: places in the data, pixels, what is true of them.
+
+        Args:
+            size: of a batch.
+            start: leave out those before this place.
+        """
+        part = self.data.part
+        told = start = part.start if start is None else start
+        for indices, images, labels in self._batches(size, start):
             yield indices, images, labels
             done = int(indices[-1]) + 1
             self.progress(done - told)
             told = done
-        self.progress(len(self.data) - told)
+        self.progress(part.stop - told)
 
-    def _batches(self, size: int) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
-        found = batches(self.data, self.model.preprocess, size, on_error=self.errors.__setitem__)
+    def _batches(
+        self, size: int, start: int = 0
+    ) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
+        note = self.errors.__setitem__
+        found = batches(self.data, self.model.preprocess, size, on_error=note, start=start)
         for batch in found:
             yield batch.indices, batch.images, self.classes[batch.labels]

@@ -24,6 +24,7 @@ from PIL import Image
 
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import exists, from_json, read_text
+from cnnviz.core.output import parquet
 from cnnviz.core.output.entries import Summary, model_entry
 from cnnviz.core.output.lock import Lock, identity
 
@@ -49,8 +50,12 @@ def version() -> str:
         return "unknown"
 
 
-def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Lets `write` fill a temporary file beside `path`, then gives it that name."""
+def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Lets `write` fill a temporary file beside `path`, then gives it that name.
+
+    Raises:
+        CnnvizError: the file system refuses (permissions, full disk, …).
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:
@@ -70,7 +75,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         CnnvizError: the file system refuses (permissions, full disk, …).
     """
-    _replace(path, lambda stream: stream.write(data))
+    replace_file(path, lambda stream: stream.write(data))
 
 
 def safe_name(text: str) -> str:
@@ -94,6 +99,7 @@ class RunFolder:
         self._inputs = tuple(inputs)
         self._root = root or self
         self.files: list[str] = root.files if root else []
+        self._listed: set[str] = root._listed if root else set()
         self._taken: set[str] = set()
         self._names: dict[str, str] = {}
         self._lock: Lock | None = None
@@ -228,13 +234,17 @@ class RunFolder:
     def adopt(self, name: str, files: Iterable[str]) -> None:
         """Takes over what an earlier part of the run wrote to a subfolder: its name and files."""
         self._taken.add(name.lower())
-        self.files.extend(files)
+        for listed in files:
+            self._add(listed)
 
     def _list(self, path: Path) -> Path:
-        relative = path.relative_to(self._root.path).as_posix()
-        if relative not in self.files:
-            self.files.append(relative)
+        self._add(path.relative_to(self._root.path).as_posix())
         return path
+
+    def _add(self, name: str) -> None:
+        if name not in self._listed:
+            self._listed.add(name)
+            self.files.append(name)
 
     def write_bytes(self, name: str, data: bytes) -> Path:
         """Writes one file and lists it; `name` is used as `safe_name` makes it."""
@@ -248,11 +258,15 @@ class RunFolder:
         return self.write_bytes(name, text.encode())
 
     def write_csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-        """Writes comma-separated values with a header line."""
-        stream = io.StringIO()
+        """Writes comma-separated values with a header line; a parquet file too, if that can be."""
+        stream, listed = io.StringIO(), list(rows)
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerows(listed)
+        if parquet.available():
+            content = io.BytesIO()
+            parquet.write(content, header, listed)
+            self.write_bytes(Path(name).stem + parquet.SUFFIX, content.getvalue())
         return self.write_text(name, stream.getvalue())
 
     def write_npz(self, name: str, **arrays: np.ndarray) -> Path:
@@ -265,7 +279,7 @@ class RunFolder:
         """Writes arrays uncompressed and straight to disk: they may be larger than the memory."""
         path = self._place(name)
         self._check_kept(path)
-        _replace(path, lambda stream: np.savez(stream, **arrays))  # type: ignore[arg-type]
+        replace_file(path, lambda stream: np.savez(stream, **arrays))  # type: ignore[arg-type]
         return self._list(path)
 
     def write_image(self, name: str, pixels: np.ndarray) -> Path:
@@ -284,7 +298,7 @@ class RunFolder:
         """Writes `summary.json`, the sign that the folder is complete; call it last."""
         path = self.path / SUMMARY
         self._check_kept(path)
-        _replace(path, lambda stream: stream.writelines(map(str.encode, json_parts(content))))
+        replace_file(path, lambda stream: stream.writelines(map(str.encode, json_parts(content))))
         return path
 
 

@@ -10,14 +10,16 @@ al. 2018, "On the importance of single directions for generalization", and Zhou 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.data.labelled_images import LabelledImages, Progress, check_labels
+from cnnviz.core.data.shards import PART
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.fast import fast
 from cnnviz.core.models.layers import named_layers
@@ -25,6 +27,7 @@ from cnnviz.filters.ablation.choices import AblationSpec, Mode
 from cnnviz.filters.ablation.measures import Answers, Measured, measure_of
 from cnnviz.filters.ablation.passes import IMAGES, Fills
 from cnnviz.filters.ablation.replay import REHEARSED, ablation_passes, default_memory
+from cnnviz.filters.ablation.state import AblationState, Saving
 from cnnviz.filters.ablation.sweep import (
     Curve,
     FilterEffect,
@@ -171,11 +174,44 @@ class Ablation:
         averages = self.spec.mode is Mode.MEAN or self.spec.cumulative
         return 1 + averages + self.spec.cumulative * len(self.plan.swept)
 
-    def run(self, progress: Progress = lambda _images: None) -> AblationResult:
+    def refuse_shares(self) -> None:
+        """Refuses what needs all images before the first of them is judged.
+
+        Raises:
+            UsageError: channel means over the data, or orders of removal that hang on them.
+        """
+        asked = ["--mode mean"] * (self.spec.mode is Mode.MEAN)
+        asked += ["--cumulative"] * self.spec.cumulative
+        if asked:
+            raise UsageError(
+                f"{' and '.join(asked)} cannot be shared out: each share would need channel means "
+                "over all images; leave it out, or run it in one piece (--shard 0/1)"
+            )
+
+    def saving(self, path: Path, *, resume: bool) -> Saving:
+        """A file for what is counted, of this experiment alone."""
+        model, data, plan = self.model, self.data, self.plan
+        identity = {
+            "weights": model.weights_sha256,
+            "model": model.name,
+            "preprocessing": repr(model.preprocess),
+            "precision": model.precision.value,
+            "data": data.fingerprint,
+            "--filters": {layer: list(off) for layer, off in plan.channels.items()},
+            "--sweep": dict(plan.swept),
+            "--mode": self.spec.mode.value,
+            PART: [data.part.start, data.part.stop, len(data.examples)],
+        }
+        return Saving(path, resume, identity)
+
+    def run(
+        self, progress: Progress = lambda _images: None, saving: Saving | None = None
+    ) -> AblationResult:
         """Runs it.
 
         Args:
             progress: called with the number of images just gone through, in each pass.
+            saving: where to write down what is counted of `--filters` and `--sweep`, if anywhere.
 
         Raises:
             CnnvizError: no image can be read, or the network's answers are not numbers.
@@ -187,7 +223,7 @@ class Ablation:
         fills = _fills(strengths, spec.mode)
         together: list[Channels] = [{}, plan.channels] if plan.channels else [{}]
         alone: list[Channels] = [{layer: (channel,)} for layer, channel in plan.swept_filters]
-        ran = _measure(stream, [*together, *alone], fills, len(together), spec)
+        ran = _measure(stream, [*together, *alone], fills, len(together), spec, saving)
         sweep = _effects(ran, plan.swept_filters, len(together))
         found: list[Curve] = []
         if spec.cumulative:
@@ -244,6 +280,7 @@ def _measure(
     fills: Fills,
     recorded: int,
     spec: AblationSpec,
+    saving: Saving | None = None,
 ) -> _Run:
     """Every ablation on every image, counted or measured."""
     model = stream.model
@@ -263,12 +300,33 @@ def _measure(
         tally = Tally(len(ablations), model.classes, recorded, model.device, model.head)
     else:
         tally = Answers(len(ablations), len(stream.data), model.classes, measure, recorded > 1)
-    indices: list[Tensor] = []
+    part, indices = stream.data.part, [torch.zeros(0, dtype=torch.int64)]
+    done = part.start
+
+    def save() -> None:
+        assert saving is not None  # noqa: S101 (asked by the caller)
+        errors = {place: text for place, text in stream.errors.items() if place < done}
+        arrays = {"indices": torch.cat(indices).numpy(), **tally.arrays()}
+        saving.save(AblationState(done, errors, arrays))
+
+    if saving and (state := saving.load()):
+        indices.append(torch.from_numpy(state.arrays["indices"]))
+        stream.errors |= state.errors
+        if len(indices[-1]):
+            tally.restore(state.arrays)
+        stream.progress(state.done - part.start)
+        done = state.done
     with torch.inference_mode():
-        for places, images, truth in stream.all(passes.images):
+        for places, images, truth in stream.all(passes.images, done):
             tally.start(truth)
             passes.run(images, tally.add)
             indices.append(places)
+            done = int(places[-1]) + 1
+            if saving and saving.due:
+                save()
+    done = part.stop
+    if saving:
+        save()
     places_M = torch.cat(indices).numpy()
     found = tally.finish()
     if isinstance(found, Counts):

@@ -7,9 +7,9 @@ every ablation is kept, in float32, on the host.
 Shapes: M images, V ablations (0 is the untouched network), K classes or values.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -139,10 +139,28 @@ class Answers:
         """Keeps logits (N, G, K) of some of the batch's images and some ablations."""
         self._answers[-1][ablations, images] = logits.movedim(1, 0).float().cpu()
 
+    def arrays(self) -> dict[str, "NDArray[Any]"]:
+        """All that was kept so far."""
+        if not self._truth:
+            return {}
+        truth, answers = torch.cat(self._truth).float(), torch.cat(self._answers, 1)
+        return {"truth": truth.numpy(), "answers": answers.numpy()}
+
+    def restore(self, arrays: "Mapping[str, NDArray[Any]]") -> None:
+        """Goes on from there.
+
+        Raises:
+            ValueError: they are of other ablations.
+        """
+        if len(arrays["answers"]) != self._ablations:
+            raise ValueError(f"{len(arrays['answers'])} ablations")
+        self._truth = [torch.from_numpy(arrays["truth"])]
+        self._answers = [torch.from_numpy(arrays["answers"])]
+
     def finish(self) -> Measured | None:
         """What they amount to; None where answers are not numbers."""
-        truth_MK = torch.cat(self._truth).float().numpy()
-        answers_VMK = torch.cat(self._answers, 1).numpy()
+        found = self.arrays()
+        truth_MK, answers_VMK = found["truth"], found["answers"]
         if not np.isfinite(answers_VMK).all():
             return None
         each_VK = np.stack([self._measure.of(truth_MK, own_MK) for own_MK in answers_VMK])

@@ -5,8 +5,9 @@ the first few ablations (the untouched network, and the one that is studied imag
 answer is recorded as well. Shapes: N images, G ablations of a group, V in all, K classes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -42,6 +43,12 @@ class Counts:
     predictions: tuple[Predictions, ...]
 
 
+SUMS = ("correct", "probability", "lost", "gained")
+"""Arrays of `Tally.arrays` that add up over shares of the images."""
+FINEST = 2.0**32
+"""Probabilities are summed in steps of one over this: such sums do not depend on their order."""
+
+
 class Tally:
     """Takes logits part by part; each part of a batch must begin with ablation 0.
 
@@ -73,7 +80,7 @@ class Tally:
         self._labels.append(labels.to(self._device))
         self._was = torch.zeros(len(labels), dtype=torch.bool, device=self._device)
         exact = self._probability.dtype
-        shape = (self._recorded, 4, len(labels))
+        shape = (self._recorded, len(labels), 4)
         self._answers.append(torch.zeros(shape, dtype=exact, device=self._device))
 
     def add(self, images: slice, ablations: slice, logits: Tensor) -> None:
@@ -86,40 +93,61 @@ class Tally:
         for place in range(ablations.start, min(ablations.stop, self._recorded)):
             own = logits[:, place - ablations.start]
             answer = self._answer(own, labels, predicted[:, place - ablations.start])
-            self._answers[-1][place, :, images] = answer
+            self._answers[-1][place, images] = answer
         if ablations.start == 0:
             self._was[images] = right[:, 0]
         was = self._was[images].unsqueeze(1)
         self._correct[ablations].index_add_(1, labels, right.T.to(torch.int64))
-        exact = probability.T.to(self._probability.dtype)
+        exact = (probability.T.to(self._probability.dtype) * FINEST).round() / FINEST
         self._probability[ablations].index_add_(1, labels, exact)
         self._lost[ablations] += (was & ~right).sum(0)
         self._gained[ablations] += (~was & right).sum(0)
 
     def _answer(self, logits: Tensor, labels: Tensor, predicted: Tensor) -> Tensor:
-        """(4, N): predicted class, its probability, the labelled class's, that class's rank."""
+        """(N, 4): predicted class, its probability, the labelled class's, that class's rank."""
         exact = self._head.log_probabilities(logits.to(self._probability.dtype))
         true = exact.gather(1, labels.unsqueeze(1))
         rank = (exact > true).sum(1)
         top = exact.gather(1, predicted.unsqueeze(1)).squeeze(1)
         return torch.stack(
-            [predicted.to(exact.dtype), top.exp(), true.squeeze(1).exp(), rank.to(exact.dtype)]
+            [predicted.to(exact.dtype), top.exp(), true.squeeze(1).exp(), rank.to(exact.dtype)], 1
         )
+
+    def arrays(self) -> dict[str, "NDArray[Any]"]:
+        """All that was counted so far, on the host: sums, and what has the images as an axis."""
+        found = {name: getattr(self, f"_{name}") for name in SUMS}
+        if self._labels:
+            found |= {"labels": torch.cat(self._labels), "answers": torch.cat(self._answers, 1)}
+        return {name: tensor.cpu().numpy() for name, tensor in found.items()}
+
+    def restore(self, arrays: "Mapping[str, NDArray[Any]]") -> None:
+        """Goes on from there.
+
+        Raises:
+            ValueError: they are of other ablations or classes.
+        """
+        for name in SUMS:
+            own = getattr(self, f"_{name}")
+            if own.shape != arrays[name].shape:
+                raise ValueError(f"{name} has shape {arrays[name].shape}")
+            own.copy_(torch.from_numpy(arrays[name]))
+        self._labels = [torch.from_numpy(arrays["labels"]).to(self._device)]
+        exact = self._probability.dtype
+        self._answers = [torch.from_numpy(arrays["answers"]).to(self._device, exact)]
 
     def finish(self) -> Counts:
         """All counts, on the host; at least one batch must have come."""
-        labels = torch.cat(self._labels)
-        answers = torch.cat(self._answers, dim=2).cpu().numpy().astype(np.float64)
+        found = self.arrays()
         predictions = tuple(
             Predictions(own[0].astype(np.int64), own[1], own[2], own[3].astype(np.int64))
-            for own in answers
+            for own in found["answers"].astype(np.float64).swapaxes(1, 2)
         )
         return Counts(
-            images=torch.bincount(labels.cpu(), minlength=self._correct.shape[1]).numpy(),
-            correct=self._correct.cpu().numpy(),
-            lost=self._lost.cpu().numpy(),
-            gained=self._gained.cpu().numpy(),
-            probability=self._probability.cpu().numpy().astype(np.float64),
-            labels=labels.cpu().numpy(),
+            images=np.bincount(found["labels"], minlength=self._correct.shape[1]),
+            correct=found["correct"],
+            lost=found["lost"],
+            gained=found["gained"],
+            probability=found["probability"].astype(np.float64),
+            labels=found["labels"],
             predictions=predictions,
         )

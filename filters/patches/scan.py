@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cnnviz.core.data.datasets import Batch, ImageData, batches
+from cnnviz.core.data.shards import PART
 from cnnviz.core.device import in_batches
 from cnnviz.core.models.fast import fast
 from cnnviz.core.models.layers import replace_outputs
@@ -63,7 +64,7 @@ def identity(model: Model, data: ImageData, plan: ScanPlan) -> dict[str, Any]:
         "--top": plan.spec.top,
         "--score": plan.spec.score.value,
         "--per-image": plan.spec.per_image,
-        scan_state.PART: [data.part.start, data.part.stop, len(data.examples)],
+        PART: [data.part.start, data.part.stop, len(data.examples)],
     }
 
 

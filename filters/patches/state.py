@@ -17,15 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.data.shards import PART, joined_parts, refuse_other
+from cnnviz.core.errors import CnnvizError
 from cnnviz.core.files import DAMAGE, open_arrays
 from cnnviz.core.output.run_folder import write_atomically
 from cnnviz.filters.patches.score_stats import ScoreStats
 from cnnviz.filters.patches.top_k import TopK
 
 _HEADER = "header"
-PART = "--shard"
-"""First image, one behind the last, and how many there are in all."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def load(path: Path, empty: ScanState, identity: Mapping[str, Any]) -> ScanState
     try:
         with open_arrays(path) as file:
             header = json.loads(bytes(file[_HEADER]))
-            _refuse_other(path, dict(header["identity"]), identity)
+            refuse_other(path, dict(header["identity"]), identity)
             layers = {
                 name: _layer(file, number, layer, int(header["counts"][number]))
                 for number, (name, layer) in enumerate(empty.layers.items())
@@ -156,8 +155,8 @@ def join(paths: Sequence[Path], path: Path) -> None:
     """
     joined: dict[str, LayerState] = {}
     errors: list[tuple[str, str]] = []
-    whole: dict[str, Any] | None = None
-    reached = 0
+    whole: dict[str, Any] = {}
+    parts: list[tuple[list[int], int]] = []
     for share in paths:
         try:
             with open_arrays(share) as file:
@@ -170,30 +169,11 @@ def join(paths: Sequence[Path], path: Path) -> None:
                 errors += [(str(image), str(message)) for image, message in header["errors"]]
         except (*DAMAGE, ArithmeticError) as error:
             raise CnnvizError(f"'{share}' is not the state of a scan") from error
-        identity[PART] = total
-        _refuse_other(share, identity, whole or identity)
-        if start != reached or done != stop:
-            raise UsageError(
-                f"'{share}' has images {start} to {done} of a share that ends at {stop}, and "
-                f"those from {reached} on are wanted; repeat its command with --resume"
-            )
-        whole, reached = identity, stop
-    if whole is None or reached != whole[PART]:
-        raise UsageError(f"the shares end at image {reached}; some are missing")
-    whole[PART] = [0, reached, reached]
+        parts.append(([start, stop, total], done))
+        whole = whole or {**identity, PART: [0, total, total]}
+        refuse_other(share, {**identity, PART: [0, total, total]}, whole)
+    reached = joined_parts(paths, parts)
     save(path, ScanState(reached, joined, tuple(errors)), whole)
-
-
-def _refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    same = json.loads(json.dumps(wanted))  # tuples become lists, as in the file
-    differing = [key for key in same if found.get(key) != same[key]]
-    if "data" in differing:
-        differing = [key for key in differing if key != PART]  # which hangs on it
-    if differing:
-        raise UsageError(
-            f"'{path}' belongs to a scan with other {', '.join(differing)}; "
-            "repeat that command to resume it, or start again with --overwrite"
-        )
 
 
 def _layer(file: Any, number: int, like: LayerState, count: int) -> LayerState:

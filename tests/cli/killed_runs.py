@@ -20,6 +20,7 @@ from types import FrameType
 
 import torch
 from PIL import Image
+from pyarrow import parquet
 
 from cnnviz.cli.main import run
 
@@ -84,6 +85,8 @@ def check(path: Path) -> None:
         rows = list(csv.reader(io.StringIO(data.decode())))
         assert data.endswith(b"\n")
         assert len({len(row) for row in rows}) == 1
+    elif path.suffix == ".parquet":
+        parquet.read_table(io.BytesIO(data))
     elif path.suffix == ".json":
         content = json.loads(data)
         if path.name == "summary.json":

@@ -71,7 +71,8 @@ def test_a_run_writes_what_its_summary_says(
     written = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
     assert written == sorted([*summary["files"], "summary.json"])
     pictures = {"classes.png", "confusions.png", "sweep.png", "cumulative.png"}
-    tables = {"flips.csv", "sweep.csv", "cumulative.csv", "predictions.npz"}
+    tables = {f"{n}.{k}" for n in ("flips", "sweep", "cumulative") for k in ("csv", "parquet")}
+    tables |= {"predictions.npz", "tally.npz"}
     assert set(summary["files"]) - {"flips.png"} == pictures | tables
     results = summary["results"]
     assert results["engine"] == {"name": "replay", "reason": None}
@@ -117,7 +118,8 @@ def test_json_puts_the_summary_and_nothing_else_on_stdout(
     assert shown["results"]["flips"] is None
     layers = shown["results"]["sweep"]["layers"]
     assert layers == [{"layer": "0", "filters": 8}, {"layer": "3", "filters": 6}]
-    assert sorted(shown["files"]) == ["predictions.npz", "sweep.csv", "sweep.png"]
+    tables = ["predictions.npz", "sweep.csv", "sweep.parquet", "sweep.png", "tally.npz"]
+    assert sorted(shown["files"]) == tables
 
 
 def test_two_runs_are_byte_for_byte_the_same(

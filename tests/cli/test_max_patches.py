@@ -201,7 +201,7 @@ def test_an_interrupted_scan_resumes_and_a_finished_one_does_not(
     assert run([*command, str(out), *more]) == 2
     assert "is not empty" in capsys.readouterr().err
     assert run([*command, str(out), *more, "--top", "2", "--resume"]) == 2
-    assert "belongs to a scan with other --top" in capsys.readouterr().err
+    assert "belongs to a run with other --top" in capsys.readouterr().err
     assert run([*command, str(out), *more, "--resume"]) == 0
     assert summary_in(out)["results"] == summary_in(whole)["results"]
     for name in summary_in(out)["files"]:

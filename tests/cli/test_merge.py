@@ -24,6 +24,7 @@ LINES = {
     "activations": ["activations", "data", "--layer", "stem.conv"],
     "max-patches": ["max-patches", "data", "--layer", "stem.conv", "--batch-size", "2"],
     "tsne": ["tsne", "data", "--perplexity", "2", "--batch-size", "1"],
+    "ablate": ["ablate", "listed.csv", "--filters", "stem.conv:3,5", "--sweep", "stem.conv"],
 }
 VARIABLES = ("RANK", "WORLD_SIZE", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "LOCAL_RANK")
 
@@ -41,6 +42,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
     (tmp_path / "data" / "a" / "2b.png").write_bytes(b"no picture")
+    rows = [f"data/{name}.png,{'cat' if name[0] == 'a' else 'dog'}" for name in [*names, "a/2b"]]
+    (tmp_path / "listed.csv").write_text("\n".join(["path,label", *sorted(rows)]) + "\n")
     return tmp_path
 
 
@@ -93,6 +96,15 @@ def test_a_share_that_is_missing_or_twice_there_is_named(
     assert run(["merge", "elsewhere", "parts", "--out", "all", "--quiet"]) == 1
 
 
+@pytest.mark.parametrize("more", [["--mode", "mean"], ["--cumulative"]])
+def test_what_needs_all_images_first_is_not_shared_out(
+    more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*LINES["ablate"], *more, "--out", "parts", "--shard", "0/2"]) == 2
+    assert f"{' '.join(more)} cannot be shared out" in capsys.readouterr().err
+    assert not Path("parts").exists()
+
+
 def _other_options() -> None:
     again("--method", "gradient-x-input")
 
@@ -143,7 +155,7 @@ def test_scans_of_other_data_are_refused(capsys: pytest.CaptureFixture[str]) -> 
     assert run(line) == 0
     capsys.readouterr()
     assert run(["merge", "parts", "--out", "all"]) == 2
-    assert "belongs to a scan with other data" in capsys.readouterr().err
+    assert "belongs to a run with other data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("spoilt", ["{", "[]", '{"schema": "cnnviz.saliency/1"}', None])
@@ -193,12 +205,20 @@ def test_more_shares_than_images_are_refused(capsys: pytest.CaptureFixture[str])
         assert not Path("o").exists()
 
 
-@pytest.mark.parametrize("length", [0, 1, 7, 100])
+@pytest.mark.parametrize("length", [0, 1, 7, 100, 1000, 10_001])
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 def test_parts_are_everything_once(length: int, count: int) -> None:
     parts = [Shard(number, count).part(length) for number in range(count)]
     assert [i for part in parts for i in part] == list(range(length))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert max(map(len, parts)) - min(map(len, parts)) <= max(1, length / count / 8)
+
+
+@pytest.mark.parametrize("count", [2, 3, 64])
+def test_shares_of_large_sets_cut_no_batch(count: int) -> None:
+    parts = [Shard(number, count).part(1_000_003) for number in range(count)]
+    assert [i for part in parts for i in (part.start, part.stop)][:-1] == [
+        i // 256 * 256 for part in parts for i in (part.start, part.stop)
+    ][:-1]
 
 
 def test_launchers_tell_the_share() -> None:

@@ -104,7 +104,10 @@ def test_a_run_writes_what_its_summary_says(finished):
     written = sorted(str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file())
     assert written == sorted([*summary["files"], "summary.json"])
     pictures = {f"{name}.png" for name in ("scatter", "images", "grid", "quality")}
-    assert pictures | {"embedding.csv", "neighbors.csv", "features.npz"} == set(summary["files"])
+    tables = {
+        f"{name}.{kind}" for name in ("embedding", "neighbors") for kind in ("csv", "parquet")
+    }
+    assert pictures | tables | {"features.npz"} == set(summary["files"])
     results = summary["results"]
     assert results["images"] == results["labelled"] == 40
     assert results["dimensions"] == 48

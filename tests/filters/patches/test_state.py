@@ -124,7 +124,7 @@ def test_state_of_another_model_is_refused_by_naming_what_differs(
     plan, path = make_plan(model, MaxPatchesSpec(batch_size=4)), tmp_path / "state.npz"
     interrupted(model, data, plan, Saving(path, 1), 3)
     other = replace(model, **change)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match=f"belongs to a scan with other {named};"):
+    with pytest.raises(UsageError, match=f"belongs to a run with other {named};"):
         find_patches(other, data, plan, saving=Saving(path, resume=True))
 
 
@@ -135,11 +135,11 @@ def test_state_of_other_data_or_questions_is_refused(
     interrupted(model, data, make_plan(model, MaxPatchesSpec(batch_size=4)), Saving(path, 1), 3)
     saving = Saving(path, resume=True)
     fewer = open_data([str(folder)], limit=50)
-    with pytest.raises(UsageError, match="scan with other data;"):
+    with pytest.raises(UsageError, match="run with other data;"):
         find_patches(model, fewer, make_plan(model, MaxPatchesSpec(batch_size=4)), saving=saving)
-    with pytest.raises(UsageError, match="scan with other --top;"):
+    with pytest.raises(UsageError, match="run with other --top;"):
         find_patches(model, data, make_plan(model, MaxPatchesSpec(top=3)), saving=saving)
-    with pytest.raises(UsageError, match="scan with other layers or filters;"):
+    with pytest.raises(UsageError, match="run with other layers or filters;"):
         find_patches(model, data, make_plan(model, MaxPatchesSpec(filters=("0:1",))), saving=saving)
 
 
