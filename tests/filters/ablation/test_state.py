@@ -20,7 +20,7 @@ from cnnviz.core.models.heads import Head, Kind
 from cnnviz.core.models.load import Model
 from cnnviz.filters.ablation import state
 from cnnviz.filters.ablation.ablation import Ablation, AblationResult
-from cnnviz.filters.ablation.choices import AblationSpec
+from cnnviz.filters.ablation.choices import AblationSpec, Mode
 
 SPEC = AblationSpec(filters=("0:1",), sweep=("0",), batch_size=2)
 
