@@ -263,7 +263,10 @@ def batches(
     def batch() -> Batch:
         labels = [data.examples[index].label for index in indices]
         known = [UNKNOWN if label is None else label for label in labels]
-        made = Batch(torch.tensor(indices), torch.stack(images), torch.tensor(known))
+        stacked = torch.stack(images)
+        if torch.cuda.is_available():
+            stacked = stacked.pin_memory()  # copied to the device while it computes
+        made = Batch(torch.tensor(indices), stacked, torch.tensor(known))
         indices.clear()
         images.clear()
         return made

@@ -96,7 +96,8 @@ class Model:
 
     def outputs(self, images_N3HW: Tensor) -> Tensor:
         """One pass: what the network puts out, float32 (N, K) where it is a row of numbers."""
-        images = images_N3HW.to(self.device, self.precision.dtype)
+        pinned = images_N3HW.is_pinned()
+        images = images_N3HW.to(self.device, self.precision.dtype, non_blocking=pinned)
         rows: Tensor = self.module(images.contiguous(memory_format=self.layout))
         return rows.float() if isinstance(rows, Tensor) else rows
 
