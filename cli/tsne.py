@@ -73,6 +73,13 @@ def tsne(
 def _tell(result: "EmbeddingResult", console: Console) -> None:
     if result.features.reused:
         console.note("the features of the earlier run are used again: nothing they hang on changed")
+    if not result.neighbors.exact:
+        console.note(
+            "of so many images an index (Annoy) finds the neighbours: "
+            f"{result.neighbor_recall:.1%} of the true ones"
+        )
+    if result.judged < len(result.labels_N):
+        console.note(f"the map is judged by {result.judged:,} of the images, drawn by --seed")
     if result.mismatch:
         console.note(f"predictions are not judged: {result.mismatch}")
 

@@ -1,7 +1,7 @@
 """One embedding experiment end to end: a network's view of a data set, laid out in the plane.
 
-Features of every image, their principal components, exact neighbours, a map per perplexity, and
-how far each map can be trusted, beside the same numbers for plain PCA.
+Features of every image, their principal components, neighbours (exact ones, but of very many
+images), a map per perplexity, and how far each map can be trusted, beside the same for plain PCA.
 
 Shapes: N images, D features, k neighbours.
 """
@@ -21,7 +21,7 @@ from cnnviz.embeddings.choices import EmbeddingSpec, Method
 from cnnviz.embeddings.features.extract import Features, extract, features_key
 from cnnviz.embeddings.features.file import load_features
 from cnnviz.embeddings.features.penultimate import FeatureExtractor
-from cnnviz.embeddings.layout.neighbors import Neighbors, nearest
+from cnnviz.embeddings.layout.neighbors import near_points, nearest
 from cnnviz.embeddings.layout.pca import Pca, pca
 from cnnviz.embeddings.layout.tsne import (
     Map,
@@ -35,8 +35,10 @@ from cnnviz.embeddings.quality import (
     UNKNOWN,
     LabelQuality,
     MapQuality,
+    judged_points,
     label_quality,
     map_quality,
+    preservation,
 )
 from cnnviz.embeddings.result import EmbeddingResult
 
@@ -114,7 +116,13 @@ def _maps(
         return (flat,), flat
     k = neighbours_needed(max(spec.perplexities))
     with clock.part("neighbours", len(points)) as advance:
-        near = nearest(points, min(k, len(points) - 1), device=model.device, progress=advance)
+        near = near_points(
+            points,
+            min(k, len(points) - 1),
+            device=model.device,
+            seed=spec.seed,
+            progress=advance,
+        )
     maps = []
     for perplexity in dict.fromkeys(spec.perplexities):
 
@@ -210,10 +218,24 @@ class Embedder:
             advance(1)
         maps, flat = _maps(components, spec, model, clock, self._tell)
         with clock.part("neighbours", count) as advance:
-            near = nearest(points, min(FAR, count - 1), device=model.device, progress=advance)
+            near = near_points(
+                points,
+                min(FAR, count - 1),
+                device=model.device,
+                seed=spec.seed,
+                progress=advance,
+            )
         judged = maps if maps[0] is flat else (*maps, flat)
-        with clock.part("quality", count * (1 + len(judged))) as advance:
-            own, qualities = _judge(features, near, judged, labels_N, spec, model, advance)
+        rows = judged_points(count, spec.seed)
+        with clock.part("quality", len(rows) * (1 + len(judged))) as advance:
+            reference = near.indices[rows]
+            if not near.exact:
+                found = nearest(points, near.indices.shape[1], rows=rows, device=model.device)
+                reference = found.indices
+            recall = preservation(reference, near.indices[rows])
+            own, qualities = _judge(
+                features, reference, judged, labels_N, rows, spec, model, advance
+            )
         return EmbeddingResult(
             data=self._data,
             preprocess=model.preprocess,
@@ -224,6 +246,8 @@ class Embedder:
             mismatch=mismatch,
             components=components,
             neighbors=near,
+            neighbor_recall=recall,
+            judged=len(rows),
             maps=maps,
             feature_quality=own,
             qualities=qualities[: len(maps)],
@@ -241,31 +265,33 @@ def _components(features: Features, spec: EmbeddingSpec) -> Pca:
 
 def _judge(
     features: Features,
-    near: Neighbors,
+    reference_Mk: NDArray[np.int64],
     maps: tuple[Map, ...],
     labels_N: NDArray[np.int64],
+    rows_M: NDArray[np.int64],
     spec: EmbeddingSpec,
     model: Model,
     advance: Callable[[int], None],
 ) -> tuple[LabelQuality, tuple[MapQuality, ...]]:
     """How the features stand by class, and what each map keeps of them."""
-    points, count, done = features.values_ND, len(features.values_ND), 0
+    points, count, done = features.values_ND, len(rows_M), 0
 
     def progress(steps: int) -> None:
         nonlocal done
         done += steps
         advance(steps)
 
-    own = label_quality(points, near.indices, labels_N, progress)
+    own = label_quality(points, reference_Mk, labels_N, rows_M, progress)
     qualities = []
     for number, each in enumerate(maps, start=1):
         # Measures that do not apply are left out, and with them their share of the work.
         progress(number * count - done)
         quality = map_quality(
             points,
-            near.indices,
+            reference_Mk,
             each.places_N2,
             labels_N,
+            rows_M,
             device=model.device,
             seed=spec.seed,
             progress=progress,

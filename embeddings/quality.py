@@ -3,9 +3,10 @@
 Every number compares the features with one layout of them. Three ask about neighbours (are they
 kept, are the new ones false, do they share a class), one about classes as a whole, one about far
 distances, which t-SNE is known to lose. All of them see every pair of points, tile by tile, but
-for the last one, which samples pairs.
+for the last one, which samples pairs. Of very many points a random part is judged, each point of
+it against all.
 
-Shapes: N points, k neighbours, K classes, R rows of a tile, C columns of a tile.
+Shapes: N points, M of them judged, k neighbours, K classes, R rows of a tile, C columns of a tile.
 """
 
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ from cnnviz.embeddings.layout.neighbors import (
 NEAR, FAR = 10, 50
 PAIRS = 1000
 UNKNOWN = -1
+LARGEST_JUDGED, JUDGED = 25_000, 10_000
+"""More points than the first are judged by so many of them."""
+Rows = NDArray[np.int64] | None
+"""Which points are judged; None: all."""
 # Distances that are read several times over are made so many at a time: they stay in the caches.
 CACHED_PAIRS = 2**21
 
@@ -65,6 +70,18 @@ class MapQuality:
     labels: LabelQuality
 
 
+def judged_points(count: int, seed: int) -> NDArray[np.int64]:
+    """(M,) which of so many points are judged, ascending: all, or a seeded part of very many."""
+    if count <= LARGEST_JUDGED:
+        return np.arange(count)
+    chosen = np.random.default_rng(seed).choice(count, JUDGED, replace=False)
+    return np.sort(chosen).astype(np.int64)
+
+
+def _rows(rows_M: Rows, count: int) -> NDArray[np.int64]:
+    return np.arange(count) if rows_M is None else rows_M
+
+
 def preservation(reference_Nk: NDArray[np.int64], found_Nk: NDArray[np.int64]) -> float:
     """The share, 0 to 1, of each point's reference neighbours that are found again."""
     both = np.concatenate([reference_Nk, found_Nk], axis=1)
@@ -73,7 +90,9 @@ def preservation(reference_Nk: NDArray[np.int64], found_Nk: NDArray[np.int64]) -
     return float(shared) / reference_Nk.size
 
 
-def knn_accuracy(neighbors_Nk: NDArray[np.int64], labels_N: NDArray[np.int64]) -> float | None:
+def knn_accuracy(
+    neighbors_Mk: NDArray[np.int64], labels_N: NDArray[np.int64], rows_M: Rows = None
+) -> float | None:
     """The share of labelled points whose class is the commonest among their neighbours.
 
     Ties go to the class that comes first. Neighbours without a label have no vote.
@@ -81,24 +100,27 @@ def knn_accuracy(neighbors_Nk: NDArray[np.int64], labels_N: NDArray[np.int64]) -
     Returns:
         None where no point is labelled.
     """
-    known = np.flatnonzero(labels_N != UNKNOWN)
+    rows_M = _rows(rows_M, len(labels_N))
+    known = np.flatnonzero(labels_N[rows_M] != UNKNOWN)
     if not len(known):
         return None
     classes, agreed = int(labels_N.max()) + 1, 0
     for tile in row_tiles(len(known)):
-        rows = known[tile]
-        votes_Rk = labels_N[neighbors_Nk[rows]]
-        counts_RK = np.zeros((len(rows), classes), np.int64)
+        places = known[tile]
+        votes_Rk = labels_N[neighbors_Mk[places]]
+        counts_RK = np.zeros((len(places), classes), np.int64)
         voter, place = np.nonzero(votes_Rk != UNKNOWN)
         np.add.at(counts_RK, (voter, votes_Rk[voter, place]), 1)
         elected = counts_RK.argmax(axis=1)
-        agreed += int(((elected == labels_N[rows]) & (counts_RK.max(axis=1) > 0)).sum())
+        own = labels_N[rows_M[places]]
+        agreed += int(((elected == own) & (counts_RK.max(axis=1) > 0)).sum())
     return agreed / len(known)
 
 
 def trustworthiness(
     points_ND: Points,
-    found_Nk: NDArray[np.int64],
+    found_Mk: NDArray[np.int64],
+    rows_M: Rows = None,
     *,
     device: torch.device | str = "cpu",
     progress: Progress = lambda _steps: None,
@@ -111,13 +133,14 @@ def trustworthiness(
     Returns:
         None where N is below 2k, for which it is not defined.
     """
-    count, k = found_Nk.shape
+    count, k, rows_M = len(points_ND), found_Mk.shape[1], _rows(rows_M, len(points_ND))
     if k >= count / 2:
         return None
     tiles = DistanceTiles(points_ND, device)
     penalty = 0.0
-    for rows in row_tiles(count, CACHED_PAIRS):
-        found = torch.from_numpy(found_Nk[rows]).to(tiles.device)
+    for places in row_tiles(len(rows_M), max(1, CACHED_PAIRS * len(rows_M) // count)):
+        rows = rows_M[places]
+        found = torch.from_numpy(found_Mk[places]).to(tiles.device)
         distances_RN = torch.cat([tile_RC for _, tile_RC in tiles.of(rows)], dim=1)
         limits_Rk = distances_RN.gather(1, found)
         true_R1 = distances_RN.topk(k, dim=1, largest=False).values[:, -1:]
@@ -129,7 +152,7 @@ def trustworthiness(
             nearer_RN += distances_RN < limits_Rk[:, column, None]
         penalty += int(nearer_RN.sum()) + (1 - k) * int(false_Rk.sum())
         progress(len(rows))
-    worst: float = count * k * (2 * count - 3 * k - 1) / 2
+    worst: float = len(rows_M) * k * (2 * count - 3 * k - 1) / 2
     return 1 - penalty / worst
 
 
@@ -176,30 +199,33 @@ def distance_correlation(points_ND: Points, places_N2: Points, seed: int) -> flo
 
 def label_quality(
     points_ND: Points,
-    neighbors_Nk: NDArray[np.int64],
+    neighbors_Mk: NDArray[np.int64],
     labels_N: NDArray[np.int64],
+    rows_M: Rows = None,
     progress: Progress = lambda _steps: None,
 ) -> LabelQuality:
     """How well a space stands by class.
 
     Args:
         points_ND: the space.
-        neighbors_Nk: each point's neighbours in it, nearest first; the first 10 are asked.
+        neighbors_Mk: neighbours in it of each judged point, nearest first; the first 10 are asked.
         labels_N: class of each point, -1 where unknown.
+        rows_M: which points are judged (the silhouette: among themselves).
         progress: called with the number of points just done.
     """
-    enough = len(labels_N) > NEAR + 1
+    enough, rows_M = len(labels_N) > NEAR + 1, _rows(rows_M, len(labels_N))
     return LabelQuality(
-        knn_accuracy(neighbors_Nk[:, :NEAR], labels_N) if enough else None,
-        silhouette(points_ND, labels_N, progress),
+        knn_accuracy(neighbors_Mk[:, :NEAR], labels_N, rows_M) if enough else None,
+        silhouette(points_ND[rows_M], labels_N[rows_M], progress),
     )
 
 
 def map_quality(
     points_ND: Points,
-    reference_Nk: NDArray[np.int64],
+    reference_Mk: NDArray[np.int64],
     places_N2: NDArray[np.float32],
     labels_N: NDArray[np.int64],
+    rows_M: Rows = None,
     *,
     device: torch.device | str = "cpu",
     seed: int = 0,
@@ -209,25 +235,26 @@ def map_quality(
 
     Args:
         points_ND: the features.
-        reference_Nk: each point's nearest features, at least min(50, N - 1).
+        reference_Mk: each judged point's nearest features, at least min(50, N - 1).
         places_N2: the layout.
         labels_N: class of each point, -1 where unknown.
+        rows_M: which points are judged.
         device: where it is computed.
         seed: of the sampled pairs.
-        progress: called with the number of points just done, N in all.
+        progress: called with the number of points just done, M in all.
     """
-    count = len(points_ND)
-    found = nearest(places_N2, min(FAR, count - 1), device=device).indices
+    count, rows_M = len(points_ND), _rows(rows_M, len(points_ND))
+    found = nearest(places_N2, min(FAR, count - 1), rows=rows_M, device=device).indices
 
     def kept(k: int) -> float | None:
-        return preservation(reference_Nk[:, :k], found[:, :k]) if count > k + 1 else None
+        return preservation(reference_Mk[:, :k], found[:, :k]) if count > k + 1 else None
 
     return MapQuality(
         preservation_10=kept(NEAR),
         preservation_50=kept(FAR),
         trustworthiness=trustworthiness(
-            points_ND, found[:, :NEAR], device=device, progress=progress
+            points_ND, found[:, :NEAR], rows_M, device=device, progress=progress
         ),
         spearman=distance_correlation(points_ND, places_N2, seed),
-        labels=label_quality(places_N2, found, labels_N),
+        labels=label_quality(places_N2, found, labels_N, rows_M),
     )

@@ -60,6 +60,12 @@ class Results(TypedDict):
         Count | None, Said("null where the classes of data and model do not match")
     ]
     labels_not_matched: str | None
+    judged: Annotated[
+        int, Said("images that the qualities are of, each against all; drawn by --seed", minimum=4)
+    ]
+    neighbor_recall: Annotated[
+        Share, Said("share of an image's true nearest among those found; 1 where they are exact")
+    ]
     features: LabelEntry
     pca: QualityEntry
     maps: Annotated[list[MapEntry], Said(minItems=1)]
@@ -127,6 +133,8 @@ def report(result: EmbeddingResult, folders: tuple[str, ...]) -> Results:
         "explained_variance": fewer_digits(float(result.components.explained.sum())),
         "wrongly_predicted": None if correct is None else int((~correct).sum()),
         "labels_not_matched": result.mismatch,
+        "judged": result.judged,
+        "neighbor_recall": fewer_digits(result.neighbor_recall),
         "features": _label_entry(result.feature_quality),
         "pca": _quality_entry(result.pca_quality),
         "maps": maps,

@@ -31,6 +31,8 @@ class EmbeddingResult:
         mismatch: why it cannot be told, when there are labels.
         components: explained variance of the principal components.
         neighbors: nearest images in the features, at most 50.
+        neighbor_recall: the share of the true ones among them; 1 where they are exact.
+        judged: how many images the qualities are of.
         maps: one per perplexity, or the PCA map.
         feature_quality: how the features themselves stand by class.
         qualities: one per map.
@@ -47,6 +49,8 @@ class EmbeddingResult:
     mismatch: str | None
     components: Pca
     neighbors: Neighbors
+    neighbor_recall: float
+    judged: int
     maps: tuple[Map, ...]
     feature_quality: LabelQuality
     qualities: tuple[MapQuality, ...]

@@ -1,7 +1,8 @@
-"""Exact nearest neighbours by brute force: a tile of the distance matrix at a time.
+"""Nearest neighbours: exact ones by brute force, a tile of the distance matrix at a time.
 
 Squared distances are |a|² + |b|² - 2ab of centred points in float64, so that a tile is one matrix
 product. No index, no sampling, and no more memory than a tile takes, whatever the number of points.
+Of very many points on a processor they are approximate, by openTSNE's index (Annoy).
 
 Shapes: N points, D dimensions, R rows of a tile, C columns of a tile, k neighbours.
 """
@@ -12,10 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from openTSNE.affinity import get_knn_index
 from torch import Tensor
 
 from cnnviz.core.errors import UsageError
 
+LARGEST_EXACT = 25_000
+"""Points from which the index is quicker than brute force, on two cores and a CPU."""
 TILE_ROWS = 640
 TILE_COLUMNS = 16384
 
@@ -30,10 +34,12 @@ class Neighbors:
     Attributes:
         indices: (N, k) int64.
         distances: (N, k) float32, Euclidean; 0 where they are rounding noise.
+        exact: whether none can be missing.
     """
 
     indices: NDArray[np.int64]
     distances: NDArray[np.float32]
+    exact: bool = True
 
 
 class DistanceTiles:
@@ -90,6 +96,7 @@ def nearest(
     points_ND: Points,
     k: int,
     *,
+    rows: NDArray[np.int64] | None = None,
     device: torch.device | str = "cpu",
     progress: Progress = lambda _steps: None,
 ) -> Neighbors:
@@ -98,6 +105,7 @@ def nearest(
     Args:
         points_ND: (N, D) finite numbers; may be a memory-mapped file.
         k: from 1 to N - 1.
+        rows: of these points alone, R instead of N.
         device: where the tiles are computed.
         progress: called with the number of points just done.
 
@@ -108,9 +116,11 @@ def nearest(
     if not 1 <= k < count:
         raise UsageError(f"{count} points have no {k} neighbours each; 1 to {count - 1} will do")
     tiles = DistanceTiles(points_ND, device)
-    indices = np.empty((count, k), np.int64)
-    distances = np.empty((count, k), np.float32)
-    for rows in row_tiles(count):
+    asked = np.arange(count) if rows is None else rows
+    indices = np.empty((len(asked), k), np.int64)
+    distances = np.empty((len(asked), k), np.float32)
+    for places in row_tiles(len(asked)):
+        rows = asked[places]
         values = torch.empty(len(rows), 0, dtype=torch.float64, device=tiles.device)
         columns = torch.empty(len(rows), 0, dtype=torch.int64, device=tiles.device)
         for start, tile_RC in tiles.of(rows):
@@ -118,7 +128,38 @@ def nearest(
             values, columns = torch.cat([values, least], 1), torch.cat([columns, where + start], 1)
         columns, order = columns.sort(dim=1)  # ties go by index
         values, order = values.gather(1, order).sort(dim=1, stable=True)
-        indices[rows] = columns.gather(1, order)[:, :k].cpu().numpy()
-        distances[rows] = values[:, :k].sqrt().cpu().numpy()
+        indices[places] = columns.gather(1, order)[:, :k].cpu().numpy()
+        distances[places] = values[:, :k].sqrt().cpu().numpy()
         progress(len(rows))
     return Neighbors(indices, distances)
+
+
+def near_points(
+    points_ND: Points,
+    k: int,
+    *,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    progress: Progress = lambda _steps: None,
+) -> Neighbors:
+    """The k nearest other points of every point, by the quicker way: exact, or nearly so.
+
+    Args:
+        points_ND: (N, D) finite numbers.
+        k: from 1 to N - 1.
+        device: where the points are compared; approximate ones are found by the CPU alone.
+        seed: of the index.
+        progress: called with the number of points just done.
+
+    Raises:
+        UsageError: k does not fit the number of points.
+    """
+    count = len(points_ND)
+    if count <= LARGEST_EXACT or torch.device(device).type != "cpu":
+        return nearest(points_ND, k, device=device, progress=progress)
+    index = get_knn_index(
+        points_ND, "annoy", k, "euclidean", n_jobs=torch.get_num_threads(), random_state=seed
+    )
+    indices, distances = index.build()
+    progress(count)
+    return Neighbors(indices.astype(np.int64), distances.astype(np.float32), exact=False)

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from cnnviz.cli.main import run
+from cnnviz.embeddings import quality
+from cnnviz.embeddings.layout import neighbors
 
 SCHEMA = Path(__file__).parent.parent.parent / "docs" / "schemas" / "tsne.schema.json"
 NET = """
@@ -279,3 +281,19 @@ def test_results_are_not_replaced_unasked(out, photos, options, capsys):
     assert run(["tsne", str(photos), *options]) == 2
     assert "is not empty; use --overwrite" in capsys.readouterr().err
     assert (out / "embedding.csv").read_bytes() == before
+
+
+def test_of_very_many_images_neighbours_are_approximate_and_a_part_is_judged(
+    photos, options, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(neighbors, "LARGEST_EXACT", 20)
+    monkeypatch.setattr(quality, "LARGEST_JUDGED", 20)
+    monkeypatch.setattr(quality, "JUDGED", 15)
+    out = tmp_path / "many"
+    assert run(["tsne", str(photos), *options, "--no-pictures", "--out", str(out)]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "an index (Annoy) finds the neighbours" in said
+    assert "judged by 15 of the images" in said
+    results = json.loads((out / "summary.json").read_text())["results"]
+    assert results["judged"] == 15
+    assert 0.9 < results["neighbor_recall"] <= 1

@@ -139,3 +139,27 @@ def test_points_that_are_all_neighbours_of_each_other_tell_nothing(space):
 def test_distances_that_do_not_vary_correlate_with_nothing():
     places = np.random.default_rng(0).normal(size=(2, 2)).astype(np.float32)
     assert quality.distance_correlation(places, places, seed=0) == 0
+
+
+def test_a_part_of_the_points_is_judged_against_all(space):
+    points, places, labels = space
+    rows = np.array([3, 4, 17, 40, 90])
+    found = nearest(places, 10).indices
+    part = quality.trustworthiness(points, found[rows], rows)
+    alone = [quality.trustworthiness(points, found[[row]], np.array([row])) for row in rows]
+    assert part == pytest.approx(np.mean(alone), abs=1e-12)
+    everything = [quality.trustworthiness(points, found[[r]], np.array([r])) for r in range(130)]
+    whole = quality.trustworthiness(points, found)
+    assert np.mean(everything) == pytest.approx(whole, abs=1e-12)
+    right = quality.knn_accuracy(found[rows], labels, rows)
+    each = [quality.knn_accuracy(found[[row]], labels, np.array([row])) for row in rows]
+    assert right == pytest.approx(np.mean(each))
+    assert (nearest(points, 7, rows=rows).indices == nearest(points, 7).indices[rows]).all()
+
+
+def test_of_very_many_points_a_seeded_part_is_judged():
+    assert (quality.judged_points(25_000, 0) == np.arange(25_000)).all()
+    many = quality.judged_points(25_001, 0)
+    assert len(many) == len(set(many.tolist())) == quality.JUDGED
+    assert (many == quality.judged_points(25_001, 0)).all()
+    assert (many != quality.judged_points(25_001, 1)).any()

@@ -7,7 +7,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from cnnviz.core.errors import UsageError
 from cnnviz.embeddings.layout import neighbors
-from cnnviz.embeddings.layout.neighbors import nearest
+from cnnviz.embeddings.layout.neighbors import near_points, nearest
 
 
 def clusters(count, dimensions, spread=1.0, offset=0.0, seed=0):
@@ -97,3 +97,19 @@ def test_whole_rows_hold_no_more_pairs_than_allowed():
     assert np.concatenate(tiles).tolist() == list(range(500))
     assert max(len(rows) for rows in tiles) * 500 == 5000
     assert len(next(neighbors.row_tiles(10, most_pairs=3))) == 1
+
+
+def test_of_very_many_points_nearly_all_neighbours_are_found(monkeypatch):
+    monkeypatch.setattr(neighbors, "LARGEST_EXACT", 100)
+    points = clusters(600, 30)
+    found, exact = near_points(points, 15), nearest(points, 15)
+    assert exact.exact
+    assert not found.exact
+    shared = [len({*a} & {*b}) for a, b in zip(found.indices, exact.indices, strict=True)]
+    assert sum(shared) / found.indices.size > 0.95
+    assert not (found.indices == np.arange(600)[:, None]).any()
+    true = np.linalg.norm(points[found.indices].astype(float) - points[:, None], axis=-1)
+    np.testing.assert_allclose(found.distances, true, rtol=1e-3)
+    again = near_points(points, 15)
+    assert (again.indices == found.indices).all()
+    assert near_points(points[:100], 15).exact

@@ -95,6 +95,8 @@ def result(tmp_path):
         components=components,
         neighbors=near,
         maps=(flat,),
+        neighbor_recall=1.0,
+        judged=len(labels),
         feature_quality=label_quality(values, near.indices, labels),
         qualities=(judged,),
         pca_quality=judged,
