@@ -290,7 +290,8 @@ def test_of_very_many_images_neighbours_are_approximate_and_a_part_is_judged(
     monkeypatch.setattr(quality, "LARGEST_JUDGED", 20)
     monkeypatch.setattr(quality, "JUDGED", 15)
     out = tmp_path / "many"
-    assert run(["tsne", str(photos), *options, "--no-pictures", "--out", str(out)]) == 0
+    loud = [option for option in options if option not in ("--quiet", "-q")]
+    assert run(["tsne", str(photos), *loud, "--no-pictures", "--out", str(out)]) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "an index (Annoy) finds the neighbours" in said
     assert "judged by 15 of the images" in said
