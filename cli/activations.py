@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnviz.cli.options import ModelOptions, OutputOptions, Resume, Share
+from cnnviz.cli.options import IMAGES, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.cli.run import ImageRun
 from cnnviz.core.choices import Scaling
 from cnnviz.core.errors import CnnvizError
@@ -24,9 +24,7 @@ INPUT, ARRAYS = "input.png", "activations.npz"
 
 
 def activations(
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")
-    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help=IMAGES)],
     layers: Annotated[
         tuple[str, ...],
         Option("A layer's name; repeatable. Default: the first convolution.", ("--layer",)),
@@ -64,13 +62,11 @@ def activations(
     Writes a sheet of grey tiles for each layer, overlays for --filters, and the raw maps.
     """
     run = ImageRun("activations", output)
-    from cnnviz.core.data.images import find_images
     from cnnviz.filters.activations.maps import Observer
     from cnnviz.filters.channels.shapes import choose_filters
     from cnnviz.filters.kernels.weights import choose_layers
 
-    paths = find_images(images)
-    run.take_share(shard, len(paths))
+    paths = run.images(images, shard)
     loaded = run.load(model, scores=False)
     names = list(layers) or choose_layers(loaded.module, "first", loaded.name)
     chosen = choose_filters(loaded, filters, names, model.seed)[0] if filters else {}

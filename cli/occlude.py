@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnviz.cli.options import ModelOptions, OutputOptions, Resume, Share
+from cnnviz.cli.options import IMAGES, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.cli.run import ImageRun
 from cnnviz.core.errors import CheckFailed, UsageError
 from cnnviz.core.options import Option
@@ -38,9 +38,7 @@ class Pictures(StrEnum):
 
 
 def occlude(
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")
-    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help=IMAGES)],
     spec: OcclusionSpec,
     look: Look,
     expect: Annotated[
@@ -81,12 +79,10 @@ def occlude(
     if min_inside is not None and expect is None:
         raise UsageError("--min-inside needs --expect, which says where the object is")
     from cnnviz.cli.tracer import Tracer
-    from cnnviz.core.data.images import find_images
     from cnnviz.core.data.outlines import read_outlines
     from cnnviz.occlusion.experiment import Occluder
 
-    paths = find_images(images)
-    run.take_share(shard, len(paths))
+    paths = run.images(images, shard)
     expectations = read_outlines(expect) if expect else None
     loaded = run.load(model)
     occluder = Occluder(loaded, spec, Tracer(loaded, spec, run.console.note))

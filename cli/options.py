@@ -29,6 +29,10 @@ SOURCES = (
     "a folder (a folder per class in it, or flat), files, a CSV or JSONL manifest (path,label), "
     "webdataset's tar files, or cifar10:DIR, mnist:DIR, fashionmnist:DIR, hf-dataset:DIR."
 )
+IMAGES = (
+    "Image files, folders of them, or a data set: a CSV or JSONL manifest, webdataset's tar files, "
+    "or cifar10:DIR, mnist:DIR, fashionmnist:DIR, hf-dataset:DIR."
+)
 Limit = Annotated[int | None, Option("A seeded, class-balanced sample of so many images.", least=1)]
 Share = Annotated[
     Shard | None,

@@ -175,7 +175,7 @@ class Run:
 
 
 class ImageRun(Run):
-    """The images of one call, one after the other.
+    """The images of one call, one after the other; `images` comes first, then `open_for`.
 
     Attributes:
         folder: where the run's files go: `<out>/<stem>` for one image, `<out>` for several.
@@ -187,10 +187,25 @@ class ImageRun(Run):
         """Starts the clock."""
         super().__init__(command, output)
         self._paths: Sequence[Path] = ()
+        self._places: dict[Path, int] = {}
         self._alone = False
         self.entries: list[dict[str, Any]] | EntryIndex = []
         self._index: EntryIndex | None = None
         self._errors: list[tuple[str, str]] = []
+
+    def images(self, sources: Sequence[str | Path], asked: "Shard | None") -> list[Path]:
+        """The names of the images, which are shared out if that is asked for.
+
+        Raises:
+            UsageError: something does not exist, holds no picture, or is malformed.
+        """
+        from cnnviz.core.data.datasets import open_images
+
+        self._data = open_images(list(map(str, sources)))
+        paths = [Path(example.path) for example in self._data.examples]
+        self._places = {path: place for place, path in enumerate(paths)}
+        self.take_share(asked, len(paths))
+        return paths
 
     def open_for(
         self,
@@ -216,7 +231,7 @@ class ImageRun(Run):
         from cnnviz.core.output.index import EntryIndex
         from cnnviz.core.output.run_folder import safe_name
 
-        self._inputs = [*paths, *inputs]
+        self._inputs = [*self._data.files, *inputs]
         self._alone = len(paths) == 1 and self.shard is None
         listed = "\n".join(map(str, paths)).encode("utf-8", "surrogateescape")
         images = hashlib.sha256(listed).hexdigest()
@@ -238,7 +253,13 @@ class ImageRun(Run):
             **{name: repr(value) for name, value in asked.items()},
         }
         resume = resume and not self._output.overwrite
-        self._index = EntryIndex(self.folder, self.identity, resume=resume, images=images)
+        self._index = EntryIndex(
+            self.folder,
+            self.identity,
+            resume=resume,
+            images=images,
+            changed=lambda image: self._data.changed(self._places[Path(image)]),
+        )
         self.entries, done = self._index, self._index.adopt()
         if self.shard:
             self.identity = {**self.identity, "images": images}
@@ -261,8 +282,6 @@ class ImageRun(Run):
                 advance(steps - done)
 
     def _one(self, path: Path, model: "Model", study: "Study", advance: "Advance") -> int:
-        from cnnviz.core.data.images import read_image
-
         done = 0
 
         def progress(steps: int) -> None:
@@ -272,7 +291,8 @@ class ImageRun(Run):
 
         before = len(self.folder.files)
         try:
-            entry, write = study(path, read_image(path, model.preprocess), progress)
+            image = self._data.working(self._places[path], model.preprocess)
+            entry, write = study(path, image, progress)
             target = self.folder if self._index is None else self.folder.subfolder(path.stem)
             write(target)
             relative = target.path.relative_to(self.folder.path).as_posix()

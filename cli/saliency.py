@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnviz.cli.options import ModelOptions, OutputOptions, Resume, Share
+from cnnviz.cli.options import IMAGES, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.cli.run import ImageRun
 from cnnviz.core.choices import pixels
 from cnnviz.core.errors import UsageError
@@ -40,9 +40,7 @@ class Other(StrEnum):
 
 
 def saliency(
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")
-    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help=IMAGES)],
     spec: SaliencySpec,
     look: Look,
     compare: Annotated[
@@ -71,10 +69,7 @@ def saliency(
     """
     run = ImageRun("saliency", output)
     _check(spec, compare, mask, stride)
-    from cnnviz.core.data.images import find_images
-
-    paths = find_images(images)
-    run.take_share(shard, len(paths))
+    paths = run.images(images, shard)
     loaded = run.load(model)
     _check_model(loaded, spec)
     other = _occluder(loaded, spec, mask, stride, model) if compare else None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cnnviz.cli.options import ModelOptions, OutputOptions, Resume, Share
+from cnnviz.cli.options import IMAGES, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.cli.run import ImageRun
 from cnnviz.core.errors import UsageError
 from cnnviz.core.options import Option
@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 
 
 def trust(
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE", help="Image files, or folders of them.")
-    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help=IMAGES)],
     spec: TrustSpec,
     look: Look,
     given: Annotated[
@@ -65,11 +63,9 @@ def trust(
     """
     run = ImageRun("trust", output)
     from cnnviz.cli.scorecards import Bench, check
-    from cnnviz.core.data.images import find_images
     from cnnviz.core.data.outlines import read_outlines
 
-    paths = find_images(images)
-    run.take_share(shard, len(paths))
+    paths = run.images(images, shard)
     maps = _find_maps(given, paths)
     expectations = read_outlines(expect) if expect else None
     loaded = run.load(model)

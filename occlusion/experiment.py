@@ -358,7 +358,7 @@ def _targets(
     """The classes asked about, and the true one, which is asked about too."""
     true_text = label if label is not None else spec.label
     if true_text == FOLDER:
-        true_text = Path(measured.image.path).resolve().parent.name
+        true_text = measured.image.label or Path(measured.image.path).resolve().parent.name
     targets = resolve_targets(spec.targets, measured.ranking_K, measured.labels, measured.head)
     if true_text is None:
         return targets, None

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,10 +23,10 @@ from PIL import Image
 from torch import Tensor
 
 from cnnviz.core.data.examples import UNKNOWN, Example, ImageSource
-from cnnviz.core.data.images import Preprocess, WorkingImage, prepare
+from cnnviz.core.data.images import Preprocess, WorkingImage, find_images, prepare
 from cnnviz.core.data.rasters import Raster
 from cnnviz.core.data.shards import Shard
-from cnnviz.core.data.sources import find_source
+from cnnviz.core.data.sources import find_source, is_set
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.labels import find_class
 
@@ -93,13 +94,25 @@ class ImageData:
         Raises:
             CnnvizError: as `open`.
         """
-        picture = self.open(index, preprocess)
-        return prepare(picture, preprocess, self.examples[index].path)
+        example = self.examples[index]
+        found = prepare(self.open(index, preprocess), preprocess, example.path)
+        label = None if example.label is None else (self.classes or ())[example.label]
+        reopen = partial(self.open, index) if self._source.files else None
+        return replace(found, label=label, reopen=reopen)
 
     @property
     def files(self) -> Iterator[str | Path]:
         """The files that the pictures are, or lie in."""
         return iter(self._source.files or (example.path for example in self.examples))
+
+    def changed(self, index: int) -> float:
+        """When a picture's file, or the newest of those that pictures lie in, was written.
+
+        Raises:
+            OSError: it is not there.
+        """
+        files = self._source.files or (Path(self.examples[index].path),)
+        return max(path.stat().st_mtime for path in files)
 
     @property
     def canonical(self) -> bool:
@@ -179,6 +192,22 @@ def open_data(sources: Sequence[str], *, limit: int | None = None, seed: int = 0
         fingerprint=_fingerprint(examples, source),
         total=len(source.examples),
         _source=source,
+    )
+
+
+def open_images(sources: Sequence[str]) -> ImageData:
+    """Lists pictures one by one: files, folders, or a data set (see `find_source`).
+
+    Raises:
+        UsageError: something does not exist, holds no picture, or is malformed.
+        CnnvizError: a data set is not there.
+    """
+    if any(map(is_set, sources)):
+        return open_data(sources)
+    examples = tuple(Example(str(p), None, n) for n, p in enumerate(find_images(sources)))
+    source = ImageSource(examples, None)
+    return ImageData(
+        examples, None, sources[0], _fingerprint(examples, source), len(examples), source
     )
 
 

@@ -92,6 +92,8 @@ class WorkingImage:
         original_size: (rows, columns) of the file after EXIF rotation.
         bands: the channels that are drawn, as red, green and blue, or one as grey.
         raster: whether the file was read as values of channels, not as a picture in RGB.
+        label: its class in the data set that it is of, by name.
+        reopen: decodes it again, where it is no file of its own.
     """
 
     path: str
@@ -100,6 +102,8 @@ class WorkingImage:
     original_size: tuple[int, int]
     bands: tuple[int, ...] = (0, 1, 2)
     raster: bool = False
+    label: str | None = None
+    reopen: Callable[[], Image.Image | Raster] | None = None
 
     def to_working(self, x: float, y: float) -> tuple[float, float]:
         """A place (x, y) in the file's pixels as (x, y) in the working image's; may lie outside."""
@@ -273,7 +277,9 @@ def file_crop(image: WorkingImage, longest: int = 640) -> NDArray[np.uint8] | No
     inside = top >= 0 and left >= 0 and bottom <= rows and right <= columns
     if image.raster or not inside or bottom - top <= image.pixels.shape[-2]:
         return None
-    crop = read_rgb(image.path).crop((round(left), round(top), round(right), round(bottom)))
+    whole = image.reopen() if image.reopen else read_rgb(image.path)
+    assert isinstance(whole, Image.Image)  # noqa: S101 (no raster)
+    crop = whole.crop((round(left), round(top), round(right), round(bottom)))
     high, wide = image.pixels.shape[-2:]
     if abs((bottom - top) * wide / ((right - left) * high) - 1) > SQUASHED:
         share = min((bottom - top) / high, longest / max(high, wide))

@@ -32,7 +32,12 @@ from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.files import DAMAGE, exists, from_json, lines, read_text
 
 MANIFESTS = frozenset({".csv", ".jsonl"})
-TORCHVISION = ("cifar10", "mnist", "fashionmnist")
+TORCHVISION = {
+    "cifar10": "cifar-10-batches-py",
+    "mnist": "MNIST/raw",
+    "fashionmnist": "FashionMNIST/raw",
+}
+"""Their data sets, and where in the root folder each lies."""
 SPLITS = ("test", "train")
 PATH_COLUMNS = (
     *("path", "filename", "file_name", "filepath", "file_path", "file"),
@@ -159,9 +164,8 @@ def _load_torchvision(name: str, root: Path, split: str) -> Any:
         with warnings.catch_warnings(action="ignore"):
             return kind(str(root), train=split == "train", download=False)
     except (*DAMAGE, AssertionError, AttributeError, ImportError, pickle.UnpicklingError) as error:
-        place = {"cifar10": "cifar-10-batches-py", "mnist": "MNIST/raw"}
         raise CnnvizError(
-            f"no whole {name} in '{root}': {place.get(name, 'FashionMNIST/raw')} is missing there "
+            f"no whole {name} in '{root}': {TORCHVISION[name]} is missing there "
             f"or damaged; torchvision.datasets.{kind.__name__}('{root}', download=True) fetches it"
         ) from error
 
@@ -189,6 +193,7 @@ def _torchvision(text: str) -> ImageSource:
         examples,
         classes,
         lambda e, _preprocess: Image.fromarray(arrays[e.row]).convert("RGB"),
+        files=tuple(Path(root).expanduser().joinpath(TORCHVISION[name]).iterdir()),
         canonical=True,
     )
 
@@ -207,6 +212,13 @@ def _tars(sources: Sequence[str]) -> list[Path]:
     if strangers := [source for source in sources if not source.endswith(tars.SUFFIX)]:
         raise UsageError(f"tar files go together with tar files alone, not with '{strangers[0]}'")
     return [Path(s) for t in sources for s in ([t] if exists(Path(t)) else tars.expand(t))]
+
+
+def is_set(source: str) -> bool:
+    """Whether a name stands for a data set, not for a picture or a folder of pictures."""
+    named = source.partition(":")[0] in TORCHVISION and ":" in source
+    suffix = Path(source).suffix.lower()
+    return named or source.startswith(from_datasets.PREFIX) or suffix in MANIFESTS | {tars.SUFFIX}
 
 
 def find_source(sources: Sequence[str]) -> ImageSource:

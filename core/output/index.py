@@ -8,7 +8,7 @@ beside it says what the run is of; it goes when the summary is written.
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,13 @@ class EntryIndex:
     """The entries of a run, in the order in which they were written; read from disk each time."""
 
     def __init__(
-        self, folder: RunFolder, identity: Mapping[str, Any], *, resume: bool, images: str = ""
+        self,
+        folder: RunFolder,
+        identity: Mapping[str, Any],
+        *,
+        resume: bool,
+        images: str = "",
+        changed: Callable[[str], float] = lambda image: Path(image).stat().st_mtime,
     ) -> None:
         """Starts the index, or goes on with the one that is there.
 
@@ -33,13 +39,14 @@ class EntryIndex:
             resume: keep the lines of a run that was cut off.
             images: a digest of what it goes through, which the shares of one run have in common; a
                 run alone may have more images when it goes on.
+            changed: when a picture was written; an OSError where it is not there.
 
         Raises:
             UsageError: these lines are of another run.
             CnnvizError: the folder cannot be written to.
         """
         self._folder, self._path = folder, folder.path / LINES
-        self._count = 0
+        self._count, self._changed = 0, changed
         wanted = json.loads(json.dumps(identity))
         if resume:
             _refuse_other(folder.path / UNFINISHED, wanted, images)
@@ -96,11 +103,11 @@ class EntryIndex:
         try:
             entry = from_json(line.decode())
             files = [self._folder.path / str(name) for name in entry["files"]]  # type: ignore[index]
-            image = Path(str(entry["image"]))  # type: ignore[index]
+            image = str(entry["image"])  # type: ignore[index]
             inside = self._folder.path.resolve()
             if not all(path.resolve().is_relative_to(inside) for path in files):
                 return False
-            changed = image.stat().st_mtime
+            changed = self._changed(image)
             return all(path.stat().st_mtime >= changed for path in files)
         except (OSError, ValueError, LookupError, TypeError):
             return False

@@ -88,7 +88,7 @@ def test_interrupting_ends_with_130_and_one_line(capsys, monkeypatch):
     def interrupt(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cnnviz.core.data.images.find_images", interrupt)
+    monkeypatch.setattr("cnnviz.core.data.datasets.find_images", interrupt)
     assert run(["occlude", "x.png"]) == 130
     assert capsys.readouterr().err.startswith("cnnviz: interrupted")
 

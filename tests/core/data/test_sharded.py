@@ -13,6 +13,7 @@ import pytest
 import webdataset
 from PIL import Image
 
+from cnnviz.cli.main import run
 from cnnviz.core.data.datasets import ImageData, open_data
 from cnnviz.core.data.distinct import distinct
 from cnnviz.core.data.shards import Shard
@@ -267,3 +268,74 @@ def test_without_the_library_a_line_says_what_to_install(monkeypatch: pytest.Mon
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(UsageError, match=r"pip install 'cnnviz\[datasets\]'"):
         open_data(["hf-dataset:x"])
+
+
+SETS = ("list.csv", "part-{000..001}.tar", "hf-dataset:d")
+LINES = {
+    "occlude": ["--mask", "16", "--pictures", "overlay"],
+    "saliency": [],
+    "activations": ["--layer", "stem.conv"],
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three pictures of cats and dogs, as files with a manifest, in tars, and in Arrow files."""
+    monkeypatch.chdir(tmp_path)
+    names = ("cat", "dog")
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(picture(number))
+    rows = [f"{n}.png,{names[n % 2]}" for n in range(3)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]))
+    for number, members in enumerate(([0, 1], [2])):
+        files = [(f"{n}.png", picture(n)) for n in members]
+        labels = [(f"{n}.cls", names[n % 2].encode()) for n in members]
+        both = [file for pair in zip(files, labels, strict=True) for file in pair]
+        tar(tmp_path / f"part-{number:03d}.tar", both)
+    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))}
+    saved(tmp_path / "d", {"image": cells(3), "label": [0, 1, 0]}, kinds)
+    return tmp_path
+
+
+def entries(folder: str) -> list[dict[str, Any]]:
+    found = json.loads(Path(folder, "summary.json").read_text())["results"]
+    return [{k: v for k, v in entry.items() if k not in ("image", "folder")} for entry in found]
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("source", SETS)
+@pytest.mark.parametrize("command", LINES)
+def test_commands_on_single_images_take_data_sets_too(source: str, command: str) -> None:
+    line = [command, *LINES[command], "--quiet"]
+    files = [f"{n}.png" for n in range(3)]
+    assert run([*line, source, "--out", "set"]) == 0
+    assert run([*line, *files, "--out", "files"]) == 0
+    assert entries("set") == entries("files")
+    for number in ("0", "1", "2"):
+        name = number if "hf" not in source else number
+        ours, theirs = Path("set", name), Path("files", number)
+        assert {p.name for p in ours.iterdir()} == {p.name for p in theirs.iterdir()}
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("source", SETS)
+def test_the_label_of_a_data_set_is_its_folder(source: str) -> None:
+    line = ["occlude", source, *LINES["occlude"], "--label", "folder", "--quiet", "--out", "out"]
+    assert run(line) == 0
+    assert [entry["label"]["class"] for entry in entries("out")] == ["cat", "dog", "cat"]
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("source", SETS)
+def test_a_run_over_a_data_set_goes_on_and_in_shares(source: str) -> None:
+    line = ["occlude", source, *LINES["occlude"], "--quiet"]
+    assert run([*line, "--out", "whole"]) == 0
+    for number in range(2):
+        assert run([*line, "--out", "parts", "--shard", f"{number}/2"]) == 0
+    assert run(["merge", "parts", "--out", "all", "--quiet"]) == 0
+    assert entries("all") == entries("whole")
+    Path("whole/summary.json").unlink()
+    folder = Path("whole", "0")
+    before = (folder / "overlay.png").stat().st_mtime_ns
+    assert run([*line, "--out", "whole", "--resume"]) == 0
+    assert (folder / "overlay.png").stat().st_mtime_ns == before
