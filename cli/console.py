@@ -4,8 +4,10 @@ With `--json` stdout carries the summary alone; `--quiet` silences progress and 
 users (labels, file names) is shown with its control characters replaced, never read as markup.
 """
 
+import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from contextvars import ContextVar
@@ -18,12 +20,15 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 from rich.text import Text
 
-from cnnviz.cli.options import OutputOptions
+from cnnviz.cli.options import OutputOptions, ProgressForm
+from cnnviz.cli.outcome import current
 
 if TYPE_CHECKING:
     from cnnviz.core.output.run_folder import RunFolder
 
 PLAIN_STEPS = 4
+MOMENT = 0.5
+"""Seconds between two JSON lines of progress."""
 PIPED_WIDTH = 140
 _STDOUT, _STDERR = 1, 2  # file descriptors
 
@@ -81,8 +86,11 @@ def printable(text: object) -> str:
 
 
 def say(message: str) -> None:
-    """One line on stderr."""
-    print(printable(message), file=sys.stderr)  # noqa: T201
+    """One line on stderr; of JSON with `--progress json`."""
+    shown = printable(message)
+    if current().json_lines:
+        shown = json.dumps({"message": shown}, ensure_ascii=False)
+    print(shown, file=sys.stderr)  # noqa: T201
 
 
 @cache
@@ -103,6 +111,7 @@ class Console:
         self._out = RichConsole(file=findings(), highlight=False, width=_width())
         self._err = RichConsole(stderr=True, highlight=False)
         self._shows_findings = not (output.quiet or output.json)
+        current().json_lines |= output.progress is ProgressForm.JSON
 
     def note(self, message: str) -> None:
         """A line that the user should know of but need not act on; silent under `--quiet`."""
@@ -118,6 +127,8 @@ class Console:
         """
         if self._output.quiet:
             yield lambda _steps: None
+        elif current().json_lines:
+            yield self._json_lines(what, total)
         elif self._err.is_terminal:
             yield from self._bar(what, total)
         else:
@@ -137,6 +148,21 @@ class Console:
             task = bar.add_task(printable(what), total=total)
             yield lambda steps: bar.update(task, advance=steps)
 
+    def _json_lines(self, what: str, total: int) -> Callable[[int], None]:
+        began = time.monotonic()
+        done, shown = 0, began
+
+        def advance(steps: int) -> None:
+            nonlocal done, shown
+            done, now = done + steps, time.monotonic()
+            if now - shown >= MOMENT or done == total:
+                shown = now
+                line = {"progress": what, "done": done, "total": total}
+                said = json.dumps({**line, "seconds": round(now - began, 3)}, ensure_ascii=False)
+                print(said, file=sys.stderr, flush=True)  # noqa: T201
+
+        return advance
+
     def _lines(self, what: str, total: int) -> Callable[[int], None]:
         done = shown = 0
 
@@ -152,6 +178,7 @@ class Console:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """The findings in short; numbers stand to the right."""
+        current().tables.append((title, columns, rows))
         if not self._shows_findings:
             return
         self._out.print(Text(printable(title), style="italic"), soft_wrap=True)
@@ -184,8 +211,10 @@ class Console:
         from cnnviz.core.output.run_folder import json_parts
 
         written = folder.finish(content)
+        current().errors = [(error["input"], error["message"]) for error in content["errors"]]
         if self._output.json:
             findings().writelines(json_parts(content))
+            current().printed = True
         pictures = list(show) or [folder.path / n for n in folder.files if n.endswith(".png")]
         for path in [*pictures, written]:
             self.line(str(path))

@@ -18,15 +18,17 @@ import typer
 
 from cnnviz.cli.ablate import ablate
 from cnnviz.cli.activations import activations
-from cnnviz.cli.console import say, show_warnings, stdout_kept
+from cnnviz.cli.console import findings, say, show_warnings, stdout_kept
 from cnnviz.cli.filters import filters
 from cnnviz.cli.layers import layers
 from cnnviz.cli.max_patches import max_patches
 from cnnviz.cli.merge import merge
 from cnnviz.cli.models import models
 from cnnviz.cli.occlude import occlude
-from cnnviz.cli.options import expand
+from cnnviz.cli.options import Grouped, expand
+from cnnviz.cli.outcome import Listening, print_error
 from cnnviz.cli.render import render
+from cnnviz.cli.rerun import rerun
 from cnnviz.cli.saliency import saliency
 from cnnviz.cli.trust import trust
 from cnnviz.cli.tsne import tsne
@@ -38,11 +40,20 @@ _MOMENT = 0.02  # seconds
 # The base of all that Typer says of a command line; it has no public name.
 UsageMistake: type[Exception] = typer.BadParameter.__mro__[2]
 
+TRY = """\b
+Try:
+  cnnviz occlude dog.jpg --model resnet18            what carries the prediction?
+  cnnviz max-patches photos/ --model resnet18        what drives each filter?
+  cnnviz trust dog.jpg --model resnet18              how far can the map be believed?
+
+Without --model all run on the small network that ships with cnnviz."""
+
 app = typer.Typer(
     name="cnnviz",
     help="See what a convolutional network has learned and where it looks.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    epilog=TRY,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS = {
@@ -60,6 +71,7 @@ COMMANDS = {
         trust,
         tsne,
         merge,
+        rerun,
     )
 }
 
@@ -75,7 +87,7 @@ def _keeping_stdout(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 for _name, _command in COMMANDS.items():
-    app.command(_name)(_keeping_stdout(_command))
+    app.command(_name, cls=Grouped)(_keeping_stdout(_command))
 
 
 def _show_version(wanted: bool) -> None:
@@ -145,6 +157,22 @@ def run(arguments: Sequence[str]) -> int:
     0 done, 1 failed in part or whole, 2 wrong usage, 3 a check did not hold, 130 interrupted.
     """
     given = list(arguments) or ["--help"]
+    with Listening() as outcome:
+        status, message, error = _ended(given)
+        if message:
+            say(f"cnnviz: {message}")
+        if status and not outcome.printed and "--json" in given:
+            print_error(findings(), message or f"exit status {status}", status)
+        try:
+            outcome.close(status, message, error)
+        except CnnvizError as failure:
+            say(f"cnnviz: {failure}")
+            status = status or failure.exit_status
+    return status
+
+
+def _ended(given: list[str]) -> tuple[int, str, Exception | None]:
+    """Runs a command line; the exit status, what is to be said, and what broke it off."""
     try:
         with _interruptions_kept() as came, _called_with(given):
             try:
@@ -156,23 +184,21 @@ def run(arguments: Sequence[str]) -> int:
                     raise KeyboardInterrupt from error
                 raise
     except CnnvizError as error:
-        say(f"cnnviz: {error}")
-        return error.exit_status
+        return error.exit_status, str(error), error
     except OSError as error:  # of a name or a disk, not of ours
         named = f": '{str(error.filename)[:SHOWN]}'" if error.filename else ""
-        say(f"cnnviz: {error.strerror or error}{named}")
-        return 1
+        return 1, f"{error.strerror or error}{named}", error
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except UsageMistake as error:
         message = getattr(error, "format_message", error.__str__)()
         message = message.replace("Value error, ", "")  # pydantic's way of saying ValueError
         command = getattr(getattr(error, "ctx", None), "command_path", "cnnviz")
-        say(f"cnnviz: {message} ({command} --help)")
-        return 2
+        return 2, f"{message} ({command} --help)", error
     if status == INTERRUPTED:
-        say("cnnviz: interrupted; what is written is whole, and no summary says it is complete")
-    return int(status or 0)
+        whole = "interrupted; what is written is whole, and no summary says it is complete"
+        return INTERRUPTED, whole, None
+    return int(status or 0), "", None
 
 
 def main() -> None:

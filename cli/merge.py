@@ -11,13 +11,14 @@ import typer
 
 from cnnviz.cli.console import say
 from cnnviz.cli.options import OutputOptions
+from cnnviz.cli.outcome import current
 from cnnviz.core.errors import CnnvizError, UsageError
 
 if TYPE_CHECKING:
     from cnnviz.core.output.run_folder import RunFolder
 
 OWN = {"--out": 1, "-o": 1, "--shard": 1, "--resume": 0, "--overwrite": 0, "--json": 0}
-OWN |= {"--quiet": 0, "-q": 0}
+OWN |= {"--quiet": 0, "-q": 0, "--progress": 1, "--junit": 1}
 """Options that a share and the whole do not have in common, with the number of their values."""
 SHOWN = 200
 """Letters of the shares' command that are shown."""
@@ -48,11 +49,15 @@ def merge(
     del folder  # and its lock: the command opens it
     own = ["--out", str(root), "--resume", "--shard", "0/1"]
     own += ["--quiet"] * output.quiet + ["--json"] * output.json
+    own += ["--progress", output.progress.value]
+    own += ["--junit", str(output.junit)] if output.junit else []
     if not output.quiet:
         say(f"{len(shares)} shares of: cnnviz {shlex.join([command, *line])}"[:SHOWN])
     from cnnviz.cli.main import run
 
-    raise typer.Exit(run([command, *line, *own]))
+    status = run([command, *line, *own])
+    current().printed = output.json  # by that run
+    raise typer.Exit(status)
 
 
 def _join(shares: Sequence[Path], folder: "RunFolder", of: dict[str, Any]) -> None:
@@ -112,14 +117,15 @@ class _Share:
             ) from error
         if not known or not 0 <= number < count:
             raise UsageError(f"{folder / SUMMARY} is no summary of a share")
-        return cls(folder, content, command, tuple(_without_own(line)))
+        return cls(folder, content, command, tuple(without_own(line)))
 
     @property
     def number(self) -> int:
         return int(self.content["shard"]["number"])
 
 
-def _without_own(line: Sequence[str]) -> list[str]:
+def without_own(line: Sequence[str]) -> list[str]:
+    """A command's arguments but for those that say where a run writes and what it says."""
     kept: list[str] = []
     rest = iter(line)
     for word in rest:

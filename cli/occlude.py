@@ -106,14 +106,15 @@ def occlude(
     run.study("occluding", loaded, study, occluder.positions)
     score = next((entry["score"] for entry in run.entries), "probability")
     columns = (*_columns(score), "verdict") if cards else _columns(score)
-    run.table("Occlusion", columns, lambda entry: [_row(entry)])
-    run.finish_images(loaded, seed=model.seed, show="overlay.png")
+    run.table("Occlusion", columns, _rows)
+    checks: list[Callable[[], None]] = []
     if min_inside is not None:
-        _check_inside(run.entries, min_inside)
+        checks.append(lambda: _check_inside(run.entries, min_inside))
     if min_trust is not None:
         from cnnviz.cli.scorecards import check
 
-        check(run.entries, min_trust)
+        checks.append(lambda: check(run.entries, min_trust))
+    run.finish_images(loaded, seed=model.seed, show="overlay.png", checks=checks)
 
 
 class _Study:
@@ -218,11 +219,15 @@ def _check_inside(entries: Iterable[Mapping[str, Any]], least: float) -> None:
     checked = [(entry["image"], asked_first(entry)["inside"]) for entry in entries]
     low = [(path, inside) for path, inside in checked if inside is None or inside < least]
     if low:
-        path, inside = low[0]
-        share = "no positive evidence at all" if inside is None else f"{inside:.3f}"
+        said = {
+            path: "no positive evidence at all" if inside is None else f"{inside:.3f}"
+            for path, inside in low
+        }
+        path = low[0][0]
         raise CheckFailed(
             f"{len(low)} of {len(checked)} images have less than {least:g} of the positive "
-            f"evidence on the object; the first is '{path}': {share}"
+            f"evidence on the object; the first is '{path}': {said[path]}",
+            {path: f"{share} of the positive evidence is inside" for path, share in said.items()},
         )
 
 
@@ -235,20 +240,24 @@ def _columns(score: str) -> tuple[str, ...]:
     return "image", "class", "p", "mask", DROPS[score], "reliance", "flips"
 
 
-def _row(entry: dict[str, Any]) -> tuple[object, ...]:
-    first = entry["targets"][0]
-    height, width = first["mask"]
+def _rows(entry: dict[str, Any]) -> list[tuple[object, ...]]:
+    """A row for each class and mask."""
+    return [_row(Path(entry["image"]).name, target) for target in entry["targets"]]
+
+
+def _row(image: str, target: Mapping[str, Any]) -> tuple[object, ...]:
+    height, width = target["mask"]
     mask = str(height) if height == width else f"{height}x{width}"
-    row = (Path(entry["image"]).name, first["class"])
-    verdict = (first["trust"]["verdict"],) if "trust" in first else ()
-    if "value" in first:
-        return *row, f"{first['value']:.4g}", mask, f"{first['max_drop']:.4g}", *verdict
+    row = (image, target["class"])
+    verdict = (target["trust"]["verdict"],) if "trust" in target else ()
+    if "value" in target:
+        return *row, f"{target['value']:.4g}", mask, f"{target['max_drop']:.4g}", *verdict
     return (
         *row,
-        f"{first['probability']:.3f}",
+        f"{target['probability']:.3f}",
         mask,
-        f"{first['max_drop']:.3f}",
-        f"{first['reliance']:.3f}",
-        f"{first['flips']['share']:.1%}",
+        f"{target['max_drop']:.3f}",
+        f"{target['reliance']:.3f}",
+        f"{target['flips']['share']:.1%}",
         *verdict,
     )

@@ -10,11 +10,13 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 from cnnviz.core.choices import HeadChoice, Precision, pixels
 from cnnviz.core.data.shards import Shard, shard
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from cnnviz.core.models.load import Model
 
 
+ARGUMENTS, OWN = "What to look at", "How"
+"""Headings of a command's help."""
 SOURCES = (
     "a folder (a folder per class in it, or flat), files, a CSV or JSONL manifest (path,label), "
     "webdataset's tar files, or cifar10:DIR, mnist:DIR, fashionmnist:DIR, hf-dataset:DIR."
@@ -50,6 +54,8 @@ Resume = Annotated[bool, Option("Go on with a run that was interrupted; what is 
 @dataclass(frozen=True)
 class ModelOptions:
     """Which network, with which weights, fed how and run where."""
+
+    HEADING: ClassVar[str] = "The model"
 
     model: Annotated[
         str,
@@ -174,9 +180,18 @@ def _folder(text: str, option: str) -> Path:
     return Path(text)
 
 
+class ProgressForm(StrEnum):
+    """What stderr carries."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 @dataclass(frozen=True)
 class OutputOptions:
     """Where results go and what the terminal shows."""
+
+    HEADING: ClassVar[str] = "Output"
 
     out: Annotated[
         Path | None,
@@ -190,6 +205,16 @@ class OutputOptions:
     overwrite: Annotated[bool, Option("Replace an earlier run's results.")] = False
     json: Annotated[bool, Option("Print the summary as JSON and nothing else.")] = False
     quiet: Annotated[bool, Option("No progress and no table.", ("--quiet", "-q"))] = False
+    progress: Annotated[
+        ProgressForm, Option("How progress and messages are told on stderr: json for JSON lines.")
+    ] = ProgressForm.TEXT
+    junit: Annotated[
+        Path | None,
+        Option(
+            "Also write a JUnit report: a test case for each image, with the checks asked for.",
+            metavar="<file>",
+        ),
+    ] = None
 
     def folder(self, command: str) -> Path:
         """`--out`, or the command's own folder."""
@@ -255,6 +280,25 @@ class _Parameter:
         return value
 
 
+class Grouped(TyperCommand):
+    """A command whose help has its own options first, then those that all commands share."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Writes the arguments, and the options by the group that they are of."""
+        headings: dict[str, str] = getattr(self.callback, "headings", {})
+        sections: dict[str, list[tuple[str, str]]] = {ARGUMENTS: [], OWN: []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                argument = parameter.param_type_name == "argument"
+                known = headings.get(parameter.name or "", OutputOptions.HEADING)
+                sections.setdefault(ARGUMENTS if argument else known, []).append(record)
+        for heading, records in sections.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+
 @cache
 def _members(group: Any) -> tuple[_Parameter, ...]:
     hints = get_type_hints(group, include_extras=True)
@@ -267,6 +311,7 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, list[str]] = {}
     found: dict[str, _Parameter] = {}
+    headings: dict[str, str] = {}
     for name, parameter in inspect.signature(command).parameters.items():
         members = [_Parameter(name, hints[name], parameter.default)]
         if dataclasses.is_dataclass(hints[name]):
@@ -275,6 +320,7 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
         for member in members:
             found.pop(member.name, None)  # shown where the last group has it
             found[member.name] = member
+            headings[member.name] = getattr(hints[name], "HEADING", OWN)
 
     def spread(**given: object) -> None:
         values = {name: found[name].value(item) for name, item in given.items()}
@@ -289,4 +335,5 @@ def expand(command: Callable[..., None]) -> Callable[..., None]:
     parameters = [parameter.for_typer for parameter in found.values()]
     spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     spread.__annotations__ = {p.name: p.annotation for p in parameters}
+    spread.headings = headings  # type: ignore[attr-defined]
     return spread

@@ -15,10 +15,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from cnnviz.cli.console import Console, say
 from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.cli.outcome import current
 from cnnviz.core.choices import whole_number
-from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
 
 if TYPE_CHECKING:
     from cnnviz.core.data.datasets import ImageData
@@ -56,6 +59,7 @@ class Run:
         self.shard: Shard | None = None
         self.identity: Mapping[str, Any] = {}
         self.console = Console(output)
+        current().begin(command, output.junit)
 
     @property
     def root(self) -> Path:
@@ -318,18 +322,56 @@ class ImageRun(Run):
             more = len(self.entries) - MOST_SHOWN
             self.console.line(f"… and {more} more images, all of them in images.jsonl")
 
-    def finish_images(self, model: "Model", *, seed: int, show: str) -> None:
-        """Writes the summary and names the pictures whose file names match the pattern `show`.
+    def finish_images(
+        self,
+        model: "Model",
+        *,
+        seed: int,
+        show: str,
+        checks: Sequence[Callable[[], None]] = (),
+    ) -> None:
+        """Writes the summary, names the pictures that match `show`, and judges what was asked for.
 
         Raises:
-            typer.Exit: with status 1, when an image failed.
+            typer.Exit: with status 1, when an image failed; what the checks say is told all the
+                same.
+            CheckFailed: a check does not hold.
         """
         from cnnviz.core.output.run_folder import SUMMARY
 
+        current().images = lambda: (str(entry["image"]) for entry in self.entries)
         matching = (name for name in self.folder.files if Path(name).match(show))
         shown = [self.folder.path / name for name in islice(matching, MOST_SHOWN)]
+        ended: typer.Exit | None = None
         try:
             self.finish(self.entries, model=model, seed=seed, errors=self._errors, show=shown)
+        except typer.Exit as error:
+            ended = error
         finally:
             if self._index is not None and (self.folder.path / SUMMARY).exists():
                 self._index.close()
+        verdict = _verdict(checks)
+        if ended is not None:
+            if verdict is not None:
+                say(f"cnnviz: {verdict}")
+                current().verdict = verdict
+            raise ended
+        if verdict is not None:
+            raise verdict
+
+
+def _verdict(checks: Sequence[Callable[[], None]]) -> CheckFailed | None:
+    """What all checks that do not hold say; None where they hold."""
+    found: list[CheckFailed] = []
+    for check in checks:
+        try:
+            check()
+        except CheckFailed as error:
+            found.append(error)
+    if not found:
+        return None
+    failed: dict[str, str] = {}
+    for low in found:
+        for name, text in low.failed.items():
+            failed[name] = f"{failed[name]}; {text}" if name in failed else text
+    return CheckFailed("; ".join(map(str, found)), failed)

@@ -93,11 +93,12 @@ def saliency(
     columns = ("image", "class", p, *_COLUMNS)
     run.table("Saliency", (*columns, "verdict") if bench else columns, _rows)
     best = COMPARISON if compare else "overlay.png"
-    run.finish_images(loaded, seed=model.seed, show=best)
+    checks: list[Callable[[], None]] = []
     if min_trust is not None:
         from cnnviz.cli.scorecards import check
 
-        check(run.entries, min_trust)
+        checks.append(lambda: check(run.entries, min_trust))
+    run.finish_images(loaded, seed=model.seed, show=best, checks=checks)
 
 
 def _check(

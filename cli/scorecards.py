@@ -316,10 +316,12 @@ def check(entries: Iterable[Mapping[str, Any]], least: Least | None) -> None:
     cards = [(entry["image"], asked_first(entry)["trust"]) for entry in entries]
     low = [(path, card) for path, card in cards if is_below(Verdict(card["verdict"]), least)]
     if low:
-        path, card = low[0]
+        said = {path: verdict_line(card["verdict"], card["reasons"]) for path, card in low}
+        path = low[0][0]
         raise CheckFailed(
             f"the maps of {len(low)} of {len(cards)} images are worse than --min-trust {least}; "
-            f"the first is '{path}': {verdict_line(card['verdict'], card['reasons'])}"
+            f"the first is '{path}': {said[path]}",
+            said,
         )
 
 

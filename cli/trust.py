@@ -77,8 +77,8 @@ def trust(
     p = "p" if loaded.head.has_classes else "value"
     columns = ("image", "class", p, "gain", "chance", "verdict")
     run.table("Trust", columns, _rows)
-    run.finish_images(loaded, seed=model.seed, show="overlay.png")
-    check(run.entries, min_trust)
+    verdict = [lambda: check(run.entries, min_trust)]
+    run.finish_images(loaded, seed=model.seed, show="overlay.png", checks=verdict)
 
 
 def _find_maps(given: Path | None, paths: list[Path]) -> dict[Path, Path]:

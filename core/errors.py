@@ -8,7 +8,7 @@ A message is one line: the offending value, what is accepted, and the remedy.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 USER_CODE_ERRORS = (Exception, SystemExit)
 """What a user's code may raise when it is imported, called, or run with what it did not expect: its
@@ -28,9 +28,18 @@ class UsageError(CnnvizError):
 
 
 class CheckFailed(CnnvizError):  # noqa: N818 (not an error of the program: a verdict)
-    """A `--min-…` check did not hold."""
+    """A `--min-…` check did not hold.
+
+    Attributes:
+        failed: the images that it did not hold for, and what is said of each; empty where it is of
+            the whole run.
+    """
 
     exit_status = 3
+
+    def __init__(self, message: str, failed: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.failed: Mapping[str, str] = failed or {}
 
 
 LONGEST = 300

@@ -28,7 +28,7 @@ from cnnviz.trust import report as trust
 
 SCHEMAS = Path(__file__).parent / "schemas"
 WITHOUT_MODEL = {"render"}
-OTHERS = {"merge"}  # its summary is that of the command whose shares it joins
+OTHERS = {"merge", "rerun"}  # whose summaries are those of the commands that they run
 
 
 class Occluded(occlusion.Entry, Placed):

@@ -1,7 +1,7 @@
 """How maps are drawn; imports nothing heavy, so that `--help` is quick."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from cnnviz.core.choices import Colormap
 from cnnviz.core.options import Option, Spec
@@ -14,6 +14,8 @@ class Look(Spec):
     Raises:
         UsageError: `alpha` is out of range.
     """
+
+    HEADING: ClassVar[str] = "Pictures"
 
     colormap: Annotated[
         Colormap,

@@ -217,7 +217,7 @@ def hurried() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("hurried")
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "merge"])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("merge", "rerun")])
 def test_random_command_lines(
     world: Path,
     tmp_path: Path,

@@ -312,8 +312,7 @@ def test_commands_on_single_images_take_data_sets_too(source: str, command: str)
     assert run([*line, *files, "--out", "files"]) == 0
     assert entries("set") == entries("files")
     for number in ("0", "1", "2"):
-        name = number if "hf" not in source else number
-        ours, theirs = Path("set", name), Path("files", number)
+        ours, theirs = Path("set", number), Path("files", number)
         assert {p.name for p in ours.iterdir()} == {p.name for p in theirs.iterdir()}
 
 
