@@ -22,6 +22,7 @@ from rich.text import Text
 
 from cnnviz.cli.options import OutputOptions, ProgressForm
 from cnnviz.cli.outcome import current
+from cnnviz.core.choices import FigureFormat
 
 if TYPE_CHECKING:
     from cnnviz.core.output.run_folder import RunFolder
@@ -30,6 +31,7 @@ PLAIN_STEPS = 4
 MOMENT = 0.5
 """Seconds between two JSON lines of progress."""
 PIPED_WIDTH = 140
+_PICTURES = tuple(f".{kind}" for kind in FigureFormat)
 _STDOUT, _STDERR = 1, 2  # file descriptors
 
 
@@ -215,7 +217,7 @@ class Console:
         if self._output.json:
             findings().writelines(json_parts(content))
             current().printed = True
-        pictures = list(show) or [folder.path / n for n in folder.files if n.endswith(".png")]
+        pictures = list(show) or [folder.path / n for n in folder.files if n.endswith(_PICTURES)]
         for path in [*pictures, written]:
             self.line(str(path))
         for error in content["errors"]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_origin
 import typer
 from typer.core import TyperCommand
 
-from cnnviz.core.choices import HeadChoice, Precision, pixels
+from cnnviz.core.choices import FigureFormat, HeadChoice, Precision, pixels
 from cnnviz.core.data.shards import Shard, shard
 from cnnviz.core.errors import UsageError
 from cnnviz.core.options import BatchSize, Option, Seed, channel_numbers, low_high, numbers
@@ -205,6 +205,9 @@ class OutputOptions:
     overwrite: Annotated[bool, Option("Replace an earlier run's results.")] = False
     json: Annotated[bool, Option("Print the summary as JSON and nothing else.")] = False
     quiet: Annotated[bool, Option("No progress and no table.", ("--quiet", "-q"))] = False
+    format: Annotated[
+        FigureFormat, Option("What figures are written as; sheets of pixels are always PNG.")
+    ] = FigureFormat.PNG
     progress: Annotated[
         ProgressForm, Option("How progress and messages are told on stderr: json for JSON lines.")
     ] = ProgressForm.TEXT

@@ -142,6 +142,7 @@ class Run:
             within=self.root,
             inputs=self._inputs,
         )
+        self.folder.figures = self._output.format
         return self.folder
 
     def finish(
@@ -254,6 +255,7 @@ class ImageRun(Run):
             "model": model.name,
             "preprocessing": repr(model.preprocess),
             "precision": model.precision,
+            "--format": self._output.format,
             **{name: repr(value) for name, value in asked.items()},
         }
         resume = resume and not self._output.overwrite
@@ -340,7 +342,8 @@ class ImageRun(Run):
         from cnnviz.core.output.run_folder import SUMMARY
 
         current().images = lambda: (str(entry["image"]) for entry in self.entries)
-        matching = (name for name in self.folder.files if Path(name).match(show))
+        pattern = show.replace(".png", f".{self._output.format}")
+        matching = (name for name in self.folder.files if Path(name).match(pattern))
         shown = [self.folder.path / name for name in islice(matching, MOST_SHOWN)]
         ended: typer.Exit | None = None
         try:

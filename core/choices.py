@@ -29,6 +29,14 @@ class Precision(StrEnum):
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.value]
 
 
+class FigureFormat(StrEnum):
+    """Kinds of files that figures are written as; sheets of pixels are always PNG."""
+
+    PNG = "png"
+    PDF = "pdf"
+    SVG = "svg"
+
+
 class Colormap(StrEnum):
     """Colours of a map. Diverging ones are symmetric about zero; jet is the classic look."""
 

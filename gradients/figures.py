@@ -110,8 +110,8 @@ def _map(
     look: Look,
     over: NDArray[np.uint8] | None,
 ) -> None:
-    limit = None
-    if result.method is not Method.GRAD_CAM:
+    limit = look.scale
+    if limit is None and result.method is not Method.GRAD_CAM:
         limit = float(np.percentile(np.abs(values_HW), CLIPPED_ABOVE))
     label = BAR_LABELS[result.method]
     draw_map(axes, values_HW, look, label, over=over, one_sided=True, limit=limit)

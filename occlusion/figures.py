@@ -171,7 +171,8 @@ def _map(
 ) -> None:
     occlusion = result.method is MapKind.OCCLUSION
     shown = result.maps[number].numpy()
-    draw_map(axes, shown, look, unit(result), over=over, one_sided=not occlusion)
+    one_sided = not occlusion
+    draw_map(axes, shown, look, unit(result), over=over, one_sided=one_sided, limit=look.scale)
     _outline_read(axes, result, result.panels[number])
 
 
@@ -209,7 +210,8 @@ def _agreements(result: OcclusionResult, look: Look, beneath: NDArray[np.uint8])
     figure, axes = panels(3 * len(pairs), _size(result), columns=3)
     for row, (panel, found) in enumerate(pairs):
         left, middle, right = axes[3 * row : 3 * row + 3]
-        draw_map(left, panel.map_HW.numpy(), look, _occlusion_unit(result), over=beneath)
+        own, name = panel.map_HW.numpy(), _occlusion_unit(result)
+        draw_map(left, own, look, name, over=beneath, limit=look.scale)
         title(left, heading(result, panel))
         traced = found.gradient_HW.numpy()
         draw_map(middle, traced, look, "weighted sum of its maps", over=beneath, one_sided=True)

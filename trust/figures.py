@@ -93,7 +93,8 @@ def draw_maps(
     size = (int(maps[0][1].shape[0]), int(maps[0][1].shape[1]))
     figure, axes = panels(len(maps), size)
     for cell, (name, map_HW, card) in zip(axes, maps, strict=True):
-        draw_map(cell, map_HW.numpy(), look, unit, over=beneath, one_sided=True)
+        values_HW, limit = map_HW.numpy(), look.scale
+        draw_map(cell, values_HW, look, unit, over=beneath, one_sided=True, limit=limit)
         title(cell, name)
         bare(cell)
         under(cell, card.line)
@@ -122,7 +123,7 @@ def draw_certainty(
     for cell, (name, map_HW, card) in zip(axes, shown, strict=True):
         certain_HW = card.certain_HW
         assert certain_HW is not None  # noqa: S101 (only those are shown)
-        draw_map(cell, map_HW.numpy(), look, unit, over=beneath)
+        draw_map(cell, map_HW.numpy(), look, unit, over=beneath, limit=look.scale)
         _text, colour, hatch = UNCERTAIN[0]
         hatch_pixels(cell, ~certain_HW.numpy(), colour, hatch)
         share = float(certain_HW.double().mean())

@@ -27,3 +27,13 @@ class Look(Spec):
     alpha: Annotated[
         float, Option("Weight of the map over the image, 0 (image) to 1 (map).", least=0, most=1)
     ] = 0.5
+    scale: Annotated[
+        float | None,
+        Option(
+            "Value at which the colours of every map end, so that maps of several images can be "
+            "compared. Default: each map's own largest.",
+            least=1e-12,
+            most=1e12,
+            metavar="<float>",
+        ),
+    ] = None

@@ -126,11 +126,12 @@ def draw_map(
         label: what the colours measure.
         over: the picture, uint8 (h, w, 3).
         one_sided: diverging colours start at zero where no value is negative.
-        limit: magnitude at which the colours end, with an arrow on the bar if values go beyond.
+        limit: magnitude at which the colours end, with an arrow on the bar if values go beyond;
+            where it is `look.scale`, they end there whatever the values are.
     """
     if over is not None:
         draw_picture(axes, over, (values_HW.shape[0], values_HW.shape[1]))
-    norm, colours = _scale(values_HW, look.colormap, one_sided, limit)
+    norm, colours = _scale(values_HW, look, one_sided, limit)
     axes.imshow(
         values_HW,
         cmap=colours,
@@ -190,18 +191,21 @@ def _extent(size: tuple[int, int]) -> tuple[float, float, float, float]:
 
 
 def _scale(
-    values_HW: NDArray[np.floating], colormap: Colormap, one_sided: bool, limit: float | None
+    values_HW: NDArray[np.floating], look: Look, one_sided: bool, limit: float | None
 ) -> "tuple[Normalize, Colours]":
     low, high = float(values_HW.min()), float(values_HW.max())
+    fixed = limit is not None and limit == look.scale
     limit = symmetric_limit(values_HW) if limit is None else max(limit, 1e-12)
-    colours = cmap_of(colormap).copy()
-    if colormap is not Colormap.DIVERGING:
-        bottom, top = max(low, -limit), min(high, limit)
-    elif one_sided and low >= 0:
+    colours = cmap_of(look.colormap).copy()
+    diverging = look.colormap is Colormap.DIVERGING
+    if one_sided and low >= 0 and (diverging or fixed):
         bottom, top = 0.0, limit
-        colours = ListedColormap(colours(np.linspace(0.5, 1, 256)))
-    else:
+        if diverging:
+            colours = ListedColormap(colours(np.linspace(0.5, 1, 256)))
+    elif diverging or fixed:
         bottom, top = -limit, limit
+    else:
+        bottom, top = max(low, -limit), min(high, limit)
     arrows = CUT_OFF[low < bottom, high > top]
     colours.colorbar_extend = arrows  # type: ignore[assignment]  # the stubs say bool
     return Normalize(bottom, max(top, bottom + 1e-12)), colours

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from cnnviz.core.choices import FigureFormat
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import exists, from_json, read_text
 from cnnviz.core.output import parquet
@@ -38,6 +39,12 @@ UNFINISHED = "unfinished.json"
 """Of a run over many pictures that is under way, or was cut off: see `index.py`."""
 DPI = 150
 LONGEST_NAME = 80
+_UNDATED: dict[FigureFormat, dict[str, None]] = {
+    FigureFormat.PNG: {"Software": None},
+    FigureFormat.PDF: {"Creator": None, "Producer": None, "CreationDate": None},
+    FigureFormat.SVG: {"Creator": None, "Date": None},
+}
+"""What matplotlib would write of itself and the day."""
 _HERE = "\0results\0"
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
@@ -90,7 +97,10 @@ class RunFolder:
     Attributes:
         path: the folder.
         files: paths relative to the run's root folder, in order of writing; shared with subfolders.
+        figures: what figures are written as; subfolders do as their root.
     """
+
+    figures = FigureFormat.PNG
 
     def __init__(
         self, path: Path, root: "RunFolder | None" = None, inputs: Iterable[str | Path] = ()
@@ -289,10 +299,19 @@ class RunFolder:
         return self.write_bytes(name, stream.getvalue())
 
     def write_figure(self, name: str, figure: "Figure") -> Path:
-        """Draws a matplotlib figure as PNG; the same figure gives the same bytes."""
+        """Draws a matplotlib figure, as PNG or what else `figures` says; the same gives the same.
+
+        Args:
+            name: of the file, with the suffix .png, which another format replaces.
+            figure: what to draw.
+        """
+        from matplotlib import rc_context
+
+        kind = self._root.figures
         stream = io.BytesIO()
-        figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})
-        return self.write_bytes(name, stream.getvalue())
+        with rc_context({"svg.hashsalt": "cnnviz"}):
+            figure.savefig(stream, format=kind.value, dpi=DPI, metadata=_UNDATED[kind])
+        return self.write_bytes(f"{name.removesuffix('.png')}.{kind.value}", stream.getvalue())
 
     def finish(self, content: Mapping[str, Any]) -> Path:
         """Writes `summary.json`, the sign that the folder is complete; call it last."""

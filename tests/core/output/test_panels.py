@@ -12,7 +12,7 @@ from cnnviz.core.data.images import read_image
 from cnnviz.core.models.preprocess import Preprocess
 from cnnviz.core.output.drawing import image_pixels
 from cnnviz.core.output.look import Look
-from cnnviz.core.output.panels import draw_map, draw_picture, grid_of_axes, photograph
+from cnnviz.core.output.panels import draw_map, draw_picture, grid_of_axes, panels, photograph
 
 SMALL = Preprocess(8, (8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
 
@@ -81,3 +81,24 @@ def test_cells_without_a_panel_are_hidden(count: int, rows: int, columns: int) -
         place < count for place in range(rows * columns)
     ]
     assert figure.get_size_inches() == pytest.approx((2 * columns + 0.5, 1.5 * rows + 0.25))
+
+
+@pytest.mark.parametrize("colormap", list(Colormap))
+@pytest.mark.parametrize("values", [[0.0, 0.1], [-0.2, 0.1], [-3.0, 4.0]])
+def test_a_fixed_scale_has_the_same_colours_whatever_the_values(
+    colormap: Colormap, values: list[float]
+) -> None:
+    figure, (axes,) = panels(1, (1, 2))
+    look = Look(colormap, scale=0.5)
+    draw_map(axes, np.array([values]), look, "x", limit=look.scale)
+    shown = axes.images[0]
+    assert (shown.norm.vmin, shown.norm.vmax) == (-0.5, 0.5)
+    bar = figure.axes[-1]
+    assert (bar.get_ylim()[0], bar.get_ylim()[1]) == (-0.5, 0.5)
+
+
+def test_a_fixed_scale_of_values_that_cannot_be_negative_starts_at_zero() -> None:
+    _, (axes,) = panels(1, (1, 2))
+    look = Look(scale=0.5)
+    draw_map(axes, np.array([[0.1, 0.2]]), look, "x", one_sided=True, limit=look.scale)
+    assert (axes.images[0].norm.vmin, axes.images[0].norm.vmax) == (0.0, 0.5)

@@ -1,0 +1,67 @@
+"""Figures as PDF or SVG, and maps on one scale."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnnviz.cli.main import run
+
+LINES = {
+    "occlude": ["occlude", "0.png", "--mask", "16"],
+    "saliency": ["saliency", "0.png"],
+    "filters": ["filters"],
+}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "0.png")
+    Image.fromarray(pixels).save(tmp_path / "$a_{1}$<script>.png")
+    return tmp_path
+
+
+def files(folder: str) -> dict[str, bytes]:
+    found = {p.relative_to(folder).as_posix(): p for p in Path(folder).rglob("*") if p.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if name[-4:] != "json"}
+
+
+@pytest.mark.parametrize("command", LINES)
+@pytest.mark.parametrize(("kind", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_figures_are_written_as_asked_and_the_same_each_time(
+    command: str, kind: str, start: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("one", "two"):
+        assert run([*LINES[command], "--format", kind, "--out", folder]) == 0
+    assert f".{kind}\n" in capsys.readouterr().out  # named at the end
+    assert files("one") == files("two")
+    figures = [data for name, data in files("one").items() if name.endswith(f".{kind}")]
+    assert figures
+    assert all(data.startswith(start) for data in figures)
+    assert run([*LINES[command], "--out", "png"]) == 0
+    as_png = {name for name in files("png") if name not in files("one")}
+    assert {Path(name).with_suffix(f".{kind}").as_posix() for name in as_png} <= set(files("one"))
+
+
+def test_names_are_no_markup_in_an_svg() -> None:
+    assert run(["occlude", "$a_{1}$<script>.png", "--format", "svg", "--out", "o", "-q"]) == 0
+    for path in Path("o").rglob("*.svg"):
+        assert b"<script" not in path.read_bytes()
+
+
+def test_a_run_goes_on_in_its_own_format(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["occlude", "0.png", "$a_{1}$<script>.png", "--mask", "16", "--out", "o", "-q"]
+    assert run(line) == 0
+    Path("o/summary.json").unlink()
+    Path("o/unfinished.json").write_text("{}")
+    assert run([*line, "--format", "svg", "--resume"]) == 2
+    assert "--format" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scale", ["0", "-1", "nan", "inf", "x"])
+def test_a_scale_is_a_positive_number(scale: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["occlude", "0.png", f"--scale={scale}", "--out", "o"]) == 2
+    assert "--scale" in capsys.readouterr().err
