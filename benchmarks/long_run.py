@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cnnviz.cli import run as command
+from cnnviz.cli import image_run as command
 from cnnviz.cli.main import run
 
 EVERY = 100

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cnnviz.cli.image_run import ImageRun
 from cnnviz.cli.options import IMAGES, ModelOptions, OutputOptions, Resume, Share
-from cnnviz.cli.run import ImageRun
 from cnnviz.core.choices import Scaling
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.options import Option

@@ -19,13 +19,13 @@ import typer
 from cnnviz.cli.ablate import ablate
 from cnnviz.cli.activations import activations
 from cnnviz.cli.console import findings, say, show_warnings, stdout_kept
+from cnnviz.cli.expand import Grouped, expand
 from cnnviz.cli.filters import filters
 from cnnviz.cli.layers import layers
 from cnnviz.cli.max_patches import max_patches
 from cnnviz.cli.merge import merge
 from cnnviz.cli.models import models
 from cnnviz.cli.occlude import occlude
-from cnnviz.cli.options import Grouped, expand
 from cnnviz.cli.outcome import Listening, print_error
 from cnnviz.cli.render import render
 from cnnviz.cli.rerun import rerun

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cnnviz.cli.image_run import ImageRun
 from cnnviz.cli.options import IMAGES, ModelOptions, OutputOptions, Resume, Share
-from cnnviz.cli.run import ImageRun
 from cnnviz.core.errors import UsageError
 from cnnviz.core.options import Option
 from cnnviz.core.output.look import Look

@@ -1,7 +1,7 @@
 """Options: what a field of a spec says of itself, once.
 
 A spec is a frozen dataclass whose fields carry an `Option`: a line of help, how text becomes a
-value, the range of a number. The command line is generated from it (`cli.options.expand`), and a
+value, the range of a number. The command line is generated from it (`cli.expand.expand`), and a
 spec made in code checks itself against it. Imports nothing heavy, so that `--help` is quick.
 """
 

@@ -1,0 +1,236 @@
+"""One run of a command that takes images one by one, with a folder for each.
+
+The command brings a study, which looks at one working image and returns what `summary.json` says
+of it and how its files are written. An image that cannot be read or studied is noted; the rest goes
+on. What checks say is told at the end, also where some images failed.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from cnnviz.cli.console import say
+from cnnviz.cli.options import OutputOptions
+from cnnviz.cli.outcome import current
+from cnnviz.cli.run import Run
+from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
+
+if TYPE_CHECKING:
+    from cnnviz.core.data.images import WorkingImage
+    from cnnviz.core.data.shards import Shard
+    from cnnviz.core.models.load import Model
+    from cnnviz.core.output.index import EntryIndex
+    from cnnviz.core.output.run_folder import RunFolder
+
+    Advance = Callable[[int], None]
+    Study = Callable[
+        [Path, WorkingImage, Advance], tuple[Mapping[str, Any], Callable[[RunFolder], None]]
+    ]
+
+MOST_SHOWN = 200
+"""Images in the terminal's table, and pictures named below it."""
+
+
+class ImageRun(Run):
+    """The images of one call, one after the other; `images` comes first, then `open_for`.
+
+    Attributes:
+        folder: where the run's files go: `<out>/<stem>` for one image, `<out>` for several.
+        entries: what the summary says of each image that worked, with its `folder`; of several
+            images they are on disk.
+    """
+
+    def __init__(self, command: str, output: OutputOptions) -> None:
+        """Starts the clock."""
+        super().__init__(command, output)
+        self._paths: Sequence[Path] = ()
+        self._places: dict[Path, int] = {}
+        self._alone = False
+        self.entries: list[dict[str, Any]] | EntryIndex = []
+        self._index: EntryIndex | None = None
+        self._errors: list[tuple[str, str]] = []
+
+    def images(self, sources: Sequence[str | Path], asked: "Shard | None") -> list[Path]:
+        """The names of the images, which are shared out if that is asked for.
+
+        Raises:
+            UsageError: something does not exist, holds no picture, or is malformed.
+        """
+        from cnnviz.core.data.datasets import open_images
+
+        self._data = open_images(list(map(str, sources)))
+        paths = [Path(example.path) for example in self._data.examples]
+        self._places = {path: place for place, path in enumerate(paths)}
+        self.take_share(asked, len(paths))
+        return paths
+
+    def open_for(
+        self,
+        paths: Sequence[Path],
+        model: "Model",
+        asked: Mapping[str, object],
+        *,
+        inputs: Sequence[Path] = (),
+        resume: bool = False,
+    ) -> None:
+        """Opens the folder for these images.
+
+        Args:
+            paths: the images.
+            model: the network.
+            asked: what else the results depend on, by the option's or group's name.
+            inputs: files that are read beside the images.
+            resume: leave out those whose results are whole already.
+
+        Raises:
+            UsageError: it is not empty, and `--overwrite` was not given; or it is another run's.
+        """
+        from cnnviz.core.output.index import EntryIndex
+        from cnnviz.core.output.run_folder import safe_name
+
+        self._inputs = [*self._data.files, *inputs]
+        self._alone = len(paths) == 1 and self.shard is None
+        listed = "\n".join(map(str, paths)).encode("utf-8", "surrogateescape")
+        images = hashlib.sha256(listed).hexdigest()
+        if self.shard:
+            part = self.shard.part(len(paths))
+            paths = paths[part.start : part.stop]
+            if not paths:
+                raise UsageError(f"--shard {self.shard}: there are fewer images than shares")
+        self._paths = paths
+        self.open(self.root / safe_name(paths[0].stem) if self._alone else None, resume=resume)
+        if self._alone:
+            return
+        self.identity = {
+            "command": self.command,
+            "weights": model.weights_sha256,
+            "model": model.name,
+            "preprocessing": repr(model.preprocess),
+            "precision": model.precision,
+            "--format": self._output.format,
+            **{name: repr(value) for name, value in asked.items()},
+        }
+        resume = resume and not self._output.overwrite
+        self._index = EntryIndex(
+            self.folder,
+            self.identity,
+            resume=resume,
+            images=images,
+            changed=lambda image: self._data.changed(self._places[Path(image)]),
+        )
+        self.entries, done = self._index, self._index.adopt()
+        if self.shard:
+            self.identity = {**self.identity, "images": images}
+        self._paths = [path for path in paths if str(path) not in done]
+        if done:
+            self.console.note(f"{len(paths) - len(self._paths)} of the {len(paths)} are done")
+
+    def study(self, what: str, model: "Model", study: "Study", steps: int) -> None:
+        """Reads, studies and writes every image under one progress bar.
+
+        Args:
+            what: the bar's text.
+            model: for its preprocessing.
+            study: called with the path, the working image and a function that takes steps done.
+            steps: how many steps an image takes.
+        """
+        with self.console.progress(what, steps * len(self._paths)) as advance:
+            for path in self._paths:
+                done = self._one(path, model, study, advance)
+                advance(steps - done)
+
+    def _one(self, path: Path, model: "Model", study: "Study", advance: "Advance") -> int:
+        done = 0
+
+        def progress(steps: int) -> None:
+            nonlocal done
+            done += steps
+            advance(steps)
+
+        before = len(self.folder.files)
+        try:
+            image = self._data.working(self._places[path], model.preprocess)
+            entry, write = study(path, image, progress)
+            target = self.folder if self._index is None else self.folder.subfolder(path.stem)
+            write(target)
+            relative = target.path.relative_to(self.folder.path).as_posix()
+            placed = {**entry, "folder": relative}
+            if self._index is None:
+                self.entries = [placed]
+            else:
+                self._index.add(placed, self.folder.files[before:])
+        except CnnvizError as error:
+            self._errors.append((str(path), str(error)))
+        return done
+
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows_of: Callable[[dict[str, Any]], Sequence[Sequence[object]]],
+    ) -> None:
+        """The findings in short; of very many images, the first."""
+        first = islice(self.entries, MOST_SHOWN)
+        self.console.table(title, columns, [row for entry in first for row in rows_of(entry)])
+        if len(self.entries) > MOST_SHOWN:
+            more = len(self.entries) - MOST_SHOWN
+            self.console.line(f"… and {more} more images, all of them in images.jsonl")
+
+    def finish_images(
+        self,
+        model: "Model",
+        *,
+        seed: int,
+        show: str,
+        checks: Sequence[Callable[[], None]] = (),
+    ) -> None:
+        """Writes the summary, names the pictures that match `show`, and judges what was asked for.
+
+        Raises:
+            typer.Exit: with status 1, when an image failed; what the checks say is told all the
+                same.
+            CheckFailed: a check does not hold.
+        """
+        from cnnviz.core.output.run_folder import SUMMARY
+
+        current().images = lambda: (str(entry["image"]) for entry in self.entries)
+        pattern = show.replace(".png", f".{self._output.format}")
+        matching = (name for name in self.folder.files if Path(name).match(pattern))
+        shown = [self.folder.path / name for name in islice(matching, MOST_SHOWN)]
+        ended: typer.Exit | None = None
+        try:
+            self.finish(self.entries, model=model, seed=seed, errors=self._errors, show=shown)
+        except typer.Exit as error:
+            ended = error
+        finally:
+            if self._index is not None and (self.folder.path / SUMMARY).exists():
+                self._index.close()
+        verdict = _verdict(checks)
+        if ended is not None:
+            if verdict is not None:
+                say(f"cnnviz: {verdict}")
+                current().verdict = verdict
+            raise ended
+        if verdict is not None:
+            raise verdict
+
+
+def _verdict(checks: Sequence[Callable[[], None]]) -> CheckFailed | None:
+    """What all checks that do not hold say; None where they hold."""
+    found: list[CheckFailed] = []
+    for check in checks:
+        try:
+            check()
+        except CheckFailed as error:
+            found.append(error)
+    if not found:
+        return None
+    failed: dict[str, str] = {}
+    for low in found:
+        for name, text in low.failed.items():
+            failed[name] = f"{failed[name]}; {text}" if name in failed else text
+    return CheckFailed("; ".join(map(str, found)), failed)
