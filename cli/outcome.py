@@ -109,32 +109,32 @@ class Outcome:
     def _write_junit(
         self, path: Path, message: str, error: BaseException | None, failed: dict[str, str]
     ) -> None:
-        from junitparser import Error, Failure, JUnitXml, TestCase, TestSuite
-
+        from cnnviz.core.extras import required
         from cnnviz.core.output.run_folder import replace_file
 
-        suite = TestSuite(f"cnnviz {self.command}")
+        library: Any = required("junitparser", "--junit", EXTRA)
+        suite = library.TestSuite(f"cnnviz {self.command}")
 
         def add(name: str, result: Any = None) -> None:
-            case = TestCase(_clean(name), f"cnnviz.{self.command}")
+            case = library.TestCase(_clean(name), f"cnnviz.{self.command}")
             if result is not None:
                 case.result = [result]
             suite.add_testcase(case)
 
         for image in self.images():
-            add(image, Failure(_clean(failed.pop(image))) if image in failed else None)
+            add(image, library.Failure(_clean(failed.pop(image))) if image in failed else None)
         for name, text in self.errors:
-            add(name, Error(_clean(text)))
+            add(name, library.Error(_clean(text)))
         if self.verdict is not None and not self.verdict.failed:
-            add(self.command, Failure(_clean(str(self.verdict))))
+            add(self.command, library.Failure(_clean(str(self.verdict))))
         elif error is not None and self.verdict is None:
-            add(self.command, Error(_clean(message)))
+            add(self.command, library.Error(_clean(message)))
         elif not list(suite):
             add(self.command)
-        report = JUnitXml()
+        report = library.JUnitXml()
         report.add_testsuite(suite)
-        report.update_statistics()  # type: ignore[no-untyped-call]
-        replace_file(path, lambda stream: stream.write(report.tostring()))  # type: ignore[no-untyped-call]
+        report.update_statistics()
+        replace_file(path, lambda stream: stream.write(report.tostring()))
 
 
 _current: ContextVar[Outcome] = ContextVar("outcome")
