@@ -80,7 +80,7 @@ def _panels(
     over: NDArray[np.uint8] | None,
     lines: Sequence[str] = (),
 ) -> Figure:
-    figure, axes = panels(len(result.maps), _size(result))
+    figure, axes = panels(len(result.maps), _size(result), columns=look.columns)
     for number, (cell, found) in enumerate(zip(axes, result.maps, strict=True)):
         _map(cell, result, found.map_HW.numpy(), look, over)
         if result.reading is not None:

@@ -91,9 +91,9 @@ def draw(
     has_classes = result.measured.head.has_classes
     figures = {
         "overlay.png": draw_overlay(result, look, backdrop, lines),
-        "heatmap.png": _grid(result, lambda cell, at: _map(cell, result, at, look, None)),
+        "heatmap.png": _grid(result, look, lambda cell, at: _map(cell, result, at, look, None)),
         "probability.png" if has_classes else "value.png": _grid(
-            result, lambda cell, at: _reading(cell, result, result.panels[at])
+            result, look, lambda cell, at: _reading(cell, result, result.panels[at])
         ),
     }
     reading = result.measured.reading
@@ -116,7 +116,7 @@ def draw_overlay(
 ) -> Figure:
     """The map over the image alone, `overlay.png`; see `draw`."""
     beneath = input_pixels(result) if backdrop is None else backdrop
-    return _grid(result, lambda cell, at: _map(cell, result, at, look, beneath), lines)
+    return _grid(result, look, lambda cell, at: _map(cell, result, at, look, beneath), lines)
 
 
 def _size(result: OcclusionResult) -> tuple[int, int]:
@@ -124,17 +124,22 @@ def _size(result: OcclusionResult) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _columns(result: OcclusionResult) -> int:
+def _columns(result: OcclusionResult, look: Look) -> int:
     """A row per target and a column per mask, one of them wrapped if alone."""
+    if look.columns is not None:
+        return look.columns
     masks = len(result.measured.grids)
     return masks if 1 < masks <= MOST_COLUMNS else MOST_COLUMNS
 
 
 def _grid(
-    result: OcclusionResult, paint: Callable[[Axes, int], None], lines: Sequence[str] = ()
+    result: OcclusionResult,
+    look: Look,
+    paint: Callable[[Axes, int], None],
+    lines: Sequence[str] = (),
 ) -> Figure:
     """A cell for each panel, painted by its number."""
-    figure, axes = panels(len(result.panels), _size(result), columns=_columns(result))
+    figure, axes = panels(len(result.panels), _size(result), columns=_columns(result, look))
     for number, cell in enumerate(axes):
         paint(cell, number)
         title(cell, heading(result, result.panels[number]))

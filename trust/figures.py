@@ -91,7 +91,7 @@ def draw_maps(
 ) -> Figure:
     """Each map over the picture, its verdict underneath; arguments as for `draw_certainty`."""
     size = (int(maps[0][1].shape[0]), int(maps[0][1].shape[1]))
-    figure, axes = panels(len(maps), size)
+    figure, axes = panels(len(maps), size, columns=look.columns)
     for cell, (name, map_HW, card) in zip(axes, maps, strict=True):
         values_HW, limit = map_HW.numpy(), look.scale
         draw_map(cell, values_HW, look, unit, over=beneath, one_sided=True, limit=limit)
@@ -119,7 +119,7 @@ def draw_certainty(
     if not shown:
         return None
     size = (int(shown[0][1].shape[0]), int(shown[0][1].shape[1]))
-    figure, axes = panels(len(shown), size)
+    figure, axes = panels(len(shown), size, columns=look.columns)
     for cell, (name, map_HW, card) in zip(axes, shown, strict=True):
         certain_HW = card.certain_HW
         assert certain_HW is not None  # noqa: S101 (only those are shown)

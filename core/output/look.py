@@ -37,3 +37,10 @@ class Look(Spec):
             metavar="<float>",
         ),
     ] = None
+    columns: Annotated[
+        int | None,
+        Option(
+            "Panels in a row of a figure. Default: 4 at most; of several masks a column each.",
+            least=1,
+        ),
+    ] = None

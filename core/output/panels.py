@@ -83,17 +83,18 @@ def grid_of_axes(
 
 
 def panels(
-    count: int, size: tuple[int, int], *, columns: int = MOST_COLUMNS, legend: float = 0.0
+    count: int, size: tuple[int, int], *, columns: int | None = None, legend: float = 0.0
 ) -> tuple[Figure, list[Axes]]:
     """A figure with `count` panels for pictures of H×W, each with room for two lines and a bar.
 
     Args:
         count: panels wanted, at least one.
         size: H and W.
-        columns: panels in a row, at most.
+        columns: panels in a row, at most; None for 4.
         legend: inches for a legend to the right of them all.
     """
     height = PANEL_WIDTH * 0.78 * size[0] / size[1] + 0.55
+    columns = columns or MOST_COLUMNS
     return grid_of_axes(count, (PANEL_WIDTH, height), columns=columns, extra=(legend, 0.0))
 
 

@@ -65,3 +65,17 @@ def test_a_run_goes_on_in_its_own_format(capsys: pytest.CaptureFixture[str]) -> 
 def test_a_scale_is_a_positive_number(scale: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["occlude", "0.png", f"--scale={scale}", "--out", "o"]) == 2
     assert "--scale" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("columns", "wide"), [(None, 3), ("1", 1), ("2", 2), ("9", 3)])
+@pytest.mark.parametrize("command", ["occlude", "saliency"])
+def test_panels_stand_in_as_many_columns_as_asked(
+    command: str, columns: str | None, wide: int
+) -> None:
+    more = ["--columns", columns] if columns else []
+    line = [*LINES[command], "--target", "top3", "--out", "o", "-q"]
+    assert run([*line, *more]) == 0
+    assert run([*LINES[command], "--out", "one", "-q"]) == 0
+    with Image.open("o/0/overlay.png") as several, Image.open("one/0/overlay.png") as one:
+        assert several.width == pytest.approx(wide * one.width, abs=3)
+        assert several.height == pytest.approx(-(-3 // wide) * one.height, rel=0.2)
