@@ -163,7 +163,7 @@ class _Study:
                 "index": target,
                 "trust": report(card),
             }
-            add_reading(entry, measured.head, float(readings_K[target]))
+            add_reading(entry, measured, float(readings_K[target]))
             if object_HW is not None:
                 add_verdict(entry, judge(map_HW, object_HW))
             targets.append(in_order(Target, entry))

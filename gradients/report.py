@@ -15,14 +15,12 @@ from cnnviz.core.output.entries import (
     Unsigned,
     add_reading,
     in_order,
+    top_entries,
 )
 from cnnviz.core.output.numbers import digits
 from cnnviz.gradients.choices import Method
 from cnnviz.gradients.comparison import Comparison
 from cnnviz.gradients.experiment import ClassMap, SaliencyResult
-
-TOP = 5
-
 
 _With = TypedDict("_With", {"with": str})
 
@@ -63,10 +61,7 @@ class Entry(TypedDict):
 def report(result: SaliencyResult, comparisons: tuple[Comparison, ...] = ()) -> Entry:
     """One entry of `results`."""
     readings_K = result.head.readings(result.logits_K)
-    best = result.ranking_K.argsort(descending=True, stable=True)[:TOP].tolist()
-    if result.reading is not None:
-        best = [index for index in best if result.reading.shares_K[index] > 0]
-    top = [_class(result, index, float(readings_K[index])) for index in best]
+    top = top_entries(result, readings_K)
     entries = [_map(result, found) for found in result.maps]
     for entry, compared in zip(entries, comparisons, strict=False):
         agreement = compared.rank_correlation
@@ -89,17 +84,6 @@ def report(result: SaliencyResult, comparisons: tuple[Comparison, ...] = ()) -> 
     return in_order(Entry, found)
 
 
-def _class(result: SaliencyResult, index: int, reading: float) -> ClassEntry:
-    entry: ClassEntry = {"class": result.labels[index], "index": index}
-    _read(result, entry, reading)
-    return entry
-
-
-def _read(result: SaliencyResult, entry: ClassEntry, reading: float) -> None:
-    shares_K = None if result.reading is None else result.reading.shares_K
-    add_reading(entry, result.head, reading, shares_K)
-
-
 def _map(result: SaliencyResult, found: ClassMap) -> Target:
     row, column = divmod(int(found.map_HW.argmax()), found.map_HW.shape[1])
     entry: Target = {
@@ -110,5 +94,5 @@ def _map(result: SaliencyResult, found: ClassMap) -> Target:
         "peak": [row, column],
         "peak_original": list(result.image.to_original((row, column, row + 1, column + 1))),
     }
-    _read(result, entry, found.probability)
+    add_reading(entry, result, found.probability)
     return in_order(Target, entry)

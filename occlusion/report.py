@@ -25,7 +25,9 @@ from cnnviz.core.output.entries import (
     Sides,
     Unsigned,
     add_reading,
+    class_entry,
     in_order,
+    top_entries,
 )
 from cnnviz.core.output.numbers import digits
 from cnnviz.occlusion.agreement import Agreement
@@ -34,8 +36,6 @@ from cnnviz.occlusion.expectation import Verdict
 from cnnviz.occlusion.experiment import OcclusionResult
 from cnnviz.occlusion.maps import class_scores
 from cnnviz.occlusion.sufficient import RANKED_BY, Region, Sufficiency
-
-TOP = 5
 
 
 class FlipEntry(Named):
@@ -153,18 +153,6 @@ class Entry(TypedDict):
     activation: NotRequired[ActivationEntry]
 
 
-def _class(result: OcclusionResult, index: int, reading: float) -> ClassEntry:
-    entry: ClassEntry = {"class": result.measured.labels[index], "index": index}
-    _read(result, entry, reading)
-    return entry
-
-
-def _read(result: OcclusionResult, entry: ClassEntry, reading: float) -> None:
-    measured = result.measured
-    shares_K = None if measured.reading is None else measured.reading.shares_K
-    add_reading(entry, measured.head, reading, shares_K)
-
-
 def _agreement(found: Agreement, name: str, verdict: Verdict | None) -> AgreementEntry:
     correlation = found.rank_correlation
     entry: AgreementEntry = {
@@ -207,7 +195,7 @@ def _panel(
         "max_drop_box": list(panel.max_drop_box),
         "mean_drop": digits(panel.mean_drop),
     }
-    _read(result, entry, panel.probability)
+    add_reading(entry, result.measured, panel.probability)
     if panel.reliance is not None and panel.flips is not None:
         to: list[FlipEntry] = [
             {"class": labels[index], "index": index, "positions": n} for index, n in panel.flips_to
@@ -224,7 +212,7 @@ def _panel(
 
 def _sufficiency(result: OcclusionResult, found: Sufficiency) -> SufficiencyEntry:
     return {
-        **_class(result, found.target, found.probability),
+        **class_entry(result.measured, found.target, found.probability),
         "cell": found.cell,
         "region": _region(found.sufficient),
         "without": digits(found.without),
@@ -271,10 +259,7 @@ def report(
     measured = result.measured
     has_classes = measured.head.has_classes
     readings_K = class_scores(measured.base_logits_K, Score.PROBABILITY, measured.head)
-    best = measured.ranking_K.argsort(descending=True, stable=True)[:TOP].tolist()
-    if measured.reading is not None:
-        best = [index for index in best if measured.reading.shares_K[index] > 0]
-    top = [_class(result, index, float(readings_K[index])) for index in best]
+    top = top_entries(measured, readings_K)
     count = len(result.panels)
     judged = zip(verdicts or (None,) * count, agreement_verdicts or (None,) * count, strict=True)
     entry: Entry = {
@@ -290,7 +275,7 @@ def report(
     if measured.reading:
         entry["read"] = measured.place or "own pixels"
     if result.label is not None:
-        entry["label"] = _class(result, result.label, float(readings_K[result.label]))
+        entry["label"] = class_entry(measured, result.label, float(readings_K[result.label]))
         entry["correct"] = _is_correct(result, result.label)
     if result.given_up is not None:
         entry["incremental_given_up"] = _finite(result.given_up)

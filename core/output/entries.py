@@ -4,7 +4,7 @@ Each analysis' `report.py` has its own entries; here stands what all have, or se
 what a schema says of a value beyond its type.
 """
 
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NotRequired, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NotRequired, Protocol, TypeVar
 
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
@@ -14,8 +14,11 @@ from cnnviz.core.output.numbers import digits
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cnnviz.core.models.dense import Reading
     from cnnviz.core.models.heads import Head
     from cnnviz.core.models.load import Model
+
+TOP = 5
 
 
 class Said:
@@ -128,23 +131,55 @@ class ClassEntry(Named):
     ]
 
 
-def add_reading(
-    entry: ClassEntry, head: "Head", reading: float, shares_K: "Tensor | None" = None
-) -> None:
+class Answered(Protocol):
+    """What a network said of a picture: `occlude` and `saliency` have it of theirs."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names."""
+
+    @property
+    def head(self) -> "Head":
+        """What its numbers mean."""
+
+    @property
+    def ranking_K(self) -> "Tensor":  # noqa: N802 (a shape)
+        """Larger for what it puts first."""
+
+    @property
+    def reading(self) -> "Reading | None":
+        """Of a dense output, the pixels that were read."""
+
+
+def add_reading(entry: ClassEntry, answered: Answered, reading: float) -> None:
     """Says what the network says of a class or value.
 
     Args:
-        entry: to be filled in.
-        head: whether there are classes.
-        reading: its probability, or value.
-        shares_K: of a dense output: each class's share of the pixels.
+        entry: to be filled in; it has the class.
+        answered: what is known of the picture.
+        reading: the class's probability, or the value.
     """
-    if not head.has_classes:
+    if not answered.head.has_classes:
         entry["value"] = digits(reading)
         return
     entry["probability"] = digits(reading)
-    if shares_K is not None:
-        entry["pixels"] = digits(float(shares_K[entry["index"]]))
+    if answered.reading is not None:
+        entry["pixels"] = digits(float(answered.reading.shares_K[entry["index"]]))
+
+
+def class_entry(answered: Answered, index: int, reading: float) -> ClassEntry:
+    """A class by name and index, and what the network says of it."""
+    entry: ClassEntry = {"class": answered.labels[index], "index": index}
+    add_reading(entry, answered, reading)
+    return entry
+
+
+def top_entries(answered: Answered, readings_K: "Tensor") -> list[ClassEntry]:
+    """The five most probable classes; of a dense output those that some pixel is predicted as."""
+    best = answered.ranking_K.argsort(descending=True, stable=True)[:TOP].tolist()
+    if answered.reading is not None:
+        best = [index for index in best if answered.reading.shares_K[index] > 0]
+    return [class_entry(answered, index, float(readings_K[index])) for index in best]
 
 
 Read = Annotated[str, Said("of a dense output: where it was read (own pixels, at y,x, inside …)")]
