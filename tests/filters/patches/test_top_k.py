@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cnnviz.filters.patches import top_k
 from cnnviz.filters.patches.choices import Ranking
 from cnnviz.filters.patches.score_stats import RELATIVE_ERROR, ScoreStats
 from cnnviz.filters.patches.top_k import TopK, map_scores, pack, peaks, ranked, unpack
@@ -199,3 +200,17 @@ def test_active_share_counts_images_with_a_unit_above_zero_not_scores() -> None:
         torch.tensor([[5.0], [4.0]]), torch.tensor([[0.0], [1]])
     )
     assert stats.active.tolist() == [1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(3, 4, 7, 5), (2, 3, 1, 9), (2, 3, 6, 1), (1, 8, 1, 1)])
+def test_the_first_strongest_unit_is_found_without_gathering_the_maps(shape, layout, dtype):
+    maps = torch.randint(-2, 3, shape).to(dtype).to(memory_format=layout)  # many ties
+    rows, filters = torch.ones(shape[:2]).nonzero(as_tuple=True)
+    wanted = maps[rows, filters].float().flatten(1).numpy().argmax(1)
+    for most in (0, 10**9):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(top_k, "MOST", most)
+            found = top_k._strongest(maps, rows, filters)
+        assert found[:, 0].tolist() == wanted.tolist()
