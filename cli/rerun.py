@@ -59,6 +59,8 @@ def rerun(
     status = run([command, *line, *own])
     if status not in (0, 1, 3):
         raise typer.Exit(status)
+    if status == 1 and not before.get("errors"):
+        raise CnnvizError("the run has errors that it had not before; nothing is compared")
     found = [path for path in root.rglob("summary.json") if _is_of(path, command, share)]
     if len(found) != 1:
         raise CnnvizError(f"{root} holds {len(found)} summaries of {command}; nothing is compared")

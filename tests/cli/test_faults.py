@@ -31,7 +31,7 @@ LINES = {
     "models": ["models"],
     "render": ["render", "occluded/0"],
     "merge": ["merge", "shares"],
-    "rerun": ["rerun", "occluded"],
+    "rerun": ["rerun", "occluded/0"],
 }
 
 

@@ -144,6 +144,11 @@ GOOD: dict[str, list[str]] = {
     "--repeat": ["1", "2"],
     "--threshold": ["0.4"],
     "--output": ["logits", "0"],
+    "--shard": ["0/1", "1/2"],
+    "--junit": ["report.xml"],
+    "--scale": ["0.3"],
+    "--columns": ["1", "2"],
+    "--min-accuracy": ["0", "1"],
 }
 USUAL = {
     "occlude": ["--mask", "16", "--stride", "16", "--pictures", "overlay"],
@@ -226,7 +231,7 @@ def test_random_command_lines(
     command: str,
 ) -> None:
     monkeypatch.chdir(world)
-    chance = random.Random(f"{command} 2")  # noqa: S311
+    chance = random.Random(f"{command} 3")  # noqa: S311
     ended: dict[int, int] = {}
     for number in range(LINES):
         out = tmp_path / str(number)
@@ -240,7 +245,8 @@ def test_random_command_lines(
         said = capsys.readouterr()
         ended[status] = ended.get(status, 0) + 1
         assert status in (0, 1, 2, 3), made
-        lines = [text for text in said.err.splitlines() if text.startswith("cnnviz: ")]
+        told = ("cnnviz: ", '{"message": "cnnviz: ')
+        lines = [text for text in said.err.splitlines() if text.startswith(told)]
         assert bool(lines) == (status != 0), (made, said.err)
         assert "Traceback" not in said.err, made
         for path in out.rglob("summary.json"):
