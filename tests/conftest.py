@@ -7,6 +7,8 @@ from pathlib import Path
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 THREADS = max(1, (os.cpu_count() or 1) // _WORKERS)
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # of the processes that tests start, too
+for _variable in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):  # runs would speak to it
+    os.environ.pop(_variable, None)
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `networks` and `zoo`
 

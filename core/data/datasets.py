@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,11 @@ __all__ = ["Batch", "Example", "ImageData", "batches", "match_labels", "open_dat
 
 _RGB = Preprocess(None, (0, 0))
 """Any picture of three channels, as it lies there."""
+
+
+@lru_cache(maxsize=1)  # all pictures of a set lie in the same files
+def _newest(files: tuple[Path, ...]) -> float:
+    return max(path.stat().st_mtime for path in files)
 
 
 @dataclass(frozen=True)
@@ -111,8 +116,7 @@ class ImageData:
         Raises:
             OSError: it is not there.
         """
-        files = self._source.files or (Path(self.examples[index].path),)
-        return max(path.stat().st_mtime for path in files)
+        return _newest(self._source.files or (Path(self.examples[index].path),))
 
     @property
     def canonical(self) -> bool:

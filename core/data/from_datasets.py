@@ -77,7 +77,7 @@ def _source(
                 for e in listed.examples
             ),
         )
-    found = _Rows(rows, column)
+    found = _Rows(rows.select_columns([column]), column)
     files = tuple(sorted(place.rglob("*.arrow")))
     return replace(listed, open=found.open, state=found.state, files=files)
 
