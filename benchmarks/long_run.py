@@ -14,19 +14,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from timing import resident
 
 from cnnviz.cli import image_run as command
 from cnnviz.cli.main import run
 
 EVERY = 100
 BAD = 50
-
-
-def resident() -> float:
-    """MiB of this process in memory now."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
 
 
 def write_pictures(folder: Path, images: int) -> None:

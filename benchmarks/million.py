@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from timing import resident
 from torch import nn
 
 from cnnviz.core.choices import Precision
@@ -33,13 +34,6 @@ from cnnviz.filters.patches.state import LayerState, ScanState
 SIDE = 8
 BATCH = 256
 MANY = 3944
-
-
-def resident() -> float:
-    """MiB of this process in memory now."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
 
 
 def synthetic(count: int) -> ImageData:

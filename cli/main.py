@@ -26,7 +26,7 @@ from cnnviz.cli.max_patches import max_patches
 from cnnviz.cli.merge import merge
 from cnnviz.cli.models import models
 from cnnviz.cli.occlude import occlude
-from cnnviz.cli.outcome import Listening, print_error
+from cnnviz.cli.outcome import listening, print_error
 from cnnviz.cli.render import render
 from cnnviz.cli.rerun import rerun
 from cnnviz.cli.saliency import saliency
@@ -157,7 +157,7 @@ def run(arguments: Sequence[str]) -> int:
     0 done, 1 failed in part or whole, 2 wrong usage, 3 a check did not hold, 130 interrupted.
     """
     given = list(arguments) or ["--help"]
-    with Listening() as outcome:
+    with listening() as outcome:
         status, message, error = _ended(given)
         if message:
             say(f"cnnviz: {message}")

@@ -7,7 +7,8 @@ ended, whichever way, `close` tells everybody who listens.
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,16 +147,15 @@ def current() -> Outcome:
     return Outcome() if found is None else found
 
 
-class Listening:
+@contextmanager
+def listening() -> Iterator[Outcome]:
     """Makes an `Outcome` the current one for as long as the block runs."""
-
-    def __enter__(self) -> Outcome:
-        outcome = Outcome()
-        self._token = _current.set(outcome)
-        return outcome
-
-    def __exit__(self, *_error: object) -> None:
-        _current.reset(self._token)
+    outcome = Outcome()
+    token = _current.set(outcome)
+    try:
+        yield outcome
+    finally:
+        _current.reset(token)
 
 
 def print_error(stream: Any, message: str, status: int) -> None:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cnnviz.core.data.datasets import ImageData, batches, match_labels, none_usable
+from cnnviz.core.data.datasets import ImageData, batches, none_usable
+from cnnviz.core.data.matching import match_labels
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models.heads import Kind
 
