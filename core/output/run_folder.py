@@ -309,7 +309,8 @@ class RunFolder:
 
         kind = self._root.figures
         stream = io.BytesIO()
-        with rc_context({"svg.hashsalt": "cnnviz"}):
+        # Pictures that matplotlib joins before it writes them lose the weight of the map over them.
+        with rc_context({"svg.hashsalt": "cnnviz", "image.composite_image": False}):
             figure.savefig(stream, format=kind.value, dpi=DPI, metadata=_UNDATED[kind])
         return self.write_bytes(f"{name.removesuffix('.png')}.{kind.value}", stream.getvalue())
 

@@ -79,3 +79,9 @@ def test_panels_stand_in_as_many_columns_as_asked(
     with Image.open("o/0/overlay.png") as several, Image.open("one/0/overlay.png") as one:
         assert several.width == pytest.approx(wide * one.width, abs=3)
         assert several.height == pytest.approx(-(-3 // wide) * one.height, rel=0.2)
+
+
+def test_a_map_lies_over_the_picture_as_an_image_of_its_own() -> None:
+    # Joined into one by matplotlib, the map would be there at a weight of alpha squared.
+    assert run([*LINES["occlude"], "--format", "svg", "--out", "o", "-q"]) == 0
+    assert Path("o/0/overlay.svg").read_text().count("<image ") == 3  # and the colour bar
