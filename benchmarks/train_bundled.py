@@ -79,14 +79,14 @@ class Data:
     test_labels: Tensor
 
 
-def read_jpegs(archive: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The archive's training images (N, H, W, 3) and labels (N,), in name order."""
+def read_jpegs(archive: Path, part: str = "train") -> tuple[np.ndarray, np.ndarray]:
+    """The archive's images (N, H, W, 3) and labels (N,) of `train` or `test`, in name order."""
     rows = []
     with tarfile.open(archive) as tar:
         for member in tar:
             parts = Path(member.name).parts
             stream = tar.extractfile(member) if member.isfile() else None
-            if stream is None or "train" not in parts or parts[-2] not in CLASSES:
+            if stream is None or part not in parts or parts[-2] not in CLASSES:
                 continue
             pixels = np.asarray(Image.open(io.BytesIO(stream.read())).convert("RGB"))
             rows.append((member.name, pixels, CLASSES.index(parts[-2])))
@@ -139,7 +139,7 @@ def augment(images: Tensor, cutout: int, generator: torch.Generator) -> Tensor:
     return cropped.permute(0, 3, 1, 2) * ~hidden[:, None]
 
 
-def train(model: CifarNet, data: Data, phase: Phase, seed: int) -> CifarNet:
+def train(model: nn.Module, data: Data, phase: Phase, seed: int) -> nn.Module:
     """Stochastic gradient descent on one cycle of the learning rate (Smith 2018)."""
     generator = torch.Generator().manual_seed(seed)
     model.train()
@@ -174,7 +174,7 @@ def train(model: CifarNet, data: Data, phase: Phase, seed: int) -> CifarNet:
     return model.eval()
 
 
-def halve(model: CifarNet) -> dict[str, Tensor]:
+def halve(model: nn.Module) -> dict[str, Tensor]:
     """The state dict rounded to fp16 (counters left out: they play no part in inference)."""
     return {
         name: value.half().contiguous()
@@ -184,7 +184,7 @@ def halve(model: CifarNet) -> dict[str, Tensor]:
 
 
 @torch.inference_mode()
-def measure(model: CifarNet, images: Tensor, labels: Tensor) -> dict[str, object]:
+def measure(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, object]:
     """Top-1 accuracy in all and per class, in percent."""
     predicted = torch.cat([model(normalise(part)).argmax(1) for part in torch.split(images, 250)])
     right = predicted == labels

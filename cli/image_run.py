@@ -20,6 +20,7 @@ from cnnviz.cli.run import Run
 from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
 
 if TYPE_CHECKING:
+    from cnnviz.core.data.datasets import ImageData
     from cnnviz.core.data.images import WorkingImage
     from cnnviz.core.data.shards import Shard
     from cnnviz.core.models.load import Model
@@ -42,17 +43,25 @@ class ImageRun(Run):
         folder: where the run's files go: `<out>/<stem>` for one image, `<out>` for several.
         entries: what the summary says of each image that worked, with its `folder`; of several
             images they are on disk.
+        errors: what failed, and why.
     """
 
-    def __init__(self, command: str, output: OutputOptions) -> None:
-        """Starts the clock."""
+    def __init__(self, command: str, output: OutputOptions, *, folders: bool = True) -> None:
+        """Starts the clock.
+
+        Args:
+            command: its name.
+            output: where to, and how.
+            folders: each image has files in a folder of its own; else an entry is all it has.
+        """
         super().__init__(command, output)
+        self._folders = folders
         self._paths: Sequence[Path] = ()
         self._places: dict[Path, int] = {}
         self._alone = False
         self.entries: list[dict[str, Any]] | EntryIndex = []
         self._index: EntryIndex | None = None
-        self._errors: list[tuple[str, str]] = []
+        self.errors: list[tuple[str, str]] = []
 
     def images(self, sources: Sequence[str | Path], asked: "Shard | None") -> list[Path]:
         """The names of the images, which are shared out if that is asked for.
@@ -62,7 +71,11 @@ class ImageRun(Run):
         """
         from cnnviz.core.data.datasets import open_images
 
-        self._data = open_images(list(map(str, sources)))
+        return self.take(open_images(list(map(str, sources))), asked)
+
+    def take(self, data: "ImageData", asked: "Shard | None") -> list[Path]:
+        """The names of the images of a data set, likewise."""
+        self._data = data
         paths = [Path(example.path) for example in self._data.examples]
         self._places = {path: place for place, path in enumerate(paths)}
         self.take_share(asked, len(paths))
@@ -93,7 +106,7 @@ class ImageRun(Run):
         from cnnviz.core.output.run_folder import safe_name
 
         self._inputs = [*self._data.files, *inputs]
-        self._alone = len(paths) == 1 and self.shard is None
+        self._alone = self._folders and len(paths) == 1 and self.shard is None
         listed = "\n".join(map(str, paths)).encode("utf-8", "surrogateescape")
         images = hashlib.sha256(listed).hexdigest()
         if self.shard:
@@ -154,17 +167,19 @@ class ImageRun(Run):
         before = len(self.folder.files)
         try:
             image = self._data.working(self._places[path], model.preprocess)
-            entry, write = study(path, image, progress)
-            target = self.folder if self._index is None else self.folder.subfolder(path.stem)
-            write(target)
-            relative = target.path.relative_to(self.folder.path).as_posix()
-            placed = {**entry, "folder": relative}
+            found, write = study(path, image, progress)
+            entry = dict(found)
+            if self._folders:
+                target = self.folder if self._index is None else self.folder.subfolder(path.stem)
+                write(target)
+                relative = target.path.relative_to(self.folder.path).as_posix()
+                entry["folder"] = relative
             if self._index is None:
-                self.entries = [placed]
+                self.entries = [entry]
             else:
-                self._index.add(placed, self.folder.files[before:])
+                self._index.add(entry, self.folder.files[before:])
         except CnnvizError as error:
-            self._errors.append((str(path), str(error)))
+            self.errors.append((str(path), str(error)))
         return done
 
     def table(
@@ -187,8 +202,16 @@ class ImageRun(Run):
         seed: int,
         show: str,
         checks: Sequence[Callable[[], None]] = (),
+        results: object = ...,
     ) -> None:
         """Writes the summary, names the pictures that match `show`, and judges what was asked for.
+
+        Args:
+            model: the network.
+            seed: of the run.
+            show: which pictures are named.
+            checks: what is judged at the end.
+            results: of the summary; the entries, if nothing else is given.
 
         Raises:
             typer.Exit: with status 1, when an image failed; what the checks say is told all the
@@ -203,7 +226,8 @@ class ImageRun(Run):
         shown = [self.folder.path / name for name in islice(matching, MOST_SHOWN)]
         ended: typer.Exit | None = None
         try:
-            self.finish(self.entries, model=model, seed=seed, errors=self._errors, show=shown)
+            found = self.entries if results is ... else results
+            self.finish(found, model=model, seed=seed, errors=self.errors, show=shown)
         except typer.Exit as error:
             ended = error
         finally:

@@ -18,6 +18,7 @@ import typer
 
 from cnnviz.cli.ablate import ablate
 from cnnviz.cli.activations import activations
+from cnnviz.cli.audit import audit
 from cnnviz.cli.console import findings, say, show_warnings, stdout_kept
 from cnnviz.cli.expand import Grouped, expand
 from cnnviz.cli.filters import filters
@@ -63,6 +64,7 @@ COMMANDS = {
         render,
         max_patches,
         ablate,
+        audit,
         models,
         layers,
         filters,

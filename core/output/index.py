@@ -116,7 +116,8 @@ class EntryIndex:
         """Takes the files of the finished pictures over; the pictures' paths."""
         done = set()
         for line in self._lines():
-            self._folder.adopt(str(line["folder"]), [str(name) for name in line["files"]])
+            if "folder" in line:
+                self._folder.adopt(str(line["folder"]), [str(name) for name in line["files"]])
             done.add(str(line["image"]))
         return done
 
@@ -143,9 +144,12 @@ def join(shares: Sequence[Path], folder: RunFolder, identity: Mapping[str, Any])
             with (share / LINES).open("rb") as stream:
                 for line in stream:
                     entry = json.loads(line)
-                    before = len(folder.files)
+                    before, files = len(folder.files), entry.pop("files")
+                    if "folder" not in entry:
+                        index.add(entry, [])
+                        continue
                     target = folder.subfolder(Path(entry["image"]).stem)
-                    for name in map(Path, entry.pop("files")):
+                    for name in map(Path, files):
                         if not (share / name).resolve().is_relative_to(inside):
                             raise CnnvizError(f"{share / LINES} lists what is not its own: {name}")
                         target.write_bytes(name.name, (share / name).read_bytes())

@@ -1,0 +1,378 @@
+"""`cnnviz audit`: where does the network look over a whole data set, and is that a shortcut?"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cnnviz.audit.choices import AuditSpec
+from cnnviz.cli.image_run import ImageRun
+from cnnviz.cli.options import SOURCES, Limit, ModelOptions, OutputOptions, Resume, Share
+from cnnviz.core.errors import CheckFailed, UsageError
+from cnnviz.core.options import Option
+from cnnviz.core.output.look import Look
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from cnnviz.audit.experiment import AuditResult
+    from cnnviz.audit.rows import Row
+    from cnnviz.core.data.datasets import ImageData
+    from cnnviz.core.data.images import WorkingImage
+    from cnnviz.core.data.outlines import Outlines
+    from cnnviz.core.models.load import Model
+    from cnnviz.core.output.run_folder import RunFolder
+    from cnnviz.occlusion.choices import OcclusionSpec
+    from cnnviz.occlusion.experiment import Occluder, OcclusionResult
+
+SHOWN = 20
+
+
+def audit(
+    data: Annotated[
+        list[str],
+        typer.Argument(metavar="DATA", help=f"Images, labelled or not: {SOURCES}"),
+    ],
+    spec: AuditSpec,
+    look: Look,
+    expect: Annotated[
+        str | None,
+        Option(
+            "Where the object is, in the file's pixels: x0,y0,x1,y1, or a JSON file of boxes "
+            "or polygons per image."
+        ),
+    ] = None,
+    max_suspicion: Annotated[
+        float | None,
+        Option(
+            "Exit with status 3 if a group of evidence is more suspicious than this.",
+            least=0,
+            most=1,
+        ),
+    ] = None,
+    min_inside: Annotated[
+        float | None,
+        Option(
+            "With --expect: exit with status 3 if less than this share of the positive evidence "
+            "lies on the objects, in the mean.",
+            least=0,
+            most=1,
+        ),
+    ] = None,
+    limit: Limit = None,
+    pictures: Annotated[bool, Option("Draw the sheets.")] = True,
+    resume: Resume = False,
+    shard: Share = None,
+    *,
+    model: ModelOptions,
+    output: OutputOptions,
+) -> None:
+    """Where does the network look over a whole data set: at the object, or at a shortcut?
+
+    cnnviz audit photos/ --model resnet18 --limit 1000
+
+    Writes for each class where its evidence lies, what it is, and whether it carries over when it
+    is pasted into images of other classes.
+    """
+    if min_inside is not None and expect is None:
+        raise UsageError("--min-inside needs --expect, which says where the object is")
+    run = ImageRun("audit", output, folders=False)
+    from cnnviz.audit.experiment import audit as judge
+    from cnnviz.audit.report import HEADER, TABLE, report, table
+    from cnnviz.audit.rows import columns
+    from cnnviz.core.data.datasets import none_usable
+    from cnnviz.core.data.outlines import read_outlines
+    from cnnviz.occlusion.experiment import Occluder
+
+    images = run.data(data, limit, model.seed)
+    paths = run.take(images, shard)
+    expectations = read_outlines(expect) if expect else None
+    loaded = run.load(model)
+    _check(loaded)
+    occluder = Occluder(loaded, _occlusion(spec))
+    if occluder.note:
+        run.console.note(occluder.note)
+    study = _Study(loaded, occluder, spec, expectations, images, run.console.note)
+    asked = {
+        "options": spec,
+        "--expect": expect,
+        "--limit": limit,
+        "data": images.fingerprint,
+        "features": study.features.layer,
+    }
+    run.open_for(paths, loaded, asked, resume=resume)
+    run.study("occluding", loaded, study, occluder.positions)
+    if run.shard:
+        run.finish_images(loaded, seed=model.seed, show="", results=None)
+        return
+    if not len(run.entries):
+        raise none_usable(images, run.errors)
+    boxes_P4 = occluder.grids[0].boxes_P4.numpy()
+    rows = columns(run.entries)
+    result = judge(
+        loaded,
+        rows,
+        boxes_P4,
+        lambda place: images.working(place, loaded.preprocess),
+        spec,
+        run.console.progress,
+    )
+    run.folder.write_csv(TABLE, HEADER, table(result))
+    sheets = _draw(run, result, images, loaded, look, spec) if pictures else ()
+    results = report(result, spec.top, sheets)
+    run.console.table("Classes", *_table(results))
+    checks: list[Callable[[], None]] = []
+    if max_suspicion is not None:
+        checks.append(lambda: _check_suspicion(results, max_suspicion))
+    if min_inside is not None:
+        checks.append(lambda: _check_inside(results, min_inside))
+    run.finish_images(loaded, seed=model.seed, show="overview.png", checks=checks, results=results)
+
+
+def _check(model: "Model") -> None:
+    """Refuses networks whose answer is no class."""
+    from cnnviz.core.models.heads import Kind
+
+    if model.unjudged:
+        raise UsageError(f"audit wants one class a picture; {model.unjudged}")
+    if model.head.kind is Kind.SIGMOID:
+        raise UsageError(
+            f"audit wants one class a picture; {model.name} has classes that stand on their own"
+        )
+
+
+def _occlusion(spec: AuditSpec) -> "OcclusionSpec":
+    from cnnviz.occlusion.choices import OcclusionSpec
+
+    return OcclusionSpec(
+        masks=(spec.mask,) if spec.mask else (),
+        stride=spec.stride,
+        fill=spec.fill,
+        batch_size=spec.batch_size,
+        seed=spec.seed,
+    )
+
+
+class _Features:
+    """What a network makes of images: the features before its head, or its scores."""
+
+    def __init__(self, model: "Model", note: Callable[[str], None]) -> None:
+        from cnnviz.embeddings.features.penultimate import FeatureExtractor
+
+        self._extract: Callable[[Tensor], tuple[Tensor, Tensor]]
+        try:
+            extractor = FeatureExtractor(model)
+        except UsageError:
+            note("note: its penultimate features were not found: patches are grouped by scores")
+            self._extract, self.layer = lambda images: (model.logits(images),) * 2, "scores"
+        else:
+            self._extract, self.layer = extractor, extractor.layer
+
+    def lost(self, image_CHW: "Tensor", covered_CHW: "Tensor") -> "Tensor":
+        """(D,) what the first has and the second has not; both normalised."""
+        import torch
+
+        features_2D, _ = self._extract(torch.stack([image_CHW, covered_CHW]))
+        return (features_2D[0] - features_2D[1]).float().cpu()
+
+
+class _Study:
+    """Measures one image and notes what the audit needs of it."""
+
+    def __init__(
+        self,
+        model: "Model",
+        occluder: "Occluder",
+        spec: AuditSpec,
+        expectations: "Outlines | None",
+        data: "ImageData",
+        note: Callable[[str], None],
+    ) -> None:
+        from cnnviz.core.data.matching import match_labels
+
+        self._model, self._occluder, self._spec = model, occluder, spec
+        self._expectations, self._data = expectations, data
+        self._classes = match_labels(data, model)
+        self._place = {example.path: place for place, example in enumerate(data.examples)}
+        self.features = _Features(model, note)
+
+    def __call__(
+        self, path: Path, image: "WorkingImage", advance: Callable[[int], None]
+    ) -> "tuple[Row, Callable[[RunFolder], None]]":
+        place = self._place[str(path)]
+        label = self._label(place, image)
+        text = None if label is None else str(label)
+        result = self._occluder.run(image, label=text, progress=advance)
+        return self._row(place, label, image, result), lambda _folder: None
+
+    def _label(self, place: int, image: "WorkingImage") -> int | None:
+        """The true class: the data set's, or what `--expect` says."""
+        known = self._data.examples[place].label
+        if known is not None:
+            return self._classes[known]
+        expected = self._expectations.for_image(image.path) if self._expectations else None
+        if expected is None or expected.label is None:
+            return None
+        return self._model.class_index(expected.label)
+
+    def _row(
+        self, place: int, label: int | None, image: "WorkingImage", result: "OcclusionResult"
+    ) -> "Row":
+        import torch
+
+        from cnnviz.audit.rows import packed
+        from cnnviz.core.output.numbers import digits
+
+        by_class = {panel.target: panel for panel in result.panels}
+        predicted = int(result.measured.ranking_K.argmax())
+        panel = by_class[predicted]
+        y0, x0, y1, x1 = panel.max_drop_box
+        original, covered = self._pair(image, (y0, x0, y1, x1))
+        best = int(torch.as_tensor(panel.values_P).argmax())
+        row: Row = {
+            "image": image.path,
+            "place": place,
+            "label": label,
+            "predicted": predicted,
+            "probability": digits(panel.probability),
+            "max_drop": digits(panel.max_drop),
+            "mean_drop": digits(panel.mean_drop),
+            "box": [y0, x0, y1, x1],
+            "reliance": digits(panel.reliance or 0.0),
+            "flips": digits(panel.flips or 0.0),
+            "covered": int(panel.winners_P[best]),
+            "grid": list(panel.grid.shape),
+            "map": packed(panel.values_P.numpy()),
+            "features": packed(self.features.lost(original, covered).numpy()),
+        }
+        self._add_verdict(row, image, panel.map_HW)
+        if label is not None and label != predicted:
+            other = by_class[label]
+            row["label_probability"] = digits(other.probability)
+            row["label_max_drop"] = digits(other.max_drop)
+            row["label_box"] = list(other.max_drop_box)
+        return row
+
+    def _pair(
+        self, image: "WorkingImage", box: tuple[int, int, int, int]
+    ) -> "tuple[Tensor, Tensor]":
+        """The image, normalised, and with the box covered."""
+        from cnnviz.occlusion.fills import fill_picture
+
+        y0, x0, y1, x1 = box
+        preprocess = self._model.preprocess
+        fill = fill_picture(self._spec.fill, image.pixels, preprocess, self._spec.seed)
+        covered = image.pixels.clone()
+        covered[:, y0:y1, x0:x1] = fill[:, y0:y1, x0:x1]
+        return preprocess.normalise(image.pixels), preprocess.normalise(covered)
+
+    def _add_verdict(self, row: "Row", image: "WorkingImage", map_HW: "Tensor") -> None:
+        from cnnviz.core.data.outlines import outline_mask
+        from cnnviz.core.output.numbers import digits
+        from cnnviz.occlusion.expectation import judge
+
+        if self._expectations is None:
+            return
+        verdict = judge(map_HW, outline_mask(self._expectations.for_image(image.path), image))
+        row["inside"] = digits(verdict.inside)
+        row["object_share"] = digits(verdict.object_share)
+        row["hit"] = verdict.hit
+
+
+def _draw(
+    run: ImageRun,
+    result: "AuditResult",
+    data: "ImageData",
+    model: "Model",
+    look: Look,
+    spec: AuditSpec,
+) -> list[str]:
+    """Writes a sheet for each class and the overview; the sheets' names."""
+    from cnnviz.audit.figures import draw_class, draw_overview
+    from cnnviz.audit.report import name_of
+
+    places = result.rows.places_N.tolist()
+
+    def read(rows: Sequence[int]) -> "dict[int, WorkingImage]":
+        return {row: data.working(places[row], model.preprocess) for row in rows}
+
+    names = _file_names([name_of(result, entry) for entry in result.classes])
+    with run.console.progress("drawing", len(result.classes) + 1) as advance:
+        for name, entry in zip(names, result.classes, strict=True):
+            run.folder.write_figure(name, draw_class(result, entry, read, look, spec.top))
+            advance(1)
+        run.folder.write_figure("overview.png", draw_overview(result))
+        advance(1)
+    return [Path(name).with_suffix(f".{run.folder.figures}").name for name in names]
+
+
+def _file_names(labels: Sequence[str]) -> list[str]:
+    """`class_<name>.png` for each, safe and all different, also where case does not count."""
+    from cnnviz.core.output.run_folder import safe_name
+
+    names: list[str] = []
+    taken: set[str] = set()
+    for label in labels:
+        base = name = f"class_{safe_name(label)}"
+        number = 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{base}-{number}"
+        taken.add(name.lower())
+        names.append(f"{name}.png")
+    return names
+
+
+def _table(results: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
+    """Columns and rows of the terminal's table, the most suspicious classes first."""
+    columns = ("class", "images", "right", "reliance", "spread", "groups", "suspicion")
+
+    def percent(share: float | None) -> str:
+        return "" if share is None else f"{share:.0%}"
+
+    ranked = sorted(results["classes"], key=lambda entry: -(entry["suspicion"] or -1))
+    rows: list[tuple[object, ...]] = [
+        (
+            entry["class"],
+            entry["images"],
+            percent(entry["accuracy"]),
+            f"{entry['reliance']:.2f}",
+            percent(entry["concentration"]["area"]),
+            len(entry["groups"]),
+            "not judged" if entry["suspicion"] is None else f"{entry['suspicion']:.2f}",
+        )
+        for entry in ranked[:SHOWN]
+    ]
+    return columns, rows
+
+
+def _check_suspicion(results: Mapping[str, Any], most: float) -> None:
+    unjudged = [e["class"] for e in results["classes"] if e["suspicion"] is None]
+    high = {
+        entry["class"]: f"suspicion {entry['suspicion']:.3f}"
+        for entry in results["classes"]
+        if entry["suspicion"] is not None and entry["suspicion"] > most
+    }
+    if high:
+        name = next(iter(high))
+        raise CheckFailed(
+            f"{len(high)} of {len(results['classes'])} classes are more suspicious than {most:g}; "
+            f"the first is '{name}': {high[name]}",
+            high,
+        )
+    if len(unjudged) == len(results["classes"]):
+        raise CheckFailed(
+            "no class could be judged: groups of at least 4 classes are needed",
+            dict.fromkeys(unjudged, "not judged"),
+        )
+
+
+def _check_inside(results: Mapping[str, Any], least: float) -> None:
+    inside = results["inside"]
+    if inside is None or inside < least:
+        share = "there is no positive evidence at all" if inside is None else f"it is {inside:.3f}"
+        raise CheckFailed(
+            f"less than {least:g} of the positive evidence lies on the objects: {share}",
+            {"inside": share},
+        )
