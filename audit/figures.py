@@ -127,7 +127,7 @@ def _group_text(result: AuditResult, entry: Audited, number: int) -> str:
 
 def _write(axes: Axes, text: str) -> None:
     bare(axes)
-    shown = "\n".join(escape(line) for line in text.split("\n"))
+    shown = "\n".join(escape(line, 100) for line in text.split("\n"))
     axes.text(0.0, 0.5, shown, fontsize=FONT_SIZE - 1, va="center", ha="left", linespacing=1.25)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)

@@ -34,7 +34,7 @@ from cnnviz.core.device import in_batches
 from cnnviz.core.models.load import Model
 
 DONORS = 12
-PASTES_AN_IMAGE = 2
+PASTES_AN_IMAGE = 3
 FEWEST, MOST_HOSTS = 4, 20
 POOL = 128
 FLIPS = 9_999
@@ -166,11 +166,13 @@ class Paster:
         return self._draw.choice(places_N, min(count, len(places_N)), replace=False)
 
     def elsewhere(self, place: int, boxes_P4: NDArray[np.int64]) -> tuple[int, int, int, int]:
-        """A random position whose mask is as large as the one on the image's evidence."""
-        y0, x0, y1, x1 = self._boxes_N4[place]
-        sides = (boxes_P4[:, 2] - boxes_P4[:, 0], boxes_P4[:, 3] - boxes_P4[:, 1])
-        equal = np.flatnonzero((sides[0] == y1 - y0) & (sides[1] == x1 - x0))
-        return _box(boxes_P4[self._draw.choice(equal)])
+        """A box as large as that of the image's evidence, at a random position of the mask."""
+        own = _box(self._boxes_N4[place])
+        height, width = own[2] - own[0], own[3] - own[1]
+        bottom, right = boxes_P4[:, 2].max() - height, boxes_P4[:, 3].max() - width
+        y0, x0, _, _ = _box(boxes_P4[self._draw.choice(len(boxes_P4))])
+        y0, x0 = min(y0, int(bottom)), min(x0, int(right))
+        return y0, x0, y0 + height, x0 + width
 
 
 def _box(box_4: NDArray[np.int64]) -> tuple[int, int, int, int]:

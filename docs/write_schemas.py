@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
+from cnnviz.audit import report as audits
 from cnnviz.cli.main import COMMANDS
 from cnnviz.cli.models import Listing
 from cnnviz.core.output.entries import Placed, Summary
@@ -56,8 +57,9 @@ SUMMARIES: dict[str, Any] = {
     "filters": Summary[kernels.Results],
     "layers": Summary[layers.Results],
     "max-patches": Summary[patches.Results],
+    "audit": Summary[audits.Results | None],  # null of a share
     "ablate": Summary[ablation.Results],
-    "tsne": Summary[embeddings.Results | None],  # null of a share, whose maps merge makes
+    "tsne": Summary[embeddings.Results | None],  # null of a share, for which merge makes them
     "models": Listing,
 }
 

@@ -80,6 +80,7 @@ def lines(root: Path, out: Path) -> dict[str, list[str]]:
         "render": [str(out / "occlude" / "00")],
         "saliency": [photo],
         "trust": [photo],
+        "audit": [data, "--mask", str(MASK), "--stride", str(STRIDE), "--top", "2"],
         "grad-cam": [photo, "--method", "grad-cam", "--layer", "a"],
         "activations": [photo, "--filters", "a:1"],
         "layers": [data, "--gradients"],

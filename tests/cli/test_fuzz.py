@@ -152,6 +152,7 @@ GOOD: dict[str, list[str]] = {
 }
 USUAL = {
     "occlude": ["--mask", "16", "--stride", "16", "--pictures", "overlay"],
+    "audit": ["--mask", "16", "--stride", "16", "--model", "net.py:plain", "--labels", "names.txt"],
     "tsne": ["--perplexity", "2"],
     "ablate": ["--model", "net.py:plain", "--labels", "names.txt", "--filters", "0:0"],
     "max-patches": ["--model", "net.py:grey", "--layer", "network.0"],

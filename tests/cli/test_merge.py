@@ -18,10 +18,12 @@ from cnnviz.cli.main import run
 from cnnviz.core.data.shards import Shard, of_environment, shard
 from cnnviz.core.errors import UsageError
 
+NAMES = ["--labels", "names.txt"]
 LINES = {
     "occlude": ["occlude", "data", "--mask", "16", "--stride", "16", "--pictures", "overlay"],
     "saliency": ["saliency", "data"],
     "activations": ["activations", "data", "--layer", "stem.conv"],
+    "audit": ["audit", "listed.csv", "--mask", "16", "--stride", "16", *NAMES],
     "max-patches": ["max-patches", "data", "--layer", "stem.conv", "--batch-size", "2"],
     "tsne": ["tsne", "data", "--perplexity", "2", "--batch-size", "1"],
     "ablate": ["ablate", "listed.csv", "--filters", "stem.conv:3,5", "--sweep", "stem.conv"],
@@ -44,6 +46,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "data" / "a" / "2b.png").write_bytes(b"no picture")
     rows = [f"data/{name}.png,{'cat' if name[0] == 'a' else 'dog'}" for name in [*names, "a/2b"]]
     (tmp_path / "listed.csv").write_text("\n".join(["path,label", *sorted(rows)]) + "\n")
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship"]
+    (tmp_path / "names.txt").write_text("\n".join([*names, "truck"]) + "\n")
     return tmp_path
 
 

@@ -359,6 +359,7 @@ def arguments(command: str, root: Path) -> list[str]:
         "activations": [photo, "--layer", "near"],
         "saliency": [photo, "--method", "grad-cam", "--layer", "near"],
         "trust": [photo],
+        "audit": [data, "--top", "2"],
         "max-patches": [data, "--layer", "near"],
         "ablate": [data, "--filters", "near:1"],
         "tsne": [data, "--perplexity", "2"],
