@@ -51,14 +51,13 @@ def draw_class(result: AuditResult, entry: Audited, read: Read, look: Look, top:
     figure = new_figure(TEXT + columns * CELL + 0.3, height)
     ratios = [WHERE, *[CELL + CAPTION] * len(rows_shown)]
     layout = figure.add_gridspec(1 + len(rows_shown), 1, height_ratios=ratios)
-    left, right = layout[0].subgridspec(1, 2, width_ratios=[1.0, 1.6]).subplots()
+    where = layout[0].subgridspec(1, 2, width_ratios=[1.0, 1.6])
+    left, right = (figure.add_subplot(where[place]) for place in range(2))
     _draw_where(left, right, result, entry, look)
     for number, (text, rows, labels) in enumerate(rows_shown, start=1):
-        axes = (
-            layout[number]
-            .subgridspec(1, columns + 1, width_ratios=[TEXT / CELL, *[1.0] * columns])
-            .subplots()
-        )
+        widths = [TEXT / CELL, *[1.0] * columns]
+        strip = layout[number].subgridspec(1, columns + 1, width_ratios=widths)
+        axes = [figure.add_subplot(strip[place]) for place in range(columns + 1)]
         _write(axes[0], text)
         images = read(rows)
         for place, own in enumerate(axes[1:]):

@@ -104,7 +104,7 @@ def audit(
     run.open_for(paths, loaded, asked, resume=resume)
     run.study("occluding", loaded, study, occluder.positions)
     if run.shard:
-        run.finish_images(loaded, seed=model.seed, show="", results=None)
+        run.finish_images(loaded, seed=model.seed, show="overview.png", results=None)
         return
     if not len(run.entries):
         raise none_usable(images, run.errors)

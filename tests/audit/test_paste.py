@@ -68,7 +68,16 @@ OPTIONS = ["--labels", "names.txt", "--size", "12", "--mean", "0", "--std", "1",
 
 
 def audited(network: str, *more: str, data: str = "data") -> dict:
-    line = ["audit", data, "--model", f"net.py:{network}", *OPTIONS, "--out", f"of-{network}", *more]
+    line = [
+        "audit",
+        data,
+        "--model",
+        f"net.py:{network}",
+        *OPTIONS,
+        "--out",
+        f"of-{network}",
+        *more,
+    ]
     assert run(line) == 0
     content = json.loads(Path(f"of-{network}", "summary.json").read_text())
     assert set(content["files"]) >= {"images.csv", "images.jsonl"}
