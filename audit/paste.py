@@ -129,11 +129,7 @@ class Paster:
             self._batch = fitting
         return torch.cat(found).double().numpy()
 
-    def paste(
-        self,
-        donors: Sequence[tuple[int, tuple[int, int, int, int], int]],
-        hosts_JH: NDArray[np.int64],
-    ) -> _Pasted:
+    def paste(self, donors: Sequence[Donor], hosts_JH: NDArray[np.int64]) -> _Pasted:
         """Pastes a patch of each donor into hosts, at its own place.
 
         Args:

@@ -160,6 +160,7 @@ class _Features:
     def __init__(self, model: "Model", note: Callable[[str], None]) -> None:
         from cnnviz.embeddings.features.penultimate import FeatureExtractor
 
+        self._at_a_time = model.batch_size(2) or 2
         self._extract: Callable[[Tensor], tuple[Tensor, Tensor]]
         try:
             extractor = FeatureExtractor(model)
@@ -173,8 +174,10 @@ class _Features:
         """(D,) what the first has and the second has not; both normalised."""
         import torch
 
-        features_2D, _ = self._extract(torch.stack([image_CHW, covered_CHW]))
-        return (features_2D[0] - features_2D[1]).float().cpu()
+        pair = torch.stack([image_CHW, covered_CHW])
+        parts = [self._extract(part)[0] for part in torch.split(pair, self._at_a_time)]
+        features_2D = torch.cat(parts).float().detach().cpu()
+        return features_2D[0] - features_2D[1]
 
 
 class _Study:

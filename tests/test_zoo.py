@@ -34,6 +34,7 @@ REFUSALS: dict[str, dict[str, str]] = {
     },
     "Detached": NO_GRADIENT,
     "NoGradient": NO_GRADIENT,
+    "Sigmoid": {"audit": "classes that stand on their own"},
 }
 # How many pixels a unit of `b` sees, where the place is kept; else it sees everything.
 SIZES = {

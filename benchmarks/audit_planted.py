@@ -1,0 +1,77 @@
+"""Does the audit name planted shortcuts, and only those?
+
+    python benchmarks/audit_planted.py FOLDER [--only NAME…]
+
+FOLDER is what `benchmarks/planted.py` made. Every network is audited on its own test images, by the
+command line. Of all pairs of network and class, one in which the class had a mark is a positive;
+the score of a pair is the class's suspicion. Printed: the table, the area under the curve, and the
+alarms (above 0.95) in networks without any mark.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import planted
+import train_bundled as recipe
+from sklearn.metrics import roc_auc_score
+
+from cnnviz.audit.choices import ALARM
+from cnnviz.cli.main import run
+
+
+def audited(folder: Path, name: str, out: Path) -> dict[str, tuple[float, float]]:
+    """Suspicion of each class, and how often its most suspicious patches carried over."""
+    labels = out / "labels.txt"
+    labels.write_text("\n".join(recipe.CLASSES))
+    mean, std = (",".join(map(str, values)) for values in (recipe.MEAN, recipe.STD))
+    line = ["audit", str(folder / name), "--model", f"{planted.__file__}:network", "--quiet"]
+    line += ["--checkpoint", str(folder / f"{name}.safetensors"), "--labels", str(labels)]
+    line += ["--size", "32", "--mean", mean, "--std", std, "--no-pictures"]
+    if run([*line, "--out", str(out / name)]):
+        raise SystemExit(f"the audit of {name} failed")
+    results = json.loads((out / name / "summary.json").read_text(encoding="utf-8"))["results"]
+    found = dict.fromkeys(recipe.CLASSES, (0.0, 0.0))
+    for entry in results["classes"]:
+        carried = max((group["carried"] or 0.0 for group in entry["groups"]), default=0.0)
+        found[entry["class"]] = entry["suspicion"] or 0.0, carried
+    return found
+
+
+def main() -> None:
+    """Audits all networks and prints what came out."""
+    parser = argparse.ArgumentParser(description="audit networks with planted shortcuts")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--only", nargs="*", help="names of networks")
+    options = parser.parse_args()
+    names = sorted(path.stem for path in options.folder.glob("*.safetensors"))
+    plants = {plant.name: plant for plant in planted.PLANTS}
+    truths, scores, alarms = [], [], {}
+    with tempfile.TemporaryDirectory() as out:
+        for name in options.only or names:
+            kind, seed = name.rsplit("-", 1)
+            marked = recipe.CLASSES[planted.planted_class(plants[kind], int(seed))]
+            found = audited(options.folder, name, Path(out))
+            clean = plants[kind].add is None
+            for label, (suspicion, _) in found.items():
+                truths.append(not clean and label == marked)
+                scores.append(suspicion)
+            raised = [label for label, (suspicion, _) in found.items() if suspicion > ALARM]
+            if clean:
+                alarms[name] = raised
+                print(f"{name:14} alarms: {raised}", flush=True)
+            else:
+                suspicion, carried = found[marked]
+                others = max(value for label, (value, _) in found.items() if label != marked)
+                told = f"suspicion {suspicion:.3f} (others at most {others:.3f})"
+                print(f"{name:14} {marked:11} {told}, carried {carried:.2f}; alarms: {raised}")
+    if any(truths):
+        area = roc_auc_score(truths, scores)
+        print(f"area under the curve {area:.3f} over {len(truths)} pairs, {sum(truths)} marked")
+    quiet = sum(not raised for raised in alarms.values())
+    print(f"no alarm in {quiet} of {len(alarms)} networks without a mark")
+
+
+if __name__ == "__main__":
+    main()
