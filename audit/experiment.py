@@ -6,21 +6,24 @@ since that is what its map is evidence for.
 Shapes: N images, R C rows and columns of the grid of positions.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cnnviz.audit.choices import AuditSpec
-from cnnviz.audit.groups import Class, classes
+from cnnviz.audit.groups import SMALLEST, Class, classes
 from cnnviz.audit.paste import Open, Verdict, judge
 from cnnviz.audit.rows import Rows
+from cnnviz.audit.suspicion import against_others, suspicions
 from cnnviz.core.models.load import Model
 
 RESAMPLES = 500
 CONFIDENCE = 95.0
+TINY = 0.02
+"""Radians: differences of the arc sine of the root below this are none, however sure."""
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Starts a bar of so many steps; what it gives is called with the number of steps just done."""
 
@@ -47,6 +50,23 @@ class Concentration:
     others: float | None = None
 
 
+@dataclass(frozen=True)
+class Reliance:
+    """Whether a class's evidence is everywhere, so that no patch matters: a tint, a texture.
+
+    Attributes:
+        mean: over its images, of the largest drop of the probability over the probability.
+        others: median of the other classes; None where there are none.
+        p: p-value of being no lower than the other classes'; None where too few are there.
+        suspicion: see `suspicion`.
+    """
+
+    mean: float
+    others: float | None
+    p: float | None
+    suspicion: float | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Audited:
     """One class.
@@ -54,6 +74,7 @@ class Audited:
     Attributes:
         of: its images and its groups.
         verdicts: one for each group; None where pasting was not possible.
+        reliance: on single patches.
         mean_RC: mean of the images' maps, each over its largest value.
         concentration: of that.
         typicality_N: of each image, the correlation of its map with the mean of the others'; NaN
@@ -62,15 +83,16 @@ class Audited:
 
     of: Class
     verdicts: tuple[Verdict | None, ...]
+    reliance: Reliance
     mean_RC: NDArray[np.float64]
     concentration: Concentration
     typicality_N: NDArray[np.float64]
 
     @property
     def suspicion(self) -> float | None:
-        """The largest of its groups; None where none could be judged."""
-        known = [v.suspicion for v in self.verdicts if v is not None and v.suspicion is not None]
-        return max(known, default=None)
+        """The largest of its groups' and its reliance's; None where none could be judged."""
+        found = [self.reliance.suspicion, *(v.suspicion for v in self.verdicts if v is not None)]
+        return max((value for value in found if value is not None), default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +146,13 @@ def audit(
             seed=spec.seed,
             progress=advance,
         )
+    relied = _reliances(rows, found)
+    p_values = [None if v is None else v.p for of_groups in verdicts for v in of_groups]
+    suspected = iter(suspicions([*p_values, *(own.p for own in relied)]))
+    verdicts = [
+        [_with(verdict, next(suspected)) for verdict in of_groups] for of_groups in verdicts
+    ]
+    relied = [replace(own, suspicion=next(suspected)) for own in relied]
     scaled_NRC = _scaled(rows.maps_NRC)
     draw = np.random.default_rng(spec.seed)
     spreads = [concentration(scaled_NRC[entry.members_N], draw) for entry in found]
@@ -136,12 +165,32 @@ def audit(
             Audited(
                 entry,
                 tuple(of_groups),
+                relied[number],
                 scaled_NRC[entry.members_N].mean(0),
                 Concentration(own.area, own.interval, middle),
                 typicality(scaled_NRC[entry.members_N]),
             )
         )
     return AuditResult(rows, tuple(audited), model.labels, model.input_size)
+
+
+def _with(verdict: Verdict | None, suspicion: float | None) -> Verdict | None:
+    return None if verdict is None else replace(verdict, suspicion=suspicion)
+
+
+def _reliances(rows: Rows, found: Sequence[Class]) -> list[Reliance]:
+    """Of each class, against the others."""
+    means = [float(rows.reliance_N[entry.members_N].clip(0, 1).mean()) for entry in found]
+    judged = []
+    for number, (entry, own) in enumerate(zip(found, means, strict=True)):
+        others = [mean for other, mean in enumerate(means) if other != number]
+        heights_N = np.arcsin(np.sqrt(rows.reliance_N[entry.members_N].clip(0, 1)))
+        by_chance = float(heights_N.std() / np.sqrt(len(heights_N)))
+        enough = len(entry.members_N) >= SMALLEST
+        redundancies = [1 - mean for mean in others]
+        p = against_others(1 - own, redundancies, max(by_chance, TINY)) if enough else None
+        judged.append(Reliance(own, float(np.median(others)) if others else None, p))
+    return judged
 
 
 def _scaled(maps_NRC: NDArray[np.float32]) -> NDArray[np.float64]:

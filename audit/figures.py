@@ -9,6 +9,7 @@ from matplotlib.patches import Rectangle
 
 from cnnviz.audit.choices import ALARM
 from cnnviz.audit.experiment import Audited, AuditResult
+from cnnviz.audit.groups import SMALLEST
 from cnnviz.audit.report import elsewhere, misled, name_of, wrong_reason
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.output.drawing import (
@@ -139,10 +140,15 @@ def _draw_where(left: Axes, right: Axes, result: AuditResult, entry: Audited, lo
     title(left, f"{name_of(result, entry)}: where the evidence lies")
     rows, members_N = result.rows, entry.of.members_N
     labelled = members_N[rows.known_N[members_N]]
-    lines = [f"{len(members_N)} images predicted as {name_of(result, entry)}"]
+    few = f"as classes with fewer than {SMALLEST} each"
+    kind = few if entry.of.index is None else f"as {name_of(result, entry)}"
+    lines = [f"{len(members_N)} images predicted {kind}"]
     if len(labelled):
         lines.append(f"{_percent(rows.right_N[labelled].mean())} of the labelled ones rightly")
-    lines.append(f"reliance on one patch {rows.reliance_N[members_N].mean():.2f} (mean)")
+    relied = entry.reliance
+    others = "" if relied.others is None else f"; other classes {relied.others:.2f}"
+    alarm = "  SUSPICIOUS: evidence everywhere" if (relied.suspicion or 0.0) > ALARM else ""
+    lines.append(f"reliance on one patch {relied.mean:.2f} (mean{others}){alarm}")
     inside_N = rows.inside_N[members_N]
     if not np.isnan(inside_N).all():
         lines.append(
@@ -191,7 +197,7 @@ def draw_overview(result: AuditResult) -> Figure:
     measures: list[tuple[str, Callable[[Audited], float | None]]] = [
         ("suspicion", lambda entry: entry.suspicion),
         ("right, of those predicted so", lambda entry: _right(result, entry)),
-        ("reliance on one patch", lambda e: float(rows.reliance_N[e.of.members_N].mean())),
+        ("reliance on one patch", lambda entry: entry.reliance.mean),
         ("spread of the evidence", lambda entry: entry.concentration.area),
     ]
     figure = new_figure(10.0, 1.2 + 0.24 * len(shown))

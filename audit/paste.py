@@ -14,8 +14,7 @@ a random image of the class. Three null hypotheses, and a group is suspicious wh
   does (signs flipped at random).
 
 The p-value of the group is the largest of the three (an intersection-union test: Berger 1982,
-Technometrics 24, 295-300), its q-value that of Benjamini and Hochberg (1995) over all groups, and
-its suspicion 1 − q: of groups above 0.95, at most one in twenty is expected to be there by chance.
+Technometrics 24, 295-300).
 Shapes: G groups, J donors, H hosts of each, K classes.
 """
 
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from cnnviz.audit.groups import Class
 from cnnviz.audit.rows import Rows
+from cnnviz.audit.suspicion import against_others, sign_flips
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.device import in_batches
 from cnnviz.core.models.load import Model
@@ -37,8 +37,6 @@ DONORS = 12
 PASTES_AN_IMAGE = 3
 FEWEST, MOST_HOSTS = 4, 20
 POOL = 128
-FLIPS = 9_999
-FEWEST_OTHERS = 3
 Open = Callable[[int], WorkingImage]
 Donor = tuple[int, tuple[int, int, int, int], int]
 """Place in the rows, box of the patch, the class that is hoped for."""
@@ -59,7 +57,7 @@ class Verdict:
         p_random: p-value of the first null hypothesis of the module.
         p_others: of the second; None where there are too few groups of other classes to tell.
         p_cover: of the third.
-        suspicion: 1 − q; None where `p_others` is.
+        suspicion: see `suspicion`; None where `p_others` is.
     """
 
     pastes: int
@@ -73,6 +71,11 @@ class Verdict:
     p_others: float | None
     p_cover: float
     suspicion: float | None = None
+
+    @property
+    def p(self) -> float | None:
+        """The largest of the three; None where one is not known."""
+        return None if self.p_others is None else max(self.p_random, self.p_others, self.p_cover)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,14 +179,6 @@ def _box(box_4: NDArray[np.int64]) -> tuple[int, int, int, int]:
     return y0, x0, y1, x1
 
 
-def _sign_flips(values: NDArray[np.float64], draw: np.random.Generator) -> float:
-    """One-sided p-value of mean > 0 where signs could as well be others."""
-    mean = values.mean()
-    signs = draw.choice((-1.0, 1.0), (FLIPS, len(values)))
-    reached = (signs * np.abs(values)).mean(1) >= mean - 1e-12
-    return float((1 + reached.sum()) / (1 + FLIPS))
-
-
 def judge(
     model: Model,
     rows: Rows,
@@ -195,7 +190,7 @@ def judge(
     seed: int,
     progress: Callable[[int], None] = lambda _steps: None,
 ) -> list[list[Verdict | None]]:
-    """A verdict for each group of each class; None where no image is predicted otherwise.
+    """A verdict, without suspicion, for each group of each class; None: nothing to paste into.
 
     Args:
         model: borrowed.
@@ -221,7 +216,7 @@ def judge(
     for number, part in groups:
         raw.append(_test(paster, rows, found[number], part, boxes_P4, hosts, draw))
         progress(1)
-    verdicts = _corrected(_against_others(raw, [number for number, _ in groups]))
+    verdicts = _against_others(raw, [number for number, _ in groups])
     return list(_by_class(found, verdicts))
 
 
@@ -267,47 +262,21 @@ def _test(
         rise_random=float(random.rise_JH.mean()),
         lost=float(lost_N.mean()),
         lost_random=float(rows.flips_N[part].mean()),
-        p_random=_sign_flips((evidence.rise_JH - random.rise_JH).mean(1), draw),
+        p_random=sign_flips((evidence.rise_JH - random.rise_JH).mean(1), draw),
         p_others=None,
-        p_cover=_sign_flips(lost_N - rows.flips_N[part], draw),
+        p_cover=sign_flips(lost_N - rows.flips_N[part], draw),
     )
 
 
 def _against_others(raw: Sequence[Verdict | None], class_of: Sequence[int]) -> list[Verdict | None]:
     """With the p-value against the groups of other classes."""
-    from scipy import stats
-
-    height_G = [np.nan if v is None else np.arcsin(np.sqrt(max(v.rise, 0.0))) for v in raw]
+    known = [(v.rise, own) for v, own in zip(raw, class_of, strict=True) if v is not None]
     judged: list[Verdict | None] = []
-    for verdict, own, height in zip(raw, class_of, height_G, strict=True):
-        others = [
-            value
-            for value, other in zip(height_G, class_of, strict=True)
-            if other != own and not np.isnan(value)
-        ]
-        if verdict is None or len(others) < FEWEST_OTHERS:
-            judged.append(verdict)
+    for verdict, own in zip(raw, class_of, strict=True):
+        if verdict is None:
+            judged.append(None)
             continue
-        middle = float(np.median(others))
-        spread = float(stats.median_abs_deviation(others, scale="normal"))
+        others = [rise for rise, other in known if other != own]
         by_chance = 0.5 / np.sqrt(min(DONORS, verdict.pastes))
-        distance = (height - middle) / float(np.hypot(spread, by_chance))
-        p = float(stats.t.sf(distance, len(others) - 1))
-        judged.append(replace(verdict, p_others=p))
+        judged.append(replace(verdict, p_others=against_others(verdict.rise, others, by_chance)))
     return judged
-
-
-def _corrected(verdicts: Sequence[Verdict | None]) -> list[Verdict | None]:
-    """With the suspicion, over all groups that can be judged."""
-    from scipy import stats
-
-    worst = [
-        None if v is None or v.p_others is None else max(v.p_random, v.p_others, v.p_cover)
-        for v in verdicts
-    ]
-    known = [p for p in worst if p is not None]
-    q = iter(stats.false_discovery_control(known).tolist() if known else [])
-    return [
-        v if v is None or p is None else replace(v, suspicion=1 - next(q))
-        for v, p in zip(verdicts, worst, strict=True)
-    ]

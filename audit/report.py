@@ -68,6 +68,15 @@ class ConcentrationEntry(TypedDict):
     others: Annotated[Share | None, Said("median of the other classes")]
 
 
+class RelianceEntry(TypedDict):
+    """Whether the class's evidence is everywhere, so that no patch matters: a tint, a texture."""
+
+    mean: Annotated[Share, Said("over its images: largest drop of the probability over it")]
+    others: Annotated[Share | None, Said("median of the other classes")]
+    p: Annotated[Share | None, Said("it is no lower than theirs; null where too few are there")]
+    suspicion: Annotated[Share | None, Said("1 - q (Benjamini-Hochberg) of that")]
+
+
 _Named = TypedDict("_Named", {"class": str, "index": Count | None})
 
 
@@ -77,10 +86,10 @@ class ClassAudit(_Named):
     images: Positive
     accuracy: Annotated[Share | None, Said("share of them that are it; null without labels")]
     recall: Annotated[Share | None, Said("share of the images of it that are predicted as it")]
-    reliance: Annotated[float, Said("mean: largest drop of the probability over it", maximum=1)]
+    reliance: RelianceEntry
     inside: Annotated[Share | None, Said("mean share of positive evidence on the object")]
     concentration: ConcentrationEntry
-    suspicion: Annotated[Share | None, Said("the largest of its groups")]
+    suspicion: Annotated[Share | None, Said("the largest of its groups' and its reliance's")]
     groups: list[GroupEntry]
     elsewhere: Annotated[list[Shown], Said("whose evidence lies least where its class's does")]
     misled: Annotated[list[Shown], Said("wrong ones, the surest first")]
@@ -195,7 +204,12 @@ def _class(result: AuditResult, entry: Audited, top: int, sheet: str | None) -> 
         "images": len(members_N),
         "accuracy": _share(rows.right_N[labelled]),
         "recall": _share(rows.right_N[of_it]),
-        "reliance": digits(float(rows.reliance_N[members_N].mean())),
+        "reliance": {
+            "mean": digits(entry.reliance.mean),
+            "others": digits(entry.reliance.others),
+            "p": digits(entry.reliance.p),
+            "suspicion": digits(entry.reliance.suspicion),
+        },
         "inside": _known_mean(rows.inside_N[members_N]),
         "concentration": {
             "area": digits(spread.area),

@@ -340,7 +340,7 @@ def _table(results: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[obje
             entry["class"],
             entry["images"],
             percent(entry["accuracy"]),
-            f"{entry['reliance']:.2f}",
+            f"{entry['reliance']['mean']:.2f}",
             percent(entry["concentration"]["area"]),
             len(entry["groups"]),
             "not judged" if entry["suspicion"] is None else f"{entry['suspicion']:.2f}",

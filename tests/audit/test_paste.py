@@ -11,8 +11,9 @@ from PIL import Image
 from torch import nn
 
 from cnnviz.audit.experiment import concentration, typicality
-from cnnviz.audit.paste import Paster, Verdict, _against_others, _corrected, _sign_flips
+from cnnviz.audit.paste import Paster, Verdict, _against_others
 from cnnviz.audit.rows import columns
+from cnnviz.audit.suspicion import against_others, sign_flips, suspicions
 from cnnviz.cli.main import run
 
 SIZE = (12, 12)
@@ -87,7 +88,10 @@ def audited(network: str, *more: str, data: str = "data") -> dict:
 @pytest.mark.slow
 def test_a_planted_shortcut_is_named_and_nothing_else(place: Path) -> None:
     results = audited("marked")
-    assert results["suspicious"] == ["marked"]
+    named = {e["class"]: [group["suspicion"] for group in e["groups"]] for e in results["classes"]}
+    assert [name for name, of_groups in named.items() if max(of_groups) > 0.95] == ["marked"]
+    assert set(results["suspicious"]) == {"marked", "grey"}  # which is what is left: everywhere
+    assert results["classes"][4]["reliance"]["suspicion"] > 0.95
     first = results["classes"][0]
     assert first["class"] == "marked"
     assert first["accuracy"] == 1
@@ -232,37 +236,57 @@ def test_pasting_is_what_a_loop_by_hand_does() -> None:
 
 def test_sign_flips_are_rarely_small_where_nothing_is_there() -> None:
     draw = np.random.default_rng(0)
-    values = [_sign_flips(draw.standard_normal(12), draw) for _ in range(200)]
+    values = [sign_flips(draw.standard_normal(12), draw) for _ in range(200)]
     assert 0.01 <= np.mean(np.array(values) < 0.05) <= 0.1
-    assert _sign_flips(np.full(12, 0.3), draw) < 1e-3
-    assert _sign_flips(np.full(12, -0.3), draw) > 0.99
-    assert _sign_flips(np.zeros(12), draw) == 1
+    assert sign_flips(np.full(12, 0.3), draw) < 1e-3
+    assert sign_flips(np.full(12, -0.3), draw) > 0.99
+    assert sign_flips(np.zeros(12), draw) == 1
 
 
 def verdict(rise: float, p: float = 0.001) -> Verdict:
     return Verdict(60, rise, 0.0, rise, 0.0, 1.0, 0.0, p, None, p)
 
 
+def suspected(rises: list[float], of: list[int], p: float = 0.001) -> list[float | None]:
+    first, *others = rises
+    judged = _against_others([verdict(first, p), *map(verdict, others)], of)
+    return suspicions([entry and entry.p for entry in judged])
+
+
 def test_suspicion_is_of_what_carries_over_more_than_the_other_classes() -> None:
     rises, of = [0.95, *[0.02, 0.05, 0.0, 0.08, 0.03, 0.06] * 2], [0, *range(1, 13)]
-    judged = _corrected(_against_others([verdict(rise) for rise in rises], of))
-    found = [entry.suspicion for entry in judged if entry is not None]
+    found = suspected(rises, of)
     assert found[0] > 0.95
     assert max(found[1:]) < 0.5
-    unsure = _against_others([verdict(0.95, 0.2), *map(verdict, rises[1:])], of)
-    assert _corrected(unsure)[0].suspicion < 0.95
+    assert suspected(rises, of, p=0.2)[0] < 0.95
 
 
 def test_groups_of_the_same_class_do_not_hide_each_other() -> None:
     rises, of = [0.9, 0.95, 0.92, 0.02, 0.05, 0.0, 0.08, 0.04], [0, 0, 0, 1, 2, 3, 4, 5]
-    judged = _corrected(_against_others([verdict(rise) for rise in rises], of))
-    assert all(entry.suspicion > 0.95 for entry in judged[:3])
+    assert all(value > 0.95 for value in suspected(rises, of)[:3])
 
 
 def test_too_few_other_groups_are_no_judgement() -> None:
-    judged = _corrected(_against_others([verdict(0.9), verdict(0.0), None], [0, 1, 2]))
+    judged = _against_others([verdict(0.9), verdict(0.0), None], [0, 1, 2])
     assert judged[2] is None
-    assert [entry.suspicion for entry in judged[:2]] == [None, None]
+    assert suspicions([entry and entry.p for entry in judged]) == [None, None, None]
+    assert against_others(0.9, [0.1, 0.1], 0.1) is None
+
+
+def test_suspicions_are_those_of_benjamini_and_hochberg() -> None:
+    found = suspicions([0.01, None, 0.04, 0.03, 0.5])
+    assert found[1] is None
+    known = [value for value in found if value is not None]
+    assert known == pytest.approx([1 - 0.04, 1 - 0.16 / 3, 1 - 0.16 / 3, 1 - 0.5])
+
+
+def test_shares_that_are_as_the_others_raise_no_alarm() -> None:
+    draw = np.random.default_rng(0)
+    values = [
+        against_others(own, others, 0.02) for own, *others in draw.uniform(0.4, 0.6, (300, 9))
+    ]
+    assert np.mean(np.array(values) < 0.01) <= 0.04
+    assert against_others(0.88, [0.42, 0.45, 0.5, 0.55, 0.48], 0.02) < 0.002
 
 
 def test_concentration_is_the_share_of_equal_places() -> None:
