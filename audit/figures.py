@@ -33,14 +33,13 @@ READ_FIRST = "images are by the class that they are predicted as"
 Read = Callable[[Sequence[int]], dict[int, WorkingImage]]
 
 
-def draw_class(result: AuditResult, entry: Audited, read: Read, look: Look, top: int) -> Figure:
+def draw_class(result: AuditResult, entry: Audited, read: Read, top: int) -> Figure:
     """One class: where, what, whether it is a shortcut, and which images to look at.
 
     Args:
         result: of the audit.
         entry: the class.
         read: working images by rows.
-        look: how maps are drawn.
         top: pictures in a row.
 
     Raises:
@@ -54,7 +53,7 @@ def draw_class(result: AuditResult, entry: Audited, read: Read, look: Look, top:
     layout = figure.add_gridspec(1 + len(rows_shown), 1, height_ratios=ratios)
     where = layout[0].subgridspec(1, 2, width_ratios=[1.0, 1.6])
     left, right = (figure.add_subplot(where[place]) for place in range(2))
-    _draw_where(left, right, result, entry, look)
+    _draw_where(left, right, result, entry)
     for number, (text, rows, labels) in enumerate(rows_shown, start=1):
         widths = [TEXT / CELL, *[1.0] * columns]
         strip = layout[number].subgridspec(1, columns + 1, width_ratios=widths)
@@ -133,9 +132,9 @@ def _write(axes: Axes, text: str) -> None:
     axes.set_ylim(0, 1)
 
 
-def _draw_where(left: Axes, right: Axes, result: AuditResult, entry: Audited, look: Look) -> None:
+def _draw_where(left: Axes, right: Axes, result: AuditResult, entry: Audited) -> None:
     spread = entry.concentration
-    draw_map(left, entry.mean_RC, look, "mean drop ÷ each image's largest", one_sided=True)
+    draw_map(left, entry.mean_RC, Look(), "mean drop ÷ each image's largest", one_sided=True)
     bare(left)
     title(left, f"{name_of(result, entry)}: where the evidence lies")
     rows, members_N = result.rows, entry.of.members_N

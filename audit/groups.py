@@ -19,6 +19,7 @@ SMALLEST = 5  # images of a group
 MOST = 5  # groups of a class
 LEAST_SILHOUETTE = 0.1
 DIMENSIONS = 20
+JUDGED = 2_000  # images by which the number of groups is chosen, at most
 REST = "other classes"
 
 
@@ -79,7 +80,9 @@ def group(
         found_N = KMeans(number, n_init=4, random_state=seed).fit_predict(reduced_ND)
         if np.bincount(found_N).min() < SMALLEST:
             continue
-        score = float(silhouette_score(reduced_ND, found_N))
+        score = float(
+            silhouette_score(reduced_ND, found_N, sample_size=min(count, JUDGED), random_state=seed)
+        )
         if score > best:
             best, labels_N = score, found_N
     parts = [np.flatnonzero(labels_N == label) for label in np.unique(labels_N)]

@@ -11,7 +11,6 @@ from cnnviz.cli.image_run import ImageRun
 from cnnviz.cli.options import SOURCES, Limit, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.core.errors import CheckFailed, UsageError
 from cnnviz.core.options import Option
-from cnnviz.core.output.look import Look
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +34,6 @@ def audit(
         typer.Argument(metavar="DATA", help=f"Images, labelled or not: {SOURCES}"),
     ],
     spec: AuditSpec,
-    look: Look,
     expect: Annotated[
         str | None,
         Option(
@@ -46,7 +44,7 @@ def audit(
     max_suspicion: Annotated[
         float | None,
         Option(
-            "Exit with status 3 if a group of evidence is more suspicious than this.",
+            "Exit with status 3 if any group of evidence, or class, is more suspicious than this.",
             least=0,
             most=1,
         ),
@@ -119,7 +117,7 @@ def audit(
         run.console.progress,
     )
     run.folder.write_csv(TABLE, HEADER, table(result))
-    sheets = _draw(run, result, images, loaded, look, spec) if pictures else ()
+    sheets = _draw(run, result, images, loaded, spec) if pictures else ()
     results = report(result, spec.top, sheets)
     run.console.table("Classes", *_table(results))
     checks: list[Callable[[], None]] = []
@@ -288,7 +286,6 @@ def _draw(
     result: "AuditResult",
     data: "ImageData",
     model: "Model",
-    look: Look,
     spec: AuditSpec,
 ) -> list[str]:
     """Writes a sheet for each class and the overview; the sheets' names."""
@@ -303,7 +300,7 @@ def _draw(
     names = _file_names([name_of(result, entry) for entry in result.classes])
     with run.console.progress("drawing", len(result.classes) + 1) as advance:
         for name, entry in zip(names, result.classes, strict=True):
-            run.folder.write_figure(name, draw_class(result, entry, read, look, spec.top))
+            run.folder.write_figure(name, draw_class(result, entry, read, spec.top))
             advance(1)
         run.folder.write_figure("overview.png", draw_overview(result))
         advance(1)
@@ -353,7 +350,7 @@ def _table(results: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[obje
 def _check_suspicion(results: Mapping[str, Any], most: float) -> None:
     unjudged = [e["class"] for e in results["classes"] if e["suspicion"] is None]
     high = {
-        entry["class"]: f"suspicion {entry['suspicion']:.3f}"
+        f"class {entry['class']}": f"suspicion {entry['suspicion']:.3f}"
         for entry in results["classes"]
         if entry["suspicion"] is not None and entry["suspicion"] > most
     }
@@ -361,13 +358,13 @@ def _check_suspicion(results: Mapping[str, Any], most: float) -> None:
         name = next(iter(high))
         raise CheckFailed(
             f"{len(high)} of {len(results['classes'])} classes are more suspicious than {most:g}; "
-            f"the first is '{name}': {high[name]}",
+            f"the first is {name}: {high[name]}",
             high,
         )
     if len(unjudged) == len(results["classes"]):
         raise CheckFailed(
             "no class could be judged: groups of at least 4 classes are needed",
-            dict.fromkeys(unjudged, "not judged"),
+            {f"class {name}": "not judged" for name in unjudged},
         )
 
 

@@ -124,6 +124,8 @@ class Outcome:
 
         for image in self.images():
             add(image, library.Failure(_clean(failed.pop(image))) if image in failed else None)
+        for name, text in failed.items():  # checks of something else than an image
+            add(name, library.Failure(_clean(text)))
         for name, text in self.errors:
             add(name, library.Error(_clean(text)))
         if self.verdict is not None and not self.verdict.failed:

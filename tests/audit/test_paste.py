@@ -98,7 +98,10 @@ def test_a_planted_shortcut_is_named_and_nothing_else(place: Path) -> None:
     assert max(group["carried"] for group in first["groups"]) > 0.9
     assert all(group["lost"] == 1 for group in first["groups"])
     line = ["audit", "data", "--model", "net.py:marked", *OPTIONS, "--out", "again"]
-    assert run([*line, "--max-suspicion", "0.95", "--no-pictures"]) == 3
+    assert run([*line, "--max-suspicion", "0.95", "--no-pictures", "--junit", "j.xml"]) == 3
+    report = Path("j.xml").read_text()
+    assert 'failures="2"' in report
+    assert 'name="class marked"' in report
     for name in (*(entry["sheet"] for entry in results["classes"]), "overview.png"):
         with Image.open(place / "of-marked" / name) as picture:
             assert picture.size[0] > 500
