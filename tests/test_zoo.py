@@ -81,7 +81,7 @@ def lines(root: Path, out: Path) -> dict[str, list[str]]:
         "render": [str(out / "occlude" / "00")],
         "saliency": [photo],
         "trust": [photo],
-        "audit": [data, "--mask", str(MASK), "--stride", str(STRIDE), "--top", "2"],
+        "audit": [data, "--mask", str(MASK), "--stride", str(STRIDE), "--no-pictures"],
         "grad-cam": [photo, "--method", "grad-cam", "--layer", "a"],
         "activations": [photo, "--filters", "a:1"],
         "layers": [data, "--gradients"],

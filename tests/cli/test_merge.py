@@ -19,6 +19,7 @@ from cnnviz.core.data.shards import Shard, of_environment, shard
 from cnnviz.core.errors import UsageError
 
 NAMES = ["--labels", "names.txt"]
+ONE = ["--batch-size", "1"]  # on some processors the last digits hang on how many go together
 LINES = {
     "occlude": ["occlude", "data", "--mask", "16", "--stride", "16", "--pictures", "overlay"],
     "saliency": ["saliency", "data"],
@@ -26,7 +27,7 @@ LINES = {
     "audit": ["audit", "listed.csv", "--mask", "16", "--stride", "16", *NAMES],
     "max-patches": ["max-patches", "data", "--layer", "stem.conv", "--batch-size", "2"],
     "tsne": ["tsne", "data", "--perplexity", "2", "--batch-size", "1"],
-    "ablate": ["ablate", "listed.csv", "--filters", "stem.conv:3,5", "--sweep", "stem.conv"],
+    "ablate": ["ablate", "listed.csv", "--filters", "stem.conv:3", "--sweep", "stem.conv", *ONE],
 }
 VARIABLES = ("RANK", "WORLD_SIZE", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "LOCAL_RANK")
 
