@@ -33,7 +33,7 @@ LINES = {
     "saliency": ["saliency", "data/cat/0.png"],
     "grad-cam": ["saliency", "data/cat/0.png", "--method", "grad-cam", "--compare", "occlusion"],
     "trust": ["trust", "data/cat/0.png"],
-    "audit": ["audit", "data", "--mask", "16", "--stride", "16"],
+    "audit": ["audit", "data", "--mask", "16", "--stride", "16", "--top", "2"],
     "activations": ["activations", "data/cat/0.png", "--layer", "stem.conv"],
     "layers": ["layers", "data", "--gradients"],
     "filters": ["filters", "--layer", "all"],
