@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from cnnviz.core.choices import pixels
-from cnnviz.core.options import BatchSize, Option, Seed, Spec
+from cnnviz.core.options import BatchSize, Fill, Option, Seed, Spec, Stride
 
 ALARM = 0.95
 """Suspicion from which on a group is called suspicious, unless `--max-suspicion` says another."""
@@ -22,18 +22,8 @@ class AuditSpec(Spec):
         tuple[int, int] | None,
         Option("Side of the mask in pixels, or HxW. Default: 28 % of the shorter one.", (), pixels),
     ] = None
-    stride: Annotated[
-        int | None,
-        Option(
-            "Pixels between positions. Default: 7 % of the shorter side; 10 % with a --mask.",
-            least=1,
-            most=99_999,
-        ),
-    ] = None
-    fill: Annotated[
-        str,
-        Option("What masks show: mean, gray, black, white, #rrggbb, blur, noise or image-mean."),
-    ] = "mean"
+    stride: Stride = None
+    fill: Fill = "mean"
     top: Annotated[int, Option("Patches and images shown of each kind.", least=1, most=100)] = 9
     batch_size: BatchSize = None
     seed: Seed = 0

@@ -6,8 +6,8 @@ since that is what its map is evidence for.
 Shapes: N images, R C rows and columns of the grid of positions.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,9 +28,8 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Starts a bar of so many steps; what it gives is called with the number of steps just done."""
 
 
-@contextmanager
-def _silent(_what: str, _total: int) -> Iterator[Callable[[int], None]]:
-    yield lambda _steps: None
+def _silent(_what: str, _total: int) -> AbstractContextManager[Callable[[int], None]]:
+    return nullcontext(lambda _steps: None)
 
 
 @dataclass(frozen=True)
@@ -103,13 +102,11 @@ class AuditResult:
         rows: one an image.
         classes: those predicted, in the model's order; images of small classes together, last.
         labels: the model's names of classes.
-        size: of the working image.
     """
 
     rows: Rows
     classes: tuple[Audited, ...]
     labels: tuple[str, ...]
-    size: tuple[int, int]
 
 
 def audit(
@@ -171,7 +168,7 @@ def audit(
                 typicality(scaled_NRC[entry.members_N]),
             )
         )
-    return AuditResult(rows, tuple(audited), model.labels, model.input_size)
+    return AuditResult(rows, tuple(audited), model.labels)
 
 
 def _with(verdict: Verdict | None, suspicion: float | None) -> Verdict | None:

@@ -33,6 +33,13 @@ Share = Annotated[
         metavar="I/N",
     ),
 ]
+Expect = Annotated[
+    str | None,
+    Option(
+        "Where the object is, in the file's pixels: x0,y0,x1,y1, or a JSON file of boxes "
+        "or polygons per image."
+    ),
+]
 Resume = Annotated[bool, Option("Go on with a run that was interrupted; what is done stays.")]
 
 

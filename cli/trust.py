@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cnnviz.cli.image_run import ImageRun
-from cnnviz.cli.options import IMAGES, ModelOptions, OutputOptions, Resume, Share
+from cnnviz.cli.options import IMAGES, Expect, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.core.errors import UsageError
 from cnnviz.core.options import Option
 from cnnviz.core.output.look import Look
@@ -41,13 +41,7 @@ def trust(
             metavar="<path>",
         ),
     ] = None,
-    expect: Annotated[
-        str | None,
-        Option(
-            "Where the object is, in the file's pixels: x0,y0,x1,y1, or a JSON file of boxes "
-            "or polygons per image."
-        ),
-    ] = None,
+    expect: Expect = None,
     min_trust: MinTrust = None,
     resume: Resume = False,
     shard: Share = None,

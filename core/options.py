@@ -177,6 +177,18 @@ Masks = Annotated[
         pixels,
     ),
 ]
+Stride = Annotated[
+    int | None,
+    Option(
+        "Pixels between positions. Default: 7 % of the shorter side; 10 % with a --mask.",
+        least=1,
+        most=99_999,
+    ),
+]
+Fill = Annotated[
+    str,
+    Option("What masks show: mean, gray, black, white, #rrggbb, blur, noise or image-mean."),
+]
 At = Annotated[
     tuple[float, float] | None,
     Option(

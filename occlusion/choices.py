@@ -4,7 +4,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
-from cnnviz.core.options import At, BatchSize, Inside, Masks, Option, Seed, Spec, Targets
+from cnnviz.core.options import (
+    At,
+    BatchSize,
+    Fill,
+    Inside,
+    Masks,
+    Option,
+    Seed,
+    Spec,
+    Stride,
+    Targets,
+)
 
 FOLDER = "folder"
 """The label that stands for the name of each image's folder."""
@@ -97,14 +108,7 @@ class OcclusionSpec(PanelSpec):
     """
 
     masks: Masks = ()
-    stride: Annotated[
-        int | None,
-        Option(
-            "Pixels between positions. Default: 7 % of the shorter side; 10 % with a --mask.",
-            least=1,
-            most=99_999,
-        ),
-    ] = None
+    stride: Stride = None
     border: Annotated[
         Border,
         Option(
@@ -112,10 +116,7 @@ class OcclusionSpec(PanelSpec):
             "centred on every S-th pixel."
         ),
     ] = Border.COVER
-    fill: Annotated[
-        str,
-        Option("What masks show: mean, gray, black, white, #rrggbb, blur, noise or image-mean."),
-    ] = "mean"
+    fill: Fill = "mean"
     at: At = None
     inside: Inside = None
     layer: Annotated[str | None, Option("Also watch this layer's strongest map.")] = None
