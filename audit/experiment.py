@@ -17,7 +17,7 @@ from cnnviz.audit.choices import AuditSpec
 from cnnviz.audit.groups import SMALLEST, Class, classes
 from cnnviz.audit.paste import Open, Verdict, judge
 from cnnviz.audit.rows import Rows
-from cnnviz.audit.suspicion import against_others, suspicions
+from cnnviz.core.chance import against_others, suspicions
 from cnnviz.core.models.load import Model
 
 RESAMPLES = 500

@@ -12,6 +12,7 @@ from cnnviz.audit.experiment import Audited, AuditResult
 from cnnviz.audit.groups import SMALLEST
 from cnnviz.audit.report import elsewhere, misled, name_of, wrong_reason
 from cnnviz.core.data.images import WorkingImage
+from cnnviz.core.output.bars import Column, draw_bars
 from cnnviz.core.output.drawing import (
     FONT_SIZE,
     bare,
@@ -27,7 +28,6 @@ from cnnviz.core.output.panels import draw_map
 CELL = 1.15  # inches of one patch
 TEXT = 3.1  # inches left of a row
 WHERE, CAPTION = 3.0, 0.42  # inches: the map at the top, the line under a patch
-MOST_BARS = 40
 READ_FIRST = "images are by the class that they are predicted as"
 
 Read = Callable[[Sequence[int]], dict[int, WorkingImage]]
@@ -187,49 +187,18 @@ def _draw_patch(axes: Axes, image: WorkingImage, box: Sequence[int]) -> None:
 
 def draw_overview(result: AuditResult) -> Figure:
     """All classes by suspicion, with accuracy, reliance and spread; of very many the first."""
-    order = sorted(
-        range(len(result.classes)),
-        key=lambda place: (-(result.classes[place].suspicion or -1.0), place),
+    classes = sorted(result.classes, key=lambda entry: -(entry.suspicion or -1.0))
+    return draw_bars(
+        [f"{name_of(result, entry)} ({len(entry.of.members_N)})" for entry in classes],
+        [
+            Column("suspicion", [entry.suspicion for entry in classes], ALARM, "not judged"),
+            Column("right, of those predicted so", [_right(result, entry) for entry in classes]),
+            Column("reliance on one patch", [entry.reliance.mean for entry in classes]),
+            Column("spread of the evidence", [entry.concentration.area for entry in classes]),
+        ],
+        f"{len(result.rows)} images; {READ_FIRST}",
+        "classes",
     )
-    shown = [result.classes[place] for place in order[:MOST_BARS]]
-    rows = result.rows
-    measures: list[tuple[str, Callable[[Audited], float | None]]] = [
-        ("suspicion", lambda entry: entry.suspicion),
-        ("right, of those predicted so", lambda entry: _right(result, entry)),
-        ("reliance on one patch", lambda entry: entry.reliance.mean),
-        ("spread of the evidence", lambda entry: entry.concentration.area),
-    ]
-    figure = new_figure(10.0, 1.2 + 0.24 * len(shown))
-    places = np.arange(len(shown))
-    for number, (own, (name, measure)) in enumerate(
-        zip(figure.subplots(1, len(measures), sharey=True), measures, strict=True)
-    ):
-        values = [measure(entry) for entry in shown]
-        alarm = [number == 0 and (value or 0.0) > ALARM for value in values]
-        colours = ["#b2182b" if raised else "#4a6fa5" for raised in alarm]
-        own.barh(places, [value or 0.0 for value in values], color=colours, height=0.7)
-        for place, value in zip(places, values, strict=True):
-            text = "not judged" if value is None else f"{value:.2f}"
-            own.text(1.02, place, text, fontsize=FONT_SIZE - 2, va="center")
-        own.set_xlim(0, 1.32)
-        own.set_xticks([0, 0.5, 1])
-        own.tick_params(labelsize=FONT_SIZE - 2, length=2)
-        own.spines[["top", "right"]].set_visible(False)
-        title(own, name)
-        if number == 0:
-            own.axvline(ALARM, color="black", linewidth=0.6, linestyle=":")
-    names = [_label(result, entry) for entry in shown]
-    first = figure.axes[0]
-    first.set_yticks(places, names, fontsize=FONT_SIZE - 1)
-    first.invert_yaxis()
-    more = len(result.classes) - len(shown)
-    heading = f"{len(rows)} images; {READ_FIRST}" + (f"; {more} more classes" if more else "")
-    figure.suptitle(heading, fontsize=FONT_SIZE)
-    return figure
-
-
-def _label(result: AuditResult, entry: Audited) -> str:
-    return f"{escape(name_of(result, entry), 28)} ({len(entry.of.members_N)})"
 
 
 def _right(result: AuditResult, entry: Audited) -> float | None:

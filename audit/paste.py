@@ -28,7 +28,7 @@ from torch import Tensor
 
 from cnnviz.audit.groups import Class
 from cnnviz.audit.rows import Rows
-from cnnviz.audit.suspicion import against_others, sign_flips
+from cnnviz.core.chance import against_others, sign_flips
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.device import in_batches
 from cnnviz.core.models.load import Model

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Annotated, NotRequired
+from typing import TYPE_CHECKING, Annotated, NotRequired
 
 import numpy as np
 from typing_extensions import TypedDict
@@ -12,8 +12,22 @@ from cnnviz.audit.experiment import Audited, AuditResult
 from cnnviz.audit.groups import REST
 from cnnviz.audit.paste import Verdict
 from cnnviz.audit.rows import UNKNOWN
-from cnnviz.core.output.entries import Box, Change, Count, Interval, Positive, Said, Share
+from cnnviz.core.output.entries import (
+    Box,
+    Change,
+    Count,
+    DataEntry,
+    Interval,
+    Positive,
+    Said,
+    Share,
+    Sides,
+    data_entry,
+)
 from cnnviz.core.output.numbers import digits
+
+if TYPE_CHECKING:
+    from cnnviz.core.data.datasets import ImageData
 
 TABLE = "images.csv"
 
@@ -99,10 +113,20 @@ class ClassAudit(_Named):
     sheet: NotRequired[Annotated[str, Said("its picture")]]
 
 
-class Results(TypedDict):
+class Asked(TypedDict):
+    """How the maps were made."""
+
+    mask: Sides
+    stride: Positive
+    fill: Annotated[str, Said("what is put over a place")]
+    score: Annotated[str, Said("whose drops the maps are")]
+
+
+class Results(Asked):
     """The data set."""
 
     images: Positive
+    data: DataEntry
     labelled: Count
     accuracy: Share | None
     inside: Annotated[Share | None, Said("mean share of positive evidence on the object")]
@@ -230,11 +254,19 @@ def _class(result: AuditResult, entry: Audited, top: int, sheet: str | None) -> 
     return found
 
 
-def report(result: AuditResult, top: int, sheets: Sequence[str | None] = ()) -> Results:
+def report(
+    result: AuditResult,
+    data: "ImageData",
+    asked: Asked,
+    top: int,
+    sheets: Sequence[str | None] = (),
+) -> Results:
     """The `results` of a summary.
 
     Args:
         result: what was found.
+        data: what was gone through.
+        asked: how the maps were made.
         top: images named of each kind.
         sheets: the picture of each class, where there is one.
     """
@@ -245,7 +277,9 @@ def report(result: AuditResult, top: int, sheets: Sequence[str | None] = ()) -> 
         for entry, sheet in zip(result.classes, drawn, strict=True)
     ]
     return {
+        **asked,
         "images": len(rows),
+        "data": data_entry(data, len(rows)),
         "labelled": int(rows.known_N.sum()),
         "accuracy": _share(rows.right_N[rows.known_N]),
         "inside": _known_mean(rows.inside_N),

@@ -4,6 +4,7 @@ Shapes: N images, R C rows and columns of the grid of positions, D features.
 """
 
 import base64
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NotRequired
@@ -24,7 +25,8 @@ class Row(TypedDict):
     units, the box (y0, x0, y1, x1) of the largest, reliance, the share of positions that change
     the prediction, and the class that it becomes with the box covered. Of the label, where it is
     another class, likewise. `map` holds the drops at all positions and `features` what the
-    network's features of the image lose when the box is covered, float16 as base64.
+    network's features of the image lose when the box is covered, float16 as base64. `pixels` is a
+    digest of the working image, `crop` where it was cut from the file (y0, x0, y1, x1).
     """
 
     image: str
@@ -44,9 +46,16 @@ class Row(TypedDict):
     label_probability: NotRequired[float]
     label_max_drop: NotRequired[float]
     label_box: NotRequired[list[int]]
+    pixels: str
+    crop: list[float]
     grid: list[int]
     map: str
     features: str
+
+
+def digest(pixels: NDArray[np.float32]) -> str:
+    """What tells one working image from another."""
+    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()[:16]
 
 
 def packed(values: NDArray[np.floating]) -> str:
@@ -55,7 +64,8 @@ def packed(values: NDArray[np.floating]) -> str:
     return base64.b64encode(values.clip(-limit, limit).astype("<f2").tobytes()).decode("ascii")
 
 
-def _unpacked(text: str) -> NDArray[np.float32]:
+def unpacked(text: str) -> NDArray[np.float32]:
+    """What `packed` has made."""
     return np.frombuffer(base64.b64decode(text), "<f2").astype(np.float32)
 
 
@@ -121,7 +131,7 @@ def columns(entries: Iterable[Mapping[str, Any]]) -> Rows:
         return np.array([np.nan if value is None else value for value in found], np.float64)
 
     labels = [UNKNOWN if entry["label"] is None else entry["label"] for entry in listed]
-    maps = [_unpacked(entry["map"]).reshape(entry["grid"]) for entry in listed]
+    maps = [unpacked(entry["map"]).reshape(entry["grid"]) for entry in listed]
     return Rows(
         images=tuple(str(entry["image"]) for entry in listed),
         places_N=whole("place"),
@@ -136,5 +146,5 @@ def columns(entries: Iterable[Mapping[str, Any]]) -> Rows:
         inside_N=real("inside"),
         hit_N=real("hit"),
         maps_NRC=np.stack(maps),
-        features_ND=np.stack([_unpacked(entry["features"]) for entry in listed]),
+        features_ND=np.stack([unpacked(entry["features"]) for entry in listed]),
     )

@@ -45,7 +45,7 @@ def synthetic(count: int) -> ImageData:
 
     examples = tuple(Example(f"{row:07d}", None, row) for row in range(count))
     source = ImageSource(examples, None, made, lambda _example: "-")
-    return ImageData(examples, None, "synthetic", f"noise {count}", count, source)
+    return ImageData(examples, None, ("synthetic",), f"noise {count}", count, source)
 
 
 def network() -> Model:

@@ -99,7 +99,7 @@ def _write(
     if result.curves:
         folder.write_csv(rows.CURVES, rows.CURVES_HEADER, rows.curve_rows(result))
     if result.counts is not None:
-        folder.write_npz(rows.PREDICTIONS, **rows.prediction_arrays(result))
+        folder.write_npz(rows.PREDICTIONS, **rows.prediction_arrays(result, model, data))
     for name, figure in draw(result, model, data, top).items():
         folder.write_figure(name, figure)
 

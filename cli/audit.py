@@ -65,7 +65,7 @@ def audit(
         raise UsageError("--min-inside needs --expect, which says where the object is")
     run = ImageRun("audit", output, folders=False)
     from cnnviz.audit.experiment import audit as judge
-    from cnnviz.audit.report import HEADER, TABLE, report, table
+    from cnnviz.audit.report import HEADER, TABLE, Asked, report, table
     from cnnviz.audit.rows import columns
     from cnnviz.cli.audit_study import AuditStudy
     from cnnviz.core.data.datasets import none_usable
@@ -95,19 +95,25 @@ def audit(
         return
     if not len(run.entries):
         raise none_usable(images, run.errors)
-    boxes_P4 = occluder.grids[0].boxes_P4.numpy()
+    grid = occluder.grids[0]
     rows = columns(run.entries)
     result = judge(
         loaded,
         rows,
-        boxes_P4,
+        grid.boxes_P4.numpy(),
         lambda place: images.working(place, loaded.preprocess),
         spec,
         run.console.progress,
     )
     run.folder.write_csv(TABLE, HEADER, table(result))
     sheets = _draw(run, result, images, loaded, spec) if pictures else ()
-    results = report(result, spec.top, sheets)
+    maps: Asked = {
+        "mask": list(grid.mask),
+        "stride": grid.stride,
+        "fill": spec.fill,
+        "score": occluder.score.value,
+    }
+    results = report(result, images, maps, spec.top, sheets)
     run.console.table("Classes", *_table(results))
     checks: list[Callable[[], None]] = []
     if max_suspicion is not None:

@@ -94,7 +94,7 @@ class AuditStudy:
     ) -> "Row":
         import torch
 
-        from cnnviz.audit.rows import packed
+        from cnnviz.audit.rows import digest, packed
         from cnnviz.core.output.numbers import digits
 
         by_class = {panel.target: panel for panel in result.panels}
@@ -115,6 +115,8 @@ class AuditStudy:
             "reliance": digits(panel.reliance or 0.0),
             "flips": digits(panel.flips or 0.0),
             "covered": int(panel.winners_P[best]),
+            "pixels": digest(image.pixels.numpy()),
+            "crop": [digits(edge) for edge in image.box_original],
             "grid": list(panel.grid.shape),
             "map": packed(panel.values_P.numpy()),
             "features": packed(self.features.lost(original, covered).numpy()),

@@ -108,8 +108,12 @@ def _write(
     normalize: Scaling,
 ) -> None:
     from cnnviz.filters.kernels.figures import draw_comparison, draw_gabor, draw_kernels
+    from cnnviz.filters.kernels.report import KERNELS
 
     with console.progress("drawing", len(examined) + len(others)) as advance:
+        folder.write_large_npz(
+            KERNELS, **{f"kernels.{found.layer}": found.kernels for found in examined}
+        )
         for found in examined:
             picture = draw_kernels(found, model.name, normalize)
             folder.write_figure(f"kernels_{found.layer}.png", picture)

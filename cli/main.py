@@ -20,6 +20,7 @@ from cnnviz.cli.ablate import ablate
 from cnnviz.cli.activations import activations
 from cnnviz.cli.audit import audit
 from cnnviz.cli.console import findings, say, show_warnings, stdout_kept
+from cnnviz.cli.diff import diff
 from cnnviz.cli.expand import Grouped, expand
 from cnnviz.cli.filters import filters
 from cnnviz.cli.layers import layers
@@ -72,6 +73,7 @@ COMMANDS = {
         saliency,
         trust,
         tsne,
+        diff,
         merge,
         rerun,
     )

@@ -67,7 +67,7 @@ def max_patches(
         result = find_patches(loaded, images, plan, saving=saving, progress=advance)
     draws = pictures and not run.shard  # merge draws them, once
     drawn = _draw(result, images, loaded.preprocess, folder, console) if draws else {}
-    results = report(result, copies=copies, pictures=drawn)
+    results = report(result, images, copies=copies, pictures=drawn)
     console.table("Strongest patches", *_table(result))
     shown = [folder.path / pages[0] for pages in drawn.values()]
     try:

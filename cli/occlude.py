@@ -96,7 +96,8 @@ def occlude(
         "--pictures": pictures,
     }
     run.open_for(paths, loaded, asked, resume=resume)
-    study = _Study(occluder, expectations, spec.label == FOLDER, look, scores, pictures, cards)
+    by_folder = spec.label == FOLDER
+    study = _Study(occluder, expectations, by_folder, look, scores, pictures, spec.fill, cards)
     run.study("occluding", loaded, study, occluder.positions)
     score = next((entry["score"] for entry in run.entries), "probability")
     columns = (*_columns(score), "verdict") if cards else _columns(score)
@@ -122,10 +123,11 @@ class _Study:
         look: Look,
         scores: bool,
         pictures: Pictures,
+        fill: str,
         cards: "Scorecards | None",
     ) -> None:
         self._occluder, self._look, self._scores, self._cards = occluder, look, scores, cards
-        self._pictures = pictures
+        self._pictures, self._fill = pictures, fill
         self._expectations, self._label_by_folder = expectations, label_by_folder
 
     def __call__(
@@ -136,7 +138,7 @@ class _Study:
         expected = self._expectations.for_image(str(path)) if self._expectations else None
         label = expected.label if expected and not self._label_by_folder else None
         result = self._occluder.run(image, label=label, progress=advance)
-        entry = report(result, *self._judge(result, image))
+        entry = report(result, *self._judge(result, image), fill=self._fill)
         cards = self._trust(result, entry) if self._cards else []
         return entry, lambda folder: self._write(folder, result, cards)
 

@@ -5,7 +5,16 @@ from typing import Annotated
 
 from typing_extensions import TypedDict
 
-from cnnviz.core.output.entries import Change, Count, Positive, Said, Share, Unsigned
+from cnnviz.core.output.entries import (
+    Change,
+    Count,
+    DataEntry,
+    Positive,
+    Said,
+    Share,
+    Unsigned,
+    data_entry,
+)
 from cnnviz.core.output.numbers import fewer_digits
 from cnnviz.embeddings.choices import Backend, Method
 from cnnviz.embeddings.layout.tsne import Map
@@ -48,6 +57,7 @@ class Results(TypedDict):
     """The `results` of the summary."""
 
     images: Annotated[int, Said("that were laid out", minimum=4)]
+    data: DataEntry
     images_in_data: Annotated[int, Said("before --limit", minimum=4)]
     labelled: Count
     classes: Count
@@ -123,6 +133,7 @@ def report(result: EmbeddingResult, folders: tuple[str, ...]) -> Results:
     known = int((result.labels_N != UNKNOWN).sum())
     return {
         "images": len(result.labels_N),
+        "data": data_entry(result.data, len(result.labels_N)),
         "images_in_data": result.data.total,
         "labelled": known,
         "classes": len(result.data.classes or ()),

@@ -146,6 +146,7 @@ class Occluder:
 
     Attributes:
         grids: where the masks go, one grid per mask.
+        score: what is compared.
         note: a line about the engine that the user should see, or None.
     """
 
@@ -163,6 +164,7 @@ class Occluder:
         size = model.input_size
         masks, stride = masks_and_stride(size, spec.masks, spec.stride)
         self._model, self._spec, self._trace = model, spec, trace
+        self.score = _shown(spec, model.head)[0]
         self.grids = tuple(mask_grid(size, mask, stride, spec.border) for mask in masks)
         check_fill(spec.fill)
         _check_head(model.head, spec)

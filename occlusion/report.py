@@ -123,6 +123,7 @@ class Entry(TypedDict):
     read: NotRequired[Read]
     score: Score | Literal["value"]
     upsample: Upsample
+    fill: NotRequired[Annotated[str, Said("what was put over the places; absent with render")]]
     method: Annotated[MapKind, Said("which map is drawn and judged")]
     engine: Annotated[str, Said(enum=["full", "incremental", "none"])]
     targets: Annotated[list[Target], Said(minItems=1)]
@@ -248,6 +249,8 @@ def report(
     result: OcclusionResult,
     verdicts: Sequence[Verdict] = (),
     agreement_verdicts: Sequence[Verdict | None] = (),
+    *,
+    fill: str | None = None,
 ) -> Entry:
     """One image's entry of `results`.
 
@@ -255,6 +258,7 @@ def report(
         result: what `occlude` returned.
         verdicts: one per panel, where the user said what to expect; else empty.
         agreement_verdicts: of the agreement maps, likewise.
+        fill: what was put over the places, if that is known.
     """
     measured = result.measured
     has_classes = measured.head.has_classes
@@ -270,6 +274,8 @@ def report(
         "engine": result.engine,
         "targets": [_panel(result, number, *pair) for number, pair in enumerate(judged)],
     }
+    if fill is not None:
+        entry["fill"] = fill
     if has_classes:
         entry["prediction"], entry["top5"] = top[0], top
     if measured.reading:

@@ -48,7 +48,7 @@ class ImageData:
     Attributes:
         examples: the pictures; after `--limit`, the sample.
         classes: what labels point at; None where nothing is labelled.
-        name: the source as the user named it; of several, the first.
+        sources: as the user named them.
         fingerprint: SHA-256 over paths, labels, sizes and times of the examples.
         total: how many pictures there were before `--limit`.
         part: which of the examples are gone through: all, or a share of them.
@@ -56,7 +56,7 @@ class ImageData:
 
     examples: tuple[Example, ...]
     classes: tuple[str, ...] | None
-    name: str
+    sources: tuple[str, ...]
     fingerprint: str
     total: int
     _source: ImageSource = field(repr=False)
@@ -67,6 +67,12 @@ class ImageData:
 
     def __len__(self) -> int:
         return len(self.part)
+
+    @property
+    def name(self) -> str:
+        """The first source, and how many there are beside it."""
+        more = len(self.sources) - 1
+        return self.sources[0] + (f" and {more} more" if more else "")
 
     def share(self, shard: Shard) -> "ImageData":
         """The same data set, of which a share is gone through."""
@@ -183,7 +189,7 @@ def open_data(sources: Sequence[str], *, limit: int | None = None, seed: int = 0
     return ImageData(
         examples=tuple(examples),
         classes=source.classes,
-        name=sources[0] + (f" and {len(sources) - 1} more" if len(sources) > 1 else ""),
+        sources=tuple(sources),
         fingerprint=_fingerprint(examples, source),
         total=len(source.examples),
         _source=source,
@@ -201,9 +207,8 @@ def open_images(sources: Sequence[str]) -> ImageData:
         return open_data(sources)
     examples = tuple(Example(str(p), None, n) for n, p in enumerate(find_images(sources)))
     source = ImageSource(examples, None)
-    return ImageData(
-        examples, None, sources[0], _fingerprint(examples, source), len(examples), source
-    )
+    fingerprint = _fingerprint(examples, source)
+    return ImageData(examples, None, tuple(sources), fingerprint, len(examples), source)
 
 
 def failures(errors: Sequence[tuple[str, str]]) -> str:

@@ -14,6 +14,7 @@ from cnnviz.core.output.numbers import digits
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cnnviz.core.data.datasets import ImageData
     from cnnviz.core.models.dense import Reading
     from cnnviz.core.models.heads import Head
     from cnnviz.core.models.load import Model
@@ -81,6 +82,27 @@ def model_entry(model: "Model") -> ModelEntry:
         "classes": model.classes,
         "input_size": list(model.input_size),
         "head": model.region.name if model.region else model.head.name,
+    }
+
+
+class DataEntry(TypedDict):
+    """The data set that was gone through."""
+
+    name: str
+    sources: Annotated[list[str], Said("as they were named", minItems=1)]
+    images: Annotated[Positive, Said("that counted")]
+    total: Annotated[Positive, Said("before --limit")]
+    fingerprint: Annotated[str, Said("SHA-256 of paths, labels, sizes and times of the images")]
+
+
+def data_entry(data: "ImageData", images: int) -> DataEntry:
+    """What a summary says of the data, of which so many images counted."""
+    return {
+        "name": data.name,
+        "sources": list(data.sources),
+        "images": images,
+        "total": data.total,
+        "fingerprint": data.fingerprint,
     }
 
 

@@ -4,19 +4,19 @@ from typing import Annotated
 
 from typing_extensions import TypedDict
 
-from cnnviz.core.output.entries import Change, Count, Interval, Named, Positive, Said, Share
+from cnnviz.core.output.entries import (
+    Change,
+    Count,
+    DataEntry,
+    Interval,
+    Named,
+    Positive,
+    Said,
+    Share,
+)
 from cnnviz.filters.ablation.choices import Mode, RemovalOrder
 
 CONFUSIONS = 20
-
-
-class Data(TypedDict):
-    """The images that were run."""
-
-    name: str
-    images: Positive
-    total: Annotated[Count, Said("before --limit")]
-    fingerprint: str
 
 
 class FilterSet(TypedDict):
@@ -149,7 +149,7 @@ class CurveEntry(TypedDict):
 class Results(TypedDict):
     """The `results` of the summary."""
 
-    data: Data
+    data: DataEntry
     filters: list[FilterSet]
     mode: Mode
     engine: Engine

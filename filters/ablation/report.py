@@ -1,8 +1,12 @@
 """What `summary.json` and the CSV files say of an ablation: plain data, class names, no NaN."""
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from cnnviz.core.output.entries import data_entry
 from cnnviz.core.output.numbers import digits
 from cnnviz.filters.ablation import evaluation
 from cnnviz.filters.ablation.choices import RemovalOrder
@@ -52,12 +56,7 @@ def report(result: "AblationResult", model: "Model", data: "ImageData", top: int
         top: how many filters of the sweep to list; the CSV has all.
     """
     return {
-        "data": {
-            "name": data.name,
-            "images": len(result.indices),
-            "total": data.total,
-            "fingerprint": data.fingerprint,
-        },
+        "data": data_entry(data, len(result.indices)),
         "filters": [
             {"layer": layer, "channels": list(off), "of": result.plan.counts[layer]}
             for layer, off in result.plan.channels.items()
@@ -280,11 +279,15 @@ def flip_rows(
         )
 
 
-def prediction_arrays(result: "AblationResult") -> dict[str, Any]:
+def prediction_arrays(
+    result: "AblationResult", model: "Model", data: "ImageData"
+) -> dict[str, Any]:
     """Arrays of `predictions.npz`: a row per image that counted, in order of the data."""
+    paths = [os.fsencode(data.examples[i].path).decode("utf-8", "replace") for i in result.indices]
+    arrays: dict[str, Any] = {"images": result.indices, "paths": np.array(paths, np.str_)}
     if result.counts is None:
-        return {"images": result.indices}
-    arrays: dict[str, Any] = {"images": result.indices, "labels": result.counts.labels}
+        return arrays
+    arrays |= {"classes": np.array(model.labels, np.str_), "labels": result.counts.labels}
     for when, own in zip(("before", "after"), result.counts.predictions, strict=False):
         arrays |= {
             when: own.predicted,

@@ -19,6 +19,9 @@ from cnnviz.core.output.numbers import fewer_digits
 from cnnviz.filters.kernels.gabor import GABOR_LIKE, GaborFit
 from cnnviz.filters.kernels.weights import DEAD_BELOW, DUPLICATE_ABOVE, GaborStats, KernelStats
 
+KERNELS = "kernels.npz"
+"""Every layer's kernels (F, C, H, W), as `kernels.<layer>`."""
+
 
 class Duplicate(TypedDict):
     """Two filters of nearly the same direction."""

@@ -1,15 +1,28 @@
 """What `summary.json` says of a scan: plain data, no NaN."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, NotRequired
+from typing import TYPE_CHECKING, Annotated, NotRequired
 
 from typing_extensions import TypedDict
 
-from cnnviz.core.output.entries import Box, Count, Place, Positive, Said, Share, Unsigned
+from cnnviz.core.output.entries import (
+    Box,
+    Count,
+    DataEntry,
+    Place,
+    Positive,
+    Said,
+    Share,
+    Unsigned,
+    data_entry,
+)
 from cnnviz.core.output.numbers import digits
 from cnnviz.filters.patches.choices import Crop, Ranking
 from cnnviz.filters.patches.max_patches import LEVELS, FilterPatches, MaxPatches, Patch
 from cnnviz.filters.patches.score_stats import RELATIVE_ERROR
+
+if TYPE_CHECKING:
+    from cnnviz.core.data.datasets import ImageData
 
 
 class Copy(TypedDict):
@@ -69,6 +82,7 @@ class Results(TypedDict):
     """The `results` of the summary."""
 
     images: Positive
+    data: DataEntry
     score: Ranking
     top: Positive
     per_image: Positive
@@ -113,6 +127,7 @@ def _filter(entry: FilterPatches) -> Filter:
 
 def report(
     result: MaxPatches,
+    data: "ImageData",
     *,
     copies: Sequence[tuple[str, str]] = (),
     pictures: Mapping[str, Sequence[str]] | None = None,
@@ -121,6 +136,7 @@ def report(
 
     Args:
         result: what `max_patches` returned.
+        data: what it went through.
         copies: (copy, original) of the files that `--distinct-files` dropped.
         pictures: per layer, the pages written, relative to the run folder.
     """
@@ -130,6 +146,7 @@ def report(
         dead[entry.layer].append(entry.filter)
     return {
         "images": result.images,
+        "data": data_entry(data, result.images),
         "score": plan.spec.score,
         "top": plan.spec.top,
         "per_image": plan.spec.per_image,

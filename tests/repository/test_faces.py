@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-FACES = ("core", "occlusion", "gradients", "trust", "audit", "filters", "embeddings")
+FACES = ("core", "occlusion", "gradients", "trust", "audit", "diff", "filters", "embeddings")
 
 
 def names_of(folder: str) -> dict[str, str]:

@@ -24,8 +24,8 @@ def sign_flips(values: NDArray[np.float64], draw: np.random.Generator) -> float:
 def against_others(own: float, others: Sequence[float], by_chance: float) -> float | None:
     """One-sided p-value of a share that is larger than the others'.
 
-    A t test of the arc sine of the root, against the others' median with their spread by the median
-    absolute deviation.
+    The arc sine of its root is held against the interval in which those of the others let one more
+    be expected (Student's, for the mean of normal numbers and one to come).
 
     Args:
         own: the share.
@@ -37,9 +37,10 @@ def against_others(own: float, others: Sequence[float], by_chance: float) -> flo
     if len(others) < FEWEST_OTHERS:
         return None
     own_height, *heights = np.arcsin(np.sqrt(np.clip([own, *others], 0, 1))).tolist()
-    spread = float(stats.median_abs_deviation(heights, scale="normal"))
-    distance = (own_height - float(np.median(heights))) / float(np.hypot(spread, by_chance))
-    return float(stats.t.sf(distance, len(heights) - 1))
+    count = len(heights)
+    expected = float(np.std(heights, ddof=1)) * np.sqrt(1 + 1 / count)
+    distance = (own_height - float(np.mean(heights))) / float(np.hypot(expected, by_chance))
+    return float(stats.t.sf(distance, count - 1))
 
 
 def suspicions(p_values: Sequence[float | None]) -> list[float | None]:

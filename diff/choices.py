@@ -1,0 +1,26 @@
+"""What `diff` lets its user choose; imports nothing heavy."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from cnnviz.core.options import Option, Seed, Spec
+
+NAMED = 0.95
+"""Certainty from which on a class is said to have changed more than the others."""
+
+
+@dataclass(frozen=True)
+class DiffSpec(Spec):
+    """What `diff` does; every default is the one of the command line.
+
+    Raises:
+        UsageError: a number is out of range.
+    """
+
+    top: Annotated[
+        int, Option("Images or filters shown, the most changed first.", least=1, most=100)
+    ] = 8
+    neighbors: Annotated[
+        int, Option("Of tsne's features: how many nearest images are compared.", least=1, most=1000)
+    ] = 10
+    seed: Seed = 0
