@@ -23,8 +23,8 @@ from cnnviz.cli.main import run
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 EXAMPLE = re.compile(r"```sh\n(cnnviz [^\n]*)\n```\n\n```text\n(.*?)```", re.DOTALL)
-SHARES = re.compile(r"^cnnviz .* --shard .*$", re.MULTILINE)
-"""Run first, for the example that joins them."""
+BEFORE = re.compile(r"^cnnviz .* --quiet$", re.MULTILINE)
+"""Run first, for the examples that take runs."""
 LONGEST, FIRST, LAST = 24, 9, 5
 
 
@@ -56,7 +56,7 @@ def with_outputs(page: str) -> str:
         os.environ.update(HOME=name, TORCH_HOME=f"{name}/.cache/torch")
         for setting in ("COLUMNS", "FORCE_COLOR"):
             os.environ.pop(setting, None)
-        for command in SHARES.findall(page):
+        for command in BEFORE.findall(page):
             printed(command)
         return EXAMPLE.sub(block, page)
 

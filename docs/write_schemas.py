@@ -17,6 +17,7 @@ from cnnviz.audit import report as audits
 from cnnviz.cli.main import COMMANDS
 from cnnviz.cli.models import Listing
 from cnnviz.core.output.entries import Placed, Summary
+from cnnviz.diff import report as differences
 from cnnviz.embeddings import report as embeddings
 from cnnviz.filters.ablation import entries as ablation
 from cnnviz.filters.activations import report as activations
@@ -28,7 +29,7 @@ from cnnviz.occlusion import report as occlusion
 from cnnviz.trust import report as trust
 
 SCHEMAS = Path(__file__).parent / "schemas"
-WITHOUT_MODEL = {"render"}
+WITHOUT_MODEL = {"render", "diff"}
 OTHERS = {"merge", "rerun"}  # whose summaries are those of the commands that they run
 
 
@@ -60,6 +61,7 @@ SUMMARIES: dict[str, Any] = {
     "audit": Summary[audits.Results | None],  # null of a share
     "ablate": Summary[ablation.Results],
     "tsne": Summary[embeddings.Results | None],  # null of a share, for which merge makes them
+    "diff": Summary[differences.Results],
     "models": Listing,
 }
 

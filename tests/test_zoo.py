@@ -81,6 +81,7 @@ def lines(root: Path, out: Path) -> dict[str, list[str]]:
         "render": [str(out / "occlude" / "00")],
         "saliency": [photo],
         "trust": [photo],
+        "diff": [str(out / "occlude" / "00")] * 2,
         "audit": [data, "--mask", str(MASK), "--stride", str(STRIDE), "--no-pictures"],
         "grad-cam": [photo, "--method", "grad-cam", "--layer", "a"],
         "activations": [photo, "--filters", "a:1"],
@@ -98,7 +99,7 @@ def call(name: str, command: str, arguments: list[str], out: Path, root: Path) -
     line = ["saliency" if command == "grad-cam" else command, *arguments]
     if command != "models":
         line += ["--out", str(out / command), "--quiet"]
-    if command not in ("models", "render"):
+    if command not in ("models", "render", "diff"):
         line += ["--model", f"{zoo.__file__}:{name}", "--labels", str(root / "names.txt")]
         line += ["--size", str(zoo.SIDE), "--mean", "0", "--std", "1", "--device", "cpu"]
     told, found = io.StringIO(), io.StringIO()

@@ -90,8 +90,7 @@ def test_a_planted_shortcut_is_named_and_nothing_else(place: Path) -> None:
     results = audited("marked")
     named = {e["class"]: [group["suspicion"] for group in e["groups"]] for e in results["classes"]}
     assert [name for name, of_groups in named.items() if max(of_groups) > 0.95] == ["marked"]
-    assert set(results["suspicious"]) == {"marked", "grey"}  # which is what is left: everywhere
-    assert results["classes"][4]["reliance"]["suspicion"] > 0.95
+    assert results["suspicious"] == ["marked"]
     first = results["classes"][0]
     assert first["class"] == "marked"
     assert first["accuracy"] == 1
@@ -100,7 +99,7 @@ def test_a_planted_shortcut_is_named_and_nothing_else(place: Path) -> None:
     line = ["audit", "data", "--model", "net.py:marked", *OPTIONS, "--out", "again"]
     assert run([*line, "--max-suspicion", "0.95", "--no-pictures", "--junit", "j.xml"]) == 3
     report = Path("j.xml").read_text()
-    assert 'failures="2"' in report
+    assert 'failures="1"' in report
     assert 'name="class marked"' in report
     for name in (*(entry["sheet"] for entry in results["classes"]), "overview.png"):
         with Image.open(place / "of-marked" / name) as picture:

@@ -33,6 +33,7 @@ LINES = {
     "render": ["render", "occluded/0"],
     "merge": ["merge", "shares"],
     "rerun": ["rerun", "occluded/0"],
+    "diff": ["diff", "occluded/0", "occluded/0"],
 }
 
 
@@ -57,7 +58,7 @@ def test_every_command_has_a_line() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="runs are forks")
 @pytest.mark.usefixtures("place")
 def test_what_is_written_is_whole_and_the_next_run_works(command: str) -> None:
-    if command in ("render", "rerun"):
+    if command in ("render", "rerun", "diff"):
         assert run(["occlude", "data/cat/0.png", *MASK, "--out", "occluded", "--quiet"]) == 0
     if command == "merge":
         for share in ("0/2", "1/2"):

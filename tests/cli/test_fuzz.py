@@ -149,6 +149,8 @@ GOOD: dict[str, list[str]] = {
     "--scale": ["0.3"],
     "--columns": ["1", "2"],
     "--min-accuracy": ["0", "1"],
+    "--min-agreement": ["0", "1"],
+    "--max-flips": ["0", "1"],
 }
 USUAL = {
     "occlude": ["--mask", "16", "--stride", "16", "--pictures", "overlay"],
@@ -158,6 +160,7 @@ USUAL = {
     "max-patches": ["--model", "net.py:grey", "--layer", "network.0"],
 }
 DATA = {"images": ["data/a/0.png", "data/b/1.png"], "data": ["data"], "folder": ["occluded/0"]}
+DATA["runs"] = DATA["folder"] * 2
 
 
 @pytest.fixture(scope="module")

@@ -359,6 +359,7 @@ def arguments(command: str, root: Path) -> list[str]:
         "activations": [photo, "--layer", "near"],
         "saliency": [photo, "--method", "grad-cam", "--layer", "near"],
         "trust": [photo],
+        "diff": [str(root / "audit"), str(root / "audit")],
         "audit": [data, "--top", "2"],
         "max-patches": [data, "--layer", "near"],
         "ablate": [data, "--filters", "near:1"],
@@ -378,7 +379,7 @@ def test_every_command_takes_four_channels(source: str, tmp_path: Path) -> None:
         if command in ("models", "merge", "rerun"):
             continue
         own = arguments(command, tmp_path)
-        given = options if command != "render" else []
+        given = options if command not in ("render", "diff") else []
         out = ["--out", str(tmp_path / command), "--quiet"]
         ran = CliRunner().invoke(app, [command, *own, *given, *out])
         assert ran.exit_code == 0, (command, ran.output, ran.exception)
