@@ -292,6 +292,7 @@ def report(
 HEADER = (
     *("image", "label", "predicted", "probability", "max_drop", "y0", "x0", "y1", "x1"),
     *("reliance", "flips", "covered", "inside", "hit", "group", "typicality"),
+    *("label_probability", "label_max_drop", "label_y0", "label_x0", "label_y1", "label_x1"),
 )
 
 
@@ -325,4 +326,6 @@ def table(result: AuditResult) -> Iterator[tuple[object, ...]]:
             "" if math.isnan(hit) else int(hit),
             group.get(row, ""),
             _cell(typicality.get(row, math.nan)),
+            *map(_cell, rows.of_label_N6[row, :2]),
+            *("" if math.isnan(edge) else int(edge) for edge in rows.of_label_N6[row, 2:]),
         )

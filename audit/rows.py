@@ -84,6 +84,8 @@ class Rows:
         flips_N: share of positions that change the prediction.
         covered_N: what the prediction becomes with the box covered.
         boxes_N4: of the largest drop, (y0, x0, y1, x1).
+        of_label_N6: where the label is another class, its probability, its map's largest drop and
+            the box of that; NaN where it is not, or not known.
         inside_N: share of the positive evidence on the object; NaN where that is not known.
         hit_N: 1 where the map's peak is on the object, 0 where not; NaN where that is not known.
         maps_NRC: the drops at all positions.
@@ -100,6 +102,7 @@ class Rows:
     flips_N: Floats
     covered_N: Whole
     boxes_N4: Whole
+    of_label_N6: Floats
     inside_N: Floats
     hit_N: Floats
     maps_NRC: NDArray[np.float32]
@@ -117,6 +120,12 @@ class Rows:
     def right_N(self) -> NDArray[np.bool_]:  # noqa: N802
         """Where the prediction is the label."""
         return np.equal(self.labels_N, self.predicted_N)
+
+
+def _of_label(entry: Mapping[str, Any]) -> list[float]:
+    if "label_box" not in entry:
+        return [np.nan] * 6
+    return [entry["label_probability"], entry["label_max_drop"], *entry["label_box"]]
 
 
 def columns(entries: Iterable[Mapping[str, Any]]) -> Rows:
@@ -143,6 +152,7 @@ def columns(entries: Iterable[Mapping[str, Any]]) -> Rows:
         flips_N=real("flips"),
         covered_N=whole("covered"),
         boxes_N4=whole("box"),
+        of_label_N6=np.array([_of_label(entry) for entry in listed], np.float64),
         inside_N=real("inside"),
         hit_N=real("hit"),
         maps_NRC=np.stack(maps),

@@ -1,11 +1,12 @@
 """Does the audit name planted shortcuts, and only those?
 
-    python benchmarks/audit_planted.py FOLDER [--only NAME…]
+    python benchmarks/audit_planted.py FOLDER [--only NAME…] [--images FOLDER]
 
 FOLDER is what `benchmarks/planted.py` made. Every network is audited on its own test images, by the
 command line. Of all pairs of network and class, one in which the class had a mark is a positive;
 the score of a pair is the class's suspicion. Printed: the table, the area under the curve, and the
-alarms (above 0.95) in networks without any mark.
+alarms (above 0.95) in networks without any mark; beside it what two other ways give
+(`audit_baselines.py`). With --images all networks are audited on those, which hold no mark.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import audit_baselines as baselines
 import planted
 import train_bundled as recipe
 from sklearn.metrics import roc_auc_score
@@ -21,12 +23,12 @@ from cnnviz.audit.choices import ALARM
 from cnnviz.cli.main import run
 
 
-def audited(folder: Path, name: str, out: Path) -> dict[str, tuple[float, float]]:
+def audited(folder: Path, name: str, images: Path, out: Path) -> dict[str, tuple[float, float]]:
     """Suspicion of each class, and how often its most suspicious patches carried over."""
     labels = out / "labels.txt"
     labels.write_text("\n".join(recipe.CLASSES))
     mean, std = (",".join(map(str, values)) for values in (recipe.MEAN, recipe.STD))
-    line = ["audit", str(folder / name), "--model", f"{planted.__file__}:network", "--quiet"]
+    line = ["audit", str(images), "--model", f"{planted.__file__}:network", "--quiet"]
     line += ["--checkpoint", str(folder / f"{name}.safetensors"), "--labels", str(labels)]
     line += ["--size", "32", "--mean", mean, "--std", std, "--no-pictures"]
     if run([*line, "--out", str(out / name)]):
@@ -44,15 +46,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="audit networks with planted shortcuts")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="*", help="names of networks")
+    parser.add_argument("--images", type=Path, help="instead of each network's own")
     options = parser.parse_args()
     names = sorted(path.stem for path in options.folder.glob("*.safetensors"))
     plants = {plant.name: plant for plant in planted.PLANTS}
     truths, scores, alarms = [], [], {}
+    others: dict[str, list[float]] = {"image statistics": [], "clusters of gradient maps": []}
     with tempfile.TemporaryDirectory() as out:
         for name in options.only or names:
             kind, seed = name.rsplit("-", 1)
             marked = recipe.CLASSES[planted.planted_class(plants[kind], int(seed))]
-            found = audited(options.folder, name, Path(out))
+            images = options.images or options.folder / name
+            found = audited(options.folder, name, images, Path(out))
+            pixels, labels = baselines.read(images)
+            others["image statistics"] += baselines.by_statistics(pixels, labels).values()
+            clusters = baselines.by_clusters(options.folder, name, pixels)
+            others["clusters of gradient maps"] += clusters.values()
             clean = plants[kind].add is None
             for label, (suspicion, _) in found.items():
                 truths.append(not clean and label == marked)
@@ -63,12 +72,14 @@ def main() -> None:
                 print(f"{name:14} alarms: {raised}", flush=True)
             else:
                 suspicion, carried = found[marked]
-                others = max(value for label, (value, _) in found.items() if label != marked)
-                told = f"suspicion {suspicion:.3f} (others at most {others:.3f})"
+                top = max(value for label, (value, _) in found.items() if label != marked)
+                told = f"suspicion {suspicion:.3f} (others at most {top:.3f})"
                 print(f"{name:14} {marked:11} {told}, carried {carried:.2f}; alarms: {raised}")
     if any(truths):
         area = roc_auc_score(truths, scores)
         print(f"area under the curve {area:.3f} over {len(truths)} pairs, {sum(truths)} marked")
+        for way, values in others.items():
+            print(f"  by {way} {roc_auc_score(truths, values):.3f}")
     quiet = sum(not raised for raised in alarms.values())
     print(f"no alarm in {quiet} of {len(alarms)} networks without a mark")
 
