@@ -30,6 +30,7 @@ from cnnviz.cli.models import models
 from cnnviz.cli.occlude import occlude
 from cnnviz.cli.outcome import listening, print_error
 from cnnviz.cli.render import render
+from cnnviz.cli.report import report
 from cnnviz.cli.rerun import rerun
 from cnnviz.cli.saliency import saliency
 from cnnviz.cli.trust import trust
@@ -74,6 +75,7 @@ COMMANDS = {
         trust,
         tsne,
         diff,
+        report,
         merge,
         rerun,
     )

@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-FACES = ("core", "occlusion", "gradients", "trust", "audit", "diff", "filters", "embeddings")
+FACES = (
+    "core",
+    "occlusion",
+    "gradients",
+    "trust",
+    "audit",
+    "diff",
+    "report",
+    "filters",
+    "embeddings",
+)
 
 
 def names_of(folder: str) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-ANALYSES = ("occlusion", "gradients", "trust", "audit", "diff", "filters", "embeddings")
+ANALYSES = ("occlusion", "gradients", "trust", "audit", "diff", "report", "filters", "embeddings")
 FOLDERS = ("core", *ANALYSES, "cli")
 BELOW = {"core": {"core"}, **{name: {"core", name} for name in ANALYSES}, "cli": set(FOLDERS)}
 PAGE = (ROOT / "docs" / "architecture.md").read_text("utf-8")

@@ -1,0 +1,163 @@
+// Draws the map of the chosen class and says what covering the place under the pointer does.
+// What is computed is what core of `cnnviz occlude` computes: see occlusion/maps.py.
+const [H, W] = size;
+const TOP = 5;
+const boxOf = (p) => [0, 1, 2, 3].map((edge) => boxes[4 * p + edge]);
+const state = said._cnnviz ?? (said._cnnviz = {});
+
+function half(bits) {  // IEEE 754 binary16
+  const exponent = (bits >> 10) & 31, fraction = bits & 1023;
+  const value = exponent === 0 ? fraction * 2 ** -24 : (1 + fraction / 1024) * 2 ** (exponent - 15);
+  return bits & 32768 ? -value : value;
+}
+function kept(row, k) {  // row 0 is the untouched picture; log p, or a logit on its own, or a value
+  return row === 0 ? base[k] : half(halves[row * classes + k]);
+}
+function reading(row, k) {
+  const value = kept(row, k);
+  return head === "softmax" ? Math.exp(value) : head === "sigmoid" ? 1 / (1 + Math.exp(-value)) : value;
+}
+function scored(row, k) {
+  const value = kept(row, k);
+  if (head === "none") return value;
+  if (score.value === "probability") return reading(row, k);
+  if (score.value === "loss") return head === "softmax" ? -value : Math.log1p(Math.exp(-value));
+  if (head === "softmax" && given) return value - Math.log(Math.max(-Math.expm1(value), 2.3e-16));
+  return value + sums[row];
+}
+function harm(row, k) {
+  const change = scored(0, k) - scored(row, k);
+  return score.value === "loss" && head !== "none" ? -change : change;
+}
+const which = Number(mask.value);
+let start = 0;
+for (let m = 0; m < which; m++) start += grids[m][0] * grids[m][1];
+const count = grids[which][0] * grids[which][1];
+const k = Number(of.value);
+
+function draw() {
+  const sum = new Float64Array((H + 1) * (W + 1)), over = new Float64Array((H + 1) * (W + 1));
+  const rows = W + 1;
+  for (let p = start; p < start + count; p++) {
+    const [y0, x0, y1, x1] = boxOf(p), value = harm(p + 1, k);
+    for (const [y, x, sign] of [[y0, x0, 1], [y1, x1, 1], [y0, x1, -1], [y1, x0, -1]]) {
+      sum[y * rows + x] += sign * value;
+      over[y * rows + x] += sign;
+    }
+  }
+  for (const table of [sum, over]) {
+    for (let y = 0; y <= H; y++) for (let x = 1; x <= W; x++) table[y * rows + x] += table[y * rows + x - 1];
+    for (let y = 1; y <= H; y++) for (let x = 0; x <= W; x++) table[y * rows + x] += table[(y - 1) * rows + x];
+  }
+  const pixels = values.data.image[0];
+  let most = 1, largest = 1e-12;
+  for (let y = 0; y < H; y++) for (let x = 0; x < W; x++) most = Math.max(most, over[y * rows + x]);
+  for (let y = 0; y < H; y++) for (let x = 0; x < W; x++) {
+    const covering = Math.round(over[y * rows + x]);
+    const value = covering ? sum[y * rows + x] / (density ? most : covering) : 0;
+    pixels[(H - 1 - y) * W + x] = value;  // Bokeh's first row is the lowest
+    largest = Math.max(largest, Math.abs(value));
+  }
+  mapper.palette = palettes[colours.value];
+  mapper.low = -largest;
+  mapper.high = largest;
+  shown.glyph.global_alpha = opacity.value;
+  cells.glyph.fill_alpha = opacity.value;
+  values.change.emit();
+  drawWinners();
+}
+
+const HUES = ["#bdbdbd", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#7b4fa3", "#8c564b"];
+
+function drawWinners() {
+  const often = new Map();
+  for (let p = start; p < start + count; p++) often.set(winner[p + 1], (often.get(winner[p + 1]) ?? 0) + 1);
+  const others = [...often.keys()].filter((c) => c !== winner[0]).sort((a, b) => often.get(b) - often.get(a));
+  const hue = new Map([[winner[0], HUES[0]], ...others.map((c, n) => [c, HUES[1 + n % (HUES.length - 1)]])]);
+  const [nr, nc] = grids[which];
+  const l = [], r = [], b = [], t = [], colour = [];
+  const middle = (p, a) => (boxes[4 * p + a] + boxes[4 * p + a + 2]) / 2;
+  const edges = (n, axis, step) => {  // a position's cell ends half way to the next one's middle
+    const mids = Array.from({length: n}, (_, i) => middle(start + i * step, axis));
+    const inner = mids.slice(1).map((m, i) => (m + mids[i]) / 2);
+    return [0, ...inner, axis === 0 ? H : W];
+  };
+  const ys = edges(nr, 0, nc), xs = edges(nc, 1, 1);
+  for (let i = 0; i < nr; i++) for (let j = 0; j < nc; j++) {
+    l.push(xs[j]); r.push(xs[j + 1]); t.push(H - ys[i]); b.push(H - ys[i + 1]);
+    colour.push(hue.get(winner[start + i * nc + j + 1]));
+  }
+  winners.data = {l, r, b, t, colour};
+  const list = document.createElement("div");
+  if (head !== "none") {
+    const shares = [winner[0], ...others].map((c) => [c, (often.get(c) ?? 0) / count]);
+    list.append(element("span", "right: predicted where the place is covered: "));
+    for (const [c, share] of shares) {
+      const patch = element("span", " \u00a0\u00a0\u00a0 ");
+      patch.style.background = hue.get(c);
+      list.append(patch, element("span", ` ${labels[c]} ${(100 * share).toFixed(1)} %\u2003`));
+    }
+  }
+  names.text = list.outerHTML;
+}
+
+function element(tag, text) {
+  const made = document.createElement(tag);
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+function tell(p) {
+  const [y0, x0, y1, x1] = boxOf(p);
+  outline.data = {l: [x0], r: [x1], t: [H - y0], b: [H - y1]};
+  const order = [...Array(classes).keys()].sort((a, b) => reading(p + 1, b) - reading(p + 1, a));
+  const rows = [...new Set([k, ...order.slice(0, TOP)])];
+  const box = element("div");
+  const flipped = head !== "none" && winner[p + 1] !== winner[0];
+  const text = `rows ${y0} to ${y1}, columns ${x0} to ${x1} covered` + (flipped ? `: it becomes ${labels[winner[p + 1]]}` : "");
+  box.append(element("b", text));
+  const table = element("table"), top = element("tr");
+  for (const name of [head === "none" ? "output" : "class", "untouched", "covered", "change"]) top.append(element("th", name));
+  table.append(top);
+  for (const c of rows) {
+    const line = element("tr"), was = reading(0, c), now = reading(p + 1, c);
+    const digits = head === "none" ? 4 : 3;
+    for (const cell of [labels[c], was.toFixed(digits), now.toFixed(digits), (now - was >= 0 ? "+" : "") + (now - was).toFixed(digits)]) line.append(element("td", cell));
+    if (c === k) line.style.fontWeight = "600";
+    table.append(line);
+  }
+  box.append(table);
+  said.text = box.outerHTML;
+}
+
+function rest() {
+  outline.data = {l: [], r: [], t: [], b: []};
+  const values = Array.from({length: count}, (_, i) => harm(start + i + 1, k));
+  const largest = values.indexOf(Math.max(...values));
+  const unit = score.value === "loss" && head !== "none" ? "rise of the loss" : `drop of the ${score.value}`;
+  const [y0, x0, y1, x1] = boxOf(start + largest);
+  const box = element("div");
+  box.append(element("b", "Point at a place to cover it. "));
+  box.append(element("span", `${labels[k]}: largest ${unit} ${values[largest].toFixed(3)}, rows ${y0} to ${y1}, columns ${x0} to ${x1}; untouched ${reading(0, k).toFixed(3)}.`));
+  said.text = box.outerHTML;
+}
+
+const event = cb_obj.event_name;
+if (event === "mousemove" || event === "tap") {
+  if (cb_obj.x < 0 || cb_obj.x > W || cb_obj.y < 0 || cb_obj.y > H) return;
+  const x = cb_obj.x, y = H - cb_obj.y;
+  let best = start, least = Infinity;
+  for (let p = start; p < start + count; p++) {
+    const dy = (boxes[4 * p] + boxes[4 * p + 2]) / 2 - y, dx = (boxes[4 * p + 1] + boxes[4 * p + 3]) / 2 - x;
+    if (dx * dx + dy * dy < least) [best, least] = [p, dx * dx + dy * dy];
+  }
+  if (state.place !== best || state.of !== k) tell(best);
+  state.place = best;
+  state.of = k;
+} else if (event === "mouseleave") {
+  state.place = undefined;
+  rest();
+} else {
+  draw();
+  rest();
+}

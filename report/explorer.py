@@ -1,0 +1,241 @@
+"""A picture under its map, to be asked: what happens where this place is covered?
+
+The scores of every position are in the page, so classes, scores and colours are chosen without the
+network, by the same arithmetic as `occlude`'s (`explorer.js`).
+Shapes: P positions of all masks one after the other, K classes, H W rows and columns of the working
+image, h w of the picture shown.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnviz.report.look import LINES, WIDGETS, empty_figure, models, sheet, text_of
+from cnnviz.report.page import picture_address, script
+
+SIDE = 460
+"""Pixels of the longer side of the picture on the page."""
+FEWEST = 8
+"""Classes of a picture, at least, where not all fit."""
+PALETTES = {
+    "red and blue": ("#053061", "#f7f7f7", "#67001f"),
+    "orange and purple": ("#2d004b", "#f7f7f7", "#7f3b08"),
+    "grey": ("#000000", "#808080", "#ffffff"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Explored:
+    """What covering a picture piece by piece did.
+
+    Attributes:
+        picture: what is shown, uint8 (h, w, 3).
+        size: H and W.
+        boxes_P4: (y0, x0, y1, x1) of each position.
+        masks: name, rows and columns of the grid of each mask.
+        labels: class names.
+        logits_PK: at each position, float64; values of a regression.
+        base_logits_K: of the untouched picture.
+        head: `softmax`, `sigmoid` or `none`.
+        given: the network puts out probabilities: its logits are log-odds.
+        score: what is shown first: `probability`, `logit` or `loss`.
+        density: pixels have the sum of the masks over them, over the largest number of them; else
+            the mean.
+        targets: classes that are asked about, the first one first.
+    """
+
+    picture: NDArray[np.uint8]
+    size: tuple[int, int]
+    boxes_P4: NDArray[np.int64]
+    masks: Sequence[tuple[str, int, int]]
+    labels: Sequence[str]
+    logits_PK: NDArray[np.float64]
+    base_logits_K: NDArray[np.float64]
+    head: str
+    given: bool
+    score: str
+    density: bool
+    targets: Sequence[int]
+
+
+def bytes_of(explored: Explored, classes: int) -> int:
+    """How much of a page it takes, about, with so many classes."""
+    positions = len(explored.boxes_P4)
+    return int(4 / 3 * positions * (2 * classes + 16) + 4 / 3 * explored.picture.size / 12 + 40_000)
+
+
+def _chosen(explored: Explored, classes: int) -> NDArray[np.int64]:
+    """The classes that matter: those asked for, then by their largest log p anywhere."""
+    logits = np.vstack([explored.base_logits_K[None], explored.logits_PK])
+    if explored.head == "softmax":
+        logits = logits - _log_sums(logits)[:, None]
+    order = np.argsort(-logits.max(0), kind="stable").tolist()
+    wanted = list(dict.fromkeys([*explored.targets, *order]))[:classes]
+    return np.array(wanted, np.int64)
+
+
+def _log_sums(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    largest = logits.max(1)
+    sums: NDArray[np.float64] = largest + np.log(np.exp(logits - largest[:, None]).sum(1))
+    return sums
+
+
+def explore(explored: Explored, classes: int | None = None) -> Any:
+    """The picture, its map, the label map and their controls.
+
+    Args:
+        explored: what is known.
+        classes: how many can be chosen, at least those asked for; all if not given.
+
+    Returns:
+        A layout of Bokeh's.
+    """
+    parts = models()
+    chosen = _chosen(explored, len(explored.labels) if classes is None else classes)
+    height, width = explored.size
+    scale = SIDE / max(height, width)
+    data = _data(explored, chosen)
+    values = parts.ColumnDataSource({"image": [np.zeros((height, width), np.float32)]})
+    winners = parts.ColumnDataSource({name: [] for name in ("l", "r", "b", "t", "colour")})
+    outline = parts.ColumnDataSource({name: [] for name in ("l", "r", "b", "t")})
+    mapper = parts.LinearColorMapper(palette=_palette(PALETTES["red and blue"]), low=-1, high=1)
+    ranges = {
+        "x_range": parts.Range1d(0, width),
+        "y_range": parts.Range1d(0, height),
+        "tools": "",
+        "toolbar_location": None,
+    }
+    sides = round(width * scale), round(height * scale)
+    left = empty_figure(sides[0] + 92, sides[1] + 34, **ranges)
+    right = empty_figure(sides[0] + 20, sides[1] + 34, **ranges)
+    address = picture_address(explored.picture, 2 * SIDE)
+    for figure in (left, right):
+        figure.axis.visible = False
+        figure.image_url(url=[address], x=0, y=height, w=width, h=height)
+    shown = left.image("image", x=0, y=0, dw=width, dh=height, source=values, color_mapper=mapper,
+                       global_alpha=0.5)  # fmt: skip
+    places = {"left": "l", "right": "r", "bottom": "b", "top": "t"}
+    cells = right.quad(**places, fill_color="colour", line_color=None, source=winners, alpha=0.55)
+    for figure in (left, right):
+        for colour, thick in (("white", 4), ("black", 2)):
+            figure.quad(**places, source=outline, fill_alpha=0, line_color=colour, line_width=thick)
+    left.add_layout(
+        parts.ColorBar(
+            color_mapper=mapper,
+            major_label_text_color=LINES,
+            background_fill_alpha=0,
+            bar_line_color=LINES,
+            width=12,
+        ),
+        "right",
+    )
+    controls = _controls(explored, chosen)
+    said, names = text_of(), text_of()
+    arguments = {
+        **data,
+        **controls,
+        "values": values,
+        "winners": winners,
+        "outline": outline,
+        "mapper": mapper,
+        "shown": shown,
+        "cells": cells,
+        "said": said,
+        "names": names,
+        "palettes": {name: _palette(ends) for name, ends in PALETTES.items()},
+    }
+    draw = parts.CustomJS(args=arguments, code=script("explorer.js"))
+    for control in controls.values():
+        control.js_on_change("value", draw)
+    for figure in (left, right):
+        for event in ("mousemove", "tap"):
+            figure.js_on_event(event, draw)
+        figure.js_on_event("mouseleave", draw)
+    left.js_on_event("document_ready", draw)
+    page: Any = parts.Column(
+        parts.Row(*controls.values(), sizing_mode="scale_width", styles={"flex-wrap": "wrap"}),
+        parts.FlexBox(children=[left, right], styles={"flex-wrap": "wrap", "gap": "8px"}),
+        said,
+        names,
+        sizing_mode="stretch_width",
+    )
+    page.js_on_event("document_ready", draw)
+    return page
+
+
+def _controls(explored: Explored, chosen: NDArray[np.int64]) -> dict[str, Any]:
+    parts = models()
+    style = [sheet(WIDGETS)]
+    options = [(str(place), explored.labels[k]) for place, k in enumerate(chosen.tolist())]
+    scores = ["probability", "logit", "loss"] if explored.head != "none" else ["value"]
+    first = explored.score if explored.score in scores else scores[0]
+    masks = [(str(place), name) for place, (name, _, _) in enumerate(explored.masks)]
+    return {
+        "of": parts.Select(title="class", value="0", options=options, width=220, stylesheets=style),
+        "score": parts.Select(
+            title="score", value=first, options=scores, width=130, stylesheets=style
+        ),
+        "mask": parts.Select(title="mask", value="0", options=masks, width=90, stylesheets=style),
+        "colours": parts.Select(
+            title="colours",
+            value="red and blue",
+            options=list(PALETTES),
+            width=150,
+            stylesheets=style,
+        ),
+        "opacity": parts.Slider(
+            title="map over picture",
+            start=0,
+            end=1,
+            step=0.05,
+            value=0.5,
+            width=180,
+            stylesheets=style,
+        ),
+    }
+
+
+def _data(explored: Explored, chosen: NDArray[np.int64]) -> dict[str, Any]:
+    """What the script computes with; log p in half precision, its sums in single."""
+    both = np.vstack([explored.base_logits_K[None], explored.logits_PK])
+    sums = _log_sums(both) if explored.head == "softmax" else np.zeros(len(both))
+    kept = both[:, chosen] - sums[:, None]
+    limit = float(np.finfo(np.float16).max)
+    ranking = both if explored.head != "none" else np.zeros_like(both)
+    best = ranking.argmax(1)
+    place = {k: row for row, k in enumerate(chosen.tolist())}
+    labels = [explored.labels[k] for k in chosen.tolist()]
+    beyond: dict[int, int] = {}  # classes that win somewhere and are not among the chosen
+    for k in best.tolist():
+        if k not in place and k not in beyond:
+            beyond[k] = len(labels)
+            labels.append(explored.labels[k])
+    winner = [place.get(k, beyond.get(k, 0)) for k in best.tolist()]
+    return {
+        "boxes": explored.boxes_P4.astype(np.int32).ravel(),
+        "grids": [[rows, columns] for _, rows, columns in explored.masks],
+        "size": list(explored.size),
+        "labels": labels,
+        "classes": len(chosen),
+        "halves": kept.clip(-limit, limit).astype("<f2").view(np.uint16).astype(np.uint16).ravel(),
+        "base": kept[0].astype(np.float64),
+        "sums": sums.astype(np.float64),
+        "winner": np.array(winner, np.int32),
+        "head": explored.head,
+        "given": explored.given,
+        "density": explored.density,
+    }
+
+
+def _palette(ends: tuple[str, str, str]) -> list[str]:
+    """256 colours through three."""
+    points = [np.array([int(end[i : i + 2], 16) for i in (1, 3, 5)], float) for end in ends]
+    found = []
+    for place in np.linspace(0, 2, 256):
+        low = min(int(place), 1)
+        colour = points[low] + (points[low + 1] - points[low]) * (place - low)
+        found.append("#" + "".join(f"{round(value):02x}" for value in colour))
+    return found

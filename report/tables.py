@@ -1,0 +1,91 @@
+"""Tables that are sorted by clicking and searched by typing."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from cnnviz.report.look import WIDGETS, models, sheet
+
+ROW, MOST_SHOWN, HEADER = 25, 16, 32
+WIDEST, NARROWEST, LETTER = 360, 64, 8
+SEARCH = """
+const wanted = box.value.trim().toLowerCase().split(/\\s+/).filter((word) => word);
+const columns = names.map((name) => source.data[name]);
+const found = [];
+for (let row = 0; row < source.get_length(); row++) {
+  const text = columns.map((column) => String(column[row])).join("\\n").toLowerCase();
+  found.push(wanted.every((word) => text.includes(word)));
+}
+return found;
+"""
+
+
+def _numbers(cells: Sequence[object]) -> list[float] | None:
+    """The cells as numbers, NaN where one is empty; None where one is no number."""
+    found = []
+    for cell in cells:
+        if cell is None or cell == "":
+            found.append(math.nan)
+            continue
+        try:
+            found.append(float(cell))  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            return None
+    return found if any(not math.isnan(value) for value in found) else None
+
+
+def make_table(
+    header: Sequence[str], rows: Sequence[Sequence[object]], source: Any = None
+) -> tuple[Any, Any]:
+    """A table of Bokeh's and the data it stands on.
+
+    Args:
+        header: names of the columns.
+        rows: the cells; numbers, text, or empty.
+        source: to be filled; a new one if not given.
+
+    Returns:
+        The layout with its search box, and the source, whose columns are named as the header.
+    """
+    parts = models()
+    source = source or parts.ColumnDataSource()
+    columns, texts, width = [], [], 0
+    for place, name in enumerate(header):
+        cells = [row[place] for row in rows]
+        numbers = _numbers(cells)
+        values: list[Any] = numbers if numbers is not None else [_text(cell) for cell in cells]
+        longest = max([len(name), *(len(_text(cell)) for cell in cells[:500])], default=0)
+        wide = min(max(longest * LETTER + 16, NARROWEST), WIDEST)
+        if numbers is None:
+            texts.append(name)
+            formatter = parts.StringFormatter()
+        else:
+            formatter = parts.NumberFormatter(
+                format="0,0.[0000]", nan_format="", text_align="right"
+            )
+            wide = min(wide, 110)
+        source.add(values, name)
+        columns.append(parts.TableColumn(field=name, title=name, width=wide, formatter=formatter))
+        width += wide
+    shown = min(len(rows), MOST_SHOWN)
+    table = parts.DataTable(
+        source=source,
+        columns=columns,
+        index_position=None,
+        width=min(max(width + 24, 320), 1200),
+        height=HEADER + ROW * max(shown, 2) + 12,
+        row_height=ROW,
+        autosize_mode="none",
+        stylesheets=[sheet(WIDGETS)],
+    )
+    if len(rows) <= MOST_SHOWN or not texts:
+        return table, source
+    box = parts.TextInput(placeholder="search", width=260, stylesheets=[sheet(WIDGETS)])
+    search = parts.CustomJSFilter(args={"box": box, "names": texts}, code=SEARCH)
+    table.view = parts.CDSView(filter=search)
+    box.js_on_change("value", parts.CustomJS(args={"search": search}, code="search.change.emit()"))
+    return parts.Column(box, table), source
+
+
+def _text(cell: object) -> str:
+    return "" if cell is None else str(cell)
