@@ -121,7 +121,9 @@ def _figures(
         pair = (mapped[0], mapped[1])
         found.append(("worst.png", lambda: figures.draw_maps(result, pair, spec.top, look, a.unit)))
     elif result.images is not None and result.images.near is not None:
-        found.append(("worst.png", lambda: figures.draw_neighbors(result, a.picture, spec.top)))
+        found.append(
+            ("worst.png", lambda: figures.draw_neighbors(result, a.data.picture, spec.top))
+        )
     if result.classes:
         found.append(("classes.png", lambda: figures.draw_classes(result)))
     if result.layers:
@@ -140,7 +142,8 @@ def _kernels(
     a: "Finished", b: "Finished"
 ) -> "tuple[Callable[[FilterChange], Sequence[Sequence[Small]]], str]":
     """The kernels of a filter: a's, b's and the most alike one of b."""
-    from cnnviz.diff.figures import Small, kernel_pixels
+    from cnnviz.diff.figures import Small
+    from cnnviz.filters.kernels.figures import kernel_pixels
 
     def cells(change: "FilterChange") -> "Sequence[Sequence[Small]]":
         own = kernel_pixels(a.kernels[change.layer][change.filter])
@@ -176,7 +179,7 @@ def _patches(
         return [
             [
                 Small(
-                    a.picture(patch["image"], patch["box_original"]),
+                    a.data.picture(patch["image"], patch["box_original"]),
                     f"{side}: {patch['score']:.3g}",
                     framed=patch["image"] in other,
                 )

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cnnviz.cli.run_data import RunData
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import DAMAGE, from_json, open_arrays, read_text
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from cnnviz.core.data.datasets import ImageData
     from cnnviz.diff.sides import Answers, Layer, Side
 
     Pixels = NDArray[np.uint8]
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 SUMMARY = "summary.json"
 ASKED = ("mask", "stride", "fill", "score")
 AGAIN = "it is an older version's; repeat it (cnnviz rerun)"
-THUMBNAIL = 160
-"""Pixels of the longer side of a picture that is shown small."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,41 +52,9 @@ class Finished:
     kernels: "Mapping[str, NDArray[np.float32]]" = field(default_factory=dict)
 
     @cached_property
-    def data(self) -> "ImageData | None":
-        """The data set; None where it is no longer there."""
-        from cnnviz.core.data.datasets import open_data
-
-        try:
-            return open_data(self.summary["results"]["data"]["sources"])
-        except CnnvizError:
-            return None
-
-    @cached_property
-    def _places(self) -> dict[str, int]:
-        from cnnviz.embeddings.features.extract import shown_path
-
-        examples = self.data.examples if self.data else ()
-        return {shown_path(example.path): place for place, example in enumerate(examples)}
-
-    def picture(self, image: str, box: "Sequence[float] | None" = None) -> "Pixels | None":
-        """An image, or a part of it (y0, x0, y1, x1); None where it is no longer there."""
-        import numpy as np
-        from PIL import Image
-
-        place = self._places.get(image)
-        if self.data is None or place is None:
-            return None
-        try:
-            found = self.data.open(place)
-        except CnnvizError:
-            return None
-        if not isinstance(found, Image.Image):
-            return None
-        if box is not None:
-            y0, x0, y1, x1 = box
-            found = found.crop((math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)))
-        found.thumbnail((4 * THUMBNAIL, 4 * THUMBNAIL))
-        return np.asarray(found)
+    def data(self) -> RunData:
+        """What it went through."""
+        return RunData(self.summary)
 
 
 def read_run(folder: Path) -> Finished:
@@ -260,7 +226,7 @@ def _audit(folder: Path, content: Mapping[str, Any]) -> Finished:
         entry = entries[image]
         grid = mask_grid(size, mask, stride, Border.COVER)
         values = torch.from_numpy(unpacked(entry["map"]).astype(np.float64))
-        return pixel_map(values, grid, size).numpy(), found.picture(image, entry["crop"])
+        return pixel_map(values, grid, size).numpy(), found.data.picture(image, entry["crop"])
 
     side = Side(
         str(folder),

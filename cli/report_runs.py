@@ -16,8 +16,11 @@ from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import DAMAGE, from_json, read_text
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from cnnviz.report.explorer import Explored
     from cnnviz.report.page import Room, Section
+    from cnnviz.report.scatter import Scattered
 
 SUMMARY = "summary.json"
 MOST_ROWS = 20_000
@@ -59,6 +62,8 @@ class Pages:
         try:
             if content["command"] in ("occlude", "render"):
                 self._add_explorers(section, folder, content)
+            if content["command"] == "tsne":
+                self._add_map(section, folder, content)
             self._add_tables(section, folder, content)
             self._add_pictures(section, folder, content)
         except (*DAMAGE, AttributeError, ArithmeticError) as error:
@@ -90,6 +95,55 @@ class Pages:
                 )
             model = explore(explored, classes)
             section.blocks.append(Widget(model, Path(entry["image"]).name, text.strip()))
+
+    def _add_map(self, section: "Section", folder: Path, content: Mapping[str, Any]) -> None:
+        from cnnviz.report.page import Widget
+        from cnnviz.report.scatter import MOST, atlas, bytes_of, scatter
+
+        if not content["results"]:
+            return
+        count = int(content["results"]["images"])
+        if count > MOST:
+            self.left_out.append(
+                f"{section.title}: the map, as {count:,} images are more than {MOST:,}; "
+                "they are in embedding.csv, or embedding.parquet"
+            )
+            return
+        scattered = _scattered(folder, content)
+        address, columns = atlas(scattered.pictures)
+        if bytes_of(scattered, address) > self.room.left:
+            self.left_out.append(f"{section.title}: the small pictures of its map")
+            address = ""
+        if not self.room.take(bytes_of(scattered, address)):
+            self.left_out.append(f"{section.title}: its map")
+            return
+        missing = sum(picture is None for picture in scattered.pictures)
+        if missing:
+            section.notes.append(f"{missing} of {count} pictures are no longer where they were")
+        section.blocks.append(Widget(scatter(scattered, address, columns), "Map"))
+
+    def units(self, runs: "Sequence[tuple[Path, Mapping[str, Any]]]") -> "Section | None":
+        """The passports of all units that runs on one network tell of; None where none does."""
+        from cnnviz.cli.report_units import Units
+        from cnnviz.report.page import Section, Widget
+        from cnnviz.report.passports import bytes_of, passports
+
+        found = Units(runs)
+        if not found.passports:
+            return None
+        first = runs[0][1]
+        section = Section(f"units of {first['model']['name']}", list(_facts(first))[1:3])
+        kept = [unit for unit in found.passports if self.room.take(bytes_of(unit))]
+        if len(kept) < len(found.passports):
+            more = len(found.passports) - len(kept)
+            self.left_out.append(f"{section.title}: {more} of {len(found.passports)} units")
+        pictures, without = found.pictures(kept, self.room.take)
+        if without:
+            self.left_out.append(
+                f"{section.title}: {without} of {len(pictures)} pictures of patches"
+            )
+        section.blocks.append(Widget(passports(kept, pictures), f"{len(kept):,} units"))
+        return section
 
     def _add_tables(self, section: "Section", folder: Path, content: Mapping[str, Any]) -> None:
         from cnnviz.report.page import Widget
@@ -173,7 +227,7 @@ def _tables(
     """The results as a table, where they are a list of entries, and every CSV of the run."""
     results = content["results"]
     if isinstance(results, list) and results:
-        rows = [dict(_flat(entry)) for entry in results if isinstance(entry, dict)]
+        rows = [dict(_flat(part)) for entry in results for part in _parts(entry)]
         header = list(dict.fromkeys(name for row in rows for name in row))
         yield "results", header, [[row.get(name, "") for name in header] for row in rows]
     for name in map(str, content["files"]):
@@ -183,6 +237,16 @@ def _tables(
         lines = list(csv.reader(io.StringIO(text, newline="")))
         if len(lines) > 1:
             yield name, lines[0], [list(line) for line in lines[1:]]
+
+
+def _parts(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """An entry as rows: one for each class or map where it is about several."""
+    image = {"image": entry.get("image", "")}
+    for name in ("targets", "maps"):
+        if isinstance(entry.get(name), list):
+            yield from ({**image, **part} for part in entry[name])
+            return
+    yield {**image, **entry}
 
 
 def _flat(entry: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
@@ -246,6 +310,43 @@ def _explored(folder: Path, entry: Mapping[str, Any]) -> "Explored":
     )
 
 
+def _scattered(folder: Path, content: Mapping[str, Any]) -> "Scattered":
+    import numpy as np
+    from PIL import Image
+
+    from cnnviz.cli.run_data import RunData
+    from cnnviz.report.scatter import TILE, Scattered
+
+    maps, rows = {}, list[list[str]]()
+    for entry in content["results"]["maps"]:
+        text = read_text(_inside(folder, f"{entry['folder']}/embedding.csv"))
+        _, *rows = csv.reader(io.StringIO(text, newline=""))
+        perplexity = entry["perplexity"]
+        name = "PCA" if perplexity is None else f"perplexity {perplexity:g}"
+        maps[name] = np.array([[float(row[3]), float(row[4])] for row in rows])
+    names = [row[0] for row in rows]
+    place = {name: number for number, name in enumerate(names)}
+    text = read_text(_inside(folder, "neighbors.csv"))
+    header, *lines = csv.reader(io.StringIO(text, newline=""))
+    columns = [n for n, name in enumerate(header) if name.startswith("neighbor")]
+    near = np.full((len(names), len(columns)), -1, np.int64)
+    for line in lines:
+        near[place[line[0]]] = [place[line[column]] for column in columns]
+    data = RunData(content)
+    pictures: list[NDArray[np.uint8] | None] = []
+    for name in names:
+        found = data.image(name)
+        if found is None:
+            pictures.append(None)
+            continue
+        found.thumbnail((TILE, TILE))
+        square = Image.new("RGB", (TILE, TILE), (200, 200, 200))
+        square.paste(found, ((TILE - found.width) // 2, (TILE - found.height) // 2))
+        pictures.append(np.asarray(square))
+    labels, predicted = ([row[column] for row in rows] for column in (1, 2))
+    return Scattered(names, maps, labels, predicted, near, pictures)
+
+
 def page_of(
     runs: Sequence[tuple[Path, Mapping[str, Any]]], megabytes: float, title: str
 ) -> tuple[str, list[str]]:
@@ -269,7 +370,13 @@ def page_of(
             f"{megabytes - room.left / 1e6:.1f} MB"
         )
     pages = Pages(room)
-    sections = [pages.section(folder, content) for folder, content in runs]
+    networks: dict[str, list[tuple[Path, Mapping[str, Any]]]] = {}
+    for folder, content in runs:
+        if content["model"]:
+            networks.setdefault(content["model"]["weights_sha256"], []).append((folder, content))
+    units = [pages.units(of_one) for of_one in networks.values()]
+    sections = [section for section in units if section is not None]
+    sections += [pages.section(folder, content) for folder, content in runs]
     return render(title, sections, pages.left_out), pages.left_out
 
 

@@ -22,7 +22,6 @@ from cnnviz.core.output.drawing import (
     new_figure,
     symmetric_limit,
     title,
-    to_uint8,
     under,
 )
 from cnnviz.core.output.look import Look
@@ -177,14 +176,6 @@ def _filter_text(change: FilterChange, strength: str) -> str:
     if change.nearest is not None and change.nearest != change.filter:
         lines.append(f"most like b's {change.nearest} ({change.nearest_likeness:.2f})")
     return "\n".join(lines)
-
-
-def kernel_pixels(kernel_CHW: NDArray[np.floating]) -> Pixels | None:
-    """A kernel over pixels as a picture, zero at mid grey; None where it is over other channels."""
-    if len(kernel_CHW) not in (1, 3):
-        return None
-    scaled = 0.5 + 0.5 * kernel_CHW / max(float(np.abs(kernel_CHW).max()), 1e-30)
-    return to_uint8(np.broadcast_to(scaled, (3, *scaled.shape[1:])).transpose(1, 2, 0))
 
 
 def draw_layers(result: DiffResult, strength: str) -> Figure:

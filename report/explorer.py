@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnviz.core.choices import LUMINANCE
 from cnnviz.report.look import LINES, WIDGETS, empty_figure, models, sheet, text_of
 from cnnviz.report.page import picture_address, script
 
@@ -111,7 +112,7 @@ def explore(explored: Explored, classes: int | None = None) -> Any:
     sides = round(width * scale), round(height * scale)
     left = empty_figure(sides[0] + 92, sides[1] + 34, **ranges)
     right = empty_figure(sides[0] + 20, sides[1] + 34, **ranges)
-    address = picture_address(explored.picture, 2 * SIDE)
+    address = picture_address(_grey(explored.picture), 2 * SIDE)
     for figure in (left, right):
         figure.axis.visible = False
         figure.image_url(url=[address], x=0, y=height, w=width, h=height)
@@ -154,16 +155,20 @@ def explore(explored: Explored, classes: int | None = None) -> Any:
         for event in ("mousemove", "tap"):
             figure.js_on_event(event, draw)
         figure.js_on_event("mouseleave", draw)
-    left.js_on_event("document_ready", draw)
-    page: Any = parts.Column(
+    left.js_on_change("inner_width", draw)  # which it gets when it is first laid out
+    return parts.Column(
         parts.Row(*controls.values(), sizing_mode="scale_width", styles={"flex-wrap": "wrap"}),
-        parts.FlexBox(children=[left, right], styles={"flex-wrap": "wrap", "gap": "8px"}),
+        parts.Row(left, right, styles={"flex-wrap": "wrap"}),
         said,
         names,
         sizing_mode="stretch_width",
     )
-    page.js_on_event("document_ready", draw)
-    return page
+
+
+def _grey(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """So that every colour that is seen is the map's."""
+    grey = np.rint(picture @ np.array(LUMINANCE)).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
 
 
 def _controls(explored: Explored, chosen: NDArray[np.int64]) -> dict[str, Any]:

@@ -22,7 +22,8 @@ WIDGETS = """
   .bk-input option { background: #161b22; }
   .slick-header, .slick-header-column, .bk-data-table .slick-header-column {
     background: #161b22 !important; color: #e6edf3 !important; }
-  .slick-row, .slick-viewport, .bk-data-table { background: #0d1117 !important; color: #e6edf3 !important; }
+  .slick-row, .slick-viewport, .bk-data-table {
+    background: #0d1117 !important; color: #e6edf3 !important; }
   .slick-row.odd, .slick-row:nth-child(odd) { background: #11161d !important; }
   .slick-cell { border-color: #30363d !important; }
   .slick-cell.selected { background: #1f3a5f !important; color: #fff !important; }

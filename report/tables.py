@@ -76,6 +76,7 @@ def make_table(
         height=HEADER + ROW * max(shown, 2) + 12,
         row_height=ROW,
         autosize_mode="none",
+        reorderable=False,
         stylesheets=[sheet(WIDGETS)],
     )
     if len(rows) <= MOST_SHOWN or not texts:

@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
+from numpy.typing import NDArray
 
 from cnnviz.core.choices import Scaling
 from cnnviz.core.output.drawing import FONT_SIZE, new_figure, title, to_uint8
@@ -62,6 +63,14 @@ def _sheet(report: KernelStats, normalize: Scaling) -> tuple[Sheet, Scale]:
         else f"input channel of the group ({report.groups} groups)"
     )
     return matrix(levels, "filter", name), scale
+
+
+def kernel_pixels(kernel_CHW: NDArray[np.floating]) -> NDArray[np.uint8] | None:
+    """A kernel over pixels as a picture, zero at mid grey; None where it is over other channels."""
+    if len(kernel_CHW) not in (1, 3):
+        return None
+    scaled = 0.5 + 0.5 * kernel_CHW / max(float(np.abs(kernel_CHW).max()), 1e-30)
+    return to_uint8(np.broadcast_to(scaled, (3, *scaled.shape[1:])).transpose(1, 2, 0))
 
 
 def draw_gabor(report: KernelStats, model_name: str) -> Figure:

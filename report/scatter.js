@@ -1,0 +1,72 @@
+// Colours the points by what was chosen, and shows the image under the pointer and its neighbours.
+function element(tag, text) {
+  const made = document.createElement(tag);
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+function small(row, scale) {
+  const cut = element("div");
+  cut.className = "cut";
+  const side = tile * scale;
+  const rows = Math.ceil(names.length / columns);
+  Object.assign(cut.style, {
+    width: `${side}px`, height: `${side}px`,
+    backgroundImage: `url(${atlas})`,
+    backgroundSize: `${columns * side}px ${rows * side}px`,
+    backgroundPosition: `${-(row % columns) * side}px ${-Math.floor(row / columns) * side}px`,
+  });
+  return cut;
+}
+
+function about(row) {
+  const label = labels[row] ? `${labels[row]}` : "no label";
+  return labels[row] === predicted[row] ? label : `${label}, predicted ${predicted[row]}`;
+}
+
+function show(row) {
+  const box = element("div");
+  box.append(element("b", names[row]), element("div", about(row)));
+  if (atlas) box.append(small(row, 4));
+  box.append(element("div", "nearest in the features:"));
+  const strip = element("div");
+  strip.className = "strip";
+  const x = [], y = [];
+  for (let place = 0; place < k; place++) {
+    const other = nearest[row * k + place];
+    if (other < 0) continue;
+    x.push(source.data.x[other]);
+    y.push(source.data.y[other]);
+    const one = element("div");
+    if (atlas) one.append(small(other, 2));
+    one.append(element("div", about(other)));
+    one.title = names[other];
+    strip.append(one);
+  }
+  near.data = {x, y};
+  box.append(strip);
+  said.text = box.outerHTML;
+}
+
+const hovered = cb_data?.index?.indices;
+if (hovered !== undefined) {
+  if (hovered.length && said._row !== hovered[0]) {
+    said._row = hovered[0];
+    show(hovered[0]);
+  }
+} else {
+  const chosen = colourings[by.value];
+  source.data = {...maps[which.value], colour: chosen.colours};
+  near.data = {x: [], y: []};
+  const list = element("div");
+  for (const [name, colour] of chosen.legend) {
+    const patch = element("span", "\u00a0\u00a0\u00a0");
+    patch.style.background = colour;
+    list.append(patch, element("span", ` ${name}\u2003`));
+  }
+  legend.text = list.outerHTML;
+  if (!said.text) {
+    const told = element("div", "Point at an image to see it and its neighbours; drag to move, scroll to zoom.");
+    said.text = told.outerHTML;
+  }
+}
