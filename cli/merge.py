@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cnnviz.core.output.run_folder import RunFolder
 
 OWN = {"--out": 1, "-o": 1, "--shard": 1, "--resume": 0, "--overwrite": 0, "--json": 0}
-OWN |= {"--quiet": 0, "-q": 0, "--progress": 1, "--junit": 1}
+OWN |= {"--report": 0, "--quiet": 0, "-q": 0, "--progress": 1, "--junit": 1}
 """Options that a share and the whole do not have in common, with the number of their values."""
 SHOWN = 200
 """Letters of the shares' command that are shown."""
@@ -48,7 +48,7 @@ def merge(
     _join(paths, folder, shares[0].content["shard"]["of"])
     del folder  # and its lock: the command opens it
     own = ["--out", str(root), "--resume", "--shard", "0/1"]
-    own += ["--quiet"] * output.quiet + ["--json"] * output.json
+    own += ["--report"] * output.report + ["--quiet"] * output.quiet + ["--json"] * output.json
     own += ["--progress", output.progress.value]
     own += ["--junit", str(output.junit)] if output.junit else []
     if not output.quiet:

@@ -211,6 +211,10 @@ class OutputOptions:
         ),
     ] = None
 
+    report: Annotated[
+        bool, Option("Also write report.html: a page of the run that opens anywhere, offline.")
+    ] = False
+
     def folder(self, command: str) -> Path:
         """`--out`, or the command's own folder."""
         return self.out or Path("cnnviz-out") / command

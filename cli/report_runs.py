@@ -363,21 +363,34 @@ def page_of(
     """
     from cnnviz.report.page import Room, render
 
-    room = Room(megabytes)
-    if room.left < 0:
-        raise UsageError(
-            f"--max-mb {megabytes:g} is too small: what makes a page work takes "
-            f"{megabytes - room.left / 1e6:.1f} MB"
-        )
-    pages = Pages(room)
+    limit, spare = int(megabytes * 1e6), 0
+    while True:  # sizes are known before they are drawn only about
+        room = Room(limit - spare)
+        if room.left < 0:
+            least = (limit - room.left) / 1e6
+            raise UsageError(
+                f"--max-mb {megabytes:g} is too small: what makes a page work takes {least:.1f} MB"
+            )
+        pages = Pages(room)
+        page = render(title, list(_sections(pages, runs)), pages.left_out)
+        size = len(page.encode("utf-8", "replace"))
+        if size <= limit:
+            return page, pages.left_out
+        spare += size - limit + 20_000
+
+
+def _sections(pages: Pages, runs: Sequence[tuple[Path, Mapping[str, Any]]]) -> "Iterator[Section]":
+    """Units of each network first, then every run."""
     networks: dict[str, list[tuple[Path, Mapping[str, Any]]]] = {}
     for folder, content in runs:
         if content["model"]:
             networks.setdefault(content["model"]["weights_sha256"], []).append((folder, content))
-    units = [pages.units(of_one) for of_one in networks.values()]
-    sections = [section for section in units if section is not None]
-    sections += [pages.section(folder, content) for folder, content in runs]
-    return render(title, sections, pages.left_out), pages.left_out
+    for of_one in networks.values():
+        units = pages.units(of_one)
+        if units is not None:
+            yield units
+    for folder, content in runs:
+        yield pages.section(folder, content)
 
 
 def as_json(content: Mapping[str, Any]) -> dict[str, Any]:

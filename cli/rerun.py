@@ -51,6 +51,7 @@ def rerun(
         raise UsageError(f"{root} holds the run itself; give --out another folder")
     own = ["--out", str(root), "--progress", output.progress.value]
     own += ["--overwrite"] * output.overwrite + ["--quiet"] * (output.quiet or output.json)
+    own += ["--report"] * output.report
     own += ["--junit", str(output.junit)] if output.junit else []
     if not output.quiet:
         say(f"cnnviz {shlex.join([command, *line])}"[:SHOWN])

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cnnviz.core.data.images import WorkingImage
     from cnnviz.core.data.shards import Shard
     from cnnviz.core.models.load import Model
+    from cnnviz.core.output.entries import Summary
     from cnnviz.core.output.run_folder import RunFolder
 
     Advance = Callable[[int], None]
@@ -44,6 +45,11 @@ class Run:
         self._inputs: Sequence[str | Path] = ()
         self.shard: Shard | None = None
         self.identity: Mapping[str, Any] = {}
+        if output.report:
+            from cnnviz.core.extras import required
+            from cnnviz.report.choices import EXTRA
+
+            required("bokeh", "--report", EXTRA)
         self.console = Console(output)
         current().begin(command, output.junit)
 
@@ -156,6 +162,8 @@ class Run:
             files=self.folder.files,
             errors=errors,
         )
+        if self._output.report:
+            self._write_page(content)
         if self.shard:
             content["shard"] = {
                 "number": self.shard.number,
@@ -163,3 +171,16 @@ class Run:
                 "of": dict(self.identity),
             }
         self.console.finish(self.folder, content, show=show)
+
+    def _write_page(self, content: "Summary[object]") -> None:
+        """Writes the page of this run, which the summary then lists."""
+        from cnnviz.cli.report_runs import as_json, page_of
+        from cnnviz.report.choices import MEGABYTES, PAGE
+
+        run = (self.folder.path, as_json(content))
+        page, left_out = page_of([run], MEGABYTES, f"cnnviz {self.command}")
+        for line in left_out:
+            self.console.note(f"left out of {PAGE}: {line}")
+        written = self.folder.write_bytes(PAGE, page.encode("utf-8", "replace"))
+        content["files"] = list(self.folder.files)
+        self.console.line(str(written))

@@ -30,7 +30,7 @@ from cnnviz.trust import report as trust
 
 SCHEMAS = Path(__file__).parent / "schemas"
 WITHOUT_MODEL = {"render", "diff"}
-OTHERS = {"merge", "rerun"}  # whose summaries are those of the commands that they run
+OTHERS = {"merge", "rerun", "report"}  # whose summaries are of the commands that they run, or none
 
 
 class Occluded(occlusion.Entry, Placed):

@@ -75,9 +75,9 @@ class Section:
 class Room:
     """How many bytes are left on a page."""
 
-    def __init__(self, megabytes: float) -> None:
-        """Takes what the page may have in all, less what Bokeh takes."""
-        self.left = megabytes * 1e6 - len(_resources()[0]) - len(_resources()[1])
+    def __init__(self, size: int) -> None:
+        """Takes what the page may have in all, of which Bokeh takes its part."""
+        self.left = size - sum(map(len, _resources()))
 
     def take(self, size: int) -> bool:
         """Whether something of that size still fits; then it counts."""

@@ -90,6 +90,7 @@ def lines(root: Path, out: Path) -> dict[str, list[str]]:
         "max-patches": [data, "--layer", "b", "--filters", "0-1", "--no-pictures"],
         "ablate": [data, "--filters", "a:1", "--sweep", "a"],
         "tsne": [data, "--method", "pca", "--no-pictures"],
+        "report": [str(out / "occlude" / "00"), "--out", str(out / "page.html")],
         "models": ["bundled"],
     }
 
@@ -97,9 +98,9 @@ def lines(root: Path, out: Path) -> dict[str, list[str]]:
 def call(name: str, command: str, arguments: list[str], out: Path, root: Path) -> tuple[int, str]:
     """Status and stderr of one command on one network; an exception is a traceback, and fails."""
     line = ["saliency" if command == "grad-cam" else command, *arguments]
-    if command != "models":
+    if command not in ("models", "report"):
         line += ["--out", str(out / command), "--quiet"]
-    if command not in ("models", "render", "diff"):
+    if command not in ("models", "render", "diff", "report"):
         line += ["--model", f"{zoo.__file__}:{name}", "--labels", str(root / "names.txt")]
         line += ["--size", str(zoo.SIDE), "--mean", "0", "--std", "1", "--device", "cpu"]
     told, found = io.StringIO(), io.StringIO()

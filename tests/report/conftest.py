@@ -1,0 +1,65 @@
+"""A browser, where there is one, and runs to show."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pages import HOSTILE
+from PIL import Image
+
+from cnnviz.cli.main import run
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium; skips where there is none."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip("no Chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of every kind, on pictures of classes with hostile names."""
+    root = tmp_path_factory.mktemp("runs")
+    draw = np.random.default_rng(0)
+    names = ["cat", HOSTILE.replace("/", "")]
+    for number in range(10):
+        place = root / "data" / names[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = draw.integers(0, 256, (40, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{number}<b>.png")
+    classes = [*names, *"cdefghij"]
+    (root / "names.txt").write_text("\n".join(classes))
+    photo = "data/cat/0<b>.png"
+    common = ["--quiet", "--labels", "names.txt"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        lines = {
+            "occlude": [photo, "--mask", "8", "--mask", "12", "--stride", "6", "--target", "top2"],
+            "classic": [photo, "--trust"],
+            "tsne": ["data", "--perplexity", "2", "--perplexity", "3"],
+            "max-patches": ["data", "--layer", "stem.conv", "--top", "4"],
+            "filters": ["--layer", "stem.conv"],
+            "ablate": ["data", "--sweep", "stem.conv"],
+            "layers": [],
+            "saliency": ["data/cat"],
+            "activations": [photo, "--layer", "stem.conv"],
+            "audit": ["data", "--mask", "16", "--stride", "16"],
+        }
+        for name, line in lines.items():
+            command = "occlude" if name == "classic" else name
+            assert run([command, *line, *common, "--out", name]) == 0, name
+        assert run(["diff", "audit", "audit", "--out", "diff", "--quiet"]) == 0
+    return root

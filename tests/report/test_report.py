@@ -1,0 +1,248 @@
+"""`cnnviz report`: pages opened in a browser, asked, and held against the library's numbers."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pages import HOSTILE, Opened
+
+from cnnviz.cli.main import run
+from cnnviz.occlusion.archive import load
+from cnnviz.occlusion.choices import PanelSpec, Score
+from cnnviz.occlusion.experiment import look
+
+PHOTO = "0_b_"
+ALL = ["occlude", "classic", "tsne", "max-patches", "filters", "ablate", "layers", "saliency"]
+ALL += ["activations", "audit", "diff"]
+
+
+def folder(runs: Path, name: str) -> Path:
+    """Where the summary of a run is."""
+    return next(path.parent for path in sorted((runs / name).rglob("summary.json")))
+
+
+@pytest.fixture
+def written(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.chdir(runs)
+
+    def write(*names: str) -> Path:
+        page = tmp_path / f"{'-'.join(names)[:40]}.html"
+        line = [str(folder(runs, name)) for name in names]
+        assert run(["report", *line, "--out", str(page), "--quiet"]) == 0
+        return page
+
+    return write
+
+
+MAP = """() => {
+  const found = [];
+  for (const model of Bokeh.documents[0]._all_models.values())
+    if (model.type === "ColumnDataSource" && model.data.image) found.push([...model.data.image[0]]);
+  return found[0];
+}"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["occlude", "classic"])
+def test_the_map_on_the_page_is_the_librarys(
+    name: str, runs: Path, written: Any, browser: Any
+) -> None:
+    measured = load(folder(runs, name))
+    opened = Opened(browser, written(name))
+    page = opened.page
+    selects = page.locator("select")
+    classes = selects.nth(0).locator("option").all_inner_texts()
+    masks = selects.nth(2).locator("option").all_inner_texts()
+    assert len(masks) == len(measured.grids)
+    for score in (Score.PROBABILITY, Score.LOGIT, Score.LOSS):
+        for place in (0, 3):
+            for number in range(len(masks)):
+                selects.nth(0).select_option(index=place)
+                selects.nth(1).select_option(score.value)
+                selects.nth(2).select_option(index=number)
+                page.wait_for_timeout(150)
+                target = str(measured.labels.index(classes[place]))
+                panels = look(measured, PanelSpec(targets=(target,), score=score)).panels
+                wanted = panels[number].map_HW.numpy()
+                shown = np.array(page.evaluate(MAP)).reshape(wanted.shape)[::-1]
+                scale = max(1.0, float(np.abs(measured.logits_PK.numpy()).max()))
+                tolerance = 6e-4 * (1 if score is Score.PROBABILITY else scale)
+                np.testing.assert_allclose(shown, wanted, atol=tolerance)
+    opened.close()
+
+
+@pytest.mark.slow
+def test_pointing_at_a_place_says_what_covering_it_does(
+    runs: Path, written: Any, browser: Any
+) -> None:
+    measured = load(folder(runs, "classic"))
+    opened = Opened(browser, written("classic"))
+    page = opened.page
+    frame = page.locator(".bk-events, .bk-canvas-events, .bk-Canvas").first.bounding_box()
+    page.mouse.move(frame["x"] + 60, frame["y"] + 90)
+    page.wait_for_timeout(300)
+    told = page.get_by_text(
+        re.compile(r"^rows \d+ to \d+, columns \d+ to \d+ covered")
+    ).inner_text()
+    y0, y1, x0, x1 = map(int, re.findall(r"\d+", told)[:4])
+    boxes = measured.grids[0].boxes_P4.tolist()
+    position = boxes.index([y0, x0, y1, x1])
+    covered = measured.head.readings(measured.logits_PK[position])
+    best = int(covered.argmax())
+    rows = [row.locator("td").all_inner_texts() for row in page.locator("table tr").all()]
+    label, untouched, now, change = next(r for r in rows if r and r[0] == measured.labels[best])
+    before = float(measured.head.readings(measured.base_logits_K)[best])
+    assert label == measured.labels[best]
+    assert float(untouched) == pytest.approx(before, abs=6e-4)
+    assert float(now) == pytest.approx(float(covered[best]), abs=1.1e-3)
+    assert float(change) == pytest.approx(float(covered[best]) - before, abs=1.6e-3)
+    opened.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (390, "dark")])
+def test_pages_of_all_commands_open_without_a_word_or_a_request(
+    width: int, scheme: str, written: Any, browser: Any
+) -> None:
+    path = written(*ALL)
+    opened = Opened(browser, path, width, scheme)
+    body = opened.page.locator("body")
+    assert body.evaluate("b => document.documentElement.scrollWidth") <= width + 1
+    ground = body.evaluate("b => getComputedStyle(b).backgroundColor")
+    assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
+    sections = opened.page.locator("h2").all_inner_texts()
+    assert len(sections) == len(ALL) + 1  # and the units
+    assert opened.page.locator("img[src^='data:']").count() > 10
+    opened.close()
+    text = path.read_text()
+    assert HOSTILE not in text
+    assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=.?https?:", text)
+
+
+@pytest.mark.slow
+def test_units_are_sorted_searched_and_shown(written: Any, browser: Any) -> None:
+    opened = Opened(browser, written("max-patches", "filters", "ablate", "layers"))
+    page = opened.page
+    table = page.locator(".bk-data-table").first
+    table.locator(".slick-header-column", has_text="norm").click()
+    page.wait_for_timeout(300)
+    header = table.locator(".slick-header-column").all_inner_texts()
+    column = [name.strip() for name in header].index("norm")
+    cells = table.locator(f".slick-row .slick-cell.l{column}").all_inner_texts()
+    norms = [float(cell) for cell in cells if cell.strip()]
+    assert len(norms) > 5
+    assert norms == sorted(norms)
+    table.locator(".slick-row .slick-cell").first.click()
+    page.wait_for_timeout(300)
+    assert page.get_by_text("receptive field 3×3 pixels").count() == 1
+    assert page.locator(".strip .cut").count() == 4
+    assert page.get_by_text("kernel", exact=True).count() == 1
+    page.locator(".strip summary").first.click()
+    assert page.locator(".strip details img").first.is_visible()
+    page.locator("input[placeholder=search]").first.fill("no such unit")
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(400)
+    assert table.locator(".slick-row").count() == 0
+    opened.close()
+
+
+@pytest.mark.slow
+def test_an_image_of_the_map_is_shown_with_its_neighbours(written: Any, browser: Any) -> None:
+    opened = Opened(browser, written("tsne"))
+    page = opened.page
+    frame = page.locator(".bk-events, .bk-canvas-events, .bk-Canvas").first.bounding_box()
+    for y in range(10, int(frame["height"]), 7):
+        for x in range(10, int(frame["width"]), 60):
+            page.mouse.move(frame["x"] + x, frame["y"] + y, steps=4)
+        if page.get_by_text("nearest in the features:").count():
+            break
+    assert page.get_by_text("nearest in the features:").count() == 1
+    assert page.locator(".strip .cut").count() == 5
+    assert page.get_by_text(re.compile(r"\d<b>\.png$")).count() >= 1
+    page.locator("select").nth(0).select_option("correctness")
+    page.wait_for_timeout(200)
+    assert page.get_by_text("wrong").count() >= 1
+    before = page.evaluate(PLACES)
+    page.locator("select").nth(1).select_option("perplexity 3")
+    page.wait_for_timeout(200)
+    assert page.evaluate(PLACES) != before
+    opened.close()
+
+
+PLACES = """() => {
+  for (const model of Bokeh.documents[0]._all_models.values())
+    if (model.type === "ColumnDataSource" && model.data.colour && model.data.x)
+      return [...model.data.x];
+}"""
+
+
+def test_a_small_page_says_what_it_leaves_out(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(runs)
+    page = tmp_path / "small.html"
+    line = ["report", *(str(folder(runs, name)) for name in ALL), "--out", str(page)]
+    assert run([*line, "--max-mb", "2.2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["bytes"] == page.stat().st_size < 2.2e6
+    assert told["left_out"]
+    text = page.read_text()
+    assert 'id="left-out"' in text
+    assert run([*line, "--max-mb", "1", "--overwrite"]) == 2
+    assert "what makes a page work takes" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("runs")
+def test_report_beside_a_run_is_listed_and_goes_with_it(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(runs)
+    out = tmp_path / "out"
+    for command in (["saliency", "data/cat"], ["filters", "--layer", "stem.conv", "--no-gabor"]):
+        line = [*command, "--quiet", "--report", "--out", str(out), "--overwrite"]
+        assert run(line) == 0
+        content = json.loads((out / "summary.json").read_text())
+        assert "report.html" in content["files"]
+        assert f"cnnviz {command[0]}" in (out / "report.html").read_text()
+    assert run(["models", "bundled"]) == 0
+
+
+def test_refusals_say_why(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(runs)
+    page = tmp_path / "page.html"
+
+    def refused(*line: str) -> str:
+        assert run(["report", *line, "--quiet"]) in (1, 2)
+        told = capsys.readouterr().err
+        assert len(told.strip().splitlines()) == 1
+        return told
+
+    own = str(folder(runs, "occlude"))
+    assert "no finished run in data" in refused("data", "--out", str(page))
+    assert "is a folder" in refused(own, "--out", str(tmp_path))
+    (tmp_path / "mine.html").write_text("<p>mine</p>")
+    mine = refused(own, "--out", str(tmp_path / "mine.html"), "--overwrite")
+    assert "no page of cnnviz" in mine
+    assert (tmp_path / "mine.html").read_text() == "<p>mine</p>"
+    assert run(["report", own, "--out", str(page), "--quiet"]) == 0
+    assert "use --overwrite" in refused(own, "--out", str(page))
+    assert run(["report", own, "--out", str(page), "--quiet", "--overwrite"]) == 0
+    copy = tmp_path / "copy"
+    shutil.copytree(own, copy)
+    scores = copy / "scores.npz"
+    scores.write_bytes(scores.read_bytes()[:1000])
+    assert "damaged" in refused(str(copy), "--out", str(tmp_path / "x.html"))
+    content = json.loads((copy / "summary.json").read_text())
+    content["files"] = ["../mine.html", "../secret.png"]
+    content["results"] = []
+    (copy / "summary.json").write_text(json.dumps(content))
+    assert "lists what is not its own" in refused(str(copy), "--out", str(tmp_path / "x.html"))
+    (copy / "summary.json").write_text('{"schema": "cnnviz.x/1", "command": "x"}')
+    assert "no summary of cnnviz" in refused(str(copy), "--out", str(tmp_path / "x.html"))
+    assert not (tmp_path / "x.html").exists()
