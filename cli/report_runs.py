@@ -150,7 +150,7 @@ class Pages:
         from cnnviz.report.tables import make_table
 
         for name, header, rows in _tables(folder, content):
-            size = sum(len(str(cell)) + 4 for row in rows for cell in row)
+            size = 6000 + 900 * len(header) + sum(len(str(c)) + 4 for row in rows for c in row)
             if len(rows) > MOST_ROWS or not self.room.take(size):
                 self.left_out.append(f"{section.title}: {name}, {len(rows):,} rows")
                 continue

@@ -6,7 +6,7 @@ Shapes: P positions of all masks one after the other, K classes, H W rows and co
 image, h w of the picture shown.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,7 @@ class Explored:
 def bytes_of(explored: Explored, classes: int) -> int:
     """How much of a page it takes, about, with so many classes."""
     positions = len(explored.boxes_P4)
-    return int(4 / 3 * positions * (2 * classes + 16) + 4 / 3 * explored.picture.size / 12 + 40_000)
+    return int(4 / 3 * positions * (2 * classes + 16) + 4 / 3 * explored.picture.size / 12 + 70_000)
 
 
 def _chosen(explored: Explored, classes: int) -> NDArray[np.int64]:
@@ -110,8 +110,8 @@ def explore(explored: Explored, classes: int | None = None) -> Any:
         "toolbar_location": None,
     }
     sides = round(width * scale), round(height * scale)
-    left = empty_figure(sides[0] + 92, sides[1] + 34, **ranges)
-    right = empty_figure(sides[0] + 20, sides[1] + 34, **ranges)
+    left = _shrinking(sides[0] + 92, sides[1] + 34, ranges)
+    right = _shrinking(sides[0] + 20, sides[1] + 34, ranges)
     address = picture_address(_grey(explored.picture), 2 * SIDE)
     for figure in (left, right):
         figure.axis.visible = False
@@ -158,11 +158,21 @@ def explore(explored: Explored, classes: int | None = None) -> Any:
     left.js_on_change("inner_width", draw)  # which it gets when it is first laid out
     return parts.Column(
         parts.Row(*controls.values(), sizing_mode="scale_width", styles={"flex-wrap": "wrap"}),
-        parts.Row(left, right, styles={"flex-wrap": "wrap"}),
+        parts.Row(left, right, styles={"flex-wrap": "wrap"}, sizing_mode="stretch_width"),
         said,
         names,
         sizing_mode="stretch_width",
     )
+
+
+def _shrinking(width: int, height: int, ranges: Mapping[str, Any]) -> Any:
+    """A figure that is smaller where the page is narrow, in the same proportions."""
+    figure = empty_figure(width, height, **ranges)
+    figure.sizing_mode = "scale_width"
+    figure.aspect_ratio = width / height
+    figure.max_width = width
+    figure.styles = {"flex": f"1 1 {min(width, 300)}px"}
+    return figure
 
 
 def _grey(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
@@ -14,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `networks` and `zoo`
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from filelock import FileLock  # noqa: E402 (of torch)
 
 torch.set_num_threads(THREADS)
 
@@ -25,6 +27,26 @@ def assets() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("CNNVIZ_TEST_ASSETS names no folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def built_once(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Builds a folder that many tests read: one worker does, the others wait for it."""
+
+    def built(name: str, build: Callable[[Path], None]) -> Path:
+        base = tmp_path_factory.getbasetemp()
+        base = base.parent if _WORKERS > 1 else base
+        place = base / name
+        with FileLock(base / f"{name}.lock"):
+            if not (base / f"{name}.built").exists():
+                place.mkdir()
+                build(place)
+                (base / f"{name}.built").touch()
+        return place
+
+    return built
 
 
 @pytest.fixture(autouse=True)

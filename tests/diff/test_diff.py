@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -59,9 +60,12 @@ LINES = {
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of three classes, and the runs of two networks on them."""
-    root = tmp_path_factory.mktemp("diff")
+def root(built_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """Pictures of three classes, and the runs of three networks on them."""
+    return built_once("diff", _run_all)
+
+
+def _run_all(root: Path) -> None:
     (root / "net.py").write_text(NETWORK)
     (root / "names.txt").write_text("\n".join(NAMES))
     draw = np.random.default_rng(0)
@@ -78,7 +82,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for network in ("first", "second", "third"):
                 own = ["--model", f"net.py:{network}", "--out", f"{network}-{name}"]
                 assert run([*line, *MODEL, *own]) == 0
-    return root
 
 
 @pytest.fixture

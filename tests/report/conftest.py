@@ -1,7 +1,7 @@
 """A browser, where there is one, and runs to show."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,12 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(built_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     """Runs of every kind, on pictures of classes with hostile names."""
-    root = tmp_path_factory.mktemp("runs")
+    return built_once("runs", _run_all)
+
+
+def _run_all(root: Path) -> None:
     draw = np.random.default_rng(0)
     names = ["cat", HOSTILE.replace("/", "")]
     for number in range(10):
@@ -62,4 +65,3 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             command = "occlude" if name == "classic" else name
             assert run([command, *line, *common, "--out", name]) == 0, name
         assert run(["diff", "audit", "audit", "--out", "diff", "--quiet"]) == 0
-    return root

@@ -155,9 +155,12 @@ def test_an_image_of_the_map_is_shown_with_its_neighbours(written: Any, browser:
     opened = Opened(browser, written("tsne"))
     page = opened.page
     frame = page.locator(".bk-events, .bk-canvas-events, .bk-Canvas").first.bounding_box()
-    for y in range(10, int(frame["height"]), 7):
-        for x in range(10, int(frame["width"]), 60):
-            page.mouse.move(frame["x"] + x, frame["y"] + y, steps=4)
+    right, up = page.evaluate(SHARES)  # of the first point, in the frame
+    for offset in range(-24, 25, 3):
+        page.mouse.move(
+            frame["x"] + right * frame["width"] + offset,
+            frame["y"] + (1 - up) * frame["height"],
+        )
         if page.get_by_text("nearest in the features:").count():
             break
     assert page.get_by_text("nearest in the features:").count() == 1
@@ -173,6 +176,13 @@ def test_an_image_of_the_map_is_shown_with_its_neighbours(written: Any, browser:
     opened.close()
 
 
+SHARES = """() => {
+  const all = [...Bokeh.documents[0]._all_models.values()];
+  const figure = all.find((model) => model.type === "Figure");
+  const {x, y} = all.find((model) => model.data?.colour && model.data.x).data;
+  const share = (value, range) => (value - range.start) / (range.end - range.start);
+  return [share(x[0], figure.x_range), share(y[0], figure.y_range)];
+}"""
 PLACES = """() => {
   for (const model of Bokeh.documents[0]._all_models.values())
     if (model.type === "ColumnDataSource" && model.data.colour && model.data.x)
@@ -186,9 +196,9 @@ def test_a_small_page_says_what_it_leaves_out(
     monkeypatch.chdir(runs)
     page = tmp_path / "small.html"
     line = ["report", *(str(folder(runs, name)) for name in ALL), "--out", str(page)]
-    assert run([*line, "--max-mb", "2.2", "--json"]) == 0
+    assert run([*line, "--max-mb", "2.5", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["bytes"] == page.stat().st_size < 2.2e6
+    assert told["bytes"] == page.stat().st_size < 2.5e6
     assert told["left_out"]
     text = page.read_text()
     assert 'id="left-out"' in text
