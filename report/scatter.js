@@ -5,6 +5,15 @@ function element(tag, text) {
   return made;
 }
 
+function address() {  // short, as every small picture names it
+  if (!said._atlas) {
+    const [head, body] = atlas.split(",");
+    const bytes = Uint8Array.from(atob(body), (letter) => letter.charCodeAt(0));
+    said._atlas = URL.createObjectURL(new Blob([bytes], {type: head.slice(5).split(";")[0]}));
+  }
+  return said._atlas;
+}
+
 function small(row, scale) {
   const cut = element("div");
   cut.className = "cut";
@@ -12,7 +21,7 @@ function small(row, scale) {
   const rows = Math.ceil(names.length / columns);
   Object.assign(cut.style, {
     width: `${side}px`, height: `${side}px`,
-    backgroundImage: `url(${atlas})`,
+    backgroundImage: `url(${address()})`,
     backgroundSize: `${columns * side}px ${rows * side}px`,
     backgroundPosition: `${-(row % columns) * side}px ${-Math.floor(row / columns) * side}px`,
   });
