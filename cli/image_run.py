@@ -125,6 +125,7 @@ class ImageRun(Run):
             "preprocessing": repr(model.preprocess),
             "precision": model.precision,
             "--format": self._output.format,
+            "--dark": self._output.dark,
             **{name: repr(value) for name, value in asked.items()},
         }
         resume = resume and not self._output.overwrite

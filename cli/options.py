@@ -211,6 +211,9 @@ class OutputOptions:
         ),
     ] = None
 
+    dark: Annotated[
+        bool, Option("Figures light on dark; pictures, and sheets of pixels, stay as they are.")
+    ] = False
     report: Annotated[
         bool, Option("Also write report.html: a page of the run that opens anywhere, offline.")
     ] = False

@@ -1,12 +1,12 @@
 """`cnnviz render`: draw an occlusion run again, for other classes, scores or colours."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cnnviz.cli.options import OutputOptions
-from cnnviz.cli.run import Run
+from cnnviz.cli.run import Run, caption
 from cnnviz.core.errors import UsageError
 from cnnviz.core.output.look import Look
 from cnnviz.occlusion.choices import FOLDER, PanelSpec
@@ -34,9 +34,27 @@ def render(
     from cnnviz.occlusion.report import report
 
     measured = load(folder)
+    run.caption = _caption(folder) or run.caption
     result = look_again(measured, spec, engine="none")
     name = safe_name(folder.resolve().name)
     out = run.open(run.root / name)
     for file_name, figure in draw(result, look, load_crop(folder)).items():
         out.write_figure(file_name, figure)
     run.finish([report(result)], model=None, seed=0)
+
+
+def _caption(folder: Path) -> str:
+    """What stood on the figures of the run; empty where its summary is not there."""
+    from cnnviz.core.errors import CnnvizError
+    from cnnviz.core.files import from_json, read_text
+    from cnnviz.core.output.run_folder import SUMMARY
+
+    for place in (folder, folder.resolve().parent):  # of one image, or of several
+        try:
+            content: Any = from_json(read_text(place / SUMMARY))
+            if content["schema"] == "cnnviz.occlude/1":
+                model = content["model"]
+                return caption("occlude", str(model["name"]), str(model["weights_sha256"]))
+        except (CnnvizError, ValueError, LookupError, TypeError):
+            continue
+    return ""

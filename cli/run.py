@@ -27,12 +27,18 @@ if TYPE_CHECKING:
     ]
 
 
+def caption(command: str, model: str, weights_sha256: str) -> str:
+    """What stands on figures: of which command, network and weights they are."""
+    return f"cnnviz {command} · {model} · weights {weights_sha256[:12]}"
+
+
 class Run:
     """One call of a command, from its start to its summary.
 
     Attributes:
         command: its name.
         console: what the terminal shows.
+        caption: stands on every figure.
         folder: where the files go, once `open` was called.
     """
 
@@ -43,6 +49,7 @@ class Run:
         self._started = time.perf_counter()
         self.command, self._output = command, output
         self._inputs: Sequence[str | Path] = ()
+        self.caption = f"cnnviz {command}"
         self.shard: Shard | None = None
         self.identity: Mapping[str, Any] = {}
         if output.report:
@@ -100,6 +107,7 @@ class Run:
         loaded = self._placed(options).load(scores=scores)
         for note in loaded.notes:
             say(note)
+        self.caption = caption(self.command, loaded.name, loaded.weights_sha256)
         return loaded
 
     def _placed(self, options: ModelOptions) -> ModelOptions:
@@ -135,6 +143,7 @@ class Run:
             inputs=self._inputs,
         )
         self.folder.figures = self._output.format
+        self.folder.caption, self.folder.dark = self.caption, self._output.dark
         return self.folder
 
     def finish(

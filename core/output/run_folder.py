@@ -98,9 +98,13 @@ class RunFolder:
         path: the folder.
         files: paths relative to the run's root folder, in order of writing; shared with subfolders.
         figures: what figures are written as; subfolders do as their root.
+        caption: stands small on every figure; likewise.
+        dark: figures are light on dark; likewise.
     """
 
     figures = FigureFormat.PNG
+    caption = ""
+    dark = False
 
     def __init__(
         self, path: Path, root: "RunFolder | None" = None, inputs: Iterable[str | Path] = ()
@@ -307,11 +311,18 @@ class RunFolder:
         """
         from matplotlib import rc_context
 
+        from cnnviz.core.output.dress import darken, sign
+
         kind = self._root.figures
+        if self._root.dark:
+            darken(figure)
+        whole = sign(figure, self._root.caption) if self._root.caption else None
         stream = io.BytesIO()
         # Pictures that matplotlib joins before it writes them lose the weight of the map over them.
         with rc_context({"svg.hashsalt": "cnnviz", "image.composite_image": False}):
-            figure.savefig(stream, format=kind.value, dpi=DPI, metadata=_UNDATED[kind])
+            figure.savefig(
+                stream, format=kind.value, dpi=DPI, metadata=_UNDATED[kind], bbox_inches=whole
+            )
         return self.write_bytes(f"{name.removesuffix('.png')}.{kind.value}", stream.getvalue())
 
     def finish(self, content: Mapping[str, Any]) -> Path:
