@@ -27,7 +27,7 @@ MOST_ROWS = 20_000
 MOST_PICTURES = 60
 SHOWN = 400
 """Letters of a command line that are shown."""
-PICTURES = (".png",)
+PICTURES = (".png", ".svg")
 PLAIN = frozenset({"input.png", "crop.png"})
 """Pictures of a run that are no findings."""
 
@@ -160,16 +160,23 @@ class Pages:
 
     def _add_pictures(self, section: "Section", folder: Path, content: Mapping[str, Any]) -> None:
         from cnnviz.core.data.images import read_rgb
-        from cnnviz.report.page import Gallery, Picture, picture_address
+        from cnnviz.report.page import Gallery, Picture, data_address, picture_address
 
         names = [
             name
             for name in map(str, content["files"])
             if name.endswith(PICTURES) and Path(name).name not in PLAIN
         ]
+        printed = sum(str(name).endswith(".pdf") for name in content["files"])
+        if printed:
+            self.left_out.append(f"{section.title}: {printed} figures that are PDF files")
         shown = []
         for name in names[:MOST_PICTURES]:
-            address = picture_address(read_rgb(_inside(folder, name)))
+            path = _inside(folder, name)
+            if path.suffix == ".svg":
+                address = data_address("image/svg+xml", path.read_bytes())
+            else:
+                address = picture_address(read_rgb(path))
             if not self.room.take(len(address)):
                 break
             shown.append(Picture(name, address))

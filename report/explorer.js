@@ -91,7 +91,8 @@ function drawWinners() {
   const list = document.createElement("div");
   if (head !== "none") {
     const shares = [winner[0], ...others].map((c) => [c, (often.get(c) ?? 0) / count]);
-    list.append(element("span", "right: predicted where the place is covered: "));
+    const what = head === "softmax" ? "predicted" : "the strongest class";
+    list.append(element("span", `right: ${what} where the place is covered: `));
     for (const [c, share] of shares) {
       const patch = element("span", " \u00a0\u00a0\u00a0 ");
       patch.style.background = hue.get(c);
@@ -113,7 +114,7 @@ function tell(p) {
   const order = [...Array(classes).keys()].sort((a, b) => reading(p + 1, b) - reading(p + 1, a));
   const rows = [...new Set([k, ...order.slice(0, TOP)])];
   const box = element("div");
-  const flipped = head !== "none" && winner[p + 1] !== winner[0];
+  const flipped = head === "softmax" && winner[p + 1] !== winner[0];
   const text = `rows ${y0} to ${y1}, columns ${x0} to ${x1} covered` + (flipped ? `: it becomes ${labels[winner[p + 1]]}` : "");
   box.append(element("b", text));
   const table = element("table"), top = element("tr");
