@@ -120,15 +120,19 @@ def _occlude(folder: Path, content: Mapping[str, Any]) -> Finished:
     from cnnviz.occlusion.figures import unit
 
     places: dict[str, Path] = {}
+    first: dict[str, str] = {}  # what was asked about first
 
     def result_of(image: str) -> OcclusionResult:
-        return look(load(places[image]), PanelSpec())
+        measured = load(places[image])
+        spec = PanelSpec() if measured.head.has_classes else PanelSpec(targets=(first[image],))
+        return look(measured, spec)
 
     maps, pixels, answers, reliance, inside = [], [], [], [], []
     question: dict[str, object] = {}
     for entry in content["results"]:
         image = str(entry["image"])
         places[image] = _inside(folder, str(entry["folder"]))
+        first[image] = str(entry["targets"][0]["index"])
         result = result_of(image)
         panels, measured = result.panels, result.measured
         own = {

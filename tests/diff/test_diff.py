@@ -161,6 +161,18 @@ def test_checks_end_with_status_3_and_are_in_junit() -> None:
     assert run([*line, "--max-flips", "1", "--min-agreement", "-1", "--out", "again"]) == 0
 
 
+@pytest.mark.usefixtures("place")
+def test_values_of_a_regression_are_compared_too() -> None:
+    for network in ("first", "second"):
+        line = ["occlude", "data/reddish", *MASK, "--head", "none", "--target", "1", "--quiet"]
+        line += ["--size", "16", "--mean", "0", "--std", "1", "--pictures", "none"]
+        assert run([*line, "--model", f"net.py:{network}", "--out", f"{network}-value"]) == 0
+    results = compared("value", "second")
+    assert results["predictions"]["flips"] == 0
+    assert results["agreement"]["mean"] < 0.99
+    assert Path("out/worst.png").exists()
+
+
 def refused(capsys: pytest.CaptureFixture[str], *line: str) -> str:
     assert run(["diff", *line, "--quiet", "--out", "refused"]) in (1, 2)
     told = capsys.readouterr().err

@@ -52,6 +52,8 @@ def _run_all(root: Path) -> None:
         lines = {
             "occlude": [photo, "--mask", "8", "--mask", "12", "--stride", "6", "--target", "top2"],
             "classic": [photo, "--trust"],
+            "sigmoid": [photo, "--head", "sigmoid", "--mask", "10"],
+            "value": [photo, "--head", "none", "--mask", "10", "--target", "3"],
             "tsne": ["data", "--perplexity", "2", "--perplexity", "3"],
             "max-patches": ["data", "--layer", "stem.conv", "--top", "4"],
             "filters": ["--layer", "stem.conv"],
@@ -62,6 +64,7 @@ def _run_all(root: Path) -> None:
             "audit": ["data", "--mask", "16", "--stride", "16"],
         }
         for name, line in lines.items():
-            command = "occlude" if name == "classic" else name
-            assert run([command, *line, *common, "--out", name]) == 0, name
+            command = "occlude" if name in ("classic", "sigmoid", "value") else name
+            own = ["--quiet"] if name == "value" else common
+            assert run([command, *line, *own, "--out", name]) == 0, name
         assert run(["diff", "audit", "audit", "--out", "diff", "--quiet"]) == 0

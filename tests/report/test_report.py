@@ -47,7 +47,7 @@ MAP = """() => {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["occlude", "classic"])
+@pytest.mark.parametrize("name", ["occlude", "classic", "sigmoid", "value"])
 def test_the_map_on_the_page_is_the_librarys(
     name: str, runs: Path, written: Any, browser: Any
 ) -> None:
@@ -58,11 +58,16 @@ def test_the_map_on_the_page_is_the_librarys(
     classes = selects.nth(0).locator("option").all_inner_texts()
     masks = selects.nth(2).locator("option").all_inner_texts()
     assert len(masks) == len(measured.grids)
-    for score in (Score.PROBABILITY, Score.LOGIT, Score.LOSS):
+    scores = [Score.PROBABILITY, Score.LOGIT, Score.LOSS]
+    if name == "value":
+        assert selects.nth(1).locator("option").all_inner_texts() == ["value"]
+        scores = [Score.PROBABILITY]  # which is itself
+    for score in scores:
         for place in (0, 3):
             for number in range(len(masks)):
                 selects.nth(0).select_option(index=place)
-                selects.nth(1).select_option(score.value)
+                if name != "value":
+                    selects.nth(1).select_option(score.value)
                 selects.nth(2).select_option(index=number)
                 page.wait_for_timeout(150)
                 target = str(measured.labels.index(classes[place]))
@@ -70,7 +75,8 @@ def test_the_map_on_the_page_is_the_librarys(
                 wanted = panels[number].map_HW.numpy()
                 shown = np.array(page.evaluate(MAP)).reshape(wanted.shape)[::-1]
                 scale = max(1.0, float(np.abs(measured.logits_PK.numpy()).max()))
-                tolerance = 6e-4 * (1 if score is Score.PROBABILITY else scale)
+                bounded = score is Score.PROBABILITY and name != "value"
+                tolerance = 6e-4 * (1 if bounded else scale)
                 np.testing.assert_allclose(shown, wanted, atol=tolerance)
     opened.close()
 
