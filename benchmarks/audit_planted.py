@@ -37,7 +37,8 @@ def audited(folder: Path, name: str, images: Path, out: Path) -> dict[str, tuple
     found = dict.fromkeys(recipe.CLASSES, (0.0, 0.0))
     for entry in results["classes"]:
         carried = max((group["carried"] or 0.0 for group in entry["groups"]), default=0.0)
-        found[entry["class"]] = entry["suspicion"] or 0.0, carried
+        if entry["class"] in found:  # and not those of few images, together
+            found[entry["class"]] = entry["suspicion"] or 0.0, carried
     return found
 
 
