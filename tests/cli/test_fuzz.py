@@ -21,7 +21,7 @@ from typer.models import ArgumentInfo
 
 from cnnviz.cli.main import COMMANDS, run
 
-LINES = 12  # for each command
+LINES = 9  # for each command
 SECONDS = 60
 SCHEMAS = Path(__file__).parent.parent.parent / "docs" / "schemas"
 NETWORKS = """

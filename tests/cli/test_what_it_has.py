@@ -165,7 +165,7 @@ def test_filters_draws_and_measures(options: list[str], tmp_path: Path) -> None:
     assert len(first["gabor"]["fits"]) == len(first["norms"]) == 8
     assert second["gabor"] is None
     assert second["chromaticity"] is None
-    assert content["files"] == ["kernels_0.png", "gabor_0.png", "kernels_3.png"]
+    assert content["files"] == ["kernels.npz", "kernels_0.png", "gabor_0.png", "kernels_3.png"]
 
 
 def test_filters_compares_models(options: list[str], net: str, tmp_path: Path) -> None:
