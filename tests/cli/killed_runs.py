@@ -24,7 +24,7 @@ from pyarrow import parquet
 
 from cnnviz.cli.main import run
 
-MOMENTS = 6
+MOMENTS = 4
 OUT = Path("out")
 
 
