@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnnviz.cli.run_data import RunData
+from cnnviz.cli.run_data import SUMMARY, RunData, run_folders
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import DAMAGE, from_json, open_arrays, read_text
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]
 
-SUMMARY = "summary.json"
 ASKED = ("mask", "stride", "fill", "score")
 AGAIN = "it is an older version's; repeat it (cnnviz rerun)"
 
@@ -65,9 +64,10 @@ def read_run(folder: Path) -> Finished:
             compared.
         CnnvizError: what it wrote is not there, or damaged.
     """
-    place = folder / SUMMARY if folder.is_dir() else folder
-    if not place.exists():
-        raise UsageError(f"no finished run in {folder}: it has no {SUMMARY}")
+    found = run_folders(folder)
+    if len(found) > 1:
+        raise UsageError(f"{folder} holds {len(found)} runs; name one of them: {found[0]}")
+    place = found[0] / SUMMARY
     try:
         content: Any = from_json(read_text(place))
         command = str(content["command"])

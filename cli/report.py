@@ -41,6 +41,7 @@ def report(
 
     required("bokeh", "report", EXTRA)
     from cnnviz.cli.report_runs import page_of, read_summary
+    from cnnviz.cli.run_data import run_folders
     from cnnviz.core.output.run_folder import write_atomically
 
     if out.is_dir():
@@ -49,7 +50,7 @@ def report(
         raise UsageError(f"{out} is there and no page of cnnviz; name another file with --out")
     if out.exists() and not overwrite:
         raise UsageError(f"{out} is there; use --overwrite, or another file with --out")
-    found = [read_summary(run) for run in runs]
+    found = [read_summary(folder) for run in runs for folder in run_folders(run)]
     title = ", ".join(dict.fromkeys(f"cnnviz {content['command']}" for _, content in found))
     page, left_out = page_of(found, max_mb, title)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cnnviz.cli.run_data import SUMMARY
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import DAMAGE, from_json, read_text
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from cnnviz.report.page import Room, Section
     from cnnviz.report.scatter import Scattered
 
-SUMMARY = "summary.json"
 MOST_ROWS = 20_000
 MOST_PICTURES = 60
 SHOWN = 400
@@ -187,15 +187,13 @@ class Pages:
             section.blocks.append(Gallery("Pictures", shown))
 
 
-def read_summary(run: Path) -> tuple[Path, dict[str, Any]]:
-    """A run's folder and summary; the run may be named by either.
+def read_summary(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """A run's folder and summary.
 
     Raises:
-        UsageError: there is none.
+        UsageError: it is none of cnnviz.
     """
-    place = run / SUMMARY if run.is_dir() else run
-    if not place.exists():
-        raise UsageError(f"no finished run in {run}: it has no {SUMMARY}")
+    place = folder / SUMMARY
     try:
         content: Any = from_json(read_text(place))
         known = content["schema"] == f"cnnviz.{content['command']}/1"

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnnviz.core.errors import CnnvizError
+from cnnviz.core.errors import CnnvizError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,8 +17,25 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]
 
+SUMMARY = "summary.json"
 LONGEST = 640
 """Pixels of the longer side of a picture that is shown."""
+
+
+def run_folders(named: Path) -> list[Path]:
+    """The run that a folder is, or those that lie in it; a summary stands for its folder.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if named.is_file():
+        return [named.parent]
+    if (named / SUMMARY).exists():
+        return [named]
+    inside = sorted(path.parent for path in named.glob(f"*/{SUMMARY}"))
+    if not inside:
+        raise UsageError(f"no finished run in {named}: it has no {SUMMARY}")
+    return inside
 
 
 class RunData:

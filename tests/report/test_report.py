@@ -227,6 +227,19 @@ def test_report_beside_a_run_is_listed_and_goes_with_it(
     assert run(["models", "bundled"]) == 0
 
 
+def test_a_folder_of_runs_stands_for_all_of_them(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(runs)
+    page = tmp_path / "page.html"
+    assert folder(runs, "activations").parent == runs / "activations"
+    assert run(["report", "activations", "filters", "--out", str(page), "--quiet"]) == 0
+    text = page.read_text()
+    assert "activations: 0_b_" in text
+    assert "filters: filters" in text
+    assert run(["diff", "occlude", "occlude", "--out", str(tmp_path / "d"), "--quiet"]) == 0
+
+
 def test_refusals_say_why(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
