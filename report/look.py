@@ -16,7 +16,7 @@ img, .cut { border: 1px solid #8888; vertical-align: top; }
 .strip > div { font-size: 12px; max-width: 100px; overflow-wrap: anywhere; }
 """
 WIDGETS = """
-@media (prefers-color-scheme: dark) {
+@media screen and (prefers-color-scheme: dark) {
   :host { color: #e6edf3; }
   .bk-input { background: #161b22; color: #e6edf3; border-color: #30363d; }
   .bk-input option { background: #161b22; }
