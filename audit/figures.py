@@ -14,9 +14,8 @@ from cnnviz.audit.report import elsewhere, misled, name_of, wrong_reason
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.output.bars import Column, draw_bars
 from cnnviz.core.output.drawing import (
-    FONT_SIZE,
     bare,
-    escape,
+    beside,
     image_pixels,
     new_figure,
     title,
@@ -58,7 +57,7 @@ def draw_class(result: AuditResult, entry: Audited, read: Read, top: int) -> Fig
         widths = [TEXT / CELL, *[1.0] * columns]
         strip = layout[number].subgridspec(1, columns + 1, width_ratios=widths)
         axes = [figure.add_subplot(strip[place]) for place in range(columns + 1)]
-        _write(axes[0], text)
+        beside(axes[0], text)
         images = read(rows)
         for place, own in enumerate(axes[1:]):
             bare(own)
@@ -124,14 +123,6 @@ def _group_text(result: AuditResult, entry: Audited, number: int) -> str:
     return "\n".join(lines)
 
 
-def _write(axes: Axes, text: str) -> None:
-    bare(axes)
-    shown = "\n".join(escape(line, 100) for line in text.split("\n"))
-    axes.text(0.0, 0.5, shown, fontsize=FONT_SIZE - 1, va="center", ha="left", linespacing=1.25)
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
-
-
 def _draw_where(left: Axes, right: Axes, result: AuditResult, entry: Audited) -> None:
     spread = entry.concentration
     draw_map(left, entry.mean_RC, Look(), "mean drop ÷ each image's largest", one_sided=True)
@@ -164,7 +155,7 @@ def _draw_where(left: Axes, right: Axes, result: AuditResult, entry: Audited) ->
         )
     suspicion = entry.suspicion
     lines.append("suspicion: " + ("not judged" if suspicion is None else f"{suspicion:.2f}"))
-    _write(right, "\n".join(lines))
+    beside(right, "\n".join(lines))
 
 
 def _draw_patch(axes: Axes, image: WorkingImage, box: Sequence[int]) -> None:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnnviz.cli.run_data import SUMMARY, RunData, run_folders
+from cnnviz.cli.run_data import SUMMARY, RunData, inside, run_folders
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import DAMAGE, from_json, open_arrays, read_text
 
@@ -96,14 +96,6 @@ def _failed(content: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(str(failure["input"]) for failure in content["errors"])
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """A file of the run; whatever a summary says, none outside."""
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise CnnvizError(f"{folder / SUMMARY} lists what is not its own: {name}")
-    return path
-
-
 def _rows(path: Path) -> Iterator[dict[str, str]]:
     yield from csv.DictReader(io.StringIO(read_text(path), newline=""))
 
@@ -127,11 +119,11 @@ def _occlude(folder: Path, content: Mapping[str, Any]) -> Finished:
         spec = PanelSpec() if measured.head.has_classes else PanelSpec(targets=(first[image],))
         return look(measured, spec)
 
-    maps, pixels, answers, reliance, inside = [], [], [], [], []
+    maps, pixels, answers, reliance, shares = [], [], [], [], []
     question: dict[str, object] = {}
     for entry in content["results"]:
         image = str(entry["image"])
-        places[image] = _inside(folder, str(entry["folder"]))
+        places[image] = inside(folder, str(entry["folder"]))
         first[image] = str(entry["targets"][0]["index"])
         result = result_of(image)
         panels, measured = result.panels, result.measured
@@ -153,10 +145,10 @@ def _occlude(folder: Path, content: Mapping[str, Any]) -> Finished:
         answers.append((image, label, measured.labels[panels[0].target], panels[0].probability))
         reliance.append(panels[0].reliance)
         judged = [t.get("inside") for t in entry["targets"] if t["index"] == panels[0].target]
-        inside.append(judged[0] if judged else None)
+        shares.append(judged[0] if judged else None)
     parts = tuple(len(panel.values_P) for panel in panels) if maps else ()
     evidence = Evidence(
-        np.array(maps, np.float32), parts, _floats(reliance), _floats(inside), tuple(pixels)
+        np.array(maps, np.float32), parts, _floats(reliance), _floats(shares), tuple(pixels)
     )
 
     def mapped(image: str) -> "tuple[NDArray[np.floating], Pixels | None]":
@@ -209,11 +201,11 @@ def _audit(folder: Path, content: Mapping[str, Any]) -> Finished:
         raise UsageError(f"{folder}: {AGAIN}")
     mask, stride = (int(results["mask"][0]), int(results["mask"][1])), int(results["stride"])
     entries: dict[str, dict[str, Any]] = {}
-    with _inside(folder, LINES).open("rb") as stream:
+    with inside(folder, LINES).open("rb") as stream:
         for line in stream:
             entry = json.loads(line)
             entries[str(entry["image"])] = entry
-    named = list(_rows(_inside(folder, TABLE)))
+    named = list(_rows(inside(folder, TABLE)))
     rows = [(r["image"], r["label"], r["predicted"], float(r["probability"])) for r in named]
     ordered = [entries[image] for image, *_ in rows]
     maps_NP = np.stack([unpacked(entry["map"]) for entry in ordered])
@@ -250,12 +242,12 @@ def _tsne(folder: Path, content: Mapping[str, Any]) -> Finished:
     from cnnviz.diff.sides import Side
     from cnnviz.embeddings.features.file import FEATURES
 
-    with open_arrays(_inside(folder, FEATURES)) as stored:
+    with open_arrays(inside(folder, FEATURES)) as stored:
         features = np.array(stored["features"], np.float32)
         images = [str(image) for image in stored["images"]]
     place = f"{content['results']['maps'][0]['folder']}/embedding.csv"
     rows = [
-        (r["image"], r["label"], r["predicted"], math.nan) for r in _rows(_inside(folder, place))
+        (r["image"], r["label"], r["predicted"], math.nan) for r in _rows(inside(folder, place))
     ]
     if [row[0] for row in rows] != images:
         raise CnnvizError(f"{folder}: its table and its features are of other images")
@@ -271,7 +263,7 @@ def _filters(folder: Path, content: Mapping[str, Any]) -> Finished:
     from cnnviz.diff.sides import Layer, Side
     from cnnviz.filters.kernels.report import KERNELS
 
-    path = _inside(folder, KERNELS)
+    path = inside(folder, KERNELS)
     if not path.exists():
         raise UsageError(f"{folder} holds no {KERNELS}: {AGAIN}")
     layers, kernels = {}, {}
@@ -331,7 +323,7 @@ def _ablate(folder: Path, content: Mapping[str, Any]) -> Finished:
 
     results, answers = content["results"], None
     if results["accuracy"]:
-        with open_arrays(_inside(folder, PREDICTIONS)) as stored:
+        with open_arrays(inside(folder, PREDICTIONS)) as stored:
             if "paths" not in stored:
                 raise UsageError(f"{folder}: {AGAIN}")
             classes = stored["classes"]
@@ -340,7 +332,7 @@ def _ablate(folder: Path, content: Mapping[str, Any]) -> Finished:
             answers = _answers([(str(i), str(t), str(p), float(q)) for i, t, p, q in known])
     layers: dict[str, Layer] = {}
     if results["sweep"]:
-        swept = _by_layer(list(_rows(_inside(folder, SWEEP))))
+        swept = _by_layer(list(_rows(inside(folder, SWEEP))))
         for name, own in swept.items():
             ordered = sorted(own, key=lambda row: int(row["filter"]))
             layers[name] = _layer(ordered, "change", [False] * len(ordered))

@@ -40,7 +40,8 @@ def report(
     from cnnviz.core.extras import required
 
     required("bokeh", "report", EXTRA)
-    from cnnviz.cli.report_runs import page_of, read_summary
+    from cnnviz.cli.report_reads import read_summary
+    from cnnviz.cli.report_runs import page_of
     from cnnviz.cli.run_data import run_folders
     from cnnviz.core.output.run_folder import write_atomically
 

@@ -38,6 +38,18 @@ def run_folders(named: Path) -> list[Path]:
     return inside
 
 
+def inside(folder: Path, name: str) -> Path:
+    """A file of a run; whatever a summary says, none outside.
+
+    Raises:
+        CnnvizError: it lies outside.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise CnnvizError(f"{folder / SUMMARY} lists what is not its own: {name}")
+    return path
+
+
 class RunData:
     """Pictures by the names that a run's files have for them."""
 
@@ -58,7 +70,7 @@ class RunData:
 
     @cached_property
     def _places(self) -> dict[str, int]:
-        from cnnviz.embeddings.features.extract import shown_path
+        from cnnviz.core.files import shown_path
 
         examples = self._data.examples if self._data else ()
         return {shown_path(example.path): place for place, example in enumerate(examples)}

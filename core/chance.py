@@ -21,6 +21,14 @@ def sign_flips(values: NDArray[np.float64], draw: np.random.Generator) -> float:
     return float((1 + reached.sum()) / (1 + FLIPS))
 
 
+def exact_mcnemar(lost: int, gained: int) -> float:
+    """Two-sided p-value of so many pairs that changed each way, were both ways as likely."""
+    from scipy import stats
+
+    changed = lost + gained
+    return float(stats.binomtest(lost, changed).pvalue) if changed else 1.0
+
+
 def against_others(own: float, others: Sequence[float], by_chance: float) -> float | None:
     """One-sided p-value of a share that is larger than the others'.
 

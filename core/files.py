@@ -5,6 +5,7 @@ for can be a pipe that never ends. Text from strangers can be nested deeper than
 """
 
 import json
+import os
 import stat
 import tokenize
 import zipfile
@@ -45,6 +46,11 @@ def exists(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def shown_path(path: str) -> str:
+    """A path as text that can be written: bytes that are no UTF-8 become a question mark."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def regular(path: str | Path) -> Path:

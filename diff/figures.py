@@ -18,6 +18,7 @@ from cnnviz.core.output.bars import Column, draw_bars
 from cnnviz.core.output.drawing import (
     FONT_SIZE,
     bare,
+    beside,
     escape,
     new_figure,
     symmetric_limit,
@@ -100,21 +101,13 @@ def draw_strips(rows: Sequence[tuple[str, Sequence[Small | None]]], heading: str
     widths = [TEXT / CELL, *[1.0] * columns]
     grid = figure.subplots(len(rows), columns + 1, squeeze=False, width_ratios=widths)
     for axes, (text, cells) in zip(grid, rows, strict=True):
-        _write(axes[0], text)
+        beside(axes[0], text, 52)
         for place, own in enumerate(axes[1:]):
             bare(own)
             if place < len(cells) and (cell := cells[place]) is not None:
                 _draw_small(own, cell)
     figure.suptitle(escape(heading, 120), fontsize=FONT_SIZE)
     return figure
-
-
-def _write(axes: Axes, text: str) -> None:
-    bare(axes)
-    shown = "\n".join(escape(line, 52) for line in text.split("\n"))
-    axes.text(0.0, 0.5, shown, fontsize=FONT_SIZE - 1, va="center", linespacing=1.25)
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
 
 
 def _draw_small(axes: Axes, cell: Small) -> None:

@@ -8,8 +8,10 @@ Shapes: F filters, D weights of a kernel.
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from cnnviz.core.maps import rank_correlation
 from cnnviz.diff.sides import Floats, Layer, Side
 
 
@@ -98,7 +100,8 @@ def _compare(name: str, a: Layer, b: Layer) -> LayerChange:
                 nearest_likeness=float(alive_F[nearest]),
             )
         found.append(change)
-    return LayerChange(name, tuple(found), _rank_correlation(a.strength_F, b.strength_F))
+    rank = rank_correlation(torch.from_numpy(a.strength_F), torch.from_numpy(b.strength_F))
+    return LayerChange(name, tuple(found), rank)
 
 
 def _likeness(a: Layer, b: Layer) -> Floats | None:
@@ -132,11 +135,3 @@ def _unit(kernels_FD: NDArray[np.float32]) -> Floats:
     kernels = kernels_FD.astype(np.float64)
     unit_FD: Floats = kernels / np.maximum(np.linalg.norm(kernels, axis=1, keepdims=True), 1e-300)
     return unit_FD
-
-
-def _rank_correlation(a_F: Floats, b_F: Floats) -> float | None:
-    from scipy.stats import spearmanr
-
-    if len(a_F) < 2 or np.ptp(a_F) == 0 or np.ptp(b_F) == 0:
-        return None
-    return float(spearmanr(a_F, b_F).statistic)

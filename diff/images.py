@@ -6,8 +6,11 @@ Shapes: N images, P positions of all masks one after the other, V values of a si
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from cnnviz.core.chance import exact_mcnemar
+from cnnviz.core.maps import rank_correlation
 from cnnviz.diff.sides import Evidence, Floats, Side
 
 CONFIDENCE = 95.0
@@ -98,22 +101,17 @@ def _by_mask(evidence: Evidence) -> list[NDArray[np.float32]]:
 
 def agreement(a: Evidence, b: Evidence) -> Floats:
     """(N,) Spearman's rank correlation of the maps, mean over masks; NaN where one is constant."""
-    found = [_row_correlation(x, y) for x, y in zip(_by_mask(a), _by_mask(b), strict=True)]
+    found = [
+        [_rank_correlation(*rows) for rows in zip(x, y, strict=True)]
+        for x, y in zip(_by_mask(a), _by_mask(b), strict=True)
+    ]
     mean_N: Floats = np.mean(found, axis=0)
     return mean_N
 
 
-def _row_correlation(x_NP: NDArray[np.float32], y_NP: NDArray[np.float32]) -> Floats:
-    """(N,) of rows with rows."""
-    from scipy.stats import rankdata
-
-    centred = []
-    for values_NP in (x_NP, y_NP):
-        ranks_NP = rankdata(values_NP, axis=1)
-        centred.append(ranks_NP - ranks_NP.mean(1, keepdims=True))
-    lengths_N = np.linalg.norm(centred[0], axis=1) * np.linalg.norm(centred[1], axis=1)
-    safe_N = np.where(lengths_N > 0, lengths_N, 1)
-    return np.where(lengths_N > 0, (centred[0] * centred[1]).sum(1) / safe_N, np.nan)
+def _rank_correlation(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    found = rank_correlation(torch.from_numpy(first), torch.from_numpy(second))
+    return np.nan if found is None else found
 
 
 def _shares(evidence: Evidence) -> NDArray[np.float32]:
@@ -177,12 +175,9 @@ def signed_rank(values_N: Floats) -> float | None:
 
 def mcnemar(right_N2: Floats) -> tuple[int, int, float] | None:
     """How many answers became wrong and right, and the exact p-value; None without labels."""
-    from scipy.stats import binomtest
-
     known = right_N2[~np.isnan(right_N2[:, 0])].astype(bool)
     if not len(known):
         return None
     lost = int((known[:, 0] & ~known[:, 1]).sum())
     gained = int((~known[:, 0] & known[:, 1]).sum())
-    p = binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
-    return lost, gained, float(p)
+    return lost, gained, exact_mcnemar(lost, gained)

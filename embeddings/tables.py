@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnviz.core.files import shown_path
 from cnnviz.core.output.numbers import fewer_digits
-from cnnviz.embeddings.features.extract import shown_path
 from cnnviz.embeddings.layout.tsne import Map
 from cnnviz.embeddings.quality import UNKNOWN
 from cnnviz.embeddings.result import EmbeddingResult

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 
 from cnnviz.core.choices import LUMINANCE
 from cnnviz.report.look import LINES, WIDGETS, empty_figure, models, sheet, text_of
@@ -21,11 +24,8 @@ SIDE = 460
 """Pixels of the longer side of the picture on the page."""
 FEWEST = 8
 """Classes of a picture, at least, where not all fit."""
-PALETTES = {
-    "red and blue": ("#053061", "#f7f7f7", "#67001f"),
-    "orange and purple": ("#2d004b", "#f7f7f7", "#7f3b08"),
-    "grey": ("#000000", "#808080", "#ffffff"),
-}
+PALETTES = {"red and blue": "RdBu_r", "orange and purple": "PuOr_r", "grey": "gray"}
+"""Matplotlib's names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,16 +72,10 @@ def _chosen(explored: Explored, classes: int) -> NDArray[np.int64]:
     """The classes that matter: those asked for, then by their largest log p anywhere."""
     logits = np.vstack([explored.base_logits_K[None], explored.logits_PK])
     if explored.head == "softmax":
-        logits = logits - _log_sums(logits)[:, None]
+        logits = logits - logsumexp(logits, axis=1, keepdims=True)
     order = np.argsort(-logits.max(0), kind="stable").tolist()
     wanted = list(dict.fromkeys([*explored.targets, *order]))[:classes]
     return np.array(wanted, np.int64)
-
-
-def _log_sums(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    largest = logits.max(1)
-    sums: NDArray[np.float64] = largest + np.log(np.exp(logits - largest[:, None]).sum(1))
-    return sums
 
 
 def explore(explored: Explored, classes: int | None = None) -> Any:
@@ -146,7 +140,7 @@ def explore(explored: Explored, classes: int | None = None) -> Any:
         "cells": cells,
         "said": said,
         "names": names,
-        "palettes": {name: _palette(ends) for name, ends in PALETTES.items()},
+        "palettes": {name: _palette(own) for name, own in PALETTES.items()},
     }
     draw = parts.CustomJS(args=arguments, code=script("explorer.js"))
     for control in controls.values():
@@ -216,7 +210,7 @@ def _controls(explored: Explored, chosen: NDArray[np.int64]) -> dict[str, Any]:
 def _data(explored: Explored, chosen: NDArray[np.int64]) -> dict[str, Any]:
     """What the script computes with; log p in half precision, its sums in single."""
     both = np.vstack([explored.base_logits_K[None], explored.logits_PK])
-    sums = _log_sums(both) if explored.head == "softmax" else np.zeros(len(both))
+    sums = logsumexp(both, axis=1) if explored.head == "softmax" else np.zeros(len(both))
     kept = both[:, chosen] - sums[:, None]
     limit = float(np.finfo(np.float16).max)
     ranking = both if explored.head != "none" else np.zeros_like(both)
@@ -245,12 +239,6 @@ def _data(explored: Explored, chosen: NDArray[np.int64]) -> dict[str, Any]:
     }
 
 
-def _palette(ends: tuple[str, str, str]) -> list[str]:
-    """256 colours through three."""
-    points = [np.array([int(end[i : i + 2], 16) for i in (1, 3, 5)], float) for end in ends]
-    found = []
-    for place in np.linspace(0, 2, 256):
-        low = min(int(place), 1)
-        colour = points[low] + (points[low + 1] - points[low]) * (place - low)
-        found.append("#" + "".join(f"{round(value):02x}" for value in colour))
-    return found
+def _palette(name: str) -> list[str]:
+    """256 colours of matplotlib's."""
+    return [to_hex(colour) for colour in colormaps[name](np.linspace(0, 1, 256))]

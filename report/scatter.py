@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnviz.core.output.drawing import tiles
 from cnnviz.report.look import LINES, WIDGETS, empty_figure, models, sheet, text_of
 from cnnviz.report.page import picture_address, script
 
 SIDE = 760
 TILE = 32
 """Pixels of a small picture's side in the one picture that holds them all."""
+MISSING = 200
+"""Grey of a picture that cannot be read."""
 MOST = 10_000
 """Images on a page."""
 ALL = (
@@ -49,13 +52,10 @@ class Scattered:
 def atlas(pictures: Sequence[NDArray[np.uint8] | None]) -> tuple[str, int]:
     """One picture that holds all small ones, and how many are in a row of it."""
     columns = max(1, int(np.ceil(np.sqrt(len(pictures)))))
-    rows = -(-len(pictures) // columns)
-    sheet_pixels = np.full((rows * TILE, columns * TILE, 3), 200, np.uint8)
-    for number, picture in enumerate(pictures):
-        if picture is not None:
-            y, x = divmod(number, columns)
-            sheet_pixels[y * TILE : (y + 1) * TILE, x * TILE : (x + 1) * TILE] = picture
-    return picture_address(sheet_pixels, max(sheet_pixels.shape)), columns
+    blank = np.full((TILE, TILE, 3), MISSING, np.uint8)
+    stack = np.stack([blank if picture is None else picture for picture in pictures])
+    pixels = tiles(stack, columns, gap=0, background=MISSING)
+    return picture_address(pixels, max(pixels.shape)), columns
 
 
 def bytes_of(scattered: Scattered, address: str) -> int:

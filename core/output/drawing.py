@@ -75,6 +75,15 @@ def under(axes: "Axes", text: str, longest: int = 46) -> None:
     axes.set_xlabel("\n".join(escape(line) for line in lines), fontsize=FONT_SIZE - 1)
 
 
+def beside(axes: "Axes", text: str, longest: int = 100) -> None:
+    """Fills axes with lines of text, for a row of pictures to the right; shown literally."""
+    bare(axes)
+    shown = "\n".join(escape(line, longest) for line in text.split("\n"))
+    axes.text(0.0, 0.5, shown, fontsize=FONT_SIZE - 1, va="center", ha="left", linespacing=1.25)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+
+
 def add_colorbar(mappable: "ScalarMappable", axes: "Axes", label: str) -> "Colorbar":
     """A colour bar beside axes that says in words what the colours measure."""
     figure = axes.get_figure()

@@ -9,7 +9,6 @@ Shapes: N images kept, D features, K classes.
 """
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from cnnviz.core.data.datasets import ImageData, batches, none_usable
 from cnnviz.core.device import in_batches
 from cnnviz.core.errors import CnnvizError
+from cnnviz.core.files import shown_path
 from cnnviz.core.graph.trace import Untraceable, trace
 from cnnviz.core.models.load import Model
 from cnnviz.embeddings.features.penultimate import FeatureExtractor
@@ -132,11 +132,6 @@ class _Collected:
 def default_batch_size(device: torch.device) -> int:
     """Images at a time to start with; out of memory halves it."""
     return 256 if device.type == "cuda" else 32
-
-
-def shown_path(path: str) -> str:
-    """A path as text that can be written: bytes that are no UTF-8 become a question mark."""
-    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def extract(

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.files import DAMAGE, open_arrays
+from cnnviz.core.files import DAMAGE, open_arrays, shown_path
 from cnnviz.core.output.run_folder import RunFolder
-from cnnviz.embeddings.features.extract import MEMORY_BUDGET, Features, shown_path
+from cnnviz.embeddings.features.extract import MEMORY_BUDGET, Features
 
 FEATURES = "features.npz"
 

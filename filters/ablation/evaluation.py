@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import stats
 
+from cnnviz.core.chance import exact_mcnemar
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -113,9 +115,7 @@ def wilson(correct: int, count: int) -> tuple[float, float]:
 
 def mcnemar(lost: int, gained: int) -> Paired:
     """The exact test of McNemar (1947, Psychometrika 12, 153-157) from the discordant counts."""
-    discordant = lost + gained
-    p_value = float(stats.binomtest(lost, discordant).pvalue) if discordant else 1.0
-    return Paired(lost, gained, p_value)
+    return Paired(lost, gained, exact_mcnemar(lost, gained))
 
 
 def accuracy(predictions: Predictions, labels: "NDArray[np.int64]", classes: int) -> Accuracy:

@@ -1,11 +1,11 @@
 """What `summary.json` and the CSV files say of an ablation: plain data, class names, no NaN."""
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cnnviz.core.files import shown_path
 from cnnviz.core.output.entries import data_entry
 from cnnviz.core.output.numbers import digits
 from cnnviz.filters.ablation import evaluation
@@ -283,7 +283,7 @@ def prediction_arrays(
     result: "AblationResult", model: "Model", data: "ImageData"
 ) -> dict[str, Any]:
     """Arrays of `predictions.npz`: a row per image that counted, in order of the data."""
-    paths = [os.fsencode(data.examples[i].path).decode("utf-8", "replace") for i in result.indices]
+    paths = [shown_path(data.examples[i].path) for i in result.indices]
     arrays: dict[str, Any] = {"images": result.indices, "paths": np.array(paths, np.str_)}
     if result.counts is None:
         return arrays
