@@ -29,7 +29,6 @@ def max_patches(
         ),
     ],
     spec: MaxPatchesSpec,
-    distinct_files: Annotated[bool, Option("Drop files that are copies of another.")] = False,
     limit: Limit = None,
     pictures: Annotated[bool, Option("Draw the sheets.")] = True,
     resume: Resume = False,
@@ -49,7 +48,6 @@ def max_patches(
     """
     run = Run("max-patches", output)
     console = run.console
-    from cnnviz.core.data.distinct import distinct
     from cnnviz.filters.patches.max_patches import find_patches
     from cnnviz.filters.patches.plan import make_plan
     from cnnviz.filters.patches.report import report
@@ -57,7 +55,6 @@ def max_patches(
 
     run.take_share(shard)
     images = run.data(data, limit, model.seed)
-    images, copies = distinct(images) if distinct_files else (images, ())
     images = images.share(run.shard) if run.shard else images
     loaded = run.load(model, scores=False)
     plan = make_plan(loaded, spec)
@@ -67,7 +64,7 @@ def max_patches(
         result = find_patches(loaded, images, plan, saving=saving, progress=advance)
     draws = pictures and not run.shard  # merge draws them, once
     drawn = _draw(result, images, loaded.preprocess, folder, console) if draws else {}
-    results = report(result, images, copies=copies, pictures=drawn)
+    results = report(result, images, pictures=drawn)
     console.table("Strongest patches", *_table(result))
     shown = [folder.path / pages[0] for pages in drawn.values()]
     try:

@@ -158,18 +158,6 @@ def test_fewer_images_than_top_gives_rows_as_long_as_there_are_images(
     assert all("classes" not in entry for entry in results["filters"])
 
 
-def test_copies_are_dropped_on_request_and_named(
-    photos: Path, options: list[str], tmp_path: Path
-) -> None:
-    copy = photos / "dogs" / "99.png"
-    copy.write_bytes((photos / "dogs" / "00.png").read_bytes())
-    command = ["max-patches", str(photos), *options, "--layer", "2", "--quiet"]
-    assert run([*command, "--distinct-files"]) == 0
-    results = summary_in(tmp_path / "out")["results"]
-    assert results["images"] == 12
-    assert results["copies"] == [{"image": str(copy), "same_as": str(photos / "dogs" / "00.png")}]
-
-
 def test_an_interrupted_scan_resumes_and_a_finished_one_does_not(
     photos: Path,
     options: list[str],
