@@ -158,6 +158,7 @@ def test_fewer_images_than_top_gives_rows_as_long_as_there_are_images(
     assert all("classes" not in entry for entry in results["filters"])
 
 
+@pytest.mark.pictures
 def test_an_interrupted_scan_resumes_and_a_finished_one_does_not(
     photos: Path,
     options: list[str],
