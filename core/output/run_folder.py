@@ -10,21 +10,20 @@ import io
 import json
 import os
 import re
-import secrets
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from cnnviz.core.choices import FigureFormat
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
-from cnnviz.core.files import exists, from_json, read_text
+from cnnviz.core.files import exists, from_json, read_text, replace_file, write_atomically
 from cnnviz.core.output import parquet
 from cnnviz.core.output.entries import Summary, model_entry
 from cnnviz.core.output.lock import Lock, identity
@@ -55,34 +54,6 @@ def version() -> str:
         return metadata.version("cnnviz")
     except metadata.PackageNotFoundError:
         return "unknown"
-
-
-def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Lets `write` fill a temporary file beside `path`, then gives it that name.
-
-    Raises:
-        CnnvizError: the file system refuses (permissions, full disk, …).
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        try:
-            with temporary.open("xb") as stream:
-                write(stream)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise CnnvizError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that `path` is at every moment absent, old or complete.
-
-    Raises:
-        CnnvizError: the file system refuses (permissions, full disk, …).
-    """
-    replace_file(path, lambda stream: stream.write(data))
 
 
 def safe_name(text: str) -> str:
