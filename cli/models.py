@@ -12,7 +12,7 @@ from cnnviz.core.errors import UsageError, nearest
 from cnnviz.core.options import Option
 
 if TYPE_CHECKING:
-    from cnnviz.core.models.architectures import Listed
+    from cnnviz.core.models.zoo import Listed
 
 
 class Weights(TypedDict):
@@ -66,9 +66,9 @@ def models(
     Besides these, --model takes timm:NAME, hf:FOLDER_OR_ID, and a network of your own:
     path/to/file.py:factory.
     """
-    from cnnviz.core.models.architectures import list_torchvision
     from cnnviz.core.models.bundled import read_card
-    from cnnviz.core.models.published import cache_folder
+    from cnnviz.core.models.zoo import list_torchvision
+    from cnnviz.core.models.zoo.published import cache_folder
     from cnnviz.core.output.run_folder import to_json, version
 
     wanted = (pattern or "").lower()

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cnnviz.cli.main import COMMANDS, run
-from cnnviz.core.models.factories import unwrapped
+from cnnviz.core.models.zoo.factories import unwrapped
 from cnnviz.core.output.run_folder import RunFolder
 
 TRACED = "cannot be traced"

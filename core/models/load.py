@@ -19,14 +19,11 @@ from cnnviz.core.choices import HeadChoice, Precision
 from cnnviz.core.device import pick_device
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models import heads
-from cnnviz.core.models.dense import Reading, Region
-from cnnviz.core.models.guarded import guarded
-from cnnviz.core.models.habits import Habits
-from cnnviz.core.models.heads import Head
+from cnnviz.core.models.behaviour import Habits, guarded, probe
+from cnnviz.core.models.heads import Head, Reading, Region
 from cnnviz.core.models.labels import Labels, class_index, read_labels
+from cnnviz.core.models.outputs import read_out
 from cnnviz.core.models.preprocess import Preprocess, adjust, plain
-from cnnviz.core.models.probing import probe
-from cnnviz.core.models.read_out import read_out
 from cnnviz.core.models.trained import BUNDLED, find_trained
 
 

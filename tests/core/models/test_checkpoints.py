@@ -16,13 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models import checkpoints
-from cnnviz.core.models.checkpoints import (
+from cnnviz.core.models.files import checkpoints
+from cnnviz.core.models.files.checkpoints import (
     Kind,
     kind_of,
     read_state_dicts,
 )
-from cnnviz.core.models.fitting import choose
+from cnnviz.core.models.trained import choose
 
 
 class Evil:

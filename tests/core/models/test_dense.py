@@ -18,8 +18,7 @@ from cnnviz.cli.main import app
 from cnnviz.core import load_model
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.dense import Region
-from cnnviz.core.models.heads import Head
+from cnnviz.core.models.heads import Head, Region
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.entries import model_entry
 from cnnviz.gradients import SaliencySpec, saliency

@@ -16,9 +16,9 @@ from torch._export.verifier import SpecViolationError
 from torch.nn import functional
 
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.archives import FixedBatch, open_archive
-from cnnviz.core.models.checkpoints import Kind, kind_of
-from cnnviz.core.models.exported import load_exported
+from cnnviz.core.models.files.archives import FixedBatch, open_archive
+from cnnviz.core.models.files.checkpoints import Kind, kind_of
+from cnnviz.core.models.files.exported import load_exported
 from cnnviz.core.models.load import load_model
 from cnnviz.embeddings.features.penultimate import FeatureExtractor
 from cnnviz.filters.patches.choices import MaxPatchesSpec

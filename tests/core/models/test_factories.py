@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from cnnviz.core.data.images import Preprocess
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph.trace import trace
+from cnnviz.core.models.behaviour import GreyInput
 from cnnviz.core.models.layers import conv_layers
 from cnnviz.core.models.load import load_model
-from cnnviz.core.models.probing import GreyInput
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine
 from cnnviz.occlusion.engines.network import prepare
 

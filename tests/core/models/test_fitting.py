@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, weight_norm
 
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.checkpoints import StateDict
-from cnnviz.core.models.fitting import Fitting, choose, fit, head_classes
+from cnnviz.core.models.files.checkpoints import StateDict
 from cnnviz.core.models.load import load_model
+from cnnviz.core.models.trained import Fitting, choose, fit, head_classes
 
 FILE = Path("ck")
 

@@ -8,11 +8,11 @@ from torch.nn import functional
 
 from cnnviz.core import load_model
 from cnnviz.core.errors import CnnvizError
-from cnnviz.core.models.checkpoints import StateDict
-from cnnviz.core.models.factories import unwrapped
-from cnnviz.core.models.fitting import choose
-from cnnviz.core.models.habits import examine
+from cnnviz.core.models.behaviour import examine
+from cnnviz.core.models.files.checkpoints import StateDict
 from cnnviz.core.models.load import Model
+from cnnviz.core.models.trained import choose
+from cnnviz.core.models.zoo.factories import unwrapped
 from cnnviz.filters.ablation.passes import ablated_logits
 from cnnviz.filters.channels.spec import expand, parse
 from cnnviz.occlusion import OcclusionSpec, occlude

@@ -18,8 +18,8 @@ from cnnviz.cli.main import app
 from cnnviz.core import load_model
 from cnnviz.core.data.images import WorkingImage, read_image
 from cnnviz.core.errors import UsageError
+from cnnviz.core.models.layers import Form, Layout, Layouts, token_grid
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.maps import Form, Layout, Layouts, token_grid
 from cnnviz.filters.activations.maps import feature_maps
 from cnnviz.gradients.choices import Method, SaliencySpec
 from cnnviz.gradients.experiment import default_layer, saliency

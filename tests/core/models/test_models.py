@@ -10,10 +10,11 @@ from torchvision import models as torchvision_models
 
 from cnnviz.core.data.images import Preprocess, prepare, read_image
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models import bundled, checkpoints
-from cnnviz.core.models.architectures import find_architecture
-from cnnviz.core.models.bundled.network import CifarNet
+from cnnviz.core.models import bundled
+from cnnviz.core.models.bundled import CifarNet
+from cnnviz.core.models.files import checkpoints
 from cnnviz.core.models.load import Model, load_model
+from cnnviz.core.models.zoo import find_architecture
 from cnnviz.core.output.entries import model_entry
 
 RESNETS = Path(__file__).with_name("cifar_resnet.py")

@@ -22,7 +22,7 @@ from cnnviz.cli.main import app
 from cnnviz.core import load_model
 from cnnviz.core.data.images import read_image
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.measured import measured
+from cnnviz.core.models.zoo.hubs import measured
 
 SIDE = 64
 

@@ -7,9 +7,9 @@ import torch
 from torchvision import models as torchvision_models
 
 from cnnviz.core.errors import CnnvizError
-from cnnviz.core.models import checkpoints
-from cnnviz.core.models.architectures import find_architecture, list_torchvision, torchvision_names
+from cnnviz.core.models.files import checkpoints
 from cnnviz.core.models.load import load_model
+from cnnviz.core.models.zoo import find_architecture, list_torchvision, torchvision_names
 
 
 @pytest.fixture

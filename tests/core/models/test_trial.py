@@ -20,18 +20,19 @@ from torch import Tensor, nn
 
 from cnnviz.cli.main import run
 from cnnviz.core.errors import CnnvizError
-from cnnviz.core.models import trained, trial
-from cnnviz.core.models.checkpoints import Kind, check_zip, first, kind_of, read_state_dicts
+from cnnviz.core.models import trained
+from cnnviz.core.models.files import child
+from cnnviz.core.models.files.archives import check_program, load_script, script_weights
+from cnnviz.core.models.files.checkpoints import Kind, check_zip, first, kind_of, read_state_dicts
+from cnnviz.core.models.files.child import tried
 from cnnviz.core.models.load import load_model
-from cnnviz.core.models.torchscript import check_program, load_script, script_weights
-from cnnviz.core.models.trial import tried
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="trials need fork")
 
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "SECONDS", 2)
+    monkeypatch.setattr(child, "SECONDS", 2)
     monkeypatch.setattr(trained, "PASS_SECONDS", 4)
 
 
@@ -83,7 +84,7 @@ def test_a_child_says_nothing(file: Path, capfd: pytest.CaptureFixture[str]) -> 
 def test_a_child_that_waits_for_nothing_is_killed(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "WAITING", 0.2)
+    monkeypatch.setattr(child, "WAITING", 0.2)
     with pytest.raises(CnnvizError, match="it takes longer than 1 seconds"):
         tried(file, lambda: time.sleep(60), seconds=1)
 

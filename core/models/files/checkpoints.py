@@ -29,7 +29,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import DAMAGE
-from cnnviz.core.models.trial import MEMORY_TIMES, tried
+from cnnviz.core.models.files.child import MEMORY_TIMES, tried
 
 STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net")
 SUFFIXES = frozenset({".pth", ".pt", ".th", ".ckpt", ".safetensors", ".pt2", ".onnx"})

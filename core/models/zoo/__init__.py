@@ -11,11 +11,11 @@ from torch import nn
 
 from cnnviz.core.errors import UsageError, nearest
 from cnnviz.core.models import bundled
-from cnnviz.core.models.bundled.network import CifarNet
-from cnnviz.core.models.factories import find_factory
+from cnnviz.core.models.behaviour import settled
+from cnnviz.core.models.bundled import CifarNet
 from cnnviz.core.models.preprocess import Preprocess
-from cnnviz.core.models.probing import settled
-from cnnviz.core.models.published import Architecture, Published, of_torchvision
+from cnnviz.core.models.zoo.factories import find_factory
+from cnnviz.core.models.zoo.published import Architecture, Published, of_torchvision
 
 # Heads that only help in training; the published weights were trained behind the transform.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
@@ -136,11 +136,11 @@ def find_architecture(name: str) -> Architecture:
     if name == "bundled":
         return _bundled()
     if name.startswith("timm:"):
-        from cnnviz.core.models.from_timm import timm_architecture
+        from cnnviz.core.models.zoo.hubs import timm_architecture
 
         return timm_architecture(name)
     if name.startswith("hf:"):
-        from cnnviz.core.models.from_transformers import transformers_architecture
+        from cnnviz.core.models.zoo.hubs import transformers_architecture
 
         return transformers_architecture(name)
     if name.endswith(".py"):

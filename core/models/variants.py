@@ -7,25 +7,23 @@ that.
 """
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from cnnviz.core.device import rounding
-from cnnviz.core.errors import USER_CODE_ERRORS
+from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError
 from cnnviz.core.graph.fold import fold
 from cnnviz.core.graph.trace import Untraceable, trace
-from cnnviz.core.models.guarded import guarded
-from cnnviz.core.models.layers import conv_layers, named_layers, watch_outputs
-
-if TYPE_CHECKING:
-    from cnnviz.core.models.load import Model
+from cnnviz.core.models.behaviour import guarded
+from cnnviz.core.models.layers import conv_layers, named_layers, trial_outputs, watch_outputs
+from cnnviz.core.models.load import Model
 
 
-def fast(model: "Model", keep: Collection[str] = ()) -> "Model":
+def fast(model: Model, keep: Collection[str] = ()) -> Model:
     """The model with a module that answers sooner; the given one is left as it was.
 
     Args:
@@ -124,3 +122,86 @@ def laid_out(
     except (Untraceable, *USER_CODE_ERRORS):
         return module, torch.contiguous_format
     return plain, channels_last
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient for as long as the `with` lasts."""
+    asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
+
+
+def gradients(score: Tensor, tensors: Sequence[Tensor], name: str) -> list[Tensor | None]:
+    """The gradient of one number with respect to some tensors; None where it does not reach.
+
+    Call it inside the `with frozen(module)` of the forward pass; the graph is kept.
+
+    Args:
+        score: what is differentiated, one element.
+        tensors: leaves, or values that the score was made from.
+        name: of the model, for messages.
+
+    Raises:
+        CnnvizError: the forward pass cuts all gradients, or the backward pass fails.
+    """
+    if not score.requires_grad:
+        raise CnnvizError(
+            f"{name} cuts its gradient (torch.no_grad, .detach() or numpy in its forward), so "
+            "there is none to show; cnnviz occlude needs none"
+        )
+    asking = [tensor for tensor in tensors if tensor.requires_grad]
+    for tensor in asking:
+        tensor.retain_grad()
+        tensor.grad = None
+    try:
+        score.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CnnvizError(
+            f"the backward pass of {name} fails: {reason}; cnnviz occlude needs none"
+        ) from error
+    found = [tensor.grad for tensor in tensors]
+    for tensor in asking:
+        tensor.grad = None
+    return found
+
+
+LAST = 3
+_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+def last_layers(model: Model, count: int = LAST) -> tuple[str, ...]:
+    """The convolutions and linear layers that run last; none of an archive."""
+    layers = named_layers(model.module)
+    names = [name for name, layer in layers.items() if isinstance(layer, _WEIGHTED)]
+    try:
+        return tuple(trial_outputs(model, names))[-count:]
+    except UsageError:
+        return ()
+
+
+@contextmanager
+def rerandomised(model: Model, layers: tuple[str, ...], seed: int = 0) -> Iterator[None]:
+    """Draws their weights anew, normal with the mean and deviation that they have."""
+    generator = torch.Generator().manual_seed(seed)
+    found = named_layers(model.module)
+    weights: list[nn.Parameter] = [found[name].weight for name in layers]  # type: ignore[misc]
+    before = [weight.data for weight in weights]
+    try:
+        for weight, old in zip(weights, before, strict=True):
+            drawn = torch.randn(old.shape, generator=generator).to(old.device, torch.float32)
+            spread = old.float().std(correction=0)
+            weight.data = (drawn * spread + old.float().mean()).to(old.dtype)
+        yield
+    finally:
+        for weight, old in zip(weights, before, strict=True):
+            weight.data = old

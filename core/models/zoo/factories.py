@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, nearest
+from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, located, nearest
 
 CLASS_PARAMETERS = ("num_classes", "classes", "n_classes", "num_class", "n_class", "nb_classes")
 UNKNOWN_CLASSES = 1000  # for a factory that must be told, until a checkpoint says how many
@@ -51,7 +51,7 @@ class Factory:
             with _importable(self.folder):
                 module = self.function(**options)
         except USER_CODE_ERRORS as error:
-            raise CnnvizError(f"the factory '{self.name}' failed: {where(error)}") from error
+            raise CnnvizError(f"the factory '{self.name}' failed: {located(error)}") from error
         if isinstance(module, nn.Module):
             return unwrapped(module)
         kind = type(module).__name__
@@ -153,17 +153,6 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def where(error: BaseException) -> str:
-    """The error in one line, with the innermost place it was raised at."""
-    place, trace = "", error.__traceback__
-    while trace is not None:
-        place = f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})"
-        trace = trace.tb_next
-    if isinstance(error, SyntaxError):
-        place = ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
-
-
 def _parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
     try:
         return dict(inspect.signature(function).parameters)
@@ -200,7 +189,7 @@ def _attribute(name: str, option: str) -> tuple[object, str, Path]:
         with _importable(folder):
             module = _import_file(path) if is_file else importlib.import_module(source)
     except USER_CODE_ERRORS as error:
-        raise UsageError(f"'{source}' cannot be imported: {where(error)}") from error
+        raise UsageError(f"'{source}' cannot be imported: {located(error)}") from error
     found = getattr(module, attribute, None)
     if not callable(found):
         near = ", ".join(nearest(attribute, [k for k, v in vars(module).items() if callable(v)]))
