@@ -22,8 +22,7 @@ from torch.nn import functional
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.outlines import Place
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.heads import Head, Reading
-from cnnviz.core.models.labels import resolve_targets
+from cnnviz.core.models.heads import Head, Reading, resolve_targets
 from cnnviz.core.models.layers import (
     Form,
     Layout,

@@ -48,12 +48,10 @@ SIZES = {
 RANDOM = {"AlwaysDropout", "Jitter"}
 # A line that the user must see, by network.
 NOTES = {
-    **dict.fromkeys(
-        ("BatchStatistics", "BatchMaximum", "MinibatchDeviation"), "mixes the pictures"
-    ),
-    **dict.fromkeys(("OneAtATime", "AssertsOne"), "mixes the pictures"),
-    **dict.fromkeys(RANDOM, "answers differently each time"),
-    "Softmax": "puts out probabilities already",
+    **dict.fromkeys(("BatchStatistics", "BatchMaximum", "MinibatchDeviation"), "mixes the images"),
+    **dict.fromkeys(("OneAtATime", "AssertsOne"), "mixes the images"),
+    **dict.fromkeys(RANDOM, "is stochastic"),
+    "Softmax": "puts out probabilities: ",
     "Sigmoid": "a probability for each class on its own",
     **dict.fromkeys(("Tuple", "Dict", "Dataclass", "NamedTuple"), "is taken"),
     **dict.fromkeys(("OneLogit", "OneFlatLogit", "OneProbability"), "one number a picture"),

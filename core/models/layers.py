@@ -1,7 +1,13 @@
-"""Layers by name: finding them, reading what they put out, changing what they put out.
+"""Layers by name: finding them, reading and changing their outputs, and viewing these as maps.
 
 A layer is a submodule under its dotted name (`layer1.0.conv1`). Hooks are borrowed:
-`watch_outputs` and `replace_outputs` take them off again in `finally`, whatever happens in between.
+`watch_outputs` and `replace_outputs` remove them in `finally`, whatever happens in between.
+
+Convolutions return (N, C, H, W). Blocks behind a permute return (N, H, W, C), transformers a row of
+tokens (N, T, C): those of a grid of patches, row by row, after some without a position (class
+token, registers). All are maps of C channels, if it is clear which axis is which.
+
+Shapes: N images, C channels, T tokens, H W rows and columns of the maps.
 """
 
 import logging
@@ -21,9 +27,16 @@ from cnnviz.core.models.load import Model
 
 _log = logging.getLogger("cnnviz")
 
+CHANNELS_SECOND = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d)
+MAXIMUM_EXTRA = 9
+"""Tokens before the grid, at most: a class token, one of distillation, registers."""
+
+MapShape = tuple[int, int, int]
+"""(channels, rows, columns) of a layer's output for one image."""
+
 
 def named_layers(module: nn.Module) -> dict[str, nn.Module]:
-    """Every submodule but the root, by dotted name, in order of definition."""
+    """Every submodule except the root, by dotted name, in order of definition."""
     return {name: layer for name, layer in module.named_modules() if name}
 
 
@@ -33,19 +46,15 @@ def conv_layers(module: nn.Module) -> list[str]:
 
 
 def find_layer(module: nn.Module, name: str, model_name: str) -> nn.Module:
-    """The layer of that name.
-
-    Raises:
-        UsageError: there is none (the message offers the nearest names), or it cannot be reached.
-    """
+    """Return the layer of that name; a UsageError offers the nearest names."""
     check_open(module, model_name)
     layers = named_layers(module)
     if name in layers:
         return layers[name]
     if not layers:
         raise UsageError(
-            f"no layer '{name}' in {model_name}, which shows no layers (a black box, or one layer "
-            "alone); those of a network in Python are seen: --model FILE.py:FACTORY"
+            f"no layer '{name}' in {model_name}, which has no visible layers (a black box, or a "
+            "single layer); those of a network in Python are visible: --model FILE.py:FACTORY"
         )
     near = ", ".join(nearest(name, layers))
     raise UsageError(
@@ -55,11 +64,7 @@ def find_layer(module: nn.Module, name: str, model_name: str) -> nn.Module:
 
 
 def check_open(module: nn.Module, model_name: str) -> None:
-    """Sees to it that layers can be reached: archives hold one graph, whatever it once was made of.
-
-    Raises:
-        UsageError: the module is a TorchScript or torch.export archive.
-    """
+    """Raise UsageError for a TorchScript or torch.export archive, whose layers are out of reach."""
     kinds = [type(layer) for layer in module.modules()]
     scripted = any(issubclass(kind, torch.jit.ScriptModule) for kind in kinds)
     exported = any(issubclass(kind, fx.GraphModule) for kind in kinds)
@@ -70,33 +75,49 @@ def check_open(module: nn.Module, model_name: str) -> None:
         )
 
 
-def _as_tensor(name: str, output: object) -> Tensor:
-    if isinstance(output, Tensor):
-        return output
-    raise UsageError(
-        f"layer '{name}' puts out {type(output).__name__}, not a tensor; name a layer inside it"
-    )
+@contextmanager
+def replace_outputs(
+    module: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]]
+) -> Iterator[None]:
+    """Pass each named layer's output through a function inside the `with`.
+
+    Raises:
+        KeyError: there is no such layer.
+        UsageError: the module is an archive; or a layer returns something other than a tensor.
+    """
+    check_open(module, "FILE")
+    layers = named_layers(module)
+
+    def hook(name: str, change: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+        def changed(_layer: nn.Module, _inputs: object, output: object) -> Tensor:
+            if isinstance(output, Tensor):
+                return change(output)
+            raise UsageError(
+                f"layer '{name}' returns {type(output).__name__}, not a tensor; name a layer "
+                "inside it"
+            )
+
+        return changed
+
+    with ExitStack() as stack:
+        for name, change in changes.items():
+            stack.callback(layers[name].register_forward_hook(hook(name, change)).remove)
+        yield
 
 
 @contextmanager
 def watch_outputs(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Collects what the named layers put out, each forward pass replacing the one before.
-
-    A layer that runs more than once in a pass leaves its last output.
+    """Collect the outputs of the named layers; raises as `replace_outputs`.
 
     Yields:
-        A dict that the forward passes inside the `with` fill: layer name to output.
-
-    Raises:
-        KeyError: a name that `find_layer` would refuse.
-        UsageError: the module is an archive; or a layer, on a forward pass, puts out something
-            other than a tensor.
+        Layer name to output, filled by the forward passes inside the `with`, each replacing the one
+        before. A layer that runs more than once in a pass leaves its last output.
     """
     outputs: dict[str, Tensor] = {}
 
     def keeper(name: str) -> Callable[[Tensor], Tensor]:
         def keep(output: Tensor) -> Tensor:
-            # A copy, since the next layer may work in place (a ReLU behind a convolution).
+            # A copy, since the next layer may work in place (a ReLU after a convolution).
             outputs.pop(name, None)  # so that the last to run comes last
             outputs[name] = output.clone()
             return output
@@ -108,12 +129,9 @@ def watch_outputs(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str,
 
 
 def trial_outputs(model: Model, names: Sequence[str]) -> dict[str, Tensor]:
-    """What the named layers put out for one blank image, in the order in which they last ran.
+    """The named layers' outputs for one blank image, in the order in which they last ran.
 
-    Layers that do not run are not among them.
-
-    Raises:
-        UsageError: a layer puts out something other than a tensor.
+    Layers that do not run are left out.
     """
     with watch_outputs(model.module, names) as outputs:
         _run_blank(model)
@@ -126,7 +144,7 @@ def _run_blank(model: Model) -> None:
 
 
 def note_repeats(model: Model, names: Sequence[str]) -> None:
-    """A line for each of these layers that runs more than once in a pass: its last run counts."""
+    """Print a note for each of these layers that runs more than once in a pass."""
     runs: Counter[str] = Counter()
 
     def counter(name: str) -> Callable[[Tensor], Tensor]:
@@ -141,52 +159,17 @@ def note_repeats(model: Model, names: Sequence[str]) -> None:
     for name, count in runs.items():
         if count > 1:
             _log.warning(
-                "note: layer %r runs %d times in a forward pass; its last run is looked at",
-                name,
-                count,
+                "note: layer %r runs %d times in a forward pass; its last run is used", name, count
             )
 
 
 def not_run(name: str) -> UsageError:
-    """What to raise where a layer is asked for that no forward pass comes by."""
+    """The error to raise for a layer that no forward pass reaches."""
     return UsageError(f"layer '{name}' does not run in a forward pass; name another one")
 
 
-@contextmanager
-def replace_outputs(
-    module: nn.Module, changes: Mapping[str, Callable[[Tensor], Tensor]]
-) -> Iterator[None]:
-    """Puts each named layer's output through a function for as long as the `with` lasts.
-
-    Raises:
-        KeyError: a name that `find_layer` would refuse.
-        UsageError: the module is an archive; or a layer, on a forward pass, puts out something
-            other than a tensor.
-    """
-    check_open(module, "FILE")
-    layers = named_layers(module)
-
-    def changer(
-        name: str, change: Callable[[Tensor], Tensor]
-    ) -> Callable[[nn.Module, object, object], Tensor]:
-        return lambda _layer, _inputs, output: change(_as_tensor(name, output))
-
-    with ExitStack() as stack:
-        for name, change in changes.items():
-            stack.callback(layers[name].register_forward_hook(changer(name, change)).remove)
-        yield
-
-
-CHANNELS_SECOND = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d)
-MOST_EXTRA = 9
-"""Tokens before the grid, at most: a class token, one of distillation, registers."""
-
-MapShape = tuple[int, int, int]
-"""(channels, rows, columns) of what a layer puts out for one image."""
-
-
 class Form(StrEnum):
-    """How a layer's output lies."""
+    """The axes of a layer's output."""
 
     MAPS = "N, C, H, W"
     LAST = "N, H, W, C"
@@ -201,7 +184,7 @@ class Layout:
     Attributes:
         form: which axis is which.
         shape: C, H, W.
-        extra: tokens before the grid's.
+        extra: tokens before the grid.
     """
 
     form: Form
@@ -209,7 +192,7 @@ class Layout:
     extra: int = 0
 
     def maps(self, output: Tensor) -> Tensor:
-        """The output, for any number of images, as maps (N, C, H, W)."""
+        """View the output, for any number of images, as maps (N, C, H, W)."""
         if self.form is Form.MAPS:
             return output
         if self.form is Form.LAST:
@@ -220,37 +203,37 @@ class Layout:
 
     @property
     def patches(self) -> bool:
-        """Whether the units are a grid of patches, evenly over the image."""
+        """Whether the units are a regular grid of patches of the image."""
         return self.form in (Form.TOKENS, Form.LAST)
 
 
 def token_grid(count: int, size: tuple[int, int]) -> tuple[int, tuple[int, int]] | None:
-    """The one way in which so many tokens are a grid of square patches of the image, if there is.
+    """The only grid of square patches of the image that so many tokens can be; None if ambiguous.
 
     Args:
         count: T.
         size: (rows, columns) of the image.
 
     Returns:
-        The tokens before the grid, and its (rows, columns).
+        The number of tokens before the grid, and its (rows, columns).
     """
     grids = {
         (size[0] // side, size[1] // side)
         for side in range(1, min(size))
         if size[0] % side == 0 and size[1] % side == 0
     }
-    found = [
+    fitting = [
         (count - rows * columns, (rows, columns))
         for rows, columns in grids
-        if 0 <= count - rows * columns <= min(MOST_EXTRA, rows * columns - 1)
+        if 0 <= count - rows * columns <= min(MAXIMUM_EXTRA, rows * columns - 1)
     ]
-    return found[0] if len(found) == 1 else None
+    return fitting[0] if len(fitting) == 1 else None
 
 
 class Layouts:
-    """The layouts of a model's layers, found out by a pass over a blank image.
+    """The layouts of a model's layers, from a pass over a blank image.
 
-    The graph of the network is only made where the shape alone does not tell.
+    The network is traced only if a shape alone is ambiguous.
     """
 
     def __init__(self, model: Model) -> None:
@@ -259,27 +242,22 @@ class Layouts:
         self._axes: Mapping[str, tuple[int, int] | None] | None = None
 
     def of(self, names: Sequence[str], *, refuse: bool = True) -> dict[str, Layout]:
-        """By name, in the order given; without layers that do not run in a forward pass.
+        """Layouts by name, in the order given, without layers that do not run.
 
-        Args:
-            names: of layers that exist.
-            refuse: whether a layer without maps is an error, or left out.
-
-        Raises:
-            UsageError: a layer puts out something else than maps, tokens of a grid or a vector.
+        `refuse` decides whether a layer without maps raises UsageError, or is left out.
         """
-        found: dict[str, Layout] = {}
+        layouts: dict[str, Layout] = {}
         for name, output in trial_outputs(self._model, names).items():
             layout = self._layout(name, output)
             if layout is not None:
-                found[name] = layout
+                layouts[name] = layout
             elif refuse:
                 shape = "x".join(map(str, output.shape[1:]))
                 raise UsageError(
-                    f"layer '{name}' of {self._model.name} puts out {shape}, not channels of maps; "
-                    f"name a convolution or what follows one"
+                    f"layer '{name}' of {self._model.name} returns {shape}, not channels of maps; "
+                    "name a convolution or a layer after one"
                 )
-        return {name: found[name] for name in names if name in found}
+        return {name: layouts[name] for name in names if name in layouts}
 
     def _layout(self, name: str, output: Tensor) -> Layout | None:
         shape = tuple(output.shape)
@@ -288,8 +266,8 @@ class Layouts:
         if len(shape) == 2:
             return Layout(Form.VECTOR, (shape[1], 1, 1))
         if len(shape) == 3:
-            found = token_grid(shape[1], self._model.input_size)
-            return Layout(Form.TOKENS, (shape[2], *found[1]), found[0]) if found else None
+            grid = token_grid(shape[1], self._model.input_size)
+            return Layout(Form.TOKENS, (shape[2], *grid[1]), grid[0]) if grid else None
         if len(shape) != 4:
             return None
         if self._is_channels_last(name, shape):
@@ -303,11 +281,11 @@ class Layouts:
         second, last = _misfit(shape[2:4], size), _misfit(shape[1:3], size)
         if second == 0 < last:
             return False
-        axes = self._places().get(name)
+        axes = self._traced_axes().get(name)
         return axes == (1, 2) or (axes is None and last < second)
 
-    def _places(self) -> Mapping[str, tuple[int, int] | None]:
-        """Layer name to its axes of rows and columns; empty where nobody can tell."""
+    def _traced_axes(self) -> Mapping[str, tuple[int, int] | None]:
+        """Layer name to its axes of rows and columns; empty if the network cannot be traced."""
         if self._axes is None:
             model = self._model
             try:
@@ -325,6 +303,6 @@ class Layouts:
 
 
 def _misfit(grid: Sequence[int], size: tuple[int, int]) -> float:
-    """How far a grid is from the image's proportions; infinite where it is finer than the image."""
+    """Difference of a grid's proportions to the image's; infinite if it is finer than the image."""
     rows, columns = (whole / part for whole, part in zip(size, grid, strict=True))
     return math.inf if min(rows, columns) < 1 else abs(math.log(rows / columns))

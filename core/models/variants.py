@@ -1,9 +1,12 @@
-"""The same network, sooner: batch norms folded into convolutions, maps that lie channels last.
+"""The same network in another form: an optimised copy, frozen for gradients, or with random layers.
 
-What a command watches or changes keeps its name and its own output; all else may be folded away.
-The result is compared with the original on a random picture, there and at every kept layer; a
-network that cannot be traced, or gives other numbers, runs as it is, channels last if it bears
-that.
+The optimised copy has batch norms folded into convolutions and channels-last maps. A layer that a
+command watches or changes keeps its name and its output; everything else may be folded. The copy is
+compared with the original on a random image, at the output and at every kept layer; a network that
+cannot be traced, or whose copy gives other numbers, runs unfolded, channels-last if it can.
+
+Gradients are those of `Tensor.backward`, which works for every network, also with re-entrant
+checkpointing, which `autograd.grad` refuses.
 """
 
 import copy
@@ -15,24 +18,27 @@ import torch
 from torch import Tensor, nn
 
 from cnnviz.core.device import rounding
-from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError
+from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, one_line
 from cnnviz.core.graph.fold import fold
 from cnnviz.core.graph.trace import Untraceable, trace
 from cnnviz.core.models.behaviour import guarded
 from cnnviz.core.models.layers import conv_layers, named_layers, trial_outputs, watch_outputs
 from cnnviz.core.models.load import Model
 
+LAST = 3
+_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
 
 def fast(model: Model, keep: Collection[str] = ()) -> Model:
-    """The model with a module that answers sooner; the given one is left as it was.
+    """Return an optimised copy; the original is not modified.
 
     Args:
         model: the network.
-        keep: layers that will be watched or changed, by name.
+        keep: names of layers that will be watched or changed.
 
     Returns:
-        A model whose module has the layers of `keep` under their names, or `model` itself where
-        nothing is to be gained.
+        A model whose module has the layers of `keep` under their names, or `model` itself if it
+        cannot be optimised.
     """
     if model.region is not None or not conv_layers(model.module):
         return model
@@ -59,19 +65,16 @@ def random_image(shape: Sequence[int], device: torch.device, dtype: torch.dtype)
 def check_same(
     module: nn.Module, other: nn.Module, image_1CHW: Tensor, layers: Sequence[str] = ()
 ) -> None:
-    """Compares two networks on an image: a trace freezes decisions that are taken on values.
+    """Raise Untraceable if a copy gives other numbers, since tracing freezes decisions on values.
 
     Args:
         module: the network.
-        other: what shall stand for it.
-        image_1CHW: the image.
-        layers: whose outputs are compared too.
-
-    Raises:
-        Untraceable: they differ by more than rounding.
+        other: its copy.
+        image_1CHW: the image to compare them on.
+        layers: layers whose outputs are compared, too.
     """
     if missing := [name for name in layers if name not in named_layers(other)]:
-        raise Untraceable(f"layer '{missing[0]}' is no step of its traced graph")
+        raise Untraceable(f"layer '{missing[0]}' is not a step of its traced graph")
     # One after the other: the two may share layers, and then each would see the other's pass.
     expected, expected_layers = _outputs(module, image_1CHW, layers)
     got, got_layers = _outputs(other, image_1CHW, layers)
@@ -106,16 +109,16 @@ def laid_out(
     image_1CHW: Tensor,
     change: Callable[[nn.Module], None] = lambda _copy: None,
 ) -> tuple[nn.Module, torch.memory_format]:
-    """A copy of the module in channels-last layout, or as it is where it cannot stand that.
+    """Return a channels-last copy, or the module itself if it does not support that.
 
     Args:
         module: the network.
-        image_1CHW: to compare the two on.
-        change: what else is done to the copy.
+        image_1CHW: the image to compare the two on.
+        change: further changes to the copy.
     """
     channels_last = torch.channels_last
     try:
-        with torch.no_grad():  # a copy of TorchScript would remember what it was copied from
+        with torch.no_grad():  # otherwise a copy of TorchScript keeps its history
             plain = copy.deepcopy(module).to(memory_format=channels_last)
         change(plain)
         check_same(module, plain, image_1CHW.contiguous(memory_format=channels_last))
@@ -126,15 +129,15 @@ def laid_out(
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient for as long as the `with` lasts."""
-    asking = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in asking:
+    """Let no parameter collect a gradient inside the `with`."""
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         with torch.enable_grad():
             yield
     finally:
-        for parameter in asking:
+        for parameter in trainable:
             parameter.requires_grad_(True)
 
 
@@ -144,9 +147,9 @@ def gradients(score: Tensor, tensors: Sequence[Tensor], name: str) -> list[Tenso
     Call it inside the `with frozen(module)` of the forward pass; the graph is kept.
 
     Args:
-        score: what is differentiated, one element.
+        score: one element.
         tensors: leaves, or values that the score was made from.
-        name: of the model, for messages.
+        name: name of the model, for messages.
 
     Raises:
         CnnvizError: the forward pass cuts all gradients, or the backward pass fails.
@@ -156,8 +159,8 @@ def gradients(score: Tensor, tensors: Sequence[Tensor], name: str) -> list[Tenso
             f"{name} cuts its gradient (torch.no_grad, .detach() or numpy in its forward), so "
             "there is none to show; cnnviz occlude needs none"
         )
-    asking = [tensor for tensor in tensors if tensor.requires_grad]
-    for tensor in asking:
+    tracked = [tensor for tensor in tensors if tensor.requires_grad]
+    for tensor in tracked:
         tensor.retain_grad()
         tensor.grad = None
     try:
@@ -165,22 +168,17 @@ def gradients(score: Tensor, tensors: Sequence[Tensor], name: str) -> list[Tenso
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CnnvizError(
-            f"the backward pass of {name} fails: {reason}; cnnviz occlude needs none"
+            f"the backward pass of {name} fails: {one_line(error)}; cnnviz occlude needs none"
         ) from error
-    found = [tensor.grad for tensor in tensors]
-    for tensor in asking:
+    result = [tensor.grad for tensor in tensors]
+    for tensor in tracked:
         tensor.grad = None
-    return found
-
-
-LAST = 3
-_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    return result
 
 
 def last_layers(model: Model, count: int = LAST) -> tuple[str, ...]:
-    """The convolutions and linear layers that run last; none of an archive."""
+    """The convolutions and linear layers that run last; none for an archive."""
     layers = named_layers(model.module)
     names = [name for name, layer in layers.items() if isinstance(layer, _WEIGHTED)]
     try:
@@ -191,17 +189,24 @@ def last_layers(model: Model, count: int = LAST) -> tuple[str, ...]:
 
 @contextmanager
 def rerandomised(model: Model, layers: tuple[str, ...], seed: int = 0) -> Iterator[None]:
-    """Draws their weights anew, normal with the mean and deviation that they have."""
+    """Replace the layers' weights by normal noise of the same mean and deviation in the `with`.
+
+    A map that stays the same then does not show what was learned (Adebayo et al. 2018, "Sanity
+    Checks for Saliency Maps", the cascade from the top).
+    """
     generator = torch.Generator().manual_seed(seed)
-    found = named_layers(model.module)
-    weights: list[nn.Parameter] = [found[name].weight for name in layers]  # type: ignore[misc]
-    before = [weight.data for weight in weights]
+    named = named_layers(model.module)
+    weights: list[nn.Parameter] = [named[name].weight for name in layers]  # type: ignore[misc]
+    originals = [weight.data for weight in weights]
     try:
-        for weight, old in zip(weights, before, strict=True):
-            drawn = torch.randn(old.shape, generator=generator).to(old.device, torch.float32)
-            spread = old.float().std(correction=0)
-            weight.data = (drawn * spread + old.float().mean()).to(old.dtype)
+        for weight, original in zip(weights, originals, strict=True):
+            noise = torch.randn(original.shape, generator=generator).to(
+                original.device, torch.float32
+            )
+            values = original.float()
+            noise = noise * values.std(correction=0) + values.mean()
+            weight.data = noise.to(original.dtype)
         yield
     finally:
-        for weight, old in zip(weights, before, strict=True):
-            weight.data = old
+        for weight, original in zip(weights, originals, strict=True):
+            weight.data = original

@@ -1,4 +1,11 @@
-"""The model that ships with cnnviz: its network, its training, its weights and its card."""
+"""The model that ships with cnnviz: its network, its weights and its card.
+
+A narrow residual network for 32x32 colour images (CIFAR-10; `benchmarks/train_bundled.py` trains
+it). Three stages, each a widening convolution, a 2x2 max pool and one residual block (He et al.
+2015, "Deep Residual Learning for Image Recognition"); a global average feeds the linear head, so
+images of any size fit. Every activation is a module with its own name, so that it can be watched
+and ablated.
+"""
 
 import json
 from collections import OrderedDict
@@ -17,15 +24,7 @@ CARD = FOLDER / "card.json"
 
 @dataclass(frozen=True)
 class Card:
-    """What the bundled model was trained on and how well it does.
-
-    Attributes:
-        labels: class names in the order of the logits.
-        mean: per channel, of pixels in [0, 1].
-        std: per channel.
-        size: side of the square input.
-        text: the whole card as it stands in the file: data, recipe, accuracy, limits.
-    """
+    """What the bundled model was trained on, and its accuracy; `text` is the whole card."""
 
     labels: tuple[str, ...]
     mean: tuple[float, ...]
@@ -35,17 +34,13 @@ class Card:
 
 
 def read_card() -> Card:
-    """The card that ships beside the weights.
-
-    Raises:
-        CnnvizError: it is not there; the installation is incomplete.
-    """
+    """Read the card that ships with the weights."""
     try:
         text = json.loads(CARD.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CnnvizError(
-            f"the bundled model is missing from this installation ({CARD} is not there); "
-            "install cnnviz again, or train it with python -m cnnviz.core.models.bundled.train"
+            f"the bundled model is missing from this installation ({CARD} does not exist); "
+            "install cnnviz again"
         ) from error
     return Card(
         tuple(text["labels"]), tuple(text["mean"]), tuple(text["std"]), int(text["size"]), text

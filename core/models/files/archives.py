@@ -17,7 +17,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,74 +29,10 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, one_line
 from cnnviz.core.extras import required
 from cnnviz.core.files import DAMAGE
-from cnnviz.core.models.files.checkpoints import Kind, check_finite, refused
-from cnnviz.core.models.files.exported import load_exported
+from cnnviz.core.models.files.checkpoints import Kind, check_finite, unsafe_pickle
+from cnnviz.core.models.files.exported import Archive, load_exported, unreadable
 
 SELF_CONTAINED = (Kind.TORCHSCRIPT, Kind.EXPORTED, Kind.ONNX)
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A network out of an archive.
-
-    Attributes:
-        module: in eval mode.
-        state: its parameters and buffers.
-        size: the (rows, columns) it insists on; None where any will do.
-    """
-
-    module: nn.Module
-    state: dict[str, Tensor]
-    size: tuple[int, int] | None
-
-
-class FixedBatch(nn.Module):
-    """Feeds a network that takes just `batch` images at a time; the last share is filled up."""
-
-    def __init__(self, network: nn.Module, batch: int) -> None:
-        super().__init__()
-        self.network = network
-        self.batch = batch
-
-    def forward(self, x: Any) -> Tensor:
-        """(N, 3, H, W) of any N to (N, K)."""
-        if isinstance(x, fx.Proxy):
-            images = "image" if self.batch == 1 else "images"
-            raise TypeError(
-                f"its graph takes {self.batch} {images} at a time and no other number; export it "
-                "with a dynamic batch"
-            )
-        shares = []
-        for share in torch.split(x, self.batch):
-            blank = share.new_zeros(self.batch - len(share), *share.shape[1:])
-            shares.append(self.network(torch.cat([share, blank]))[: len(share)])
-        return torch.cat(shares)
-
-
-def _load_onnx(path: Path) -> Archive:
-    network = OnnxNetwork(path)
-    module = FixedBatch(network, network.batch) if network.batch else network
-    return Archive(module.eval(), {}, network.size)
-
-
-def open_archive(path: Path, kind: Kind) -> Archive:
-    """The network in an archive, on the CPU.
-
-    Raises:
-        CnnvizError: it is damaged, refused, or its weights are not finite.
-    """
-    if kind is Kind.ONNX:
-        return _load_onnx(path)
-    if kind is Kind.TORCHSCRIPT:
-        module = load_script(path)
-        archive = Archive(module, dict(module.state_dict()), None)
-    else:
-        found = load_exported(path)
-        module = FixedBatch(found.module, found.batch) if found.batch else found.module
-        archive = Archive(module.eval(), found.state, found.size)
-    check_finite(archive.state, path)
-    return archive
-
 
 _VALUES = re.compile(r"data\.pkl|data/\d+|version|byteorder")
 _OPERATOR = re.compile(r"\bops\s*\.\s*(\w+)\s*\.\s*(\w+)")
@@ -104,11 +40,54 @@ _CLASSES = re.compile(r"\btorch\s*\.\s*classes\b")
 _WORD = re.compile(r"\w+")
 _NAMESPACES = {"aten", "prim", "quantized", "_quantized", "torchvision", "mkldnn_prepacked"}
 _DEEPEST = 64
-_OWN = ("__torch__.", "torch.jit._pickle.")
+_MODULES = ("__torch__.", "torch.jit._pickle.")
+
+COLOURS = (1, 3)
+NUMBERS = {
+    "tensor(float)": torch.float32,
+    "tensor(float16)": torch.float16,
+    "tensor(double)": torch.float64,
+}
+
+
+def open_archive(path: Path, kind: Kind) -> Archive:
+    """Load the network of an archive, on the CPU and for batches of any size."""
+    load = {Kind.TORCHSCRIPT: _load_script, Kind.EXPORTED: load_exported, Kind.ONNX: _load_onnx}
+    archive = load[kind](path)
+    check_finite(archive.state, path)
+    if archive.batch is None:
+        return archive
+    return replace(archive, module=FixedBatch(archive.module, archive.batch).eval())
+
+
+class FixedBatch(nn.Module):
+    """Feeds a network that takes exactly `batch` images at a time; the last batch is padded."""
+
+    def __init__(self, network: nn.Module, batch: int) -> None:
+        super().__init__()
+        self.network = network
+        self.batch = batch
+
+    def forward(self, x: Any) -> Tensor:
+        """Images (N, 3, H, W) of any N to (N, K)."""
+        if isinstance(x, fx.Proxy):
+            images = "image" if self.batch == 1 else "images"
+            raise TypeError(
+                f"its graph takes {self.batch} {images} at a time and no other number; export it "
+                "with a dynamic batch"
+            )
+        outputs = []
+        for part in torch.split(x, self.batch):
+            blank = part.new_zeros(self.batch - len(part), *part.shape[1:])
+            outputs.append(self.network(torch.cat([part, blank]))[: len(part)])
+        return torch.cat(outputs)
+
+
+# TorchScript
 
 
 class _Part:
-    """A module of the archive's: its values, without its program."""
+    """A module of the archive: its values, without its program."""
 
     def __init__(self, *_arguments: object) -> None:
         self.values: object = {}
@@ -118,44 +97,36 @@ class _Part:
 
 
 def script_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of an archive's modules by name; nothing of its program is run.
-
-    Raises:
-        CnnvizError: it is damaged, or keeps its weights in its program.
-    """
+    """Read the tensors of an archive's modules by name; nothing of its program runs."""
     try:
         values = _read(path)
     except pickle.UnpicklingError as error:
-        raise refused(path, error) from error
+        raise unsafe_pickle(path, error) from error
     except (*DAMAGE, AttributeError, AssertionError) as error:
-        text = one_line(error)
-        raise CnnvizError(f"the archive '{path}' cannot be read: {text}") from error
-    found = dict(_tensors(values))
-    if not found:
+        raise unreadable(path, error) from error
+    weights = dict(_tensors(values))
+    if not weights:
         raise CnnvizError(
-            f"'{path}' holds no weights beside its program (it is frozen); save the network's "
+            f"'{path}' holds no weights outside its program (it is frozen); save the network's "
             "state_dict() before it is frozen"
         )
-    return found
+    return weights
 
 
 def _read(path: Path) -> object:
-    """What `data.pkl` holds, in an archive that has nothing else."""
+    """Read `data.pkl`, from a copy of the archive without its program."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(buffer, "w") as values:
         for name in archive.namelist():
             if _VALUES.fullmatch(name.partition("/")[2]):
                 values.writestr(name, archive.read(name))
-    names = get_unsafe_globals_in_checkpoint(_rewound(buffer))
-    modules: list[Any] = [(_Part, name) for name in names if name.startswith(_OWN)]
-    with warnings.catch_warnings(action="ignore"), safe_globals(modules):
-        content: object = torch.load(_rewound(buffer), map_location="cpu", weights_only=True)
-        return content
-
-
-def _rewound(buffer: io.BytesIO) -> io.BytesIO:
     buffer.seek(0)
-    return buffer
+    names = get_unsafe_globals_in_checkpoint(buffer)
+    modules: list[Any] = [(_Part, name) for name in names if name.startswith(_MODULES)]
+    buffer.seek(0)
+    with warnings.catch_warnings(action="ignore"), safe_globals(modules):
+        content: object = torch.load(buffer, map_location="cpu", weights_only=True)
+        return content
 
 
 def _tensors(part: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
@@ -170,78 +141,58 @@ def _tensors(part: object, name: str = "", depth: int = 0) -> Iterator[tuple[str
 
 
 @cache
-def _reaching_files() -> frozenset[str]:
-    """Operators that take the name of a file, by torch's own account, without their namespace."""
+def _file_operators() -> frozenset[str]:
+    """Names of the operators that take a file name, by torch's schemas, without namespaces."""
     schemas: Any = torch._C._jit_get_all_schemas()
     named = [s.name for s in schemas if any(a.name == "filename" for a in s.arguments)]
-    known = {"save", "from_file"}
-    return frozenset({name.rpartition("::")[2] for name in named} | known)
+    return frozenset(name.rpartition("::")[2] for name in named) | {"save", "from_file"}
 
 
 def check_program(path: Path) -> None:
-    """Refuses an archive whose program names an operator that reaches files.
-
-    Raises:
-        CnnvizError: it does, or brings operators of its own.
-    """
+    """Refuse an archive whose program names an operator that accesses files, or a custom one."""
     with zipfile.ZipFile(path) as archive:
         code = [n for n in archive.namelist() if n.partition("/")[2].startswith("code/")]
         programs = [archive.read(n).decode(errors="replace") for n in code if n.endswith(".py")]
     for text in programs:
         words = set(_WORD.findall(text))
-        strange = [f"{a}::{b}" for a, b in _OPERATOR.findall(text) if a not in _NAMESPACES]
-        if found := [*sorted(words & _reaching_files()), *strange, *_CLASSES.findall(text)]:
+        custom = [f"{a}::{b}" for a, b in _OPERATOR.findall(text) if a not in _NAMESPACES]
+        if names := [*sorted(words & _file_operators()), *custom, *_CLASSES.findall(text)]:
             raise CnnvizError(
-                f"refused to run '{path}': its program names '{found[0]}', which may reach files; "
+                f"refused to run '{path}': its program names '{names[0]}', which may access files; "
                 "save the network's state_dict() and name the architecture with --model"
             )
 
 
 def load_script(path: Path) -> nn.Module:
-    """The network in an archive, on the CPU; its program is run now and whenever it is called.
-
-    Raises:
-        CnnvizError: it is damaged, or its program may reach files.
-    """
+    """Load the network of an archive; its program runs now and whenever it is called."""
     try:
         check_program(path)
-        # torch announces TorchScript's end at every load; users' files are here all the same.
+        # torch deprecates TorchScript at every load; users have such files all the same.
         with warnings.catch_warnings(action="ignore"):
             module: Any = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
             if hasattr(module, "training"):
                 module.eval()
     except (*DAMAGE, AttributeError) as error:
-        text = one_line(error)
-        raise CnnvizError(f"the archive '{path}' cannot be read: {text}") from error
+        raise unreadable(path, error) from error
     network: nn.Module = module
     return network
 
 
-COLOURS = (1, 3)
-NUMBERS = {
-    "tensor(float)": torch.float32,
-    "tensor(float16)": torch.float16,
-    "tensor(double)": torch.float64,
-}
+def _load_script(path: Path) -> Archive:
+    module = load_script(path)
+    return Archive(module, dict(module.state_dict()))
+
+
+# ONNX
 
 
 class OnnxNetwork(nn.Module):
-    """Images (N, C, H, W) to what an ONNX file makes of them, on the CPU.
+    """Images (N, C, H, W) to the outputs of an ONNX file, on the CPU.
 
-    One output comes as a tensor, several by name.
-
-    Attributes:
-        size: the (rows, columns) it insists on; None where any will do.
-        batch: the number of images it insists on; None where any will do.
+    One output is a tensor; several are a dict by name.
     """
 
     def __init__(self, path: Path) -> None:
-        """Opens the file.
-
-        Raises:
-            UsageError: onnxruntime is not installed.
-            CnnvizError: it is damaged, or takes no pictures.
-        """
         super().__init__()
         runtime = required("onnxruntime", f"'{path}'", "onnx")
         options = runtime.SessionOptions()
@@ -257,10 +208,10 @@ class OnnxNetwork(nn.Module):
             ) from error
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in NUMBERS:
-            found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+            listed = ", ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
             raise CnnvizError(
-                f"the ONNX file '{path}' takes {found or 'nothing'}; it must take one batch of "
-                "pictures, of floating-point numbers (N, C, H, W)"
+                f"the ONNX file '{path}' takes {listed or 'nothing'}; it must take one batch of "
+                "images, of floating-point numbers (N, C, H, W)"
             )
         self._input, self._dtype = inputs[0].name, NUMBERS[inputs[0].type]
         sides = [side if isinstance(side, int) and side > 0 else None for side in inputs[0].shape]
@@ -272,10 +223,10 @@ class OnnxNetwork(nn.Module):
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def __deepcopy__(self, _memo: object) -> "OnnxNetwork":
-        return self  # a session has no state that a run changes
+        return self  # a run does not change a session
 
     def forward(self, x: Any) -> Tensor | dict[str, Tensor]:
-        """What it puts out, on the device of the images."""
+        """Return the outputs, on the device of the images."""
         if isinstance(x, fx.Proxy):
             raise TypeError("an ONNX file is run as a black box")
         if self.channels is not None and x.shape[1] != self.channels:
@@ -285,6 +236,11 @@ class OnnxNetwork(nn.Module):
         images = x.detach().to("cpu", self._dtype)
         if self.channels_last:
             images = images.movedim(1, 3)
-        found = self._session.run(None, {self._input: images.contiguous().numpy()})
-        tensors = [torch.from_numpy(value).to(x.device) for value in found]
+        values = self._session.run(None, {self._input: images.contiguous().numpy()})
+        tensors = [torch.from_numpy(value).to(x.device) for value in values]
         return tensors[0] if len(tensors) == 1 else dict(zip(self._outputs, tensors, strict=True))
+
+
+def _load_onnx(path: Path) -> Archive:
+    network = OnnxNetwork(path)
+    return Archive(network.eval(), {}, network.batch, network.size)

@@ -1,12 +1,11 @@
-"""A stranger's file is opened in a child process first, which may be killed.
+"""A stranger's file is opened in a child process first, which can be killed.
 
-What a file can do to its reader is to take for ever, to take all memory, or to crash it, and none
-of that can be caught in the process that it happens to. So a copy of this process goes first, with
-a limit of processor time and of memory; what it finds is thrown away, its errors too, since this
-process will meet the same ones. Only a child that did not live to the end says something: the
-file is refused.
+A file can keep its reader busy for ever, take all memory, or crash it; the process that this
+happens to cannot catch it. So a copy of this process opens the file first, within limits of
+processor time and memory. Its result and its errors are discarded, since this process will meet the
+same ones. Only if the child does not survive, the file is refused.
 
-Children are copies (`fork`) on Linux alone; elsewhere files are opened without a trial.
+Children are copies (`fork`), on Linux only; elsewhere files are opened without this test.
 """
 
 import os
@@ -23,45 +22,43 @@ from cnnviz.core.device import is_out_of_memory
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError
 
 MEMORY_TIMES = 4
-"""Of a file's own size, what reading it may take in memory, beside `SLACK`."""
+"""Memory that reading a file may take, in multiples of its size, in addition to `SLACK`."""
 SLACK = 256 * 2**20
 SECONDS = 20
-"""Of processor time, beside `BYTES_A_SECOND`."""
-BYTES_A_SECOND = 20 * 10**6
-WAITING = 10
-"""Times as much real time: disks are slower than processors."""
+"""Processor time, in addition to the file's size divided by `BYTES_PER_SECOND`."""
+BYTES_PER_SECOND = 20 * 10**6
+REAL_TIME = 10
+"""Real time, in multiples of the processor time: disks are slower than processors."""
 _NO_MEMORY = 71
-_LONGEST_NAP = 0.05
+_LONGEST_SLEEP = 0.05
 
 
-def tried(
+def run_in_child(
     path: Path, work: Callable[[], object], *, slack: int = SLACK, seconds: float | None = None
 ) -> None:
-    """Does something with a file in a child process; comes back where the child lived to its end.
+    """Run `work` in a child process first; raise CnnvizError if the child does not survive.
 
     Args:
         path: the file, for its size and for messages.
-        work: what is done, whose result and whose ordinary errors are of no interest.
-        slack: bytes of memory beside `MEMORY_TIMES` the size of the file.
-        seconds: of processor time beside what its size allows; None for `SECONDS`.
-
-    Raises:
-        CnnvizError: it took longer, took more memory, or crashed.
+        work: its result and its ordinary errors are discarded.
+        slack: bytes of memory in addition to `MEMORY_TIMES` the file's size.
+        seconds: processor time in addition to what its size allows; by default `SECONDS`.
     """
     if sys.platform != "linux":
         return
     size = path.stat().st_size
-    memory, limit = MEMORY_TIMES * size + slack, int((seconds or SECONDS) + size / BYTES_A_SECOND)
-    with warnings.catch_warnings(action="ignore"):  # of threads, which the child does without
+    memory, limit = MEMORY_TIMES * size + slack, int((seconds or SECONDS) + size / BYTES_PER_SECOND)
+    with warnings.catch_warnings(action="ignore"):  # about threads, which the child does not use
         child = os.fork()
     if child == 0:
-        _be_a_child(work, memory, limit)
-    status = _wait(child, time.monotonic() + WAITING * limit)
+        _child_main(work, memory, limit)
+    status = _wait(child, time.monotonic() + REAL_TIME * limit)
     if status is None or os.WIFSIGNALED(status):
         number = signal.SIGXCPU if status is None else os.WTERMSIG(status)
         if number in (signal.SIGXCPU, signal.SIGKILL):
             raise CnnvizError(f"refused to read '{path}': it takes longer than {limit} seconds")
-        raise CnnvizError(f"refused to read '{path}': it crashes torch ({_name(number)})")
+        name = signal.strsignal(number) or f"signal {number}"
+        raise CnnvizError(f"refused to read '{path}': it crashes torch ({name})")
     if os.WEXITSTATUS(status) == _NO_MEMORY:
         raise CnnvizError(
             f"refused to read '{path}': its {size:,} bytes take more than {memory // 2**20} MiB of "
@@ -69,8 +66,8 @@ def tried(
         )
 
 
-def _be_a_child(work: Callable[[], object], memory: int, seconds: int) -> None:
-    """Does the work within the limits and ends, whatever happens."""
+def _child_main(work: Callable[[], object], memory: int, seconds: int) -> None:
+    """Apply the limits, run the work and exit."""
     status = 1
     try:
         _limit(memory, seconds)
@@ -78,7 +75,7 @@ def _be_a_child(work: Callable[[], object], memory: int, seconds: int) -> None:
         status = 0
     except USER_CODE_ERRORS as raised:
         error: BaseException | None = raised
-        while error is not None:  # readers say of it that the file is damaged
+        while error is not None:  # readers report it as a damaged file
             if isinstance(error, MemoryError) or is_out_of_memory(error):
                 status = _NO_MEMORY
             error = error.__cause__
@@ -92,40 +89,36 @@ def _limit(memory: int, seconds: int) -> None:
 
     faulthandler.disable()
     for number in (signal.SIGINT, signal.SIGXCPU, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)  # Python's own would wait for the work to end
+        signal.signal(number, signal.SIG_DFL)  # Python's handlers would wait for the work to end
     quiet = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(quiet, stream)
     torch.set_num_threads(1)  # a copied process has none of the others
-    own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limits = {
-        resource.RLIMIT_AS: own + memory,
+        resource.RLIMIT_AS: used + memory,
         resource.RLIMIT_CPU: seconds,
         resource.RLIMIT_CORE: 0,
     }
-    for kind, most in limits.items():
+    for kind, maximum in limits.items():
         _soft, hard = resource.getrlimit(kind)
-        allowed = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        allowed = maximum if hard == resource.RLIM_INFINITY else min(maximum, hard)
         resource.setrlimit(kind, (allowed, hard))
 
 
 def _wait(child: int, until: float) -> int | None:
-    """How the child ended; None where it had to be killed. An interruption kills it too."""
-    nap = 0.001
+    """Return the child's exit status, or None if it had to be killed; an interruption kills it."""
+    pause = 0.001
     try:
         while time.monotonic() < until:
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
                 child = 0
                 return status
-            time.sleep(nap)
-            nap = min(2 * nap, _LONGEST_NAP)
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_SLEEP)
         return None
     finally:
         if child:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-
-
-def _name(number: int) -> str:
-    return signal.strsignal(number) or f"signal {number}"

@@ -1,10 +1,12 @@
 """torch.export archives (.pt2), rewritten before torch reads them.
 
-`torch.export.load` trusts its file: it unpickles, evaluates the strings that stand for symbolic
-sizes, and pastes names into Python source. So nothing of a stranger's archive reaches it as it is.
-The archive is taken apart, its graph is held against a short list of what a plain network needs
-(`export_checks.py`), tensors must be raw bytes or load without pickled code, and a clean archive is
-put together in memory from what passed. Anything else is refused.
+`torch.export.load` trusts its file: it unpickles, evaluates the strings of symbolic sizes, and
+pastes names into Python source. So no part of a stranger's archive reaches it unchecked. The
+archive is taken apart, its graph is compared with a short list of what a plain network needs,
+tensors must be raw bytes or load without pickled code, and a clean archive is assembled in memory
+from what passed. Anything else is refused. What passes has nothing to evaluate: operators are
+ATen's, names are letters, digits, dots, hyphens and underscores, sizes are sums and products of
+symbols, one tensor goes in and one comes out.
 """
 
 import io
@@ -24,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnviz.core.errors import CnnvizError, one_line
+from cnnviz.core.files import DAMAGE
 
 MODEL = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"
@@ -40,10 +43,38 @@ _NEEDED = re.compile(
     r"serialized_(exported_program\.json|(state_dict|constants)\.pt)"
 )
 
+_NAME = re.compile(r"[\w.-]*")
+_TARGET = re.compile(
+    r"torch\.ops\.aten\.\w+\.\w+|_operator\.(getitem|add|sub|mul|floordiv|mod|neg)"
+)
+# Text arguments: the equation of an einsum, the mode of an interpolation.
+_TEXT = re.compile(r"[\w., >-]*")
+# Operators that access files, print, or trust a sparse tensor's indices.
+_NOT_PLAIN = re.compile(r"torch\.ops\.aten\.(from_file|_print|\w*sparse\w*)\b")
+_PAYLOAD = re.compile(r"(weight|tensor)_\d+")
+# Parts of a symbolic size; removed one by one, so that no text can make the check slow.
+_SIZE_PART = re.compile(
+    r"Symbol\('[a-z]+\d+'|(Integer|Add|Mul|Rational|FloorDiv|Mod|PythonMod|Max|Min)\("
+    r"|(positive|integer|nonnegative|real)=True|[su]\d+|\d+|\*(?!\*)|[-+/(), ]"
+)
+_FORBIDDEN = ("as_operator", "as_custom_obj", "as_graph", "custom_obj", "token")
+_SPECS = {"in_spec", "out_spec"}
+_LEAF: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
+
+# What torch raises on an inconsistent graph.
+_LOADING_ERRORS = (
+    *DAMAGE,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    NameError,
+    StopIteration,
+)
+
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps torch from telling on stderr what an error is about to say."""
+    """Keep torch from logging to stderr what an error will say."""
     logger = logging.getLogger("torch.export")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -55,41 +86,32 @@ def _quiet() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Exported:
-    """A network out of a torch.export archive.
+class Archive:
+    """A network from an archive, in eval mode.
 
     Attributes:
-        module: its graph, callable.
-        state: its parameters and buffers.
-        batch: the number of images it insists on; None where any will do.
-        size: the (rows, columns) it insists on; None where any will do.
+        state: parameters and buffers; empty for ONNX.
+        batch: the only number of images it takes; None if it takes any.
+        size: the only (rows, columns) it takes; None if it takes any.
     """
 
     module: nn.Module
     state: dict[str, Tensor]
-    batch: int | None
-    size: tuple[int, int] | None
+    batch: int | None = None
+    size: tuple[int, int] | None = None
 
 
-# What torch raises on a graph that does not hang together.
-_LOADING_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    StopIteration,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    zipfile.BadZipFile,
-)
+class RefusedError(Exception):
+    """An archive holds something that is not on the list."""
+
+
+def unreadable(path: Path, error: Exception) -> CnnvizError:
+    """The error to raise for an archive that its reader fails on."""
+    return CnnvizError(f"the archive '{path}' cannot be read: {one_line(error)}")
 
 
 def _read(path: Path) -> dict[str, bytes]:
-    """The entries of an archive that are needed, by name without the folder at the top."""
+    """Read the required entries of an archive, by name without the top folder."""
     with zipfile.ZipFile(path) as archive:
         infos = archive.infolist()
         if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
@@ -98,7 +120,7 @@ def _read(path: Path) -> dict[str, bytes]:
         if LEGACY not in names:
             names = [name.partition("/")[2] for name in names]
         if len(set(names)) != len(names):
-            raise RefusedError("names in it stand twice")
+            raise RefusedError("two entries in it have one name")
         return {
             name: archive.read(info)
             for name, info in zip(names, infos, strict=True)
@@ -113,7 +135,7 @@ def _json(entries: dict[str, bytes], name: str) -> Any:
 
 
 def _clean(entries: dict[str, bytes]) -> list[int | None]:
-    """Puts what was checked in place of what was read; returns the sizes of the image tensor."""
+    """Replace the entries by checked ones; return the sizes of the image tensor."""
     program = clean_program(_json(entries, MODEL))
     entries[MODEL] = json.dumps(program).encode()
     for name in (WEIGHTS, CONSTANTS):
@@ -123,7 +145,7 @@ def _clean(entries: dict[str, bytes]) -> list[int | None]:
 
 
 def _clean_legacy(entries: dict[str, bytes]) -> list[int | None]:
-    """The same for what torch wrote before 2.8, where tensors are pickled by torch.save."""
+    """Clean an archive from before torch 2.8, whose tensors torch.save has pickled."""
     program = clean_program(_json(entries, LEGACY))
     entries[LEGACY] = json.dumps(program).encode()
     for name in LEGACY_TENSORS:
@@ -147,7 +169,7 @@ def _rewrite(entries: dict[str, bytes], folder: str) -> io.BytesIO:
     return buffer
 
 
-def _load(path: Path) -> Exported:
+def _load(path: Path) -> Archive:
     entries = _read(path)
     if LEGACY in entries:
         sizes, folder = _clean_legacy(entries), ""
@@ -155,20 +177,16 @@ def _load(path: Path) -> Exported:
         sizes, folder = _clean(entries), "model/"
     loaded = torch.export.load(_rewrite(entries, folder))
     module = loaded.module()
-    # It refuses to switch modes; here there is none to switch, and callers may well ask.
+    # torch forbids to switch the mode; here both modes are the same, and callers may switch.
     for name in ("train", "eval"):
         module.__dict__.pop(name, None)
     rows, columns = sizes[2:]
     size = (rows, columns) if rows is not None and columns is not None else None
-    return Exported(module, dict(loaded.state_dict), sizes[0], size)
+    return Archive(module.eval(), dict(loaded.state_dict), sizes[0], size)
 
 
-def load_exported(path: Path) -> Exported:
-    """The network in a .pt2 archive.
-
-    Raises:
-        CnnvizError: it is damaged, or holds more than a plain network.
-    """
+def load_exported(path: Path) -> Archive:
+    """Load the network of a .pt2 archive; refuse it if it holds more than a plain network."""
     from torch._export.verifier import SpecViolationError
 
     try:
@@ -180,47 +198,23 @@ def load_exported(path: Path) -> Exported:
             "state_dict() and name the architecture with --model"
         ) from error
     except (*_LOADING_ERRORS, SpecViolationError) as error:
-        text = one_line(error)
-        raise CnnvizError(f"the archive '{path}' cannot be read: {text}") from error
-
-
-_NAME = re.compile(r"[\w.-]*")
-_TARGET = re.compile(
-    r"torch\.ops\.aten\.\w+\.\w+|_operator\.(getitem|add|sub|mul|floordiv|mod|neg)"
-)
-# Text arguments: an einsum's equation, an interpolation's mode.
-_TEXT = re.compile(r"[\w., >-]*")
-# Operators that reach files, print, or believe what a sparse tensor says of itself.
-_NOT_PLAIN = re.compile(r"torch\.ops\.aten\.(from_file|_print|\w*sparse\w*)\b")
-_PAYLOAD = re.compile(r"(weight|tensor)_\d+")
-# What sizes are written with; taken out part by part, which no text can make slow.
-_SIZE_PART = re.compile(
-    r"Symbol\('[a-z]+\d+'|(Integer|Add|Mul|Rational|FloorDiv|Mod|PythonMod|Max|Min)\("
-    r"|(positive|integer|nonnegative|real)=True|[su]\d+|\d+|\*(?!\*)|[-+/(), ]"
-)
-_FORBIDDEN = ("as_operator", "as_custom_obj", "as_graph", "custom_obj", "token")
-_SPECS = {"in_spec", "out_spec"}
-_LEAF: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
-
-
-class RefusedError(Exception):
-    """Something in an archive is not on the list."""
+        raise unreadable(path, error) from error
 
 
 def check_payloads(config: Any) -> Any:
-    """Weights are raw bytes, not pickles; the config comes back as it went in."""
+    """Check that weights are raw bytes, not pickles; return the config unchanged."""
     for name, payload in config["config"].items():
         if payload.get("use_pickle", True) is not False:
             raise RefusedError(f"'{name}' in it is pickled")
         if not _PAYLOAD.fullmatch(payload["path_name"]):
-            raise RefusedError(f"'{payload['path_name']}' in it is no tensor")
+            raise RefusedError(f"'{payload['path_name']}' in it is not a tensor")
     for key, text in _strings(config):
         _check_string(key, text)
     return config
 
 
 def _strings(value: object, key: str = "") -> Iterator[tuple[str, str]]:
-    """All strings in a JSON value, each with the key it stands under; keys are strings too."""
+    """All strings in a JSON value, each with its key; keys are yielded as well."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, list):
@@ -238,16 +232,16 @@ def _check_string(key: str, text: str) -> None:
             raise RefusedError(f"it uses '{text}', which is not among ATen's plain operators")
     elif key == "expr_str":
         if _SIZE_PART.sub("", text):
-            raise RefusedError(f"'{text}' stands where a size should")
+            raise RefusedError(f"'{text}' is not a size")
     elif key == "as_string":
         if not _TEXT.fullmatch(text):
-            raise RefusedError(f"'{text[:60]}' stands where a mode should")
+            raise RefusedError(f"'{text[:60]}' is not a mode")
     elif key not in _SPECS and not _NAME.fullmatch(text):
-        raise RefusedError(f"'{text[:60]}' stands where a name should")
+        raise RefusedError(f"'{text[:60]}' is not a name")
 
 
 def _check_specs(signature: dict[str, Any]) -> None:
-    """One tensor goes in and one comes out."""
+    """Check that one tensor goes in and one comes out."""
     arguments = {"type": "builtins.tuple", "context": "null", "children_spec": [_LEAF]}
     keywords = {"type": "builtins.dict", "context": "[]", "children_spec": []}
     both = {"type": "builtins.tuple", "context": "null", "children_spec": [arguments, keywords]}
@@ -265,7 +259,7 @@ def _check_inference(nodes: list[dict[str, Any]]) -> None:
 
 
 def clean_program(program: Any) -> dict[str, Any]:
-    """The program with everything checked, and left out what inference has no use for."""
+    """Return the program, checked, without what inference does not need."""
     module = program["graph_module"]
     graph = module["graph"]
     for node in graph["nodes"]:
@@ -291,7 +285,7 @@ def clean_program(program: Any) -> dict[str, Any]:
 
 
 def input_sizes(program: dict[str, Any]) -> list[int | None]:
-    """The image tensor's sizes; None where any will do."""
+    """Sizes of the image tensor; None for a size that may vary."""
     module = program["graph_module"]
     inputs = [
         s["user_input"]["arg"] for s in module["signature"]["input_specs"] if "user_input" in s

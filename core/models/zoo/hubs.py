@@ -1,8 +1,11 @@
-"""Somebody else's transform of pictures, measured: resize, crop, mean and std from what it does.
+"""Networks by the names of timm and Hugging Face's transformers, with their preprocessing measured.
 
 Libraries describe their transforms each in its own words, which change with versions. What counts
-is what comes out, so two plain pictures, and one of noise, are sent through: the plain ones give
-mean and deviation, the noise is compared with what our own resizing makes of it.
+is the result. So two plain images, and one of noise, are transformed: the plain ones give mean and
+deviation, and the noise is compared with the results of our own ways to resize it.
+
+Code that comes with a network is never run (`trust_remote_code` stays off), and pickled weights are
+read by torch's restricted unpickler.
 
 Shapes: C channels, H W rows and columns.
 """
@@ -24,40 +27,44 @@ from cnnviz.core.extras import required
 from cnnviz.core.models.preprocess import Preprocess, plain
 from cnnviz.core.models.zoo.published import ANOTHER_FILE, Architecture, Published, fetched
 
+PRETRAINED = "pretrained"
+SIDES = (320, 240)
+"""Columns and rows of the test images; neither equals a usual crop."""
+MODES = ("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming")
+ALIKE = 2 / 255
+"""Mean difference of pixels up to which two ways to resize are the same: they round differently."""
+
+Transform = Callable[[Image.Image], Tensor]
+"""An RGB image to normalised pixels (C, H, W)."""
+
 
 def timm_architecture(name: str) -> Architecture:
-    """`timm:NAME` or `timm:NAME.TAG`, as timm itself names networks and weights.
-
-    Raises:
-        UsageError: timm is not installed, or has no such network or weights.
-    """
+    """The architecture `timm:NAME` or `timm:NAME.TAG`, by timm's names of networks and weights."""
     timm = required("timm", f"--model {name}", "timm")
     base, _, tag = name.removeprefix("timm:").partition(".")
     if not timm.is_model(base):
-        near = ", ".join(f"timm:{found}" for found in nearest(base, timm.list_models()))
+        near = ", ".join(f"timm:{match}" for match in nearest(base, timm.list_models()))
         raise UsageError(f"no model '{name}'; the nearest are {near}")
-    configs = timm.models.get_arch_pretrained_cfgs(base)
-    known = {full.partition(".")[2]: config for full, config in configs.items()}
-    tagged = {key or "DEFAULT": config for key, config in known.items() if _has_weights(config)}
-    if tag and tag not in tagged:
-        there = ", ".join(tagged) or "none"
+    configs = {
+        full.partition(".")[2] or "DEFAULT": config
+        for full, config in timm.models.get_arch_pretrained_cfgs(base).items()
+        if config.url or config.hf_hub_id or config.file
+    }
+    if tag and tag not in configs:
+        there = ", ".join(configs) or "none"
         raise UsageError(f"no weights '{tag}' for timm:{base}; there are {there}")
-    chosen = tag or next(iter(tagged), None)
-    order = sorted(tagged, key=lambda key: key != chosen)
+    chosen = tag or next(iter(configs), None)
+    order = sorted(configs, key=lambda key: key != chosen)
 
     def make(classes: int | None, size: tuple[int, int]) -> nn.Module:
-        return _made(name, f"{base}.{tag}" if tag else base, size, num_classes=classes)
+        return _timm_network(name, f"{base}.{tag}" if tag else base, size, num_classes=classes)
 
-    published = {key: _timm_published(f"timm:{base}", base, key, tagged[key]) for key in order}
+    published = {key: _timm_weights(timm, base, key, configs[key]) for key in order}
     return Architecture(name, make, True, published, chosen)
 
 
-def _has_weights(config: Any) -> bool:
-    return bool(config.url or config.hf_hub_id or config.file)
-
-
-def _made(name: str, full: str, size: tuple[int, int], **options: Any) -> nn.Module:
-    """Timm's network, for an input size where it asks for one (transformers)."""
+def _timm_network(name: str, full: str, size: tuple[int, int], **options: Any) -> nn.Module:
+    """Build timm's network, for an input size if it takes one (transformers)."""
     timm = required("timm", name, "timm")
     given = {key: value for key, value in options.items() if value is not None}
     try:
@@ -68,16 +75,16 @@ def _made(name: str, full: str, size: tuple[int, int], **options: Any) -> nn.Mod
                 raise
             module = timm.create_model(full, **given)
     except (AssertionError, ValueError, TypeError) as error:
-        shown = f"{size[0]}x{size[1]}"
-        raise UsageError(f"{name} cannot be built for --size {shown}: {one_line(error)}") from error
+        raise UsageError(
+            f"{name} cannot be built for --size {size[0]}x{size[1]}: {one_line(error)}"
+        ) from error
     return module
 
 
-def _timm_published(name: str, base: str, tag: str, config: Any) -> Published:
-    timm = required("timm", name, "timm")
-    values = config.to_dict()
+def _timm_weights(timm: Any, base: str, tag: str, config: Any) -> Published:
+    name, values = f"timm:{base}", config.to_dict()
     data = timm.data.resolve_data_config(pretrained_cfg=values)
-    preprocess, note = _timm_preprocess(name, tuple(data.items()))
+    preprocess, notes = _timm_preprocess(name, tuple(data.items()))
     subset = timm.data.infer_imagenet_subset(values)
     labels: tuple[str, ...] = ()
     if subset is not None:
@@ -87,44 +94,36 @@ def _timm_published(name: str, base: str, tag: str, config: Any) -> Published:
 
     def network(size: tuple[int, int]) -> nn.Module:
         with fetched(f"the weights {tag} of {name}", config.hf_hub_id or config.url, ANOTHER_FILE):
-            return _made(name, full, size, pretrained=True)
+            return _timm_network(name, full, size, pretrained=True)
 
-    return Published(tag, "", "", Path(), preprocess, labels, network, (note,) if note else ())
+    return Published(tag, preprocess, labels, network=network, notes=notes)
 
 
 @cache
-def _timm_preprocess(name: str, data: tuple[tuple[str, Any], ...]) -> tuple[Preprocess, str]:
-    """Many weights of a network share one transform."""
+def _timm_preprocess(
+    name: str, data: tuple[tuple[str, Any], ...]
+) -> tuple[Preprocess, tuple[str, ...]]:
+    """Cached, since many weights of a network share one transform."""
     timm = required("timm", name, "timm")
     given = dict(data)
     resize = (math.floor(min(given["input_size"][1:]) / given["crop_pct"]),)
     return measured(timm.data.create_transform(**given), resize, name)
 
 
-PRETRAINED = "pretrained"
-
-
 def transformers_architecture(name: str) -> Architecture:
-    """`hf:FOLDER` or `hf:ID`, as transformers' `from_pretrained` takes it.
-
-    Raises:
-        UsageError: transformers is not installed.
-        CnnvizError: its configuration is not on disk and cannot be fetched, or is of no network for
-            image classification.
-    """
+    """The architecture `hf:FOLDER` or `hf:ID`, as transformers' `from_pretrained` takes it."""
     transformers = required("transformers", f"--model {name}", "transformers")
     transformers.utils.logging.disable_progress_bar()
-    where = name.removeprefix("hf:")
-    folder = Path(where)
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    source = name.removeprefix("hf:")
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise UsageError(f"--model {name}: there is no config.json in that folder")
     kind = transformers.AutoModelForImageClassification
-    with fetched(f"the configuration and weights of {name}", where, "name a folder that has them"):
-        config = transformers.AutoConfig.from_pretrained(where)
+    with fetched(f"the configuration and weights of {name}", source, "name a folder that has them"):
+        config = transformers.AutoConfig.from_pretrained(source)
     if type(config) not in kind._model_mapping:
         raise CnnvizError(
-            f"{name} is a network of the type '{config.model_type}', which transformers has no "
-            "image classifier of"
+            f"{name} is a network of the type '{config.model_type}', for which transformers has no "
+            "image classifier"
         )
 
     def make(classes: int | None, size: tuple[int, int]) -> nn.Module:
@@ -136,107 +135,88 @@ def transformers_architecture(name: str) -> Architecture:
         options.pop("num_labels", None)
         try:
             module: nn.Module = kind.from_config(type(config)(**options))
-        except USER_CODE_ERRORS as error:  # the library's own, and of whatever the file says
+        except USER_CODE_ERRORS as error:  # of the library, and of the file's content
             raise CnnvizError(f"{name} cannot be built: {one_line(error)}") from error
         return module
 
     def network(_size: tuple[int, int]) -> nn.Module:
-        with fetched(f"the weights of {name}", where, ANOTHER_FILE):
-            module: nn.Module = kind.from_pretrained(where)
+        with fetched(f"the weights of {name}", source, ANOTHER_FILE):
+            module: nn.Module = kind.from_pretrained(source)
         return module
 
-    preprocess, notes = _hf_preprocess(transformers, where, name, config)
-    labels = _hf_labels(config)
-    entry = Published(PRETRAINED, "", "", Path(where), preprocess, labels, network, notes)
+    preprocess, notes = _transformers_preprocess(transformers, source, name, config)
+    labels = _transformers_labels(config)
+    entry = Published(PRETRAINED, preprocess, labels, network=network, notes=notes)
     return Architecture(name, make, True, {PRETRAINED: entry}, PRETRAINED)
 
 
-def _hf_labels(config: Any) -> tuple[str, ...]:
-    """Class names; none where the configuration has only numbers for them."""
+def _transformers_labels(config: Any) -> tuple[str, ...]:
+    """Class names; none if the configuration has only numbers for them."""
     named = {int(key): str(value) for key, value in (config.id2label or {}).items()}
     labels = tuple(named.get(k, str(k)) for k in range(config.num_labels))
     return () if all(label == f"LABEL_{k}" for k, label in enumerate(labels)) else labels
 
 
-def _hf_preprocess(
-    transformers: Any, where: str, name: str, config: Any
+def _transformers_preprocess(
+    transformers: Any, source: str, name: str, config: Any
 ) -> tuple[Preprocess, tuple[str, ...]]:
-    """What its image processor does; where it brings none, ImageNet's, with a line."""
+    """The preprocessing of its image processor; ImageNet's, with a note, if it has none."""
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(where)
-    except USER_CODE_ERRORS as error:  # the library's own, and its dependencies'
+        processor = transformers.AutoImageProcessor.from_pretrained(source)
+    except USER_CODE_ERRORS as error:  # of the library, and of its dependencies
         size = config.image_size if isinstance(getattr(config, "image_size", None), int) else None
         return plain(size), (
-            f"{name} says nothing of how to prepare pictures ({one_line(error)}); they are "
+            f"{name} does not define how to prepare images ({one_line(error)}); they are "
             "prepared as for ImageNet (--size, --mean, --std)",
         )
 
-    def transform(picture: Image.Image) -> Tensor:
-        found = processor(images=picture, return_tensors="pt")["pixel_values"]
-        return torch.as_tensor(found[0])
+    def transform(image: Image.Image) -> Tensor:
+        return torch.as_tensor(processor(images=image, return_tensors="pt")["pixel_values"][0])
 
-    preprocess, note = measured(transform, _sides(processor, transform), name)
-    return preprocess, (note,) if note else ()
-
-
-def _sides(processor: Any, transform: Callable[[Image.Image], Tensor]) -> list[int]:
-    """Sides that it may resize pictures to before it crops."""
     crop = min(transform(Image.new("RGB", SIDES)).shape[-2:])
-    given = dict(processor.size or {}).values()
+    sides = [side for side in dict(processor.size or {}).values() if isinstance(side, int)]
     shares = (getattr(processor, "crop_pct", None) or 1, 224 / 256)
-    return [side for side in given if isinstance(side, int)] + [int(crop / s) for s in shares]
+    return measured(transform, [*sides, *(int(crop / share) for share in shares)], name)
 
 
-Transform = Callable[[Image.Image], Tensor]
-"""An RGB picture to normalised pixels (C, H, W)."""
-
-SIDES = (320, 240)
-"""Columns and rows of the pictures sent through, of neither square."""
-MODES = ("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming")
-ALIKE = 2 / 255
-"""Mean difference of pixels up to which two ways to resize are the same: they round differently."""
-
-
-def measured(transform: Transform, resize: Iterable[int], name: str) -> tuple[Preprocess, str]:
-    """The preprocessing that does what a transform does.
+def measured(
+    transform: Transform, resize: Iterable[int], name: str
+) -> tuple[Preprocess, tuple[str, ...]]:
+    """Find the preprocessing that does the same as a transform, or nearly so with a note.
 
     Args:
-        transform: it.
-        resize: sides that it may resize pictures to before it crops, beside the crop's own.
-        name: of the network, for the note.
-
-    Returns:
-        The preprocessing, and a line where it is not the same; empty where it is.
+        transform: the transform.
+        resize: sides that it may resize images to before it crops, in addition to the crop's.
+        name: name of the network, for the note.
     """
     black, white = (
         transform(Image.new("RGB", SIDES, value)).double() for value in ("black", "white")
     )
     rows, columns = black.shape[-2:]
-    low, high = (found[:, rows // 2, columns // 2] for found in (black, white))
+    low, high = (pixels[:, rows // 2, columns // 2] for pixels in (black, white))
     std = 1 / (high - low)
     mean = -low * std
     base = Preprocess(None, (rows, columns), _rounded(mean), _rounded(std))
     if transform(Image.new("RGB", SIDES[::-1])).shape != black.shape:
         side = min(rows, columns)
         return replace(base, resize=side, crop=(side, side)), (
-            f"{name} takes pictures of any proportions; here their central square is taken, "
-            f"{side}x{side} (--size HxW for another)"
+            f"{name} takes images of any proportions; here their central square is taken, "
+            f"{side}x{side} (--size HxW for another)",
         )
     noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise).resize(SIDES, Image.Resampling.BICUBIC)
-    right = transform(picture).double() * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
+    image = Image.fromarray(noise).resize(SIDES, Image.Resampling.BICUBIC)
+    expected = transform(image).double() * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
 
-    def distance(tried: Preprocess) -> float:
-        pixels = torch.from_numpy(np.array(tried.cut(picture))).movedim(2, 0) / 255
-        return float((pixels - right).abs().mean())
+    def distance(candidate: Preprocess) -> float:
+        pixels = torch.from_numpy(np.array(candidate.cut(image))).movedim(2, 0) / 255
+        return float((pixels - expected).abs().mean())
 
     best = min(_candidates(base, resize), key=distance)
-    apart = distance(best)
-    if apart <= ALIKE:
-        return best, ""
+    if (difference := distance(best)) <= ALIKE:
+        return best, ()
     return best, (
-        f"{name} prepares pictures in a way that is not followed here exactly: pixels "
-        f"differ by {apart:.2g} of their range in the mean"
+        f"{name} prepares images in a way that is only approximated here: pixels differ by "
+        f"{difference:.2g} of their range on average",
     )
 
 
