@@ -116,7 +116,7 @@ def test_plain_networks_have_no_habits(dtype: torch.dtype) -> None:
 
 def model_of(module: nn.Module) -> Model:
     habits = examine(module.eval(), SHAPE, torch.float32)[1]
-    return networks.model_of(module, SIZE, "abcde", resize=SIZE[0], habits=habits)
+    return networks.model_of(module, SIZE, "abcde", resize=SIZE[0], behaviour=habits)
 
 
 @pytest.mark.parametrize("kind", [*MIXERS, Plain])
