@@ -10,7 +10,7 @@ from cnnviz.cli.options import SOURCES, Limit, ModelOptions, OutputOptions, Resu
 from cnnviz.cli.run import Run
 from cnnviz.core.errors import CheckFailed, UsageError
 from cnnviz.core.options import Option
-from cnnviz.filters.ablation.choices import AblationSpec
+from cnnviz.filters.ablation.choices import STATE, AblationSpec
 
 if TYPE_CHECKING:
     from cnnviz.core.data.datasets import ImageData
@@ -59,7 +59,6 @@ def ablate(
     from cnnviz.filters.ablation.ablation import Ablation
     from cnnviz.filters.ablation.measures import measure_of
     from cnnviz.filters.ablation.report import notes, report
-    from cnnviz.filters.ablation.state import STATE
 
     run.take_share(shard)
     images = run.data(data, limit, model.seed)
@@ -71,9 +70,9 @@ def ablate(
     if run.shard:
         ablation.refuse_shares()
     folder = run.open(resume=resume)
-    saving = ablation.saving(folder.path / STATE, resume=resume)
+    journal = ablation.journal(folder.path / STATE, resume=resume)
     with console.progress("ablating", len(images) * ablation.passes) as advance:
-        result = ablation.run(advance, saving)
+        result = ablation.run(advance, journal)
     folder.list(STATE)
     _write(folder, result, loaded, images, top)
     for note in notes(result, loaded, images):

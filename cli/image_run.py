@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cnnviz.core.data.images import WorkingImage
     from cnnviz.core.data.shards import Shard
     from cnnviz.core.models.load import Model
-    from cnnviz.core.output.index import EntryIndex
+    from cnnviz.core.output.journal import Lines
     from cnnviz.core.output.run_folder import RunFolder
 
     Advance = Callable[[int], None]
@@ -59,8 +59,8 @@ class ImageRun(Run):
         self._paths: Sequence[Path] = ()
         self._places: dict[Path, int] = {}
         self._alone = False
-        self.entries: list[dict[str, Any]] | EntryIndex = []
-        self._index: EntryIndex | None = None
+        self.entries: list[dict[str, Any]] | Lines = []
+        self._index: Lines | None = None
         self.errors: list[tuple[str, str]] = []
 
     def images(self, sources: Sequence[str | Path], asked: "Shard | None") -> list[Path]:
@@ -102,7 +102,7 @@ class ImageRun(Run):
         Raises:
             UsageError: it is not empty, and `--overwrite` was not given; or it is another run's.
         """
-        from cnnviz.core.output.index import EntryIndex
+        from cnnviz.core.output.journal import Lines
         from cnnviz.core.output.run_folder import safe_name
 
         self._inputs = [*self._data.files, *inputs]
@@ -129,7 +129,9 @@ class ImageRun(Run):
             **{name: repr(value) for name, value in asked.items()},
         }
         resume = resume and not self._output.overwrite
-        self._index = EntryIndex(
+        if self.shard:
+            self.identity = {**self.identity, "images": images}
+        self._index = Lines(
             self.folder,
             self.identity,
             resume=resume,
@@ -137,8 +139,6 @@ class ImageRun(Run):
             changed=lambda image: self._data.changed(self._places[Path(image)]),
         )
         self.entries, done = self._index, self._index.adopt()
-        if self.shard:
-            self.identity = {**self.identity, "images": images}
         self._paths = [path for path in paths if str(path) not in done]
         if done:
             self.console.note(f"{len(paths) - len(self._paths)} of the {len(paths)} are done")

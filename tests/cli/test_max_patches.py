@@ -177,7 +177,7 @@ def test_an_interrupted_scan_resumes_and_a_finished_one_does_not(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from cnnviz.filters.patches import state as scan_state
+    from cnnviz.core.output.journal import Journal
 
     out = tmp_path / "out"
     whole = tmp_path / "whole"
@@ -185,7 +185,7 @@ def test_an_interrupted_scan_resumes_and_a_finished_one_does_not(
     more = ["--layer", "2", "--quiet", "--batch-size", "2", "--save-every", "1"]
     assert run([*command, str(whole), *more]) == 0
 
-    save, saved = scan_state.save, []
+    save, saved = Journal.save, []
 
     def save_thrice(*given: Any) -> None:
         save(*given)
@@ -193,7 +193,7 @@ def test_an_interrupted_scan_resumes_and_a_finished_one_does_not(
         if len(saved) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(scan_state, "save", save_thrice)
+    monkeypatch.setattr(Journal, "save", save_thrice)
     assert run([*command, str(out), *more]) == 130
     monkeypatch.undo()
     assert [path.name for path in out.iterdir()] == ["scan-state.npz"]
