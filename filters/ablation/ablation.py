@@ -20,8 +20,8 @@ from torch import nn
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.data.labelled_images import LabelledImages, Progress, check_labels
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.fast import fast
 from cnnviz.core.models.layers import named_layers
+from cnnviz.core.models.variants import fast
 from cnnviz.core.output.journal import Arrays, Journal
 from cnnviz.filters.ablation.choices import AblationSpec, Mode
 from cnnviz.filters.ablation.measures import Answers, Measured, measure_of

@@ -101,11 +101,11 @@ LINES: dict[str, tuple[list[str], str]] = {
     "folder": (["render", "x", "--label", "folder"], "a run does not tell where its image lay"),
     "sums": (
         ["occlude", "x.png", *net("tuples"), "--mask", "4", "--stride", "4", "--layer", "rnn"],
-        "layer 'rnn' puts out no tensor",
+        "the output of layer 'rnn' is not a tensor",
     ),
     "hooked sums": (
         ["occlude", "x.png", *net("odd"), "--mask", "4", "--stride", "4", "--layer", "rnn"],
-        "layer 'rnn' puts out no tensor",
+        "the output of layer 'rnn' is not a tensor",
     ),
     "watched": (["max-patches", "data", *net("flat")], "has no convolution that can be watched"),
     "swept": (["ablate", "data", *net("flat"), "--sweep", "all"], "has no convolution"),
