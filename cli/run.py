@@ -20,6 +20,7 @@ from cnnviz.core.errors import UsageError
 from cnnviz.core.extras import required
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.run_folder import SUMMARY, RunFolder, json_parts, summary
+from cnnviz.core.output.style import style
 from cnnviz.report.choices import EXTRA, MEGABYTES, PAGE
 
 _PICTURES = tuple(f".{kind}" for kind in FigureFormat)
@@ -128,7 +129,8 @@ class Run:
             inputs=self._inputs,
         )
         self.folder.figures = self._output.format
-        self.folder.caption, self.folder.dark = self.caption, self._output.dark
+        self.folder.caption = self.caption
+        current().at_end.enter_context(style(dark=self._output.dark))
         return self.folder
 
     def finish(
