@@ -149,12 +149,12 @@ def bad_tars(folder: Path) -> dict[str, tuple[list[Path], str]]:
     label = [("a.png", picture(1)), ("a.json", b"{")]
     return {
         "missing": ([folder / "gone.tar"], "no file"),
-        "cut": ([cut], "no whole tar"),
-        "text": ([text], "no whole tar"),
-        "packed": ([tar(folder / "packed.tar", [("a.png", b"")], "w:gz")], "unpacked"),
+        "cut": ([cut], "not a complete tar"),
+        "text": ([text], "not a complete tar"),
+        "packed": ([tar(folder / "packed.tar", [("a.png", b"")], "w:gz")], "unpack it first"),
         "without": ([tar(folder / "none.tar", [("a.txt", b"x")])], "no image .* but txt"),
         "empty": ([tar(folder / "empty.tar", [])], "but no file"),
-        "mixed": ([whole, other], "tar files alone"),
+        "mixed": ([whole, other], "only with tar files"),
         "label": ([tar(folder / "label.tar", label)], "label of a cannot be read"),
         "backwards": ([folder / "x-{3..1}.tar"], "backwards"),
         "folder": ([folder / "d.tar"], "is a folder"),
@@ -235,13 +235,13 @@ def test_splits_and_columns_are_chosen(tmp_path: Path) -> None:
     for text, message in (
         (name, "splits train, test; choose with ,split="),
         (f"{name},split=val", "splits"),
-        (f"{name},split=test", "columns of pictures left, right"),
+        (f"{name},split=test", "columns of images left, right"),
         (f"{name},split=test,image=left", "columns of classes fine, coarse"),
         (f"{name},split=test,image=left,label=none", "no column none"),
         (f"{name},splits=test", "takes ,split="),
         (f"{name},test", "takes ,split="),
-        ("hf-dataset:gone", "holds no data set"),
-        (f"hf-dataset:{tmp_path}", "holds no data set"),
+        ("hf-dataset:gone", "is not a data set written by"),
+        (f"hf-dataset:{tmp_path}", "is not a data set written by"),
     ):
         with pytest.raises(CnnvizError, match=message):
             open_data([text])
@@ -252,7 +252,7 @@ def test_splits_and_columns_are_chosen(tmp_path: Path) -> None:
 
 def test_a_row_without_a_picture_is_its_own_error(tmp_path: Path) -> None:
     text = saved(tmp_path / "d", {"image": [*cells(1), None]}, {"image": datasets.Image()})
-    with pytest.raises(CnnvizError, match="holds no picture"):
+    with pytest.raises(CnnvizError, match="has no image"):
         open_data([text]).open(1)
 
 

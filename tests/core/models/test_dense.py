@@ -271,7 +271,7 @@ def test_refusals(source: str, network: str, options: dict[str, object], message
 
 def test_rows_have_no_place() -> None:
     image = image_of(torch.rand(3, 32, 32))
-    with pytest.raises(UsageError, match="bundled puts out one row a picture"):
+    with pytest.raises(UsageError, match="bundled has one row of scores per image"):
         occlude(load_model(), image, OcclusionSpec(at=(1, 1)))
 
 
@@ -293,6 +293,6 @@ def test_commands(source: str, tmp_path: Path) -> None:
         assert entry["targets"][0]["pixels"] > 0.05
     assert entry["targets"][0]["comparison"]["rank_correlation"] > 0.5  # of the same place
     rows = CliRunner().invoke(app, ["saliency", str(file), "--at", "3,4", "--quiet"])
-    assert "bundled puts out one row a picture" in str(rows.exception)
+    assert "bundled has one row of scores per image" in str(rows.exception)
     done = CliRunner().invoke(app, ["ablate", *common, "--filters", "tell:0"])
     assert "gives a class to each pixel" in str(done.exception)
