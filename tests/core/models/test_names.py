@@ -198,7 +198,7 @@ def test_hugging_face_folders_give_the_librarys_numbers(
     # The library resizes tensors, and rounds otherwise than Pillow.
     assert (pixels - own).abs().mean() < 0.02 * own.std()
     torch.testing.assert_close(model.logits(own), expected)
-    assert not any("prepares pictures" in note for note in model.notes)
+    assert not any("prepares images" in note for note in model.notes)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -252,7 +252,7 @@ def test_hugging_face_folders_with_faults(tmp_path: Path) -> None:
     hugging_face("vit", tmp_path / "vit")
     (tmp_path / "vit" / "preprocessor_config.json").unlink()
     model = load_model(f"hf:{tmp_path / 'vit'}")
-    assert "says nothing of how to prepare pictures" in model.notes[0]
+    assert "does not define how to prepare images" in model.notes[0]
     assert model.input_size == (SIDE, SIDE)
     weights = tmp_path / "vit" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
@@ -337,7 +337,7 @@ def test_onnx_occlusion_is_the_plain_loop_and_layers_are_refused(tmp_path: Path)
             drops.append(((pixels - covered).mean((0, 1)) @ matrix)[3])
     assert entry["targets"][0]["max_drop"] == pytest.approx(max(drops), rel=1e-4)
     for command, words in (
-        (["activations", photo, "--layer", "conv1"], "shows no layers"),
+        (["activations", photo, "--layer", "conv1"], "no visible layers"),
         (["saliency", photo], "cuts its gradient"),
         (["filters"], "has no convolutions"),
     ):
@@ -355,7 +355,7 @@ def test_onnx_files_that_cannot_be_run_are_refused_in_a_line(tmp_path: Path) -> 
     with pytest.raises(UsageError, match="no checkpoint file"):
         load_model(str(tmp_path / "gone.onnx"))
     path.write_bytes(whole)
-    with pytest.raises(UsageError, match="is a network of its own: name it alone"):
+    with pytest.raises(UsageError, match="contains its own network: name it alone"):
         load_model("resnet18", checkpoint=path)
     with pytest.raises(CnnvizError, match="to have 3 channels, but got 4"):
         load_model(str(path)).logits(torch.rand(1, 4, 8, 8))
@@ -365,5 +365,5 @@ def test_onnx_files_that_cannot_be_run_are_refused_in_a_line(tmp_path: Path) -> 
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
     made.ir_version = 8
     onnx.save(made, path)
-    with pytest.raises(CnnvizError, match="it must take one batch of pictures"):
+    with pytest.raises(CnnvizError, match="it must take one batch of images"):
         load_model(str(path))

@@ -11,10 +11,11 @@ from torch import Tensor
 from torchvision import models as torchvision_models
 
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models import checkpoints
-from cnnviz.core.models.architectures import find_architecture, list_torchvision, torchvision_names
+from cnnviz.core.models.files import checkpoints
 from cnnviz.core.models.load import load_model
-from cnnviz.core.models.measured import measured
+from cnnviz.core.models.zoo import find_architecture
+from cnnviz.core.models.zoo.hubs import measured
+from cnnviz.core.models.zoo.published import list_torchvision, torchvision_names
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_cached_weights_are_read_from_torchs_cache(
     assert model.weights_sha256 == checkpoints.weights_sha256(network)
     assert model.labels[258] == "Samoyed"
     assert capsys.readouterr().out == ""
-    listed = {entry.file for entry in list_torchvision() if entry.on_disk}
+    listed = {w.file for entry in list_torchvision() for w in entry.weights if w.on_disk}
     assert listed == {"squeezenet1_1-b8a52dc0.pth"}
 
 
@@ -64,7 +65,7 @@ def test_download_of_another_content_is_refused_and_leaves_nothing(
     monkeypatch.setattr(torch.hub, "urlopen", lambda *_a, **_o: real(url))
     with pytest.raises(CnnvizError, match=r"could not be fetched: .*invalid hash value"):
         load_model("squeezenet1_1")
-    assert list(entry.folder.iterdir()) == []
+    assert list(entry.file.parent.iterdir()) == []
 
 
 def test_unreadable_cached_weights_are_named(empty_cache: Path) -> None:
@@ -118,8 +119,8 @@ def test_a_transform_that_cannot_be_followed_is_told() -> None:
         pixels = torch.from_numpy(np.array(picture.resize((32, 32)))).movedim(2, 0) / 255
         return pixels.flip(2)
 
-    _, note = measured(mirrored, (), "net")
-    assert "net prepares pictures in a way that is not followed here exactly" in note
+    _, (note,) = measured(mirrored, (), "net")
+    assert "net prepares images in a way that is only approximated here" in note
 
 
 def test_pictures_of_any_proportions_become_their_central_square() -> None:
@@ -128,6 +129,6 @@ def test_pictures_of_any_proportions_become_their_central_square() -> None:
         small = picture.resize((round(picture.width * scale), round(picture.height * scale)))
         return torch.from_numpy(np.array(small)).movedim(2, 0) / 255 - 0.5
 
-    found, note = measured(shorter, (), "net")
+    found, (note,) = measured(shorter, (), "net")
     assert (found.crop, found.mean, found.std) == ((32, 32), (0.5,) * 3, (1.0,) * 3)
-    assert "net takes pictures of any proportions" in note
+    assert "net takes images of any proportions" in note
