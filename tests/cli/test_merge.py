@@ -23,12 +23,12 @@ from cnnviz.core.errors import UsageError
 NAMES = ["--labels", "names.txt"]
 ONE = ["--batch-size", "1"]  # on some processors the last digits hang on how many go together
 LINES = {
-    "occlude": ["occlude", "data", "--mask", "16", "--stride", "16", "--pictures", "overlay"],
+    "occlude": ["occlude", "data", "--mask", "16", "--stride", "16", "--pictures", "none"],
     "saliency": ["saliency", "data"],
     "activations": ["activations", "data", "--layer", "stem.conv"],
-    "audit": ["audit", "listed.csv", "--mask", "16", "--stride", "16", *NAMES],
+    "audit": ["audit", "listed.csv", "--mask", "16", "--stride", "16", "--top", "2", *NAMES],
     "max-patches": ["max-patches", "data", "--layer", "stem.conv", "--batch-size", "2"],
-    "tsne": ["tsne", "data", "--perplexity", "2", "--batch-size", "1"],
+    "tsne": ["tsne", "data", "--method", "pca", "--batch-size", "1"],
     "ablate": ["ablate", "listed.csv", "--filters", "stem.conv:3", "--sweep", "stem.conv", *ONE],
 }
 VARIABLES = ("RANK", "WORLD_SIZE", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "LOCAL_RANK")
