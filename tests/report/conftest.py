@@ -53,7 +53,7 @@ def _run_all(root: Path) -> None:
             "classic": [photo, "--trust", "--mask", "12", "--stride", "6"],
             "sigmoid": [photo, "--head", "sigmoid", "--mask", "10"],
             "value": [photo, "--head", "none", "--mask", "10", "--target", "3"],
-            "tsne": ["data", "--perplexity", "2", "--perplexity", "3", "--limit", "8"],
+            "tsne": ["data", "--perplexity", "2", "--perplexity", "3"],
             "max-patches": ["data", "--layer", "stem.conv", "--top", "4"],
             "filters": ["--layer", "stem.conv"],
             "ablate": ["data", "--sweep", "stem.conv"],

@@ -124,7 +124,8 @@ def test_both_engines_agree_wherever_batches_are_split(name: str, network: Make)
     assert_close(incremental.logits_PK, full.logits_PK)
 
 
-LAYERS = [(n, layer) for n in (1, 2) for layer in "0 0.1 1.body.1 2 3.body.0.2 4 6".split()]
+NAMED = ("0", "0.1", "1.body.1", "2", "3.body.0.2", "4", "6")
+LAYERS = [(segments, layer) for segments in (1, 2) for layer in NAMED]
 
 
 @pytest.mark.parametrize(
