@@ -21,7 +21,6 @@ from cnnviz.core.choices import Colormap
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.data.images import Preprocess
 from cnnviz.core.output.drawing import (
-    FONT_SIZE,
     add_colorbar,
     bare,
     cmap_of,
@@ -31,6 +30,7 @@ from cnnviz.core.output.drawing import (
     title,
 )
 from cnnviz.core.output.panels import MOST_COLUMNS, grid_of_axes
+from cnnviz.core.output.style import FONT_SIZE, ink
 from cnnviz.filters.ablation import evaluation
 from cnnviz.filters.ablation.choices import RemovalOrder
 from cnnviz.filters.ablation.measures import Measured
@@ -260,7 +260,7 @@ def _flips(result: "AblationResult", model: "Model", data: ImageData) -> Figure:
         axes.imshow(_pixels(data, int(result.indices[row]), model.preprocess))
         label = int(counts.labels[row])
         was, is_now = int(before.predicted[row]), int(after.predicted[row])
-        colour = HARM if was == label else GAIN if is_now == label else "black"
+        colour = HARM if was == label else GAIN if is_now == label else ink()
         text = f"{_name(model, was, 16)}\n→ {_name(model, is_now, 14)}"
         axes.set_title(text, fontsize=FONT_SIZE - 2, color=colour, pad=2)
         axes.set_xlabel(f"is {_name(model, label, 16)}", fontsize=FONT_SIZE - 2, labelpad=2)
@@ -324,7 +324,7 @@ def _sweep_bars(axes: Axes, shown: Sequence[FilterEffect], model: "Model", unit:
     low, high = min([*changes, 0.0]), max([*changes, 0.0])
     least = 1e-4 * unit.scale
     axes.set_xlim(low * 1.05 - least, high + (high - low) * 0.45 + 10 * least)
-    axes.axvline(0, color="black", linewidth=0.6)
+    axes.axvline(0, color=ink(), linewidth=0.6)
     _dress(axes, f"{unit.name} (written: of the class hurt most)")
 
 
@@ -350,7 +350,7 @@ def _cumulative(result: "AblationResult") -> Figure:
 
 def _curve(axes: Axes, curve: Curve) -> None:
     shares = [removed / curve.removed[-1] for removed in curve.removed]
-    colour = ORDER_COLOURS[curve.order]
+    colour = ink(ORDER_COLOURS[curve.order])
     name = curve.order.value
     if curve.order is RemovalOrder.RANDOM:
         axes.fill_between(shares, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
