@@ -57,7 +57,7 @@ def _join(shares: Sequence[Path], folder: "RunFolder", identity: dict[str, Any])
     """Joins the journals of the shares."""
     from cnnviz.core.output.journal import LINES, Merge, join, join_lines
     from cnnviz.embeddings.features import file as features
-    from cnnviz.filters.ablation import choices as ablation
+    from cnnviz.filters.ablation import options as ablation
     from cnnviz.filters.ablation import tally
     from cnnviz.filters.patches import choices as patches
     from cnnviz.filters.patches import state
