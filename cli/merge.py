@@ -19,7 +19,7 @@ from cnnviz.core.files import from_json, read_text
 from cnnviz.core.output.journal import LINES, Merge, join, join_lines
 from cnnviz.core.output.run_folder import SUMMARY, RunFolder
 from cnnviz.embeddings.features import file as features
-from cnnviz.filters.ablation import choices as ablation
+from cnnviz.filters.ablation import options as ablation
 from cnnviz.filters.ablation import tally
 from cnnviz.filters.patches import choices as patches
 from cnnviz.filters.patches import state

@@ -137,7 +137,7 @@ def test_what_needs_all_images_first_is_not_shared_out(
     more: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([*LINES["ablate"], *more, "--out", "parts", "--shard", "0/2"]) == 2
-    assert f"{' '.join(more)} cannot be shared out" in capsys.readouterr().err
+    assert f"{' '.join(more)} cannot run in shards" in capsys.readouterr().err
     assert not Path("parts").exists()
 
 
