@@ -230,7 +230,7 @@ def test_a_damaged_state_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_share_is_two_numbers(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*LINES["saliency"], "--out", "o", f"--shard={text}"]) == 2
     assert "invalid share" in capsys.readouterr().err
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="invalid share"):
         shard(text, "--shard")
 
 
