@@ -32,7 +32,7 @@ from cnnviz.core.models.load import Model
 from cnnviz.core.output import parquet
 from cnnviz.core.output.drawing import escape
 from cnnviz.core.output.entries import Summary, model_entry
-from cnnviz.core.output.style import LIGHT, sign
+from cnnviz.core.output.style import WRITING, sign
 
 SUMMARY = "summary.json"
 UNFINISHED = "unfinished.json"
@@ -78,7 +78,7 @@ class Lock:
     _held: ClassVar["WeakValueDictionary[tuple[int, int], Lock]"] = WeakValueDictionary()
 
     def __init__(self, file: int) -> None:
-        """Locks an open folder, closed with the lock; a BlockingIOError if another process has it."""
+        """Locks an open folder; a BlockingIOError if another process has locked it."""
         import fcntl
 
         self._file = file
@@ -320,7 +320,7 @@ class RunFolder:
         kind, caption = self._root.figures, escape(self._root.caption, LONGEST_CAPTION)
         whole = sign(figure, caption) if caption else None
         stream = io.BytesIO()
-        with rc_context(LIGHT):
+        with rc_context(WRITING):
             figure.savefig(
                 stream, format=kind.value, dpi=DPI, metadata=_UNDATED[kind], bbox_inches=whole
             )

@@ -7,7 +7,7 @@ have light text and lines on a dark ground. Pictures, and what is drawn over the
 from contextlib import AbstractContextManager
 from typing import Any
 
-from matplotlib import rc_context, rcParams
+from matplotlib import rc_context, rcParams, rcParamsDefault
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -26,18 +26,18 @@ ORANGE, SKY, YELLOW = "#E69F00", "#56B4E9", "#F0E442"
 HARM, GAIN = "#b2182b", "#2166ac"
 """The ends of the diverging colour map: worse and better."""
 
-LIGHT: dict[Any, Any] = {
+WRITING: dict[Any, Any] = {
     "svg.hashsalt": "cnnviz",  # the same figure gives the same file
     # Pictures that matplotlib joins before it writes them lose the weight of the map over them.
     "image.composite_image": False,
 }
+"""Parameters for writing a figure to a file."""
 _INKED = (
     *("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"),
     *("patch.edgecolor", "boxplot.boxprops.color", "boxplot.whiskerprops.color"),
     *("boxplot.capprops.color", "boxplot.flierprops.markeredgecolor"),
 )
 DARK: dict[Any, Any] = {
-    **LIGHT,
     **dict.fromkeys(_INKED, INK),
     **dict.fromkeys(("figure.facecolor", "axes.facecolor"), GROUND),
 }
@@ -45,7 +45,7 @@ DARK: dict[Any, Any] = {
 
 def style(*, dark: bool = False) -> AbstractContextManager[None]:
     """Applies the parameters to all figures that are made in the context."""
-    return rc_context(DARK if dark else LIGHT)
+    return rc_context(DARK if dark else {name: rcParamsDefault[name] for name in DARK})
 
 
 def ink(colour: str = "black") -> str:
@@ -61,6 +61,8 @@ def sign(figure: Figure, caption: str) -> Bbox:
     strip = Rectangle((0, -share), 1, 1.02 * share, transform=figure.transFigure, clip_on=False)
     strip.set(facecolor=figure.get_facecolor(), linewidth=0, in_layout=False)
     figure.add_artist(strip)
-    line = figure.text(0.995, -0.9 * share, caption, fontsize=FONT_SIZE - 3, ha="right")
+    line = figure.text(
+        0.995, -0.9 * share, caption, fontsize=FONT_SIZE - 3, ha="right", va="bottom"
+    )
     line.set(color=FAINT, in_layout=False)
     return Bbox([[0.0, -STRIP], [width, height]])

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cnnviz.core.output.drawing import bare, escape, new_figure
 from cnnviz.core.output.panels import grid_of_axes
-from cnnviz.core.output.style import FONT_SIZE, ink
+from cnnviz.core.output.style import FONT_SIZE, ink, style
 from cnnviz.embeddings.pictures.class_colours import (
     ONLY_COLOUR,
     TOLD_APART,
@@ -218,14 +218,15 @@ def _sheet(canvas_HW3: NDArray[np.uint8], result: EmbeddingResult, index: int, s
     height = canvas_HW3.shape[0]
     # A little more, since inches times dots may fall just short of a whole number of pixels.
     size = (round(0.37 * height) + 0.1) / CANVAS_DPI, (height + 0.1) / CANVAS_DPI
-    margin = new_figure(*size)
-    margin.set_dpi(CANVAS_DPI)
-    margin.set_layout_engine("none")
-    scale = height / CANVAS_DPI / 10
-    _margin_text(margin, result, index, 0.04, scale, CORNER)
-    if shown < len(result.labels_N):
-        note = f"a random sample of {shown:,}\nof the {len(result.labels_N):,} images"
-        margin.text(0.04, 0.3, note, fontsize=FONT_SIZE * scale, color="#bd1f01")
+    with style():  # the canvas is white
+        margin = new_figure(*size)
+        margin.set_dpi(CANVAS_DPI)
+        margin.set_layout_engine("none")
+        scale = height / CANVAS_DPI / 10
+        _margin_text(margin, result, index, 0.04, scale, CORNER)
+        if shown < len(result.labels_N):
+            note = f"a random sample of {shown:,}\nof the {len(result.labels_N):,} images"
+            margin.text(0.04, 0.3, note, fontsize=FONT_SIZE * scale, color="#bd1f01")
     return Sheet(canvas_HW3, margin)
 
 
