@@ -21,7 +21,7 @@ from cnnviz.core.models.heads import Head, Kind
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.journal import Journal, join
 from cnnviz.filters.ablation.ablation import Ablation, AblationResult
-from cnnviz.filters.ablation.choices import AblationSpec, Mode
+from cnnviz.filters.ablation.options import AblationSpec, Mode
 from cnnviz.filters.ablation.tally import merge
 
 SPEC = AblationSpec(filters=("0:1",), sweep=("0",), batch_size=2)
@@ -69,7 +69,7 @@ def stopping(after: int) -> Callable[[int], None]:
 def numbers(result: AblationResult) -> Any:
     found = result.counts or result.measured
     return json.dumps(
-        [found, result.indices, result.errors, result.sweep],
+        [found, result.indices, result.errors, result.effects],
         default=lambda o: o.tolist() if isinstance(o, np.ndarray) else vars(o),
     )
 
