@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cnnviz.core.data.datasets import ImageData
-from cnnviz.core.data.labelled_images import LabelledImages, Progress, check_labels
+from cnnviz.core.data.labels import LabelledImages, Progress, check_labels
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.layers import named_layers
 from cnnviz.core.models.load import Model

@@ -20,7 +20,6 @@ from cnnviz.core.choices import Colormap
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.drawing import (
-    FONT_SIZE,
     add_colorbar,
     bare,
     cmap_of,
@@ -30,6 +29,7 @@ from cnnviz.core.output.drawing import (
     title,
 )
 from cnnviz.core.output.panels import MOST_COLUMNS, grid_of_axes
+from cnnviz.core.output.style import FONT_SIZE, ink
 from cnnviz.filters.ablation.evaluation import ClassChange, confusion_matrix
 from cnnviz.filters.ablation.measures import Measured
 from cnnviz.filters.ablation.options import RemovalOrder
@@ -236,7 +236,7 @@ def _flips(result: AblationResult, model: Model, data: ImageData) -> Figure:
         bare(axes)
         axes.imshow(image_pixels(data.working(int(stored["images"][row]), model.preprocess)))
         label, was, is_now = (int(stored[name][row]) for name in ("labels", "before", "after"))
-        colour = HARM if was == label else GAIN if is_now == label else "black"
+        colour = HARM if was == label else GAIN if is_now == label else ink()
         text = f"{escape(model.labels[was], 16)}\n→ {escape(model.labels[is_now], 14)}"
         axes.set_title(text, fontsize=FONT_SIZE - 2, color=colour, pad=2)
         name = escape(model.labels[label], 16)
@@ -299,7 +299,7 @@ def _sweep_bars(axes: Axes, shown: Sequence[FilterEffect], unit: _Unit) -> None:
     low, high = min([*changes, 0.0]), max([*changes, 0.0])
     minimum = 1e-4 * unit.scale
     axes.set_xlim(low * 1.05 - minimum, high + (high - low) * 0.45 + 10 * minimum)
-    axes.axvline(0, color="black", linewidth=0.6)
+    axes.axvline(0, color=ink(), linewidth=0.6)
     _label_axes(axes, f"{unit.name} (text: class harmed most)")
 
 
@@ -325,7 +325,7 @@ def _cumulative(result: AblationResult) -> Figure:
 
 def _curve(axes: Axes, curve: Curve) -> None:
     shares = [removed / curve.removed[-1] for removed in curve.removed]
-    colour = ORDER_COLOURS[curve.order]
+    colour = ink(ORDER_COLOURS[curve.order])
     name = curve.order.value
     if curve.order is RemovalOrder.RANDOM:
         axes.fill_between(

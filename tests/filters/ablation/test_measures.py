@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from cnnviz.cli.main import app
 from cnnviz.core import load_model, open_data
-from cnnviz.core.data.labelled_images import check_labels
+from cnnviz.core.data.labels import check_labels
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.record import to_json

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from networks import model_of
+from parts import slow_but
 from PIL import Image
 from torch import nn
 
@@ -73,8 +74,12 @@ def numbers(result: AblationResult) -> Any:
     )
 
 
-@pytest.mark.parametrize("kind", [Kind.SOFTMAX, Kind.SIGMOID])
-@pytest.mark.parametrize("after", [2, 5, 11])
+KINDS = (Kind.SOFTMAX, Kind.SIGMOID)
+CUT_OFF = [(kind, after) for kind in KINDS for after in (2, 5, 11)]
+SHARES = [(kind, count) for kind in KINDS for count in (2, 3)]
+
+
+@pytest.mark.parametrize(("kind", "after"), slow_but(CUT_OFF, Kind.SOFTMAX, (Kind.SIGMOID, 5)))
 def test_a_run_that_was_cut_off_goes_on(
     data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind, after: int
 ) -> None:
@@ -91,8 +96,7 @@ def test_a_run_that_was_cut_off_goes_on(
     assert done[0] >= after - 3  # of before, in one step
 
 
-@pytest.mark.parametrize("kind", [Kind.SOFTMAX, Kind.SIGMOID])
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize(("kind", "count"), slow_but(SHARES, Kind.SOFTMAX, (Kind.SIGMOID, 2)))
 def test_shares_add_up_to_the_whole(
     data: ImageData, tmp_path: Path, kind: Kind, count: int
 ) -> None:
