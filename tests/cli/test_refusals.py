@@ -92,11 +92,11 @@ def net(name: str) -> list[str]:
 
 
 LINES: dict[str, tuple[list[str], str]] = {
-    "range": (["occlude", "x.png", "--range", "1"], "'1' is no range; --range takes a low"),
-    "show": (["occlude", "x.png", "--show", "1,2"], "'1,2' names no channels; --show takes one"),
+    "range": (["occlude", "x.png", "--range", "1"], "invalid range '1'; --range takes a low"),
+    "show": (["occlude", "x.png", "--show", "1,2"], "invalid channels '1,2'; --show takes one"),
     "at": (
         ["occlude", "x.png", "--at", "1,2,3"],
-        "'1,2,3' is no pixel; --at takes its row",
+        "invalid pixel '1,2,3'; --at takes its row",
     ),
     "folder": (["render", "x", "--label", "folder"], "a run does not tell where its image lay"),
     "sums": (
@@ -212,10 +212,10 @@ def test_no_room_for_features(place: Path, monkeypatch: pytest.MonkeyPatch) -> N
         store.add(np.zeros((1, 4), np.float32))
 
 
+@pytest.mark.needs("transformers")
 def test_a_configuration_that_makes_no_network(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("transformers")
     (place / "hf").mkdir()
     content = {"model_type": "vit", "hidden_size": 10, "num_attention_heads": 2, "patch_size": 0}
     (place / "hf" / "config.json").write_text(json.dumps(content))
