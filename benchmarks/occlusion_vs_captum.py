@@ -25,7 +25,7 @@ from captum.attr import Occlusion
 from torch import Tensor, nn
 
 from cnnviz.core.choices import Precision
-from cnnviz.occlusion.choices import Border, EngineChoice
+from cnnviz.occlusion.options import Border, EngineChoice
 from cnnviz.occlusion.engines.choose import choose
 from cnnviz.occlusion.engines.full import FullEngine
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine

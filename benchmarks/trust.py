@@ -24,11 +24,11 @@ from cnnviz.cli.scorecards import Bench
 from cnnviz.core import load_model
 from cnnviz.core.data.images import read_image
 from cnnviz.core.data.outlines import outline_mask, read_outlines
-from cnnviz.occlusion.choices import MapKind
+from cnnviz.occlusion.options import MapKind
 from cnnviz.occlusion.expectation import judge
 from cnnviz.occlusion.experiment import OcclusionResult
 from cnnviz.occlusion.maps import pixel_map, position_values
-from cnnviz.trust.choices import TrustSpec, Verdict
+from cnnviz.trust.options import TrustSpec, Verdict
 from cnnviz.trust.removal import random_maps
 from cnnviz.trust.scorecard import Scorecard
 

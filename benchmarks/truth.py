@@ -31,10 +31,10 @@ from cnnviz.core.data.images import WorkingImage, read_image
 from cnnviz.core.data.outlines import outline_mask, read_outlines
 from cnnviz.core.models.layers import find_layer
 from cnnviz.core.models.load import Model
-from cnnviz.gradients.choices import Method, SaliencySpec
+from cnnviz.gradients.options import Method, SaliencySpec
 from cnnviz.gradients.experiment import default_layer, saliency
 from cnnviz.occlusion import OcclusionSpec
-from cnnviz.occlusion.choices import Score, Upsample
+from cnnviz.occlusion.options import Score, Upsample
 from cnnviz.occlusion.expectation import judge
 from cnnviz.occlusion.experiment import Occluder
 from cnnviz.occlusion.maps import pixel_map, position_values

@@ -107,7 +107,7 @@ def _occlude(folder: Path, content: Mapping[str, Any]) -> Finished:
 
     from cnnviz.diff.sides import Evidence, Side
     from cnnviz.occlusion.archive import load, load_crop
-    from cnnviz.occlusion.choices import PanelSpec
+    from cnnviz.occlusion.options import PanelSpec
     from cnnviz.occlusion.experiment import OcclusionResult, look
     from cnnviz.occlusion.figures import unit
 
@@ -191,7 +191,7 @@ def _audit(folder: Path, content: Mapping[str, Any]) -> Finished:
     from cnnviz.audit.rows import unpacked
     from cnnviz.core.output.index import LINES
     from cnnviz.diff.sides import Evidence, Side
-    from cnnviz.occlusion.choices import Border, Score
+    from cnnviz.occlusion.options import Border, Score
     from cnnviz.occlusion.figures import BAR_LABELS
     from cnnviz.occlusion.maps import pixel_map
     from cnnviz.occlusion.masks import mask_grid

@@ -12,8 +12,8 @@ from cnnviz.cli.options import IMAGES, Expect, ModelOptions, OutputOptions, Resu
 from cnnviz.core.errors import CheckFailed, UsageError
 from cnnviz.core.options import Option
 from cnnviz.core.output.look import Look
-from cnnviz.occlusion.choices import FOLDER, OcclusionSpec
-from cnnviz.trust.choices import MinTrust, Trust
+from cnnviz.occlusion.options import FOLDER, OcclusionSpec
+from cnnviz.trust.options import MinTrust, Trust
 
 if TYPE_CHECKING:
     import numpy as np

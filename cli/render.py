@@ -9,7 +9,7 @@ from cnnviz.cli.options import OutputOptions
 from cnnviz.cli.run import Run, caption
 from cnnviz.core.errors import UsageError
 from cnnviz.core.output.look import Look
-from cnnviz.occlusion.choices import FOLDER, PanelSpec
+from cnnviz.occlusion.options import FOLDER, PanelSpec
 
 
 def render(

@@ -121,7 +121,7 @@ def explored(folder: Path, entry: Mapping[str, Any]) -> "Explored":
     import torch
 
     from cnnviz.occlusion.archive import load, load_crop
-    from cnnviz.occlusion.choices import Upsample
+    from cnnviz.occlusion.options import Upsample
     from cnnviz.report.explorer import Explored
 
     measured, crop = load(folder), load_crop(folder)

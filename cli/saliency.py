@@ -14,8 +14,8 @@ from cnnviz.core.choices import pixels
 from cnnviz.core.errors import UsageError
 from cnnviz.core.options import Option
 from cnnviz.core.output.look import Look
-from cnnviz.gradients.choices import LAST_CONV, Method, SaliencySpec
-from cnnviz.trust.choices import MinTrust, Trust
+from cnnviz.gradients.options import LAST_CONV, Method, SaliencySpec
+from cnnviz.trust.options import MinTrust, Trust
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -139,7 +139,7 @@ def _occluder(
     stride: int | None,
     options: ModelOptions,
 ) -> "Occluder":
-    from cnnviz.occlusion.choices import OcclusionSpec, Score
+    from cnnviz.occlusion.options import OcclusionSpec, Score
     from cnnviz.occlusion.experiment import Occluder
 
     spec = OcclusionSpec(

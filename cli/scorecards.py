@@ -14,20 +14,20 @@ from cnnviz.core.errors import CheckFailed
 from cnnviz.core.maps import rank_correlation
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.rerandomised import last_layers, rerandomised
-from cnnviz.gradients.choices import Method as GradientMethod
+from cnnviz.gradients.options import Method as GradientMethod
 from cnnviz.occlusion.agreement import Gradient
-from cnnviz.occlusion.choices import Border, OcclusionSpec
+from cnnviz.occlusion.options import Border, OcclusionSpec
 from cnnviz.occlusion.experiment import Occluder, OcclusionResult
 from cnnviz.occlusion.fills import fill_picture
 from cnnviz.occlusion.maps import pixel_map, position_values
 from cnnviz.occlusion.masks import Grid, inside_boxes, mask_grid
-from cnnviz.trust.choices import Least, Verdict, is_below
+from cnnviz.trust.options import Least, Verdict, is_below
 from cnnviz.trust.removal import Order, Remover, gain
 from cnnviz.trust.scorecard import Scorecard, Witnesses, scorecard, verdict_line
 
 if TYPE_CHECKING:
-    from cnnviz.gradients.choices import SaliencySpec
-    from cnnviz.trust.choices import TrustSpec
+    from cnnviz.gradients.options import SaliencySpec
+    from cnnviz.trust.options import TrustSpec
 
 SMALLER, LARGER = 5 / 7, 1.5  # masks of the variants, of the first mask's sides
 OTHER_CLASSES, OTHER_GRADIENTS = 10, 3

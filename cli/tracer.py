@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.models.load import Model
-from cnnviz.gradients.choices import Method, SaliencySpec
+from cnnviz.gradients.options import Method, SaliencySpec
 from cnnviz.gradients.experiment import default_layer, saliency
 from cnnviz.occlusion.agreement import Gradient
-from cnnviz.occlusion.choices import MapKind, OcclusionSpec
+from cnnviz.occlusion.options import MapKind, OcclusionSpec
 
 
 class Tracer:

@@ -11,7 +11,7 @@ from cnnviz.cli.options import IMAGES, Expect, ModelOptions, OutputOptions, Resu
 from cnnviz.core.errors import UsageError
 from cnnviz.core.options import Option
 from cnnviz.core.output.look import Look
-from cnnviz.trust.choices import MinTrust, TrustSpec
+from cnnviz.trust.options import MinTrust, TrustSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 from cnnviz.core.lazy import lazily
 
 if TYPE_CHECKING:
-    from cnnviz.gradients.choices import Method, SaliencySpec
+    from cnnviz.gradients.options import Method, SaliencySpec
     from cnnviz.gradients.experiment import SaliencyResult, saliency
     from cnnviz.gradients.figures import draw
 else:
     __getattr__ = lazily(
         __name__,
         {
-            "choices": ("Method", "SaliencySpec"),
+            "options": ("Method", "SaliencySpec"),
             "experiment": ("SaliencyResult", "saliency"),
             "figures": ("draw",),
         },

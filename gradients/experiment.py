@@ -36,7 +36,7 @@ from cnnviz.core.models.layers import (
 )
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.maps import Form, Layout, Layouts
-from cnnviz.gradients.choices import LAST_CONV, Method, SaliencySpec
+from cnnviz.gradients.options import LAST_CONV, Method, SaliencySpec
 
 _Asked = Callable[[Tensor], tuple[int, ...]]
 """From logits (K,) to the classes that are asked about."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cnnviz.core.output.drawing import bare, title, under
 from cnnviz.core.output.look import Look
 from cnnviz.core.output.panels import draw_map, draw_picture, outline_pixels, panels, photograph
-from cnnviz.gradients.choices import Method
+from cnnviz.gradients.options import Method
 from cnnviz.gradients.comparison import Comparison
 from cnnviz.gradients.experiment import ClassMap, SaliencyResult
 

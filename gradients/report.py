@@ -18,7 +18,7 @@ from cnnviz.core.output.entries import (
     top_entries,
 )
 from cnnviz.core.output.numbers import digits
-from cnnviz.gradients.choices import Method
+from cnnviz.gradients.options import Method
 from cnnviz.gradients.comparison import Comparison
 from cnnviz.gradients.experiment import ClassMap, SaliencyResult
 

@@ -6,7 +6,7 @@ from cnnviz.core.lazy import lazily
 
 if TYPE_CHECKING:
     from cnnviz.occlusion.archive import load
-    from cnnviz.occlusion.choices import Border, OcclusionSpec, PanelSpec, Score, Upsample
+    from cnnviz.occlusion.options import Border, OcclusionSpec, PanelSpec, Score, Upsample
     from cnnviz.occlusion.experiment import OcclusionResult, look, occlude
     from cnnviz.occlusion.figures import draw
 else:
@@ -14,7 +14,7 @@ else:
         __name__,
         {
             "archive": ("load",),
-            "choices": ("Border", "OcclusionSpec", "PanelSpec", "Score", "Upsample"),
+            "options": ("Border", "OcclusionSpec", "PanelSpec", "Score", "Upsample"),
             "experiment": ("OcclusionResult", "look", "occlude"),
             "figures": ("draw",),
         },

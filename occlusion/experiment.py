@@ -23,7 +23,7 @@ from cnnviz.core.models.labels import class_index, resolve_targets
 from cnnviz.core.models.layers import find_layer
 from cnnviz.core.models.load import Model
 from cnnviz.occlusion.agreement import Agreement, Gradient, agreements
-from cnnviz.occlusion.choices import (
+from cnnviz.occlusion.options import (
     FOLDER,
     MapKind,
     OcclusionSpec,

@@ -39,7 +39,7 @@ from cnnviz.core.output.panels import (
     outline_pixels,
     panels,
 )
-from cnnviz.occlusion.choices import MapKind, Score, Upsample
+from cnnviz.occlusion.options import MapKind, Score, Upsample
 from cnnviz.occlusion.experiment import OcclusionResult
 from cnnviz.occlusion.masks import Grid
 from cnnviz.occlusion.panels import Panel

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cnnviz.core.models.heads import SOFTMAX, Head
-from cnnviz.occlusion.choices import Score, Upsample
+from cnnviz.occlusion.options import Score, Upsample
 from cnnviz.occlusion.masks import Grid
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cnnviz.core.errors import UsageError
-from cnnviz.occlusion.choices import Border
+from cnnviz.occlusion.options import Border
 
 # Of the shorter side: what points best on pictures with known objects (docs/truth.md), and what
 # goes with a mask or a stride of the user's, as MATLAB's occlusionSensitivity has it.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cnnviz.core.models.heads import Head, Kind
-from cnnviz.occlusion.choices import Score, Upsample
+from cnnviz.occlusion.options import Score, Upsample
 from cnnviz.occlusion.maps import class_scores, pixel_map, position_values, target_scores
 from cnnviz.occlusion.masks import Grid
 

@@ -31,7 +31,7 @@ from cnnviz.core.output.entries import (
 )
 from cnnviz.core.output.numbers import digits
 from cnnviz.occlusion.agreement import Agreement
-from cnnviz.occlusion.choices import MapKind, Score, Upsample
+from cnnviz.occlusion.options import MapKind, Score, Upsample
 from cnnviz.occlusion.expectation import Verdict
 from cnnviz.occlusion.experiment import OcclusionResult
 from cnnviz.occlusion.maps import class_scores

@@ -27,7 +27,7 @@ from cnnviz.core.data.replaced import replaced_logits
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models.heads import Kind
 from cnnviz.core.models.load import Model
-from cnnviz.occlusion.choices import Border, Score, Upsample
+from cnnviz.occlusion.options import Border, Score, Upsample
 from cnnviz.occlusion.fills import fill_picture
 from cnnviz.occlusion.maps import pixel_map, target_scores
 from cnnviz.occlusion.masks import STRIDE_SHARE, inside_boxes, mask_grid

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 from cnnviz.core.lazy import lazily
 
 if TYPE_CHECKING:
-    from cnnviz.trust.choices import Verdict
+    from cnnviz.trust.options import Verdict
     from cnnviz.trust.removal import Curve, Order, Remover, gain
     from cnnviz.trust.scorecard import Scorecard, Witnesses
 else:
     __getattr__ = lazily(
         __name__,
         {
-            "choices": ("Verdict",),
+            "options": ("Verdict",),
             "removal": ("Curve", "Order", "Remover", "gain"),
             "scorecard": ("Scorecard", "Witnesses"),
         },

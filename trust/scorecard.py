@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cnnviz.core.maps import peak, rank_correlation
-from cnnviz.trust.choices import Verdict
+from cnnviz.trust.options import Verdict
 from cnnviz.trust.removal import BLUR, MEAN, Curve, Order, gain, on_random_shares
 
 # Set on every second of 182 pictures with boxes, and held on the others: docs/truth.md.

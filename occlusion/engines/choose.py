@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cnnviz.core.graph.trace import Untraceable
 from cnnviz.core.models.load import Model
-from cnnviz.occlusion.choices import EngineChoice
+from cnnviz.occlusion.options import EngineChoice
 from cnnviz.occlusion.engines.full import FullEngine
 from cnnviz.occlusion.engines.guard import GuardedEngine
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine

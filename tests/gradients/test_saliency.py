@@ -16,7 +16,7 @@ from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.maps import rank_correlation
 from cnnviz.core.models.load import Model, load_model
-from cnnviz.gradients.choices import Method, SaliencySpec
+from cnnviz.gradients.options import Method, SaliencySpec
 from cnnviz.gradients.experiment import default_layer, saliency
 
 SIZE = (12, 14)

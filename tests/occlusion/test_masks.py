@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from cnnviz.core.choices import pixels
 from cnnviz.core.errors import UsageError
-from cnnviz.occlusion.choices import Border
+from cnnviz.occlusion.options import Border
 from cnnviz.occlusion.masks import mask_grid, masks_and_stride
 
 

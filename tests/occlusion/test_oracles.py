@@ -13,7 +13,7 @@ from cnnviz.core import load_model
 from cnnviz.core.data.images import WorkingImage, read_image
 from cnnviz.core.models.load import Model
 from cnnviz.occlusion import OcclusionSpec, occlude
-from cnnviz.occlusion.choices import Border, EngineChoice, Score
+from cnnviz.occlusion.options import Border, EngineChoice, Score
 from cnnviz.occlusion.engines.choose import SAMPLE
 from cnnviz.occlusion.engines.full import FullEngine
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine

@@ -16,7 +16,7 @@ from cnnviz.core import load_model
 from cnnviz.core.data.images import WorkingImage, read_image
 from cnnviz.core.models.load import Model
 from cnnviz.occlusion import OcclusionSpec, occlude
-from cnnviz.occlusion.choices import EngineChoice, Score
+from cnnviz.occlusion.options import EngineChoice, Score
 
 SIDE, SQUARE = 24, 6
 PLACES = {0: (3, 3), 1: (3, 15), 2: (15, 3), 3: (15, 15)}

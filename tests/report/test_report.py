@@ -12,7 +12,7 @@ from pages import HOSTILE, Opened
 
 from cnnviz.cli.main import run
 from cnnviz.occlusion.archive import load
-from cnnviz.occlusion.choices import PanelSpec, Score
+from cnnviz.occlusion.options import PanelSpec, Score
 from cnnviz.occlusion.experiment import look
 
 PHOTO = "0_b_"

@@ -12,7 +12,7 @@ from torch import Tensor
 from cnnviz.cli.scorecards import Bench
 from cnnviz.core import WorkingImage, load_model
 from cnnviz.core.maps import rank_correlation
-from cnnviz.trust.choices import TrustSpec, Verdict
+from cnnviz.trust.options import TrustSpec, Verdict
 from cnnviz.trust.scorecard import Scorecard
 
 A, B = (slice(6, 14), slice(4, 12)), (slice(23, 31), slice(22, 30))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cnnviz.trust.choices import Least, Verdict, is_below
+from cnnviz.trust.options import Least, Verdict, is_below
 from cnnviz.trust.removal import BLUR, MEAN, Curve, Order
 from cnnviz.trust.report import report
 from cnnviz.trust.scorecard import Scorecard, Witnesses, certain, chance, peak_spread, scorecard

@@ -25,7 +25,7 @@ from cnnviz.core.output.entries import model_entry
 from cnnviz.gradients import SaliencySpec, saliency
 from cnnviz.occlusion import OcclusionSpec, occlude
 from cnnviz.occlusion.archive import load, to_arrays
-from cnnviz.occlusion.choices import EngineChoice, Score
+from cnnviz.occlusion.options import EngineChoice, Score
 
 SIDE, NEAR = 16, 5
 SOURCE = """

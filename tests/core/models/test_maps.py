@@ -21,7 +21,7 @@ from cnnviz.core.errors import UsageError
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.maps import Form, Layout, Layouts, token_grid
 from cnnviz.filters.activations.maps import feature_maps
-from cnnviz.gradients.choices import Method, SaliencySpec
+from cnnviz.gradients.options import Method, SaliencySpec
 from cnnviz.gradients.experiment import default_layer, saliency
 
 SIDE, PATCH = 24, 4

@@ -18,7 +18,7 @@ from cnnviz.core.models.load import Model
 from cnnviz.core.output.entries import model_entry
 from cnnviz.gradients import SaliencySpec, saliency
 from cnnviz.occlusion import OcclusionSpec, PanelSpec, Score, load, look, occlude
-from cnnviz.occlusion.choices import EngineChoice
+from cnnviz.occlusion.options import EngineChoice
 from cnnviz.occlusion.engines.choose import make_engine
 
 NETS = """

@@ -7,7 +7,7 @@ import torchvision
 from torch import Tensor, nn
 
 from cnnviz.core.errors import UsageError
-from cnnviz.occlusion.choices import EngineChoice
+from cnnviz.occlusion.options import EngineChoice
 from cnnviz.occlusion.engines.choose import choose
 from cnnviz.occlusion.engines.full import FullEngine, cover
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine

@@ -10,7 +10,7 @@ from networks import image_of
 from torch import Tensor, nn
 
 from cnnviz.core.models.load import load_model
-from cnnviz.occlusion.choices import EngineChoice, OcclusionSpec
+from cnnviz.occlusion.options import EngineChoice, OcclusionSpec
 from cnnviz.occlusion.engines.choose import choose
 from cnnviz.occlusion.engines.full import FullEngine
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine

@@ -23,7 +23,7 @@ from cnnviz.core.files import DAMAGE, exists, open_arrays
 from cnnviz.core.models.dense import Reading
 from cnnviz.core.models.heads import Head, Kind
 from cnnviz.occlusion.agreement import Gradient
-from cnnviz.occlusion.choices import Border, Score, Upsample
+from cnnviz.occlusion.options import Border, Score, Upsample
 from cnnviz.occlusion.experiment import Activation, Measurement, OcclusionResult
 from cnnviz.occlusion.masks import Grid
 
