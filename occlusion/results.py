@@ -1,223 +1,263 @@
-"""`scores.npz`: a measurement on disk, enough to draw everything again without the network.
+"""What an occlusion experiment finds: the records of `summary.json`, and how a run is read back.
 
-Arrays: `logits` (P, K) and `base_logits` (K,) float32; `boxes` (P, 4) int64, y0 x0 y1 x1; `maps`
-(panels, H, W) float32 with `map_target` and `map_mask` telling the class and the mask of each;
-`score` and `upsample` (what they show); where a gradient was traced, `gradients` (targets, H, W)
-float32, `gradient_target` and `gradient_name`; if regions were asked for,
-`sufficient_T` and `losing_T` (rows, columns of cells) bool for class index T;
-`labels` (K,); `masks` (masks, 2) and `grids` (masks, 2): rows and columns of each mask and of its
-grid of positions; `stride` and `border`; `head`, `probabilities_given` and `threshold` (what the
-numbers mean); of a dense output, `pixels` (places, h, w) that were read, `shares` (K,) of them and
-`place`; with a layer, `activation` (P,), `activation_base`,
-`activation_channel` and `activation_layer`. No array holds objects: nothing is ever unpickled.
+Shapes: P positions, L cells, H W rows and columns of the working image, r c rows and columns of
+cells.
 """
 
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from cnnviz.core.data.images import WorkingImage, read_rgb
-from cnnviz.core.errors import CnnvizError, one_line
-from cnnviz.core.files import DAMAGE, exists, open_arrays
-from cnnviz.core.models.dense import Reading
-from cnnviz.core.models.heads import Head, Kind
-from cnnviz.occlusion.agreement import Gradient
-from cnnviz.occlusion.options import Border, Score, Upsample
-from cnnviz.occlusion.experiment import Activation, Measurement, OcclusionResult
+from cnnviz.core.output.record import (
+    OPTIONAL,
+    Box,
+    Change,
+    Count,
+    Hidden,
+    Place,
+    Positive,
+    Record,
+    Says,
+    Share,
+    Sides,
+    Unsigned,
+    from_json,
+    hidden,
+)
+from cnnviz.core.output.summary import (
+    ClassRecord,
+    FinishedRun,
+    Judged,
+    Pointing,
+    Read,
+    ScorecardRecord,
+)
 from cnnviz.occlusion.masks import Grid
+from cnnviz.occlusion.measurement import Activation, Measurement
+from cnnviz.occlusion.options import MapKind, Score, Upsample
 
-SCORES = "scores.npz"
-INPUT = "input.png"
-CROP = "crop.png"
+RANKED_BY = ("covering", "keeping")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flip(Record):
+    """A class that becomes the prediction where a mask lies."""
+
+    class_: str
+    index: Count
+    positions: Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flips(Record):
+    """How often occlusion changes the prediction; of independent classes, crosses the threshold."""
+
+    share: Share
+    to: tuple[Flip, ...]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Agreement(Pointing):
+    """The map together with a gradient method's map of the same class.
+
+    `map_HW` is the geometric mean of their positive parts, each divided by its largest value.
+    `only_occlusion_HW` is True where occlusion's map is above half of its peak and the gradient's
+    below a quarter; `only_gradient_HW` the other way round.
+    """
+
+    with_: str
+    rank_correlation: Annotated[
+        Change | None, Says("of the two maps; null where one is constant")
+    ]
+    peak: Annotated[Place, Says("row, column of the agreement map's largest value")]
+    map_HW: Hidden[Tensor] = hidden()
+    gradient_HW: Hidden[Tensor] = hidden()
+    only_occlusion_HW: Hidden[Tensor] = hidden()
+    only_gradient_HW: Hidden[Tensor] = hidden()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Panel(Judged, ClassRecord):
+    """The map of one class and one mask.
+
+    `values_P` is how much occluding each position hurts, in units of the score, and `map_HW` the
+    same for each pixel. `probabilities_P` are the class's probabilities (of a regression values)
+    and `winners_P` the most probable class at each position.
+    """
+
+    mask: Sides
+    stride: Positive
+    positions: Positive
+    max_drop: Annotated[float, Says("largest position value, in the score's units")]
+    max_drop_box: Annotated[Box, Says("y0, x0, y1, x1 in the working image")]
+    mean_drop: Annotated[float, Says("mean position value, in the score's units")]
+    reliance: Annotated[
+        float | None,
+        Says("largest drop of the probability over the probability", maximum=1, optional=True),
+    ] = None
+    flips: Annotated[Flips | None, OPTIONAL] = None
+    agreement: Annotated[
+        Agreement | None,
+        Says(
+            "with a gradient method's map of the class, where the network has a gradient",
+            optional=True,
+        ),
+    ] = None
+    trust: Annotated[
+        ScorecardRecord | None, Says("the scorecard of this map", optional=True)
+    ] = None
+    grid: Hidden[Grid] = hidden()
+    probabilities_P: Hidden[Tensor] = hidden()
+    values_P: Hidden[Tensor] = hidden()
+    map_HW: Hidden[Tensor] = hidden()
+    winners_P: Hidden[Tensor] = hidden()
+
+    @property
+    def target(self) -> int:
+        """The class index."""
+        return self.index
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Region(Record):
+    """Cells of the image that hold a class, or whose occlusion loses it."""
+
+    share: Annotated[Share, Says("of the image's pixels")]
+    cells: Count
+    of_cells: Positive
+    probability: Annotated[Share, Says("of the class with only this region kept, or occluded")]
+    ranked_by: Annotated[str, Says(enum=list(RANKED_BY))]
+    cells_rc: Hidden[Tensor] = hidden()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Sufficiency(ClassRecord):
+    """The smallest region that is enough for a class, and the smallest whose occlusion loses it.
+
+    `kept_curve` is the class's probability with the 0, 1, … L best cells kept, `covered_curve` with
+    these occluded; `fill_CHW` replaces what is occluded, in [0, 1].
+    """
+
+    cell: Annotated[Positive, Says("side of a cell in pixels of the working image")]
+    region: Annotated[Region, Says("kept alone, holds the class at 90 % of its probability")]
+    without: Annotated[Share, Says("probability with that region occluded")]
+    redundancy: Annotated[Share, Says("without, over the probability")]
+    losing: Annotated[
+        Region | None, Says("occluded, loses the class; null where nothing does")
+    ]
+    lost_when: str
+    fill_CHW: Hidden[Tensor] = hidden()
+    kept_curve: Hidden[Tensor] = hidden()
+    covered_curve: Hidden[Tensor] = hidden()
+
+    def pixels_of(self, region: Region) -> Tensor:
+        """(H, W) bool: the region's cells in the image."""
+        return in_pixels(region.cells_rc[None], self.cell, self.fill_CHW.shape[1:])[0]
+
+
+def in_pixels(cells_Nrc: Tensor, cell: int, size: tuple[int, ...]) -> Tensor:
+    """(N, H, W) of values of cells; those at the right and the bottom may be cut off."""
+    large = cells_Nrc.repeat_interleave(cell, 1).repeat_interleave(cell, 2)
+    return large[:, : size[0], : size[1]]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OcclusionResult(Record):
+    """One image: a measurement, and a panel per class and mask, classes outermost.
+
+    `compared` is the score that the panels compare; of a regression `score` is "value".
+    """
+
+    image: str
+    prediction: Annotated[ClassRecord | None, OPTIONAL] = None
+    top5: Annotated[
+        tuple[ClassRecord, ...] | None, Says(minItems=1, maxItems=5, optional=True)
+    ] = None
+    read: Annotated[Read | None, OPTIONAL] = None
+    score: Score | Literal["value"]
+    upsample: Upsample
+    fill: Annotated[
+        str | None, Says("what replaces occluded pixels; absent with render", optional=True)
+    ] = None
+    method: Annotated[MapKind, Says("which map is drawn and judged")]
+    engine: Annotated[str, Says(enum=["full", "incremental", "none"])]
+    targets: Annotated[tuple[Panel, ...], Says(minItems=1)]
+    label: Annotated[ClassRecord | None, Says("the true class", optional=True)] = None
+    correct: Annotated[bool | None, OPTIONAL] = None
+    incremental_given_up: Annotated[
+        Unsigned | None,
+        Says(
+            "largest |difference| of a score to the full engine, beyond rounding, for which the "
+            "incremental engine was given up; null (NaN) where its scores were not finite; absent "
+            "if it was not",
+            optional=True,
+        ),
+    ] = None
+    verified_largest_difference: Annotated[
+        Unsigned | None,
+        Says(
+            "with --verify: largest |logit difference| between the engines on a sample; null (NaN) "
+            "where only one can run the network, or only one gives finite scores",
+            optional=True,
+        ),
+    ] = None
+    sufficient: Annotated[
+        tuple[Sufficiency, ...] | None,
+        Says("with --sufficient, one entry for each target", optional=True),
+    ] = None
+    activation: Annotated[Activation | None, OPTIONAL] = None
+    measured: Hidden[Measurement] = hidden()
+    compared: Hidden[Score] = hidden()
+
+    @property
+    def panels(self) -> tuple[Panel, ...]:
+        """The panels, by the name that Python code uses."""
+        return self.targets
+
+    @property
+    def agreements(self) -> tuple[Agreement | None, ...]:
+        """Each panel's agreement with the gradient."""
+        return tuple(panel.agreement for panel in self.targets)
+
+    @property
+    def maps(self) -> tuple[Tensor, ...]:
+        """(H, W) of each panel: what is drawn and judged."""
+        if self.method is MapKind.OCCLUSION:
+            return tuple(panel.map_HW for panel in self.targets)
+        return tuple(found.map_HW for found in self.agreements if found is not None)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Occluded(OcclusionResult):
+    """One image of a finished run."""
+
+    folder: Annotated[str, Says("where its files are, relative to the folder of this summary")]
+
+
+def load_run(run: FinishedRun) -> tuple[Occluded, ...]:
+    """The images of a run of `occlude`; their measurements are read by `load`, image by image.
+
+    Raises:
+        CnnvizError: the summary holds something else.
+    """
+    return from_json(tuple[Occluded, ...], run.summary.results)
 
 
 def to_arrays(result: OcclusionResult) -> dict[str, np.ndarray]:
-    """The arrays that `scores.npz` holds."""
-    measured = result.measured
-    grids = measured.grids
-    arrays = {
-        "logits": measured.logits_PK.numpy(),
-        "base_logits": measured.base_logits_K.numpy(),
-        "boxes": torch.cat([grid.boxes_P4 for grid in grids]).numpy(),
-        "maps": torch.stack([panel.map_HW for panel in result.panels]).numpy(),
-        "map_target": np.array([panel.target for panel in result.panels]),
-        "map_mask": np.array([panel.grid.mask for panel in result.panels]),
-        "labels": np.array(measured.labels),
-        "masks": np.array([grid.mask for grid in grids]),
-        "grids": np.array([grid.shape for grid in grids]),
-        "stride": np.array(grids[0].stride),
-        "border": np.array(grids[0].border.value),
-        "head": np.array(measured.head.kind.value),
-        "probabilities_given": np.array(measured.head.probabilities_given),
-        "threshold": np.array(measured.head.threshold),
-        "score": np.array(result.score.value),
-        "upsample": np.array(result.upsample.value),
+    """The arrays of `scores.npz`: the measurement, the maps and the sufficient regions."""
+    shown = replace(result.measured, score=result.compared, upsample=result.upsample)
+    regions = {}
+    for entry in result.sufficient or ():
+        regions[f"sufficient_{entry.index}"] = entry.region.cells_rc.numpy()
+        if entry.losing is not None:
+            regions[f"losing_{entry.index}"] = entry.losing.cells_rc.numpy()
+    return {
+        **shown.to_arrays(),
+        "maps": torch.stack([panel.map_HW for panel in result.targets]).numpy(),
+        "map_target": np.array([panel.index for panel in result.targets]),
+        "map_mask": np.array([panel.mask for panel in result.targets]),
+        **regions,
     }
-    if measured.gradient:
-        maps = measured.gradient.maps
-        arrays |= {
-            "gradients": torch.stack(list(maps.values())).numpy(),
-            "gradient_target": np.array(list(maps)),
-            "gradient_name": np.array(measured.gradient.name),
-        }
-    if measured.reading:
-        arrays |= {
-            "pixels": measured.reading.pixels_Rhw.numpy(),
-            "shares": measured.reading.shares_K.numpy(),
-            "place": np.array(measured.place),
-        }
-    if result.sufficiencies:
-        for found in result.sufficiencies:
-            regions = {"sufficient": found.sufficient, "losing": found.losing}
-            for name, region in regions.items():
-                if region is not None:
-                    arrays[f"{name}_{found.target}"] = region.cells_rc.numpy()
-    if measured.activation:
-        arrays |= {
-            "activation": measured.activation.sums_P.numpy(),
-            "activation_base": np.array(measured.activation.base),
-            "activation_channel": np.array(measured.activation.channel),
-            "activation_layer": np.array(measured.activation.layer),
-        }
-    return arrays
-
-
-def load(folder: Path) -> Measurement:
-    """Reads back what a run wrote about one image.
-
-    Args:
-        folder: holds `scores.npz` and `input.png`.
-
-    Raises:
-        CnnvizError: a file is missing, damaged or not ours.
-    """
-    path = folder / SCORES
-    try:
-        for name in (SCORES, INPUT):
-            if not exists(folder / name):
-                raise CnnvizError(
-                    f"no {name} in {folder}; cnnviz render takes the folder that cnnviz occlude "
-                    "wrote for one image (without --no-scores)"
-                )
-        with open_arrays(path) as file:
-            arrays = {name: file[name] for name in file if name != "maps"}
-        pixels = np.asarray(read_rgb(folder / INPUT))
-        return _measurement(arrays, pixels, str(folder))
-    except (*DAMAGE, ArithmeticError) as error:
-        raise CnnvizError(
-            f"{path} cannot be read: it is damaged or not cnnviz's ({one_line(error)})"
-        ) from error
-
-
-def load_crop(folder: Path) -> np.ndarray | None:
-    """The crop that the run drew its maps on, uint8 (h, w, 3); None if it used the input itself.
-
-    Raises:
-        CnnvizError: the file is damaged.
-    """
-    path = folder / CROP
-    return np.asarray(read_rgb(path)) if path.exists() else None
-
-
-def _measurement(arrays: dict[str, np.ndarray], pixels: np.ndarray, name: str) -> Measurement:
-    height, width = pixels.shape[:2]
-    image = WorkingImage(
-        path=name,
-        pixels=torch.from_numpy(pixels.transpose(2, 0, 1).copy()).float() / 255,
-        box_original=(0.0, 0.0, float(height), float(width)),
-        original_size=(height, width),
-    )
-    _check(arrays, (height, width))
-    stride, border = int(arrays["stride"]), Border(str(arrays["border"]))
-    shapes = [(int(rows), int(columns)) for rows, columns in arrays["grids"]]
-    masks = [(int(rows), int(columns)) for rows, columns in arrays["masks"]]
-    boxes = torch.split(
-        torch.from_numpy(arrays["boxes"]), [rows * columns for rows, columns in shapes]
-    )
-    grids = tuple(
-        Grid(mask, stride, border, shape, part)
-        for mask, shape, part in zip(masks, shapes, boxes, strict=True)
-    )
-    activation = None
-    if "activation" in arrays:
-        activation = Activation(
-            str(arrays["activation_layer"]),
-            int(arrays["activation_channel"]),
-            float(arrays["activation_base"]),
-            torch.from_numpy(arrays["activation"]),
-        )
-    return Measurement(
-        image,
-        tuple(str(label) for label in arrays["labels"]),
-        torch.from_numpy(arrays["base_logits"]),
-        torch.from_numpy(arrays["logits"]),
-        grids,
-        activation,
-        _head(arrays),
-        _reading(arrays),
-        str(arrays.get("place", "")),
-        Score(str(arrays.get("score", Score.PROBABILITY.value))),
-        Upsample(str(arrays.get("upsample", Upsample.COVERAGE.value))),
-        _gradient(arrays),
-    )
-
-
-def _gradient(arrays: dict[str, np.ndarray]) -> Gradient | None:
-    if "gradients" not in arrays:
-        return None
-    targets = arrays["gradient_target"].tolist()
-    maps = torch.from_numpy(arrays["gradients"]).unbind()
-    return Gradient(str(arrays["gradient_name"]), dict(zip(targets, maps, strict=True)))
-
-
-def _reading(arrays: dict[str, np.ndarray]) -> Reading | None:
-    if "pixels" not in arrays:
-        return None
-    pixels_Rhw, shares_K = arrays["pixels"], arrays["shares"]
-    places = {1, len(arrays["labels"])}
-    fits = pixels_Rhw.ndim == 3 and len(pixels_Rhw) in places and pixels_Rhw.dtype == bool
-    if not fits or shares_K.shape != (len(arrays["labels"]),):
-        raise ValueError("its arrays do not fit each other")
-    return Reading(torch.from_numpy(pixels_Rhw), torch.from_numpy(shares_K))
-
-
-def _head(arrays: dict[str, np.ndarray]) -> Head:
-    """What the numbers mean; archives from before that was written have softmax classes."""
-    if "head" not in arrays:
-        return Head()
-    given = bool(arrays["probabilities_given"])
-    return Head(Kind(str(arrays["head"])), given, float(arrays["threshold"]))
-
-
-def _check(arrays: dict[str, np.ndarray], size: tuple[int, int]) -> None:
-    """Raises ValueError where the arrays do not belong together."""
-    (positions, classes), masks = arrays["logits"].shape, len(arrays["masks"])
-    shapes = {
-        "logits": ("f", (positions, classes)),
-        "base_logits": ("f", (classes,)),
-        "boxes": ("i", (positions, 4)),
-        "labels": ("U", (classes,)),
-        "masks": ("i", (masks, 2)),
-        "grids": ("i", (masks, 2)),
-        "stride": ("i", ()),
-        "border": ("U", ()),
-    }
-    if "activation" in arrays:
-        shapes |= {"activation": ("f", (positions,)), "activation_base": ("f", ())}
-    if "gradients" in arrays:
-        targets = len(arrays["gradient_target"])
-        shapes |= {"gradients": ("f", (targets, *size)), "gradient_target": ("i", (targets,))}
-    for name, (kind, shape) in shapes.items():
-        if arrays[name].dtype.kind != kind or arrays[name].shape != shape:
-            raise ValueError(f"{name} is {arrays[name].dtype} {arrays[name].shape}")
-        if kind == "f" and not np.isfinite(arrays[name]).all():
-            raise ValueError(f"{name} is not finite")
-        if name in ("masks", "grids", "stride") and not (arrays[name] > 0).all():
-            raise ValueError(f"{name} is not positive")
-    low, high = arrays["boxes"][:, :2], arrays["boxes"][:, 2:]
-    inside = (low >= 0).all() and (low < high).all() and (high <= np.array(size)).all()
-    inside = inside and (arrays["masks"] <= np.array(size)).all()
-    counts = [int(rows) * int(columns) for rows, columns in arrays["grids"]]
-    if not (positions and classes and inside and sum(counts) == positions):
-        raise ValueError("its arrays do not fit each other")
