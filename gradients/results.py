@@ -23,7 +23,7 @@ from cnnviz.core.output.record import (
     from_json,
     hidden,
 )
-from cnnviz.core.output.summary import ClassRecord, FinishedRun, Read, ScorecardRecord
+from cnnviz.core.output.summary import ClassRecord, FinishedRun, Read, Scorecard
 from cnnviz.gradients.options import Method
 
 
@@ -55,7 +55,7 @@ class ClassMap(ClassRecord):
     peak_original: Annotated[Box, Says("the same in the file's own pixels")]
     comparison: Annotated[Comparison | None, OPTIONAL] = None
     trust: Annotated[
-        ScorecardRecord | None, Says("the scorecard of this map", optional=True)
+        Scorecard | None, Says("the scorecard of this map", optional=True)
     ] = None
     raw: Hidden[Tensor] = hidden()
     map_HW: Hidden[Tensor] = hidden()
@@ -70,9 +70,9 @@ class ClassMap(ClassRecord):
 class SaliencyResult(Record):
     """The maps of one image, a target each, in the order requested.
 
-    `working` is the working image, `logits_K` the float32 logits on the CPU, `head` what they mean,
-    `reading` the pixels of a dense output that were read, and `place` the place that the user named
-    there (empty for each class's own pixels).
+    `working` is the working image, `labels` are the class names, `logits_K` the float32 logits on
+    the CPU, `head` is what they mean, `reading` the pixels of a dense output that were read, and
+    `place` the place that the user named there (empty for each class's own pixels).
     """
 
     image: str
@@ -85,10 +85,16 @@ class SaliencyResult(Record):
     read: Annotated[Read | None, OPTIONAL] = None
     targets: Annotated[tuple[ClassMap, ...], Says(minItems=1)]
     working: Hidden[WorkingImage] = hidden()
+    labels: Hidden[tuple[str, ...]] = hidden()
     logits_K: Hidden[Tensor] = hidden()
     head: Hidden[Head] = hidden()
     reading: Hidden[Reading | None] = hidden()
     place: Hidden[str] = hidden()
+
+    @property
+    def ranking_K(self) -> Tensor:  # noqa: N802 (a shape)
+        """Larger for a class that the image shows more of: by score, or by pixels."""
+        return self.logits_K if self.reading is None else self.reading.ranking(self.labels)
 
     @property
     def maps(self) -> tuple[ClassMap, ...]:

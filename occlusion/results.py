@@ -33,7 +33,7 @@ from cnnviz.core.output.summary import (
     Judged,
     Pointing,
     Read,
-    ScorecardRecord,
+    Scorecard,
 )
 from cnnviz.occlusion.masks import Grid
 from cnnviz.occlusion.measurement import Activation, Measurement
@@ -107,7 +107,7 @@ class Panel(Judged, ClassRecord):
         ),
     ] = None
     trust: Annotated[
-        ScorecardRecord | None, Says("the scorecard of this map", optional=True)
+        Scorecard | None, Says("the scorecard of this map", optional=True)
     ] = None
     grid: Hidden[Grid] = hidden()
     probabilities_P: Hidden[Tensor] = hidden()

@@ -1,18 +1,10 @@
-"""What `--trust` lets its user choose, and its verdicts; imports nothing heavy."""
+"""Options of `--trust` and of `trust`; imports nothing heavy."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
 from cnnviz.core.options import At, Inside, Option, Spec, Targets
-
-
-class Verdict(StrEnum):
-    """In words, the worst first."""
-
-    CHANCE = "no better than chance"
-    FRAGILE = "fragile"
-    BELIEVE = "believe"
 
 
 class Least(StrEnum):
@@ -42,9 +34,3 @@ class TrustSpec(Spec):
     targets: Targets = ("predicted",)
     at: At = None
     inside: Inside = None
-
-
-def is_below(verdict: Verdict, least: Least) -> bool:
-    """Whether a verdict is worse than what is asked for."""
-    order = list(Verdict)
-    return order.index(verdict) < order.index(Verdict(least.value))

@@ -24,6 +24,7 @@ from cnnviz.core.models.load import Model
 from cnnviz.core.output.record import (
     Change,
     Count,
+    Hidden,
     Interval,
     Positive,
     Record,
@@ -32,6 +33,7 @@ from cnnviz.core.output.record import (
     Sides,
     Unsigned,
     from_json,
+    hidden,
 )
 
 SUMMARY = "summary.json"
@@ -287,9 +289,13 @@ class AgainstChance(Record):
     interval: Annotated[Interval, Says("of 95 % of random maps")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScorecardRecord(Record):
-    """How far a map can be believed: `--trust`."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scorecard(Record):
+    """How trustworthy one class's map is: `--trust`.
+
+    `curves` are those of removal, by both fills and in both orders; `certain_HW` tells where all
+    variants have the map's sign, None without any.
+    """
 
     verdict: Annotated[str, Says(enum=[*Verdict])]
     reasons: Annotated[tuple[str, ...], Says("why it is no better")]
@@ -335,6 +341,8 @@ class ScorecardRecord(Record):
         float | None,
         Says("what non-overlapping masks take in sum over what covering everything takes"),
     ]
+    curves: Hidden[tuple[Any, ...]] = hidden()
+    certain_HW: Hidden[Tensor | None] = hidden()
 
     @property
     def line(self) -> str:
