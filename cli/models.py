@@ -1,5 +1,7 @@
 """`cnnviz models`: what can be named, and which weights are on disk already."""
 
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,31 +13,14 @@ from cnnviz.cli.options import OutputOptions
 from cnnviz.core.errors import UsageError, nearest
 
 if TYPE_CHECKING:
-    from cnnviz.core.models.architectures import Listed
-
-
-class Weights(TypedDict):
-    """Weights that torchvision publishes."""
-
-    name: str
-    default: bool
-    size: int
-    file: str
-    on_disk: bool
-
-
-class Network(TypedDict):
-    """A network of torchvision."""
-
-    model: str
-    weights: list[Weights]
+    from cnnviz.core.models.zoo.published import Listed
 
 
 class Results(TypedDict):
     """What there is."""
 
     bundled: dict[str, Any] | None
-    torchvision: list[Network]
+    torchvision: list[dict[str, Any]]
     cache: str
 
 
@@ -53,9 +38,8 @@ CARD_LINES = ("architecture", "parameters", "data", "recipe", "limits")
 
 def models(given: ModelsCommand) -> None:
     """Runs `cnnviz models`."""
-    from cnnviz.core.models.architectures import list_torchvision
     from cnnviz.core.models.bundled import read_card
-    from cnnviz.core.models.published import cache_folder
+    from cnnviz.core.models.zoo.published import cache_folder, list_torchvision
     from cnnviz.core.output.run_folder import to_json, version
 
     wanted = (given.pattern or "").lower()
@@ -73,7 +57,7 @@ def models(given: ModelsCommand) -> None:
             "version": version(),
             "results": {
                 "bundled": card,
-                "torchvision": _grouped(listed),
+                "torchvision": [asdict(entry) for entry in listed],
                 "cache": str(cache_folder()),
             },
         }
@@ -83,7 +67,7 @@ def models(given: ModelsCommand) -> None:
     if card is not None:
         _show_card(console, card)
     if listed:
-        rows = [_row(entry) for entry in listed]
+        rows = [row for entry in listed for row in _rows(entry)]
         console.table(
             f"torchvision (weights are kept in {_from_home(cache_folder())})",
             ["--model", "--weights", "pixels", "on disk"],
@@ -111,28 +95,8 @@ def _from_home(path: Path) -> str:
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
 
 
-def _row(entry: "Listed") -> tuple[object, ...]:
-    star = " *" if entry.is_default else ""
-    return entry.model, entry.weights + star, entry.size, entry.file if entry.on_disk else ""
-
-
-def _grouped(listed: "list[Listed]") -> list[Network]:
-    """One entry for each model, its weights inside."""
-    names = dict.fromkeys(entry.model for entry in listed)
-    return [
-        {
-            "model": name,
-            "weights": [
-                {
-                    "name": entry.weights,
-                    "default": entry.is_default,
-                    "size": entry.size,
-                    "file": entry.file,
-                    "on_disk": entry.on_disk,
-                }
-                for entry in listed
-                if entry.model == name
-            ],
-        }
-        for name in names
-    ]
+def _rows(entry: "Listed") -> Iterator[tuple[object, ...]]:
+    for weights in entry.weights:
+        star = " *" if weights.default else ""
+        file = weights.file if weights.on_disk else ""
+        yield entry.model, weights.name + star, weights.size, file

@@ -9,8 +9,7 @@ from typing import Annotated
 from torch import Tensor
 
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.models.dense import Reading
-from cnnviz.core.models.heads import Head
+from cnnviz.core.models.heads import Head, Reading
 from cnnviz.core.output.record import (
     OPTIONAL,
     Box,

@@ -27,8 +27,7 @@ from torch import Tensor
 from cnnviz.core.data.images import WorkingImage, read_rgb
 from cnnviz.core.errors import CnnvizError, one_line
 from cnnviz.core.files import DAMAGE, exists, open_arrays
-from cnnviz.core.models.dense import Reading
-from cnnviz.core.models.heads import Head, Kind
+from cnnviz.core.models.heads import Head, Kind, Reading
 from cnnviz.core.output.record import Count, Hidden, Record, hidden
 from cnnviz.occlusion.masks import Grid
 from cnnviz.occlusion.options import Border, Score, Upsample

@@ -17,7 +17,7 @@ from cnnviz.core.data.replaced import replaced_logits
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.maps import rank_correlation
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.rerandomised import last_layers, rerandomised
+from cnnviz.core.models.variants import last_layers, rerandomised
 from cnnviz.core.output.summary import Scorecard
 from cnnviz.gradients.experiment import default_layer, saliency
 from cnnviz.gradients.options import Method, SaliencySpec
