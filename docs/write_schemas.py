@@ -24,9 +24,9 @@ from cnnviz.filters.activations import report as activations
 from cnnviz.filters.kernels import report as kernels
 from cnnviz.filters.layers import report as layers
 from cnnviz.filters.patches import report as patches
-from cnnviz.gradients import report as gradients
-from cnnviz.occlusion import report as occlusion
-from cnnviz.trust import report as trust
+from cnnviz.gradients import results as gradients
+from cnnviz.occlusion import results as occlusion
+from cnnviz.trust import results as trust
 
 SCHEMAS = Path(__file__).parent / "schemas"
 WITHOUT_MODEL = {"render", "diff"}

@@ -87,6 +87,11 @@ def _panels(
     return figure
 
 
+def unit(result: SaliencyResult) -> str:
+    """Names the unit of the maps."""
+    return BAR_LABELS[result.method]
+
+
 def class_line(result: SaliencyResult, entry: ClassMap) -> str:
     """Names a map's class and its probability."""
     return f"{entry.class_}  {result.head.text(entry.reading)}"
@@ -104,5 +109,4 @@ def _map(
     limit, values_HW = look.scale, entry.map_HW.numpy()
     if limit is None and result.method is not Method.GRAD_CAM:
         limit = float(np.percentile(np.abs(values_HW), CLIPPED_ABOVE))
-    unit = BAR_LABELS[result.method]
-    draw_map(axes, values_HW, look, unit, over=over, one_sided=True, limit=limit)
+    draw_map(axes, values_HW, look, unit(result), over=over, one_sided=True, limit=limit)

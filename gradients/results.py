@@ -11,6 +11,7 @@ from torch import Tensor
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.models.heads import Head, Reading
 from cnnviz.core.output.record import (
+    ABSENT,
     OPTIONAL,
     Box,
     Change,
@@ -20,7 +21,6 @@ from cnnviz.core.output.record import (
     Says,
     Unsigned,
     from_json,
-    hidden,
 )
 from cnnviz.core.output.summary import ClassRecord, FinishedRun, Read, Scorecard
 from cnnviz.gradients.options import Method
@@ -36,8 +36,8 @@ class Comparison(Record):
     ]
     seconds: Annotated[Unsigned, Says("of the saliency map")]
     other_seconds: Unsigned
-    other_unit: Hidden[str] = hidden()
-    other_HW: Hidden[Tensor] = hidden()
+    other_unit: Hidden[str] = ABSENT
+    other_HW: Hidden[Tensor] = ABSENT
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -53,11 +53,9 @@ class ClassMap(ClassRecord):
     peak: Annotated[Place, Says("row, column of the working image")]
     peak_original: Annotated[Box, Says("the same in the file's own pixels")]
     comparison: Annotated[Comparison | None, OPTIONAL] = None
-    trust: Annotated[
-        Scorecard | None, Says("the scorecard of this map", optional=True)
-    ] = None
-    raw: Hidden[Tensor] = hidden()
-    map_HW: Hidden[Tensor] = hidden()
+    trust: Annotated[Scorecard | None, Says("the scorecard of this map", optional=True)] = None
+    raw: Hidden[Tensor] = ABSENT
+    map_HW: Hidden[Tensor] = ABSENT
 
     @property
     def target(self) -> int:
@@ -78,17 +76,17 @@ class SaliencyResult(Record):
     method: Method
     layer: Annotated[str | None, Says("of Grad-CAM")]
     prediction: Annotated[ClassRecord | None, OPTIONAL] = None
-    top5: Annotated[
-        tuple[ClassRecord, ...] | None, Says(minItems=1, maxItems=5, optional=True)
-    ] = None
+    top5: Annotated[tuple[ClassRecord, ...] | None, Says(minItems=1, maxItems=5, optional=True)] = (
+        None
+    )
     read: Annotated[Read | None, OPTIONAL] = None
     targets: Annotated[tuple[ClassMap, ...], Says(minItems=1)]
-    working: Hidden[WorkingImage] = hidden()
-    labels: Hidden[tuple[str, ...]] = hidden()
-    logits_K: Hidden[Tensor] = hidden()
-    head: Hidden[Head] = hidden()
-    reading: Hidden[Reading | None] = hidden()
-    place: Hidden[str] = hidden()
+    working: Hidden[WorkingImage] = ABSENT
+    labels: Hidden[tuple[str, ...]] = ABSENT
+    logits_K: Hidden[Tensor] = ABSENT
+    head: Hidden[Head] = ABSENT
+    reading: Hidden[Reading | None] = ABSENT
+    place: Hidden[str] = ABSENT
 
     @property
     def ranking_K(self) -> Tensor:  # noqa: N802 (a shape)

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 from cnnviz.core.lazy import lazily
 
 if TYPE_CHECKING:
-    from cnnviz.occlusion.measurement import load
-    from cnnviz.occlusion.options import Border, OcclusionSpec, PanelSpec, Score, Upsample
     from cnnviz.occlusion.experiment import look, occlude
     from cnnviz.occlusion.figures import draw
+    from cnnviz.occlusion.measurement import load
+    from cnnviz.occlusion.options import Border, OcclusionSpec, PanelSpec, Score, Upsample
     from cnnviz.occlusion.results import OcclusionResult, load_run
 else:
     __getattr__ = lazily(

@@ -116,9 +116,7 @@ def draw_overlay(
 ) -> Figure:
     """Draws `overlay.png` only: the map over the image; see `draw`."""
     beneath = input_pixels(result) if backdrop is None else backdrop
-    return _grid(
-        result, look, lambda cell, panel: _map(cell, result, panel, look, beneath), lines
-    )
+    return _grid(result, look, lambda cell, panel: _map(cell, result, panel, look, beneath), lines)
 
 
 def _columns(result: OcclusionResult, look: Look) -> int:

@@ -27,7 +27,7 @@ BLUR_SHARE = 0.05  # standard deviation of the blur, of the shorter side
 
 @dataclass(frozen=True)
 class Grid:
-    """Equal masks (rows, columns) at regular positions; `shape` is that of the grid of positions."""
+    """Equal masks (rows, columns) at regular positions, `shape` of them; boxes row by row."""
 
     mask: tuple[int, int]
     stride: int

@@ -28,7 +28,7 @@ from cnnviz.core.data.images import WorkingImage, read_rgb
 from cnnviz.core.errors import CnnvizError, one_line
 from cnnviz.core.files import DAMAGE, exists, open_arrays
 from cnnviz.core.models.heads import Head, Kind, Reading
-from cnnviz.core.output.record import Count, Hidden, Record, hidden
+from cnnviz.core.output.record import ABSENT, Count, Hidden, Record
 from cnnviz.occlusion.masks import Grid
 from cnnviz.occlusion.options import Border, Score, Upsample
 
@@ -57,7 +57,7 @@ class Activation(Record):
     sum: float
     sum_min: float
     sum_max: float
-    sums_P: Hidden[Tensor] = hidden()
+    sums_P: Hidden[Tensor] = ABSENT
 
     @classmethod
     def of(cls, layer: str, channel: int, original: float, sums_P: Tensor) -> "Activation":

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cnnviz.core.output.record import (
+    ABSENT,
     OPTIONAL,
     Box,
     Change,
@@ -25,7 +26,6 @@ from cnnviz.core.output.record import (
     Sides,
     Unsigned,
     from_json,
-    hidden,
 )
 from cnnviz.core.output.summary import (
     ClassRecord,
@@ -69,14 +69,12 @@ class Agreement(Pointing):
     """
 
     with_: str
-    rank_correlation: Annotated[
-        Change | None, Says("of the two maps; null where one is constant")
-    ]
+    rank_correlation: Annotated[Change | None, Says("of the two maps; null where one is constant")]
     peak: Annotated[Place, Says("row, column of the agreement map's largest value")]
-    map_HW: Hidden[Tensor] = hidden()
-    gradient_HW: Hidden[Tensor] = hidden()
-    only_occlusion_HW: Hidden[Tensor] = hidden()
-    only_gradient_HW: Hidden[Tensor] = hidden()
+    map_HW: Hidden[Tensor] = ABSENT
+    gradient_HW: Hidden[Tensor] = ABSENT
+    only_occlusion_HW: Hidden[Tensor] = ABSENT
+    only_gradient_HW: Hidden[Tensor] = ABSENT
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -106,14 +104,12 @@ class Panel(Judged, ClassRecord):
             optional=True,
         ),
     ] = None
-    trust: Annotated[
-        Scorecard | None, Says("the scorecard of this map", optional=True)
-    ] = None
-    grid: Hidden[Grid] = hidden()
-    probabilities_P: Hidden[Tensor] = hidden()
-    values_P: Hidden[Tensor] = hidden()
-    map_HW: Hidden[Tensor] = hidden()
-    winners_P: Hidden[Tensor] = hidden()
+    trust: Annotated[Scorecard | None, Says("the scorecard of this map", optional=True)] = None
+    grid: Hidden[Grid] = ABSENT
+    probabilities_P: Hidden[Tensor] = ABSENT
+    values_P: Hidden[Tensor] = ABSENT
+    map_HW: Hidden[Tensor] = ABSENT
+    winners_P: Hidden[Tensor] = ABSENT
 
     @property
     def target(self) -> int:
@@ -130,7 +126,7 @@ class Region(Record):
     of_cells: Positive
     probability: Annotated[Share, Says("of the class with only this region kept, or occluded")]
     ranked_by: Annotated[str, Says(enum=list(RANKED_BY))]
-    cells_rc: Hidden[Tensor] = hidden()
+    cells_rc: Hidden[Tensor] = ABSENT
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -145,13 +141,11 @@ class Sufficiency(ClassRecord):
     region: Annotated[Region, Says("kept alone, holds the class at 90 % of its probability")]
     without: Annotated[Share, Says("probability with that region occluded")]
     redundancy: Annotated[Share, Says("without, over the probability")]
-    losing: Annotated[
-        Region | None, Says("occluded, loses the class; null where nothing does")
-    ]
+    losing: Annotated[Region | None, Says("occluded, loses the class; null where nothing does")]
     lost_when: str
-    fill_CHW: Hidden[Tensor] = hidden()
-    kept_curve: Hidden[Tensor] = hidden()
-    covered_curve: Hidden[Tensor] = hidden()
+    fill_CHW: Hidden[Tensor] = ABSENT
+    kept_curve: Hidden[Tensor] = ABSENT
+    covered_curve: Hidden[Tensor] = ABSENT
 
     def pixels_of(self, region: Region) -> Tensor:
         """(H, W) bool: the region's cells in the image."""
@@ -173,9 +167,9 @@ class OcclusionResult(Record):
 
     image: str
     prediction: Annotated[ClassRecord | None, OPTIONAL] = None
-    top5: Annotated[
-        tuple[ClassRecord, ...] | None, Says(minItems=1, maxItems=5, optional=True)
-    ] = None
+    top5: Annotated[tuple[ClassRecord, ...] | None, Says(minItems=1, maxItems=5, optional=True)] = (
+        None
+    )
     read: Annotated[Read | None, OPTIONAL] = None
     score: Score | Literal["value"]
     upsample: Upsample
@@ -209,8 +203,8 @@ class OcclusionResult(Record):
         Says("with --sufficient, one entry for each target", optional=True),
     ] = None
     activation: Annotated[Activation | None, OPTIONAL] = None
-    measured: Hidden[Measurement] = hidden()
-    compared: Hidden[Score] = hidden()
+    measured: Hidden[Measurement] = ABSENT
+    compared: Hidden[Score] = ABSENT
 
     @property
     def panels(self) -> tuple[Panel, ...]:

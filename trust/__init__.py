@@ -5,16 +5,17 @@ from typing import TYPE_CHECKING
 from cnnviz.core.lazy import lazily
 
 if TYPE_CHECKING:
+    from cnnviz.core.output.summary import Scorecard, Verdict
     from cnnviz.trust.removal import Curve, Order, Remover, gain
     from cnnviz.trust.results import load_run
-    from cnnviz.trust.scorecard import Evidence, Scorecard, Verdict, Witnesses
+    from cnnviz.trust.scorecard import Evidence, Witnesses
 else:
     __getattr__ = lazily(
         __name__,
         {
             "removal": ("Curve", "Order", "Remover", "gain"),
-            "results": ("load_run",),
-            "scorecard": ("Evidence", "Scorecard", "Verdict", "Witnesses"),
+            "results": ("Scorecard", "Verdict", "load_run"),
+            "scorecard": ("Evidence", "Witnesses"),
         },
     )
 

@@ -111,9 +111,7 @@ def _maps_figure(maps: Sequence[Shown], look: Look) -> tuple[Figure, Sequence[Ax
     return panels(len(maps), (height, width), columns=look.columns)
 
 
-def draw_maps(
-    maps: Sequence[Shown], look: Look, unit: str, beneath: NDArray[np.uint8]
-) -> Figure:
+def draw_maps(maps: Sequence[Shown], look: Look, unit: str, beneath: NDArray[np.uint8]) -> Figure:
     """Draws each map over the image, its verdict underneath; arguments as for `draw`."""
     figure, axes = _maps_figure(maps, look)
     for cell, shown in zip(axes, maps, strict=True):

@@ -53,7 +53,7 @@ class Curve:
 
 
 def gain(curves: Sequence[Curve]) -> float:
-    """Computes the symmetric relevance gain: area least first − area most first, mean over the fills."""
+    """The symmetric relevance gain: area least first − area most first, mean over the fills."""
     fills = {curve.fill for curve in curves}
     signs = {Order.LEAST: 1, Order.MOST: -1}
     return sum(signs[curve.order] * curve.area for curve in curves) / len(fills)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from torch import Tensor
 
 from cnnviz.core.errors import CheckFailed
-from cnnviz.core.output.record import Hidden, Record, Says, from_json, hidden
+from cnnviz.core.output.record import ABSENT, Hidden, Record, Says, from_json
 from cnnviz.core.output.summary import ClassRecord, FinishedRun, Judged, Scorecard, Verdict
 from cnnviz.occlusion.results import OcclusionResult
 from cnnviz.trust.options import Least
@@ -18,7 +18,7 @@ class JudgedMap(Judged, ClassRecord):
     """The map of one class."""
 
     trust: Annotated[Scorecard, Says("the scorecard of this map")]
-    map_HW: Hidden[Tensor] = hidden()
+    map_HW: Hidden[Tensor] = ABSENT
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -28,7 +28,7 @@ class TrustResult(Record):
     image: str
     map: Annotated[str, Says("the file it came from, or 'occlusion'")]
     targets: tuple[JudgedMap, ...]
-    occlusion: Hidden[OcclusionResult] = hidden()
+    occlusion: Hidden[OcclusionResult] = ABSENT
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

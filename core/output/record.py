@@ -86,13 +86,8 @@ class Says:
 HIDDEN = Says(hidden=True)
 OPTIONAL = Says(optional=True)
 Hidden = Annotated[Kind, HIDDEN]
-"""A field for Python alone; its default is `hidden()`."""
-
-
-def hidden() -> Any:
-    """The default of a hidden field: None in records that are read back from JSON."""
-    return dataclasses.field(default=None, repr=False)
-
+"""A field for Python alone; its default is `ABSENT`, as JSON lacks it."""
+ABSENT: Any = None
 
 Count = Annotated[int, Says(minimum=0)]
 Positive = Annotated[int, Says(minimum=1)]

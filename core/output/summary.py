@@ -21,6 +21,7 @@ from cnnviz.core.files import read_text
 from cnnviz.core.models.heads import Head, Reading
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.record import (
+    ABSENT,
     Change,
     Count,
     Hidden,
@@ -32,7 +33,6 @@ from cnnviz.core.output.record import (
     Sides,
     Unsigned,
     from_json,
-    hidden,
 )
 
 SUMMARY = "summary.json"
@@ -340,8 +340,8 @@ class Scorecard(Record):
         float | None,
         Says("what non-overlapping masks take in sum over what covering everything takes"),
     ]
-    curves: Hidden[tuple[Any, ...]] = hidden()
-    certain_HW: Hidden[Tensor | None] = hidden()
+    curves: Hidden[tuple[Any, ...]] = ABSENT
+    certain_HW: Hidden[Tensor | None] = ABSENT
 
     @property
     def line(self) -> str:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from cnnviz.core.graph.trace import Untraceable
 from cnnviz.core.models.load import Model
-from cnnviz.occlusion.options import EngineChoice
 from cnnviz.occlusion.engines.full import FullEngine
 from cnnviz.occlusion.engines.guard import GuardedEngine
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine
 from cnnviz.occlusion.engines.network import Network, prepare
 from cnnviz.occlusion.engines.scores import Scores
+from cnnviz.occlusion.options import EngineChoice
 
 SAMPLE = 32
 # Counted gains came out up to a tenth too high where they are small, so the incremental engine must

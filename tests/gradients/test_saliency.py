@@ -16,8 +16,8 @@ from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.maps import rank_correlation
 from cnnviz.core.models.load import Model, load_model
-from cnnviz.gradients.options import Method, SaliencySpec
 from cnnviz.gradients.experiment import default_layer, saliency
+from cnnviz.gradients.options import Method, SaliencySpec
 
 SIZE = (12, 14)
 

@@ -3,7 +3,7 @@ import torch
 
 from cnnviz.core.data.images import Preprocess
 from cnnviz.core.errors import UsageError
-from cnnviz.occlusion.fills import PICTURES, fill_picture
+from cnnviz.occlusion.masks import PICTURES, fill_picture
 
 PREPROCESS = Preprocess(8, (8, 8), mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5))
 

@@ -7,7 +7,6 @@ import torchvision
 from torch import Tensor, nn
 
 from cnnviz.core.errors import UsageError
-from cnnviz.occlusion.options import EngineChoice
 from cnnviz.occlusion.engines.choose import choose
 from cnnviz.occlusion.engines.full import FullEngine, cover
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine
@@ -16,6 +15,7 @@ from cnnviz.occlusion.engines.incremental.schedule import Schedule, Scheduler, S
 from cnnviz.occlusion.engines.incremental.steps import compile_steps
 from cnnviz.occlusion.engines.network import Network, prepare
 from cnnviz.occlusion.engines.scores import Scores
+from cnnviz.occlusion.options import EngineChoice
 
 CPU = torch.device("cpu")
 SIZE = (33, 41)
