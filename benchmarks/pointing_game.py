@@ -76,7 +76,8 @@ def main() -> None:
             verdicts.append(verdict)
             inside, hit = verdict.inside, "hit " if verdict.pointing_game_hit else "miss"
             print(
-                f"{path.stem}  {name:9} {hit}  evidence inside {inside:.2f}  object's share {verdict.object_share:.2f}  "
+                f"{path.stem}  {name:9} {hit}  evidence inside {inside:.2f}  "
+                f"object's share {verdict.object_share:.2f}  "
                 f"({model.labels[panel.target]}, p = {panel.reading:.2f})"
             )
     hits = sum(bool(verdict.pointing_game_hit) for verdict in verdicts)

@@ -110,7 +110,12 @@ class _Study(ImageStudy[SaliencyResult, SaliencyResult]):
         if given.min_trust is not None:
             self.checks = [partial(check_verdicts, minimum=given.min_trust)]
 
-    def one(self, image: WorkingImage, path: Path, advance: Advance) -> SaliencyResult:
+    def one(
+        self,
+        image: WorkingImage,
+        path: Path,  # noqa: ARG002
+        advance: Advance,
+    ) -> SaliencyResult:
         result = trace_back(self._model, image, self._spec)
         if self._other is not None:
             result = self._compared(result, self._other, advance)

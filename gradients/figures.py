@@ -1,7 +1,7 @@
 """The pictures of a saliency result.
 
-Red is evidence for the class, blue is evidence against it. Gradients of single pixels spike, so their
-colour scale ends at a high percentile, and the colour bar has an arrow there.
+Red is evidence for the class, blue is evidence against it. Gradients of single pixels spike, so
+their colour scale ends at a high percentile, and the colour bar has an arrow there.
 """
 
 from collections.abc import Sequence

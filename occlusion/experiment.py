@@ -1,8 +1,8 @@
 """One occlusion experiment end to end: occlude an image piece by piece, keep every score.
 
 The `Measurement` holds all that needed the network: the scores of every class at every position.
-Everything else (maps, panels, pictures) is derived from it, so that other classes and scores need no
-network (`cnnviz render`).
+Everything else (maps, panels, pictures) is derived from it, so that other classes and scores need
+no network (`cnnviz render`).
 Method: Zeiler and Fergus 2014, "Visualizing and Understanding Convolutional Networks", section 4.2.
 Shapes: P positions, K classes, H W rows and columns.
 """

@@ -243,7 +243,8 @@ def _sufficiencies(result: OcclusionResult, entries: Sequence[Sufficiency]) -> F
             _draw_replaced(middle, image, entry.fill_CHW, ~entry.pixels_of(losing))
             title(
                 middle,
-                f"occluding {losing.share:.1%} leaves p = {losing.probability:.3f}:\n{entry.lost_when}",
+                f"occluding {losing.share:.1%} leaves p = {losing.probability:.3f}:\n"
+                f"{entry.lost_when}",
             )
         _curves(right, entry)
         for cell in (left, middle):

@@ -130,7 +130,7 @@ def test_the_watched_map_is_the_strongest_one_and_summed_at_each_position():
     prefix = model.module[:5]
     maps = prefix(image.pixels[None])[0].sum((1, 2))
     assert activation.channel == int(maps.argmax())
-    assert activation.base == pytest.approx(float(maps.max()), rel=1e-4)
+    assert activation.sum == pytest.approx(float(maps.max()), rel=1e-4)
     for box, found in zip(measured.grids[0].boxes_P4.tolist(), activation.sums_P, strict=True):
         covered = image.pixels.clone()
         covered[:, box[0] : box[2], box[1] : box[3]] = 0
