@@ -25,6 +25,7 @@ def ablate(given: AblateCommand) -> None:
     if given.min_accuracy is not None and not given.spec.filters:
         raise UsageError("--min-accuracy needs --filters, whose loss it judges")
     from cnnviz.filters.ablation.ablation import Ablation
+    from cnnviz.filters.ablation.choices import STATE
     from cnnviz.filters.ablation.measures import measure_of
     from cnnviz.filters.ablation.report import notes, report
 

@@ -188,6 +188,7 @@ class OcclusionResult(Record):
             "incremental engine was given up; null (NaN) where its scores were not finite; absent "
             "if it was not",
             optional=True,
+            null=True,
         ),
     ] = None
     verified_largest_difference: Annotated[
@@ -196,6 +197,7 @@ class OcclusionResult(Record):
             "with --verify: largest |logit difference| between the engines on a sample; null (NaN) "
             "where only one can run the network, or only one gives finite scores",
             optional=True,
+            null=True,
         ),
     ] = None
     sufficient: Annotated[

@@ -257,6 +257,7 @@ class Pointing(Record):
             "with --expect: share of the positive evidence on the object; null (NaN) where there "
             "is none",
             optional=True,
+            null=True,
         ),
     ] = None
 

@@ -92,20 +92,20 @@ def net(name: str) -> list[str]:
 
 
 LINES: dict[str, tuple[list[str], str]] = {
-    "range": (["occlude", "x.png", "--range", "1"], "'1' is no range; --range takes a low"),
-    "show": (["occlude", "x.png", "--show", "1,2"], "'1,2' names no channels; --show takes one"),
+    "range": (["occlude", "x.png", "--range", "1"], "invalid range '1'; --range takes a low"),
+    "show": (["occlude", "x.png", "--show", "1,2"], "invalid channels '1,2'; --show takes one"),
     "at": (
         ["occlude", "x.png", "--at", "1,2,3"],
-        "'1,2,3' is no pixel; --at takes its row",
+        "invalid pixel '1,2,3'; --at takes its row",
     ),
     "folder": (["render", "x", "--label", "folder"], "a run does not tell where its image lay"),
     "sums": (
         ["occlude", "x.png", *net("tuples"), "--mask", "4", "--stride", "4", "--layer", "rnn"],
-        "layer 'rnn' puts out no tensor",
+        "the output of layer 'rnn' is not a tensor",
     ),
     "hooked sums": (
         ["occlude", "x.png", *net("odd"), "--mask", "4", "--stride", "4", "--layer", "rnn"],
-        "layer 'rnn' puts out no tensor",
+        "the output of layer 'rnn' is not a tensor",
     ),
     "watched": (["max-patches", "data", *net("flat")], "has no convolution that can be watched"),
     "swept": (["ablate", "data", *net("flat"), "--sweep", "all"], "has no convolution"),
