@@ -82,6 +82,8 @@ class Generator(GenerateJsonSchema):
         found |= {"properties": keys, "required": required, "additionalProperties": False}
         if not required:
             del found["required"]
+        if "description" in found:  # the rest is about fields that JSON lacks
+            found["description"] = found["description"].split("\n\n")[0]
         return found
 
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
