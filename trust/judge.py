@@ -45,16 +45,7 @@ class GradCam:
     """
 
     def __init__(self, model: Model, spec: OcclusionSpec, note: Callable[[str], None]) -> None:
-        """Finds the layer.
-
-        Args:
-            model: borrowed; no gradient is left in it.
-            spec: of the occlusion.
-            note: prints a line.
-
-        Raises:
-            CnnvizError: the agreement is drawn, and there is no layer for it.
-        """
+        """Finds the layer; raises CnnvizError if the agreement is drawn, and there is none."""
         self._model, self._spec, self._note = model, spec, note
         self._layer: str | None = None
         try:
@@ -85,18 +76,12 @@ class GradCam:
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Scores of one image that serve every class.
+    """Scores of one image that serve every class: of the result of occlusion, and more.
 
-    Attributes:
-        result: of occlusion.
-        remover: runs removals.
-        random_logits: of the removal of random maps.
-        variants: grids and logits (P, K) of other sizes and fills.
-        tiles_LK: logits with each tile of the image occluded.
-        large_PK: logits with each of the large masks.
-        covered_K: logits with all of it occluded.
-        randomised: logits (K,) of the image and (P, K) with each of the large masks, with the
-            network's last layers random; None if it has no layers.
+    `variants` are grids and logits (P, K) of other sizes and fills; `tiles_LK` and `large_PK` the
+    logits with each tile or large mask, `covered_K` with all of the image occluded. `randomised`
+    are the logits (K,) of the image and (P, K) with each large mask of the network whose last
+    layers are random; None if it has no layers.
     """
 
     result: OcclusionResult
@@ -108,22 +93,14 @@ class Answers:
     covered_K: Tensor
     randomised: tuple[Tensor, Tensor] | None
 
-    @property
-    def image(self) -> WorkingImage:
-        """The working image."""
-        return self.result.measured.image
-
 
 class Judge:
     """Judges maps of one image after the other."""
 
     def __init__(self, model: Model, spec: OcclusionSpec, occluder: Occluder) -> None:
-        """Lays the grids.
+        """Lays the grids of the occlusion that maps are compared with.
 
-        Args:
-            model: borrowed.
-            spec: of the occlusion that maps are compared with.
-            occluder: of that spec; run it on an image before the image is judged.
+        The occluder is of that spec; run it on an image before the image is judged.
         """
         self._model, self._spec, self.occluder = model, spec, occluder
         size, first = model.input_size, occluder.grids[0]
@@ -147,18 +124,11 @@ class Judge:
     ) -> Self:
         """Sets up the occlusion and the gradient that maps are compared with.
 
-        Args:
-            model: borrowed.
-            spec: for the classes, and the place of a dense output.
-            seed: random seed.
-            batch_size: images at a time; None for automatic.
+        The spec is read for the classes, and for the place of a dense output.
         """
+        at, inside = spec.at, spec.inside
         occlusion = OcclusionSpec(
-            targets=spec.targets,
-            at=spec.at,
-            inside=spec.inside,
-            seed=seed,
-            batch_size=batch_size,
+            targets=spec.targets, at=at, inside=inside, seed=seed, batch_size=batch_size
         )
         grad_cam = GradCam(model, occlusion, lambda _note: None)
         return cls(model, occlusion, Occluder(model, occlusion, grad_cam))
@@ -201,11 +171,12 @@ class Judge:
         """Compares a map with occlusion and the gradient; see `of_maps`."""
         randomised = other_classes = None
         if make is not None:
-            others = make(answers.image, self._other_classes(target, OTHER_GRADIENTS))
+            image = answers.result.measured.image
+            others = make(image, self._other_classes(target, OTHER_GRADIENTS))
             other_classes = (map_HW, list(others.values())) if others else None
             if self._layers:
                 with rerandomised(self._model, self._layers, self._spec.seed):
-                    randomised = map_HW, make(answers.image, [target])[target]
+                    randomised = map_HW, make(image, [target])[target]
         panel = next(p for p in answers.result.targets if p.index == target)
         return self._card(
             answers,

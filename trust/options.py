@@ -7,8 +7,8 @@ from typing import Annotated
 from cnnviz.core.options import At, Inside, Option, Spec, Targets
 
 
-class Least(StrEnum):
-    """What `--min-trust` takes."""
+class MinVerdict(StrEnum):
+    """Verdicts that `--min-trust` can require."""
 
     FRAGILE = "fragile"
     BELIEVE = "believe"
@@ -17,19 +17,19 @@ class Least(StrEnum):
 Trust = Annotated[
     bool,
     Option(
-        "Judge each map: a scorecard in the summary, a verdict under the picture, curves.png and "
-        "certainty.png. At most doubles the time again."
+        "Judge each map: scorecard in the summary, verdict under the image, curves.png and "
+        "certainty.png. At most doubles the time."
     ),
 ]
 MinTrust = Annotated[
-    Least | None,
-    Option("Judge each map, and exit with status 3 where the first target's verdict is worse."),
+    MinVerdict | None,
+    Option("Judge each map, and exit with status 3 if the first target's verdict is worse."),
 ]
 
 
 @dataclass(frozen=True)
 class TrustSpec(Spec):
-    """What `trust` judges; every default is the one of the command line."""
+    """What `trust` judges; the defaults are those of the command line."""
 
     targets: Targets = ("predicted",)
     at: At = None

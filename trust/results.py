@@ -10,7 +10,7 @@ from cnnviz.core.errors import CheckFailed
 from cnnviz.core.output.record import ABSENT, Hidden, Record, Says, from_json
 from cnnviz.core.output.summary import ClassRecord, FinishedRun, Judged, Scorecard, Verdict
 from cnnviz.occlusion.results import OcclusionResult
-from cnnviz.trust.options import Least
+from cnnviz.trust.options import MinVerdict
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -54,13 +54,13 @@ def first_target(entry: Any) -> Any:
     return next(target for target in entry.targets if target.index == index)
 
 
-def is_below(verdict: Verdict | str, minimum: Least) -> bool:
+def is_below(verdict: Verdict | str, minimum: MinVerdict) -> bool:
     """Whether a verdict is worse than the minimum."""
     order = list(Verdict)
     return order.index(Verdict(verdict)) < order.index(Verdict(minimum.value))
 
 
-def check_verdicts(entries: Iterable[Any], minimum: Least) -> None:
+def check_verdicts(entries: Iterable[Any], minimum: MinVerdict) -> None:
     """Checks that no image's verdict is worse than the minimum.
 
     Raises:

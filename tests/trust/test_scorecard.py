@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cnnviz.core.output.record import to_json
 from cnnviz.trust import Evidence, Scorecard, Verdict
-from cnnviz.trust.options import Least
+from cnnviz.trust.options import MinVerdict
 from cnnviz.trust.removal import BLUR, MEAN, Curve, Order
 from cnnviz.trust.results import is_below
 from cnnviz.trust.scorecard import certain, chance, peak_spread, scorecard
@@ -134,5 +134,5 @@ def test_other_classes_are_averaged_where_they_have_a_correlation() -> None:
 
 
 def test_verdicts_have_an_order() -> None:
-    assert [is_below(v, Least.BELIEVE) for v in Verdict] == [True, True, False]
-    assert [is_below(v, Least.FRAGILE) for v in Verdict] == [True, False, False]
+    assert [is_below(v, MinVerdict.BELIEVE) for v in Verdict] == [True, True, False]
+    assert [is_below(v, MinVerdict.FRAGILE) for v in Verdict] == [True, False, False]
