@@ -1,4 +1,4 @@
-"""The pictures of a saliency result.
+"""Figures of a saliency result.
 
 Red is evidence for the class, blue is evidence against it. Gradients of single pixels spike, so
 their colour scale ends at a high percentile, and the colour bar has an arrow there.

@@ -1,4 +1,4 @@
-"""The pictures of an occlusion experiment.
+"""Figures of an occlusion experiment.
 
 A figure has one panel per class and mask. Maps are drawn with diverging colours symmetric about
 zero: red is evidence for the class (occluding it hurts), blue is evidence against it. Under an

@@ -223,7 +223,7 @@ class OcclusionResult(Record):
         """(H, W) of each panel: what is drawn and judged."""
         if self.method is MapKind.OCCLUSION:
             return tuple(panel.map_HW for panel in self.targets)
-        return tuple(found.map_HW for found in self.agreements if found is not None)
+        return tuple(both.map_HW for both in self.agreements if both is not None)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -1,4 +1,4 @@
-"""The pictures of scorecards: removal curves next to chance, and where a map's sign is certain."""
+"""Figures of scorecards: removal curves next to chance, and where a map's sign is certain."""
 
 import textwrap
 from collections.abc import Sequence

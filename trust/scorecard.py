@@ -67,9 +67,9 @@ def scorecard(
         random_gains: of random maps, for the same image and class.
         evidence: the other checks.
     """
-    own_gain = gain(curves)
-    largest = max(own_gain, *evidence.other_gains.values(), 0.0)
-    relative_gain = max(0.0, own_gain / largest) if largest > 0 else 0.0
+    map_gain = gain(curves)
+    largest = max(map_gain, *evidence.other_gains.values(), 0.0)
+    relative_gain = max(0.0, map_gain / largest) if largest > 0 else 0.0
     variants = evidence.variants
     spread = peak_spread([map_HW, *variants.values(), *evidence.others.values()])
     certain_HW = certain(map_HW, list(variants.values()))
@@ -78,7 +78,7 @@ def scorecard(
         verdict=Verdict.CHANCE,
         reasons=(),
         trust=_trust(relative_gain, evidence.agreement, spread),
-        gain=own_gain,
+        gain=map_gain,
         relative_gain=relative_gain,
         other_gains=evidence.other_gains,
         gain_by_fill={
