@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnviz.core.output.drawing import FONT_SIZE, bare, title, under
+from cnnviz.core.output.drawing import bare, title, under
 from cnnviz.core.output.look import Look
 from cnnviz.core.output.panels import draw_map, grid_of_axes, hatch_pixels, legend, panels
+from cnnviz.core.output.style import FONT_SIZE, ink
 from cnnviz.core.output.summary import Scorecard
 from cnnviz.trust.removal import Curve, Order
 
@@ -93,7 +94,7 @@ def _draw_chance(axes: Axes, card: Scorecard) -> None:
     axes.axvspan(*chance.interval, color=RANDOM, alpha=0.15, linewidth=0)
     heights = np.linspace(0.25, 0.75, len(chance.random_maps))
     axes.plot(chance.random_maps, heights, "o", color=RANDOM, markersize=4, label="random maps")
-    axes.axvline(chance.gain, color="#000000", linewidth=1.6, label="this map")
+    axes.axvline(chance.gain, color=ink(), linewidth=1.6, label="this map")
     axes.set_ylim(0, 1)
     axes.set_yticks([])
     axes.set_xlabel("relevance gain by the mean (grey: 95 % of chance)", fontsize=FONT_SIZE - 1)

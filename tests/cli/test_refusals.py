@@ -98,7 +98,10 @@ LINES: dict[str, tuple[list[str], str]] = {
         ["occlude", "x.png", "--at", "1,2,3"],
         "invalid pixel '1,2,3'; --at takes its row",
     ),
-    "folder": (["render", "x", "--label", "folder"], "a run does not record the folder of its image"),
+    "folder": (
+        ["render", "x", "--label", "folder"],
+        "a run does not record the folder of its image",
+    ),
     "sums": (
         ["occlude", "x.png", *net("tuples"), "--mask", "4", "--stride", "4", "--layer", "rnn"],
         "the output of layer 'rnn' is not a tensor",
@@ -212,10 +215,10 @@ def test_no_room_for_features(place: Path, monkeypatch: pytest.MonkeyPatch) -> N
         store.add(np.zeros((1, 4), np.float32))
 
 
+@pytest.mark.needs("transformers")
 def test_a_configuration_that_makes_no_network(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("transformers")
     (place / "hf").mkdir()
     content = {"model_type": "vit", "hidden_size": 10, "num_attention_heads": 2, "patch_size": 0}
     (place / "hf" / "config.json").write_text(json.dumps(content))
