@@ -26,9 +26,9 @@ from cnnviz.filters.activations import report as activations
 from cnnviz.filters.kernels import report as kernels
 from cnnviz.filters.layers import report as layers
 from cnnviz.filters.patches import report as patches
-from cnnviz.gradients import report as gradients
-from cnnviz.occlusion import report as occlusion
-from cnnviz.trust import report as trust
+from cnnviz.gradients import results as gradients
+from cnnviz.occlusion import results as occlusion
+from cnnviz.trust import results as trust
 
 SCHEMAS = Path(__file__).parent / "schemas"
 WITHOUT_MODEL = {"render", "diff"}
@@ -36,10 +36,10 @@ OTHERS = {"merge", "rerun", "report"}  # without a summary or with that of the c
 
 
 SUMMARIES: dict[str, Any] = {
-    "occlude": list[occlusion.Entry],
-    "render": list[occlusion.Entry],
-    "saliency": list[gradients.Entry],
-    "trust": list[trust.Entry],
+    "occlude": list[occlusion.OcclusionResult],
+    "render": list[occlusion.OcclusionResult],
+    "saliency": list[gradients.SaliencyResult],
+    "trust": list[trust.TrustResult],
     "activations": list[activations.Entry],
     "filters": kernels.Results,
     "layers": layers.Results,
@@ -82,6 +82,8 @@ class Generator(GenerateJsonSchema):
         found |= {"properties": keys, "required": required, "additionalProperties": False}
         if not required:
             del found["required"]
+        if "description" in found:  # the rest is about fields that JSON lacks
+            found["description"] = found["description"].split("\n\n")[0]
         return found
 
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002

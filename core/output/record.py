@@ -88,6 +88,9 @@ class Says:
 
 HIDDEN = Says(hidden=True)
 OPTIONAL = Says(optional=True)
+Hidden = Annotated[Kind, HIDDEN]
+"""A field for Python alone; its default is `ABSENT`, as JSON lacks it."""
+ABSENT: Any = None
 
 Count = Annotated[int, Says(minimum=0)]
 Positive = Annotated[int, Says(minimum=1)]
