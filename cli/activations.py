@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cnnviz.core.output.run_folder import RunFolder
     from cnnviz.filters.activations.maps import Activations, LayerActivation, Observer
     from cnnviz.filters.activations.report import Entry
-    from cnnviz.filters.channels.spec import Channels
+    from cnnviz.filters.channels import Channels
 
 INPUT, ARRAYS = "input.png", "activations.npz"
 
@@ -63,7 +63,7 @@ def activations(
     """
     run = ImageRun("activations", output)
     from cnnviz.filters.activations.maps import Observer
-    from cnnviz.filters.channels.shapes import choose_filters
+    from cnnviz.filters.channels import choose_filters
     from cnnviz.filters.kernels.weights import choose_layers
 
     paths = run.images(images, shard)

@@ -38,8 +38,16 @@ from cnnviz.filters.ablation.sweep import (
     removal_orders,
 )
 from cnnviz.filters.ablation.tally import Counts, Tally
-from cnnviz.filters.channels.shapes import ChannelStrength, LayerChannels, channel_strengths
-from cnnviz.filters.channels.spec import Channels, Pick, Selection, expand, resolve
+from cnnviz.filters.channels import (
+    Channels,
+    ChannelStrength,
+    LayerChannels,
+    Pick,
+    Selection,
+    channel_strengths,
+    expand,
+    resolve,
+)
 
 if TYPE_CHECKING:
     from cnnviz.core.models.load import Model

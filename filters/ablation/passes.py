@@ -15,7 +15,7 @@ from torch import Tensor
 from cnnviz.core.device import in_batches
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.models.layers import replace_outputs
-from cnnviz.filters.channels.spec import Channels
+from cnnviz.filters.channels import Channels
 
 if TYPE_CHECKING:
     from cnnviz.core.models.load import Model

@@ -32,7 +32,7 @@ from cnnviz.filters.ablation.passes import (
     ablated_logits,
 )
 from cnnviz.filters.ablation.suffix import Change, Suffix
-from cnnviz.filters.channels.spec import Channels
+from cnnviz.filters.channels import Channels
 
 if TYPE_CHECKING:
     from cnnviz.core.models.load import Model

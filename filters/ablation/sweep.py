@@ -17,7 +17,7 @@ from cnnviz.filters.ablation.choices import RemovalOrder
 from cnnviz.filters.ablation.evaluation import mcnemar
 from cnnviz.filters.ablation.measures import Measured
 from cnnviz.filters.ablation.tally import Counts
-from cnnviz.filters.channels.spec import Channels
+from cnnviz.filters.channels import Channels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,7 +14,7 @@ from cnnviz.core.models.fitting import choose
 from cnnviz.core.models.habits import examine
 from cnnviz.core.models.load import Model
 from cnnviz.filters.ablation.passes import ablated_logits
-from cnnviz.filters.channels.spec import expand, parse
+from cnnviz.filters.channels import expand, parse
 from cnnviz.occlusion import OcclusionSpec, occlude
 from cnnviz.occlusion.choices import EngineChoice
 

@@ -16,7 +16,7 @@ from cnnviz.filters.activations.choices import MapOrder
 from cnnviz.filters.activations.figures import draw_maps, draw_overlays
 from cnnviz.filters.activations.maps import Observer, nearest_units
 from cnnviz.filters.activations.report import report
-from cnnviz.filters.channels.shapes import choose_filters
+from cnnviz.filters.channels import choose_filters
 from cnnviz.filters.kernels.figures import draw_kernels
 from cnnviz.filters.kernels.weights import examine
 
@@ -150,9 +150,9 @@ def test_random_filters_are_drawn_from_the_layers_together() -> None:
         ("5-3", "the range '5-3' runs backwards; write 3-5"),
         ("1,5-3", "the range '5-3' in '1,5-3' runs backwards"),
         ("5-6", "no channel 6 in '5-6'; layer '0' has 6 channels, 0 to 5"),
-        ("a", "^'a' is no channel or range"),
-        ("", "^'' is no channel or range"),
-        ("random:0", "'0' in 'random:0' is no number of filters"),
+        ("a", "^invalid channel or range 'a'"),
+        ("", "^invalid channel or range ''"),
+        ("random:0", "invalid number of filters '0' in 'random:0'"),
         ("random:99", "'random:99' asks for 99 filters; there are 11"),
     ],
 )
