@@ -36,7 +36,7 @@ class Says:
         optional: bool = False,
         hidden: bool = False,
         only: str = "",
-        digits: int = 7,
+        digits: int | None = None,
         **keywords: Any,
     ) -> None:
         """Describes a field.
@@ -46,7 +46,7 @@ class Says:
             optional: the key is absent where the value is None (NaN becomes null).
             hidden: for Python alone: neither in JSON nor in tables (tensors, member rows).
             only: "json" or "csv", for what only one of them has.
-            digits: significant digits in JSON; 7 is what float32 carries.
+            digits: significant digits in JSON; the record's `DIGITS` if None.
             keywords: of JSON Schema (minimum, maximum, minItems, maxItems, enum, pattern); also
                 checked when a record is read back.
         """
@@ -106,6 +106,8 @@ class Record:
         "arbitrary_types_allowed": True,
     }
     DERIVED: ClassVar[tuple[str, ...]] = ()
+    DIGITS: ClassVar[int] = 7
+    """Significant digits of numbers in JSON, if a field says nothing else; 7 are float32's."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ class Field:
     key: str
     hint: Any
     says: tuple[Says, ...]
+    default_digits: int = 7
 
     def has(self, form: str) -> bool:
         """Whether JSON (`json`) or tables (`csv`) have it."""
@@ -129,7 +132,7 @@ class Field:
     @cached_property
     def digits(self) -> int:
         """Significant digits in JSON."""
-        return min((s.digits for s in self.says), default=7)
+        return min((s.digits for s in self.says if s.digits), default=self.default_digits)
 
 
 def _says(hint: Any) -> tuple[Says, ...]:
@@ -147,7 +150,10 @@ def fields_of(kind: Any) -> tuple[Field, ...]:
         owner: Any = getattr(kind, name)
         getter: Callable[..., Any] = getattr(owner, "fget", None) or owner.func
         found[name] = get_type_hints(getter, include_extras=True)["return"]
-    return tuple(Field(name, name.rstrip("_"), hint, _says(hint)) for name, hint in found.items())
+    digits = getattr(kind, "DIGITS", 7)
+    return tuple(
+        Field(name, name.rstrip("_"), hint, _says(hint), digits) for name, hint in found.items()
+    )
 
 
 def rounded(value: float, digits: int = 7) -> float | None:
