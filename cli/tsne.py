@@ -1,73 +1,47 @@
 """`cnnviz tsne`: a data set laid out in the plane as the network sees it."""
 
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
+from cnnviz.cli.commands.datasets import TsneCommand
 from cnnviz.cli.console import Console
-from cnnviz.cli.options import SOURCES, Limit, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.cli.run import Run
-from cnnviz.core.options import Option
-from cnnviz.embeddings.choices import EmbeddingSpec
 
 if TYPE_CHECKING:
     from cnnviz.core.output.run_folder import RunFolder
     from cnnviz.embeddings.result import EmbeddingResult
 
 
-def tsne(
-    data: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="DATA",
-            help=f"Images: {SOURCES}",
-        ),
-    ],
-    spec: EmbeddingSpec,
-    limit: Limit = None,
-    pictures: Annotated[bool, Option("Draw the maps.")] = True,
-    resume: Resume = False,
-    shard: Share = None,
-    *,
-    model: ModelOptions,
-    output: OutputOptions,
-) -> None:
-    """Lay out a data set as the network sees it: what it finds alike lies together.
-
-    cnnviz tsne photos/ --model resnet18 --perplexity 30
-
-    Writes maps of points, of the images themselves and of a grid, the features, and how far the
-    map can be trusted. Features of an earlier run in the same folder are used again if they fit.
-    """
-    run = Run("tsne", output)
+def tsne(given: TsneCommand) -> None:
+    """Runs `cnnviz tsne`."""
+    run = Run("tsne", given.output)
     console = run.console
     from cnnviz.embeddings.experiment import Embedder, check_spec
     from cnnviz.embeddings.features.file import FEATURES, to_arrays
     from cnnviz.embeddings.report import QUALITY_COLUMNS, quality_rows, report
 
-    run.take_share(shard)
-    images = run.data(data, limit, model.seed)
-    check_spec(spec, len(images))
+    run.take_share(given.shard)
+    images = run.data(given.data, given.limit, given.model.seed)
+    check_spec(given.spec, len(images))
     images = images.share(run.shard) if run.shard else images
-    loaded = run.load(model)
-    embedder = Embedder(loaded, images, spec, console.progress, console.note)
+    loaded = run.load(given.model)
+    embedder = Embedder(loaded, images, given.spec, console.progress, console.note)
     known = None
-    if output.overwrite or resume:
+    if given.output.overwrite or given.resume:
         known = embedder.known_features(run.root / FEATURES)
-    folder = run.open(resume=resume)
+    folder = run.open(resume=given.resume)
     features = known or embedder.features(scratch=folder.path)
     folder.write_large_npz(FEATURES, **to_arrays(features, images))
     if run.shard:
-        run.finish(None, model=loaded, seed=model.seed, errors=features.errors)
+        run.finish(None, model=loaded, seed=given.model.seed, errors=features.errors)
         return
     result = embedder.lay_out(features)
     _tell(result, console)
-    folders, drawing = _write(result, folder, console, model.seed, pictures)
+    folders, drawing = _write(result, folder, console, given.model.seed, given.pictures)
     console.table("How far to trust the map", QUALITY_COLUMNS, quality_rows(result))
     results = report(result, folders)
     results["seconds"]["drawing"] = round(drawing, 3)
-    run.finish(results, model=loaded, seed=model.seed, errors=features.errors)
+    run.finish(results, model=loaded, seed=given.model.seed, errors=features.errors)
 
 
 def _tell(result: "EmbeddingResult", console: Console) -> None:

@@ -9,6 +9,7 @@ A message is one line: the offending value, what is accepted, and the remedy.
 
 import difflib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 USER_CODE_ERRORS = (Exception, SystemExit)
 """What a user's code may raise when it is imported, called, or run with what it did not expect: its
@@ -50,6 +51,17 @@ def one_line(error: BaseException) -> str:
     """What somebody else's error says, on one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= LONGEST else text[:LONGEST] + "…"
+
+
+def located(error: BaseException) -> str:
+    """Somebody else's error on one line: type, message, and the innermost file and line."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        place = f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})"
+        trace = trace.tb_next
+    if isinstance(error, SyntaxError):
+        place = ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:

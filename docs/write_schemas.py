@@ -21,7 +21,7 @@ from cnnviz.diff import report as differences
 from cnnviz.embeddings import report as embeddings
 from cnnviz.filters.ablation import entries as ablation
 from cnnviz.filters.activations import report as activations
-from cnnviz.filters.kernels import report as kernels
+from cnnviz.filters.kernels import results as kernels
 from cnnviz.filters.layers import report as layers
 from cnnviz.filters.patches import report as patches
 from cnnviz.gradients import report as gradients
@@ -55,7 +55,7 @@ SUMMARIES: dict[str, Any] = {
     "saliency": Summary[list[Traced]],
     "trust": Summary[list[Trusted]],
     "activations": Summary[list[Observed]],
-    "filters": Summary[kernels.Results],
+    "filters": Summary[kernels.FilterResults],
     "layers": Summary[layers.Results],
     "max-patches": Summary[patches.Results],
     "audit": Summary[audits.Results | None],  # null of a share

@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from cnnviz.filters.ablation.ablation import AblationResult, ablate
     from cnnviz.filters.ablation.choices import AblationSpec, Mode
     from cnnviz.filters.activations.maps import Activations, feature_maps
-    from cnnviz.filters.kernels.weights import KernelStats, kernel_stats
+    from cnnviz.filters.kernels.results import KernelStats
+    from cnnviz.filters.kernels.weights import kernel_stats
     from cnnviz.filters.layers.inventory import Inventory, take_inventory
     from cnnviz.filters.patches.choices import Crop, MaxPatchesSpec, Ranking
     from cnnviz.filters.patches.max_patches import MaxPatches, max_patches
@@ -19,7 +20,8 @@ else:
             "ablation.ablation": ("AblationResult", "ablate"),
             "ablation.choices": ("AblationSpec", "Mode"),
             "activations.maps": ("Activations", "feature_maps"),
-            "kernels.weights": ("KernelStats", "kernel_stats"),
+            "kernels.results": ("KernelStats",),
+            "kernels.weights": ("kernel_stats",),
             "layers.inventory": ("Inventory", "take_inventory"),
             "patches.choices": ("Crop", "MaxPatchesSpec", "Ranking"),
             "patches.max_patches": ("MaxPatches", "max_patches"),

@@ -29,6 +29,9 @@ from torch import Tensor
 from cnnviz.core.choices import whole_number
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models.layers import (
+    Form,
+    Layout,
+    Layouts,
     check_open,
     conv_layers,
     find_layer,
@@ -37,7 +40,6 @@ from cnnviz.core.models.layers import (
     watch_outputs,
 )
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.maps import Form, Layout, Layouts
 
 Channels = Mapping[str, tuple[int, ...]]
 """Layer name to channels of its output, in ascending order without repeats."""

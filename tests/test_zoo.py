@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cnnviz.cli.main import COMMANDS, run
-from cnnviz.core.models.factories import unwrapped
+from cnnviz.core.models.zoo.factories import unwrapped
 from cnnviz.core.output.run_folder import RunFolder
 
 TRACED = "cannot be traced"
@@ -48,12 +48,10 @@ SIZES = {
 RANDOM = {"AlwaysDropout", "Jitter"}
 # A line that the user must see, by network.
 NOTES = {
-    **dict.fromkeys(
-        ("BatchStatistics", "BatchMaximum", "MinibatchDeviation"), "mixes the pictures"
-    ),
-    **dict.fromkeys(("OneAtATime", "AssertsOne"), "mixes the pictures"),
-    **dict.fromkeys(RANDOM, "answers differently each time"),
-    "Softmax": "puts out probabilities already",
+    **dict.fromkeys(("BatchStatistics", "BatchMaximum", "MinibatchDeviation"), "mixes the images"),
+    **dict.fromkeys(("OneAtATime", "AssertsOne"), "mixes the images"),
+    **dict.fromkeys(RANDOM, "is stochastic"),
+    "Softmax": "puts out probabilities: ",
     "Sigmoid": "a probability for each class on its own",
     **dict.fromkeys(("Tuple", "Dict", "Dataclass", "NamedTuple"), "is taken"),
     **dict.fromkeys(("OneLogit", "OneFlatLogit", "OneProbability"), "one number a picture"),

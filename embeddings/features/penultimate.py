@@ -17,8 +17,9 @@ from torch import Tensor, fx, nn
 
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph.trace import Untraceable, trace
-from cnnviz.core.models.fast import fast
 from cnnviz.core.models.layers import (
+    Form,
+    Layouts,
     check_open,
     find_layer,
     named_layers,
@@ -26,7 +27,7 @@ from cnnviz.core.models.layers import (
     watch_outputs,
 )
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.maps import Form, Layouts
+from cnnviz.core.models.variants import fast
 from cnnviz.embeddings.choices import PENULTIMATE, Pool
 
 MIXING_LAYERS = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -21,8 +21,8 @@ from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.data.labelled_images import LabelledImages, Progress, check_labels
 from cnnviz.core.data.shards import PART
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.fast import fast
 from cnnviz.core.models.layers import named_layers
+from cnnviz.core.models.variants import fast
 from cnnviz.filters.ablation.choices import AblationSpec, Mode
 from cnnviz.filters.ablation.measures import Answers, Measured, measure_of
 from cnnviz.filters.ablation.passes import IMAGES, Fills

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import stats
 
-from cnnviz.core.chance import exact_mcnemar
+from cnnviz.core.statistics import exact_mcnemar, wilson
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-CONFIDENCE = 0.95
 TOP = 5
 
 
@@ -105,12 +103,6 @@ class Confusion:
     predicted: int
     before: int
     after: int
-
-
-def wilson(correct: int, count: int) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson 1927, JASA 22, 209-212); count is at least 1."""
-    interval = stats.binomtest(correct, count).proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def mcnemar(lost: int, gained: int) -> Paired:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models.heads import Head, Kind
+from cnnviz.core.statistics import percentile_interval
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 LARGEST = 4 << 30
 """Bytes of answers that are kept at most."""
 RESAMPLES = 500
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -183,5 +183,4 @@ class Answers:
                 np.nanmean(self._measure.of(truth_MK[drawn], own_MK[drawn])) for own_MK in both_2MK
             )
             changes.append(after - before)
-        low, high = np.quantile(changes, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        return float(low), float(high)
+        return percentile_interval(changes)

@@ -19,10 +19,9 @@ from torch import Tensor
 from cnnviz.core.data.datasets import Batch, ImageData, batches
 from cnnviz.core.data.shards import PART
 from cnnviz.core.device import in_batches
-from cnnviz.core.models.fast import fast
-from cnnviz.core.models.layers import replace_outputs
+from cnnviz.core.models.layers import Layout, replace_outputs
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.maps import Layout
+from cnnviz.core.models.variants import fast
 from cnnviz.filters.patches import state as scan_state
 from cnnviz.filters.patches.choices import Ranking
 from cnnviz.filters.patches.plan import ScanPlan

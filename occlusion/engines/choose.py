@@ -82,7 +82,7 @@ def make_engine(
         dtype=model.precision.dtype,
         layer=layer,
     )
-    if model.habits.mixes_batch:
+    if model.behaviour.mixes_batch:
         note = "it mixes the pictures of a batch"
         network, batch_size = replace(network, graph=None, reason=note), 1
     if model.repeat > 1:

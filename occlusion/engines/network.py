@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 from cnnviz.core.errors import UsageError
 from cnnviz.core.graph.fold import fold
 from cnnviz.core.graph.trace import Graph, Untraceable, describe, trace
-from cnnviz.core.models.fast import check_same, laid_out, random_image
 from cnnviz.core.models.layers import not_run
+from cnnviz.core.models.variants import check_same, laid_out, random_image
 from cnnviz.occlusion.engines.winograd import speed_up
 
 

@@ -10,7 +10,7 @@ import torch
 
 from cnnviz.cli.main import run
 from cnnviz.core import load_model, read_image
-from cnnviz.core.models.rerandomised import last_layers, rerandomised
+from cnnviz.core.models.variants import last_layers, rerandomised
 from cnnviz.trust.removal import random_maps
 
 ROOT = Path(__file__).parent.parent.parent

@@ -10,9 +10,9 @@ import torchvision
 import zoo
 from torch import Tensor, fx, nn
 
-from cnnviz.core.models.fast import fast
 from cnnviz.core.models.layers import conv_layers, named_layers, replace_outputs, watch_outputs
 from cnnviz.core.models.load import Model
+from cnnviz.core.models.variants import fast
 
 FAMILIES = ("resnet18", "mobilenet_v2", "squeezenet1_1", "densenet121", "efficientnet_b0", "swin_t")
 TOLERANCE = 1e-5  # of the range of a layer

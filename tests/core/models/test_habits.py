@@ -8,11 +8,11 @@ from torch.nn import functional
 
 from cnnviz.core import load_model
 from cnnviz.core.errors import CnnvizError
-from cnnviz.core.models.checkpoints import StateDict
-from cnnviz.core.models.factories import unwrapped
-from cnnviz.core.models.fitting import choose
-from cnnviz.core.models.habits import examine
+from cnnviz.core.models.behaviour import examine
+from cnnviz.core.models.files.checkpoints import StateDict
 from cnnviz.core.models.load import Model
+from cnnviz.core.models.trained import choose
+from cnnviz.core.models.zoo.factories import unwrapped
 from cnnviz.filters.ablation.passes import ablated_logits
 from cnnviz.filters.channels import expand, parse
 from cnnviz.occlusion import OcclusionSpec, occlude
@@ -82,7 +82,7 @@ def test_networks_that_mix_a_batch_are_found_out(kind: type[Plain]) -> None:
     assert habits.mixes_batch
     assert habits.noise == 0
     (note,) = habits.notes("net")
-    assert note.startswith("net mixes the pictures of a batch")
+    assert note.startswith("net mixes the images of a batch")
 
 
 def test_networks_that_answer_differently_each_time_are_found_out() -> None:
@@ -90,7 +90,7 @@ def test_networks_that_answer_differently_each_time_are_found_out() -> None:
     assert habits.noise > 0.01 * habits.scale
     assert not habits.mixes_batch
     (note,) = habits.notes("net")
-    assert note.startswith("net answers differently each time: two passes over one picture differ")
+    assert note.startswith("net is stochastic: two passes over one image differ")
 
 
 def test_loading_leaves_the_random_generator_of_torch_as_it_was(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_loading_leaves_the_random_generator_of_torch_as_it_was(tmp_path: Path) 
     )
     before = torch.get_rng_state()
     model = load_model(f"{tmp_path / 'net.py'}:Noisy", size=SIZE)
-    assert model.habits.noise > 0
+    assert model.behaviour.noise > 0
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -22,7 +22,7 @@ from cnnviz.cli.main import app
 from cnnviz.core import load_model
 from cnnviz.core.data.images import read_image
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.measured import measured
+from cnnviz.core.models.zoo.hubs import measured
 
 SIDE = 64
 
@@ -218,7 +218,7 @@ def test_hugging_face_folders_give_the_librarys_numbers(
     # The library resizes tensors, and rounds otherwise than Pillow.
     assert (pixels - own).abs().mean() < 0.02 * own.std()
     torch.testing.assert_close(model.logits(own), expected)
-    assert not any("prepares pictures" in note for note in model.notes)
+    assert not any("prepares images" in note for note in model.notes)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -272,7 +272,7 @@ def test_hugging_face_folders_with_faults(tmp_path: Path) -> None:
     hugging_face("vit", tmp_path / "vit")
     (tmp_path / "vit" / "preprocessor_config.json").unlink()
     model = load_model(f"hf:{tmp_path / 'vit'}")
-    assert "says nothing of how to prepare pictures" in model.notes[0]
+    assert "does not define how to prepare images" in model.notes[0]
     assert model.input_size == (SIDE, SIDE)
     weights = tmp_path / "vit" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
@@ -299,8 +299,8 @@ def test_a_transform_that_cannot_be_followed_is_told() -> None:
         pixels = torch.from_numpy(np.array(picture.resize((32, 32)))).movedim(2, 0) / 255
         return pixels.flip(2)
 
-    _, note = measured(mirrored, (), "net")
-    assert "net prepares pictures in a way that is not followed here exactly" in note
+    _, (note,) = measured(mirrored, (), "net")
+    assert "net prepares images in a way that is only approximated here" in note
 
 
 def test_pictures_of_any_proportions_become_their_central_square() -> None:
@@ -309,9 +309,9 @@ def test_pictures_of_any_proportions_become_their_central_square() -> None:
         small = picture.resize((round(picture.width * scale), round(picture.height * scale)))
         return torch.from_numpy(np.array(small)).movedim(2, 0) / 255 - 0.5
 
-    found, note = measured(shorter, (), "net")
+    found, (note,) = measured(shorter, (), "net")
     assert (found.crop, found.mean, found.std) == ((32, 32), (0.5,) * 3, (1.0,) * 3)
-    assert "net takes pictures of any proportions" in note
+    assert "net takes images of any proportions" in note
 
 
 def onnx_file(path: Path, batch: int | str = "n", outputs: int = 1, last: bool = False) -> Path:
@@ -377,7 +377,7 @@ def test_onnx_occlusion_is_the_plain_loop_and_layers_are_refused(tmp_path: Path)
             drops.append(((pixels - covered).mean((0, 1)) @ matrix)[3])
     assert entry["targets"][0]["max_drop"] == pytest.approx(max(drops), rel=1e-4)
     for command, words in (
-        (["activations", photo, "--layer", "conv1"], "shows no layers"),
+        (["activations", photo, "--layer", "conv1"], "no visible layers"),
         (["saliency", photo], "cuts its gradient"),
         (["filters"], "has no convolutions"),
     ):
@@ -395,7 +395,7 @@ def test_onnx_files_that_cannot_be_run_are_refused_in_a_line(tmp_path: Path) -> 
     with pytest.raises(UsageError, match="no checkpoint file"):
         load_model(str(tmp_path / "gone.onnx"))
     path.write_bytes(whole)
-    with pytest.raises(UsageError, match="is a network of its own: name it alone"):
+    with pytest.raises(UsageError, match="contains its own network: name it alone"):
         load_model("resnet18", checkpoint=path)
     with pytest.raises(CnnvizError, match="to have 3 channels, but got 4"):
         load_model(str(path)).logits(torch.rand(1, 4, 8, 8))
@@ -405,5 +405,5 @@ def test_onnx_files_that_cannot_be_run_are_refused_in_a_line(tmp_path: Path) -> 
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
     made.ir_version = 8
     onnx.save(made, path)
-    with pytest.raises(CnnvizError, match="it must take one batch of pictures"):
+    with pytest.raises(CnnvizError, match="it must take one batch of images"):
         load_model(str(path))

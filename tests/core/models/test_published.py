@@ -7,9 +7,10 @@ import torch
 from torchvision import models as torchvision_models
 
 from cnnviz.core.errors import CnnvizError
-from cnnviz.core.models import checkpoints
-from cnnviz.core.models.architectures import find_architecture, list_torchvision, torchvision_names
+from cnnviz.core.models.files import checkpoints
 from cnnviz.core.models.load import load_model
+from cnnviz.core.models.zoo import find_architecture
+from cnnviz.core.models.zoo.published import list_torchvision, torchvision_names
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_cached_weights_are_read_from_torchs_cache(
     assert model.weights_sha256 == checkpoints.weights_sha256(network)
     assert model.labels[258] == "Samoyed"
     assert capsys.readouterr().out == ""
-    listed = {entry.file for entry in list_torchvision() if entry.on_disk}
+    listed = {w.file for entry in list_torchvision() for w in entry.weights if w.on_disk}
     assert listed == {"squeezenet1_1-b8a52dc0.pth"}
 
 
@@ -59,7 +60,7 @@ def test_download_of_another_content_is_refused_and_leaves_nothing(
     monkeypatch.setattr(torch.hub, "urlopen", lambda *_a, **_o: real(url))
     with pytest.raises(CnnvizError, match=r"could not be fetched: .*invalid hash value"):
         load_model("squeezenet1_1")
-    assert list(entry.folder.iterdir()) == []
+    assert list(entry.file.parent.iterdir()) == []
 
 
 def test_unreadable_cached_weights_are_named(empty_cache: Path) -> None:

@@ -20,18 +20,25 @@ from torch import Tensor, nn
 
 from cnnviz.cli.main import run
 from cnnviz.core.errors import CnnvizError
-from cnnviz.core.models import trained, trial
-from cnnviz.core.models.checkpoints import Kind, check_zip, first, kind_of, read_state_dicts
+from cnnviz.core.models import trained
+from cnnviz.core.models.files import child
+from cnnviz.core.models.files.archives import check_program, load_script, script_weights
+from cnnviz.core.models.files.checkpoints import (
+    Kind,
+    check_zip,
+    first_few,
+    kind_of,
+    read_state_dicts,
+)
+from cnnviz.core.models.files.child import run_in_child
 from cnnviz.core.models.load import load_model
-from cnnviz.core.models.torchscript import check_program, load_script, script_weights
-from cnnviz.core.models.trial import tried
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="trials need fork")
 
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "SECONDS", 2)
+    monkeypatch.setattr(child, "SECONDS", 2)
     monkeypatch.setattr(trained, "PASS_SECONDS", 4)
 
 
@@ -61,7 +68,7 @@ def test_a_child_that_does_not_live_says_why(
     file: Path, work: Callable[[], object], words: str
 ) -> None:
     with pytest.raises(CnnvizError, match=words):
-        tried(file, work, seconds=1)
+        run_in_child(file, work, seconds=1)
 
 
 def test_ordinary_errors_are_left_to_the_parent(file: Path) -> None:
@@ -72,20 +79,20 @@ def test_ordinary_errors_are_left_to_the_parent(file: Path) -> None:
         raise SystemExit(3)
 
     for work in (fails, exits, lambda: None):
-        tried(file, work)
+        run_in_child(file, work)
 
 
 def test_a_child_says_nothing(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    tried(file, lambda: os.write(1, b"out") + os.write(2, b"err"))
+    run_in_child(file, lambda: os.write(1, b"out") + os.write(2, b"err"))
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_child_that_waits_for_nothing_is_killed(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "WAITING", 0.2)
+    monkeypatch.setattr(child, "REAL_TIME", 0.2)
     with pytest.raises(CnnvizError, match="it takes longer than 1 seconds"):
-        tried(file, lambda: time.sleep(60), seconds=1)
+        run_in_child(file, lambda: time.sleep(60), seconds=1)
 
 
 def test_an_interruption_ends_both(file: Path) -> None:
@@ -96,7 +103,7 @@ def test_an_interruption_ends_both(file: Path) -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.3)
     try:
         with pytest.raises(KeyboardInterrupt):
-            tried(file, lambda: time.sleep(60))
+            run_in_child(file, lambda: time.sleep(60))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -185,7 +192,7 @@ def test_an_archive_without_checksums_is_read(tmp_path: Path) -> None:
 
 
 def test_long_names_are_cut(tmp_path: Path) -> None:
-    assert len(first(["a" * 10**6, "b"])) < 200
+    assert len(first_few(["a" * 10**6, "b"])) < 200
     torch.save({"a" * 10**6: 1}, tmp_path / "a.pth")
     with pytest.raises(CnnvizError, match="holds no state dict") as caught:
         read_state_dicts(tmp_path / "a.pth", Kind.PICKLE)
@@ -269,7 +276,7 @@ def test_weights_of_a_program_are_read_without_running_it(place: Path, kind: typ
 
 def test_weights_of_a_program_that_acts_when_loaded(place: Path) -> None:
     path = script(WritesWhenLoaded, place / "a.pt")
-    with pytest.raises(CnnvizError, match=r"holds no weights beside its program|does not fit"):
+    with pytest.raises(CnnvizError, match=r"holds no weights outside its program|does not fit"):
         load_model("net.py:Net", checkpoint=path, size=8)
     assert not (place / "mark").exists()
 
@@ -334,7 +341,7 @@ def test_a_damaged_program(tmp_path: Path, share: float) -> None:
     for place in range(int(share * len(data)), int(share * len(data)) + 40):
         data[place] ^= 0xFF
     path.write_bytes(bytes(data))
-    with pytest.raises(CnnvizError, match=r"damaged|cannot be read|no checkpoint"):
+    with pytest.raises(CnnvizError, match=r"damaged|cannot be read|not a checkpoint"):
         load_model(checkpoint=path, size=8)
     for read in (script_weights, load_script):
         try:

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 
+from cnnviz.core.statistics import wilson
 from cnnviz.filters.ablation import evaluation
 from cnnviz.filters.ablation.evaluation import ClassChange, Predictions
 
@@ -32,7 +33,7 @@ def test_interval_is_wilsons_closed_form(correct, count):
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
     spread /= 1 + z * z / count
-    low, high = evaluation.wilson(correct, count)
+    low, high = wilson(correct, count)
     assert low == pytest.approx(max(0, centre - spread), abs=1e-12)
     assert high == pytest.approx(min(1, centre + spread), abs=1e-12)
 

@@ -105,7 +105,7 @@ def test_bad_layers_and_values_are_refused() -> None:
         Observer(model_of(module), ["layer9"])
     tokens = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(2), nn.Flatten(), nn.LazyLinear(4)).eval()
     tokens(torch.zeros(1, 3, *SIZE))
-    with pytest.raises(UsageError, match="layer '1' of net puts out 4x320, not channels of maps"):
+    with pytest.raises(UsageError, match="layer '1' of net returns 4x320, not channels of maps"):
         Observer(model_of(tokens), ["1"])
     observer = Observer(model_of(module), ["2"])
     with torch.no_grad():

@@ -21,8 +21,8 @@ from cnnviz.core.data.datasets import ImageData, open_data
 from cnnviz.core.data.distinct import distinct
 from cnnviz.core.data.images import Preprocess
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models.layers import Layouts
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.maps import Layouts
 from cnnviz.filters.patches.choices import Crop, MaxPatchesSpec, Ranking
 from cnnviz.filters.patches.effective_field import SHARE, box_of_energy, gradient_energy
 from cnnviz.filters.patches.max_patches import FilterPatches, MaxPatches, find_patches, max_patches

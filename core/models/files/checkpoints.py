@@ -1,10 +1,9 @@
-"""Weight files from strangers: read without running anything in them, fitted or refused.
+"""Weight files from strangers: read without running anything in them, or refused.
 
 A checkpoint is recognised by its content, not by its suffix. Pickles go through torch's restricted
-unpickler alone (`weights_only=True`), so nothing in it runs: objects of others' packages (settings,
-as Lightning saves them) are replaced by nothing, and a file that still needs more is refused.
-What comes out are flat state dicts; `fitting.py` puts one into a network. Archives that bring their
-own network are in `archives.py`.
+unpickler alone (`weights_only=True`), so nothing in them runs. Objects of other packages (settings,
+as Lightning saves them) become empty placeholders; a file that needs more than that is refused. The
+result is flat state dicts, which `core/models/trained.py` copies into a network.
 """
 
 import hashlib
@@ -29,19 +28,20 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import DAMAGE
-from cnnviz.core.models.trial import MEMORY_TIMES, tried
+from cnnviz.core.models.files.child import MEMORY_TIMES, run_in_child
 
 STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net")
 SUFFIXES = frozenset({".pth", ".pt", ".th", ".ckpt", ".safetensors", ".pt2", ".onnx"})
+COUNTER = "num_batches_tracked"
+"""Batch norm's counter: inference does not use it, and some formats drop it."""
 SHOWN = 3
 LONGEST = 120  # letters of a name that is shown
-DEPTH = 2  # dicts within dicts in which state dicts are looked for
+DEPTH = 2  # nested dicts in which state dicts are searched
 
-_COUNTER = "num_batches_tracked"
 _CHUNK = 2**20
 _GLOBAL = re.compile(r"(?:Unsupported global: GLOBAL|unsupported GLOBAL|global) ([\w.]+)")
-# What training scripts save beside the weights: settings and numbers. A name here stands for no
-# code that runs: whatever the file says of it is thrown away (`_Inert`).
+# Settings and numbers that training scripts save with the weights. `_Inert` takes the place of
+# these names: no code of theirs runs, and their values are discarded.
 _HARMLESS = {
     "builtins": "int float bool complex str bytes list dict",
     "__builtin__": "int float bool complex str bytes list dict",
@@ -57,8 +57,8 @@ _HARMLESS = {
     "fractions": "Fraction",
     "uuid": "UUID",
 }
-# Names that no training script saves; a file that has them is not read at all.
-_NEVER = frozenset(
+# No training script saves names of these modules; a file that has one is refused.
+_FORBIDDEN = frozenset(
     {"builtins", "__builtin__", "os", "posix", "nt", "sys", "subprocess", "shutil", "socket"}
     | {"importlib", "runpy", "ctypes", "pty"}
 )
@@ -71,7 +71,7 @@ _HARMLESS_DICTS = (
 
 
 class Kind(StrEnum):
-    """What a weight file is, by its content."""
+    """The format of a weight file, by its content."""
 
     SAFETENSORS = "safetensors"
     TORCHSCRIPT = "TorchScript archive"
@@ -82,21 +82,17 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class StateDict:
-    """One of the state dicts that a file holds.
-
-    Attributes:
-        key: where it lies, as `model.ema`; empty at the top.
-        tensors: by name.
-        strangers: classes of others' packages in the file, of which nothing was read.
-    """
+    """One of the state dicts in a file."""
 
     key: str
+    """Its place in the file, as `model.ema`; empty at the top."""
     tensors: dict[str, Tensor]
-    strangers: tuple[str, ...] = ()
+    omitted: tuple[str, ...] = ()
+    """Classes of other packages in the file, which were not read."""
 
 
 class _Inert:
-    """Stands in for an object of no interest; takes whatever the file says and keeps nothing."""
+    """Placeholder for an object of no interest; accepts any state and keeps nothing."""
 
     def __new__(cls, *_args: object, **_kwargs: object) -> "_Inert":
         return super().__new__(cls)
@@ -109,17 +105,37 @@ class _Inert:
 
 
 class _InertDict:
-    """Stands in for a kind of dict: the unpickler fills dicts of its own alone."""
+    """Placeholder for a kind of dict: the unpickler fills only dicts that it knows."""
 
     def __new__(cls, *_args: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]
         return OrderedDict()
 
 
 class _InertList:
-    """Stands in for a kind of list."""
+    """Placeholder for a kind of list."""
 
     def __new__(cls, *_args: object) -> list[Any]:  # type: ignore[misc]
         return []
+
+
+def damaged(path: Path, error: Exception) -> CnnvizError:
+    """The error to raise for a checkpoint that its reader fails on."""
+    return CnnvizError(f"the checkpoint '{path}' is truncated or damaged: {one_line(error)}")
+
+
+def unsafe_pickle(path: Path, cause: Exception | str) -> CnnvizError:
+    """The error to raise for a pickle that needs more than tensors.
+
+    `cause` is the restricted unpickler's error, or the name of what it needs.
+    """
+    text = " ".join(str(cause).split()).rpartition("WeightsUnpickler error:")[2].strip()
+    match = _GLOBAL.search(text)
+    # Without torch's advice to lift the restriction.
+    needs = match.group(1) if match else text.partition(" Check the documentation")[0][:100]
+    return CnnvizError(
+        f"refused to read '{path}': it holds more than tensors ({needs}) and reading it could run "
+        "code; save the network's state_dict() alone, best as .safetensors"
+    )
 
 
 def _kind_of_zip(path: Path) -> Kind:
@@ -127,18 +143,13 @@ def _kind_of_zip(path: Path) -> Kind:
         names = [name.partition("/")[2] or name for name in archive.namelist()]
     if "constants.pkl" in names and any(name.startswith("code/") for name in names):
         return Kind.TORCHSCRIPT
-    if "archive_format" in names or "serialized_exported_program.json" in archive.namelist():
+    if "archive_format" in names or "serialized_exported_program.json" in names:
         return Kind.EXPORTED
     return Kind.PICKLE
 
 
 def kind_of(path: Path) -> Kind:
-    """What the file is.
-
-    Raises:
-        UsageError: there is no such file.
-        CnnvizError: it is empty, truncated, or no weight file of any kind.
-    """
+    """Recognise the format of a file; raise if it is missing, empty, damaged or unknown."""
     if not path.is_file():
         raise UsageError(f"no checkpoint file '{path}'")
     with path.open("rb") as file:
@@ -147,32 +158,27 @@ def kind_of(path: Path) -> Kind:
         raise CnnvizError(f"the checkpoint '{path}' is empty")
     if head.startswith(b"version https://git-lfs"):
         raise CnnvizError(f"'{path}' is a Git LFS pointer, not the file itself; run git lfs pull")
-    if path.suffix.lower() == ".onnx":  # a protocol buffer says nothing of itself
+    if path.suffix.lower() == ".onnx":  # a protocol buffer has no signature
         return Kind.ONNX
     if head.startswith(b"PK"):
         try:
             return _kind_of_zip(path)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            raise CnnvizError(
-                f"the checkpoint '{path}' is truncated or damaged: {one_line(error)}"
-            ) from error
+            raise damaged(path, error) from error
     if path.suffix == ".safetensors" or head[8:9] == b"{":
         return Kind.SAFETENSORS
     if head.startswith(b"\x80"):
         return Kind.PICKLE
     raise CnnvizError(
-        f"'{path}' is no checkpoint: neither a PyTorch file (.pth .pt .th .ckpt .pt2) "
+        f"'{path}' is not a checkpoint: neither a PyTorch file (.pth .pt .th .ckpt .pt2) "
         "nor .safetensors nor .onnx"
     )
 
 
 def check_zip(path: Path) -> None:
-    """Refuses an archive that is another than was written, or unpacks to far more than its size.
+    """Refuse an archive with a wrong checksum, or that unpacks to `MEMORY_TIMES` its size.
 
-    Entries without a checksum (torch can be told to write none) are taken as they are.
-
-    Raises:
-        CnnvizError: a checksum is wrong, or it unpacks to more than `MEMORY_TIMES` its size.
+    Entries without a checksum (torch can be told to write none) pass.
     """
     if not zipfile.is_zipfile(path):
         return
@@ -190,26 +196,23 @@ def check_zip(path: Path) -> None:
                     while entry.CRC and stream.read(_CHUNK):
                         pass
     except DAMAGE as error:
-        raise CnnvizError(
-            f"the checkpoint '{path}' is truncated or damaged: {one_line(error)}"
-        ) from error
+        raise damaged(path, error) from error
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """The SHA-256 over names, types, shapes and bytes of a network's state dict.
+    """Return the SHA-256 over names, types, shapes and bytes of a network's state dict.
 
-    Entries are taken in order of their names; batch norm's counters are left out, since they play
-    no part in inference and some formats drop them.
+    Entries are sorted by name; batch norm's counters are left out.
     """
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
-        if not isinstance(value, Tensor) or name.endswith(_COUNTER):
+        if not isinstance(value, Tensor) or name.endswith(COUNTER):
             continue
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         flat = value.detach().cpu().contiguous().reshape(-1)
@@ -217,79 +220,53 @@ def weights_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def refused(path: Path, cause: Exception | str) -> CnnvizError:
-    """What to raise where a pickle needs more than tensors.
-
-    Args:
-        path: the file.
-        cause: torch's restricted unpickler's error, or the name of what it needs.
-    """
-    text = " ".join(str(cause).split()).rpartition("WeightsUnpickler error:")[2].strip()
-    found = _GLOBAL.search(text)
-    # Without torch's advice to lift the restriction.
-    needs = found.group(1) if found else text.partition(" Check the documentation")[0][:100]
-    return CnnvizError(
-        f"refused to read '{path}': it holds more than tensors ({needs}) and reading it could run "
-        "code; save the network's state_dict() alone, best as .safetensors"
-    )
-
-
-def _stand_ins() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """For the restricted unpickler: what it calls under a harmless name."""
+def _placeholders() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """What the restricted unpickler calls under harmless names."""
     named = ((module, names.split()) for module, names in _HARMLESS.items())
     plain = [(_Inert, f"{module}.{name}") for module, names in named for name in names]
     dicts = [(_InertDict, name) for name in _HARMLESS_DICTS]
     return [*plain, *dicts, (_InertList, "collections.deque")]
 
 
-def _strangers(path: Path) -> list[str]:
-    """Classes and functions of others' packages that a file names, which stand-ins can replace.
+def _foreign_names(path: Path) -> list[str]:
+    """Classes and functions of other packages that a file names, which placeholders can replace.
 
-    Nothing is loaded for it. A file of torch's old format is not looked through.
+    Nothing is loaded. A file of torch's old format is not searched.
     """
     try:
-        with safe_globals(_stand_ins()):
+        with safe_globals(_placeholders()):
             named = get_unsafe_globals_in_checkpoint(path)
     except ValueError:
         return []
-    return sorted(name for name in named if name.partition(".")[0] not in _NEVER)
+    return sorted(name for name in named if name.partition(".")[0] not in _FORBIDDEN)
 
 
-def _read_pickle(path: Path) -> tuple[Any, list[str]]:
-    """What a pickle holds, and the names of what was replaced by nothing."""
+def _read_pickle(path: Path, *, skip_values: bool = False) -> list[StateDict]:
     try:
-        strangers = _strangers(path)
-        inert = [(_Inert, name) for name in strangers]
-        with warnings.catch_warnings(action="ignore"), safe_globals([*_stand_ins(), *inert]):
-            return torch.load(path, map_location="cpu", weights_only=True), strangers
+        omitted = tuple(_foreign_names(path))
+        inert = [(_Inert, name) for name in omitted]
+        with warnings.catch_warnings(action="ignore"), safe_globals([*_placeholders(), *inert]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=skip_values)
     except pickle.UnpicklingError as error:
-        raise refused(path, error) from error
+        raise unsafe_pickle(path, error) from error
     except (*DAMAGE, AttributeError, AssertionError, ArithmeticError, struct.error) as error:
-        raise CnnvizError(
-            f"the checkpoint '{path}' is truncated or damaged: {one_line(error)}"
-        ) from error
-
-
-def _tensors(content: object) -> dict[str, Tensor]:
-    """The tensors of a mapping by name; empty for anything else."""
-    if not isinstance(content, Mapping):
-        return {}
-    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        raise damaged(path, error) from error
+    try:
+        return [replace(state, omitted=omitted) for state in find_state_dicts(content, path)]
+    except CnnvizError as error:
+        if not omitted:
+            raise
+        raise unsafe_pickle(path, omitted[0]) from error
 
 
 def find_state_dicts(content: object, path: Path) -> list[StateDict]:
-    """The state dicts in what a checkpoint holds, outermost first, customary keys before others.
-
-    Raises:
-        CnnvizError: there is none.
-    """
+    """Find the state dicts in a checkpoint's content: outermost first, usual keys before others."""
     found = list(_state_dicts(content, "", DEPTH))
     if found:
         return found
-    held = f"its keys are {first(map(str, content))}" if isinstance(content, Mapping) else ""
-    looked = ", ".join(STATE_DICT_KEYS)
+    held = f"its keys are {first_few(map(str, content))}" if isinstance(content, Mapping) else ""
     raise CnnvizError(
-        f"'{path}' holds no state dict; it was looked for at the top and under {looked}; "
+        f"'{path}' holds no state dict at the top or under {', '.join(STATE_DICT_KEYS)}; "
         f"{held or f'the file holds a {type(content).__name__}'}"
     )
 
@@ -297,45 +274,33 @@ def find_state_dicts(content: object, path: Path) -> list[StateDict]:
 def _state_dicts(content: object, key: str, depth: int) -> Iterator[StateDict]:
     if not isinstance(content, Mapping):
         return
-    if tensors := _tensors(content):
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if tensors:
         yield StateDict(key, tensors)
     if depth:
-        customary = [inner for inner in STATE_DICT_KEYS if inner in content]
-        for inner in (*customary, *(k for k in content if k not in STATE_DICT_KEYS)):
+        usual = [inner for inner in STATE_DICT_KEYS if inner in content]
+        for inner in (*usual, *(k for k in content if k not in STATE_DICT_KEYS)):
             if isinstance(inner, str):
                 yield from _state_dicts(content[inner], f"{key}.{inner}".lstrip("."), depth - 1)
 
 
 def read_state_dicts(path: Path, kind: Kind) -> list[StateDict]:
-    """The state dicts in a pickle or .safetensors file, on the CPU.
+    """Read the state dicts of a pickle or .safetensors file, on the CPU.
 
-    Raises:
-        CnnvizError: the file is damaged, needs more than tensors, or holds no state dict.
+    A child process first builds the pickle's objects without reading the tensors' values, since
+    keys can be made to take for ever to hash, or buffers to fill the memory.
     """
     if kind is Kind.SAFETENSORS:
         try:
             return [StateDict("", load_file(path))]
         except (SafetensorError, OSError, ValueError) as error:
-            raise CnnvizError(
-                f"the checkpoint '{path}' is truncated or damaged: {one_line(error)}"
-            ) from error
-    tried(path, lambda: _from_pickle(path))
-    return _from_pickle(path)
+            raise damaged(path, error) from error
+    run_in_child(path, lambda: _read_pickle(path, skip_values=zipfile.is_zipfile(path)))
+    return _read_pickle(path)
 
 
-def _from_pickle(path: Path) -> list[StateDict]:
-    content, strangers = _read_pickle(path)
-    try:
-        found = find_state_dicts(content, path)
-    except CnnvizError as error:
-        if not strangers:
-            raise
-        raise refused(path, strangers[0]) from error
-    return [replace(state, strangers=tuple(strangers)) for state in found]
-
-
-def first(items: Iterable[str]) -> str:
-    """The first few of some names, and how many more there are; long ones are cut."""
+def first_few(items: Iterable[str]) -> str:
+    """Join the first few of some names, cut to `LONGEST`, and say how many more there are."""
     listed = list(items)
     more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
     shown = (name if len(name) <= LONGEST else name[:LONGEST] + "…" for name in listed[:SHOWN])
@@ -343,15 +308,11 @@ def first(items: Iterable[str]) -> str:
 
 
 def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
-    """Refuses weights that are not numbers.
-
-    Raises:
-        CnnvizError: a tensor holds NaN or infinity; the first few are named.
-    """
+    """Refuse weights with NaN or infinity; the message names the first few tensors."""
     spoilt = [
         name
         for name, value in state.items()
         if value.is_floating_point() and not torch.isfinite(value.float()).all()
     ]
     if spoilt:
-        raise CnnvizError(f"'{path}' holds NaN or infinity in {first(spoilt)}")
+        raise CnnvizError(f"'{path}' holds NaN or infinity in {first_few(spoilt)}")

@@ -1,7 +1,7 @@
-"""Networks of the user's own: `net.py:make` or `package.module:make`, where make() builds one.
+"""The user's networks: `net.py:make` or `package.module:make`, where make() builds one.
 
-The file is run, as Python would: it is the user's. What goes wrong in it is told in one line, with
-the place.
+The file is run, as Python would: it is the user's. An error in it is reported on one line, with the
+file and line where it was raised.
 """
 
 import importlib
@@ -17,41 +17,33 @@ from typing import Any
 
 from torch import nn
 
-from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, nearest
+from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, located, nearest
 
 CLASS_PARAMETERS = ("num_classes", "classes", "n_classes", "num_class", "n_class", "nb_classes")
-UNKNOWN_CLASSES = 1000  # for a factory that must be told, until a checkpoint says how many
+UNKNOWN_CLASSES = 1000  # for a factory that requires a number, until a checkpoint gives it
 
 
 @dataclass(frozen=True)
 class Factory:
-    """A function of the user's that builds a network.
-
-    Attributes:
-        name: `net.py:make`, without the folders.
-        function: what builds it.
-        folder: where its neighbours can be imported from.
-        class_parameter: the parameter that takes the number of classes; None if there is none.
-    """
+    """A function of the user's that builds a network."""
 
     name: str
+    """`net.py:make`, without the folders."""
     function: Callable[..., object]
     folder: Path
+    """Where the modules next to it are imported from."""
     class_parameter: str | None
+    """The parameter that takes the number of classes; None if there is none."""
 
     def build(self, classes: int | None) -> nn.Module:
-        """The network without wrappers, for as many classes as the factory allows.
-
-        Raises:
-            CnnvizError: the factory failed, or returned something else.
-        """
+        """Build the network without wrappers; the number of classes is passed if it takes one."""
         options = self._options(classes)
         self._check_required(options)
         try:
             with _importable(self.folder):
                 module = self.function(**options)
         except USER_CODE_ERRORS as error:
-            raise CnnvizError(f"the factory '{self.name}' failed: {where(error)}") from error
+            raise CnnvizError(f"the factory '{self.name}' failed: {located(error)}") from error
         if isinstance(module, nn.Module):
             return unwrapped(module)
         kind = type(module).__name__
@@ -62,7 +54,7 @@ class Factory:
 
     @property
     def needs_classes(self) -> bool:
-        """Whether the number of classes must be given."""
+        """Whether it requires the number of classes."""
         return self.class_parameter in _required(self.function)
 
     def _options(self, classes: int | None) -> dict[str, int]:
@@ -83,19 +75,19 @@ class Factory:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The network itself, out of `torch.compile`, `DataParallel` and their like, parts of it too.
+    """Remove `torch.compile`, `DataParallel` and similar wrappers from a network and its parts.
 
-    A compiled network does not notice hooks that are set later; its original does.
+    A compiled network ignores hooks that are set later; its original does not.
     """
-    module = _taken_out(module)
+    module = _original(module)
     for parent in list(module.modules()):
         for name, child in parent.named_children():
-            if (original := _taken_out(child)) is not child:
+            if (original := _original(child)) is not child:
                 setattr(parent, name, original)
     return module
 
 
-def _taken_out(module: nn.Module) -> nn.Module:
+def _original(module: nn.Module) -> nn.Module:
     while True:
         if isinstance(original := getattr(module, "_orig_mod", None), nn.Module):
             module = original
@@ -107,24 +99,24 @@ def _taken_out(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def _importable(folder: Path) -> Iterator[None]:
-    # Last, so that a user's file can never stand in for a module of Python's. Other changes that
-    # the user's code makes to the path stay: it may import more when it runs.
-    place = str(folder)
-    missing = place not in sys.path
+    # Last, so that a user's file can never replace a module of Python. Other changes of the user's
+    # code to the path stay: it may import more when it runs.
+    entry = str(folder)
+    missing = entry not in sys.path
     if missing:
-        sys.path.append(place)
+        sys.path.append(entry)
     arguments = sys.argv[1:]
-    sys.argv[1:] = []  # the command line is ours: a parser of the user's finds an empty one
+    sys.argv[1:] = []  # the command line is ours: the user's parser gets an empty one
     try:
         yield
     finally:
         sys.argv[1:] = arguments
         if missing:
-            sys.path.remove(place)
+            sys.path.remove(entry)
 
 
 def _import_from_package(path: Path) -> ModuleType:
-    """A file with relative imports, as a part of the package that its folder is."""
+    """Import a file with relative imports as a part of the package that its folder is."""
     path = path.resolve()
     root, names = path.parent, [path.stem]
     while not names[1:] or (root / "__init__.py").is_file():
@@ -141,7 +133,7 @@ def _import_from_package(path: Path) -> ModuleType:
 def _import_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"cnnviz_user_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise ImportError(f"'{path}' is no Python file")
+        raise ImportError(f"'{path}' is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:
@@ -153,17 +145,6 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def where(error: BaseException) -> str:
-    """The error in one line, with the innermost place it was raised at."""
-    place, trace = "", error.__traceback__
-    while trace is not None:
-        place = f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})"
-        trace = trace.tb_next
-    if isinstance(error, SyntaxError):
-        place = ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
-
-
 def _parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
     try:
         return dict(inspect.signature(function).parameters)
@@ -172,7 +153,7 @@ def _parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter]
 
 
 def _required(function: Callable[..., object]) -> list[str]:
-    """The parameters that a call must give."""
+    """The parameters without defaults."""
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [
         name
@@ -188,8 +169,8 @@ def _class_parameter(function: Callable[..., object]) -> str | None:
     return named or (CLASS_PARAMETERS[0] if takes_any else None)
 
 
-def _attribute(name: str, option: str) -> tuple[object, str, Path]:
-    """What `path/to/file.py:name` or `package.module:name` is, its name to show, its folder."""
+def _attribute(name: str, option: str) -> tuple[Any, str, Path]:
+    """The object `path/to/file.py:name` or `package.module:name`, its name to show, its folder."""
     source, _, attribute = name.rpartition(":")
     path = Path(source).expanduser()
     is_file = source.endswith(".py")
@@ -200,35 +181,26 @@ def _attribute(name: str, option: str) -> tuple[object, str, Path]:
         with _importable(folder):
             module = _import_file(path) if is_file else importlib.import_module(source)
     except USER_CODE_ERRORS as error:
-        raise UsageError(f"'{source}' cannot be imported: {where(error)}") from error
-    found = getattr(module, attribute, None)
-    if not callable(found):
+        raise UsageError(f"'{source}' cannot be imported: {located(error)}") from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
         near = ", ".join(nearest(attribute, [k for k, v in vars(module).items() if callable(v)]))
         what = "factory" if option == "--model" else "function"
         raise UsageError(
             f"no {what} '{attribute}' in '{source}'; the nearest are {near or '(it has none)'}"
         )
-    return found, f"{path.name}:{attribute}" if is_file else name, folder
+    return function, f"{path.name}:{attribute}" if is_file else name, folder
 
 
 def find_function(name: str, option: str = "--output") -> Callable[[Any], Any]:
-    """The function that `path/to/file.py:function` or `package.module:function` names.
-
-    Raises:
-        UsageError: there is no such file, module or function, or importing it fails.
-    """
-    found: Any = _attribute(name, option)[0]
-    return found  # type: ignore[no-any-return]
+    """Import the function `path/to/file.py:function` or `package.module:function`."""
+    function: Callable[[Any], Any] = _attribute(name, option)[0]
+    return function
 
 
 def find_factory(name: str) -> Factory:
-    """The factory that `path/to/file.py:function` or `package.module:function` names.
-
-    Raises:
-        UsageError: there is no such file, module or function, or importing it fails.
-    """
-    found, shown, folder = _attribute(name, "--model")
-    if isinstance(found, nn.Module):  # a network already made: its factory hands it out
-        return Factory(shown, lambda: found, folder, None)
-    function: Any = found
+    """Import the factory `path/to/file.py:function` or `package.module:function`."""
+    function, shown, folder = _attribute(name, "--model")
+    if isinstance(function, nn.Module):  # a network: its factory returns it
+        return Factory(shown, lambda: function, folder, None)
     return Factory(shown, function, folder, _class_parameter(function))
