@@ -105,7 +105,8 @@ def gabor_pattern(fit: GaborFit, height: int, width: int) -> Array:
     right, up = fit.centre
     angle, phase = np.deg2rad(fit.orientation), np.deg2rad(fit.phase)
     wave_P = _Space(height, width).wave(right, up, fit.wavelength, *fit.window, angle, phase)
-    return np.multiply.outer(np.array(fit.amplitudes), wave_P.reshape(height, width))
+    pattern_CHW: Array = np.multiply.outer(fit.amplitudes, wave_P.reshape(height, width))
+    return pattern_CHW
 
 
 def gabor_share(fits: Fits) -> float:
