@@ -22,7 +22,7 @@ from cnnviz.embeddings import report as embeddings
 from cnnviz.filters.ablation import entries as ablation
 from cnnviz.filters.activations import report as activations
 from cnnviz.filters.kernels import results as kernels
-from cnnviz.filters.layers import report as layers
+from cnnviz.filters.layers import results as layers
 from cnnviz.filters.patches import report as patches
 from cnnviz.gradients import report as gradients
 from cnnviz.occlusion import report as occlusion
@@ -56,7 +56,7 @@ SUMMARIES: dict[str, Any] = {
     "trust": Summary[list[Trusted]],
     "activations": Summary[list[Observed]],
     "filters": Summary[kernels.FilterResults],
-    "layers": Summary[layers.Results],
+    "layers": Summary[layers.Inventory],
     "max-patches": Summary[patches.Results],
     "audit": Summary[audits.Results | None],  # null of a share
     "ablate": Summary[ablation.Results],

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from cnnviz.filters.activations.maps import Activations, feature_maps
     from cnnviz.filters.kernels.results import KernelStats
     from cnnviz.filters.kernels.weights import kernel_stats
-    from cnnviz.filters.layers.inventory import Inventory, take_inventory
+    from cnnviz.filters.layers.inventory import take_inventory
+    from cnnviz.filters.layers.results import Inventory
     from cnnviz.filters.patches.choices import Crop, MaxPatchesSpec, Ranking
     from cnnviz.filters.patches.max_patches import MaxPatches, max_patches
 else:
@@ -22,7 +23,8 @@ else:
             "activations.maps": ("Activations", "feature_maps"),
             "kernels.results": ("KernelStats",),
             "kernels.weights": ("kernel_stats",),
-            "layers.inventory": ("Inventory", "take_inventory"),
+            "layers.inventory": ("take_inventory",),
+            "layers.results": ("Inventory",),
             "patches.choices": ("Crop", "MaxPatchesSpec", "Ranking"),
             "patches.max_patches": ("MaxPatches", "max_patches"),
         },
