@@ -189,7 +189,7 @@ def _audit(folder: Path, content: Mapping[str, Any]) -> Finished:
 
     from cnnviz.audit.report import TABLE
     from cnnviz.audit.rows import unpacked
-    from cnnviz.core.output.index import LINES
+    from cnnviz.core.output.journal import LINES
     from cnnviz.diff.sides import Evidence, Side
     from cnnviz.occlusion.choices import Border, Score
     from cnnviz.occlusion.figures import BAR_LABELS

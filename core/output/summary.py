@@ -247,5 +247,6 @@ class Pointing(Record):
             "with --expect: share of the positive evidence on the object; null (NaN) where there "
             "is none",
             optional=True,
+            null=True,
         ),
     ] = None

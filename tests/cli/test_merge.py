@@ -198,7 +198,7 @@ def test_a_damaged_state_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("text", ["2/2", "-1/2", "1", "a/b", "0/0", "1/", "0/2/3"])
 def test_a_share_is_two_numbers(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*LINES["saliency"], "--out", "o", f"--shard={text}"]) == 2
-    assert "is no share" in capsys.readouterr().err
+    assert "invalid share" in capsys.readouterr().err
     with pytest.raises(UsageError):
         shard(text, "--shard")
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cnnviz.cli.main import run
-from cnnviz.core.output.index import LINES
+from cnnviz.core.output.journal import LINES
 from cnnviz.core.output.run_folder import UNFINISHED, RunFolder, json_parts, to_json
 
 COUNT = 5

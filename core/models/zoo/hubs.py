@@ -184,10 +184,7 @@ def measured(
 ) -> tuple[Preprocess, tuple[str, ...]]:
     """Find the preprocessing that does the same as a transform, or nearly so with a note.
 
-    Args:
-        transform: the transform.
-        resize: sides that it may resize images to before it crops, in addition to the crop's.
-        name: name of the network, for the note.
+    `resize` lists sides that it may resize images to before it crops, in addition to the crop's.
     """
     black, white = (
         transform(Image.new("RGB", SIDES, value)).double() for value in ("black", "white")

@@ -15,7 +15,6 @@ from PIL import Image
 
 from cnnviz.cli.main import run
 from cnnviz.core.data.datasets import ImageData, open_data
-from cnnviz.core.data.distinct import distinct
 from cnnviz.core.data.shards import Shard
 from cnnviz.core.errors import CnnvizError, UsageError
 
@@ -107,13 +106,6 @@ def test_any_picture_of_a_tar_in_any_order_and_shares(tmp_path: Path) -> None:
     assert [e.label for e in sample.examples].count(0) == 2
     for index, example in enumerate(sample.examples):
         assert (pixels(sample, index) == pixels(data, example.row)).all()
-
-
-def test_copies_in_tars_are_found(tmp_path: Path) -> None:
-    files = [("a.png", picture(1)), ("b.png", picture(2)), ("c.png", picture(1))]
-    kept, copies = distinct(open_data([str(tar(tmp_path / "x.tar", files))]))
-    assert [Path(e.path).name for e in kept.examples] == ["a.png", "b.png"]
-    assert [tuple(Path(p).name for p in pair) for pair in copies] == [("c.png", "a.png")]
 
 
 def test_hidden_files_links_and_samples_without_pictures_are_left_out(tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine
 from cnnviz.occlusion.engines.incremental.groups import largest_windows, reach_of_boxes
 from cnnviz.occlusion.engines.incremental.schedule import Schedule, Scheduler, Segment, Sizes
 from cnnviz.occlusion.engines.incremental.steps import compile_steps
-from cnnviz.occlusion.engines.network import Network, prepare
-from cnnviz.occlusion.engines.scores import Scores
+from cnnviz.occlusion.engines.network import Network, Scores, prepare
 
 CPU = torch.device("cpu")
 SIZE = (33, 41)
