@@ -22,7 +22,7 @@ from cnnviz.core.output.summary import Summary
 from cnnviz.diff import report as differences
 from cnnviz.embeddings import report as embeddings
 from cnnviz.filters.ablation import entries as ablation
-from cnnviz.filters.activations import report as activations
+from cnnviz.filters.activations import results as activations
 from cnnviz.filters.kernels import results as kernels
 from cnnviz.filters.layers import results as layers
 from cnnviz.filters.patches import report as patches
@@ -40,7 +40,7 @@ SUMMARIES: dict[str, Any] = {
     "render": list[occlusion.Entry],
     "saliency": list[gradients.Entry],
     "trust": list[trust.Entry],
-    "activations": list[activations.Entry],
+    "activations": list[activations.Activations],
     "filters": kernels.FilterResults,
     "layers": layers.Inventory,
     "max-patches": patches.Results,

@@ -7,7 +7,8 @@ from cnnviz.core.lazy import lazily
 if TYPE_CHECKING:
     from cnnviz.filters.ablation.ablation import AblationResult, ablate
     from cnnviz.filters.ablation.choices import AblationSpec, Mode
-    from cnnviz.filters.activations.maps import Activations, feature_maps
+    from cnnviz.filters.activations.maps import feature_maps
+    from cnnviz.filters.activations.results import Activations
     from cnnviz.filters.kernels.results import KernelStats
     from cnnviz.filters.kernels.weights import kernel_stats
     from cnnviz.filters.layers.inventory import take_inventory
@@ -20,7 +21,8 @@ else:
         {
             "ablation.ablation": ("AblationResult", "ablate"),
             "ablation.choices": ("AblationSpec", "Mode"),
-            "activations.maps": ("Activations", "feature_maps"),
+            "activations.maps": ("feature_maps",),
+            "activations.results": ("Activations",),
             "kernels.results": ("KernelStats",),
             "kernels.weights": ("kernel_stats",),
             "layers.inventory": ("take_inventory",),

@@ -11,11 +11,11 @@ from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph.receptive_field import receptive_fields
 from cnnviz.core.models.load import Model
+from cnnviz.core.output.record import to_json
 from cnnviz.core.output.sheets import grid, matrix
-from cnnviz.filters.activations.choices import MapOrder
 from cnnviz.filters.activations.figures import draw_maps, draw_overlays
 from cnnviz.filters.activations.maps import Observer, nearest_units
-from cnnviz.filters.activations.report import report
+from cnnviz.filters.activations.options import MapOrder
 from cnnviz.filters.channels import choose_filters
 from cnnviz.filters.kernels.figures import draw_kernels
 from cnnviz.filters.kernels.weights import examine
@@ -62,7 +62,7 @@ def test_maps_are_what_the_layer_puts_out_even_before_an_inplace_relu() -> None:
 def test_numbers_of_each_channel_equal_a_plain_loop() -> None:
     found = Observer(model_of(network()), ["1"]).observe(picture())
     maps = found.layers[0].maps_CHW.numpy()
-    entry = report(found)["layers"][0]
+    entry = to_json(found)["layers"][0]
     for channel, numbers in enumerate(entry["per_channel"]):
         assert numbers["highest"] == pytest.approx(maps[channel].max(), rel=1e-5)
         assert numbers["mean"] == pytest.approx(maps[channel].mean(), rel=1e-5)
