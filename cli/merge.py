@@ -59,7 +59,7 @@ def _join(shares: Sequence[Path], folder: "RunFolder", identity: dict[str, Any])
     from cnnviz.embeddings.features import file as features
     from cnnviz.filters.ablation import choices as ablation
     from cnnviz.filters.ablation import tally
-    from cnnviz.filters.patches import choices as patches
+    from cnnviz.filters.patches import options as patches
     from cnnviz.filters.patches import state
 
     if (shares[0] / LINES).exists():

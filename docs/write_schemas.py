@@ -25,7 +25,7 @@ from cnnviz.filters.ablation import entries as ablation
 from cnnviz.filters.activations import results as activations
 from cnnviz.filters.kernels import results as kernels
 from cnnviz.filters.layers import results as layers
-from cnnviz.filters.patches import report as patches
+from cnnviz.filters.patches import results as patches
 from cnnviz.gradients import report as gradients
 from cnnviz.occlusion import report as occlusion
 from cnnviz.trust import report as trust
@@ -43,7 +43,7 @@ SUMMARIES: dict[str, Any] = {
     "activations": list[activations.Activations],
     "filters": kernels.FilterResults,
     "layers": layers.Inventory,
-    "max-patches": patches.Results,
+    "max-patches": patches.MaxPatches,
     "audit": audits.Results | None,  # null of a shard
     "ablate": ablation.Results,
     "tsne": embeddings.Results | None,  # null of a shard, for which merge makes them

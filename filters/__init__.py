@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from cnnviz.filters.kernels.weights import kernel_stats
     from cnnviz.filters.layers.inventory import take_inventory
     from cnnviz.filters.layers.results import Inventory
-    from cnnviz.filters.patches.choices import Crop, MaxPatchesSpec, Ranking
-    from cnnviz.filters.patches.max_patches import MaxPatches, max_patches
+    from cnnviz.filters.patches.max_patches import max_patches
+    from cnnviz.filters.patches.options import Crop, MaxPatchesSpec, Ranking
+    from cnnviz.filters.patches.results import MaxPatches
 else:
     __getattr__ = lazily(
         __name__,
@@ -27,8 +28,9 @@ else:
             "kernels.weights": ("kernel_stats",),
             "layers.inventory": ("take_inventory",),
             "layers.results": ("Inventory",),
-            "patches.choices": ("Crop", "MaxPatchesSpec", "Ranking"),
-            "patches.max_patches": ("MaxPatches", "max_patches"),
+            "patches.options": ("Crop", "MaxPatchesSpec", "Ranking"),
+            "patches.max_patches": ("max_patches",),
+            "patches.results": ("MaxPatches",),
         },
     )
 

@@ -10,7 +10,7 @@ from cnnviz.cli.options import SOURCES, Expect, Limit, ModelOptions, OutputOptio
 from cnnviz.core.options import Option
 from cnnviz.embeddings.choices import EmbeddingSpec
 from cnnviz.filters.ablation.choices import AblationSpec
-from cnnviz.filters.patches.choices import MaxPatchesSpec
+from cnnviz.filters.patches.options import MaxPatchesSpec
 
 
 @dataclass(frozen=True, kw_only=True)

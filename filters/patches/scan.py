@@ -1,9 +1,8 @@
-"""One pass over a data set that feeds the running top k of every filter of every layer.
+"""One pass over a data set that updates the top k of every filter of every watched layer.
 
-Each watched layer's output is scored the moment the layer puts it out, and only scores and the
-few winning places are kept: no layer's maps outlive the next layer, and nothing grows with the
-number of images. A batch counts as a whole or not at all, so the pass can stop after any batch
-and resume later as if nothing had happened.
+Each layer's output is scored during the forward pass, and only scores and the few winning units are
+kept, so memory does not grow with the number of images. A batch counts as a whole or not at all, so
+the pass can stop after any batch and resume later with the same results.
 
 Shapes: N images, F filters, H W rows and columns.
 """
@@ -18,16 +17,48 @@ from torch import Tensor
 
 from cnnviz.core.data.datasets import Batch, ImageData, batches
 from cnnviz.core.device import in_batches
-from cnnviz.core.models.layers import Layout, replace_outputs
+from cnnviz.core.errors import UsageError
+from cnnviz.core.models.layers import Layout, note_repeats, replace_outputs
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import fast
 from cnnviz.core.output.journal import Journal
-from cnnviz.filters.patches.choices import Ranking
-from cnnviz.filters.patches.plan import ScanPlan
+from cnnviz.filters.channels import choose_filters
+from cnnviz.filters.patches.options import MaxPatchesSpec, Ranking
 from cnnviz.filters.patches.state import LayerState, of_arrays, to_arrays
 from cnnviz.filters.patches.top_k import map_scores, ranked
 
 CPU_BATCH, DEVICE_BATCH = 32, 256
+
+
+@dataclass(frozen=True)
+class ScanPlan:
+    """Which filters of which layers a scan watches.
+
+    Attributes:
+        filters: layer name to filters, ascending.
+        layouts: the layout of each layer's output.
+        spec: the options.
+    """
+
+    filters: Mapping[str, tuple[int, ...]]
+    layouts: Mapping[str, Layout]
+    spec: MaxPatchesSpec
+
+
+def make_plan(model: Model, spec: MaxPatchesSpec) -> ScanPlan:
+    """Looks up the layers and filters of a scan in the network, before any data is read.
+
+    Raises:
+        UsageError: a layer or filter does not exist or does not run, or options contradict.
+    """
+    if spec.per_image > 1 and spec.score is not Ranking.MAX:
+        raise UsageError(
+            f"--per-image {spec.per_image} needs --score max: "
+            f"'{spec.score}' ranks whole maps, and an image has one map per filter"
+        )
+    chosen, layouts = choose_filters(model, spec.filters, spec.layers, spec.seed)
+    note_repeats(model, list(chosen))
+    return ScanPlan(chosen, layouts, spec)
 
 
 @dataclass(frozen=True)
@@ -61,7 +92,7 @@ class ScanState:
 
 
 def default_batch_size(device: torch.device) -> int:
-    """Images at a time where the user does not say."""
+    """The batch size if the user gives none."""
     return CPU_BATCH if device.type == "cpu" else DEVICE_BATCH
 
 
@@ -81,7 +112,7 @@ def identity(model: Model, data: ImageData, plan: ScanPlan) -> dict[str, Any]:
 
 
 def empty_state(model: Model, plan: ScanPlan, start: int = 0) -> ScanState:
-    """The state before the first batch, which begins at that place of the data."""
+    """The state before the first batch, which begins at image `start`."""
     layers = {
         name: LayerState.empty(len(filters), plan.spec.top, model.device)
         for name, filters in plan.filters.items()
@@ -90,7 +121,7 @@ def empty_state(model: Model, plan: ScanPlan, start: int = 0) -> ScanState:
 
 
 def _maps(output: Tensor, filters: tuple[int, ...], layout: Layout) -> Tensor:
-    """A layer's output as maps of the filters that are watched."""
+    """The maps of the watched filters in a layer's output."""
     maps = layout.maps(output)
     if len(filters) == layout.shape[0]:
         return maps
@@ -104,7 +135,7 @@ def _forward(
     images_N3HW: Tensor,
     indices_N: Tensor,
 ) -> tuple[dict[str, LayerState], dict[str, Tensor]]:
-    """One forward pass: each layer's state after it, and which scores (N, F) are finite."""
+    """Runs one forward pass; returns each layer's new state, and which scores (N, F) are finite."""
     after: dict[str, LayerState] = {}
     finite: dict[str, Tensor] = {}
 
@@ -136,7 +167,7 @@ def _name_broken(plan: ScanPlan, finite: Mapping[str, Tensor], row: int, path: s
         if len(broken):
             number = plan.filters[name][int(broken[0])]
             return (
-                f"'{path}' is left out: filter {number} of layer '{name}' is NaN or infinite "
+                f"'{path}' is not used: filter {number} of layer '{name}' is NaN or infinite "
                 "there; use --precision fp32, or check the weights"
             )
     raise AssertionError("every filter is finite")
@@ -145,7 +176,7 @@ def _name_broken(plan: ScanPlan, finite: Mapping[str, Tensor], row: int, path: s
 def _with_images(
     model: Model, plan: ScanPlan, state: ScanState, batch: Batch, data: ImageData
 ) -> ScanState:
-    """The state with a batch taken in, but for images on which a filter is not finite."""
+    """Adds a batch to the state, without images on which a filter is not finite."""
     images_N3HW, indices_N = batch.images, batch.indices
     errors = dict(state.errors)
     while len(indices_N):
@@ -161,10 +192,10 @@ def _with_images(
 
 
 class _Scan:
-    """A scan under way: the state, and the batch size that has fitted so far.
+    """A scan in progress: its state, and the batch size that fits the memory.
 
-    `unreadable` is what `batches` could not read, place in the data to message, as long as the
-    state does not list it.
+    `unreadable` are index and message of images that the loader failed to read, until `state` lists
+    them.
     """
 
     def __init__(self, model: Model, data: ImageData, plan: ScanPlan, batch_size: int) -> None:
@@ -174,7 +205,7 @@ class _Scan:
         self.unreadable: dict[int, str] = {}
 
     def take(self, batch: Batch) -> None:
-        """Takes a batch in, in parts if the device's memory asks for it."""
+        """Adds a batch, in parts if it does not fit the device's memory."""
 
         def run(part: slice) -> None:
             taken = Batch(batch.indices[part], batch.images[part], batch.labels[part])
@@ -184,10 +215,10 @@ class _Scan:
             self._batch_size = size
 
     def reach(self, done: int) -> None:
-        """Notes that all images before `done` are through, and which of them are unreadable.
+        """Records that all images before `done` are finished, and which of them are unreadable.
 
-        Pictures are decoded ahead: one known to be unreadable may lie behind `done`, and a scan
-        that goes on from there would meet it again, so it is not noted yet.
+        Images are decoded ahead. Unreadable ones behind `done` are recorded later, as a scan that
+        resumes from there meets them again.
         """
         passed = sorted(index for index in self.unreadable if index < done)
         new = {index: self.unreadable.pop(index) for index in passed}
@@ -217,19 +248,19 @@ def scan(
 ) -> ScanState:
     """Runs every image through the model once.
 
-    Images that cannot be read, or on which a watched filter is not finite, are left out of every
-    filter's results and listed in the state's `errors`.
+    Images that cannot be read, or on which a watched filter is not finite, are not used and are
+    listed in the state's `errors`.
 
     Args:
         model: the network.
         data: the images.
-        plan: what to keep for which filters.
-        batch_size: images at a time; halved where the device's memory does not hold them.
-        saving: where to write down how far the scan has come, if anywhere.
-        progress: called with the number of images just gone through.
+        plan: which filters to watch.
+        batch_size: images at a time; halved if they do not fit the device's memory.
+        saving: where to save the scan's journal, if anywhere.
+        progress: called with the number of images just finished.
 
     Raises:
-        CnnvizError: the state file is of another scan, or one image does not fit the memory.
+        CnnvizError: the journal belongs to another scan, or one image does not fit the memory.
     """
     run = _Scan(fast(model, list(plan.filters)), data, plan, batch_size)
     journal, every = None, 0

@@ -123,7 +123,7 @@ def test_unreadable_files_are_listed_the_rest_is_done_and_the_status_is_1(
         (["--filters", "random:99"], "asks for 99 filters; there are 34"),
         (["--top", "0"], "--top 0 is out of range; it takes a whole number from 1"),
         (["--save-every", "0"], "--save-every 0 is out of range; it takes a whole number from 1"),
-        (["--per-image", "2", "--score", "mean"], "--per-image 2 goes with --score max alone"),
+        (["--per-image", "2", "--score", "mean"], "--per-image 2 needs --score max"),
         (["--score", "median"], "'median'"),
     ],
 )
