@@ -183,7 +183,7 @@ def test_what_cannot_be_read_to_its_end_is_not_opened() -> None:
 
 def test_an_empty_out_is_no_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text in ("", "  "):
-        fails(capsys, ["occlude", "truck.png", *QUICK, "--out", text], "names no folder")
+        fails(capsys, ["occlude", "truck.png", *QUICK, "--out", text], "is not a folder name")
     assert [path.name for path in place.iterdir()] == ["truck.png"]
 
 

@@ -92,11 +92,11 @@ def net(name: str) -> list[str]:
 
 
 LINES: dict[str, tuple[list[str], str]] = {
-    "range": (["occlude", "x.png", "--range", "1"], "'1' is no range; --range takes a low"),
-    "show": (["occlude", "x.png", "--show", "1,2"], "'1,2' names no channels; --show takes one"),
+    "range": (["occlude", "x.png", "--range", "1"], "invalid range '1'; --range takes a low"),
+    "show": (["occlude", "x.png", "--show", "1,2"], "invalid channels '1,2'; --show takes one"),
     "at": (
         ["occlude", "x.png", "--at", "1,2,3"],
-        "'1,2,3' is no pixel; --at takes its row",
+        "invalid pixel '1,2,3'; --at takes its row",
     ),
     "folder": (["render", "x", "--label", "folder"], "a run does not tell where its image lay"),
     "sums": (
