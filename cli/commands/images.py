@@ -143,7 +143,7 @@ class TrustCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationsCommand:
-    """Show what a layer makes of an image: its feature maps, how strong and how sparse.
+    """Show a layer's feature maps of an image, and how strong and how sparse they are.
 
     cnnviz activations dog.jpg --model resnet18 --layer layer4 --top 64
 

@@ -54,18 +54,18 @@ class MaxPatchesSpec(Spec):
     ] = ("all",)
     top: Annotated[int, Option("Patches per filter.", least=1, most=10_000)] = 9
     score: Annotated[
-        Ranking, Option("What ranks the images: largest unit, Frobenius norm or mean of the map.")
+        Ranking, Option("Rank images by the map's largest unit, Frobenius norm or mean.")
     ] = Ranking.MAX
     crop: Annotated[
         Crop,
         Option(
-            "The patch: all that the unit sees, or, where that is most of the image, the box "
-            "with 90 % of its input gradient."
+            "The patch: the unit's receptive field or, if that is most of the image, the box with "
+            "90 % of its input gradient."
         ),
     ] = Crop.RECEPTIVE_FIELD
     per_image: Annotated[
         int,
-        Option("Patches that one image may have among a filter's top.", least=1, most=1000),
+        Option("Maximum number of patches of one image among a filter's top.", least=1, most=1000),
     ] = 1
     batch_size: BatchSize = None
     seed: Seed = 0
