@@ -28,6 +28,8 @@ from torch import Tensor
 
 from cnnviz.core.choices import whole_number
 from cnnviz.core.errors import UsageError
+from cnnviz.core.graph.receptive_field import ReceptiveField, receptive_fields
+from cnnviz.core.graph.trace import Untraceable
 from cnnviz.core.models.layers import (
     Form,
     Layout,
@@ -318,6 +320,17 @@ def choose_filters(
         )
     chosen = resolve(texts, list(named_layers(model.module)), (), known.counts, seed, layers)
     return chosen, {name: known.layout(name) for name in chosen}
+
+
+def known_fields(
+    model: Model, size: tuple[int, int] | None = None
+) -> tuple[Mapping[str, ReceptiveField], str | None]:
+    """Receptive fields by layer; if there are none, an empty mapping and the reason."""
+    size = size or model.input_size
+    try:
+        return receptive_fields(model.module, size, channels=model.preprocess.channels), None
+    except Untraceable as error:
+        return {}, str(error)
 
 
 @dataclass(frozen=True)

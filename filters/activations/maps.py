@@ -11,11 +11,11 @@ from torch import Tensor
 
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError
-from cnnviz.core.graph.receptive_field import ReceptiveField, receptive_fields
-from cnnviz.core.graph.trace import Untraceable
+from cnnviz.core.graph.receptive_field import ReceptiveField
 from cnnviz.core.models.layers import Layouts, find_layer, not_run, note_repeats, watch_outputs
 from cnnviz.core.models.load import Model
 from cnnviz.filters.activations.results import Activations, Channel, LayerActivation, Units
+from cnnviz.filters.channels import known_fields
 
 
 class Observer:
@@ -35,14 +35,7 @@ class Observer:
         self.layers = tuple(dict.fromkeys(layers))
         for name in self.layers:
             find_layer(model.module, name, model.name)
-        fields: dict[str, ReceptiveField] = {}
-        self.untraceable: str | None = None
-        try:
-            fields = receptive_fields(
-                model.module, model.input_size, channels=model.preprocess.channels
-            )
-        except Untraceable as error:
-            self.untraceable = str(error)
+        fields, self.untraceable = known_fields(model)
         self._layouts = Layouts(model).of(self.layers)
         for name in self.layers:
             if name not in self._layouts:

@@ -9,7 +9,6 @@ layers and matrix products, without biases).
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,21 +17,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.graph.receptive_field import ReceptiveField, receptive_fields
-from cnnviz.core.graph.trace import Untraceable
 from cnnviz.core.models.layers import check_open, named_layers
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import frozen
+from cnnviz.filters.channels import known_fields
 from cnnviz.filters.layers.results import FieldRecord, Inventory, LayerRow
 
-
-@dataclass
-class _Seen:
-    """What one module did during the pass: its position in the order, runs, last output shape."""
-
-    turn: int
-    calls: int
-    shape: tuple[int, ...] | None
+Seen = dict[str, tuple[int, tuple[int, ...] | None]]
+"""Number of runs and last output shape of each module, in the order of the last runs."""
 
 
 def take_inventory(model: Model, image_size: tuple[int, int] | None = None) -> Inventory:
@@ -48,10 +40,10 @@ def take_inventory(model: Model, image_size: tuple[int, int] | None = None) -> I
     size = image_size or model.input_size
     check_open(model.module, model.name)
     seen, macs = _watch(model, size)
-    fields, untraceable = _fields(model, size)
+    fields, untraceable = known_fields(model, size)
     modules = named_layers(model.module)
     rows = []
-    for name in sorted(seen, key=lambda name: seen[name].turn):
+    for name, (calls, shape) in seen.items():
         inside = [n for n in seen if n != name and n.startswith(f"{name}." if name else "")]
         parameters = _count(modules[name] if name else model.module, name, inside)
         # A container without parameters is described by its contents.
@@ -62,10 +54,10 @@ def take_inventory(model: Model, image_size: tuple[int, int] | None = None) -> I
             LayerRow(
                 name=name,
                 type_=type(modules[name] if name else model.module).__name__,
-                output_shape=seen[name].shape,
+                output_shape=shape,
                 parameters=parameters,
                 macs=macs.get(name, 0) - sum(macs.get(n, 0) for n in nearest),
-                calls=seen[name].calls,
+                calls=calls,
                 receptive_field=FieldRecord.of(fields[name]) if name in fields else None,
             )
         )
@@ -91,18 +83,14 @@ def _count(module: nn.Module, name: str, inside: list[str]) -> int:
     )
 
 
-def _watch(model: Model, size: tuple[int, int]) -> tuple[dict[str, _Seen], dict[str, int]]:
+def _watch(model: Model, size: tuple[int, int]) -> tuple[Seen, dict[str, int]]:
     """The modules that ran; MACs by module, including those of modules inside."""
-    seen: dict[str, _Seen] = {}
-    turn = 0
+    seen: Seen = {}
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            nonlocal turn
-            turn += 1
             shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else None
-            calls = seen[name].calls + 1 if name in seen else 1
-            seen[name] = _Seen(turn, calls, shape)
+            seen[name] = seen.pop(name, (0, None))[0] + 1, shape
 
         return hook
 
@@ -140,10 +128,3 @@ def _macs(counter: FlopCounterMode, root: str) -> dict[str, int]:
         elif path.startswith(f"{root}."):
             counts[path[len(root) + 1 :]] = total
     return counts
-
-
-def _fields(model: Model, size: tuple[int, int]) -> tuple[dict[str, ReceptiveField], str | None]:
-    try:
-        return receptive_fields(model.module, size, channels=model.preprocess.channels), None
-    except Untraceable as error:
-        return {}, str(error)

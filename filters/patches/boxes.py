@@ -12,7 +12,7 @@ Shapes: A units, one per image; H W rows and columns of the image.
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -23,11 +23,10 @@ from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.data.images import Preprocess, WorkingImage
 from cnnviz.core.device import in_batches
 from cnnviz.core.errors import CnnvizError
-from cnnviz.core.graph.receptive_field import ReceptiveField, receptive_fields
-from cnnviz.core.graph.trace import Untraceable
 from cnnviz.core.models.layers import Layout, replace_outputs
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import frozen, gradients
+from cnnviz.filters.channels import known_fields
 from cnnviz.filters.patches.options import Crop
 from cnnviz.filters.patches.scan import ScanPlan
 
@@ -87,14 +86,7 @@ class Cutter:
         self._model, self._images = model, images
         self._crop, self._batch_size = plan.spec.crop, batch_size
         self._layouts = plan.layouts
-        fields: Mapping[str, ReceptiveField] = {}
-        reason = ""
-        try:
-            fields = receptive_fields(
-                model.module, model.input_size, channels=model.preprocess.channels
-            )
-        except Untraceable as error:
-            reason = str(error)
+        fields, reason = known_fields(model)
         # The graph does not know rows and columns of tokens, only that they see everything.
         self._fields = {
             name: fields[name]
