@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 from cnnviz.core.lazy import lazily
 
 if TYPE_CHECKING:
-    from cnnviz.filters.ablation.ablation import AblationResult, ablate
-    from cnnviz.filters.ablation.choices import AblationSpec, Mode
+    from cnnviz.filters.ablation.ablation import ablate
+    from cnnviz.filters.ablation.options import AblationSpec, Mode
+    from cnnviz.filters.ablation.results import AblationResult
     from cnnviz.filters.activations.maps import feature_maps
     from cnnviz.filters.activations.results import Activations
     from cnnviz.filters.kernels.results import KernelStats
@@ -20,8 +21,9 @@ else:
     __getattr__ = lazily(
         __name__,
         {
-            "ablation.ablation": ("AblationResult", "ablate"),
-            "ablation.choices": ("AblationSpec", "Mode"),
+            "ablation.ablation": ("ablate",),
+            "ablation.options": ("AblationSpec", "Mode"),
+            "ablation.results": ("AblationResult",),
             "activations.maps": ("feature_maps",),
             "activations.results": ("Activations",),
             "kernels.results": ("KernelStats",),

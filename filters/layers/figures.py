@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cnnviz.core.output.drawing import FONT_SIZE, add_colorbar, escape, new_figure, title
+from cnnviz.core.output.drawing import add_colorbar, escape, new_figure, title
+from cnnviz.core.output.style import FONT_SIZE
 from cnnviz.filters.layers.results import Inventory, SpreadRecord
 
 ROW_HEIGHT = 0.145  # inches

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from cnnviz.cli.main import run
+from cnnviz.core.output.record import to_json
+from cnnviz.filters.ablation.results import load
 
 SCHEMA = Path(__file__).parent.parent.parent / "docs" / "schemas" / "ablate.schema.json"
 NET = """
@@ -84,6 +86,10 @@ def test_a_run_writes_what_its_summary_says(
     assert results["classes_without_images"] == LABELS[3:]
     assert len(rows_of(out / "sweep.csv")) == 6 == len(results["sweep"]["top"])
     assert len(results["cumulative"]) == 5
+    loaded = load(out)
+    assert to_json(loaded) == results
+    assert [effect.filter for effect in loaded.effects] == list(range(6))
+    assert len(loaded.flipped()) == results["flips"]["count"]
 
 
 def test_tables_summary_and_arrays_tell_the_same_story(

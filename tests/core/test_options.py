@@ -18,7 +18,7 @@ for place in (
     "embeddings.choices",
     "filters.activations.options",
     "filters.patches.options",
-    "filters.ablation.choices",
+    "filters.ablation.options",
 ):
     module: ModuleType = import_module(f"cnnviz.{place}")
     SPECS += [(place, v) for k, v in vars(module).items() if k.endswith("Spec") and v is not Spec]

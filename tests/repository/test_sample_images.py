@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parts import slow_but
 from PIL import Image, ImageDraw
 
 from cnnviz.core.data.images import read_image
@@ -81,7 +80,7 @@ def test_bundled_model_reads_the_picture_rightly_and_surely(name: str, model: Mo
     assert float(probabilities.max()) >= 0.7
 
 
-@pytest.mark.parametrize("name", slow_but(TRUTH, "truck.png", "bird.png"))
+@pytest.mark.parametrize("name", TRUTH)
 def test_covering_the_object_hurts_more_than_covering_the_background(
     name: str, model: Model
 ) -> None:
