@@ -16,10 +16,10 @@ from cnnviz.core.choices import Scaling
 from cnnviz.core.output.drawing import new_figure, title, to_uint8
 from cnnviz.core.output.panels import grid_of_axes
 from cnnviz.core.output.sheets import Scale, Sheet, draw_on, draw_sheet, grid, matrix
-from cnnviz.core.output.style import FONT_SIZE, ink
+from cnnviz.core.output.style import BLUE, FONT_SIZE, ink
 from cnnviz.filters.kernels.results import GABOR_LIKE, GaborFit, GaborStats, KernelStats
 
-FITTED, CHANCE = "#0072B2", "#999999"
+FITTED, CHANCE = BLUE, "#999999"
 
 
 def draw_kernels(stats: KernelStats, model_name: str, normalize: Scaling) -> Figure:

@@ -110,7 +110,7 @@ def examine(
         advance: called with the number of filters just fitted.
     """
     layer = module.get_submodule(name)
-    assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)  # noqa: S101 (told to mypy)
+    assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)  # noqa: S101 (for mypy)
     kernels_FCHW = kernels_of(layer)
     norms_F: Array = np.sqrt(np.square(kernels_FCHW, dtype=np.float64).sum(axis=(1, 2, 3)))
     alive_F = norms_F > DEAD_BELOW * float(norms_F.max(initial=0))
@@ -176,7 +176,7 @@ def _gabor(
 def gabor_steps(module: nn.Module, name: str) -> int:
     """The number of Gabor fits that `examine` makes for this layer."""
     layer = module.get_submodule(name)
-    assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)  # noqa: S101 (told to mypy)
+    assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)  # noqa: S101 (for mypy)
     channels = layer.in_channels // layer.groups
     height, width = pair(layer.kernel_size)
     fits = channels <= MAX_COLOURS and can_fit(channels, height, width)

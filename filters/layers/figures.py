@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cnnviz.core.output.drawing import add_colorbar, escape, new_figure, title
-from cnnviz.core.output.style import FONT_SIZE
+from cnnviz.core.output.style import FONT_SIZE, RED
 from cnnviz.filters.layers.results import Inventory, SpreadRecord
 
 ROW_HEIGHT = 0.145  # inches
-ZEROS, DEAD = "#999999", "#D55E00"
+ZEROS, DEAD = "#999999", RED
 
 
 def draw_statistics(inventory: Inventory, model_name: str) -> Figure:

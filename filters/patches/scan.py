@@ -8,7 +8,7 @@ Shapes: N images, F filters, H W rows and columns.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,21 +76,6 @@ class Saving:
     resume: bool = False
 
 
-@dataclass(frozen=True)
-class ScanState:
-    """A scan after some batch.
-
-    Attributes:
-        done: index of the first image that is still to do.
-        layers: by name.
-        errors: index and message of each image that could not be used.
-    """
-
-    done: int
-    layers: Mapping[str, LayerState]
-    errors: Mapping[int, str] = field(default_factory=dict)
-
-
 def default_batch_size(device: torch.device) -> int:
     """The batch size if the user gives none."""
     return CPU_BATCH if device.type == "cpu" else DEVICE_BATCH
@@ -111,130 +96,116 @@ def identity(model: Model, data: ImageData, plan: ScanPlan) -> dict[str, Any]:
     }
 
 
-def empty_state(model: Model, plan: ScanPlan, start: int = 0) -> ScanState:
-    """The state before the first batch, which begins at image `start`."""
-    layers = {
-        name: LayerState.empty(len(filters), plan.spec.top, model.device)
-        for name, filters in plan.filters.items()
-    }
-    return ScanState(start, layers)
+class Scan:
+    """A scan in progress.
 
-
-def _maps(output: Tensor, filters: tuple[int, ...], layout: Layout) -> Tensor:
-    """The maps of the watched filters in a layer's output."""
-    maps = layout.maps(output)
-    if len(filters) == layout.shape[0]:
-        return maps
-    return maps[:, torch.tensor(filters, device=maps.device)]
-
-
-def _forward(
-    model: Model,
-    plan: ScanPlan,
-    layers: Mapping[str, LayerState],
-    images_N3HW: Tensor,
-    indices_N: Tensor,
-) -> tuple[dict[str, LayerState], dict[str, Tensor]]:
-    """Runs one forward pass; returns each layer's new state, and which scores (N, F) are finite."""
-    after: dict[str, LayerState] = {}
-    finite: dict[str, Tensor] = {}
-
-    def watch(name: str) -> Callable[[Tensor], Tensor]:
-        before = layers[name]
-
-        def take(output: Tensor) -> Tensor:
-            maps = _maps(output, plan.filters[name], plan.layouts[name])
-            scores = map_scores(maps, plan.spec.score)
-            highest = scores if plan.spec.score is Ranking.MAX else map_scores(maps, Ranking.MAX)
-            best = ranked(before.best, maps, scores, indices_N, plan.spec.per_image)
-            after[name] = LayerState(best, before.stats.with_scores(scores, highest))
-            finite[name] = scores.isfinite()
-            return output
-
-        return take
-
-    with (
-        torch.inference_mode(),
-        replace_outputs(model.module, {name: watch(name) for name in layers}),
-    ):
-        model.outputs(images_N3HW)
-    return after, finite
-
-
-def _name_broken(plan: ScanPlan, finite: Mapping[str, Tensor], row: int, path: str) -> str:
-    for name, finite_NF in finite.items():
-        broken = (~finite_NF[row]).nonzero()
-        if len(broken):
-            number = plan.filters[name][int(broken[0])]
-            return (
-                f"'{path}' is not used: filter {number} of layer '{name}' is NaN or infinite "
-                "there; use --precision fp32, or check the weights"
-            )
-    raise AssertionError("every filter is finite")
-
-
-def _with_images(
-    model: Model, plan: ScanPlan, state: ScanState, batch: Batch, data: ImageData
-) -> ScanState:
-    """Adds a batch to the state, without images on which a filter is not finite."""
-    images_N3HW, indices_N = batch.images, batch.indices
-    errors = dict(state.errors)
-    while len(indices_N):
-        after, finite = _forward(model, plan, state.layers, images_N3HW, indices_N.to(model.device))
-        good_N = torch.stack([layer.all(1) for layer in finite.values()]).all(0).cpu()
-        if good_N.all():
-            return replace(state, layers=after, errors=errors)
-        for row in (~good_N).nonzero().flatten().tolist():
-            index = int(indices_N[row])
-            errors[index] = _name_broken(plan, finite, row, data.examples[index].path)
-        images_N3HW, indices_N = images_N3HW[good_N], indices_N[good_N]
-    return replace(state, errors=errors)
-
-
-class _Scan:
-    """A scan in progress: its state, and the batch size that fits the memory.
-
-    `unreadable` are index and message of images that the loader failed to read, until `state` lists
-    them.
+    Attributes:
+        done: index of the first image that is still to do.
+        layers: what is kept of each layer.
+        errors: index and message of each image that could not be used.
+        unreadable: the same of images that the loader failed to read, until `errors` has them.
     """
 
     def __init__(self, model: Model, data: ImageData, plan: ScanPlan, batch_size: int) -> None:
         self._model, self._data, self._plan = model, data, plan
-        self._batch_size = batch_size
-        self.state = empty_state(model, plan, data.part.start)
+        self._batch_size, self.done = batch_size, data.part.start
+        self.layers: Mapping[str, LayerState] = {
+            name: LayerState.empty(len(filters), plan.spec.top, model.device)
+            for name, filters in plan.filters.items()
+        }
+        self.errors: dict[int, str] = {}
         self.unreadable: dict[int, str] = {}
 
-    def take(self, batch: Batch) -> None:
+    def add(self, batch: Batch) -> None:
         """Adds a batch, in parts if it does not fit the device's memory."""
 
         def run(part: slice) -> None:
-            taken = Batch(batch.indices[part], batch.images[part], batch.labels[part])
-            self.state = _with_images(self._model, self._plan, self.state, taken, self._data)
+            self._add(batch.images[part], batch.indices[part])
 
         for _done, size in in_batches(len(batch.indices), self._batch_size, run):
             self._batch_size = size
+        self._finish(int(batch.indices[-1]) + 1)
 
-    def reach(self, done: int) -> None:
+    def _add(self, images_N3HW: Tensor, indices_N: Tensor) -> None:
+        """Adds images, without those on which a filter is not finite."""
+        while len(indices_N):
+            layers, finite = self._forward(images_N3HW, indices_N.to(self._model.device))
+            good_N = torch.stack([layer.all(1) for layer in finite.values()]).all(0).cpu()
+            if good_N.all():
+                self.layers = layers
+                return
+            for row in (~good_N).nonzero().flatten().tolist():
+                self.errors[int(indices_N[row])] = self._reason(int(indices_N[row]), row, finite)
+            images_N3HW, indices_N = images_N3HW[good_N], indices_N[good_N]
+
+    def _forward(
+        self, images_N3HW: Tensor, indices_N: Tensor
+    ) -> tuple[dict[str, LayerState], dict[str, Tensor]]:
+        """Runs one forward pass; returns each layer's new state, and which scores are finite."""
+        spec, after, finite = self._plan.spec, dict[str, LayerState](), dict[str, Tensor]()
+
+        def watch(name: str) -> Callable[[Tensor], Tensor]:
+            before = self.layers[name]
+
+            def take(output: Tensor) -> Tensor:
+                maps = self._maps(name, output)
+                scores = map_scores(maps, spec.score)
+                highest = scores if spec.score is Ranking.MAX else map_scores(maps, Ranking.MAX)
+                best = ranked(before.best, maps, scores, indices_N, spec.per_image)
+                after[name] = LayerState(best, before.stats.with_scores(scores, highest))
+                finite[name] = scores.isfinite()
+                return output
+
+            return take
+
+        watches = {name: watch(name) for name in self.layers}
+        with torch.inference_mode(), replace_outputs(self._model.module, watches):
+            self._model.outputs(images_N3HW)
+        return after, finite
+
+    def _maps(self, name: str, output: Tensor) -> Tensor:
+        """The maps of the watched filters in a layer's output."""
+        filters, layout = self._plan.filters[name], self._plan.layouts[name]
+        maps = layout.maps(output)
+        if len(filters) == layout.shape[0]:
+            return maps
+        return maps[:, torch.tensor(filters, device=maps.device)]
+
+    def _reason(self, index: int, row: int, finite: Mapping[str, Tensor]) -> str:
+        """Names the first filter that is not finite on an image."""
+        for name, finite_NF in finite.items():
+            if broken := (~finite_NF[row]).nonzero().flatten().tolist():
+                return (
+                    f"'{self._data.examples[index].path}' is not used: filter "
+                    f"{self._plan.filters[name][broken[0]]} of layer '{name}' is NaN or infinite "
+                    "there; use --precision fp32, or check the weights"
+                )
+        raise AssertionError("every filter is finite")
+
+    def _finish(self, done: int) -> None:
         """Records that all images before `done` are finished, and which of them are unreadable.
 
         Images are decoded ahead. Unreadable ones behind `done` are recorded later, as a scan that
         resumes from there meets them again.
         """
-        passed = sorted(index for index in self.unreadable if index < done)
-        new = {index: self.unreadable.pop(index) for index in passed}
-        self.state = replace(self.state, done=done, errors={**self.state.errors, **new})
+        for index in sorted(index for index in self.unreadable if index < done):
+            self.errors[index] = self.unreadable.pop(index)
+        self.done = done
 
     def load(self, journal: Journal) -> None:
         """Resumes from a journal, if it has anything."""
-        layers = self.state.layers
-        if progress := journal.load(to_arrays(layers.values())):
+        if progress := journal.load(to_arrays(self.layers.values())):
             loaded = of_arrays(progress.arrays, self._model.device)
-            states = dict(zip(layers, loaded, strict=True))
-            self.state = ScanState(progress.done, states, progress.errors)
+            self.layers = dict(zip(self.layers, loaded, strict=True))
+            self.done, self.errors = progress.done, dict(progress.errors)
 
     def save(self, journal: Journal) -> None:
         """Saves the state."""
-        journal.save(self.state.done, self.state.errors, to_arrays(self.state.layers.values()))
+        journal.save(self.done, self.errors, to_arrays(self.layers.values()))
+
+    def end(self) -> None:
+        """Records that all images are finished."""
+        self._finish(self._data.part.stop)
 
 
 def scan(
@@ -245,11 +216,11 @@ def scan(
     batch_size: int,
     saving: Saving | None = None,
     progress: Callable[[int], None] = lambda _images: None,
-) -> ScanState:
-    """Runs every image through the model once.
+) -> Scan:
+    """Runs every image through the model once; returns the finished scan.
 
     Images that cannot be read, or on which a watched filter is not finite, are not used and are
-    listed in the state's `errors`.
+    listed in its `errors`.
 
     Args:
         model: the network.
@@ -262,30 +233,28 @@ def scan(
     Raises:
         CnnvizError: the journal belongs to another scan, or one image does not fit the memory.
     """
-    run = _Scan(fast(model, list(plan.filters)), data, plan, batch_size)
-    journal, every = None, 0
+    run = Scan(fast(model, list(plan.filters)), data, plan, batch_size)
+    journal, every, reached = None, 0, data.part.start
+
+    def advance() -> None:
+        nonlocal reached
+        progress(run.done - reached)
+        reached = run.done
+
     if saving:
         of, every = identity(model, data, plan), saving.every
         journal = Journal(saving.path, of, data.block, resume=saving.resume)
         run.load(journal)
-        progress(run.state.done - data.part.start)
-    loader = batches(
-        data,
-        model.preprocess,
-        batch_size,
-        start=run.state.done,
-        on_error=run.unreadable.__setitem__,
-    )
+        advance()
+    failed, preprocess = run.unreadable.__setitem__, model.preprocess
+    loader = batches(data, preprocess, batch_size, start=run.done, on_error=failed)
     for number, batch in enumerate(loader, start=1):
-        before = run.state.done
-        run.take(batch)
-        run.reach(int(batch.indices[-1]) + 1)
+        run.add(batch)
         if journal and number % every == 0:
             run.save(journal)
-        progress(run.state.done - before)
-    before = run.state.done
-    run.reach(data.part.stop)
+        advance()
+    run.end()
     if journal:
         run.save(journal)
-    progress(run.state.done - before)
-    return run.state
+    advance()
+    return run
