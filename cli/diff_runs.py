@@ -262,7 +262,7 @@ def _filters(folder: Path, content: Mapping[str, Any]) -> Finished:
     import numpy as np
 
     from cnnviz.diff.sides import Layer, Side
-    from cnnviz.filters.kernels.report import KERNELS
+    from cnnviz.filters.kernels.results import KERNELS
 
     path = inside(folder, KERNELS)
     if not path.exists():

@@ -22,10 +22,10 @@ from cnnviz.core.output.summary import Summary
 from cnnviz.diff import report as differences
 from cnnviz.embeddings import report as embeddings
 from cnnviz.filters.ablation import results as ablation
-from cnnviz.filters.activations import report as activations
-from cnnviz.filters.kernels import report as kernels
-from cnnviz.filters.layers import report as layers
-from cnnviz.filters.patches import report as patches
+from cnnviz.filters.activations import results as activations
+from cnnviz.filters.kernels import results as kernels
+from cnnviz.filters.layers import results as layers
+from cnnviz.filters.patches import results as patches
 from cnnviz.gradients import results as gradients
 from cnnviz.occlusion import results as occlusion
 from cnnviz.trust import results as trust
@@ -40,10 +40,10 @@ SUMMARIES: dict[str, Any] = {
     "render": list[occlusion.OcclusionResult],
     "saliency": list[gradients.SaliencyResult],
     "trust": list[trust.TrustResult],
-    "activations": list[activations.Entry],
-    "filters": kernels.Results,
-    "layers": layers.Results,
-    "max-patches": patches.Results,
+    "activations": list[activations.Activations],
+    "filters": kernels.FilterResults,
+    "layers": layers.Inventory,
+    "max-patches": patches.MaxPatches,
     "audit": audits.Results | None,  # null of a shard
     "ablate": ablation.AblationResult,
     "tsne": embeddings.Results | None,  # null of a shard, for which merge makes them
