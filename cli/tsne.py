@@ -9,7 +9,7 @@ from cnnviz.cli.console import Console
 from cnnviz.cli.options import SOURCES, Limit, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.cli.run import Run
 from cnnviz.core.options import Option
-from cnnviz.embeddings.choices import EmbeddingSpec
+from cnnviz.embeddings.options import EmbeddingSpec
 
 if TYPE_CHECKING:
     from cnnviz.core.output.run_folder import RunFolder

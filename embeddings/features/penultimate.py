@@ -27,7 +27,7 @@ from cnnviz.core.models.layers import (
 )
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.maps import Form, Layouts
-from cnnviz.embeddings.choices import PENULTIMATE, Pool
+from cnnviz.embeddings.options import PENULTIMATE, Pool
 
 MIXING_LAYERS = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 MIXING_FUNCTIONS = frozenset(
