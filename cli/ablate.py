@@ -1,16 +1,12 @@
 """`cnnviz ablate`: switch filters off and measure what breaks."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from cnnviz.cli.commands.datasets import AblateCommand
 from cnnviz.cli.console import Console
-from cnnviz.cli.options import SOURCES, Limit, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.cli.run import Run
 from cnnviz.core.errors import CheckFailed, UsageError
-from cnnviz.core.options import Option
-from cnnviz.filters.ablation.choices import AblationSpec
 
 if TYPE_CHECKING:
     from cnnviz.core.data.datasets import ImageData
@@ -21,69 +17,42 @@ if TYPE_CHECKING:
 SHOWN = 8
 
 
-def ablate(
-    data: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="DATA",
-            help=f"Labelled images: {SOURCES}",
-        ),
-    ],
-    spec: AblationSpec,
-    top: Annotated[int, Option("Filters of the sweep to show; sweep.csv has all.", least=1)] = 20,
-    limit: Limit = None,
-    min_accuracy: Annotated[
-        float | None,
-        Option(
-            "Exit with status 3 if the accuracy left after --filters is below this.",
-            least=0,
-            most=1,
-        ),
-    ] = None,
-    resume: Resume = False,
-    shard: Share = None,
-    *,
-    model: ModelOptions,
-    output: OutputOptions,
-) -> None:
-    """Switch filters off: what can the network no longer do?
-
-    cnnviz ablate photos/ --filters layer4.1.conv2:3,7-12 --sweep layer4.1.conv2
-
-    Writes accuracy per class, confusions and flipped images, and the rank of each swept filter.
-    """
-    run = Run("ablate", output)
+def ablate(given: AblateCommand) -> None:
+    """Runs `cnnviz ablate`."""
+    run = Run("ablate", given.output)
     console = run.console
-    if min_accuracy is not None and not spec.filters:
+    if given.min_accuracy is not None and not given.spec.filters:
         raise UsageError("--min-accuracy needs --filters, whose loss it judges")
     from cnnviz.filters.ablation.ablation import Ablation
     from cnnviz.filters.ablation.measures import measure_of
     from cnnviz.filters.ablation.report import notes, report
     from cnnviz.filters.ablation.state import STATE
 
-    run.take_share(shard)
-    images = run.data(data, limit, model.seed)
+    run.take_share(given.shard)
+    images = run.data(given.data, given.limit, given.model.seed)
     images = images.share(run.shard) if run.shard else images
-    loaded = run.load(model)
-    if min_accuracy is not None and (measure := measure_of(loaded.head)):
+    loaded = run.load(given.model)
+    if given.min_accuracy is not None and (measure := measure_of(loaded.head)):
         raise UsageError(f"--min-accuracy counts right answers; {loaded.name} has a {measure.name}")
-    ablation = Ablation(loaded, images, spec)
+    ablation = Ablation(loaded, images, given.spec)
     if run.shard:
         ablation.refuse_shares()
-    folder = run.open(resume=resume)
-    saving = ablation.saving(folder.path / STATE, resume=resume)
+    folder = run.open(resume=given.resume)
+    saving = ablation.saving(folder.path / STATE, resume=given.resume)
     with console.progress("ablating", len(images) * ablation.passes) as advance:
         result = ablation.run(advance, saving)
     folder.list(STATE)
-    _write(folder, result, loaded, images, top)
+    _write(folder, result, loaded, images, given.top)
     for note in notes(result, loaded, images):
         console.note(f"note: {note}")
-    results = report(result, loaded, images, top)
+    results = report(result, loaded, images, given.top)
     _tables(console, results)
-    run.finish(results, model=loaded, seed=model.seed, errors=result.errors)
+    run.finish(results, model=loaded, seed=given.model.seed, errors=result.errors)
     after = results["accuracy"] and results["accuracy"]["after"]
-    if min_accuracy is not None and after and (left := after["top1"]) < min_accuracy:
-        raise CheckFailed(f"accuracy without these filters is {left:.3f}, below {min_accuracy:g}")
+    if given.min_accuracy is not None and after and (left := after["top1"]) < given.min_accuracy:
+        raise CheckFailed(
+            f"accuracy without these filters is {left:.3f}, below {given.min_accuracy:g}"
+        )
 
 
 def _write(

@@ -2,15 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from cnnviz.cli.commands.images import ActivationsCommand
 from cnnviz.cli.image_run import ImageRun
-from cnnviz.cli.options import IMAGES, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.core.choices import Scaling
 from cnnviz.core.errors import CnnvizError
-from cnnviz.core.options import Option
 from cnnviz.filters.activations.choices import MapOrder
 
 if TYPE_CHECKING:
@@ -23,66 +20,39 @@ if TYPE_CHECKING:
 INPUT, ARRAYS = "input.png", "activations.npz"
 
 
-def activations(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help=IMAGES)],
-    layers: Annotated[
-        tuple[str, ...],
-        Option("A layer's name; repeatable. Default: the first convolution.", ("--layer",)),
-    ] = (),
-    top: Annotated[
-        int | None, Option("Show so many maps, the strongest (all if not given).", least=1)
-    ] = None,
-    order: Annotated[
-        MapOrder | None,
-        Option("channel (the default without --top) or strongest (with --top)."),
-    ] = None,
-    filters: Annotated[
-        tuple[str, ...],
-        Option(
-            "Lay these over the image: all, 3,7-12 (in each layer), random:10 (from the "
-            "layers together), or LAYER:3,7; repeatable."
-        ),
-    ] = (),
-    normalize: Annotated[
-        Scaling, Option("Full white: the largest value of each map (filter), or of the layer.")
-    ] = Scaling.FILTER,
-    alpha: Annotated[
-        float, Option("Weight of a map over the image, 0 (image) to 1 (map).", least=0, most=1)
-    ] = 0.6,
-    resume: Resume = False,
-    shard: Share = None,
-    *,
-    model: ModelOptions,
-    output: OutputOptions,
-) -> None:
-    """Show what a layer makes of an image: its feature maps, how strong and how sparse.
-
-    cnnviz activations dog.jpg --model resnet18 --layer layer4 --top 64
-
-    Writes a sheet of grey tiles for each layer, overlays for --filters, and the raw maps.
-    """
-    run = ImageRun("activations", output)
+def activations(given: ActivationsCommand) -> None:
+    """Runs `cnnviz activations`."""
+    run = ImageRun("activations", given.output)
     from cnnviz.filters.activations.maps import Observer
     from cnnviz.filters.channels.shapes import choose_filters
     from cnnviz.filters.kernels.weights import choose_layers
 
-    paths = run.images(images, shard)
-    loaded = run.load(model, scores=False)
-    names = list(layers) or choose_layers(loaded.module, "first", loaded.name)
-    chosen = choose_filters(loaded, filters, names, model.seed)[0] if filters else {}
-    observer = Observer(loaded, [*layers, *chosen] or names)
+    paths = run.images(given.images, given.shard)
+    loaded = run.load(given.model, scores=False)
+    names = list(given.layers) or choose_layers(loaded.module, "first", loaded.name)
+    chosen = (
+        choose_filters(loaded, given.filters, names, given.model.seed)[0] if given.filters else {}
+    )
+    observer = Observer(loaded, [*given.layers, *chosen] or names)
     for name in chosen:
         if name not in observer.units:
             reason = observer.untraceable or f"nobody knows where the units of '{name}' look"
             raise CnnvizError(f"--filters cannot place maps over the image: {reason}")
     look = _Look(
-        top, order or (MapOrder.CHANNEL if top is None else MapOrder.STRONGEST), normalize, alpha
+        given.top,
+        given.order or (MapOrder.CHANNEL if given.top is None else MapOrder.STRONGEST),
+        given.normalize,
+        given.alpha,
     )
-    asked = {"layers": layers, "--filters": chosen, "look": (top, order, normalize, alpha)}
-    run.open_for(paths, loaded, asked, resume=resume)
+    asked = {
+        "layers": given.layers,
+        "--filters": chosen,
+        "look": (given.top, given.order, given.normalize, given.alpha),
+    }
+    run.open_for(paths, loaded, asked, resume=given.resume)
     run.study("looking", loaded, _Study(observer, chosen, look), 1)
     run.table("Activations", _COLUMNS, _rows)
-    run.finish_images(loaded, seed=model.seed, show="*_*.png")
+    run.finish_images(loaded, seed=given.model.seed, show="*_*.png")
 
 
 class _Look:

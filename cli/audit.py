@@ -1,16 +1,14 @@
 """`cnnviz audit`: where does the network look over a whole data set, and is that a shortcut?"""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from cnnviz.audit.choices import AuditSpec
+from cnnviz.cli.commands.datasets import AuditCommand
 from cnnviz.cli.image_run import ImageRun
-from cnnviz.cli.options import SOURCES, Expect, Limit, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.core.errors import CheckFailed, UsageError
-from cnnviz.core.options import Option
 
 if TYPE_CHECKING:
     from cnnviz.audit.experiment import AuditResult
@@ -22,48 +20,11 @@ if TYPE_CHECKING:
 SHOWN = 20
 
 
-def audit(
-    data: Annotated[
-        list[str],
-        typer.Argument(metavar="DATA", help=f"Images, labelled or not: {SOURCES}"),
-    ],
-    spec: AuditSpec,
-    expect: Expect = None,
-    max_suspicion: Annotated[
-        float | None,
-        Option(
-            "Exit with status 3 if any group of evidence, or class, is more suspicious than this.",
-            least=0,
-            most=1,
-        ),
-    ] = None,
-    min_inside: Annotated[
-        float | None,
-        Option(
-            "With --expect: exit with status 3 if less than this share of the positive evidence "
-            "lies on the objects, in the mean.",
-            least=0,
-            most=1,
-        ),
-    ] = None,
-    limit: Limit = None,
-    pictures: Annotated[bool, Option("Draw the sheets.")] = True,
-    resume: Resume = False,
-    shard: Share = None,
-    *,
-    model: ModelOptions,
-    output: OutputOptions,
-) -> None:
-    """Where does the network look over a whole data set: at the object, or at a shortcut?
-
-    cnnviz audit photos/ --model resnet18 --limit 1000
-
-    Writes for each class where its evidence lies, what it is, and whether it carries over when it
-    is pasted into images of other classes.
-    """
-    if min_inside is not None and expect is None:
+def audit(given: AuditCommand) -> None:
+    """Runs `cnnviz audit`."""
+    if given.min_inside is not None and given.expect is None:
         raise UsageError("--min-inside needs --expect, which says where the object is")
-    run = ImageRun("audit", output, folders=False)
+    run = ImageRun("audit", given.output, folders=False)
     from cnnviz.audit.experiment import audit as judge
     from cnnviz.audit.report import HEADER, TABLE, Asked, report, table
     from cnnviz.audit.rows import columns
@@ -72,26 +33,26 @@ def audit(
     from cnnviz.core.data.outlines import read_outlines
     from cnnviz.occlusion.experiment import Occluder
 
-    images = run.data(data, limit, model.seed)
-    paths = run.take(images, shard)
-    expectations = read_outlines(expect) if expect else None
-    loaded = run.load(model)
+    images = run.data(given.data, given.limit, given.model.seed)
+    paths = run.take(images, given.shard)
+    expectations = read_outlines(given.expect) if given.expect else None
+    loaded = run.load(given.model)
     _check(loaded)
-    occluder = Occluder(loaded, _occlusion(spec))
+    occluder = Occluder(loaded, _occlusion(given.spec))
     if occluder.note:
         run.console.note(occluder.note)
-    study = AuditStudy(loaded, occluder, spec, expectations, images, run.console.note)
+    study = AuditStudy(loaded, occluder, given.spec, expectations, images, run.console.note)
     asked = {
-        "options": spec,
-        "--expect": expect,
-        "--limit": limit,
+        "options": given.spec,
+        "--expect": given.expect,
+        "--limit": given.limit,
         "data": images.fingerprint,
         "features": study.features.layer,
     }
-    run.open_for(paths, loaded, asked, resume=resume)
+    run.open_for(paths, loaded, asked, resume=given.resume)
     run.study("occluding", loaded, study, occluder.positions)
     if run.shard:
-        run.finish_images(loaded, seed=model.seed, show="overview.png", results=None)
+        run.finish_images(loaded, seed=given.model.seed, show="overview.png", results=None)
         return
     if not len(run.entries):
         raise none_usable(images, run.errors)
@@ -102,25 +63,27 @@ def audit(
         rows,
         grid.boxes_P4.numpy(),
         lambda place: images.working(place, loaded.preprocess),
-        spec,
+        given.spec,
         run.console.progress,
     )
     run.folder.write_csv(TABLE, HEADER, table(result))
-    sheets = _draw(run, result, images, loaded, spec) if pictures else ()
+    sheets = _draw(run, result, images, loaded, given.spec) if given.pictures else ()
     maps: Asked = {
         "mask": list(grid.mask),
         "stride": grid.stride,
-        "fill": spec.fill,
+        "fill": given.spec.fill,
         "score": occluder.score.value,
     }
-    results = report(result, images, maps, spec.top, sheets)
+    results = report(result, images, maps, given.spec.top, sheets)
     run.console.table("Classes", *_table(results))
     checks: list[Callable[[], None]] = []
-    if max_suspicion is not None:
-        checks.append(lambda: _check_suspicion(results, max_suspicion))
-    if min_inside is not None:
-        checks.append(lambda: _check_inside(results, min_inside))
-    run.finish_images(loaded, seed=model.seed, show="overview.png", checks=checks, results=results)
+    if given.max_suspicion is not None:
+        checks.append(partial(_check_suspicion, results, given.max_suspicion))
+    if given.min_inside is not None:
+        checks.append(partial(_check_inside, results, given.min_inside))
+    run.finish_images(
+        loaded, seed=given.model.seed, show="overview.png", checks=checks, results=results
+    )
 
 
 def _check(model: "Model") -> None:

@@ -2,14 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from cnnviz.cli.options import OutputOptions
+from cnnviz.cli.commands.runs import DiffCommand
 from cnnviz.cli.run import Run
 from cnnviz.core.errors import CheckFailed, UsageError
-from cnnviz.core.options import Option
 from cnnviz.core.output.look import Look
 from cnnviz.diff.choices import DiffSpec
 
@@ -24,60 +21,29 @@ if TYPE_CHECKING:
 STRENGTHS = {"filters": "norm", "max-patches": "fires on", "ablate": "change of accuracy"}
 
 
-def diff(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(metavar="RUN_A RUN_B", help="The folders of two finished runs."),
-    ],
-    spec: DiffSpec,
-    look: Look,
-    min_agreement: Annotated[
-        float | None,
-        Option(
-            "Exit with status 3 if the two agree less than this: in their maps, their filters or "
-            "their neighbours, whichever the runs tell of.",
-            least=-1,
-            most=1,
-        ),
-    ] = None,
-    max_flips: Annotated[
-        float | None,
-        Option(
-            "Exit with status 3 if a larger share of the images is predicted as another class.",
-            least=0,
-            most=1,
-        ),
-    ] = None,
-    pictures: Annotated[bool, Option("Draw what changed.")] = True,
-    *,
-    output: OutputOptions,
-) -> None:
-    """What changed from one network to another, in two runs over the same data?
-
-    cnnviz diff before/ after/ --max-flips 0.05
-
-    Takes runs of occlude, audit, tsne, filters, max-patches or ablate; lists images and filters
-    with the most changed first, and the classes that changed more than the others.
-    """
-    run = Run("diff", output)
-    _check_folders(runs, run.root)
+def diff(given: DiffCommand) -> None:
+    """Runs `cnnviz diff`."""
+    run = Run("diff", given.output)
+    _check_folders(given.runs, run.root)
     from cnnviz.cli.diff_runs import read_run
     from cnnviz.diff.experiment import diff as compare
     from cnnviz.diff.report import report
 
-    a, b = map(read_run, runs)
-    result = compare(a.side, b.side, spec)
-    if max_flips is not None and result.images is None:
+    a, b = map(read_run, given.runs)
+    result = compare(a.side, b.side, given.spec)
+    if given.max_flips is not None and result.images is None:
         raise UsageError("--max-flips: these runs tell of no predictions")
-    if min_agreement is not None and result.agreement is None:
+    if given.min_agreement is not None and result.agreement is None:
         raise UsageError("--min-agreement: these runs tell of neither maps, filters nor neighbours")
     folder = run.open()
-    _write(run, result, _figures(result, a, b, spec, look) if pictures else [])
-    results = report(result, (a.summary, b.summary), spec.top, spec.neighbors, spec.seed)
+    _write(run, result, _figures(result, a, b, given.spec, given.look) if given.pictures else [])
+    results = report(
+        result, (a.summary, b.summary), given.spec.top, given.spec.neighbors, given.spec.seed
+    )
     _tell(run, results)
     shown = [folder.path / name for name in folder.files if name.startswith("worst.")]
-    run.finish(results, model=None, seed=spec.seed, show=shown)
-    _check(results, min_agreement, max_flips)
+    run.finish(results, model=None, seed=given.spec.seed, show=shown)
+    _check(results, given.min_agreement, given.max_flips)
 
 
 def _check_folders(runs: Sequence[Path], root: Path) -> None:

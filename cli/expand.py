@@ -1,17 +1,19 @@
 """How Typer gets to know of all options, and how a command's help shows them.
 
-A group of options is a frozen dataclass whose fields carry an `Option`: those in `options.py`, and
-the specs of the analyses. A command asks for a whole group with one parameter (`model:
-ModelOptions`); `expand` spreads the groups over the command's signature, which is what Typer reads,
-and makes the groups of what was given. A field that two groups have (`seed`) is one option. A group
-may name its `HEADING` in the command's help.
+A command (`cli/commands/`) and a group of options (`options.py`, the specs of the analyses) are
+frozen dataclasses whose fields carry an `Option`. A command has a whole group as one field (`model:
+ModelOptions`); `expand` spreads the groups over one signature, which is what Typer reads, and makes
+the groups and the command of what was given. A field that two groups have (`seed`) is one option. A
+group may name its `HEADING` in the command's help.
 """
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
+from importlib import import_module
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
@@ -106,35 +108,49 @@ class Grouped(TyperCommand):
 def _members(group: Any) -> tuple[_Parameter, ...]:
     hints = get_type_hints(group, include_extras=True)
     fields = dataclasses.fields(group)
-    return tuple(_Parameter(field.name, hints[field.name], field.default) for field in fields)
+    return tuple(_Parameter(f.name, hints[f.name], _default(f)) for f in fields)
 
 
-def expand(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with each parameter that is an option group spread into the group's fields."""
-    hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, list[str]] = {}
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+
+
+def name_of(command: type) -> str:
+    """`MaxPatchesCommand` to `max-patches`."""
+    return re.sub("(?<!^)(?=[A-Z])", "-", command.__name__.removesuffix("Command")).lower()
+
+
+def expand(command: type) -> Callable[..., None]:
+    """A function with all fields of a command as its parameters, which calls the command's body.
+
+    The body is the function of the command's name in the module of that name: `MaxPatchesCommand`
+    is handed to `cnnviz.cli.max_patches.max_patches`, imported when it runs.
+    """
+    groups: dict[str, tuple[Any, list[str]]] = {}
     found: dict[str, _Parameter] = {}
     headings: dict[str, str] = {}
-    for name, parameter in inspect.signature(command).parameters.items():
-        members = [_Parameter(name, hints[name], parameter.default)]
-        if dataclasses.is_dataclass(hints[name]):
-            members = list(_members(hints[name]))
-            groups[name] = [member.name for member in members]
+    for parameter in _members(command):
+        kind: Any = parameter.hint
+        members = [parameter]
+        if hasattr(kind, "__dataclass_fields__"):
+            members = list(_members(kind))
+            groups[parameter.name] = kind, [member.name for member in members]
         for member in members:
             found.pop(member.name, None)  # shown where the last group has it
             found[member.name] = member
-            headings[member.name] = getattr(hints[name], "HEADING", OWN)
+            headings[member.name] = getattr(kind, "HEADING", OWN)
 
     def spread(**given: object) -> None:
         values = {name: found[name].value(item) for name, item in given.items()}
         made = {
-            name: hints[name](**{member: values[member] for member in members})
-            for name, members in groups.items()
+            name: kind(**{member: values[member] for member in members})
+            for name, (kind, members) in groups.items()
         }
-        own = {name: values[name] for name in hints if name in values and name not in groups}
-        command(**own, **made)
+        own = {p.name: values[p.name] for p in _members(command) if p.name not in groups}
+        name = name_of(command).replace("-", "_")
+        getattr(import_module(f"cnnviz.cli.{name}"), name)(command(**own, **made))
 
-    spread.__name__, spread.__doc__ = command.__name__, command.__doc__
+    spread.__name__, spread.__doc__ = name_of(command), command.__doc__
     parameters = [parameter.for_typer for parameter in found.values()]
     spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     spread.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -2,70 +2,46 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
+from cnnviz.cli.commands.networks import FiltersCommand
 from cnnviz.cli.console import Console
-from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.cli.options import ModelOptions
 from cnnviz.cli.run import Run
 from cnnviz.core.choices import Scaling
 from cnnviz.core.errors import UsageError
-from cnnviz.core.options import Option
 
 if TYPE_CHECKING:
     from cnnviz.core.models.load import Model
     from cnnviz.filters.kernels.weights import KernelStats
 
 
-def filters(
-    layer: Annotated[
-        str, Option("first (the first convolution), all, or a layer's name.")
-    ] = "first",
-    normalize: Annotated[
-        Scaling, Option("Full black and white: the largest weight of each filter, or of the layer.")
-    ] = Scaling.FILTER,
-    compare: Annotated[
-        tuple[str, ...],
-        Option(
-            "Another model to put beside this one, with its default weights or those of a "
-            "file; repeatable. Its first convolution is shown.",
-            metavar="MODEL[=CHECKPOINT]",
-        ),
-    ] = (),
-    gabor: Annotated[bool, Option("Fit Gabor filters to the first layer.")] = True,
-    *,
-    model: ModelOptions,
-    output: OutputOptions,
-) -> None:
-    """Show what the filters of a layer look like, and which are dead, alike or Gabor-like.
-
-    cnnviz filters --model resnet18 --compare densenet121
-
-    Writes a picture of the kernels of each layer, and of the Gabor fits of the first.
-    """
-    run = Run("filters", output)
+def filters(given: FiltersCommand) -> None:
+    """Runs `cnnviz filters`."""
+    run = Run("filters", given.output)
     console = run.console
     from cnnviz.core.output.entries import model_entry
     from cnnviz.filters.kernels.report import Results, report
     from cnnviz.filters.kernels.weights import choose_layers
 
-    if compare and layer != "first":
-        raise UsageError(f"--compare shows first layers; it does not go with --layer {layer}")
-    loaded = run.load(model, scores=False)
-    names = choose_layers(loaded.module, layer, loaded.name)
+    if given.compare and given.layer != "first":
+        raise UsageError(f"--compare shows first layers; it does not go with --layer {given.layer}")
+    loaded = run.load(given.model, scores=False)
+    names = choose_layers(loaded.module, given.layer, loaded.name)
     folder = run.open()
-    examined = _examine(console, loaded, names, gabor, model.seed)
+    examined = _examine(console, loaded, names, given.gabor, given.model.seed)
     others = []
-    for text in compare:
-        other = _other(model, text)
+    for text in given.compare:
+        other = _other(given.model, text)
         first = choose_layers(other.module, "first", other.name)
-        others.append((other, _examine(console, other, first, gabor, model.seed)[0]))
-    _write(console, folder, loaded, examined, others, normalize)
+        others.append((other, _examine(console, other, first, given.gabor, given.model.seed)[0]))
+    _write(console, folder, loaded, examined, others, given.normalize)
     console.table("Filters", _COLUMNS, _rows(loaded, examined, others))
     results: Results = {
         "layers": [report(found) for found in examined],
         "compared": [{"model": model_entry(m), **report(found)} for m, found in others],
     }
-    run.finish(results, model=loaded, seed=model.seed)
+    run.finish(results, model=loaded, seed=given.model.seed)
 
 
 def _other(options: ModelOptions, text: str) -> "Model":

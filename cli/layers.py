@@ -2,15 +2,12 @@
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from cnnviz.cli.options import SOURCES, Limit, ModelOptions, OutputOptions
+from cnnviz.cli.commands.networks import LayersCommand
+from cnnviz.cli.options import ModelOptions
 from cnnviz.cli.run import Run
-from cnnviz.core.choices import pixels
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.options import Option
 
 if TYPE_CHECKING:
     from cnnviz.core.graph.receptive_field import ReceptiveField
@@ -22,48 +19,30 @@ if TYPE_CHECKING:
 TABLE, PICTURE = "layers.csv", "statistics.png"
 
 
-def layers(
-    data: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[DATA]…",
-            help=f"Also run on these images and say how values spread: {SOURCES}",
-        ),
-    ] = None,
-    image_size: Annotated[
-        tuple[int, int] | None,
-        Option("Image for shapes, MACs and receptive fields, as 224 or HxW.", parse=pixels),
-    ] = None,
-    gradients: Annotated[bool, Option("With DATA: also how the loss's gradients spread.")] = False,
-    limit: Limit = None,
-    *,
-    model: ModelOptions,
-    output: OutputOptions,
-) -> None:
-    """List every layer with its type, output shape, parameters, MACs and receptive field.
-
-    cnnviz layers --model resnet18 photos/ --gradients
-
-    Writes the table as CSV and, with DATA, a picture of activations and gradients by layer.
-    """
-    run = Run("layers", output)
+def layers(given: LayersCommand) -> None:
+    """Runs `cnnviz layers`."""
+    run = Run("layers", given.output)
     console = run.console
-    if not data and (gradients or limit is not None):
+    if not given.data and (given.gradients or given.limit is not None):
         raise UsageError("--gradients and --limit need DATA: images to run the network on")
     from cnnviz.filters.layers.inventory import take_inventory
     from cnnviz.filters.layers.report import report
 
     try:
-        loaded = run.load(model, scores=gradients)
+        loaded = run.load(given.model, scores=given.gradients)
     except CnnvizError:
-        if image_size is None or data:
+        if given.image_size is None or given.data:
             raise
-        loaded = run.load(replace(model, size=image_size), scores=False)  # it runs at no other
-    found = take_inventory(loaded, image_size)
+        loaded = run.load(
+            replace(given.model, size=given.image_size), scores=False
+        )  # it runs at no other
+    found = take_inventory(loaded, given.image_size)
     folder = run.open()
     statistics = None
-    if data:
-        statistics = _measure(run, loaded, data, found, gradients, limit, model)
+    if given.data:
+        statistics = _measure(
+            run, loaded, given.data, found, given.gradients, given.limit, given.model
+        )
         _draw(folder, loaded, found, statistics)
     folder.write_csv(TABLE, _CSV, [_csv_row(row) for row in found.rows])
     title = f"{loaded.name} at {found.image_size[0]}x{found.image_size[1]}"
@@ -75,7 +54,7 @@ def layers(
     if found.untraceable:
         console.note(f"receptive fields are not known: {found.untraceable}")
     errors = statistics.errors if statistics else ()
-    run.finish(report(found, statistics), model=loaded, seed=model.seed, errors=errors)
+    run.finish(report(found, statistics), model=loaded, seed=given.model.seed, errors=errors)
 
 
 def _measure(

@@ -16,32 +16,28 @@ from typing import Annotated, Any
 
 import typer
 
-from cnnviz.cli.ablate import ablate
-from cnnviz.cli.activations import activations
-from cnnviz.cli.audit import audit
+from cnnviz.cli.commands.datasets import AblateCommand, AuditCommand, MaxPatchesCommand, TsneCommand
+from cnnviz.cli.commands.images import (
+    ActivationsCommand,
+    OccludeCommand,
+    RenderCommand,
+    SaliencyCommand,
+    TrustCommand,
+)
+from cnnviz.cli.commands.networks import FiltersCommand, LayersCommand, ModelsCommand
+from cnnviz.cli.commands.runs import DiffCommand, MergeCommand, ReportCommand, RerunCommand
 from cnnviz.cli.console import findings, say, show_warnings, stdout_kept
-from cnnviz.cli.diff import diff
-from cnnviz.cli.expand import Grouped, expand
-from cnnviz.cli.filters import filters
-from cnnviz.cli.layers import layers
-from cnnviz.cli.max_patches import max_patches
-from cnnviz.cli.merge import merge
-from cnnviz.cli.models import models
-from cnnviz.cli.occlude import occlude
+from cnnviz.cli.expand import Grouped, expand, name_of
 from cnnviz.cli.outcome import listening, print_error
-from cnnviz.cli.render import render
-from cnnviz.cli.report import report
-from cnnviz.cli.rerun import rerun
-from cnnviz.cli.saliency import saliency
-from cnnviz.cli.trust import trust
-from cnnviz.cli.tsne import tsne
 from cnnviz.core.errors import CnnvizError
 
 INTERRUPTED = 130
 SHOWN = 300
 _MOMENT = 0.02  # seconds
-# The base of all that Typer says of a command line; it has no public name.
-UsageMistake: type[Exception] = typer.BadParameter.__mro__[2]
+# Typer brings its own copy of Click from some version on; both name the base of their errors alike.
+UsageMistake: type[Exception] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
 
 TRY = """\b
 Try:
@@ -60,24 +56,24 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS = {
-    command.__name__.replace("_", "-"): expand(command)
+    name_of(command): expand(command)
     for command in (
-        occlude,
-        render,
-        max_patches,
-        ablate,
-        audit,
-        models,
-        layers,
-        filters,
-        activations,
-        saliency,
-        trust,
-        tsne,
-        diff,
-        report,
-        merge,
-        rerun,
+        OccludeCommand,
+        RenderCommand,
+        MaxPatchesCommand,
+        AblateCommand,
+        AuditCommand,
+        ModelsCommand,
+        LayersCommand,
+        FiltersCommand,
+        ActivationsCommand,
+        SaliencyCommand,
+        TrustCommand,
+        TsneCommand,
+        DiffCommand,
+        ReportCommand,
+        MergeCommand,
+        RerunCommand,
     )
 }
 

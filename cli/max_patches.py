@@ -1,14 +1,11 @@
 """`cnnviz max-patches`: the image patches that drive each filter most, over a whole data set."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
+from cnnviz.cli.commands.datasets import MaxPatchesCommand
 from cnnviz.cli.console import Console
-from cnnviz.cli.options import SOURCES, Limit, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.cli.run import Run
-from cnnviz.core.options import Option
-from cnnviz.filters.patches.choices import STATE, MaxPatchesSpec
+from cnnviz.filters.patches.choices import STATE
 
 if TYPE_CHECKING:
     from cnnviz.core.data.datasets import ImageData
@@ -20,34 +17,9 @@ _COLUMNS = ("layer", "filters", "dead", "most class-selective")
 _NAMED = 4  # dead filters that the table names; the summary has all
 
 
-def max_patches(
-    data: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="DATA",
-            help=f"Images: {SOURCES}",
-        ),
-    ],
-    spec: MaxPatchesSpec,
-    distinct_files: Annotated[bool, Option("Drop files that are copies of another.")] = False,
-    limit: Limit = None,
-    pictures: Annotated[bool, Option("Draw the sheets.")] = True,
-    resume: Resume = False,
-    shard: Share = None,
-    save_every: Annotated[
-        int, Option("Batches after which the scan's state is written.", least=1)
-    ] = 20,
-    *,
-    model: ModelOptions,
-    output: OutputOptions,
-) -> None:
-    """What drives each filter: its strongest patches over a whole data set, in one pass.
-
-    cnnviz max-patches photos/ --model resnet18 --layer layer3.0.conv2 --filters random:10
-
-    Writes for each layer sheets of patches and of whole images with the patch as a white box.
-    """
-    run = Run("max-patches", output)
+def max_patches(given: MaxPatchesCommand) -> None:
+    """Runs `cnnviz max-patches`."""
+    run = Run("max-patches", given.output)
     console = run.console
     from cnnviz.core.data.distinct import distinct
     from cnnviz.filters.patches.max_patches import find_patches
@@ -55,23 +27,23 @@ def max_patches(
     from cnnviz.filters.patches.report import report
     from cnnviz.filters.patches.scan import Saving
 
-    run.take_share(shard)
-    images = run.data(data, limit, model.seed)
-    images, copies = distinct(images) if distinct_files else (images, ())
+    run.take_share(given.shard)
+    images = run.data(given.data, given.limit, given.model.seed)
+    images, copies = distinct(images) if given.distinct_files else (images, ())
     images = images.share(run.shard) if run.shard else images
-    loaded = run.load(model, scores=False)
-    plan = make_plan(loaded, spec)
-    folder = _open_folder(run, resume)
-    saving = Saving(folder.path / STATE, save_every, resume)
+    loaded = run.load(given.model, scores=False)
+    plan = make_plan(loaded, given.spec)
+    folder = _open_folder(run, given.resume)
+    saving = Saving(folder.path / STATE, given.save_every, given.resume)
     with console.progress("scanning", len(images)) as advance:
         result = find_patches(loaded, images, plan, saving=saving, progress=advance)
-    draws = pictures and not run.shard  # merge draws them, once
+    draws = given.pictures and not run.shard  # merge draws them, once
     drawn = _draw(result, images, loaded.preprocess, folder, console) if draws else {}
     results = report(result, images, copies=copies, pictures=drawn)
     console.table("Strongest patches", *_table(result))
     shown = [folder.path / pages[0] for pages in drawn.values()]
     try:
-        run.finish(results, model=loaded, seed=model.seed, errors=result.errors, show=shown)
+        run.finish(results, model=loaded, seed=given.model.seed, errors=result.errors, show=shown)
     finally:
         if not run.shard:
             _forget(folder)

@@ -5,12 +5,12 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from cnnviz.cli.commands.runs import MergeCommand
 from cnnviz.cli.console import say
-from cnnviz.cli.options import OutputOptions
 from cnnviz.cli.outcome import current
 from cnnviz.core.errors import CnnvizError, UsageError
 
@@ -24,39 +24,31 @@ SHOWN = 200
 """Letters of the shares' command that are shown."""
 
 
-def merge(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(metavar="DIR", help="The folders of all shares, or the one they lie in."),
-    ],
-    output: OutputOptions,
-) -> None:
-    """Join what runs with --shard have found, as if one run had gone through all images.
-
-    cnnviz merge cnnviz-out/occlude --out all
-
-    The shares' command is run again with nothing left to study, from the folder it was called in:
-    it writes tables, pictures and the summary.
-    """
-    shares = _checked([_Share.read(folder) for folder in _below(folders)])
+def merge(given: MergeCommand) -> None:
+    """Runs `cnnviz merge`."""
+    shares = _checked([_Share.read(folder) for folder in _below(given.folders)])
     command, line = shares[0].command, shares[0].line
     from cnnviz.core.output.run_folder import RunFolder
 
-    root = output.out or Path("cnnviz-out") / "merged"
+    root = given.output.out or Path("cnnviz-out") / "merged"
     paths = [share.folder for share in shares]
-    folder = RunFolder.open(root, overwrite=output.overwrite)
+    folder = RunFolder.open(root, overwrite=given.output.overwrite)
     _join(paths, folder, shares[0].content["shard"]["of"])
     del folder  # and its lock: the command opens it
     own = ["--out", str(root), "--resume", "--shard", "0/1"]
-    own += ["--report"] * output.report + ["--quiet"] * output.quiet + ["--json"] * output.json
-    own += ["--progress", output.progress.value]
-    own += ["--junit", str(output.junit)] if output.junit else []
-    if not output.quiet:
+    own += (
+        ["--report"] * given.output.report
+        + ["--quiet"] * given.output.quiet
+        + ["--json"] * given.output.json
+    )
+    own += ["--progress", given.output.progress.value]
+    own += ["--junit", str(given.output.junit)] if given.output.junit else []
+    if not given.output.quiet:
         say(f"{len(shares)} shares of: cnnviz {shlex.join([command, *line])}"[:SHOWN])
     from cnnviz.cli.main import run
 
     status = run([command, *line, *own])
-    current().printed = output.json  # by that run
+    current().printed = given.output.json  # by that run
     raise typer.Exit(status)
 
 

@@ -1,15 +1,14 @@
 """`cnnviz models`: what can be named, and which weights are on disk already."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from typing_extensions import TypedDict
 
+from cnnviz.cli.commands.networks import ModelsCommand
 from cnnviz.cli.console import Console, findings
 from cnnviz.cli.options import OutputOptions
 from cnnviz.core.errors import UsageError, nearest
-from cnnviz.core.options import Option
 
 if TYPE_CHECKING:
     from cnnviz.core.models.architectures import Listed
@@ -52,34 +51,22 @@ class Listing(TypedDict):
 CARD_LINES = ("architecture", "parameters", "data", "recipe", "limits")
 
 
-def models(
-    pattern: Annotated[
-        str | None,
-        typer.Argument(metavar="[TEXT]", help="Only models with this in their name."),
-    ] = None,
-    json: Annotated[bool, Option("Print the list as JSON and nothing else.")] = False,
-) -> None:
-    """List the models that can be named, and which weights are on disk.
-
-    cnnviz models resnet
-
-    Besides these, --model takes timm:NAME, hf:FOLDER_OR_ID, and a network of your own:
-    path/to/file.py:factory.
-    """
+def models(given: ModelsCommand) -> None:
+    """Runs `cnnviz models`."""
     from cnnviz.core.models.architectures import list_torchvision
     from cnnviz.core.models.bundled import read_card
     from cnnviz.core.models.published import cache_folder
     from cnnviz.core.output.run_folder import to_json, version
 
-    wanted = (pattern or "").lower()
+    wanted = (given.pattern or "").lower()
     everything = list_torchvision()
     listed = [entry for entry in everything if wanted in entry.model]
     shows_bundled = wanted in "bundled"
     if not listed and not shows_bundled:
         near = ", ".join(nearest(wanted, dict.fromkeys(entry.model for entry in everything)))
-        raise UsageError(f"no model has '{pattern}' in its name; the nearest are {near}")
+        raise UsageError(f"no model has '{given.pattern}' in its name; the nearest are {near}")
     card = read_card().text if shows_bundled else None
-    if json:
+    if given.json:
         content: Listing = {
             "schema": "cnnviz.models/1",
             "command": "models",

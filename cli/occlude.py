@@ -1,19 +1,15 @@
 """`cnnviz occlude`: cover an image piece by piece and see which pieces carry the prediction."""
 
 from collections.abc import Callable, Iterable, Mapping
-from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from cnnviz.cli.commands.images import OccludeCommand, Pictures
 from cnnviz.cli.image_run import ImageRun
-from cnnviz.cli.options import IMAGES, Expect, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.core.errors import CheckFailed, UsageError
-from cnnviz.core.options import Option
 from cnnviz.core.output.look import Look
-from cnnviz.occlusion.choices import FOLDER, OcclusionSpec
-from cnnviz.trust.choices import MinTrust, Trust
+from cnnviz.occlusion.choices import FOLDER
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,87 +25,58 @@ if TYPE_CHECKING:
     from cnnviz.trust.scorecard import Scorecard
 
 
-class Pictures(StrEnum):
-    """What is drawn of each image."""
-
-    ALL = "all"
-    OVERLAY = "overlay"
-    NONE = "none"
-
-
-def occlude(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help=IMAGES)],
-    spec: OcclusionSpec,
-    look: Look,
-    expect: Expect = None,
-    min_inside: Annotated[
-        float | None,
-        Option(
-            "With --expect: exit with status 3 if less than this share of the positive "
-            "evidence lies on the object.",
-            least=0,
-            most=1,
-        ),
-    ] = None,
-    scores: Annotated[bool, Option("Write scores.npz (what render reads).")] = True,
-    pictures: Annotated[
-        Pictures, Option("Which pictures are drawn; render draws the others from the scores.")
-    ] = Pictures.ALL,
-    resume: Resume = False,
-    shard: Share = None,
-    trust: Trust = False,
-    min_trust: MinTrust = None,
-    *,
-    model: ModelOptions,
-    output: OutputOptions,
-) -> None:
-    """Cover an image piece by piece: which pieces carry the prediction?
-
-    cnnviz occlude dog.jpg --model resnet18 --mask 15 --stride 10
-
-    Writes overlay, heatmap, probability and label pictures and the raw scores, for each image.
-    """
-    run = ImageRun("occlude", output)
-    if min_inside is not None and expect is None:
+def occlude(given: OccludeCommand) -> None:
+    """Runs `cnnviz occlude`."""
+    run = ImageRun("occlude", given.output)
+    if given.min_inside is not None and given.expect is None:
         raise UsageError("--min-inside needs --expect, which says where the object is")
     from cnnviz.cli.tracer import Tracer
     from cnnviz.core.data.outlines import read_outlines
     from cnnviz.occlusion.experiment import Occluder
 
-    paths = run.images(images, shard)
-    expectations = read_outlines(expect) if expect else None
-    loaded = run.load(model)
-    occluder = Occluder(loaded, spec, Tracer(loaded, spec, run.console.note))
+    paths = run.images(given.images, given.shard)
+    expectations = read_outlines(given.expect) if given.expect else None
+    loaded = run.load(given.model)
+    occluder = Occluder(loaded, given.spec, Tracer(loaded, given.spec, run.console.note))
     if occluder.note:
         run.console.note(occluder.note)
     cards = None
-    if trust or min_trust:
+    if given.trust or given.min_trust:
         from cnnviz.cli.scorecards import Scorecards
 
-        cards = Scorecards(loaded, spec, occluder)
+        cards = Scorecards(loaded, given.spec, occluder)
     asked = {
-        "options": spec,
-        "look": look,
-        "--expect": expect,
-        "--scores": scores,
+        "options": given.spec,
+        "look": given.look,
+        "--expect": given.expect,
+        "--scores": given.scores,
         "--trust": cards is not None,
-        "--pictures": pictures,
+        "--pictures": given.pictures,
     }
-    run.open_for(paths, loaded, asked, resume=resume)
-    by_folder = spec.label == FOLDER
-    study = _Study(occluder, expectations, by_folder, look, scores, pictures, spec.fill, cards)
+    run.open_for(paths, loaded, asked, resume=given.resume)
+    by_folder = given.spec.label == FOLDER
+    study = _Study(
+        occluder,
+        expectations,
+        by_folder,
+        given.look,
+        given.scores,
+        given.pictures,
+        given.spec.fill,
+        cards,
+    )
     run.study("occluding", loaded, study, occluder.positions)
     score = next((entry["score"] for entry in run.entries), "probability")
     columns = (*_columns(score), "verdict") if cards else _columns(score)
     run.table("Occlusion", columns, _rows)
     checks: list[Callable[[], None]] = []
-    if min_inside is not None:
-        checks.append(lambda: _check_inside(run.entries, min_inside))
-    if min_trust is not None:
+    if given.min_inside is not None:
+        checks.append(partial(_check_inside, run.entries, given.min_inside))
+    if given.min_trust is not None:
         from cnnviz.cli.scorecards import check
 
-        checks.append(lambda: check(run.entries, min_trust))
-    run.finish_images(loaded, seed=model.seed, show="overlay.png", checks=checks)
+        checks.append(lambda: check(run.entries, given.min_trust))
+    run.finish_images(loaded, seed=given.model.seed, show="overlay.png", checks=checks)
 
 
 class _Study:

@@ -1,31 +1,18 @@
 """`cnnviz render`: draw an occlusion run again, for other classes, scores or colours."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from cnnviz.cli.options import OutputOptions
+from cnnviz.cli.commands.images import RenderCommand
 from cnnviz.cli.run import Run, caption
 from cnnviz.core.errors import UsageError
-from cnnviz.core.output.look import Look
-from cnnviz.occlusion.choices import FOLDER, PanelSpec
+from cnnviz.occlusion.choices import FOLDER
 
 
-def render(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="What cnnviz occlude wrote for one image.")
-    ],
-    spec: PanelSpec,
-    look: Look,
-    output: OutputOptions,
-) -> None:
-    """Draw an occlusion run again without the model: other classes, scores, colours.
-
-    cnnviz render cnnviz-out/occlude/dog --target tabby --score loss --colormap jet
-    """
-    run = Run("render", output)
-    if spec.label == FOLDER:
+def render(given: RenderCommand) -> None:
+    """Runs `cnnviz render`."""
+    run = Run("render", given.output)
+    if given.spec.label == FOLDER:
         raise UsageError("--label folder: a run does not tell where its image lay; name the class")
     from cnnviz.core.output.run_folder import safe_name
     from cnnviz.occlusion.archive import load, load_crop
@@ -33,12 +20,12 @@ def render(
     from cnnviz.occlusion.figures import draw
     from cnnviz.occlusion.report import report
 
-    measured = load(folder)
-    run.caption = _caption(folder) or run.caption
-    result = look_again(measured, spec, engine="none")
-    name = safe_name(folder.resolve().name)
+    measured = load(given.folder)
+    run.caption = _caption(given.folder) or run.caption
+    result = look_again(measured, given.spec, engine="none")
+    name = safe_name(given.folder.resolve().name)
     out = run.open(run.root / name)
-    for file_name, figure in draw(result, look, load_crop(folder)).items():
+    for file_name, figure in draw(result, given.look, load_crop(given.folder)).items():
         out.write_figure(file_name, figure)
     run.finish([report(result)], model=None, seed=0)
 

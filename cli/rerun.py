@@ -4,16 +4,16 @@ import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from cnnviz.cli.commands.runs import RerunCommand
 from cnnviz.cli.console import findings, say
 from cnnviz.cli.merge import SHOWN, without_own
 from cnnviz.cli.options import OutputOptions
 from cnnviz.cli.outcome import current
 from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
-from cnnviz.core.options import Option
 
 LISTED = 8
 """Differences that are named."""
@@ -22,38 +22,24 @@ PASSING = frozenset({"seconds", "folder", "folders", "features_reused"})
 ABOUT = ("version", "device", "precision", "seed")
 
 
-def rerun(
-    summary: Annotated[
-        Path, typer.Argument(metavar="SUMMARY", help="A summary.json, or the folder it lies in.")
-    ],
-    tolerance: Annotated[
-        float,
-        Option("Relative difference of two numbers that is none.", least=0, most=1),
-    ] = 0.0,
-    *,
-    output: OutputOptions,
-) -> None:
-    """Repeat a run from its summary: are its numbers still the same?
-
-    cnnviz rerun cnnviz-out/occlude/dog/summary.json --out again
-
-    Runs the command of the summary, from the folder it was called in, and compares all results;
-    exits with status 3 where they differ.
-    """
+def rerun(given: RerunCommand) -> None:
+    """Runs `cnnviz rerun`."""
     current().command = "rerun"
-    before = _read(summary)
+    before = _read(given.summary)
     command, line = before["command"], without_own(before["argv"][1:])
     if share := before.get("shard"):
         line += ["--shard", f"{share['number']}/{share['count']}"]
-    root = output.out or Path("cnnviz-out") / "rerun"
-    place = summary if summary.is_dir() else summary.parent
+    root = given.output.out or Path("cnnviz-out") / "rerun"
+    place = given.summary if given.summary.is_dir() else given.summary.parent
     if place.resolve().is_relative_to(root.resolve()):
         raise UsageError(f"{root} holds the run itself; give --out another folder")
-    own = ["--out", str(root), "--progress", output.progress.value]
-    own += ["--overwrite"] * output.overwrite + ["--quiet"] * (output.quiet or output.json)
-    own += ["--report"] * output.report
-    own += ["--junit", str(output.junit)] if output.junit else []
-    if not output.quiet:
+    own = ["--out", str(root), "--progress", given.output.progress.value]
+    own += ["--overwrite"] * given.output.overwrite + ["--quiet"] * (
+        given.output.quiet or given.output.json
+    )
+    own += ["--report"] * given.output.report
+    own += ["--junit", str(given.output.junit)] if given.output.junit else []
+    if not given.output.quiet:
         say(f"cnnviz {shlex.join([command, *line])}"[:SHOWN])
     from cnnviz.cli.main import run
 
@@ -65,7 +51,7 @@ def rerun(
     found = [path for path in root.rglob("summary.json") if _is_of(path, command, share)]
     if len(found) != 1:
         raise CnnvizError(f"{root} holds {len(found)} summaries of {command}; nothing is compared")
-    _compare(before, _read(found[0]), tolerance, output)
+    _compare(before, _read(found[0]), given.tolerance, given.output)
     if status:
         raise typer.Exit(status)
 

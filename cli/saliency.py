@@ -2,20 +2,15 @@
 
 import time
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from cnnviz.cli.commands.images import Other, SaliencyCommand
 from cnnviz.cli.image_run import ImageRun
-from cnnviz.cli.options import IMAGES, ModelOptions, OutputOptions, Resume, Share
-from cnnviz.core.choices import pixels
+from cnnviz.cli.options import ModelOptions
 from cnnviz.core.errors import UsageError
-from cnnviz.core.options import Option
 from cnnviz.core.output.look import Look
 from cnnviz.gradients.choices import LAST_CONV, Method, SaliencySpec
-from cnnviz.trust.choices import MinTrust, Trust
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,72 +28,44 @@ if TYPE_CHECKING:
 INPUT, ARRAYS, COMPARISON = "input.png", "saliency.npz", "comparison.png"
 
 
-class Other(StrEnum):
-    """What a saliency map can be put beside."""
-
-    OCCLUSION = "occlusion"
-
-
-def saliency(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help=IMAGES)],
-    spec: SaliencySpec,
-    look: Look,
-    compare: Annotated[
-        Other | None, Option("Put the map beside one of another kind: occlusion (of the logit).")
-    ] = None,
-    mask: Annotated[
-        tuple[int, int] | None,
-        Option("With --compare: side of the mask in pixels, or HxW.", parse=pixels),
-    ] = None,
-    stride: Annotated[
-        int | None, Option("With --compare: pixels between mask positions.", least=1)
-    ] = None,
-    trust: Trust = False,
-    min_trust: MinTrust = None,
-    resume: Resume = False,
-    shard: Share = None,
-    *,
-    model: ModelOptions,
-    output: OutputOptions,
-) -> None:
-    """Trace a prediction back to the pixels: gradient, gradient x input, Grad-CAM.
-
-    cnnviz saliency dog.jpg --model resnet18 --method grad-cam --layer layer4 --compare occlusion
-
-    Writes overlay and heatmap pictures and the raw gradients, for each image.
-    """
-    run = ImageRun("saliency", output)
-    _check(spec, compare, mask, stride)
-    paths = run.images(images, shard)
-    loaded = run.load(model)
-    _check_model(loaded, spec)
-    other = _occluder(loaded, spec, mask, stride, model) if compare else None
+def saliency(given: SaliencyCommand) -> None:
+    """Runs `cnnviz saliency`."""
+    run = ImageRun("saliency", given.output)
+    _check(given.spec, given.compare, given.mask, given.stride)
+    paths = run.images(given.images, given.shard)
+    loaded = run.load(given.model)
+    _check_model(loaded, given.spec)
+    other = (
+        _occluder(loaded, given.spec, given.mask, given.stride, given.model)
+        if given.compare
+        else None
+    )
     bench = None
-    if trust or min_trust:
+    if given.trust or given.min_trust:
         from cnnviz.cli.scorecards import Bench
 
-        bench = Bench(loaded, spec, seed=model.seed, batch_size=model.batch_size)
+        bench = Bench(loaded, given.spec, seed=given.model.seed, batch_size=given.model.batch_size)
     asked = {
-        "options": spec,
-        "look": look,
-        "--compare": compare,
-        "--mask": mask,
-        "--stride": stride,
+        "options": given.spec,
+        "look": given.look,
+        "--compare": given.compare,
+        "--mask": given.mask,
+        "--stride": given.stride,
         "--trust": bench is not None,
     }
-    run.open_for(paths, loaded, asked, resume=resume)
-    study = _Study(loaded, spec, other, look, bench)
+    run.open_for(paths, loaded, asked, resume=given.resume)
+    study = _Study(loaded, given.spec, other, given.look, bench)
     run.study("tracing back", loaded, study, 1 + (other.positions if other else 0))
     p = "p" if loaded.head.has_classes else "value"
     columns = ("image", "class", p, *_COLUMNS)
     run.table("Saliency", (*columns, "verdict") if bench else columns, _rows)
-    best = COMPARISON if compare else "overlay.png"
+    best = COMPARISON if given.compare else "overlay.png"
     checks: list[Callable[[], None]] = []
-    if min_trust is not None:
+    if given.min_trust is not None:
         from cnnviz.cli.scorecards import check
 
-        checks.append(lambda: check(run.entries, min_trust))
-    run.finish_images(loaded, seed=model.seed, show=best, checks=checks)
+        checks.append(lambda: check(run.entries, given.min_trust))
+    run.finish_images(loaded, seed=given.model.seed, show=best, checks=checks)
 
 
 def _check(

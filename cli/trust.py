@@ -2,16 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from cnnviz.cli.commands.images import TrustCommand
 from cnnviz.cli.image_run import ImageRun
-from cnnviz.cli.options import IMAGES, Expect, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.core.errors import UsageError
-from cnnviz.core.options import Option
 from cnnviz.core.output.look import Look
-from cnnviz.trust.choices import MinTrust, TrustSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,53 +22,26 @@ if TYPE_CHECKING:
     from cnnviz.trust.scorecard import Scorecard
 
 
-def trust(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help=IMAGES)],
-    spec: TrustSpec,
-    look: Look,
-    given: Annotated[
-        Path | None,
-        Option(
-            "A map of the first target, rows x columns of the working image, positive where a "
-            "place speaks for the class: a .npy file, or a folder with one named like each image. "
-            "Default: occlusion's map.",
-            ("--map",),
-            lambda text, _option: Path(text),
-            metavar="<path>",
-        ),
-    ] = None,
-    expect: Expect = None,
-    min_trust: MinTrust = None,
-    resume: Resume = False,
-    shard: Share = None,
-    *,
-    model: ModelOptions,
-    output: OutputOptions,
-) -> None:
-    """Judge a map: occlusion's, or one that any other program made.
-
-    cnnviz trust dog.jpg --model resnet18 --map theirs.npy --target beagle
-
-    Writes the map over the picture with its verdict, removal curves, and the scorecard.
-    """
-    run = ImageRun("trust", output)
+def trust(given: TrustCommand) -> None:
+    """Runs `cnnviz trust`."""
+    run = ImageRun("trust", given.output)
     from cnnviz.cli.scorecards import Bench, check
     from cnnviz.core.data.outlines import read_outlines
 
-    paths = run.images(images, shard)
-    maps = _find_maps(given, paths)
-    expectations = read_outlines(expect) if expect else None
-    loaded = run.load(model)
-    bench = Bench(loaded, spec, seed=model.seed, batch_size=model.batch_size)
-    asked = {"options": spec, "look": look, "--expect": expect, "--map": maps}
-    run.open_for(paths, loaded, asked, inputs=list(maps.values()), resume=resume)
-    study = _Study(loaded, bench, maps, expectations, look)
+    paths = run.images(given.images, given.shard)
+    maps = _find_maps(given.given, paths)
+    expectations = read_outlines(given.expect) if given.expect else None
+    loaded = run.load(given.model)
+    bench = Bench(loaded, given.spec, seed=given.model.seed, batch_size=given.model.batch_size)
+    asked = {"options": given.spec, "look": given.look, "--expect": given.expect, "--map": maps}
+    run.open_for(paths, loaded, asked, inputs=list(maps.values()), resume=given.resume)
+    study = _Study(loaded, bench, maps, expectations, given.look)
     run.study("judging", loaded, study, bench.occluder.positions)
     p = "p" if loaded.head.has_classes else "value"
     columns = ("image", "class", p, "gain", "chance", "verdict")
     run.table("Trust", columns, _rows)
-    verdict = [lambda: check(run.entries, min_trust)]
-    run.finish_images(loaded, seed=model.seed, show="overlay.png", checks=verdict)
+    verdict = [lambda: check(run.entries, given.min_trust)]
+    run.finish_images(loaded, seed=given.model.seed, show="overlay.png", checks=verdict)
 
 
 def _find_maps(given: Path | None, paths: list[Path]) -> dict[Path, Path]:

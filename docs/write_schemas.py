@@ -18,7 +18,7 @@ from cnnviz.cli.main import COMMANDS
 from cnnviz.cli.models import Listing
 from cnnviz.core.output.entries import Placed, Summary
 from cnnviz.diff import report as differences
-from cnnviz.embeddings import report as embeddings
+from cnnviz.embeddings import results as embeddings
 from cnnviz.filters.ablation import entries as ablation
 from cnnviz.filters.activations import report as activations
 from cnnviz.filters.kernels import report as kernels
@@ -60,7 +60,7 @@ SUMMARIES: dict[str, Any] = {
     "max-patches": Summary[patches.Results],
     "audit": Summary[audits.Results | None],  # null of a share
     "ablate": Summary[ablation.Results],
-    "tsne": Summary[embeddings.Results | None],  # null of a share, for which merge makes them
+    "tsne": Summary[embeddings.Embedding | None],  # null of a share, for which merge makes them
     "diff": Summary[differences.Results],
     "models": Listing,
 }

@@ -2,8 +2,11 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, BinaryIO
 
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 THREADS = max(1, (os.cpu_count() or 1) // _WORKERS)
@@ -16,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `networks` and `zoo`
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from filelock import FileLock  # noqa: E402 (of torch)
+from matplotlib.figure import Figure  # noqa: E402
+from PIL import Image  # noqa: E402
 
 torch.set_num_threads(THREADS)
 
@@ -52,6 +57,74 @@ def built_once(
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+_SAVE = Figure.savefig
+
+
+def _save_one_pixel(figure: Figure, place: BinaryIO, **options: Any) -> None:
+    if options.get("format") == "png":
+        Image.new("RGB", (1, 1)).save(place, "PNG")
+    else:
+        _SAVE(figure, place, **options)
+
+
+Figure.savefig = _save_one_pixel  # type: ignore[method-assign, assignment]
+"""Figures are made, written and listed, but not rendered: it takes longer than most analyses."""
+
+
+@contextmanager
+def rendered() -> Iterator[None]:
+    """Renders figures while the block runs; for fixtures of a wider scope than a test's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", _SAVE)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _rendered_if_marked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Renders the figures of tests that have the marker `pictures`."""
+    with rendered() if request.node.get_closest_marker("pictures") else nullcontext():
+        yield
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--nothing-missing",
+        action="store_true",
+        help="fail if a test was skipped because an optional package is not installed",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that use optional packages are slow ones."""
+    for item in items:
+        if item.get_closest_marker("needs"):
+            item.add_marker("slow")
+
+
+MISSING = "not installed; pip install '.[dev]'"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips tests of optional packages that are not there."""
+    marks = item.iter_markers("needs")
+    gone = [name for mark in marks for name in mark.args if find_spec(name) is None]
+    if gone:
+        pytest.skip(f"{', '.join(gone)} {MISSING}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Ends with a failure if packages were missing that had to be there."""
+    reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or not session.config.getoption("--nothing-missing"):
+        return
+    skipped = reporter.stats.get("skipped", ())
+    if any(MISSING in str(r.longrepr) or "could not import" in str(r.longrepr) for r in skipped):
+        reporter.write_line("a test was skipped because an optional package is missing", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 HOSTILE = ("hostile_input", "foreign_folders", "odd_networks", "trial", "doors", "faults", "fuzz")

@@ -157,12 +157,10 @@ def compare(old: Path, new: Path, only: set[str]) -> list[str]:
             {p.relative_to(root).as_posix() for p in (root / name).rglob("*") if p.is_file()}
             for root in (old, new)
         ]
-        found += [f"{name}/{f}: file gone" for f in sorted(files[0] - files[1])]
-        found += [f"{name}/{f}: file added" for f in sorted(files[1] - files[0])]
+        found += [f"{f}: file gone" for f in sorted(files[0] - files[1])]
+        found += [f"{f}: file added" for f in sorted(files[1] - files[0])]
         for file in sorted(files[0] & files[1]):
-            found += [
-                f"{name}/{file}{d}" for d in compare_file(old / name / file, new / name / file)
-            ]
+            found += [f"{file}{d}" for d in compare_file(old / file, new / file)]
     for path in sorted(old.glob("help-*.txt")) if not only else []:
         if (new / path.name).exists() and (new / path.name).read_text() != path.read_text():
             found.append(f"{path.name}: differs (diff {path} {new / path.name})")

@@ -11,7 +11,7 @@ import dataclasses
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache, cached_property
@@ -73,8 +73,9 @@ class Says:
             low, high = said.get("minimum", -math.inf), said.get("maximum", math.inf)
             if not low - slack <= value <= high + slack:
                 raise ValueError(f"{value:g} is outside {low:g} to {high:g}")
-        if isinstance(value, Sequence) and not isinstance(value, str):
-            if not said.get("minItems", 0) <= len(value) <= said.get("maxItems", math.inf):
+        if isinstance(value, tuple | list):
+            fewest, most = said.get("minItems", 0), said.get("maxItems", math.inf)
+            if not fewest <= len(value) <= most:
                 raise ValueError(f"{len(value)} items")
         if isinstance(value, str):
             if value not in said.get("enum", (value,)):
@@ -164,10 +165,14 @@ def to_json(value: Any, digits: int = 7) -> Any:
     """
     if isinstance(value, Enum):
         return value.value
-    if value is None or isinstance(value, bool | str | int):
-        return value
     if isinstance(value, float):
         return rounded(value, digits)
+    if value is None or isinstance(value, bool | str | int):
+        return value
+    return _structure(value, digits)
+
+
+def _structure(value: Any, digits: int) -> Any:
     if dataclasses.is_dataclass(value):
         return {
             field.key: to_json(content, field.digits)

@@ -245,8 +245,8 @@ class Pointing(Record):
     inside: Annotated[
         Share | None,
         Says(
-            "with --expect: share of the positive evidence on the object; null (NaN) where there is "
-            "none",
+            "with --expect: share of the positive evidence on the object; null (NaN) where there "
+            "is none",
             optional=True,
         ),
     ] = None

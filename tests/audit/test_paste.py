@@ -85,6 +85,7 @@ def audited(network: str, *more: str, data: str = "data") -> dict:
     return content["results"]
 
 
+@pytest.mark.pictures
 @pytest.mark.slow
 def test_a_planted_shortcut_is_named_and_nothing_else(place: Path) -> None:
     results = audited("marked")

@@ -100,6 +100,7 @@ def test_what_is_asked_for_is_what_it_was(
     assert (entry["score"], entry["upsample"]) == (score, upsample)
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("options", [[], ["--mask", "8"], ["--method", "agreement"]])
 def test_render_without_options_draws_what_the_run_drew(tmp_path: Path, options: list[str]) -> None:
     assert run(["occlude", SHIP, *options, "--quiet", "--out", str(tmp_path)]) == 0

@@ -46,6 +46,7 @@ def test_figures_are_written_as_asked_and_the_same_each_time(
     assert {Path(name).with_suffix(f".{kind}").as_posix() for name in as_png} <= set(files("one"))
 
 
+@pytest.mark.pictures
 def test_names_are_no_markup_in_an_svg() -> None:
     assert run(["occlude", "$a_{1}$<script>.png", "--format", "svg", "--out", "o", "-q"]) == 0
     for path in Path("o").rglob("*.svg"):
@@ -67,6 +68,7 @@ def test_a_scale_is_a_positive_number(scale: str, capsys: pytest.CaptureFixture[
     assert "--scale" in capsys.readouterr().err
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize(("columns", "wide"), [(None, 3), ("1", 1), ("2", 2), ("9", 3)])
 @pytest.mark.parametrize("command", ["occlude", "saliency"])
 def test_panels_stand_in_as_many_columns_as_asked(

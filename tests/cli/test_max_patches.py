@@ -170,6 +170,7 @@ def test_copies_are_dropped_on_request_and_named(
     assert results["copies"] == [{"image": str(copy), "same_as": str(photos / "dogs" / "00.png")}]
 
 
+@pytest.mark.pictures
 def test_an_interrupted_scan_resumes_and_a_finished_one_does_not(
     photos: Path,
     options: list[str],

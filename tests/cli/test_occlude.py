@@ -137,6 +137,7 @@ def test_json_prints_the_summary_and_nothing_else(tmp_path, capsys):
     assert printed == valid(tmp_path / "ship")
 
 
+@pytest.mark.pictures
 def test_the_same_seed_gives_the_same_files(tmp_path):
     for name in ("one", "two"):
         arguments = [*FAST, "--fill", "noise", "--seed", "7", "--quiet", "--no-scores"]
@@ -149,6 +150,7 @@ def test_the_same_seed_gives_the_same_files(tmp_path):
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
+@pytest.mark.pictures
 def test_render_draws_the_runs_own_pictures_again(tmp_path):
     run(["occlude", str(SHIP), *FAST, "--out", str(tmp_path), "--quiet", "--target", "top2"])
     arguments = ["--target", "top2", "--out", str(tmp_path / "again"), "--quiet"]

@@ -208,6 +208,7 @@ def test_checks_count_what_was_done_before(
     assert "of 4 images have less than 0.9" in capsys.readouterr().err
 
 
+@pytest.mark.pictures
 @pytest.mark.usefixtures("pictures")
 def test_pictures_are_drawn_as_asked_and_render_draws_the_rest() -> None:
     one = ["occlude", "data/a/x.png", "--quiet", "--out"]

@@ -149,6 +149,7 @@ def test_features_can_be_read_by_anybody(finished):
         assert len(stored["images"]) == 40
 
 
+@pytest.mark.pictures
 def test_one_seed_gives_one_result(finished, photos, options, tmp_path):
     """A second run, from and to other folders."""
     assert run(["tsne", str(photos), *options]) == 0

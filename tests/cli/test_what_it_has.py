@@ -276,6 +276,7 @@ def test_saliency_refuses_what_it_cannot_do(
     assert "--method gradient, which works on any model" in message
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("command", ["layers", "filters", "activations", "saliency"])
 def test_json_is_all_that_stdout_carries_and_a_second_run_is_the_same(
     command: str,

@@ -109,6 +109,7 @@ def test_a_run_is_like_itself(command: str) -> None:
         assert results["predictions"]["flips"] == 0
 
 
+@pytest.mark.pictures
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("command", LINES)
 def test_every_command_is_compared_and_drawn(command: str) -> None:

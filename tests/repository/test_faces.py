@@ -3,23 +3,16 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-FACES = (
-    "core",
-    "occlusion",
-    "gradients",
-    "trust",
-    "audit",
-    "diff",
-    "report",
-    "filters",
-    "embeddings",
-)
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+FOLDERS = PROJECT["tool"]["setuptools"]["package-dir"].values()
+FACES = tuple(folder for folder in FOLDERS if folder != "cli")
 
 
 def names_of(folder: str) -> dict[str, str]:

@@ -30,6 +30,7 @@ def drawn() -> Figure:
     return figure
 
 
+@pytest.mark.pictures
 def test_a_caption_stands_below_and_moves_nothing() -> None:
     plain, signed = drawn(), drawn()
     streams = io.BytesIO(), io.BytesIO()
@@ -43,6 +44,7 @@ def test_a_caption_stands_below_and_moves_nothing() -> None:
     assert (after[-strip:, :40] == 255).all()
 
 
+@pytest.mark.pictures
 def test_dark_figures_have_their_ink_exchanged_and_pictures_not() -> None:
     figure = drawn()
     darken(figure)
@@ -59,6 +61,7 @@ def test_dark_figures_have_their_ink_exchanged_and_pictures_not() -> None:
     assert INK != GROUND
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_run_folder_dresses_what_it_writes(dark: bool, tmp_path) -> None:
     folder = RunFolder.open(tmp_path / "out")

@@ -1,0 +1,142 @@
+"""Commands that go through a whole data set."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from cnnviz.audit.choices import AuditSpec
+from cnnviz.cli.options import SOURCES, Expect, Limit, ModelOptions, OutputOptions, Resume, Share
+from cnnviz.core.options import Option
+from cnnviz.embeddings.options import EmbeddingSpec
+from cnnviz.filters.ablation.choices import AblationSpec
+from cnnviz.filters.patches.choices import MaxPatchesSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxPatchesCommand:
+    """What drives each filter: its strongest patches over a whole data set, in one pass.
+
+    cnnviz max-patches photos/ --model resnet18 --layer layer3.0.conv2 --filters random:10
+
+    Writes for each layer sheets of patches and of whole images with the patch as a white box.
+    """
+
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA",
+            help=f"Images: {SOURCES}",
+        ),
+    ]
+    spec: MaxPatchesSpec
+    distinct_files: Annotated[bool, Option("Drop files that are copies of another.")] = False
+    limit: Limit = None
+    pictures: Annotated[bool, Option("Draw the sheets.")] = True
+    resume: Resume = False
+    shard: Share = None
+    save_every: Annotated[
+        int, Option("Batches after which the scan's state is written.", least=1)
+    ] = 20
+    model: ModelOptions
+    output: OutputOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateCommand:
+    """Switch filters off: what can the network no longer do?
+
+    cnnviz ablate photos/ --filters layer4.1.conv2:3,7-12 --sweep layer4.1.conv2
+
+    Writes accuracy per class, confusions and flipped images, and the rank of each swept filter.
+    """
+
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA",
+            help=f"Labelled images: {SOURCES}",
+        ),
+    ]
+    spec: AblationSpec
+    top: Annotated[int, Option("Filters of the sweep to show; sweep.csv has all.", least=1)] = 20
+    limit: Limit = None
+    min_accuracy: Annotated[
+        float | None,
+        Option(
+            "Exit with status 3 if the accuracy left after --filters is below this.",
+            least=0,
+            most=1,
+        ),
+    ] = None
+    resume: Resume = False
+    shard: Share = None
+    model: ModelOptions
+    output: OutputOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditCommand:
+    """Where does the network look over a whole data set: at the object, or at a shortcut?
+
+    cnnviz audit photos/ --model resnet18 --limit 1000
+
+    Writes for each class where its evidence lies, what it is, and whether it carries over when it
+    is pasted into images of other classes.
+    """
+
+    data: Annotated[
+        list[str],
+        typer.Argument(metavar="DATA", help=f"Images, labelled or not: {SOURCES}"),
+    ]
+    spec: AuditSpec
+    expect: Expect = None
+    max_suspicion: Annotated[
+        float | None,
+        Option(
+            "Exit with status 3 if any group of evidence, or class, is more suspicious than this.",
+            least=0,
+            most=1,
+        ),
+    ] = None
+    min_inside: Annotated[
+        float | None,
+        Option(
+            "With --expect: exit with status 3 if less than this share of the positive evidence "
+            "lies on the objects, in the mean.",
+            least=0,
+            most=1,
+        ),
+    ] = None
+    limit: Limit = None
+    pictures: Annotated[bool, Option("Draw the sheets.")] = True
+    resume: Resume = False
+    shard: Share = None
+    model: ModelOptions
+    output: OutputOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class TsneCommand:
+    """Lay out a data set as the network sees it: what it finds alike lies together.
+
+    cnnviz tsne photos/ --model resnet18 --perplexity 30
+
+    Writes maps of points, of the images themselves and of a grid, the features, and how far the
+    map can be trusted. Features of an earlier run in the same folder are used again if they fit.
+    """
+
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA",
+            help=f"Images: {SOURCES}",
+        ),
+    ]
+    spec: EmbeddingSpec
+    limit: Limit = None
+    pictures: Annotated[bool, Option("Draw the maps.")] = True
+    resume: Resume = False
+    shard: Share = None
+    model: ModelOptions
+    output: OutputOptions

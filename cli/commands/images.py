@@ -1,0 +1,181 @@
+"""Commands that look at images one by one."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnnviz.cli.options import IMAGES, Expect, ModelOptions, OutputOptions, Resume, Share
+from cnnviz.core.choices import Scaling, pixels
+from cnnviz.core.options import Option
+from cnnviz.core.output.look import Look
+from cnnviz.filters.activations.choices import MapOrder
+from cnnviz.gradients.choices import SaliencySpec
+from cnnviz.occlusion.choices import OcclusionSpec, PanelSpec
+from cnnviz.trust.choices import MinTrust, Trust, TrustSpec
+
+
+class Pictures(StrEnum):
+    """What is drawn of each image."""
+
+    ALL = "all"
+    OVERLAY = "overlay"
+    NONE = "none"
+
+
+class Other(StrEnum):
+    """What a saliency map can be compared with."""
+
+    OCCLUSION = "occlusion"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OccludeCommand:
+    """Cover an image piece by piece: which pieces carry the prediction?
+
+    cnnviz occlude dog.jpg --model resnet18 --mask 15 --stride 10
+
+    Writes overlay, heatmap, probability and label pictures and the raw scores, for each image.
+    """
+
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help=IMAGES)]
+    spec: OcclusionSpec
+    look: Look
+    expect: Expect = None
+    min_inside: Annotated[
+        float | None,
+        Option(
+            "With --expect: exit with status 3 if less than this share of the positive "
+            "evidence lies on the object.",
+            least=0,
+            most=1,
+        ),
+    ] = None
+    scores: Annotated[bool, Option("Write scores.npz (what render reads).")] = True
+    pictures: Annotated[
+        Pictures, Option("Which pictures are drawn; render draws the others from the scores.")
+    ] = Pictures.ALL
+    resume: Resume = False
+    shard: Share = None
+    trust: Trust = False
+    min_trust: MinTrust = None
+    model: ModelOptions
+    output: OutputOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderCommand:
+    """Draw an occlusion run again without the model: other classes, scores, colours.
+
+    cnnviz render cnnviz-out/occlude/dog --target tabby --score loss --colormap jet
+    """
+
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="What cnnviz occlude wrote for one image.")
+    ]
+    spec: PanelSpec
+    look: Look
+    output: OutputOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaliencyCommand:
+    """Trace a prediction back to the pixels: gradient, gradient x input, Grad-CAM.
+
+    cnnviz saliency dog.jpg --model resnet18 --method grad-cam --layer layer4 --compare occlusion
+
+    Writes overlay and heatmap pictures and the raw gradients, for each image.
+    """
+
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help=IMAGES)]
+    spec: SaliencySpec
+    look: Look
+    compare: Annotated[
+        Other | None, Option("Put the map beside one of another kind: occlusion (of the logit).")
+    ] = None
+    mask: Annotated[
+        tuple[int, int] | None,
+        Option("With --compare: side of the mask in pixels, or HxW.", parse=pixels),
+    ] = None
+    stride: Annotated[
+        int | None, Option("With --compare: pixels between mask positions.", least=1)
+    ] = None
+    trust: Trust = False
+    min_trust: MinTrust = None
+    resume: Resume = False
+    shard: Share = None
+    model: ModelOptions
+    output: OutputOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustCommand:
+    """Judge a map: occlusion's, or one that any other program made.
+
+    cnnviz trust dog.jpg --model resnet18 --map theirs.npy --target beagle
+
+    Writes the map over the picture with its verdict, removal curves, and the scorecard.
+    """
+
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help=IMAGES)]
+    spec: TrustSpec
+    look: Look
+    given: Annotated[
+        Path | None,
+        Option(
+            "A map of the first target, rows x columns of the working image, positive where a "
+            "place speaks for the class: a .npy file, or a folder with one named like each image. "
+            "Default: occlusion's map.",
+            ("--map",),
+            lambda text, _option: Path(text),
+            metavar="<path>",
+        ),
+    ] = None
+    expect: Expect = None
+    min_trust: MinTrust = None
+    resume: Resume = False
+    shard: Share = None
+    model: ModelOptions
+    output: OutputOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationsCommand:
+    """Show what a layer makes of an image: its feature maps, how strong and how sparse.
+
+    cnnviz activations dog.jpg --model resnet18 --layer layer4 --top 64
+
+    Writes a sheet of grey tiles for each layer, overlays for --filters, and the raw maps.
+    """
+
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help=IMAGES)]
+    layers: Annotated[
+        tuple[str, ...],
+        Option("A layer's name; repeatable. Default: the first convolution.", ("--layer",)),
+    ] = ()
+    top: Annotated[
+        int | None, Option("Show so many maps, the strongest (all if not given).", least=1)
+    ] = None
+    order: Annotated[
+        MapOrder | None,
+        Option("channel (the default without --top) or strongest (with --top)."),
+    ] = None
+    filters: Annotated[
+        tuple[str, ...],
+        Option(
+            "Lay these over the image: all, 3,7-12 (in each layer), random:10 (from the "
+            "layers together), or LAYER:3,7; repeatable."
+        ),
+    ] = ()
+    normalize: Annotated[
+        Scaling, Option("Full white: the largest value of each map (filter), or of the layer.")
+    ] = Scaling.FILTER
+    alpha: Annotated[
+        float, Option("Weight of a map over the image, 0 (image) to 1 (map).", least=0, most=1)
+    ] = 0.6
+    resume: Resume = False
+    shard: Share = None
+    model: ModelOptions
+    output: OutputOptions

@@ -1,0 +1,81 @@
+"""Commands that look at a network's layers and weights."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from cnnviz.cli.options import SOURCES, Limit, ModelOptions, OutputOptions
+from cnnviz.core.choices import Scaling, pixels
+from cnnviz.core.options import Option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsCommand:
+    """List the models that can be named, and which weights are on disk.
+
+    cnnviz models resnet
+
+    Besides these, --model takes timm:NAME, hf:FOLDER_OR_ID, and a network of your own:
+    path/to/file.py:factory.
+    """
+
+    pattern: Annotated[
+        str | None,
+        typer.Argument(metavar="[TEXT]", help="Only models with this in their name."),
+    ] = None
+    json: Annotated[bool, Option("Print the list as JSON and nothing else.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersCommand:
+    """List every layer with its type, output shape, parameters, MACs and receptive field.
+
+    cnnviz layers --model resnet18 photos/ --gradients
+
+    Writes the table as CSV and, with DATA, a picture of activations and gradients by layer.
+    """
+
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DATA]…",
+            help=f"Also run on these images and say how values spread: {SOURCES}",
+        ),
+    ] = None
+    image_size: Annotated[
+        tuple[int, int] | None,
+        Option("Image for shapes, MACs and receptive fields, as 224 or HxW.", parse=pixels),
+    ] = None
+    gradients: Annotated[bool, Option("With DATA: also how the loss's gradients spread.")] = False
+    limit: Limit = None
+    model: ModelOptions
+    output: OutputOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class FiltersCommand:
+    """Show what the filters of a layer look like, and which are dead, alike or Gabor-like.
+
+    cnnviz filters --model resnet18 --compare densenet121
+
+    Writes a picture of the kernels of each layer, and of the Gabor fits of the first.
+    """
+
+    layer: Annotated[str, Option("first (the first convolution), all, or a layer's name.")] = (
+        "first"
+    )
+    normalize: Annotated[
+        Scaling, Option("Full black and white: the largest weight of each filter, or of the layer.")
+    ] = Scaling.FILTER
+    compare: Annotated[
+        tuple[str, ...],
+        Option(
+            "Another model to put beside this one, with its default weights or those of a "
+            "file; repeatable. Its first convolution is shown.",
+            metavar="MODEL[=CHECKPOINT]",
+        ),
+    ] = ()
+    gabor: Annotated[bool, Option("Fit Gabor filters to the first layer.")] = True
+    model: ModelOptions
+    output: OutputOptions
