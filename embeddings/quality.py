@@ -2,8 +2,8 @@
 
 Each measure compares the features with one layout of them. Three are about neighbors (are they
 kept, are new ones false, do they share a class), one about classes as a whole, one about large
-distances, which t-SNE is known to lose. All but the last use every pair of points, tile by tile; the
-last samples pairs. For very many points, a random subset is judged, each point of it against all.
+distances, which t-SNE is known to lose. All but the last use every pair of points, tile by tile; it
+samples pairs. For very many points, a random subset is judged, each point of it against all.
 
 Shapes: N points, M of them judged, k neighbors, K classes, R rows of a tile, C columns of a tile.
 """
@@ -46,8 +46,8 @@ class LabelQuality(Record):
     silhouette: Annotated[
         Change | None,
         Says(
-            "mean over labelled images: nearer to their own class (1) or to another (-1); null with "
-            "fewer than two classes",
+            "mean over labelled images: nearer to their own class (1) or to another (-1); null "
+            "with fewer than two classes",
             digits=6,
         ),
     ]
@@ -71,8 +71,8 @@ class MapQuality(LabelQuality):
     trustworthiness: Annotated[
         Share | None,
         Says(
-            "1 if no distant image became one of the 10 nearest, 0.5 for a random map; null with 20 "
-            "images or fewer",
+            "1 if no distant image became one of the 10 nearest, 0.5 for a random map; null with "
+            "20 images or fewer",
             digits=6,
         ),
     ]

@@ -152,12 +152,12 @@ def same_class(
     """(N, k) whether neighbors share the image's class; None without labels."""
     if (labels_N == UNKNOWN).all():
         return None
-    return (labels_N[nearest_Nk] == labels_N[:, None]) & (labels_N != UNKNOWN)[:, None]
+    known_N1 = (labels_N != UNKNOWN)[:, None]
+    same_Nk: NDArray[np.bool_] = (labels_N[nearest_Nk] == labels_N[:, None]) & known_N1
+    return same_Nk
 
 
-def agreement(
-    nearest_Nk: NDArray[np.int64], labels_N: NDArray[np.int64]
-) -> dict[str, int] | None:
+def agreement(nearest_Nk: NDArray[np.int64], labels_N: NDArray[np.int64]) -> dict[str, int] | None:
     """How many labelled images have 0, 1, … of their nearest in their own class."""
     same_Nk = same_class(nearest_Nk, labels_N)
     if same_Nk is None:

@@ -226,12 +226,17 @@ def from_table(kind: type[Kind], text: str) -> list[Kind]:
     Raises:
         CnnvizError: a column is missing, or a cell is of another type or out of range.
     """
-    kinds = {field.key: _plain_type(field.hint) for field in fields_of(kind)}
+    record: Any = kind
+    kinds = {field.key: _plain_type(field.hint) for field in fields_of(record)}
     rows = [
-        {key: None if cell == "" and kinds.get(key) is not str else cell for key, cell in row.items()}
+        {
+            key: None if cell == "" and kinds.get(key) is not str else cell
+            for key, cell in row.items()
+        }
         for row in csv.DictReader(io.StringIO(text, newline=""))
     ]
-    return from_json(list[kind], rows)  # type: ignore[valid-type]
+    found: list[Kind] = from_json(list[record], rows)
+    return found
 
 
 def _plain_type(hint: Any) -> Any:

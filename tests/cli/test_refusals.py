@@ -18,9 +18,9 @@ from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.files import read_text, regular
 from cnnviz.core.models.preprocess import plain
 from cnnviz.core.output.run_folder import RunFolder
-from cnnviz.embeddings.options import EmbeddingSpec
 from cnnviz.embeddings.experiment import check_spec
 from cnnviz.embeddings.features import extract
+from cnnviz.embeddings.options import EmbeddingSpec
 from cnnviz.filters.patches import state
 
 NETWORKS = """

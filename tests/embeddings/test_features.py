@@ -14,12 +14,12 @@ from torch.nn import functional
 from cnnviz.core.choices import Precision
 from cnnviz.core.data.datasets import open_data
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.embeddings.options import Pool
 from cnnviz.embeddings.features import extract as features
 from cnnviz.embeddings.features import file as feature_file
 from cnnviz.embeddings.features.extract import extract, features_key
 from cnnviz.embeddings.features.file import load_features, to_arrays
 from cnnviz.embeddings.features.penultimate import FeatureExtractor
+from cnnviz.embeddings.options import Pool
 
 
 class Small(nn.Module):
