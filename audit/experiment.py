@@ -17,11 +17,10 @@ from cnnviz.audit.choices import AuditSpec
 from cnnviz.audit.groups import SMALLEST, Class, classes
 from cnnviz.audit.paste import Open, Verdict, judge
 from cnnviz.audit.rows import Rows
-from cnnviz.core.chance import against_others, suspicions
 from cnnviz.core.models.load import Model
+from cnnviz.core.statistics import against_others, percentile_interval, suspicions
 
 RESAMPLES = 500
-CONFIDENCE = 95.0
 TINY = 0.02
 """Radians: differences of the arc sine of the root below this are none, however sure."""
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -215,9 +214,7 @@ def concentration(maps_NRC: NDArray[np.float64], draw: np.random.Generator) -> C
     flat = maps_NRC.reshape(count, -1)
     weights_BN = draw.multinomial(count, np.full(count, 1 / count), RESAMPLES) / count
     resampled = _areas((weights_BN @ flat).reshape(RESAMPLES, *maps_NRC.shape[1:]))
-    tail = (100 - CONFIDENCE) / 2
-    low, high = np.nanpercentile(resampled, [tail, 100 - tail]).tolist()
-    return Concentration(area, (low, high))
+    return Concentration(area, percentile_interval(resampled))
 
 
 def typicality(maps_NRC: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -28,10 +28,10 @@ from torch import Tensor
 
 from cnnviz.audit.groups import Class
 from cnnviz.audit.rows import Rows
-from cnnviz.core.chance import against_others, sign_flips
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.device import in_batches
 from cnnviz.core.models.load import Model
+from cnnviz.core.statistics import against_others, sign_flips
 
 DONORS = 12
 PASTES_AN_IMAGE = 3

@@ -31,9 +31,8 @@ from PIL import Image
 from cnnviz.cli.main import run
 from cnnviz.core import load_model
 from cnnviz.core.data.images import WorkingImage, read_image
-from cnnviz.core.models.layers import conv_layers, named_layers
+from cnnviz.core.models.layers import Form, Layout, Layouts, conv_layers, named_layers
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.maps import Form, Layout, Layouts
 from cnnviz.occlusion import OcclusionSpec
 from cnnviz.occlusion.experiment import Occluder
 

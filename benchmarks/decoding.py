@@ -20,9 +20,9 @@ from scan_throughput import Files, refuse
 from torch.utils.data import DataLoader
 
 from cnnviz.core.data.datasets import ImageData, batches, default_workers, open_data
-from cnnviz.core.models.fast import fast
 from cnnviz.core.models.layers import conv_layers
 from cnnviz.core.models.load import Model, load_model
+from cnnviz.core.models.variants import fast
 from cnnviz.filters.patches.choices import MaxPatchesSpec
 from cnnviz.filters.patches.plan import make_plan
 from cnnviz.filters.patches.scan import scan

@@ -26,7 +26,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cnnviz.core.models.bundled.network import CifarNet
+from cnnviz.core.models.bundled import CifarNet
 
 CLASSES = [
     "airplane",

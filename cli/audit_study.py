@@ -27,7 +27,7 @@ class _Features:
     """What a network makes of images: the features before its head, or its scores."""
 
     def __init__(self, model: "Model", note: Callable[[str], None]) -> None:
-        from cnnviz.embeddings.features.penultimate import FeatureExtractor
+        from cnnviz.embeddings.penultimate import FeatureExtractor
 
         self._at_a_time = model.batch_size(2) or 2
         self._extract: Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -61,7 +61,7 @@ class AuditStudy:
         data: "ImageData",
         note: Callable[[str], None],
     ) -> None:
-        from cnnviz.core.data.matching import match_labels
+        from cnnviz.core.data.labels import match_labels
 
         self._model, self._occluder, self._spec = model, occluder, spec
         self._expectations, self._data = expectations, data

@@ -189,7 +189,7 @@ def _audit(folder: Path, content: Mapping[str, Any]) -> Finished:
 
     from cnnviz.audit.report import TABLE
     from cnnviz.audit.rows import unpacked
-    from cnnviz.core.output.index import LINES
+    from cnnviz.core.output.journal import LINES
     from cnnviz.diff.sides import Evidence, Side
     from cnnviz.occlusion.choices import Border, Score
     from cnnviz.occlusion.figures import BAR_LABELS
@@ -240,7 +240,7 @@ def _tsne(folder: Path, content: Mapping[str, Any]) -> Finished:
     import numpy as np
 
     from cnnviz.diff.sides import Side
-    from cnnviz.embeddings.features.file import FEATURES
+    from cnnviz.embeddings.features import FEATURES
 
     with open_arrays(inside(folder, FEATURES)) as stored:
         features = np.array(stored["features"], np.float32)
@@ -319,23 +319,21 @@ def _max_patches(folder: Path, content: Mapping[str, Any]) -> Finished:
 
 def _ablate(folder: Path, content: Mapping[str, Any]) -> Finished:
     from cnnviz.diff.sides import Side
-    from cnnviz.filters.ablation.report import PREDICTIONS, SWEEP
+    from cnnviz.filters.ablation.results import load as load_ablation
 
-    results, answers = content["results"], None
-    if results["accuracy"]:
-        with open_arrays(inside(folder, PREDICTIONS)) as stored:
-            if "paths" not in stored:
-                raise UsageError(f"{folder}: {AGAIN}")
-            classes = stored["classes"]
-            columns = stored["paths"], classes[stored["labels"]], classes[stored["before"]]
-            known = zip(*columns, stored["before_probability"], strict=True)
-            answers = _answers([(str(i), str(t), str(p), float(q)) for i, t, p, q in known])
-    layers: dict[str, Layer] = {}
-    if results["sweep"]:
-        swept = _by_layer(list(_rows(inside(folder, SWEEP))))
-        for name, own in swept.items():
-            ordered = sorted(own, key=lambda row: int(row["filter"]))
-            layers[name] = _layer(ordered, "change", [False] * len(ordered))
+    result, results, answers = load_ablation(folder), content["results"], None
+    if stored := result.predictions:
+        if "paths" not in stored:
+            raise UsageError(f"{folder}: {AGAIN}")
+        classes = stored["classes"]
+        columns = stored["paths"], classes[stored["labels"]], classes[stored["before"]]
+        known = zip(*columns, stored["before_probability"], strict=True)
+        answers = _answers([(str(i), str(t), str(p), float(q)) for i, t, p, q in known])
+    rows = [{"layer": e.layer, "filter": e.filter, "change": e.change} for e in result.effects]
+    layers: dict[str, Layer] = {
+        name: _layer(swept, "change", [False] * len(swept))
+        for name, swept in _by_layer(rows).items()
+    }
     filters = {name: layer.filters for name, layer in layers.items()}
     question = _question(
         content,

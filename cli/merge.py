@@ -1,86 +1,81 @@
-"""`cnnviz merge`: what the shares of a data set found, as one run would have written it."""
+"""`cnnviz merge`: joins the shares of a data set, as if one run had studied all images."""
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from cnnviz.cli.commands.runs import MergeCommand
 from cnnviz.cli.console import say
+from cnnviz.cli.options import OutputOptions
 from cnnviz.cli.outcome import current
 from cnnviz.core.errors import CnnvizError, UsageError
-
-if TYPE_CHECKING:
-    from cnnviz.core.output.run_folder import RunFolder
+from cnnviz.core.files import from_json, read_text
+from cnnviz.core.output.journal import LINES, Merge, join, join_lines
+from cnnviz.core.output.run_folder import SUMMARY, RunFolder
+from cnnviz.embeddings import features
+from cnnviz.filters.ablation import options as ablation
+from cnnviz.filters.ablation import tally
+from cnnviz.filters.patches import choices as patches
+from cnnviz.filters.patches import state
 
 OWN = {"--out": 1, "-o": 1, "--shard": 1, "--resume": 0, "--overwrite": 0, "--json": 0}
-OWN |= {"--report": 0, "--quiet": 0, "-q": 0, "--progress": 1, "--junit": 1}
-"""Options that a share and the whole do not have in common, with the number of their values."""
+OWN |= {"--report": 0, "--quiet": 0, "-q": 0, "--junit": 1}
+"""Options in which the runs of one command may differ, with the number of their values."""
 SHOWN = 200
-"""Letters of the shares' command that are shown."""
+"""Characters of the shares' command that are printed."""
 
 
 def merge(given: MergeCommand) -> None:
-    """Runs `cnnviz merge`."""
-    shares = _checked([_Share.read(folder) for folder in _below(given.folders)])
+    """Runs `cnnviz merge`: joins the journals, and resumes the shares' command from the result."""
+    output = given.output
+    shares = _checked([_Share.read(folder) for folder in _share_folders(given.folders)])
     command, line = shares[0].command, shares[0].line
-    from cnnviz.core.output.run_folder import RunFolder
-
-    root = given.output.out or Path("cnnviz-out") / "merged"
-    paths = [share.folder for share in shares]
-    folder = RunFolder.open(root, overwrite=given.output.overwrite)
-    _join(paths, folder, shares[0].content["shard"]["of"])
-    del folder  # and its lock: the command opens it
-    own = ["--out", str(root), "--resume", "--shard", "0/1"]
-    own += (
-        ["--report"] * given.output.report
-        + ["--quiet"] * given.output.quiet
-        + ["--json"] * given.output.json
-    )
-    own += ["--progress", given.output.progress.value]
-    own += ["--junit", str(given.output.junit)] if given.output.junit else []
-    if not given.output.quiet:
+    root = output.out or Path("cnnviz-out") / "merged"
+    folder = RunFolder.open(root, overwrite=output.overwrite)
+    _join([share.folder for share in shares], folder, shares[0].content["shard"]["of"])
+    del folder  # releases its lock: the command opens it
+    if not output.quiet:
         say(f"{len(shares)} shares of: cnnviz {shlex.join([command, *line])}"[:SHOWN])
-    from cnnviz.cli.main import run
+    from cnnviz.cli.main import run  # which imports all commands
 
-    status = run([command, *line, *own])
-    current().printed = given.output.json  # by that run
+    resumed = ["--out", str(root), "--resume", "--shard", "0/1", *passed_on(output)]
+    status = run([command, *line, *resumed, *["--json"] * output.json])
+    current().printed = output.json  # by that run
     raise typer.Exit(status)
 
 
-def _join(shares: Sequence[Path], folder: "RunFolder", of: dict[str, Any]) -> None:
-    """Joins the file in which a command keeps what it has found."""
-    from cnnviz.core.output import index
-    from cnnviz.embeddings.features import file as features
-    from cnnviz.filters.ablation import state as tally
-    from cnnviz.filters.patches import choices, state
+def passed_on(output: OutputOptions) -> list[str]:
+    """The options of a command that the command it runs gets too."""
+    quiet, report = ["--quiet"] * output.quiet, ["--report"] * output.report
+    return [*report, *quiet, *(["--junit", str(output.junit)] if output.junit else [])]
 
-    joins: dict[str, Callable[[list[Path]], None]] = {
-        index.LINES: lambda _files: index.join(shares, folder, of),
-        features.FEATURES: lambda files: features.join(files, folder),
-        choices.STATE: lambda files: state.join(files, folder.path / choices.STATE),
-        tally.STATE: lambda files: tally.join(files, folder.path / tally.STATE),
+
+def _join(shares: Sequence[Path], folder: RunFolder, identity: dict[str, Any]) -> None:
+    """Joins the journals of the shares."""
+    if (shares[0] / LINES).exists():
+        join_lines(shares, folder, identity)
+        return
+    merges: dict[str, Merge] = {
+        features.FEATURES: partial(features.merge, scratch=folder.path),
+        patches.STATE: state.merge,
+        ablation.STATE: tally.merge,
     }
-    for name, join in joins.items():
+    for name, merge in merges.items():
         if (shares[0] / name).exists():
-            return join([share / name for share in shares])
-    raise CnnvizError(f"{shares[0]} lacks what it was to keep: none of {', '.join(joins)}")
+            join([share / name for share in shares], folder.path / name, merge)
+            return
+    raise CnnvizError(f"{shares[0]} has no journal; expected one of {', '.join([LINES, *merges])}")
 
 
 @dataclass(frozen=True)
 class _Share:
-    """A finished run with `--shard`.
-
-    Attributes:
-        folder: where it is.
-        content: its summary.
-        command: its name.
-        line: what it was called with, without what is the share's own.
-    """
+    """A finished run with `--shard`; `line` is its command line without the options in `OWN`."""
 
     folder: Path
     content: dict[str, Any]
@@ -89,14 +84,7 @@ class _Share:
 
     @classmethod
     def read(cls, folder: Path) -> "_Share":
-        """The share in a folder.
-
-        Raises:
-            UsageError: there is no finished run with `--shard` in it.
-        """
-        from cnnviz.core.files import from_json, read_text
-        from cnnviz.core.output.run_folder import SUMMARY
-
+        """Reads the share in a folder."""
         try:
             content: Any = from_json(read_text(folder / SUMMARY))
             command, *line = map(str, content["argv"])
@@ -108,7 +96,7 @@ class _Share:
                 "if it was cut off, repeat its command with --resume"
             ) from error
         if not known or not 0 <= number < count:
-            raise UsageError(f"{folder / SUMMARY} is no summary of a share")
+            raise UsageError(f"{folder / SUMMARY} is not the summary of a share")
         return cls(folder, content, command, tuple(without_own(line)))
 
     @property
@@ -117,7 +105,7 @@ class _Share:
 
 
 def without_own(line: Sequence[str]) -> list[str]:
-    """A command's arguments but for those that say where a run writes and what it says."""
+    """Drops the options in `OWN` from a command line."""
     kept: list[str] = []
     rest = iter(line)
     for word in rest:
@@ -129,28 +117,23 @@ def without_own(line: Sequence[str]) -> list[str]:
     return kept
 
 
-def _below(folders: Sequence[Path]) -> list[Path]:
+def _share_folders(folders: Sequence[Path]) -> list[Path]:
     """The folders themselves, or the shares in them."""
-    found: list[Path] = []
+    shares: list[Path] = []
     for folder in folders:
         if not folder.is_dir():
             raise UsageError(f"no folder '{folder}'")
         inside = sorted(path for path in folder.glob("shard-*-of-*") if path.is_dir())
-        found += inside or [folder]
-    return found
+        shares += inside or [folder]
+    return shares
 
 
 def _checked(shares: Sequence[_Share]) -> list[_Share]:
-    """The shares in their order.
-
-    Raises:
-        UsageError: one is missing or twice there, or they are not of one question, of one data
-            set and by one network.
-    """
+    """The shares in order; refuses missing and duplicate ones, and those of different runs."""
     count = int(shares[0].content["shard"]["count"])
     by_number = {share.number: share for share in shares}
     if len(by_number) < len(shares):
-        raise UsageError("a share is there twice; give the folders of one run")
+        raise UsageError("a share was given twice; expected the folders of one run")
     if missing := [number for number in range(count) if number not in by_number]:
         named = ", ".join(f"{number}/{count}" for number in missing)
         raise UsageError(f"missing: --shard {named}; run it, or with --resume if it was cut off")
@@ -164,11 +147,11 @@ def _checked(shares: Sequence[_Share]) -> list[_Share]:
             "precision": (share.content["precision"], first.content["precision"]),
             "data or question": (_digest(share), _digest(first)),
         }
-        differing = [name for name, (own, other) in parts.items() if own != other]
+        differing = [name for name, (value, other) in parts.items() if value != other]
         if differing:
             raise UsageError(
                 f"{share.folder} and {first.folder} differ in {', '.join(differing)}; "
-                "shares of one run are wanted"
+                "expected all shards of one run"
             )
     return [by_number[number] for number in range(count)]
 

@@ -19,7 +19,7 @@ def report(given: ReportCommand) -> None:
     from cnnviz.cli.report_reads import read_summary
     from cnnviz.cli.report_runs import page_of
     from cnnviz.cli.run_data import run_folders
-    from cnnviz.core.output.run_folder import write_atomically
+    from cnnviz.core.files import write_atomically
 
     if given.out.is_dir():
         raise UsageError(f"{given.out} is a folder; give --out a file")

@@ -10,7 +10,7 @@ import typer
 
 from cnnviz.cli.commands.runs import RerunCommand
 from cnnviz.cli.console import findings, say
-from cnnviz.cli.merge import SHOWN, without_own
+from cnnviz.cli.merge import SHOWN, passed_on, without_own
 from cnnviz.cli.options import OutputOptions
 from cnnviz.cli.outcome import current
 from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
@@ -33,12 +33,8 @@ def rerun(given: RerunCommand) -> None:
     place = given.summary if given.summary.is_dir() else given.summary.parent
     if place.resolve().is_relative_to(root.resolve()):
         raise UsageError(f"{root} holds the run itself; give --out another folder")
-    own = ["--out", str(root), "--progress", given.output.progress.value]
-    own += ["--overwrite"] * given.output.overwrite + ["--quiet"] * (
-        given.output.quiet or given.output.json
-    )
-    own += ["--report"] * given.output.report
-    own += ["--junit", str(given.output.junit)] if given.output.junit else []
+    own = ["--out", str(root), *passed_on(given.output)]
+    own += ["--overwrite"] * given.output.overwrite + ["--quiet"] * given.output.json
     if not given.output.quiet:
         say(f"cnnviz {shlex.join([command, *line])}"[:SHOWN])
     from cnnviz.cli.main import run

@@ -87,7 +87,7 @@ def _check_model(model: "Model", spec: SaliencySpec) -> None:
     import torch
 
     from cnnviz.core.data.outlines import Place
-    from cnnviz.core.models.labels import resolve_targets
+    from cnnviz.core.models.heads import resolve_targets
     from cnnviz.core.models.layers import find_layer, note_repeats
     from cnnviz.gradients.experiment import default_layer
 

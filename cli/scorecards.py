@@ -13,7 +13,7 @@ from cnnviz.core.data.replaced import replaced_logits
 from cnnviz.core.errors import CheckFailed
 from cnnviz.core.maps import rank_correlation
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.rerandomised import last_layers, rerandomised
+from cnnviz.core.models.variants import last_layers, rerandomised
 from cnnviz.gradients.choices import Method as GradientMethod
 from cnnviz.occlusion.agreement import Gradient
 from cnnviz.occlusion.choices import Border, OcclusionSpec

@@ -10,7 +10,7 @@ from cnnviz.core.output.record import table, to_json
 from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.embeddings import figures, sheets
 from cnnviz.embeddings.experiment import Embedder, check_spec
-from cnnviz.embeddings.features.file import FEATURES, to_arrays
+from cnnviz.embeddings.features import FEATURES, save_features
 from cnnviz.embeddings.results import (
     NEIGHBORS,
     PLACES,
@@ -37,7 +37,8 @@ def tsne(given: TsneCommand) -> None:
         known = embedder.known_features(run.root / FEATURES)
     folder = run.open(resume=given.resume)
     features = known or embedder.features(scratch=folder.path)
-    folder.write_large_npz(FEATURES, **to_arrays(features, images))
+    save_features(folder.path / FEATURES, features, images)
+    folder.list(FEATURES)
     if run.shard:
         run.finish(None, model=model, seed=seed, errors=features.errors)
         return

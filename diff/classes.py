@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnviz.core.chance import against_others, suspicions
+from cnnviz.core.statistics import against_others, suspicions
 from cnnviz.diff.images import Images
 from cnnviz.diff.sides import Answers, Floats
 

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cnnviz.core.statistics import Mean, mean_of
 from cnnviz.diff.choices import NAMED, DiffSpec
 from cnnviz.diff.classes import ClassChange, compare_classes
 from cnnviz.diff.filters import LayerChange, compare_filters
-from cnnviz.diff.images import Images, Mean, compare_images, mean_of
+from cnnviz.diff.images import Images, compare_images
 from cnnviz.diff.sides import Side, aligned
 
 

@@ -9,12 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cnnviz.core.chance import exact_mcnemar
 from cnnviz.core.maps import rank_correlation
+from cnnviz.core.statistics import exact_mcnemar
 from cnnviz.diff.sides import Evidence, Floats, Side
-
-CONFIDENCE = 95.0
-RESAMPLES = 2_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,43 +131,6 @@ def kept(a_NK: NDArray[np.int64], b_NK: NDArray[np.int64]) -> Floats:
     same_NKK = a_NK[:, :, None] == b_NK[:, None, :]
     shares_N: Floats = same_NKK.any(2).mean(1)
     return shares_N
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean over images, and how sure it is.
-
-    Attributes:
-        value: of those where it is known.
-        interval: 95 %, by resampling images.
-        count: how many those are.
-    """
-
-    value: float
-    interval: tuple[float, float]
-    count: int
-
-
-def mean_of(values_N: Floats, seed: int) -> Mean | None:
-    """The mean of what is known; None where nothing is."""
-    known = values_N[~np.isnan(values_N)]
-    if not len(known):
-        return None
-    draw = np.random.default_rng(seed)
-    means = [known[draw.integers(0, len(known), len(known))].mean() for _ in range(RESAMPLES)]
-    tail = (100 - CONFIDENCE) / 2
-    low, high = np.percentile(means, [tail, 100 - tail]).tolist()
-    return Mean(float(known.mean()), (low, high), len(known))
-
-
-def signed_rank(values_N: Floats) -> float | None:
-    """Two-sided p-value of Wilcoxon's signed-rank test; None where nothing changed at all."""
-    from scipy.stats import wilcoxon
-
-    known = values_N[~np.isnan(values_N)]
-    if not known.any():
-        return None
-    return float(wilcoxon(known).pvalue)
 
 
 def mcnemar(right_N2: Floats) -> tuple[int, int, float] | None:

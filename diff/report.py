@@ -17,12 +17,13 @@ from cnnviz.core.output.entries import (
     Share,
 )
 from cnnviz.core.output.numbers import digits
+from cnnviz.core.statistics import Mean, mean_of, signed_rank
 from cnnviz.diff.choices import NAMED
 from cnnviz.diff.classes import Change as SignChange
 from cnnviz.diff.classes import ClassChange
 from cnnviz.diff.experiment import DiffResult
 from cnnviz.diff.filters import FilterChange, LayerChange
-from cnnviz.diff.images import Mean, mcnemar, mean_of, signed_rank
+from cnnviz.diff.images import mcnemar
 
 IMAGES, FILTERS = "images.csv", "filters.csv"
 

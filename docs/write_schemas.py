@@ -1,4 +1,4 @@
-"""Writes the JSON schema of each command's summary, from the types that its report is made of.
+"""Writes the JSON schema of each command's summary, from the records of its results.
 
 python docs/write_schemas.py            rewrites docs/schemas/*.schema.json
 python docs/write_schemas.py --check    exits with 1 where one is not as it would be written
@@ -7,6 +7,7 @@ python docs/write_schemas.py --check    exits with 1 where one is not as it woul
 import argparse
 import json
 import sys
+from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from pydantic.json_schema import GenerateJsonSchema
 from cnnviz.audit import report as audits
 from cnnviz.cli.main import COMMANDS
 from cnnviz.cli.models import Listing
-from cnnviz.core.output.entries import Placed, Summary
+from cnnviz.core.output.record import fields_of
+from cnnviz.core.output.summary import Summary
 from cnnviz.diff import report as differences
 from cnnviz.embeddings import results as embeddings
-from cnnviz.filters.ablation import entries as ablation
+from cnnviz.filters.ablation import results as ablation
 from cnnviz.filters.activations import report as activations
 from cnnviz.filters.kernels import report as kernels
 from cnnviz.filters.layers import report as layers
@@ -30,102 +32,133 @@ from cnnviz.trust import report as trust
 
 SCHEMAS = Path(__file__).parent / "schemas"
 WITHOUT_MODEL = {"render", "diff"}
-OTHERS = {"merge", "rerun", "report"}  # whose summaries are of the commands that they run, or none
-
-
-class Occluded(occlusion.Entry, Placed):
-    """One picture."""
-
-
-class Traced(gradients.Entry, Placed):
-    """One picture."""
-
-
-class Observed(activations.Entry, Placed):
-    """One picture."""
-
-
-class Trusted(trust.Entry, Placed):
-    """One picture."""
+OTHERS = {"merge", "rerun", "report"}  # without a summary or with that of the command they run
 
 
 SUMMARIES: dict[str, Any] = {
-    "occlude": Summary[list[Occluded]],
-    "render": Summary[list[occlusion.Entry]],
-    "saliency": Summary[list[Traced]],
-    "trust": Summary[list[Trusted]],
-    "activations": Summary[list[Observed]],
-    "filters": Summary[kernels.Results],
-    "layers": Summary[layers.Results],
-    "max-patches": Summary[patches.Results],
-    "audit": Summary[audits.Results | None],  # null of a share
-    "ablate": Summary[ablation.Results],
-    "tsne": Summary[embeddings.Embedding | None],  # null of a share, for which merge makes them
-    "diff": Summary[differences.Results],
-    "models": Listing,
+    "occlude": list[occlusion.Entry],
+    "render": list[occlusion.Entry],
+    "saliency": list[gradients.Entry],
+    "trust": list[trust.Entry],
+    "activations": list[activations.Entry],
+    "filters": kernels.Results,
+    "layers": layers.Results,
+    "max-patches": patches.Results,
+    "audit": audits.Results | None,  # null of a shard
+    "ablate": ablation.AblationResult,
+    "tsne": embeddings.Embedding | None,  # null of a shard, for which merge makes them
+    "diff": differences.Results,
+}
+PER_IMAGE = {"occlude", "saliency", "trust", "activations"}
+FOLDER = {
+    "type": "string",
+    "description": "where its files are, relative to the folder of this summary",
 }
 
 
 class Generator(GenerateJsonSchema):
-    """Objects have the keys that are named and no others; no titles, which repeat the keys."""
+    """Makes closed objects without titles from records and from TypedDicts."""
 
     def typed_dict_schema(self, schema: Any) -> dict[str, Any]:
-        """Closed."""
+        """Closes the object."""
         return super().typed_dict_schema(schema) | {"additionalProperties": False}
 
+    def dataclass_schema(self, schema: Any) -> dict[str, Any]:
+        """Gives a record the keys that `to_json` writes, in their order."""
+        found = super().dataclass_schema(schema)
+        described, keys, required = found["properties"], {}, []
+        for field in fields_of(schema["cls"]):
+            if not field.has("json"):
+                continue
+            key = described.get(field.key)
+            if key is None:  # a derived property
+                key = self.generate_inner(TypeAdapter(field.hint).core_schema)
+            key.pop("default", None)
+            if not field.optional:
+                required.append(field.key)
+            elif not any(says.null for says in field.says):
+                key = without_null(key)
+            keys[field.key] = key
+        found |= {"properties": keys, "required": required, "additionalProperties": False}
+        if not required:
+            del found["required"]
+        return found
+
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
-        """Never."""
+        """Omits titles, which repeat the keys."""
         return False
 
 
+def without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Removes the null of a value whose key is absent instead."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) != 1:
+        return schema | {"anyOf": kinds} if kinds else schema
+    rest = {key: value for key, value in schema.items() if key != "anyOf"}
+    return {**kinds[0], **rest}
+
+
 def without_titles(value: Any) -> Any:
-    """The same without the titles of types, which are names in our code."""
+    """Removes the titles of types, which are names in our code."""
     if isinstance(value, list):
         return [without_titles(item) for item in value]
     if not isinstance(value, dict):
         return value
-    own = {k: v for k, v in value.items() if k != "title" or not isinstance(v, str)}
-    return {key: without_titles(item) for key, item in own.items()}
+    kept = {k: v for k, v in value.items() if k != "title" or not isinstance(v, str)}
+    return {key: without_titles(item) for key, item in kept.items()}
+
+
+def summary_of(command: str) -> Any:
+    """The type of a command's summary: the common record with the type of its results."""
+    if command == "models":
+        return Listing
+    name, results = f"Summary of {command}", ("results", SUMMARIES[command])
+    return make_dataclass(name, [results], bases=(Summary,), frozen=True, kw_only=True)
 
 
 def schema_of(command: str) -> dict[str, Any]:
     """The schema of a command's summary."""
-    found = TypeAdapter(SUMMARIES[command]).json_schema(schema_generator=Generator)
-    found = without_titles(found)
-    keys = found["properties"]
+    adapter: TypeAdapter[Any] = TypeAdapter(summary_of(command))
+    schema = without_titles(adapter.json_schema(schema_generator=Generator))
+    keys = schema["properties"]
     keys["schema"] = {"const": f"cnnviz.{command}/1"}
     keys["command"] = {"const": command}
     for key in ("model", "device", "precision"):
         if key in keys:
             model, nothing = keys[key]["anyOf"]
             keys[key] = nothing if command in WITHOUT_MODEL else model
-    found.pop("description", None)
+    if command in PER_IMAGE:
+        entry = schema["$defs"][keys["results"]["items"]["$ref"].rpartition("/")[2]]
+        entry["properties"]["folder"] = FOLDER
+        entry["required"].append("folder")
+    schema.pop("description", None)
     return {
         "$schema": GenerateJsonSchema.schema_dialect,
         "title": f"summary.json of cnnviz {command}",
-        **found,
+        **schema,
     }
 
 
 def main() -> int:
     """Rewrites or checks all schemas; returns the exit status."""
-    parser = argparse.ArgumentParser(description="JSON schemas of all summaries")
+    parser = argparse.ArgumentParser(description="write the JSON schemas of all summaries")
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    if SUMMARIES.keys() | OTHERS != COMMANDS.keys():
-        print(f"no schema for {COMMANDS.keys() - SUMMARIES.keys()}", file=sys.stderr)
+    commands = (*SUMMARIES, "models")
+    if {*commands, *OTHERS} != COMMANDS.keys():
+        print(f"no schema for {COMMANDS.keys() - {*commands}}", file=sys.stderr)
         return 1
     status = 0
-    for command in SUMMARIES:
+    for command in commands:
         path = SCHEMAS / f"{command}.schema.json"
-        wanted = schema_of(command)
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) == wanted:
+        schema = schema_of(command)
+        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) == schema:
             continue
         if check:
             print(f"{path.name}: differs; run docs/write_schemas.py", file=sys.stderr)
             status = 1
         else:
-            text = json.dumps(wanted, indent=2, ensure_ascii=False) + "\n"
+            text = json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
             path.write_text(text, encoding="utf-8")
     return status
 

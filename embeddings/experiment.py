@@ -16,17 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnviz.core.data.datasets import ImageData, failures
-from cnnviz.core.data.matching import match_labels
+from cnnviz.core.data.labels import match_labels
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.files import shown_path
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.summary import DataRecord
-from cnnviz.embeddings.features.extract import Features, extract, features_key
-from cnnviz.embeddings.features.file import load_features
-from cnnviz.embeddings.features.penultimate import FeatureExtractor
+from cnnviz.embeddings.features import Features, extract, features_key, load_features
 from cnnviz.embeddings.neighbors import near_points, nearest
 from cnnviz.embeddings.options import EmbeddingSpec, Method
 from cnnviz.embeddings.pca import Pca, pca
+from cnnviz.embeddings.penultimate import FeatureExtractor
 from cnnviz.embeddings.quality import (
     FAR,
     UNKNOWN,
@@ -193,7 +192,7 @@ class Embedder:
     def known_features(self, path: Path) -> Features | None:
         """The features in an earlier run's `features.npz`, if this run would compute the same."""
         key = features_key(self._model, self._data, self._extractor)
-        return load_features(path, key, self._extractor.layer)
+        return load_features(path, key, self._data, self._extractor.layer)
 
     def features(self, scratch: Path | None = None) -> Features:
         """Runs every image through the network.

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from cnnviz.core.output.drawing import FONT_SIZE, bare, escape, new_figure
+from cnnviz.core.output.drawing import bare, escape, new_figure
 from cnnviz.core.output.panels import grid_of_axes
+from cnnviz.core.output.style import FONT_SIZE, ink
 from cnnviz.embeddings.quality import UNKNOWN, LabelQuality
 from cnnviz.embeddings.results import MEASURES, EmbeddingResult, Map
 
@@ -76,15 +77,15 @@ def _handles(result: EmbeddingResult, size: float, wrong_marker: str) -> list[Li
 
     classes = result.image_data.classes or ()
     present = [int(label) for label in np.unique(result.labels_N) if label != UNKNOWN]
-    handles = [entry(classes[k], color_of(k), marker_of(k)) for k in present]
+    handles = [entry(classes[k], ink(color_of(k)), marker_of(k)) for k in present]
     if len(handles) > DISTINCT:
         handles = [entry(f"{len(present)} classes, named there", "white", "o")]
     if present and (result.labels_N == UNKNOWN).any():
         handles.append(entry("no label", color_of(UNKNOWN), marker_of(UNKNOWN)))
     if result.correct_N is not None and not result.correct_N.all():
         name = f"wrongly predicted ({int((~result.correct_N).sum()):,})"
-        face = "white" if wrong_marker == RING else "black"
-        handles.append(entry(name, face, wrong_marker, "black"))
+        face = "none" if wrong_marker == RING else ink()
+        handles.append(entry(name, face, wrong_marker, ink()))
     return handles
 
 
@@ -98,7 +99,7 @@ def _paint_points(axes: Axes, result: EmbeddingResult, map_: Map) -> None:
             places[chosen, 0],
             places[chosen, 1],
             s=size,
-            c=ONLY_COLOR if unlabelled else color_of(int(label)),
+            c=ONLY_COLOR if unlabelled else ink(color_of(int(label))),
             marker=marker_of(int(label)),
             linewidths=0,
             alpha=0.9,
@@ -106,7 +107,7 @@ def _paint_points(axes: Axes, result: EmbeddingResult, map_: Map) -> None:
     if result.correct_N is not None:
         x, y = places[~result.correct_N].T
         thin = min(0.7, 0.18 * size**0.5)
-        axes.scatter(x, y, s=size * 2.8, facecolors="none", edgecolors="black", linewidths=thin)
+        axes.scatter(x, y, s=size * 2.8, facecolors="none", edgecolors=ink(), linewidths=thin)
     if len(np.unique(result.labels_N)) > DISTINCT:
         _name_classes(axes, result, places)
     axes.set_aspect("equal", adjustable="datalim")
@@ -197,7 +198,7 @@ def quality_figure(result: EmbeddingResult) -> Figure:
         axes.bar(0, 0, color=color, label=escape(name))
     names = [textwrap.fill(MEASURES[m].name, 16) for m in measures]
     axes.set_xticks(range(len(measures)), names, fontsize=FONT_SIZE - 1)
-    axes.axhline(0, color="black", linewidth=0.6)
+    axes.axhline(0, color=ink(), linewidth=0.6)
     axes.set_ylim(top=1.08)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(

@@ -31,7 +31,7 @@ from cnnviz.core.output.record import (
     rounded,
 )
 from cnnviz.core.output.summary import DataRecord, read_summary
-from cnnviz.embeddings.features.extract import Features
+from cnnviz.embeddings.features import Features
 from cnnviz.embeddings.neighbors import Neighbors
 from cnnviz.embeddings.options import Method
 from cnnviz.embeddings.quality import UNKNOWN, LabelQuality, MapQuality

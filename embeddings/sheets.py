@@ -24,7 +24,8 @@ from scipy.optimize import linear_sum_assignment
 
 from cnnviz.core.data.datasets import ImageData, batches
 from cnnviz.core.models.preprocess import Preprocess
-from cnnviz.core.output.drawing import FONT_SIZE, in_colour, new_figure, to_uint8
+from cnnviz.core.output.drawing import in_colour, new_figure, to_uint8
+from cnnviz.core.output.style import FONT_SIZE, style
 from cnnviz.embeddings.figures import CORNER, color_of, margin_text
 from cnnviz.embeddings.results import EmbeddingResult, Map
 
@@ -139,14 +140,15 @@ def _sheet(canvas_HW3: NDArray[np.uint8], result: EmbeddingResult, map_: Map, sh
     height = canvas_HW3.shape[0]
     # A little more, since inches times dots may be just below a whole number of pixels.
     size = (round(0.37 * height) + 0.1) / CANVAS_DPI, (height + 0.1) / CANVAS_DPI
-    margin = new_figure(*size)
-    margin.set_dpi(CANVAS_DPI)
-    margin.set_layout_engine("none")
-    scale = height / CANVAS_DPI / 10
-    margin_text(margin, result, map_, 0.04, scale, CORNER)
-    if shown < len(result.labels_N):
-        note = f"a random sample of {shown:,}\nof the {len(result.labels_N):,} images"
-        margin.text(0.04, 0.3, note, fontsize=FONT_SIZE * scale, color="#bd1f01")
+    with style():  # the canvas is white
+        margin = new_figure(*size)
+        margin.set_dpi(CANVAS_DPI)
+        margin.set_layout_engine("none")
+        scale = height / CANVAS_DPI / 10
+        margin_text(margin, result, map_, 0.04, scale, CORNER)
+        if shown < len(result.labels_N):
+            note = f"a random sample of {shown:,}\nof the {len(result.labels_N):,} images"
+            margin.text(0.04, 0.3, note, fontsize=FONT_SIZE * scale, color="#bd1f01")
     return Sheet(canvas_HW3, margin)
 
 

@@ -22,11 +22,11 @@ from torch.nn import functional
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.outlines import Place
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.dense import Reading
-from cnnviz.core.models.gradients import frozen, gradients
-from cnnviz.core.models.heads import Head
-from cnnviz.core.models.labels import resolve_targets
+from cnnviz.core.models.heads import Head, Reading, resolve_targets
 from cnnviz.core.models.layers import (
+    Form,
+    Layout,
+    Layouts,
     conv_layers,
     find_layer,
     named_layers,
@@ -35,7 +35,7 @@ from cnnviz.core.models.layers import (
     trial_outputs,
 )
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.maps import Form, Layout, Layouts
+from cnnviz.core.models.variants import frozen, gradients
 from cnnviz.gradients.choices import LAST_CONV, Method, SaliencySpec
 
 _Asked = Callable[[Tensor], tuple[int, ...]]

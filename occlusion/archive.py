@@ -20,8 +20,7 @@ import torch
 from cnnviz.core.data.images import WorkingImage, read_rgb
 from cnnviz.core.errors import CnnvizError, one_line
 from cnnviz.core.files import DAMAGE, exists, open_arrays
-from cnnviz.core.models.dense import Reading
-from cnnviz.core.models.heads import Head, Kind
+from cnnviz.core.models.heads import Head, Kind, Reading
 from cnnviz.occlusion.agreement import Gradient
 from cnnviz.occlusion.choices import Border, Score, Upsample
 from cnnviz.occlusion.experiment import Activation, Measurement, OcclusionResult

@@ -17,9 +17,8 @@ from torch import Tensor
 from cnnviz.core.data.images import WorkingImage, read_image
 from cnnviz.core.data.outlines import Place
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.dense import Reading
-from cnnviz.core.models.heads import Head
-from cnnviz.core.models.labels import class_index, resolve_targets
+from cnnviz.core.models.heads import Head, Reading, resolve_targets
+from cnnviz.core.models.labels import class_index
 from cnnviz.core.models.layers import find_layer
 from cnnviz.core.models.load import Model
 from cnnviz.occlusion.agreement import Agreement, Gradient, agreements

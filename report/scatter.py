@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnviz.core.output.drawing import tiles
+from cnnviz.core.output.sheets import tiles
 from cnnviz.report.look import LINES, WIDGETS, empty_figure, models, sheet, text_of
 from cnnviz.report.page import picture_address, script
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from parts import slow_but
 from PIL import Image
 from torch import Tensor, nn
 
 from cnnviz.cli.main import COMMANDS, run
-from cnnviz.core.models.factories import unwrapped
+from cnnviz.core.models.zoo.factories import unwrapped
 from cnnviz.core.output.run_folder import RunFolder
 
 TRACED = "cannot be traced"
@@ -48,17 +49,20 @@ SIZES = {
 RANDOM = {"AlwaysDropout", "Jitter"}
 # A line that the user must see, by network.
 NOTES = {
-    **dict.fromkeys(
-        ("BatchStatistics", "BatchMaximum", "MinibatchDeviation"), "mixes the pictures"
-    ),
-    **dict.fromkeys(("OneAtATime", "AssertsOne"), "mixes the pictures"),
-    **dict.fromkeys(RANDOM, "answers differently each time"),
-    "Softmax": "puts out probabilities already",
+    **dict.fromkeys(("BatchStatistics", "BatchMaximum", "MinibatchDeviation"), "mixes the images"),
+    **dict.fromkeys(("OneAtATime", "AssertsOne"), "mixes the images"),
+    **dict.fromkeys(RANDOM, "is stochastic"),
+    "Softmax": "puts out probabilities: ",
     "Sigmoid": "a probability for each class on its own",
     **dict.fromkeys(("Tuple", "Dict", "Dataclass", "NamedTuple"), "is taken"),
     **dict.fromkeys(("OneLogit", "OneFlatLogit", "OneProbability"), "one number a picture"),
 }
 MASK, STRIDE = 6, 5
+# One of each kind: an odd forward pass, outputs, heads, batches, gradients, randomness, tracing.
+ALWAYS = (
+    "ListOfChunks", "Dataclass", "Sigmoid", "OneLogit", "BatchStatistics", "TestTimeFlip",
+    "Branches", "Detached", "AlwaysDropout",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +188,7 @@ def check_ablation(name: str, summary: Path, root: Path) -> None:
 
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", list(zoo.ZOO))
+@pytest.mark.parametrize("name", slow_but(list(zoo.ZOO), *ALWAYS))
 def test_every_command_answers_rightly_or_in_a_line(name: str, root: Path, tmp_path: Path) -> None:
     refused = REFUSALS.get(name, {})
     every = lines(root, tmp_path)

@@ -9,7 +9,7 @@ from cnnviz.audit.choices import AuditSpec
 from cnnviz.cli.options import SOURCES, Expect, Limit, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.core.options import Option
 from cnnviz.embeddings.options import EmbeddingSpec
-from cnnviz.filters.ablation.choices import AblationSpec
+from cnnviz.filters.ablation.options import AblationSpec
 from cnnviz.filters.patches.choices import MaxPatchesSpec
 
 
@@ -30,7 +30,6 @@ class MaxPatchesCommand:
         ),
     ]
     spec: MaxPatchesSpec
-    distinct_files: Annotated[bool, Option("Drop files that are copies of another.")] = False
     limit: Limit = None
     pictures: Annotated[bool, Option("Draw the sheets.")] = True
     resume: Resume = False

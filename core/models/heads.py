@@ -1,53 +1,64 @@
-"""What a network's numbers mean: classes that exclude each other, classes on their own, or none.
+"""The meaning of a network's outputs: exclusive classes, independent classes, or values.
 
-A head is settled once, on the network's own outputs for random pictures, unless the user names it.
-Scores go through the house as logits: what softmax (the sigmoid, for classes on their own) turns
-into the network's probabilities. Outputs of a regression are values, and stay what they are.
+A head is determined once, from the network's outputs for random images, unless the user names it.
+All code here handles scores as logits: softmax (the sigmoid, for independent classes) turns them
+into the network's probabilities. The outputs of a regression are values and stay unchanged.
 
-Shapes: N images, K classes or values.
+Dense outputs (segmentation) become one row per image. A class's number is the log-odds of its mean
+probability over a region: the one that the user points at, or the pixels where the original image
+is predicted as that class. For a dense regression it is the mean value. The region is fixed once
+per image (`Region.settle`), so that occluded copies are read at the same pixels; before that, the
+whole image is read.
+
+Shapes: N images, K classes or values, h w rows and columns of a dense output, H W of the image,
+R regions: one that the user points at, or one per class.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.nn import functional
 
 from cnnviz.core.choices import HeadChoice
 from cnnviz.core.device import rounding
-from cnnviz.core.errors import UsageError
+from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models.labels import class_index, normalised_name
+
+SHOWN = 6
+MAXIMUM_VALUES = 5
+"""A regression with more values must be told which one to explain."""
+_BACKGROUND = "background"
 
 
 class Kind(StrEnum):
-    """How classes stand to each other."""
+    """How the classes relate to each other."""
 
     SOFTMAX = "softmax"
-    """One of them holds."""
+    """They exclude each other."""
     SIGMOID = "sigmoid"
-    """Each holds or does not, whatever the others do."""
+    """Each is present or absent, independently of the others."""
     NONE = "none"
-    """There are none: a regression."""
+    """There are no classes: a regression."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """How outputs are read.
-
-    Attributes:
-        kind: how classes stand to each other.
-        probabilities_given: the network puts out probabilities, not logits.
-        threshold: of a class on its own: it holds from this probability on.
-    """
+    """The meaning of a network's outputs."""
 
     kind: Kind = Kind.SOFTMAX
     probabilities_given: bool = False
+    """The outputs are probabilities, not logits."""
     threshold: float = 0.5
+    """An independent class is present from this probability on."""
 
     @property
     def name(self) -> str:
-        """As summaries call it."""
+        """The head's name in summaries."""
         if not self.probabilities_given:
             return self.kind.value
         return "probabilities" if self.kind is Kind.SOFTMAX else "probabilities per class"
@@ -58,23 +69,22 @@ class Head:
         return self.kind is not Kind.NONE
 
     def logits(self, outputs: Tensor) -> Tensor:
-        """What the network puts out, of any shape (…, K), as logits; values stay values."""
+        """Turn outputs of any shape (…, K) into logits; values stay unchanged."""
         if not self.probabilities_given:
             return outputs
-        tiny = torch.finfo(outputs.dtype).tiny
         if self.kind is Kind.SIGMOID:
             return outputs.logit(eps=torch.finfo(outputs.dtype).eps / 2)
-        return outputs.clamp_min(tiny).log()
+        return _log(outputs)
 
     def readings(self, logits: Tensor) -> Tensor:
-        """Logits (…, K) as probabilities, or values as they are; float64."""
+        """Turn logits (…, K) into float64 probabilities; values stay unchanged."""
         exact = logits.double()
         if self.kind is Kind.NONE:
             return exact
         return exact.softmax(-1) if self.kind is Kind.SOFTMAX else exact.sigmoid()
 
     def text(self, reading: float) -> str:
-        """`p = 0.123`, or a value, as headings have it."""
+        """Format a probability, `p = 0.123`, or a value, for headings."""
         return f"p = {reading:.3f}" if self.has_classes else f"= {reading:.4g}"
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
@@ -84,7 +94,7 @@ class Head:
         return functional.logsigmoid(logits)
 
     def own_logits(self, logits: Tensor) -> Tensor:
-        """Each class's logit, float64; its log-odds where the network puts out probabilities."""
+        """Each class's logit, float64; its log-odds if the network puts out probabilities."""
         exact = logits.double()
         if self.kind is not Kind.SOFTMAX or not self.probabilities_given:
             return exact
@@ -95,64 +105,212 @@ class Head:
         return exact.log_softmax(-1) - others.log()
 
     def holds(self, logits: Tensor) -> Tensor:
-        """Of classes on their own: which hold, bool (…, K)."""
+        """Which independent classes are present, bool (…, K)."""
         return self.readings(logits) >= self.threshold
 
 
 SOFTMAX = Head()
 
 
-def _looks(outputs_NK: Tensor, dtype: torch.dtype) -> str | None:
-    """`distributions` (rows that sum to 1), `their logarithms`, `shares` (between 0 and 1)."""
-    exact, slack = outputs_NK.double(), rounding(dtype)
-    inside = bool(((exact >= 0) & (exact <= 1)).all())
-    if inside and float((exact.sum(1) - 1).abs().max()) < slack:
-        return "distributions" if exact.shape[1] > 1 else "shares"
-    if inside:
-        return "shares"
-    below = exact.shape[1] > 1 and bool((exact <= 0).all())
-    if below and float((exact.exp().sum(1) - 1).abs().max()) < slack:
-        return "their logarithms"
-    return None
+def _log(positive: Tensor) -> Tensor:
+    return positive.clamp_min(torch.finfo(positive.dtype).tiny).log()
 
 
-def settle(
+def _range(outputs_NK: Tensor, dtype: torch.dtype) -> str | None:
+    """`distributions` (rows in [0, 1] that sum to 1), `shares` (in [0, 1]), or None."""
+    exact = outputs_NK.double()
+    if not bool(((exact >= 0) & (exact <= 1)).all()):
+        return None
+    sums_to_1 = float((exact.sum(1) - 1).abs().max()) < rounding(dtype)
+    return "distributions" if sums_to_1 and exact.shape[1] > 1 else "shares"
+
+
+def determine_head(
     outputs_NK: Tensor,
-    again: Callable[[], Tensor | None],
+    outputs_far_away: Callable[[], Tensor | None],
     choice: HeadChoice,
     dtype: torch.dtype,
     name: str,
 ) -> tuple[Head, list[str]]:
-    """The head of a network, and a line where it was found out rather than named.
+    """Determine a network's head, and a note if it is neither plain logits nor the user's choice.
 
-    Args:
-        outputs_NK: what it puts out for random pictures.
-        again: outputs (N, K) for pictures far from all it has seen (None if it bears none), asked
-            where numbers lie between 0 and 1: logits do so by chance alone.
-        choice: what the user said.
-        dtype: that the network computes in.
-        name: of the network, for the line.
-
-    Raises:
-        UsageError: `probabilities`, and the numbers are none.
+    `outputs_far_away` returns outputs (N, K) for images of extreme contrast, or None. It is called
+    if the outputs for random images are between 0 and 1, since logits can be so by chance.
     """
-    looks = _looks(outputs_NK, dtype)
-    if looks == "shares" and choice is HeadChoice.AUTO and (far := again()) is not None:
-        looks = _looks(far, dtype)
     if choice in (HeadChoice.SOFTMAX, HeadChoice.SIGMOID, HeadChoice.NONE):
         return Head(Kind(choice.value)), []
-    if choice is HeadChoice.PROBABILITIES and looks not in ("distributions", "shares"):
+    kind, automatic = _range(outputs_NK, dtype), choice is HeadChoice.AUTO
+    if kind == "shares" and automatic and (far_NK := outputs_far_away()) is not None:
+        kind = _range(far_NK, dtype)
+    if not automatic and kind is None:
         raise UsageError(f"--head probabilities: {name} puts out numbers outside 0 to 1")
-    one = outputs_NK.shape[1] == 1
-    if looks == "distributions" or (looks == "shares" and one):
-        head, says = Head(Kind.SOFTMAX, True), "probabilities already"
-    elif looks == "shares":
-        head, says = Head(Kind.SIGMOID, True), "a probability for each class on its own"
-    else:
+    if kind is None:
         return Head(), []
-    if choice is not HeadChoice.AUTO:
-        return head, []
-    return head, [
-        f"{name} puts out {says}: they are used as they are, and the logit of a class is its "
-        "log-odds (--head says otherwise)"
-    ]
+    if kind == "distributions" or outputs_NK.shape[1] == 1:
+        head, what = Head(Kind.SOFTMAX, True), "probabilities"
+    else:
+        head, what = Head(Kind.SIGMOID, True), "an independent probability for each class"
+    note = (
+        f"{name} puts out {what}: they are used unchanged, and the logit of a class is its "
+        "log-odds (--head overrides this)"
+    )
+    return head, [note] if automatic else []
+
+
+def resolve_targets(
+    targets: Sequence[str], base_logits_K: Tensor, labels: Sequence[str], head: Head
+) -> tuple[int, ...]:
+    """Return the requested classes' indices in the order of the request, each once.
+
+    Args:
+        targets: `predicted`, `topK` (the K most probable), class names or indices; for a
+            regression of few values, `predicted` means every value.
+        base_logits_K: scores of the original image.
+        labels: class names.
+        head: whether there are classes.
+    """
+    ranked = base_logits_K.argsort(descending=True, stable=True).tolist()
+    indices: list[int] = []
+    for target in targets:
+        top = re.fullmatch(r"top(\d+)", target)
+        if not head.has_classes and (target == "predicted" or top):
+            indices += _values(target, labels)
+        elif target == "predicted":
+            indices.append(ranked[0])
+        elif top:
+            count = int(top[1])
+            if not 1 <= count <= len(labels):
+                raise UsageError(f"'{target}' asks for {count} of {len(labels)} classes")
+            indices += ranked[:count]
+        else:
+            indices.append(class_index(target, labels))
+    return tuple(dict.fromkeys(indices))
+
+
+def _values(target: str, labels: Sequence[str]) -> list[int]:
+    if target != "predicted" or len(labels) > MAXIMUM_VALUES:
+        raise UsageError(
+            f"'{target}': a regression has no ranking; --target takes a value's name or an index "
+            f"from 0 to {len(labels) - 1}"
+        )
+    return list(range(len(labels)))
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """The pixels of one image at which a dense output is read."""
+
+    pixels_Rhw: Tensor
+    """Bool, of the output; one region that the user points at, or one per class."""
+    shares_K: Tensor
+    """The share of the region, or of the whole image, that is predicted as each class."""
+
+    @property
+    def pointed(self) -> bool:
+        """Whether the user points at the region, which then is the same for every class."""
+        return len(self.pixels_Rhw) < len(self.shares_K) or len(self.shares_K) == 1
+
+    def of(self, target: int) -> Tensor:
+        """(h, w) bool: where that class is read."""
+        return self.pixels_Rhw[0 if self.pointed else target]
+
+    def targets(
+        self, requested: Sequence[str], labels: Sequence[str], head: Head, path: str
+    ) -> tuple[int, ...]:
+        """Resolve the requested classes (`resolve_targets`) by their pixels; all must have some."""
+        indices = resolve_targets(requested, self.ranking(labels), labels, head)
+        self.check(indices, labels, path)
+        return indices
+
+    def ranking(self, labels: Sequence[str]) -> Tensor:
+        """(K,) larger for a class with more pixels; a background is last, unless pointed at."""
+        ranking_K = self.shares_K.clone()
+        if not self.pointed:
+            for index, label in enumerate(labels):
+                if normalised_name(label) == _BACKGROUND:
+                    ranking_K[index] = -1
+        return ranking_K
+
+    def check(self, targets: Sequence[int], labels: Sequence[str], path: str) -> None:
+        """Raise CnnvizError if a class has no pixel at which it can be read."""
+        absent = [labels[t] for t in targets if not self.pointed and self.shares_K[t] == 0]
+        if absent:
+            order = [i for i in self.shares_K.argsort(descending=True).tolist() if self.shares_K[i]]
+            there = ", ".join(f"{labels[i]} {float(self.shares_K[i]):.1%}" for i in order[:SHOWN])
+            raise CnnvizError(
+                f"'{path}': no pixel is predicted as {absent[0]} (predicted are {there}); --at or "
+                "--inside names a region to read it at"
+            )
+
+
+class Region:
+    """Reads dense outputs; all copies of a network share the one it was made with."""
+
+    def __init__(self, head: Head) -> None:
+        """Take the meaning of one pixel's numbers."""
+        self.head = head
+        self._weights_Rhw: Tensor | None = None
+        self._seen_NKhw: Tensor | None = None
+
+    @property
+    def name(self) -> str:
+        """The head's name in summaries."""
+        return f"{self.head.name} per pixel"
+
+    def __deepcopy__(self, _memo: object) -> "Region":
+        return self
+
+    def settle(self, run: Callable[[], object], inside_HW: Tensor | None) -> Reading:
+        """Fix the pixels that are read from now on.
+
+        Args:
+            run: runs the network on the original image alone.
+            inside_HW: the region that the user points at, bool; None: each class's prediction.
+        """
+        self._weights_Rhw = None
+        run()
+        assert self._seen_NKhw is not None  # noqa: S101 (the network ends in `read`)
+        predicted_Khw = self._predicted(self._seen_NKhw[0].float())
+        self._seen_NKhw = None
+        regions_Rhw = predicted_Khw
+        if inside_HW is not None:
+            area = inside_HW[None, None].float()
+            share = functional.interpolate(area, predicted_Khw.shape[1:], mode="area")
+            regions_Rhw = share[0].to(predicted_Khw)
+        empty = regions_Rhw.sum((1, 2), keepdim=True) == 0  # a class without a pixel
+        weights = torch.where(empty, 1.0, regions_Rhw)
+        self._weights_Rhw = weights / weights.sum((1, 2), keepdim=True)
+        whole_hw = 1 / predicted_Khw[0].numel() if inside_HW is None else self._weights_Rhw[0]
+        return Reading((regions_Rhw > 0).cpu(), (predicted_Khw * whole_hw).sum((1, 2)).cpu())
+
+    def _predicted(self, output_Khw: Tensor) -> Tensor:
+        """(K, h, w) 1 where a class is predicted; everywhere, for a regression."""
+        if self.head.kind is Kind.NONE:
+            return torch.ones_like(output_Khw)
+        if self.head.kind is Kind.SIGMOID:
+            return self.head.holds(self.head.logits(output_Khw)).float()
+        best_hw = output_Khw.argmax(0)
+        return functional.one_hot(best_hw, len(output_Khw)).movedim(-1, 0).float()
+
+    def read(self, output_NKhw: Any) -> Any:
+        """Turn dense outputs into rows (N, K); one call in the graph of a traced network."""
+        if isinstance(output_NKhw, fx.Proxy):
+            return output_NKhw.tracer.create_proxy("call_function", self.read, (output_NKhw,), {})
+        output, weights = output_NKhw.float(), self._weights_Rhw
+        if weights is None:
+            self._seen_NKhw = output_NKhw.detach()
+            weights = torch.full_like(output[0, :1], 1 / output[0, 0].numel())
+        if self.head.kind is Kind.NONE:
+            return (output * weights).sum((2, 3))
+        yes, no = self._shares(output)
+        return _log((yes * weights).sum((2, 3))) - _log((no * weights).sum((2, 3)))
+
+    def _shares(self, output_NKhw: Tensor) -> tuple[Tensor, Tensor]:
+        """Each class's probability at each pixel, and that of its absence, exact near 0 and 1."""
+        given = self.head.probabilities_given
+        if self.head.kind is Kind.SIGMOID:
+            yes = output_NKhw if given else output_NKhw.sigmoid()
+            return yes, 1 - yes if given else (-output_NKhw).sigmoid()
+        yes = output_NKhw if given else output_NKhw.softmax(1)
+        best = output_NKhw.argmax(1, keepdim=True)  # for the others, 1 - p is exact
+        return yes, (1 - yes).scatter(1, best, yes.scatter(1, best, 0).sum(1, keepdim=True))

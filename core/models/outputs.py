@@ -1,32 +1,143 @@
-"""From whatever a network puts out to a row of numbers for each picture, (N, K).
+"""Locates the class scores in a network's output, and builds them into its forward pass.
 
-Networks return tuples, dicts, dataclasses with `.logits`, maps of one position, one number a
-picture. Which tensor is taken is settled once, on a blank picture, and built into the forward pass,
-so that tracing and hooks see a network that puts out rows, under the same names of layers.
+Networks return tuples, dicts, dataclasses with `.logits`, maps of one position, one number per
+image. Which tensor is taken is decided once, on a blank image, so that tracing and hooks see a
+network that returns rows (N, K), with the same names of layers. Then the head (`heads.py`) and the
+behaviour (`behaviour.py`) of that network are determined.
 
-Shapes: N images, K classes or values.
+Shapes: N images, K classes or values, h w rows and columns of a dense output, H W of the image.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from cnnviz.core.choices import HeadChoice
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, one_line
-from cnnviz.core.models.factories import find_function
+from cnnviz.core.models.behaviour import Behaviour, examine, far_away, run_checked
+from cnnviz.core.models.heads import Head, Kind, Region, determine_head
+from cnnviz.core.models.preprocess import Preprocess
+from cnnviz.core.models.zoo.factories import find_function
 
 FAMILIAR = ("logits", "out", "output")
-"""Names under which networks of several outputs put their scores, best first."""
+"""Usual names of the scores among several outputs, the preferred first."""
 COARSEST = 8
-"""Pixels of the picture, along each side, to one of a dense output; coarser maps are features."""
+"""Pixels of the image per pixel of a dense output, along each side; coarser maps are features."""
+YES_OR_NO = ("negative", "positive")
+"""Class names of a network with one logit."""
 _DEEPEST = 4
 
 Reader = Callable[[Any], Tensor]
-Path = tuple[Any, ...]  # of keys, numbers and names of fields, from the outside in
+Path = tuple[Any, ...]
+"""Keys, indices and field names, from the outside in."""
+
+
+@dataclass(frozen=True)
+class ReadOut:
+    """A network that returns rows of numbers (N, K), and what these mean."""
+
+    module: nn.Module
+    classes: int
+    """K; 0 if it has no scores and none are required."""
+    head: Head
+    behaviour: Behaviour
+    notes: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    """Class names, if they follow from the form of the output."""
+    region: Region | None = None
+    """Where a dense output is read."""
+
+
+def read_out(
+    module: nn.Module,
+    raw: object,
+    name: str,
+    preprocess: Preprocess,
+    device: torch.device,
+    dtype: torch.dtype,
+    output: str | None,
+    choice: HeadChoice,
+    required: bool,
+) -> ReadOut:
+    """Locate the class scores in a network's output and determine what they mean.
+
+    `raw` is its output for one blank image, `output` and `choice` are the user's choices of the
+    output and of the head, `required` refuses a network without scores.
+    """
+    try:
+        scores = find_scores(raw, output, name, preprocess.crop)
+    except CnnvizError:
+        if required or output is not None:
+            raise
+        scores = Scores(_first_tensor(raw), dense=True)
+    if scores.read is not None:
+        module, raw = with_reader(module, scores.read), scores.read(raw)
+    if scores.dense and not required:
+        return ReadOut(module, 0, Head(Kind.NONE), Behaviour())
+    shape = (preprocess.channels, *preprocess.crop)
+    answer_shape: tuple[int, ...] = tuple(raw.shape[1:]) if isinstance(raw, Tensor) else ()
+
+    def outputs(images: Tensor) -> Tensor:
+        run = partial(module, images.to(device, dtype))
+        answer: Tensor = run_checked(run, len(images), answer_shape, name)
+        return answer.float()
+
+    def far() -> Tensor | None:
+        answer = far_away(outputs, shape, dtype)
+        return None if answer is None else _pixel_rows(answer)
+
+    answers, behaviour = examine(outputs, shape, dtype)
+    head, head_notes = determine_head(_pixel_rows(answers), far, choice, dtype, name)
+    classes: int = answers.shape[1]
+    labels: tuple[str, ...] = ()
+    unit = "pixel" if scores.dense else "image"
+    if classes == 1 and head.has_classes:
+        given = head.probabilities_given
+        classes, labels, head = 2, YES_OR_NO, Head(probabilities_given=given)
+        two_logits = _two_logit_maps if scores.dense else _two_logits
+        module = with_reader(module, _two_probabilities if given else two_logits)
+        head_notes = [
+            f"{name} returns one number per {unit}, taken as the "
+            f"{'probability' if given else 'logit'} of the second of two classes (--head none for "
+            "a regression)"
+        ]
+    notes = [*scores.notes, *behaviour.notes(name), *head_notes]
+    if not scores.dense:
+        return ReadOut(module, classes, head, behaviour, tuple(notes), labels)
+    region = Region(head)
+    what = "classes" if head.has_classes else "values"
+    where = "the pixels where it is predicted" if head.has_classes else "all pixels"
+    notes.append(
+        f"{name} returns {classes} {what} for each pixel: each is read as its mean over {where} "
+        "(--at or --inside names another region)"
+    )
+    rows = Head(Kind.SIGMOID if head.has_classes else Kind.NONE)
+    module = with_reader(module, region.read)
+    return ReadOut(module, classes, rows, behaviour, tuple(notes), labels, region)
+
+
+def _pixel_rows(outputs: Tensor) -> Tensor:
+    """Dense outputs (N, K, h, w) as one row per pixel (N·h·w, K); rows stay unchanged."""
+    return outputs.movedim(1, -1).flatten(0, -2)
+
+
+def _two_logits(outputs: Tensor) -> Tensor:
+    """One logit (N, 1) as logits of no and yes (N, 2): softmax then equals the sigmoid."""
+    return functional.pad(outputs, (1, 0))
+
+
+def _two_logit_maps(outputs: Tensor) -> Tensor:
+    return functional.pad(outputs, (0, 0, 0, 0, 1, 0))
+
+
+def _two_probabilities(outputs: Tensor) -> Tensor:
+    return torch.cat([1 - outputs, outputs], 1)
 
 
 def _parts(raw: object) -> list[tuple[Any, object]]:
@@ -42,7 +153,6 @@ def _parts(raw: object) -> list[tuple[Any, object]]:
 
 
 def _tensors(raw: object, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
-    """Every tensor in it, with the way there."""
     if isinstance(raw, Tensor):
         yield path, raw
     elif len(path) < _DEEPEST:
@@ -57,157 +167,131 @@ def _at(raw: Any, path: Path) -> Any:
     return raw
 
 
-def _name(path: Path) -> str:
-    return ".".join(map(str, path))
-
-
-def _fits(value: Tensor) -> bool:
-    """Whether it is a row of numbers for one picture, however many axes of one it has."""
-    rows = value.ndim == 1 or (value.ndim >= 2 and value.numel() == value.shape[1])
-    return value.is_floating_point() and value.ndim > 0 and value.shape[0] == 1 and rows
-
-
-def _is_dense(value: Tensor, size: tuple[int, int]) -> bool:
-    """Whether it is numbers for each pixel of one picture, not the maps of some layer inside."""
-    fine = value.ndim == 4 and all(
-        part * COARSEST >= whole for part, whole in zip(value.shape[2:], size, strict=True)
-    )
-    return fine and value.is_floating_point() and value.shape[0] == 1 and not _fits(value)
-
-
-def _to_rows(value: Tensor) -> Callable[[Tensor], Tensor]:
-    """What makes (N, K) of outputs of this one's shape: (N, K, 1, 1), (N,); dense ones stay."""
-    if value.ndim == 1:
-        return lambda output: output.unsqueeze(1)
-    dense = value.ndim == 4 and not _fits(value)
-    keeps = dense or value.ndim == 2
-    return (lambda output: output) if keeps else (lambda output: output.flatten(1))
-
-
-def _reader(path: Path, value: Tensor) -> Reader:
-    shaped = _to_rows(value)
-    return lambda output: shaped(_at(output, path))
-
-
-@dataclass(frozen=True)
-class Found:
-    """What is taken of a network's outputs, and how.
-
-    Attributes:
-        read: takes it; None where the network puts out just that.
-        dense: it is numbers for each pixel (N, K, h, w), not a row of them a picture.
-        notes: what the user should know.
-    """
-
-    read: Reader | None
-    dense: bool = False
-    notes: tuple[str, ...] = ()
-
-
-def find_scores(raw: object, asked: str | None, name: str, size: tuple[int, int]) -> Found:
-    """Finds rows of numbers in what a network puts out, or else numbers for each pixel.
-
-    Args:
-        raw: what it puts out for one picture.
-        asked: a part's name or number, or `file.py:function`; None for the obvious one.
-        name: of the network, for messages.
-        size: H, W of the picture.
-
-    Raises:
-        UsageError: no part of that name.
-        CnnvizError: there is neither in it, or several parts are such and none is obvious.
-    """
-    if asked is not None and ":" in asked:
-        return Found(_by_function(asked, raw, name))
-    found = {_name(path): (path, value) for path, value in _tensors(raw)}
-    rows = {key: entry for key, entry in found.items() if _fits(entry[1])}
-    maps = {key: entry for key, entry in found.items() if _is_dense(entry[1], size)}
-    if asked is not None:
-        path, value = _asked(asked, found, rows | maps, name)
-        return Found(_reader(path, value), value.ndim == 4 and asked in maps)
-    taken = rows or maps
-    if not taken:
-        raise CnnvizError(f"{name} puts out {_described(raw, found)}; {_remedy(found)}")
-    key = _obvious(raw, taken, name)
-    path, value = taken[key]
-    dense = not rows
-    if not path:
-        return Found(None if dense or value.ndim == 2 else _to_rows(value), dense)
-    others = ", ".join(other for other in found if other != key)
-    left = f" and leaves {others}" if others else ""
-    note = f"{name} puts out {type(raw).__name__}: {key} is taken{left} (--output says otherwise)"
-    return Found(_reader(path, value), dense, (note,))
-
-
-def first_tensor(raw: object) -> Reader | None:
-    """Takes the first tensor, of any shape (graphs need one); None where nothing is to be taken."""
+def _first_tensor(raw: object) -> Reader | None:
+    """Read the first tensor, of any shape (graphs need one); None if `raw` is it, or has none."""
     path = next((path for path, _ in _tensors(raw)), ())
     return (lambda output: _at(output, path)) if path else None
 
 
-def _obvious(raw: object, rows: Mapping[str, object], name: str) -> str:
+def _is_row(value: Tensor) -> bool:
+    """Whether it is a row of numbers for one image, with any number of axes of length one."""
+    row = value.ndim == 1 or (value.ndim >= 2 and value.numel() == value.shape[1])
+    return value.is_floating_point() and value.ndim > 0 and value.shape[0] == 1 and row
+
+
+def _is_dense(value: Tensor, size: tuple[int, int]) -> bool:
+    """Whether it is numbers for each pixel of one image, not the feature maps of some layer."""
+    fine = value.ndim == 4 and all(
+        part * COARSEST >= whole for part, whole in zip(value.shape[2:], size, strict=True)
+    )
+    return fine and value.is_floating_point() and value.shape[0] == 1 and not _is_row(value)
+
+
+def _to_rows(value: Tensor) -> Reader | None:
+    """What makes (N, K) of outputs like this one, (N, K, 1, 1) or (N,); None if nothing has to."""
+    if value.ndim == 1:
+        return lambda output: output.unsqueeze(1)
+    dense = value.ndim == 4 and not _is_row(value)
+    return None if dense or value.ndim == 2 else lambda output: output.flatten(1)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Which part of a network's output the scores are."""
+
+    read: Reader | None
+    """Takes it from the output; None if the output is just that."""
+    dense: bool = False
+    """It is numbers for each pixel (N, K, h, w), not one row per image."""
+    notes: tuple[str, ...] = ()
+
+
+def find_scores(raw: object, requested: str | None, name: str, size: tuple[int, int]) -> Scores:
+    """Find rows of numbers in the output for one image of `size`, or else numbers for each pixel.
+
+    `requested` is a part's name or number, or `file.py:function`; None for the obvious part.
+    """
+    if requested is not None and ":" in requested:
+        return Scores(_by_function(requested, raw, name))
+    parts = {".".join(map(str, path)): (path, value) for path, value in _tensors(raw)}
+    rows = [key for key, (_, value) in parts.items() if _is_row(value)]
+    maps = [key for key, (_, value) in parts.items() if _is_dense(value, size)]
+    if requested is not None:
+        if requested not in rows + maps:
+            raise _no_such_output(requested, parts, name)
+        key = requested
+    elif rows or maps:
+        key = _obvious(raw, rows or maps, name)
+    else:
+        shapes = ", ".join(f"{key or 'shape'} {tuple(v.shape)}" for key, (_, v) in parts.items())
+        a_map = "a map, " if any(value.ndim == 4 for _, value in parts.values()) else ""
+        raise CnnvizError(
+            f"{name} returns {shapes or type(raw).__name__}; {a_map}not a row of numbers for each "
+            "image: give --output file.py:function, where function(raw) returns a tensor (N,) or "
+            "(N, K)"
+        )
+    path, value = parts[key]
+    shaped, dense = _to_rows(value), key in maps
+    if not path:
+        return Scores(shaped, dense)
+    reader = _composed(lambda output: _at(output, path), shaped)
+    if requested is not None:
+        return Scores(reader, dense)
+    others = ", ".join(other for other in parts if other != key)
+    unused = f", {others} unused" if others else ""
+    note = f"{name} returns {type(raw).__name__}: {key} is used{unused} (--output names another)"
+    return Scores(reader, dense, (note,))
+
+
+def _composed(take: Reader, shaped: Reader | None) -> Reader:
+    return take if shaped is None else lambda output: shaped(take(output))
+
+
+def _obvious(raw: object, keys: Iterable[str], name: str) -> str:
+    listed = list(keys)
     for familiar in FAMILIAR:
-        if familiar in rows:
+        if familiar in listed:
             return familiar
-    if len(rows) == 1 or isinstance(raw, tuple | list):
-        return next(iter(rows))
+    if len(listed) == 1 or isinstance(raw, tuple | list):
+        return listed[0]
     raise CnnvizError(
-        f"{name} puts out several rows of numbers: {', '.join(rows)}; --output NAME takes one"
+        f"{name} returns several rows of numbers: {', '.join(listed)}; --output NAME takes one"
     )
 
 
-def _asked(
-    asked: str,
-    found: Mapping[str, tuple[Path, Tensor]],
-    rows: Mapping[str, tuple[Path, Tensor]],
-    name: str,
-) -> tuple[Path, Tensor]:
-    if asked in rows:
-        return rows[asked]
-    if asked in found:
-        shape = tuple(found[asked][1].shape)
-        raise UsageError(f"--output {asked}: it has shape {shape}, not a row of numbers a picture")
-    parts = ", ".join(key for key in found if key) or "one thing alone"
-    raise UsageError(f"--output {asked}: no such part; {name} puts out {parts}")
+def _no_such_output(
+    requested: str, parts: Mapping[str, tuple[Path, Tensor]], name: str
+) -> UsageError:
+    if requested in parts:
+        shape = tuple(parts[requested][1].shape)
+        return UsageError(
+            f"--output {requested}: it has shape {shape}, not one row of numbers per image"
+        )
+    listed = ", ".join(key for key in parts if key) or "one tensor alone"
+    return UsageError(f"--output {requested}: no such part; {name} returns {listed}")
 
 
-def _by_function(asked: str, raw: object, name: str) -> Reader:
-    function = find_function(asked)
+def _by_function(requested: str, raw: object, name: str) -> Reader:
+    function = find_function(requested)
 
     def read(output: Any) -> Any:
         try:
             return function(output)
         except USER_CODE_ERRORS as error:
-            raise CnnvizError(f"--output {asked} failed: {one_line(error)}") from error
+            raise CnnvizError(f"--output {requested} failed: {one_line(error)}") from error
 
     rows = read(raw)
-    if not isinstance(rows, Tensor) or not _fits(rows):
+    if not isinstance(rows, Tensor) or not _is_row(rows):
         what = f"shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
         raise CnnvizError(
-            f"--output {asked} returned {what} for one picture of {name}, not numbers of shape "
+            f"--output {requested} returned {what} for one image of {name}, not numbers of shape "
             "(1,) or (1, K)"
         )
-    shaped = _to_rows(rows)
-    return lambda output: shaped(read(output))
-
-
-def _described(raw: object, found: Mapping[str, tuple[object, Tensor]]) -> str:
-    if not found:
-        return type(raw).__name__
-    return ", ".join(f"{key or 'shape'} {tuple(v.shape)}" for key, (_, v) in found.items())
-
-
-def _remedy(found: Mapping[str, tuple[object, Tensor]]) -> str:
-    dense = any(v.ndim == 4 for _, v in found.values())
-    return (
-        ("a map, " if dense else "")
-        + "not a row of numbers for each picture: give --output file.py:function, where "
-        "function(raw) returns a tensor (N,) or (N, K)"
-    )
+    return _composed(read, _to_rows(rows))
 
 
 class _Read(nn.Module):
-    """An archive's network and what is read out of it."""
+    """An archive's network with its reader."""
 
     def __init__(self, network: nn.Module, read: Reader) -> None:
         super().__init__()
@@ -219,7 +303,7 @@ class _Read(nn.Module):
 
 
 def with_reader(module: nn.Module, read: Reader) -> nn.Module:
-    """The same network, putting out what `read` makes of its outputs.
+    """Make a network return what `read` takes from its output.
 
     Its class is replaced, so that layers keep their names; an archive is wrapped.
     """
@@ -232,18 +316,3 @@ def with_reader(module: nn.Module, read: Reader) -> nn.Module:
 
     module.__class__ = type(kind.__name__, (kind,), {"forward": forward})
     return module
-
-
-def two_classes(outputs: Tensor) -> Tensor:
-    """One logit a picture as logits of no and yes (N, 2): softmax gives the sigmoid's numbers."""
-    return functional.pad(outputs, (1, 0))
-
-
-def two_maps(outputs_N1hw: Tensor) -> Tensor:
-    """One logit a pixel as logits of no and yes (N, 2, h, w)."""
-    return functional.pad(outputs_N1hw, (0, 0, 0, 0, 1, 0))
-
-
-def two_probabilities(outputs: Tensor) -> Tensor:
-    """One probability as those of no and yes, (N, 1, …) to (N, 2, …)."""
-    return torch.cat([1 - outputs, outputs], 1)

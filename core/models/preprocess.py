@@ -1,4 +1,4 @@
-"""What a model wants done to its images, and what the user wants done differently.
+"""How a model's images are prepared: the publisher's way, and the user's changes to it.
 
 Shapes: C channels (3 colours, as a rule), H W rows and columns.
 """
@@ -20,18 +20,18 @@ IMAGENET_RESIZE = 256
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a model wants its images: resize, crop, then normalise per channel.
+    """How a model's images are prepared: resize, crop, then normalise per channel.
 
     Attributes:
-        resize: length of the shorter side after resizing, or (rows, columns) that the image is made
-            just large enough to cover; None leaves the size alone.
+        resize: length of the shorter side after resizing, or the (rows, columns) that the image
+            just covers; None keeps the size.
         crop: (rows, columns) cut out of the centre.
         mean: per channel, subtracted from pixels in [0, 1].
         std: per channel, divided by.
-        interpolation: Pillow's and torchvision's name for it: "bilinear", "bicubic", "nearest", …
-        squash: `resize` is what all of the image is made, whatever its proportions.
-        scale: the values of an array that stand for 0 and 1; None: as their type has them.
-        show: the channels drawn as red, green and blue; None: the first three, or the first alone.
+        interpolation: Pillow's and torchvision's name: "bilinear", "bicubic", "nearest", …
+        squash: the image is resized to `resize`, regardless of its proportions.
+        scale: the values of an array that become 0 and 1; None: by their type.
+        show: the channels drawn as red, green and blue; None: the first three, or the first one.
     """
 
     resize: int | tuple[int, int] | None
@@ -45,7 +45,7 @@ class Preprocess:
 
     @property
     def channels(self) -> int:
-        """C, of the network's input."""
+        """C of the network's input."""
         return len(self.mean)
 
     @property
@@ -65,30 +65,30 @@ class Preprocess:
         return int(columns * height / width), columns
 
     def _corner(self, resized: tuple[int, int]) -> tuple[int, int]:
-        """(top, left) of the crop in the resized image; negative where that is the smaller."""
+        """(top, left) of the crop in the resized image; negative where the image is smaller."""
         top, left = (_offset(s, c) for s, c in zip(resized, self.crop, strict=True))
         return top, left
 
-    def cut(self, picture: Image.Image) -> Image.Image:
-        """A picture, or a plane of one, resized and cropped; 0 where there is no picture."""
-        size = (picture.height, picture.width)
+    def cut(self, image: Image.Image) -> Image.Image:
+        """Resize and crop an image, or one plane of it; 0 outside the image."""
+        size = (image.height, image.width)
         height, width = self.resized(size)
         if (height, width) != size:
-            # Pillow filters before it shrinks, as torchvision does for pictures.
+            # Pillow filters before it shrinks, as torchvision does for Pillow images.
             mode = Image.Resampling[self.interpolation.upper()]
-            picture = picture.resize((width, height), mode)
+            image = image.resize((width, height), mode)
         top, left = self._corner((height, width))
-        return picture.crop((left, top, left + self.crop[1], top + self.crop[0]))
+        return image.crop((left, top, left + self.crop[1], top + self.crop[0]))
 
     def box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
-        """y0, x0, y1, x1 of what is cut out, in pixels of an image of `size` (rows, columns)."""
+        """y0, x0, y1, x1 of the crop, in pixels of an image of `size` (rows, columns)."""
         resized = self.resized(size)
         (top, left), (rows, columns) = self._corner(resized), self.crop
         y, x = (whole / part for whole, part in zip(size, resized, strict=True))
         return top * y, left * x, (top + rows) * y, (left + columns) * x
 
     def with_channels(self, channels: int) -> "Preprocess":
-        """For a network of so many channels: what all share stays, else it is 0 and 1."""
+        """For another number of channels: shared means and stds stay, others become 0 and 1."""
         if channels == self.channels:
             return self
         mean = self.mean[0] if len(set(self.mean)) == 1 else 0.0
@@ -96,7 +96,7 @@ class Preprocess:
         return dataclasses.replace(self, mean=(mean,) * channels, std=(std,) * channels)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Pixels (…, C, H, W) in [0, 1] to zero mean and unit variance, same shape and device."""
+        """Normalise pixels (…, C, H, W) in [0, 1] to zero mean and unit variance."""
         mean, std = (
             torch.tensor(values, dtype=pixels.dtype, device=pixels.device).view(-1, 1, 1)
             for values in (self.mean, self.std)
@@ -105,7 +105,7 @@ class Preprocess:
 
 
 def _offset(length: int, crop: int) -> int:
-    """Where a central crop begins, as torchvision rounds it; negative where it is the longer."""
+    """Start of a central crop, rounded as in torchvision; negative if the crop is longer."""
     return round((length - crop) / 2) if length >= crop else -((crop - length) // 2)
 
 
@@ -122,23 +122,19 @@ def _channels(option: str, values: Sequence[float] | None, low: float) -> tuple[
 
 
 def both(size: int | tuple[int, int]) -> tuple[int, int]:
-    """One side to (rows, columns)."""
+    """Turn one side into (rows, columns)."""
     return (size, size) if isinstance(size, int) else size
 
 
 def checked_size(size: int | tuple[int, int]) -> tuple[int, int]:
-    """The (rows, columns) of a working image that a user asks for.
-
-    Raises:
-        UsageError: a side is below 1, or there are more pixels than Pillow would decode.
-    """
+    """Return the requested (rows, columns) of a working image; at most what Pillow would decode."""
     rows, columns = both(size)
     limit = Image.MAX_IMAGE_PIXELS
     if min(rows, columns) < 1 or (limit is not None and rows * columns > limit):
-        most = f"{limit:,}" if limit is not None else "any number of"
+        maximum = f"{limit:,}" if limit is not None else "any number of"
         raise UsageError(
             f"--size {rows}x{columns} is out of range; it takes a side (224) or HxW (160x224), "
-            f"from 1 pixel to {most} pixels in all"
+            f"from 1 pixel to {maximum} pixels in all"
         )
     return rows, columns
 
@@ -146,7 +142,7 @@ def checked_size(size: int | tuple[int, int]) -> tuple[int, int]:
 def _in_proportion(
     crop: tuple[int, int], resize: tuple[int, int], published: tuple[int, int]
 ) -> int | tuple[int, int]:
-    """What to resize to before that crop, as `resize` is to the published crop."""
+    """The resize for another crop, in the proportion of the published ones."""
     rows, columns = (round(c * r / p) for c, r, p in zip(crop, resize, published, strict=True))
     return rows if rows == columns else (rows, columns)
 
@@ -157,11 +153,7 @@ def adjust(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
 ) -> Preprocess:
-    """The preprocessing with the user's own size, mean and std in place of its own.
-
-    Raises:
-        UsageError: a number is out of range, or there are not as many means as deviations.
-    """
+    """Return the preprocessing with the user's size, mean and std."""
     resize, crop = base.resize, base.crop
     if size is not None:
         crop = checked_size(size)
@@ -183,7 +175,7 @@ def adjust(
 
 
 def plain(size: int | tuple[int, int] | None) -> Preprocess:
-    """For networks nobody published a transform of: ImageNet's, or all of the image at `size`."""
+    """For networks without a published transform: ImageNet's, or the whole image at `size`."""
     if size is None:
         return Preprocess(IMAGENET_RESIZE, (IMAGENET_SIZE, IMAGENET_SIZE))
     return Preprocess(size, both(size))

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cnnviz.core.data.datasets import ImageData
-    from cnnviz.core.models.dense import Reading
-    from cnnviz.core.models.heads import Head
+    from cnnviz.core.models.heads import Head, Reading
     from cnnviz.core.models.load import Model
 
 TOP = 5

@@ -36,6 +36,7 @@ class Says:
         /,
         *,
         optional: bool = False,
+        null: bool = False,
         hidden: bool = False,
         only: str = "",
         digits: int = 7,
@@ -46,6 +47,7 @@ class Says:
         Args:
             description: for the schema.
             optional: the key is absent where the value is None (NaN becomes null).
+            null: for the schema: an optional key may be null, too (the value can be NaN).
             hidden: for Python alone: neither in JSON nor in tables (tensors, member rows).
             only: "json" or "csv", for what only one of them has.
             digits: significant digits in JSON; 7 is what float32 carries.
@@ -53,6 +55,7 @@ class Says:
                 checked when a record is read back.
         """
         self.optional, self.hidden, self.only, self.digits = optional, hidden, only, digits
+        self.null = null
         self.keywords: dict[str, Any] = {"description": description} if description else {}
         self.keywords |= keywords
 

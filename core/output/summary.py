@@ -17,8 +17,7 @@ from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.files import from_json as parsed
 from cnnviz.core.files import read_text
-from cnnviz.core.models.dense import Reading
-from cnnviz.core.models.heads import Head
+from cnnviz.core.models.heads import Head, Reading
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.record import (
     Count,
@@ -248,5 +247,6 @@ class Pointing(Record):
             "with --expect: share of the positive evidence on the object; null (NaN) where there "
             "is none",
             optional=True,
+            null=True,
         ),
     ] = None

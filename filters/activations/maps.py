@@ -14,9 +14,8 @@ from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.graph.receptive_field import ReceptiveField, receptive_fields
 from cnnviz.core.graph.trace import Untraceable
-from cnnviz.core.models.layers import find_layer, not_run, note_repeats, watch_outputs
+from cnnviz.core.models.layers import Layouts, find_layer, not_run, note_repeats, watch_outputs
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.maps import Layouts
 
 Units = tuple[Tensor, Tensor]
 """For each row (H,) and each column (W,) of the image, the unit of a layer that stands there."""

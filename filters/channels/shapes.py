@@ -14,6 +14,9 @@ from torch import Tensor
 
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models.layers import (
+    Form,
+    Layout,
+    Layouts,
     check_open,
     conv_layers,
     find_layer,
@@ -21,7 +24,6 @@ from cnnviz.core.models.layers import (
     not_run,
     watch_outputs,
 )
-from cnnviz.core.models.maps import Form, Layout, Layouts
 from cnnviz.filters.channels.spec import Channels, resolve
 
 if TYPE_CHECKING:

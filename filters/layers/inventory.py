@@ -20,9 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph.receptive_field import ReceptiveField, receptive_fields
 from cnnviz.core.graph.trace import Untraceable
-from cnnviz.core.models.gradients import frozen
 from cnnviz.core.models.layers import check_open, named_layers
 from cnnviz.core.models.load import Model
+from cnnviz.core.models.variants import frozen
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,14 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from cnnviz.core.data.datasets import Batch, ImageData, batches, none_usable
-from cnnviz.core.data.matching import match_labels
+from cnnviz.core.data.labels import match_labels
 from cnnviz.core.device import in_batches
 from cnnviz.core.graph.trace import Untraceable, describe, trace
-from cnnviz.core.models.fast import fast
-from cnnviz.core.models.gradients import frozen
-from cnnviz.core.models.gradients import gradients as slopes_of
 from cnnviz.core.models.layers import named_layers
 from cnnviz.core.models.load import Model
+from cnnviz.core.models.variants import fast, frozen
+from cnnviz.core.models.variants import gradients as slopes_of
 from cnnviz.filters.layers.spread import Spread, spread_of
 
 DEFAULT_BATCH = 32

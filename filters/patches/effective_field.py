@@ -13,10 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cnnviz.core.models.gradients import frozen, gradients
-from cnnviz.core.models.layers import replace_outputs
+from cnnviz.core.models.layers import Layout, replace_outputs
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.maps import Layout
+from cnnviz.core.models.variants import frozen, gradients
 
 Box = tuple[int, int, int, int]
 """y0, x0, y1, x1; the last row and column are not in it."""

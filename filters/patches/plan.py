@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cnnviz.core.errors import UsageError
-from cnnviz.core.models.layers import note_repeats
+from cnnviz.core.models.layers import Layout, note_repeats
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.maps import Layout
 from cnnviz.filters.channels.shapes import choose_filters
 from cnnviz.filters.patches.choices import MaxPatchesSpec, Ranking
 

@@ -14,7 +14,7 @@ from cnnviz.audit.experiment import concentration, typicality
 from cnnviz.audit.paste import Paster, Verdict, _against_others
 from cnnviz.audit.rows import columns
 from cnnviz.cli.main import run
-from cnnviz.core.chance import against_others, sign_flips, suspicions
+from cnnviz.core.statistics import against_others, sign_flips, suspicions
 
 SIZE = (12, 12)
 NETWORK = '''

@@ -7,7 +7,7 @@ import torch
 
 from cnnviz.cli.main import run
 from cnnviz.core.models import bundled
-from cnnviz.core.models.architectures import torchvision_names
+from cnnviz.core.models.zoo.published import torchvision_names
 
 SCHEMA = Path(__file__).parent.parent.parent / "docs" / "schemas" / "models.schema.json"
 

@@ -7,10 +7,11 @@ import pytest
 from scipy.stats import spearmanr
 
 from cnnviz.core.errors import UsageError
+from cnnviz.core.statistics import mean_of, signed_rank
 from cnnviz.diff.classes import compare_classes
 from cnnviz.diff.experiment import diff
 from cnnviz.diff.filters import compare_filters
-from cnnviz.diff.images import compare_images, mcnemar, mean_of, nearest, signed_rank
+from cnnviz.diff.images import compare_images, mcnemar, nearest
 from cnnviz.diff.sides import Answers, Evidence, Layer, Side, aligned
 
 CLASSES, EACH, SIDE = 8, 30, 6

@@ -12,7 +12,7 @@ from cnnviz.core.data.datasets import open_data
 from cnnviz.core.models.preprocess import Preprocess
 from cnnviz.core.output.summary import DataRecord
 from cnnviz.embeddings import figures, sheets
-from cnnviz.embeddings.features.extract import Features
+from cnnviz.embeddings.features import Features
 from cnnviz.embeddings.figures import quality_figure, quality_lines
 from cnnviz.embeddings.neighbors import nearest
 from cnnviz.embeddings.options import Method

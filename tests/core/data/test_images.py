@@ -20,7 +20,7 @@ from cnnviz.core.data.images import (
     read_rgb,
 )
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.published import of_torchvision
+from cnnviz.core.models.zoo.published import of_torchvision
 
 SMALL = Preprocess(resize=16, crop=(14, 14))
 

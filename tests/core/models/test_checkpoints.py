@@ -16,13 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models import checkpoints
-from cnnviz.core.models.checkpoints import (
+from cnnviz.core.models.files import checkpoints
+from cnnviz.core.models.files.checkpoints import (
     Kind,
     kind_of,
     read_state_dicts,
 )
-from cnnviz.core.models.fitting import choose
+from cnnviz.core.models.trained import choose
 
 
 class Evil:
@@ -151,7 +151,7 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CnnvizError, match="is empty"):
         kind_of(path)
     path.write_text("<!DOCTYPE html><title>404</title>")
-    with pytest.raises(CnnvizError, match="is no checkpoint: neither a PyTorch file"):
+    with pytest.raises(CnnvizError, match="is not a checkpoint: neither a PyTorch file"):
         kind_of(path)
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     with pytest.raises(CnnvizError, match="is a Git LFS pointer"):
@@ -164,7 +164,7 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [{"epoch": 3}, [1, 2], {"state_dict": {}}, 7])
 def test_checkpoint_without_a_state_dict_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "a.pth")
-    with pytest.raises(CnnvizError, match="holds no state dict; it was looked for at the top and"):
+    with pytest.raises(CnnvizError, match="holds no state dict at the top or under"):
         read(tmp_path / "a.pth")
 
 
@@ -202,10 +202,10 @@ def test_lightning_checkpoints_with_objects_in_them_give_their_weights(tmp_path:
         torch.save(lightning(strange, net), tmp_path / "a.ckpt")
         found = read_state_dicts(tmp_path / "a.ckpt", Kind.PICKLE)
         assert found[0].key == "state_dict"
-        assert any(name.endswith("Stage") for name in found[0].strangers)
+        assert any(name.endswith("Stage") for name in found[0].omitted)
         fitted = choose(found, network(), None, tmp_path / "a.ckpt")
         assert same(fitted.tensors, dict(net.state_dict()))
-        assert any("left aside what is no tensor: " in note for note in fitted.notes)
+        assert any("skipped objects other than tensors: " in note for note in fitted.notes)
 
 
 def test_objects_that_do_harm_are_refused_among_lightnings_too(tmp_path: Path) -> None:

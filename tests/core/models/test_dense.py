@@ -18,8 +18,7 @@ from cnnviz.cli.main import app
 from cnnviz.core import load_model
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.dense import Region
-from cnnviz.core.models.heads import Head
+from cnnviz.core.models.heads import Head, Region
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.entries import model_entry
 from cnnviz.gradients import SaliencySpec, saliency
@@ -174,7 +173,7 @@ def test_the_predicted_class_has_the_most_pixels_and_is_no_background(
 def test_a_class_that_is_nowhere_is_refused_with_what_there_is(source: str) -> None:
     image = picture()
     image.pixels[1] = 0
-    with pytest.raises(CnnvizError, match=r"no pixel is predicted as 2 \(there are 0 69"):
+    with pytest.raises(CnnvizError, match=r"no pixel is predicted as 2 \(predicted are 0 69"):
         occlude(made(source, "plain"), image, spec(targets=("2",)))
     with pytest.raises(CnnvizError, match="no pixel is predicted as 2"):
         saliency(made(source, "plain"), image, SaliencySpec(targets=("2",)))
@@ -258,7 +257,7 @@ def test_what_was_read_is_in_the_archive(source: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("network", "options", "message"),
     [
-        ("coarse", {}, "not a row of numbers for each picture"),
+        ("coarse", {}, "not a row of numbers for each image"),
         ("plain", {"at": (1.0, 1.0), "inside": "0,0,4,4"}, "give one of them"),
         ("plain", {"at": (1.0, 99.0)}, "outside the working image, which shows rows 0 to 16"),
         ("plain", {"inside": "90,90,99,99"}, "lies outside the working image"),

@@ -16,11 +16,11 @@ from torch._export.verifier import SpecViolationError
 from torch.nn import functional
 
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.archives import FixedBatch, open_archive
-from cnnviz.core.models.checkpoints import Kind, kind_of
-from cnnviz.core.models.exported import load_exported
+from cnnviz.core.models.files.archives import FixedBatch, open_archive
+from cnnviz.core.models.files.checkpoints import Kind, kind_of
+from cnnviz.core.models.files.exported import load_exported
 from cnnviz.core.models.load import load_model
-from cnnviz.embeddings.features.penultimate import FeatureExtractor
+from cnnviz.embeddings.penultimate import FeatureExtractor
 from cnnviz.filters.patches.choices import MaxPatchesSpec
 from cnnviz.filters.patches.plan import make_plan
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine
@@ -307,12 +307,12 @@ def _evil_key(program: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (_evil_size, "stands where a size should"),
+        (_evil_size, "is not a size"),
         (_evil_target, "it uses 'torch.hub.load'"),
         (_evil_operator, "it uses 'torch.ops.aten.from_file.default'"),
-        (_evil_name, "stands where a name should"),
+        (_evil_name, "is not a name"),
         (_evil_spec, "does not take one tensor and give one"),
-        (_evil_key, "stands where a name should"),
+        (_evil_key, "is not a name"),
     ],
 )
 def test_exported_graph_with_code_in_it_is_refused(
@@ -349,7 +349,7 @@ def test_exported_archive_with_a_name_twice_or_compressed_is_refused(tmp_path: P
     whole = path.read_bytes()
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
         archive.writestr(archive.namelist()[0], b"x")
-    with pytest.raises(CnnvizError, match="names in it stand twice"):
+    with pytest.raises(CnnvizError, match="two entries in it have one name"):
         load_exported(path)
     path.write_bytes(whole)
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:

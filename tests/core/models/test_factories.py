@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 from cnnviz.core.data.images import Preprocess
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph.trace import trace
+from cnnviz.core.models.behaviour import GreyInput
 from cnnviz.core.models.layers import conv_layers
 from cnnviz.core.models.load import load_model
-from cnnviz.core.models.probing import GreyInput
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine
 from cnnviz.occlusion.engines.network import prepare
 
@@ -78,8 +78,8 @@ def test_factory_with_a_class_parameter_takes_the_checkpoints_count(
     [
         ("number", "returned int, not an nn.Module"),
         ("broken", r"failed: NameError: name 'undefined_name' .*\(nets\.py, line \d+\)"),
-        ("maps", r"puts out shape \(1, 4, 1, 3\); a map, not a row of numbers .* give --output"),
-        ("nothing", "puts out NoneType; not a row of numbers for each picture: give --output"),
+        ("maps", r"returns shape \(1, 4, 1, 3\); a map, not a row of numbers .* give --output"),
+        ("nothing", "returns NoneType; not a row of numbers for each image: give --output"),
     ],
 )
 def test_factory_that_makes_no_classifier_is_one_line(

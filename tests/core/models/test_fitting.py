@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, weight_norm
 
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.checkpoints import StateDict
-from cnnviz.core.models.fitting import Fitting, choose, fit, head_classes
+from cnnviz.core.models.files.checkpoints import StateDict
 from cnnviz.core.models.load import load_model
+from cnnviz.core.models.trained import Fitting, choose, fit, head_classes
 
 FILE = Path("ck")
 
@@ -62,7 +62,9 @@ def test_what_belongs_to_the_loss_or_a_metric_is_left_aside_with_a_note() -> Non
         found = only(under(prefix, state) | beside)
         assert same(found.tensors, state)
         (note,) = found.notes
-        assert note == "'ck': left aside what is no part of the network: criterion (1), val_acc (1)"
+        assert (
+            note == "'ck': skipped weights that are not the network's: criterion (1), val_acc (1)"
+        )
 
 
 def test_names_beside_the_networks_own_that_are_no_loss_are_a_misfit() -> None:

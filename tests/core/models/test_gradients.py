@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cnnviz.core.errors import CnnvizError
-from cnnviz.core.models.gradients import frozen, gradients
+from cnnviz.core.models.variants import frozen, gradients
 
 
 class Body(nn.Module):

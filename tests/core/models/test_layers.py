@@ -369,4 +369,4 @@ def test_a_layer_that_runs_twice_is_named(caplog: pytest.LogCaptureFixture) -> N
     model = replace(load_model("bundled", device="cpu"), module=Pyramid().eval())
     note_repeats(model, ["stem", "shared"])
     (line,) = caplog.messages
-    assert line == "note: layer 'shared' runs 2 times in a forward pass; its last run is looked at"
+    assert line == "note: layer 'shared' runs 2 times in a forward pass; its last run is used"

@@ -18,8 +18,8 @@ from cnnviz.cli.main import app
 from cnnviz.core import load_model
 from cnnviz.core.data.images import WorkingImage, read_image
 from cnnviz.core.errors import UsageError
+from cnnviz.core.models.layers import Form, Layout, Layouts, token_grid
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.maps import Form, Layout, Layouts, token_grid
 from cnnviz.filters.activations.maps import feature_maps
 from cnnviz.gradients.choices import Method, SaliencySpec
 from cnnviz.gradients.experiment import default_layer, saliency
@@ -157,7 +157,7 @@ def test_windows_and_words_are_no_maps(source: str) -> None:
     assert Layouts(model).of([attention])[attention] == Layout(Form.LAST, (96, 56, 56))
     odd = made(source, "five", 8)  # four patches, and five tokens before them: more than these
     assert Layouts(odd).of(["norm1"], refuse=False) == {}
-    with pytest.raises(UsageError, match="puts out 77x6, not channels of maps"):
+    with pytest.raises(UsageError, match="returns 77x6, not channels of maps"):
         Layouts(as_model(Words(), (224, 224))).of(["words"])
     assert Layouts(as_model(Words(), (224, 224))).of(["words"], refuse=False) == {}
 

@@ -10,10 +10,11 @@ from torchvision import models as torchvision_models
 
 from cnnviz.core.data.images import Preprocess, prepare, read_image
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models import bundled, checkpoints
-from cnnviz.core.models.architectures import find_architecture
-from cnnviz.core.models.bundled.network import CifarNet
+from cnnviz.core.models import bundled
+from cnnviz.core.models.bundled import CifarNet
+from cnnviz.core.models.files import checkpoints
 from cnnviz.core.models.load import Model, load_model
+from cnnviz.core.models.zoo import find_architecture
 from cnnviz.core.output.entries import model_entry
 
 RESNETS = Path(__file__).with_name("cifar_resnet.py")
@@ -140,7 +141,7 @@ def test_a_file_given_as_weights_is_told_its_option(tmp_path: Path) -> None:
 def test_unknown_weights_precision_and_device_say_what_there_is() -> None:
     with pytest.raises(UsageError, match="no weights 'V9' for resnet50; there are DEFAULT, IMAGEN"):
         load_model("resnet50", weights="V9")
-    with pytest.raises(UsageError, match="no precision 'int8'; --precision takes fp32, bf16, fp16"):
+    with pytest.raises(UsageError, match="invalid precision 'int8'; --precision takes fp32, bf16"):
         load_model(precision="int8")
     with pytest.raises(UsageError, match="no device 'tpu'"):
         load_model(device="tpu")
@@ -203,7 +204,7 @@ def test_archives_need_no_name_and_give_their_networks_answers(tmp_path: Path) -
         assert torch.allclose(model.logits(x), network(x), atol=1e-5)
         named = load_model("bundled", checkpoint=tmp_path / name, size=size, device="cpu")
         assert named.name == name
-    with pytest.raises(UsageError, match="brings its own weights"):
+    with pytest.raises(UsageError, match="contains its own weights"):
         load_model(checkpoint=tmp_path / "a.pt", weights="DEFAULT")
 
 

@@ -166,7 +166,7 @@ def test_one_number_is_the_second_of_two_classes(
 ) -> None:
     model, pair = network(name), network("Pair")
     assert model.labels == ("negative", "positive")
-    assert any("one number a picture" in note for note in model.notes)
+    assert any("one number per image" in note for note in model.notes)
     spec = OcclusionSpec(masks=((5, 5),), stride=4, targets=("0", "1"))
     torch.testing.assert_close(maps(model, picture, spec), maps(pair, picture, spec))
     (tmp_path / "names.txt").write_text("ham\nspam\n")
@@ -186,7 +186,7 @@ def test_a_regression_has_values_and_no_ranks(network: Callable[..., Model], pic
     for spec, message in (
         (OcclusionSpec(score=Score.LOSS), "--score loss needs classes; a regression"),
         (OcclusionSpec(label="0"), "--label names a class; a regression"),
-        (OcclusionSpec(targets=("top2",)), "a regression ranks nothing"),
+        (OcclusionSpec(targets=("top2",)), "a regression has no ranking"),
     ):
         with pytest.raises(UsageError, match=message):
             occlude(model, picture, spec)
@@ -222,16 +222,16 @@ def test_a_sigmoid_that_bears_no_strange_picture_is_known_by_its_numbers(
     ("name", "options", "message"),
     [
         ("Several", {}, "several rows of numbers: colour, shape; --output NAME takes one"),
-        ("Several", {"output": "size"}, "--output size: no such part; .* puts out colour, shape"),
-        ("Dense", {}, r"puts out out \(1, 5, 1, 2\); a map, not a row .* give --output file"),
-        ("Dense", {"output": "out"}, r"--output out: it has shape \(1, 5, 1, 2\), not a row"),
+        ("Several", {"output": "size"}, "--output size: no such part; .* returns colour, shape"),
+        ("Dense", {}, r"returns out \(1, 5, 1, 2\); a map, not a row .* give --output file"),
+        ("Dense", {"output": "out"}, r"--output out: it has shape \(1, 5, 1, 2\), not one row"),
         ("Plain", {"head": "probabilities"}, "--head probabilities: .* numbers outside 0 to 1"),
         (
             "Plain",
             {"threshold": 0.3},
-            r"--threshold 0\.3 is for classes on their own .* is softmax",
+            r"--threshold 0\.3 is for independent classes .* is softmax",
         ),
-        ("Plain", {"head": "relu"}, "no head 'relu'; --head takes auto, softmax, sigmoid"),
+        ("Plain", {"head": "relu"}, "invalid head 'relu'; --head takes auto, softmax, sigmoid"),
     ],
 )
 def test_what_cannot_be_taken_is_one_line(
@@ -256,7 +256,7 @@ def test_a_part_is_taken_by_name_number_or_function(
     assert network("Tuple", output="1").classes == 3
     for function, message in (
         ("broken", "broken failed: 'nothing'"),
-        ("one_map", r"one_map returned shape \(1, 5, 1, 2\) for one picture"),
+        ("one_map", r"one_map returned shape \(1, 5, 1, 2\) for one image"),
         ("absent", "no function 'absent' in "),
     ):
         with pytest.raises(CnnvizError, match=message):

@@ -1,15 +1,21 @@
 import socket
+import sys
 from pathlib import Path
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor
 from torchvision import models as torchvision_models
 
-from cnnviz.core.errors import CnnvizError
-from cnnviz.core.models import checkpoints
-from cnnviz.core.models.architectures import find_architecture, list_torchvision, torchvision_names
+from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models.files import checkpoints
 from cnnviz.core.models.load import load_model
+from cnnviz.core.models.zoo import find_architecture
+from cnnviz.core.models.zoo.hubs import measured
+from cnnviz.core.models.zoo.published import list_torchvision, torchvision_names
 
 
 @pytest.fixture
@@ -44,7 +50,7 @@ def test_cached_weights_are_read_from_torchs_cache(
     assert model.weights_sha256 == checkpoints.weights_sha256(network)
     assert model.labels[258] == "Samoyed"
     assert capsys.readouterr().out == ""
-    listed = {entry.file for entry in list_torchvision() if entry.on_disk}
+    listed = {w.file for entry in list_torchvision() for w in entry.weights if w.on_disk}
     assert listed == {"squeezenet1_1-b8a52dc0.pth"}
 
 
@@ -59,7 +65,7 @@ def test_download_of_another_content_is_refused_and_leaves_nothing(
     monkeypatch.setattr(torch.hub, "urlopen", lambda *_a, **_o: real(url))
     with pytest.raises(CnnvizError, match=r"could not be fetched: .*invalid hash value"):
         load_model("squeezenet1_1")
-    assert list(entry.folder.iterdir()) == []
+    assert list(entry.file.parent.iterdir()) == []
 
 
 def test_unreadable_cached_weights_are_named(empty_cache: Path) -> None:
@@ -86,3 +92,43 @@ def test_every_torchvision_network_has_the_published_number_of_parameters() -> N
                 module = find_architecture(name).make(classes, published.preprocess.crop)
             count = sum(parameter.numel() for parameter in module.parameters())
             assert count == entry.meta["num_params"] - auxiliary.get(name, 0), name
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [
+        ("timm:resnet18", "timm", "timm"),
+        ("hf:somebody/something", "transformers", "transformers"),
+        ("net.onnx", "onnxruntime", "onnx"),
+    ],
+)
+def test_without_the_package_a_line_says_what_to_install(
+    name: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.chdir(tmp_path)
+    Path("net.onnx").write_bytes(b"x")
+    with pytest.raises(
+        UsageError, match=rf"needs the package {package}: pip install 'cnnviz\[{extra}\]'"
+    ):
+        load_model(name)
+
+
+def test_a_transform_that_cannot_be_followed_is_told() -> None:
+    def mirrored(picture: Image.Image) -> Tensor:
+        pixels = torch.from_numpy(np.array(picture.resize((32, 32)))).movedim(2, 0) / 255
+        return pixels.flip(2)
+
+    _, (note,) = measured(mirrored, (), "net")
+    assert "net prepares images in a way that is only approximated here" in note
+
+
+def test_pictures_of_any_proportions_become_their_central_square() -> None:
+    def shorter(picture: Image.Image) -> Tensor:
+        scale = 32 / min(picture.size)
+        small = picture.resize((round(picture.width * scale), round(picture.height * scale)))
+        return torch.from_numpy(np.array(small)).movedim(2, 0) / 255 - 0.5
+
+    found, (note,) = measured(shorter, (), "net")
+    assert (found.crop, found.mean, found.std) == ((32, 32), (0.5,) * 3, (1.0,) * 3)
+    assert "net takes images of any proportions" in note

@@ -1,0 +1,318 @@
+"""Weight files from strangers: read without running anything in them, or refused.
+
+A checkpoint is recognised by its content, not by its suffix. Pickles go through torch's restricted
+unpickler alone (`weights_only=True`), so nothing in them runs. Objects of other packages (settings,
+as Lightning saves them) become empty placeholders; a file that needs more than that is refused. The
+result is flat state dicts, which `core/models/trained.py` copies into a network.
+"""
+
+import hashlib
+import pickle
+import re
+import struct
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from cnnviz.core.errors import CnnvizError, UsageError, one_line
+from cnnviz.core.files import DAMAGE
+from cnnviz.core.models.files.child import MEMORY_TIMES, run_in_child
+
+STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net")
+SUFFIXES = frozenset({".pth", ".pt", ".th", ".ckpt", ".safetensors", ".pt2", ".onnx"})
+COUNTER = "num_batches_tracked"
+"""Batch norm's counter: inference does not use it, and some formats drop it."""
+SHOWN = 3
+LONGEST = 120  # letters of a name that is shown
+DEPTH = 2  # nested dicts in which state dicts are searched
+
+_CHUNK = 2**20
+_GLOBAL = re.compile(r"(?:Unsupported global: GLOBAL|unsupported GLOBAL|global) ([\w.]+)")
+# Settings and numbers that training scripts save with the weights. `_Inert` takes the place of
+# these names: no code of theirs runs, and their values are discarded.
+_HARMLESS = {
+    "builtins": "int float bool complex str bytes list dict",
+    "__builtin__": "int float bool complex str bytes list dict",
+    "argparse": "Namespace",
+    "types": "SimpleNamespace",
+    "numpy": "dtype ndarray bool_ int64 float64 float32",
+    "numpy.core.multiarray": "scalar _reconstruct",
+    "numpy._core.multiarray": "scalar _reconstruct",
+    "numpy.dtypes": " ".join(name for name in dir(np.dtypes) if name.endswith("DType")),
+    "pathlib": "Path PurePath PosixPath PurePosixPath WindowsPath PureWindowsPath",
+    "datetime": "datetime date time timedelta timezone",
+    "decimal": "Decimal",
+    "fractions": "Fraction",
+    "uuid": "UUID",
+}
+# No training script saves names of these modules; a file that has one is refused.
+_FORBIDDEN = frozenset(
+    {"builtins", "__builtin__", "os", "posix", "nt", "sys", "subprocess", "shutil", "socket"}
+    | {"importlib", "runpy", "ctypes", "pty"}
+)
+_HARMLESS_DICTS = (
+    "collections.defaultdict",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "lightning.pytorch.utilities.parsing.AttributeDict",
+    "lightning.fabric.utilities.data.AttributeDict",
+)
+
+
+class Kind(StrEnum):
+    """The format of a weight file, by its content."""
+
+    SAFETENSORS = "safetensors"
+    TORCHSCRIPT = "TorchScript archive"
+    EXPORTED = "torch.export archive"
+    ONNX = "ONNX file"
+    PICKLE = "checkpoint"
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """One of the state dicts in a file."""
+
+    key: str
+    """Its place in the file, as `model.ema`; empty at the top."""
+    tensors: dict[str, Tensor]
+    omitted: tuple[str, ...] = ()
+    """Classes of other packages in the file, which were not read."""
+
+
+class _Inert:
+    """Placeholder for an object of no interest; accepts any state and keeps nothing."""
+
+    def __new__(cls, *_args: object, **_kwargs: object) -> "_Inert":
+        return super().__new__(cls)
+
+    def __init__(self, *_args: object, **_kwargs: object) -> None:
+        pass
+
+    def __setstate__(self, _state: object) -> None:
+        pass
+
+
+class _InertDict:
+    """Placeholder for a kind of dict: the unpickler fills only dicts that it knows."""
+
+    def __new__(cls, *_args: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]
+        return OrderedDict()
+
+
+class _InertList:
+    """Placeholder for a kind of list."""
+
+    def __new__(cls, *_args: object) -> list[Any]:  # type: ignore[misc]
+        return []
+
+
+def damaged(path: Path, error: Exception) -> CnnvizError:
+    """The error to raise for a checkpoint that its reader fails on."""
+    return CnnvizError(f"the checkpoint '{path}' is truncated or damaged: {one_line(error)}")
+
+
+def unsafe_pickle(path: Path, cause: Exception | str) -> CnnvizError:
+    """The error to raise for a pickle that needs more than tensors.
+
+    `cause` is the restricted unpickler's error, or the name of what it needs.
+    """
+    text = " ".join(str(cause).split()).rpartition("WeightsUnpickler error:")[2].strip()
+    match = _GLOBAL.search(text)
+    # Without torch's advice to lift the restriction.
+    needs = match.group(1) if match else text.partition(" Check the documentation")[0][:100]
+    return CnnvizError(
+        f"refused to read '{path}': it holds more than tensors ({needs}) and reading it could run "
+        "code; save the network's state_dict() alone, best as .safetensors"
+    )
+
+
+def _kind_of_zip(path: Path) -> Kind:
+    with zipfile.ZipFile(path) as archive:
+        names = [name.partition("/")[2] or name for name in archive.namelist()]
+    if "constants.pkl" in names and any(name.startswith("code/") for name in names):
+        return Kind.TORCHSCRIPT
+    if "archive_format" in names or "serialized_exported_program.json" in names:
+        return Kind.EXPORTED
+    return Kind.PICKLE
+
+
+def kind_of(path: Path) -> Kind:
+    """Recognise the format of a file; raise if it is missing, empty, damaged or unknown."""
+    if not path.is_file():
+        raise UsageError(f"no checkpoint file '{path}'")
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        raise CnnvizError(f"the checkpoint '{path}' is empty")
+    if head.startswith(b"version https://git-lfs"):
+        raise CnnvizError(f"'{path}' is a Git LFS pointer, not the file itself; run git lfs pull")
+    if path.suffix.lower() == ".onnx":  # a protocol buffer has no signature
+        return Kind.ONNX
+    if head.startswith(b"PK"):
+        try:
+            return _kind_of_zip(path)
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            raise damaged(path, error) from error
+    if path.suffix == ".safetensors" or head[8:9] == b"{":
+        return Kind.SAFETENSORS
+    if head.startswith(b"\x80"):
+        return Kind.PICKLE
+    raise CnnvizError(
+        f"'{path}' is not a checkpoint: neither a PyTorch file (.pth .pt .th .ckpt .pt2) "
+        "nor .safetensors nor .onnx"
+    )
+
+
+def check_zip(path: Path) -> None:
+    """Refuse an archive with a wrong checksum, or that unpacks to `MEMORY_TIMES` its size.
+
+    Entries without a checksum (torch writes none on request) pass.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            unpacked = sum(entry.file_size for entry in entries)
+            if unpacked > MEMORY_TIMES * size:
+                raise CnnvizError(
+                    f"refused to read '{path}': its {size:,} bytes unpack to {unpacked:,}"
+                )
+            for entry in entries:
+                with archive.open(entry) as stream:
+                    while entry.CRC and stream.read(_CHUNK):
+                        pass
+    except DAMAGE as error:
+        raise damaged(path, error) from error
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Return the SHA-256 over names, types, shapes and bytes of a network's state dict.
+
+    Entries are sorted by name; batch norm's counters are left out.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        if not isinstance(value, Tensor) or name.endswith(COUNTER):
+            continue
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _placeholders() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """What the restricted unpickler calls under harmless names."""
+    named = ((module, names.split()) for module, names in _HARMLESS.items())
+    plain = [(_Inert, f"{module}.{name}") for module, names in named for name in names]
+    dicts = [(_InertDict, name) for name in _HARMLESS_DICTS]
+    return [*plain, *dicts, (_InertList, "collections.deque")]
+
+
+def _foreign_names(path: Path) -> list[str]:
+    """Classes and functions of other packages that a file names, which placeholders can replace.
+
+    Nothing is loaded. A file of torch's old format is not searched.
+    """
+    try:
+        with safe_globals(_placeholders()):
+            named = get_unsafe_globals_in_checkpoint(path)
+    except ValueError:
+        return []
+    return sorted(name for name in named if name.partition(".")[0] not in _FORBIDDEN)
+
+
+def _read_pickle(path: Path, *, skip_values: bool = False) -> list[StateDict]:
+    try:
+        omitted = tuple(_foreign_names(path))
+        inert = [(_Inert, name) for name in omitted]
+        with warnings.catch_warnings(action="ignore"), safe_globals([*_placeholders(), *inert]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=skip_values)
+    except pickle.UnpicklingError as error:
+        raise unsafe_pickle(path, error) from error
+    except (*DAMAGE, AttributeError, AssertionError, ArithmeticError, struct.error) as error:
+        raise damaged(path, error) from error
+    try:
+        return [replace(state, omitted=omitted) for state in find_state_dicts(content, path)]
+    except CnnvizError as error:
+        if not omitted:
+            raise
+        raise unsafe_pickle(path, omitted[0]) from error
+
+
+def find_state_dicts(content: object, path: Path) -> list[StateDict]:
+    """Find the state dicts in a checkpoint's content: outermost first, usual keys before others."""
+    states = list(_state_dicts(content, "", DEPTH))
+    if states:
+        return states
+    held = f"its keys are {first_few(map(str, content))}" if isinstance(content, Mapping) else ""
+    raise CnnvizError(
+        f"'{path}' holds no state dict at the top or under {', '.join(STATE_DICT_KEYS)}; "
+        f"{held or f'the file holds a {type(content).__name__}'}"
+    )
+
+
+def _state_dicts(content: object, key: str, depth: int) -> Iterator[StateDict]:
+    if not isinstance(content, Mapping):
+        return
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if tensors:
+        yield StateDict(key, tensors)
+    if depth:
+        usual = [inner for inner in STATE_DICT_KEYS if inner in content]
+        for inner in (*usual, *(k for k in content if k not in STATE_DICT_KEYS)):
+            if isinstance(inner, str):
+                yield from _state_dicts(content[inner], f"{key}.{inner}".lstrip("."), depth - 1)
+
+
+def read_state_dicts(path: Path, kind: Kind) -> list[StateDict]:
+    """Read the state dicts of a pickle or .safetensors file, on the CPU.
+
+    A child process first builds the pickle's objects without reading the tensors' values, since
+    keys can be made to take for ever to hash, or buffers to fill the memory.
+    """
+    if kind is Kind.SAFETENSORS:
+        try:
+            return [StateDict("", load_file(path))]
+        except (SafetensorError, OSError, ValueError) as error:
+            raise damaged(path, error) from error
+    run_in_child(path, lambda: _read_pickle(path, skip_values=zipfile.is_zipfile(path)))
+    return _read_pickle(path)
+
+
+def first_few(items: Iterable[str]) -> str:
+    """Join the first few of some names, cut to `LONGEST`, and say how many more there are."""
+    listed = list(items)
+    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    shown = (name if len(name) <= LONGEST else name[:LONGEST] + "…" for name in listed[:SHOWN])
+    return ", ".join(shown) + more
+
+
+def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights with NaN or infinity; the message names the first few tensors."""
+    spoilt = [
+        name
+        for name, value in state.items()
+        if value.is_floating_point() and not torch.isfinite(value.float()).all()
+    ]
+    if spoilt:
+        raise CnnvizError(f"'{path}' holds NaN or infinity in {first_few(spoilt)}")

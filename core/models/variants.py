@@ -1,0 +1,212 @@
+"""The same network in another form: an optimised copy, frozen for gradients, or with random layers.
+
+The optimised copy has batch norms folded into convolutions and channels-last maps. A layer that a
+command watches or changes keeps its name and its output; everything else may be folded. The copy is
+compared with the original on a random image, at the output and at every kept layer; a network that
+cannot be traced, or whose copy gives other numbers, runs unfolded, channels-last if it can.
+
+Gradients are those of `Tensor.backward`, which works for every network, also with re-entrant
+checkpointing, which `autograd.grad` refuses.
+"""
+
+import copy
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from cnnviz.core.device import rounding
+from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, one_line
+from cnnviz.core.graph.fold import fold
+from cnnviz.core.graph.trace import Untraceable, trace
+from cnnviz.core.models.behaviour import guarded
+from cnnviz.core.models.layers import conv_layers, named_layers, trial_outputs, watch_outputs
+from cnnviz.core.models.load import Model
+
+LAST = 3
+_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+def fast(model: Model, keep: Collection[str] = ()) -> Model:
+    """Return an optimised copy; the original is not modified.
+
+    Args:
+        model: the network.
+        keep: names of layers that will be watched or changed.
+
+    Returns:
+        A model whose module has the layers of `keep` under their names, or `model` itself if it
+        cannot be optimised.
+    """
+    if model.region is not None or not conv_layers(model.module):
+        return model
+    image = random_image(tuple(model.blank().shape[1:]), model.device, model.precision.dtype)
+    names = list(keep)
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            module: nn.Module = fold(trace(model.module, names), names)
+        check_same(model.module, module, image, names)
+        module = guarded(module, model.name, classes=0)
+    except USER_CODE_ERRORS:
+        module, layout = laid_out(model.module, image)
+        if layout is not torch.channels_last:
+            return model
+    return replace(model, module=module, layout=torch.channels_last)
+
+
+def random_image(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Normal noise (1, C, H, W), the same every time."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, *shape, generator=generator).to(device, dtype)
+
+
+def check_same(
+    module: nn.Module, other: nn.Module, image_1CHW: Tensor, layers: Sequence[str] = ()
+) -> None:
+    """Raise Untraceable if a copy gives other numbers, since tracing freezes decisions on values.
+
+    Args:
+        module: the network.
+        other: its copy.
+        image_1CHW: the image to compare them on.
+        layers: layers whose outputs are compared, too.
+    """
+    if missing := [name for name in layers if name not in named_layers(other)]:
+        raise Untraceable(f"layer '{missing[0]}' is not a step of its traced graph")
+    # One after the other: the two may share layers, and then each would see the other's pass.
+    expected, expected_layers = _outputs(module, image_1CHW, layers)
+    got, got_layers = _outputs(other, image_1CHW, layers)
+    _check_close(expected, got, "its traced graph")
+    for name, output in expected_layers.items():
+        what = f"layer '{name}' of its traced graph"
+        _check_close(output, got_layers.get(name, torch.zeros(0)), what)
+
+
+def _outputs(
+    module: nn.Module, image_1CHW: Tensor, layers: Sequence[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    with torch.inference_mode():
+        if not layers:
+            return module(image_1CHW), {}
+        with watch_outputs(module, layers) as outputs:
+            return module(image_1CHW), outputs
+
+
+def _check_close(expected: Tensor, got: Tensor, what: str) -> None:
+    if expected.shape != got.shape:
+        raise Untraceable(f"{what} gives outputs of another shape")
+    if not torch.equal(expected.isfinite(), got.isfinite()):
+        raise Untraceable(f"{what} gives numbers that are not finite elsewhere")
+    difference = float((expected.float() - got.float()).abs().max())
+    if difference > rounding(expected.dtype) * float(expected.float().abs().max()):
+        raise Untraceable(f"{what} gives other numbers")
+
+
+def laid_out(
+    module: nn.Module,
+    image_1CHW: Tensor,
+    change: Callable[[nn.Module], None] = lambda _copy: None,
+) -> tuple[nn.Module, torch.memory_format]:
+    """Return a channels-last copy, or the module itself if it does not support that.
+
+    Args:
+        module: the network.
+        image_1CHW: the image to compare the two on.
+        change: further changes to the copy.
+    """
+    channels_last = torch.channels_last
+    try:
+        with torch.no_grad():  # otherwise a copy of TorchScript keeps its history
+            plain = copy.deepcopy(module).to(memory_format=channels_last)
+        change(plain)
+        check_same(module, plain, image_1CHW.contiguous(memory_format=channels_last))
+    except (Untraceable, *USER_CODE_ERRORS):
+        return module, torch.contiguous_format
+    return plain, channels_last
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Let no parameter collect a gradient inside the `with`."""
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def gradients(score: Tensor, tensors: Sequence[Tensor], name: str) -> list[Tensor | None]:
+    """The gradient of one number with respect to some tensors; None where it does not reach.
+
+    Call it inside the `with frozen(module)` of the forward pass; the graph is kept.
+
+    Args:
+        score: one element.
+        tensors: leaves, or values that the score was made from.
+        name: name of the model, for messages.
+
+    Raises:
+        CnnvizError: the forward pass cuts all gradients, or the backward pass fails.
+    """
+    if not score.requires_grad:
+        raise CnnvizError(
+            f"{name} cuts its gradient (torch.no_grad, .detach() or numpy in its forward), so "
+            "there is none to show; cnnviz occlude needs none"
+        )
+    tracked = [tensor for tensor in tensors if tensor.requires_grad]
+    for tensor in tracked:
+        tensor.retain_grad()
+        tensor.grad = None
+    try:
+        score.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        raise CnnvizError(
+            f"the backward pass of {name} fails: {one_line(error)}; cnnviz occlude needs none"
+        ) from error
+    result = [tensor.grad for tensor in tensors]
+    for tensor in tracked:
+        tensor.grad = None
+    return result
+
+
+def last_layers(model: Model, count: int = LAST) -> tuple[str, ...]:
+    """The convolutions and linear layers that run last; none for an archive."""
+    layers = named_layers(model.module)
+    names = [name for name, layer in layers.items() if isinstance(layer, _WEIGHTED)]
+    try:
+        return tuple(trial_outputs(model, names))[-count:]
+    except UsageError:
+        return ()
+
+
+@contextmanager
+def rerandomised(model: Model, layers: tuple[str, ...], seed: int = 0) -> Iterator[None]:
+    """Replace the layers' weights by normal noise of the same mean and deviation in the `with`.
+
+    A map that stays the same then does not show what was learned (Adebayo et al. 2018, "Sanity
+    Checks for Saliency Maps", the cascade from the top).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    named = named_layers(model.module)
+    weights: list[nn.Parameter] = [named[name].weight for name in layers]  # type: ignore[misc]
+    originals = [weight.data for weight in weights]
+    try:
+        for weight, original in zip(weights, originals, strict=True):
+            noise = torch.randn(original.shape, generator=generator).to(
+                original.device, torch.float32
+            )
+            values = original.float()
+            noise = noise * values.std(correction=0) + values.mean()
+            weight.data = noise.to(original.dtype)
+        yield
+    finally:
+        for weight, original in zip(weights, originals, strict=True):
+            weight.data = original

@@ -1,0 +1,52 @@
+"""From the name of a model to an architecture, which can build the network and knows its weights.
+
+A name is "bundled", a torchvision classification or segmentation model (`published`), a model of
+timm or Hugging Face (`hubs`), or a factory of the user's (`factories`).
+"""
+
+from torch import nn
+
+from cnnviz.core.errors import UsageError, nearest
+from cnnviz.core.models import bundled
+from cnnviz.core.models.preprocess import Preprocess
+from cnnviz.core.models.zoo.factories import factory_architecture
+from cnnviz.core.models.zoo.hubs import timm_architecture, transformers_architecture
+from cnnviz.core.models.zoo.published import (
+    Architecture,
+    Published,
+    torchvision_architecture,
+    torchvision_names,
+)
+
+
+def find_architecture(name: str) -> Architecture:
+    """Return the architecture of that name; a UsageError offers the nearest names."""
+    if name == "bundled":
+        return _bundled()
+    if name.startswith("timm:"):
+        return timm_architecture(name)
+    if name.startswith("hf:"):
+        return transformers_architecture(name)
+    if name.endswith(".py"):
+        raise UsageError(f"'{name}' is a file; name the factory in it: --model {name}:FACTORY")
+    if ":" in name:
+        return factory_architecture(name)
+    known = torchvision_names()
+    if name.lower() in known:
+        return torchvision_architecture(name.lower())
+    near = ", ".join(nearest(name, ["bundled", *known]))
+    raise UsageError(
+        f"no model '{name}'; the nearest are {near} (cnnviz models lists all; your network is "
+        "named FILE.py:FACTORY)"
+    )
+
+
+def _bundled() -> Architecture:
+    card = bundled.read_card()
+    preprocess = Preprocess(card.size, (card.size, card.size), card.mean, card.std)
+    entry = Published("CIFAR10", preprocess, card.labels, bundled.WEIGHTS)
+
+    def make(classes: int | None, _size: tuple[int, int]) -> nn.Module:
+        return bundled.CifarNet(len(card.labels) if classes is None else classes)
+
+    return Architecture("bundled", make, True, {entry.name: entry}, entry.name)

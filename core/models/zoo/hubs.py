@@ -1,0 +1,233 @@
+"""Networks by the names of timm and Hugging Face's transformers, with their preprocessing measured.
+
+Each library describes its transforms differently, and changes that with versions. What counts is
+the result. So two plain images, and one of noise, are transformed: the plain ones give mean and
+deviation, and the noise is compared with the results of our ways to resize it.
+
+Code that comes with a network is never run (`trust_remote_code` stays off), and pickled weights are
+read by torch's restricted unpickler.
+
+Shapes: C channels, H W rows and columns.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, nearest, one_line
+from cnnviz.core.extras import required
+from cnnviz.core.models.preprocess import Preprocess, plain
+from cnnviz.core.models.zoo.published import ANOTHER_FILE, Architecture, Published, fetched
+
+PRETRAINED = "pretrained"
+SIDES = (320, 240)
+"""Columns and rows of the test images; neither equals a usual crop."""
+MODES = ("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming")
+ALIKE = 2 / 255
+"""Mean difference of pixels up to which two ways to resize are the same: they round differently."""
+
+Transform = Callable[[Image.Image], Tensor]
+"""An RGB image to normalised pixels (C, H, W)."""
+
+
+def timm_architecture(name: str) -> Architecture:
+    """The architecture `timm:NAME` or `timm:NAME.TAG`, by timm's names of networks and weights."""
+    timm = required("timm", f"--model {name}", "timm")
+    base, _, tag = name.removeprefix("timm:").partition(".")
+    if not timm.is_model(base):
+        near = ", ".join(f"timm:{match}" for match in nearest(base, timm.list_models()))
+        raise UsageError(f"no model '{name}'; the nearest are {near}")
+    configs = {
+        full.partition(".")[2] or "DEFAULT": config
+        for full, config in timm.models.get_arch_pretrained_cfgs(base).items()
+        if config.url or config.hf_hub_id or config.file
+    }
+    if tag and tag not in configs:
+        there = ", ".join(configs) or "none"
+        raise UsageError(f"no weights '{tag}' for timm:{base}; there are {there}")
+    chosen = tag or next(iter(configs), None)
+    order = sorted(configs, key=lambda key: key != chosen)
+
+    def make(classes: int | None, size: tuple[int, int]) -> nn.Module:
+        return _timm_network(name, f"{base}.{tag}" if tag else base, size, num_classes=classes)
+
+    published = {key: _timm_weights(timm, base, key, configs[key]) for key in order}
+    return Architecture(name, make, True, published, chosen)
+
+
+def _timm_network(name: str, full: str, size: tuple[int, int], **options: Any) -> nn.Module:
+    """Build timm's network, for an input size if it takes one (transformers)."""
+    timm = required("timm", name, "timm")
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        try:
+            module: nn.Module = timm.create_model(full, img_size=size, **given)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            module = timm.create_model(full, **given)
+    except (AssertionError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"{name} cannot be built for --size {size[0]}x{size[1]}: {one_line(error)}"
+        ) from error
+    return module
+
+
+def _timm_weights(timm: Any, base: str, tag: str, config: Any) -> Published:
+    name, values = f"timm:{base}", config.to_dict()
+    data = timm.data.resolve_data_config(pretrained_cfg=values)
+    preprocess, notes = _timm_preprocess(name, tuple(data.items()))
+    subset = timm.data.infer_imagenet_subset(values)
+    labels: tuple[str, ...] = ()
+    if subset is not None:
+        info = timm.data.ImageNetInfo(subset)
+        labels = tuple(info.index_to_description(i) for i in range(info.num_classes()))
+    full = base if tag == "DEFAULT" else f"{base}.{tag}"
+
+    def network(size: tuple[int, int]) -> nn.Module:
+        with fetched(f"the weights {tag} of {name}", config.hf_hub_id or config.url, ANOTHER_FILE):
+            return _timm_network(name, full, size, pretrained=True)
+
+    return Published(tag, preprocess, labels, network=network, notes=notes)
+
+
+@cache
+def _timm_preprocess(
+    name: str, data: tuple[tuple[str, Any], ...]
+) -> tuple[Preprocess, tuple[str, ...]]:
+    """Cached, since many weights of a network share one transform."""
+    timm = required("timm", name, "timm")
+    given = dict(data)
+    resize = (math.floor(min(given["input_size"][1:]) / given["crop_pct"]),)
+    return measured(timm.data.create_transform(**given), resize, name)
+
+
+def transformers_architecture(name: str) -> Architecture:
+    """The architecture `hf:FOLDER` or `hf:ID`, as transformers' `from_pretrained` takes it."""
+    transformers = required("transformers", f"--model {name}", "transformers")
+    transformers.utils.logging.disable_progress_bar()
+    source = name.removeprefix("hf:")
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise UsageError(f"--model {name}: there is no config.json in that folder")
+    kind = transformers.AutoModelForImageClassification
+    with fetched(f"the configuration and weights of {name}", source, "name a folder that has them"):
+        config = transformers.AutoConfig.from_pretrained(source)
+    if type(config) not in kind._model_mapping:
+        raise CnnvizError(
+            f"{name} is a network of the type '{config.model_type}', for which transformers has no "
+            "image classifier"
+        )
+
+    def make(classes: int | None, size: tuple[int, int]) -> nn.Module:
+        options = dict(config.to_dict())
+        if classes is not None:
+            options.update(id2label={k: str(k) for k in range(classes)}, label2id=None)
+        if isinstance(options.get("image_size"), int) and size[0] == size[1]:
+            options["image_size"] = size[0]
+        options.pop("num_labels", None)
+        try:
+            module: nn.Module = kind.from_config(type(config)(**options))
+        except USER_CODE_ERRORS as error:  # of the library, and of the file's content
+            raise CnnvizError(f"{name} cannot be built: {one_line(error)}") from error
+        return module
+
+    def network(_size: tuple[int, int]) -> nn.Module:
+        with fetched(f"the weights of {name}", source, ANOTHER_FILE):
+            module: nn.Module = kind.from_pretrained(source)
+        return module
+
+    preprocess, notes = _transformers_preprocess(transformers, source, name, config)
+    labels = _transformers_labels(config)
+    entry = Published(PRETRAINED, preprocess, labels, network=network, notes=notes)
+    return Architecture(name, make, True, {PRETRAINED: entry}, PRETRAINED)
+
+
+def _transformers_labels(config: Any) -> tuple[str, ...]:
+    """Class names; none if the configuration has only numbers for them."""
+    named = {int(key): str(value) for key, value in (config.id2label or {}).items()}
+    labels = tuple(named.get(k, str(k)) for k in range(config.num_labels))
+    return () if all(label == f"LABEL_{k}" for k, label in enumerate(labels)) else labels
+
+
+def _transformers_preprocess(
+    transformers: Any, source: str, name: str, config: Any
+) -> tuple[Preprocess, tuple[str, ...]]:
+    """The preprocessing of its image processor; ImageNet's, with a note, if it has none."""
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(source)
+    except USER_CODE_ERRORS as error:  # of the library, and of its dependencies
+        size = config.image_size if isinstance(getattr(config, "image_size", None), int) else None
+        return plain(size), (
+            f"{name} does not define how to prepare images ({one_line(error)}); they are "
+            "prepared as for ImageNet (--size, --mean, --std)",
+        )
+
+    def transform(image: Image.Image) -> Tensor:
+        return torch.as_tensor(processor(images=image, return_tensors="pt")["pixel_values"][0])
+
+    crop = min(transform(Image.new("RGB", SIDES)).shape[-2:])
+    sides = [side for side in dict(processor.size or {}).values() if isinstance(side, int)]
+    shares = (getattr(processor, "crop_pct", None) or 1, 224 / 256)
+    return measured(transform, [*sides, *(int(crop / share) for share in shares)], name)
+
+
+def measured(
+    transform: Transform, resize: Iterable[int], name: str
+) -> tuple[Preprocess, tuple[str, ...]]:
+    """Find the preprocessing that does the same as a transform, or nearly so with a note.
+
+    `resize` lists sides that it may resize images to before it crops, in addition to the crop's.
+    """
+    black, white = (
+        transform(Image.new("RGB", SIDES, value)).double() for value in ("black", "white")
+    )
+    rows, columns = black.shape[-2:]
+    low, high = (pixels[:, rows // 2, columns // 2] for pixels in (black, white))
+    std = 1 / (high - low)
+    mean = -low * std
+    base = Preprocess(None, (rows, columns), _rounded(mean), _rounded(std))
+    if transform(Image.new("RGB", SIDES[::-1])).shape != black.shape:
+        side = min(rows, columns)
+        return replace(base, resize=side, crop=(side, side)), (
+            f"{name} takes images of any proportions; here their central square is taken, "
+            f"{side}x{side} (--size HxW for another)",
+        )
+    noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize(SIDES, Image.Resampling.BICUBIC)
+    expected = transform(image).double() * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
+
+    def distance(candidate: Preprocess) -> float:
+        pixels = torch.from_numpy(np.array(candidate.cut(image))).movedim(2, 0) / 255
+        return float((pixels - expected).abs().mean())
+
+    best = min(_candidates(base, resize), key=distance)
+    if (difference := distance(best)) <= ALIKE:
+        return best, ()
+    return best, (
+        f"{name} prepares images in a way that is only approximated here: pixels differ by "
+        f"{difference:.2g} of their range on average",
+    )
+
+
+def _rounded(values_C: Tensor) -> tuple[float, ...]:
+    """To what people write: 0.485, 0.4815."""
+    return tuple(round(value, 6) for value in values_C.tolist())
+
+
+def _candidates(base: Preprocess, resize: Iterable[int]) -> Iterator[Preprocess]:
+    rows, columns = base.crop
+    for side in dict.fromkeys((min(base.crop), *resize)):
+        share = side / min(base.crop)
+        size = (round(rows * share), round(columns * share))
+        for squash in (False, True):
+            for mode in MODES:
+                yield replace(base, resize=size, squash=squash, interpolation=mode)
+    yield replace(base, resize=None)

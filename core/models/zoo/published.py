@@ -1,0 +1,231 @@
+"""Architectures and their ready-made weights: torchvision's, and how to fetch any publisher's."""
+
+import logging
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, one_line
+from cnnviz.core.extras import required
+from cnnviz.core.models.preprocess import Preprocess
+
+DOWNLOAD_TIMEOUT_SECONDS = 30
+ANOTHER_FILE = "name a file with --checkpoint FILE, or random weights with --weights none"
+_HUBS = ("huggingface_hub", "timm", "transformers")  # their warnings are not shown
+# Heads that only help in training; the published weights were trained behind the transform.
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
+_OPTIONS: dict[str, dict[str, Any]] = {
+    name: {"aux_logits": False, "transform_input": True, "init_weights": True}
+    for name in ("googlenet", "inception_v3")
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """One set of ready-made weights, and what belongs to it.
+
+    Attributes:
+        name: the publisher's name, for instance "IMAGENET1K_V1".
+        preprocess: the transform it was measured with.
+        labels: its class names; empty if it has none.
+        file: its file in torch's cache; None if `network` loads it.
+        url: where to fetch the file; empty for the bundled model.
+        network: loads the network with these weights, for an input size.
+        notes: what the user should know about the preprocessing.
+    """
+
+    name: str
+    preprocess: Preprocess
+    labels: tuple[str, ...]
+    file: Path | None = None
+    url: str = ""
+    network: Callable[[tuple[int, int]], nn.Module] | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network that can be built, and what its publisher says about it.
+
+    Attributes:
+        name: its name in messages and summaries.
+        make: (number of classes or None, input size) to a network with random weights.
+        sets_classes: whether `make` uses the number of classes.
+        published: ready-made weights by name, the usual ones first.
+        default: the publisher's best weights; None if there are none.
+        ignores: prefixes of names in a state dict that inference does not need.
+        needs_classes: whether `make` has to guess a number of classes if it gets None.
+    """
+
+    name: str
+    make: Callable[[int | None, tuple[int, int]], nn.Module]
+    sets_classes: bool
+    published: dict[str, Published] = field(default_factory=dict)
+    default: str | None = None
+    ignores: tuple[str, ...] = ()
+    needs_classes: bool = False
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One set of ready-made weights in the list of `cnnviz models`."""
+
+    name: str
+    default: bool
+    size: int
+    """Side of the input in pixels."""
+    file: str
+    on_disk: bool
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A model of torchvision in the list of `cnnviz models`."""
+
+    model: str
+    weights: tuple[Weights, ...]
+
+
+def cache_folder() -> Path:
+    """Torchvision's folder for weights, by TORCH_HOME and XDG_CACHE_HOME."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def torchvision_names() -> list[str]:
+    """Every classification and segmentation model that torchvision can build, sorted."""
+    from torchvision import models
+
+    return sorted(models.list_models(module=models) + _segmentation_names())
+
+
+def _segmentation_names() -> list[str]:
+    from torchvision import models
+
+    return list(models.list_models(module=models.segmentation))
+
+
+def list_torchvision() -> list[Listed]:
+    """All these models of torchvision with all their weights, by name."""
+    listed = []
+    for name in torchvision_names():
+        published, default = of_torchvision(name)
+        weights = [
+            Weights(
+                name=entry.name,
+                default=entry.name == default,
+                size=entry.preprocess.crop[0],
+                file=entry.file.name,
+                on_disk=entry.file.is_file(),
+            )
+            for entry in published.values()
+            if entry.file is not None
+        ]
+        listed.append(Listed(name, tuple(weights)))
+    return listed
+
+
+def of_torchvision(name: str) -> tuple[dict[str, Published], str | None]:
+    """All weights of a torchvision model by name, and the name of its default entry."""
+    from torchvision import models
+
+    entries = models.get_model_weights(name)
+    published = {entry.name: _of_entry(entry) for entry in entries}
+    return published, entries.DEFAULT.name if published else None
+
+
+def _of_entry(entry: Any) -> Published:
+    transform = entry.transforms()
+    resize = transform.resize_size[0]
+    preprocess = Preprocess(
+        resize=resize,
+        # Segmentation has no crop, but a working image has one size.
+        crop=(getattr(transform, "crop_size", [resize])[0],) * 2,
+        mean=tuple(transform.mean),
+        std=tuple(transform.std),
+        interpolation=transform.interpolation.value,
+    )
+    labels = tuple(entry.meta["categories"] or ())
+    file = cache_folder() / entry.url.rpartition("/")[2]
+    return Published(entry.name, preprocess, labels, file, entry.url)
+
+
+def torchvision_architecture(name: str) -> Architecture:
+    """The architecture of one of `torchvision_names`."""
+    from torchvision import models
+
+    def make(classes: int | None, size: tuple[int, int]) -> nn.Module:
+        options = dict(_OPTIONS.get(name, {}))
+        if segments:
+            options["weights_backbone"] = None
+        if name.startswith("vit_"):
+            options["image_size"] = size[0]
+        elif name.startswith("maxvit"):
+            options["input_size"] = size
+        if classes is not None:
+            options["num_classes"] = classes
+        try:
+            module: nn.Module = models.get_model(name, weights=None, **options)
+        except (AssertionError, ValueError) as error:
+            raise UsageError(
+                f"{name} cannot be built for --size {size[0]}x{size[1]}: {error}"
+            ) from error
+        return module
+
+    segments = name in _segmentation_names()
+    published, default = of_torchvision(name)
+    ignores = _AUXILIARY if segments or name in _OPTIONS else ()
+    return Architecture(name, make, True, published, default, ignores)
+
+
+def fetch(entry: Published, name: str) -> Path:
+    """Return the file of these weights, after downloading it into torch's cache if necessary."""
+    file = entry.file
+    assert file is not None  # noqa: S101 (entries have a file or a network)
+    if file.is_file() or not entry.url:
+        return file
+    prefix = torch.hub.HASH_REGEX.search(file.name)
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_SECONDS)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(
+            entry.url, str(file), prefix.group(1) if prefix else None, progress=False
+        )
+    except (OSError, RuntimeError) as error:
+        raise CnnvizError(
+            f"the weights {entry.name} of {name} are not on disk and could not be fetched: "
+            f"looked for {file.name} in {file.parent}; put the file there or name one "
+            f"with --checkpoint FILE ({one_line(error)})"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+    return file
+
+
+@contextmanager
+def fetched(what: str, hub_id: str, remedy: str) -> Iterator[None]:
+    """Turn what a library raises while it fetches `what` from a hub or folder into one line."""
+    constants = required("huggingface_hub.constants", what, "timm")
+    loggers = [logging.getLogger(library) for library in _HUBS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except USER_CODE_ERRORS as error:  # of networks, of files, and of the library
+        reason = one_line(error)
+        if Path(hub_id).is_dir():
+            raise CnnvizError(f"{what} cannot be read from {hub_id}: {reason}") from error
+        raise CnnvizError(
+            f"{what} are not on disk and could not be fetched: looked for {hub_id} in "
+            f"{constants.HF_HUB_CACHE}; {remedy} ({reason})"
+        ) from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

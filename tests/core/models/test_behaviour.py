@@ -1,0 +1,171 @@
+from pathlib import Path
+
+import networks
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cnnviz.core import load_model
+from cnnviz.core.errors import CnnvizError
+from cnnviz.core.models.behaviour import examine
+from cnnviz.core.models.files.checkpoints import StateDict
+from cnnviz.core.models.load import Model
+from cnnviz.core.models.trained import choose
+from cnnviz.core.models.zoo.factories import unwrapped
+from cnnviz.filters.ablation.replay import ablated_logits
+from cnnviz.filters.channels.spec import expand, parse
+from cnnviz.occlusion import OcclusionSpec, occlude
+from cnnviz.occlusion.choices import EngineChoice
+
+SIZE = (12, 12)
+SHAPE = (3, *SIZE)
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.fc = nn.Linear(6, 5)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.middle(functional.relu(self.a(x)))
+        out: Tensor = self.fc(functional.relu(self.b(x)).mean((2, 3)))
+        return out
+
+
+class BatchStatistics(Plain):
+    def middle(self, x: Tensor) -> Tensor:
+        return functional.batch_norm(x, None, None, training=True)
+
+
+class BatchMaximum(Plain):
+    def middle(self, x: Tensor) -> Tensor:
+        return x / x.max()
+
+
+class MinibatchDeviation(Plain):
+    def middle(self, x: Tensor) -> Tensor:
+        return x + (x.var(0, keepdim=True, unbiased=False) + 1e-8).sqrt().mean()
+
+
+class Single(Plain):
+    """Takes one picture and no other number, as networks with a fixed `.view(1, …)` do."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x.view(1, 6, *SIZE)
+
+
+class Asserting(Plain):
+    """Refuses a batch with an exception of its own choice."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        assert len(x) == 1, "one at a time"
+        return x
+
+
+class AlwaysDropout(Plain):
+    def middle(self, x: Tensor) -> Tensor:
+        return functional.dropout(x, 0.5)
+
+
+MIXERS = [BatchStatistics, BatchMaximum, MinibatchDeviation, Single, Asserting]
+
+
+@pytest.mark.parametrize("kind", MIXERS)
+def test_networks_that_mix_a_batch_are_found_out(kind: type[Plain]) -> None:
+    _, behaviour = examine(kind().eval(), SHAPE, torch.float32)
+    assert behaviour.mixes_batch
+    assert behaviour.noise == 0
+    (note,) = behaviour.notes("net")
+    assert note.startswith("net mixes the images of a batch")
+
+
+def test_networks_that_answer_differently_each_time_are_found_out() -> None:
+    _, behaviour = examine(AlwaysDropout().eval(), SHAPE, torch.float32)
+    assert behaviour.noise > 0.01 * behaviour.scale
+    assert not behaviour.mixes_batch
+    (note,) = behaviour.notes("net")
+    assert note.startswith("net is stochastic: two passes over one image differ")
+
+
+def test_loading_leaves_the_random_generator_of_torch_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\n"
+        "class Noisy(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return torch.nn.functional.dropout(x.mean((2, 3)), 0.5, training=True)\n"
+    )
+    before = torch.get_rng_state()
+    model = load_model(f"{tmp_path / 'net.py'}:Noisy", size=SIZE)
+    assert model.behaviour.noise > 0
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_plain_networks_have_no_habits(dtype: torch.dtype) -> None:
+    module = Plain().eval().to(dtype)
+    _, behaviour = examine(lambda x: module(x.to(dtype)).float(), SHAPE, dtype)
+    assert not behaviour.mixes_batch
+    assert behaviour.notes("net") == []
+
+
+def model_of(module: nn.Module) -> Model:
+    behaviour = examine(module.eval(), SHAPE, torch.float32)[1]
+    return networks.model_of(module, SIZE, "abcde", resize=SIZE[0], behaviour=behaviour)
+
+
+@pytest.mark.parametrize("kind", [*MIXERS, Plain])
+@pytest.mark.parametrize("choice", [EngineChoice.AUTO, EngineChoice.FULL])
+def test_each_covered_picture_is_answered_as_if_alone(
+    kind: type[Plain], choice: EngineChoice
+) -> None:
+    model = model_of(kind())
+    pixels = torch.rand(3, *SIZE, generator=torch.Generator().manual_seed(2))
+    image = networks.image_of(pixels)
+    spec = OcclusionSpec(masks=((5, 5),), stride=4, engine=choice)
+    found = occlude(model, image, spec).measured
+    alone = []
+    mean = torch.tensor(model.preprocess.mean)[:, None, None]
+    for y0, x0, y1, x1 in found.grids[0].boxes_P4.tolist():
+        covered = pixels.clone()
+        covered[:, y0:y1, x0:x1] = mean
+        with torch.no_grad():
+            alone.append(model.module(model.preprocess.normalise(covered)[None])[0])
+    torch.testing.assert_close(found.logits_PK, torch.stack(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_wrappers_are_taken_off() -> None:
+    plain = Plain()
+    assert unwrapped(nn.DataParallel(torch.compile(nn.DataParallel(plain)))) is plain  # type: ignore[arg-type]
+    assert unwrapped(plain) is plain
+
+
+def test_compiled_parts_are_taken_out_and_their_names_in_files_and_filters_too() -> None:
+    plain = Plain().eval()
+    state = dict(plain.state_dict())
+    parts = Plain().eval()
+    parts.b = torch.compile(parts.b)  # type: ignore[assignment]
+    assert "b._orig_mod.weight" in parts.state_dict()
+    open_ = unwrapped(parts)
+    assert open_.state_dict().keys() == state.keys()
+    saved = {name.replace("b.", "b._orig_mod."): value for name, value in state.items()}
+    assert choose([StateDict("", saved)], plain, None, Path("ck")).tensors.keys() == state.keys()
+    assert expand(parse("_orig_mod.a:0"), ["a", "b"], ["a", "b"]) == ("a",)
+
+
+def test_an_ablation_that_reaches_nothing_is_an_error() -> None:
+    class Unseen(Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.fc(self.b.forward(self.a(x)).mean((2, 3)))
+            return out
+
+    model = model_of(Unseen())
+    image = torch.zeros(1, 3, *SIZE)
+    assert ablated_logits(model, image, {"a": (0,)}, {}).shape == (1, 5)
+    with pytest.raises(CnnvizError, match="the output of layer 'b' of net cannot be replaced"):
+        ablated_logits(model, image, {"b": (0,)}, {})
