@@ -28,7 +28,7 @@ class _Features:
     """What a network makes of images: the features before its head, or its scores."""
 
     def __init__(self, model: "Model", note: Callable[[str], None]) -> None:
-        from cnnviz.embeddings.features.penultimate import FeatureExtractor
+        from cnnviz.embeddings.penultimate import FeatureExtractor
 
         self._at_a_time = model.batch_size(2) or 2
         self._extract: Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -241,7 +241,7 @@ def _tsne(folder: Path, content: Mapping[str, Any]) -> Finished:
     import numpy as np
 
     from cnnviz.diff.sides import Side
-    from cnnviz.embeddings.features.file import FEATURES
+    from cnnviz.embeddings.features import FEATURES
 
     with open_arrays(inside(folder, FEATURES)) as stored:
         features = np.array(stored["features"], np.float32)

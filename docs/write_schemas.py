@@ -20,7 +20,7 @@ from cnnviz.cli.models import Listing
 from cnnviz.core.output.record import fields_of
 from cnnviz.core.output.summary import Summary
 from cnnviz.diff import report as differences
-from cnnviz.embeddings import report as embeddings
+from cnnviz.embeddings import results as embeddings
 from cnnviz.filters.ablation import results as ablation
 from cnnviz.filters.activations import results as activations
 from cnnviz.filters.kernels import results as kernels
@@ -46,7 +46,7 @@ SUMMARIES: dict[str, Any] = {
     "max-patches": patches.MaxPatches,
     "audit": audits.Results | None,  # null of a shard
     "ablate": ablation.AblationResult,
-    "tsne": embeddings.Results | None,  # null of a shard, for which merge makes them
+    "tsne": embeddings.Embedding | None,  # null of a shard, for which merge makes them
     "diff": differences.Results,
 }
 PER_IMAGE = {"occlude", "saliency", "trust", "activations"}

@@ -6,8 +6,8 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from cnnviz.core.errors import UsageError
-from cnnviz.embeddings.layout import neighbors
-from cnnviz.embeddings.layout.neighbors import near_points, nearest
+from cnnviz.embeddings import neighbors
+from cnnviz.embeddings.neighbors import near_points, nearest
 
 
 def clusters(count, dimensions, spread=1.0, offset=0.0, seed=0):
@@ -88,7 +88,7 @@ def test_progress_counts_every_point(small_tiles):
 
 @pytest.mark.parametrize("k", [0, 10])
 def test_more_neighbours_than_points_are_refused(k):
-    with pytest.raises(UsageError, match=rf"10 points have no {k} neighbours each; 1 to 9"):
+    with pytest.raises(UsageError, match=rf"10 points do not have {k} neighbors each; use 1 to 9"):
         nearest(clusters(10, 3), k)
 
 

@@ -1,7 +1,8 @@
-"""Principal components: the directions in which features differ most, by scikit-learn.
+"""Principal components: the directions in which features vary most, by scikit-learn.
 
-Few dimensions go through their covariance, many through a randomised range finder, and a
-memory-mapped file batch by batch. The sign of a component is free; its largest weight is positive.
+Few dimensions go through their covariance, many through a randomized range finder, and a
+memory-mapped file is read in batches. scikit-learn makes the largest weight of a component
+positive.
 
 Shapes: N points, D dimensions, c components.
 """
@@ -14,13 +15,14 @@ from sklearn.decomposition import PCA, IncrementalPCA
 from sklearn.utils import gen_batches
 
 from cnnviz.core.errors import CnnvizError
-from cnnviz.embeddings.layout.neighbors import Points
+from cnnviz.embeddings.neighbors import Points
 
 BATCH = 8192
-LARGEST_MATRIX = 2048  # dimensions up to which the covariance is taken apart, or points in all
+LARGEST_MATRIX = 2048
+"""Maximum number of dimensions for the covariance, or else of points for a full decomposition."""
 POWER_ITERATIONS = 6
-# A component whose share of the variance is below this is rounding noise.
 NOISE = 1e-12
+"""A component with a smaller share of the variance is rounding noise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +30,7 @@ class Pca:
     """Points in their principal components.
 
     Attributes:
-        scores_Nc: (N, c) float32 coordinates, widest component first.
+        scores_Nc: (N, c) float32 coordinates, largest variance first.
         explained: (c,) float64, each component's share of the total variance, 0 to 1.
     """
 
@@ -37,12 +39,12 @@ class Pca:
 
 
 def pca(points_ND: Points, count: int, *, seed: int = 0) -> Pca:
-    """The first principal components of a point set.
+    """Computes the first principal components of a point set.
 
     Args:
         points_ND: (N, D) finite numbers; may be a memory-mapped file.
-        count: components wanted; fewer come back where the points do not vary in more.
-        seed: of the range finder, which only large N and D together need.
+        count: maximum number of components; fewer where the points do not vary in more.
+        seed: of the range finder, used only for large N and D together.
 
     Raises:
         CnnvizError: all points are the same.
@@ -55,15 +57,19 @@ def pca(points_ND: Points, count: int, *, seed: int = 0) -> Pca:
             f"all {points} points are the same, so there is nothing to lay out; "
             "are the images identical, or is the layer dead?"
         )
-    wanted = min(count, points - 1, dimensions)
-    # Centred beforehand: scikit-learn's covariance loses digits far from zero.
+    count = min(count, points - 1, dimensions)
+    # Centered beforehand: scikit-learn's covariance loses digits far from zero.
     if isinstance(points_ND, np.memmap):
-        solver, parts = IncrementalPCA(wanted), _batches(points, wanted)
+        solver, parts = IncrementalPCA(count), _batches(points, count)
         for part in parts:  # `fit` would read the whole file first
             solver.partial_fit(points_ND[part] - mean_D)
     else:
-        way = _way(points, dimensions)
-        solver = PCA(wanted, svd_solver=way, iterated_power=POWER_ITERATIONS, random_state=seed)
+        solver = PCA(
+            count,
+            svd_solver=_solver(points, dimensions),
+            iterated_power=POWER_ITERATIONS,
+            random_state=seed,
+        )
         parts = [slice(0, points)]
         solver.fit(points_ND - mean_D)
     explained = np.asarray(solver.explained_variance_ratio_, np.float64)
@@ -80,11 +86,11 @@ def _moments(points_ND: Points) -> tuple[NDArray[np.float64], float]:
     return mean_D, float(sum(np.square(points_ND[part] - mean_D).sum() for part in parts))
 
 
-def _batches(points: int, least: int) -> list[slice]:
-    return list(gen_batches(points, max(BATCH, least), min_batch_size=least))
+def _batches(points: int, minimum: int) -> list[slice]:
+    return list(gen_batches(points, max(BATCH, minimum), min_batch_size=minimum))
 
 
-def _way(points: int, dimensions: int) -> str:
+def _solver(points: int, dimensions: int) -> str:
     if dimensions <= LARGEST_MATRIX:
         return "covariance_eigh"
     return "full" if points <= LARGEST_MATRIX else "randomized"

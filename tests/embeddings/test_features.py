@@ -15,11 +15,10 @@ from cnnviz.core.choices import Precision
 from cnnviz.core.data.datasets import open_data
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.output import journal
-from cnnviz.embeddings.choices import Pool
-from cnnviz.embeddings.features import extract as features
-from cnnviz.embeddings.features.extract import extract, features_key
-from cnnviz.embeddings.features.file import load_features, save_features
-from cnnviz.embeddings.features.penultimate import FeatureExtractor
+from cnnviz.embeddings import features
+from cnnviz.embeddings.features import extract, features_key, load_features, save_features
+from cnnviz.embeddings.options import Pool
+from cnnviz.embeddings.penultimate import FeatureExtractor
 
 
 class Small(nn.Module):
@@ -193,7 +192,7 @@ def test_a_layer_without_a_vector_per_image_gives_no_features():
             return super().forward(x)
 
     with pytest.raises(
-        CnnvizError, match=r"layer 'odd' gives no features: it puts out shape \(384"
+        CnnvizError, match=r"layer 'odd' gives no features: its output is of shape \(384"
     ):
         FeatureExtractor(wrap(Odd()), "odd")(images())
 

@@ -10,16 +10,16 @@ from PIL import Image
 
 from cnnviz.core.data.datasets import open_data
 from cnnviz.core.models.preprocess import Preprocess
-from cnnviz.embeddings.features.extract import Features
-from cnnviz.embeddings.layout.neighbors import nearest
-from cnnviz.embeddings.layout.pca import pca
-from cnnviz.embeddings.layout.tsne import Map
-from cnnviz.embeddings.pictures import class_colours, figures
-from cnnviz.embeddings.pictures.quality import quality_figure
-from cnnviz.embeddings.pictures.thumbnails import thumbnails
+from cnnviz.core.output.summary import DataRecord
+from cnnviz.embeddings import figures, sheets
+from cnnviz.embeddings.features import Features
+from cnnviz.embeddings.figures import quality_figure, quality_lines
+from cnnviz.embeddings.neighbors import nearest
+from cnnviz.embeddings.options import Method
+from cnnviz.embeddings.pca import pca
 from cnnviz.embeddings.quality import label_quality, map_quality
-from cnnviz.embeddings.report import quality_lines
-from cnnviz.embeddings.result import EmbeddingResult
+from cnnviz.embeddings.results import EmbeddingResult, Map, agreement
+from cnnviz.embeddings.sheets import thumbnails
 
 # Machado, Oliveira and Fernandes 2009, full severity; linear RGB.
 DEFICIENCIES = {
@@ -57,14 +57,14 @@ def lab(colour, deficiency):
 
 @pytest.mark.parametrize("deficiency", DEFICIENCIES)
 def test_ten_colours_stay_apart_for_everybody(deficiency):
-    seen = [lab(colour, DEFICIENCIES[deficiency]) for colour in class_colours.PALETTE]
+    seen = [lab(colour, DEFICIENCIES[deficiency]) for colour in figures.PALETTE]
     differences = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
     assert min(differences) > 18, "a just noticeable difference is about 2.3"
 
 
 def test_sixty_classes_have_sixty_looks():
-    looks = {(class_colours.colour_of(k), class_colours.mark_of(k)) for k in range(60)}
-    assert len(looks) == class_colours.TOLD_APART == 60
+    looks = {(figures.color_of(k), figures.marker_of(k)) for k in range(60)}
+    assert len(looks) == figures.DISTINCT == 60
 
 
 @pytest.fixture
@@ -82,30 +82,46 @@ def result(tmp_path):
     predicted[0] = 1
     components = pca(values, 5)
     near = nearest(values, 19)
-    flat = Map(np.ascontiguousarray(components.scores_Nc[:, :2]))
-    judged = map_quality(values, near.indices, flat.places_N2, labels)
+    places = np.ascontiguousarray(components.scores_Nc[:, :2])
+    judged = map_quality(values, near.indices, places, labels)
     return EmbeddingResult(
-        preprocess=Preprocess(8, (8, 8)),
-        data=data,
-        features=Features(values, np.arange(20), predicted, "layer", (), "key"),
-        labels_N=labels,
-        model_labels=("a", "b"),
-        correct_N=predicted == labels,
-        mismatch=None,
-        components=components,
-        neighbors=near,
-        maps=(flat,),
+        images=20,
+        data=DataRecord.of(data, 20),
+        images_in_data=20,
+        labelled=20,
+        classes=2,
+        layer="layer",
+        dimensions=6,
+        features_reused=False,
+        components=5,
+        explained_variance=1.0,
+        wrongly_predicted=1,
+        labels_not_matched=None,
+        judged=20,
         neighbor_recall=1.0,
-        judged=len(labels),
-        feature_quality=label_quality(values, near.indices, labels),
-        qualities=(judged,),
-        pca_quality=judged,
+        features=label_quality(values, near.indices, labels),
+        pca=judged,
+        maps=(Map(method=Method.PCA, quality=judged, places_N2=places),),
+        neighbors=agreement(near.indices[:, :5], labels),
         seconds={},
+        image_data=data,
+        preprocess=Preprocess(8, (8, 8)),
+        vectors=Features(values, np.arange(20), predicted, "layer", (), "key"),
+        labels_N=labels,
+        correct_N=predicted == labels,
+        near=near,
+    )
+
+
+def moved(result, places):
+    """The same with other places on its map."""
+    return dataclasses.replace(
+        result, maps=(dataclasses.replace(result.maps[0], places_N2=places),)
     )
 
 
 def texts(drawn):
-    figure = drawn.margin if isinstance(drawn, figures.Sheet) else drawn
+    figure = drawn.margin if isinstance(drawn, sheets.Sheet) else drawn
     found = [text.get_text() for text in figure.texts]
     for legend in figure.legends:
         found += [text.get_text() for text in legend.get_texts()]
@@ -113,23 +129,23 @@ def texts(drawn):
 
 
 def test_thumbnails_are_the_images_in_the_order_asked_for(result):
-    pictures = thumbnails(result.data, [3, 17, 0], 8, result.preprocess)
+    pictures = thumbnails(result.image_data, [3, 17, 0], 8, result.preprocess)
     assert pictures.shape == (3, 8, 8, 3)
     assert pictures[:, 4, 4].tolist() == [[30, 50, 100], [170, 50, 100], [0, 50, 100]]
 
 
 def test_an_image_that_went_missing_is_grey(result, tmp_path):
     (tmp_path / "a" / "03.png").unlink()
-    pictures = thumbnails(result.data, [2, 3], 8, result.preprocess)
+    pictures = thumbnails(result.image_data, [2, 3], 8, result.preprocess)
     assert pictures[0, 4, 4].tolist() == [20, 50, 100]
     assert (pictures[1] == 200).all()
 
 
-def test_frames_have_the_colour_of_the_class_and_wrong_ones_a_black_corner(result):
-    framed = figures.framed_thumbnails(result, np.arange(20))
+def test_frames_have_the_color_of_the_class_and_wrong_ones_a_black_corner(result):
+    framed = sheets.framed_thumbnails(result, np.arange(20))
     side = framed.shape[1]
     for k, image in enumerate(framed):
-        colour = class_colours.rgb(class_colours.colour_of(k // 10))
+        colour = sheets.rgb(figures.color_of(k // 10))
         assert (image[-1] == colour).all()
         assert (image[side // 2, -1] == colour).all()
         assert image[side // 2, side // 2].tolist() == [k * 10, 50, 100]
@@ -141,8 +157,8 @@ def canvas_of(sheet):
 
 
 def test_a_sheet_is_its_canvas_and_its_margin_side_by_side(result):
-    framed = figures.framed_thumbnails(result, np.arange(20))
-    sheet = figures.images(result, np.arange(20), framed)
+    framed = sheets.framed_thumbnails(result, np.arange(20))
+    sheet = sheets.images(result, np.arange(20), framed)
     canvas, drawn = sheet.canvas_HW3, sheet.pixels()
     height, width = canvas.shape[:2]
     assert drawn.shape == (height, width + round(0.37 * height), 3)
@@ -152,14 +168,14 @@ def test_a_sheet_is_its_canvas_and_its_margin_side_by_side(result):
 
 @pytest.mark.parametrize("height", [1003, 1400, 1606])
 def test_a_margin_is_as_high_as_its_canvas(result, height):
-    sheet = figures._sheet(np.zeros((height, 30, 3), np.uint8), result, 0, 20)
+    sheet = sheets._sheet(np.zeros((height, 30, 3), np.uint8), result, result.maps[0], 20)
     assert sheet.pixels().shape == (height, 30 + round(0.37 * height), 3)
 
 
 def test_each_image_stands_at_its_place(result):
-    framed = figures.framed_thumbnails(result, np.arange(20))
+    framed = sheets.framed_thumbnails(result, np.arange(20))
     places = result.maps[0].places_N2
-    canvas = canvas_of(figures.images(result, np.arange(20), framed))
+    canvas = canvas_of(sheets.images(result, np.arange(20), framed))
     side = framed.shape[1]
     for k, column in ((places[:, 0].argmin(), 0), (places[:, 0].argmax(), -1)):
         rows = np.flatnonzero((canvas[:, column] != 255).any(axis=1))
@@ -178,19 +194,19 @@ def test_each_image_stands_at_its_place(result):
 
 
 def test_images_fit_the_canvas_whatever_the_shape_of_the_map(result, monkeypatch):
-    monkeypatch.setattr(figures, "SMALLEST_CANVAS", 60)
+    monkeypatch.setattr(sheets, "SMALLEST_CANVAS", 60)
     pictures = np.full((20, 4, 4, 3), 7, np.uint8)
     for seed in range(30):
         places = np.random.default_rng(seed).random((20, 2)).astype(np.float32)
-        drawn = dataclasses.replace(result, maps=(Map(places),))
-        canvas = canvas_of(figures.images(drawn, np.arange(20), pictures))
+        drawn = moved(result, places)
+        canvas = canvas_of(sheets.images(drawn, np.arange(20), pictures))
         filled = (canvas == 7).all(axis=2)
         assert filled.any(axis=0)[[0, -1]].all() or filled.any(axis=1)[[0, -1]].all()
 
 
 def test_the_grid_shows_every_image_whole(result):
     pictures = np.stack([np.full((8, 8, 3), k, np.uint8) for k in range(20)])
-    canvas = canvas_of(figures.grid(result, np.arange(20), pictures))
+    canvas = canvas_of(sheets.grid(result, np.arange(20), pictures))
     values, counts = np.unique(canvas[canvas[..., 0] != 255][:, 0], return_counts=True)
     assert values.tolist() == list(range(20))
     assert len(set(counts)) == 1
@@ -201,65 +217,65 @@ def test_every_picture_says_how_far_to_trust_it(result, draw):
     if draw == "scatter":
         figure = figures.scatter(result)
     else:
-        framed = figures.framed_thumbnails(result, np.arange(20))
-        figure = getattr(figures, draw)(result, np.arange(20), framed)
+        framed = sheets.framed_thumbnails(result, np.arange(20))
+        figure = getattr(sheets, draw)(result, np.arange(20), framed)
     shown = texts(figure)
-    assert "\n".join(quality_lines(result, 0)) in shown
+    assert "\n".join(quality_lines(result, result.maps[0])) in shown
     assert {"a", "b", "wrongly predicted (1)"} <= set(shown)
 
 
 def test_a_sample_is_said_on_the_picture(result):
     chosen = np.arange(0, 20, 2)
-    framed = figures.framed_thumbnails(result, chosen)
+    framed = sheets.framed_thumbnails(result, chosen)
     for figure in (
-        figures.images(result, chosen, framed), figures.grid(result, chosen, framed)
+        sheets.images(result, chosen, framed), sheets.grid(result, chosen, framed)
     ):  # fmt: skip
         assert "a random sample of 10\nof the 20 images" in texts(figure)
 
 
 def test_a_large_set_is_sampled_with_the_seed():
-    assert figures.chosen_images(10_000, 0).tolist() == list(range(10_000))
-    sample = figures.chosen_images(10_001, 0)
+    assert sheets.chosen_images(10_000, 0).tolist() == list(range(10_000))
+    sample = sheets.chosen_images(10_001, 0)
     assert len(np.unique(sample)) == 10_000
-    assert sample.tolist() == figures.chosen_images(10_001, 0).tolist()
-    assert sample.tolist() != figures.chosen_images(10_001, 1).tolist()
+    assert sample.tolist() == sheets.chosen_images(10_001, 0).tolist()
+    assert sample.tolist() != sheets.chosen_images(10_001, 1).tolist()
 
 
-def test_points_have_the_colour_of_their_class(result):
+def test_points_have_the_color_of_their_class(result):
     axes = figures.scatter(result).axes[0]
     first, second, rings = axes.collections
     for points, k in ((first, 0), (second, 1)):
         assert len(points.get_offsets()) == 10
-        assert points.get_facecolor()[0, :3] == pytest.approx(to_rgb(class_colours.colour_of(k)))
+        assert points.get_facecolor()[0, :3] == pytest.approx(to_rgb(figures.color_of(k)))
     np.testing.assert_allclose(rings.get_offsets(), result.maps[0].places_N2[:1])
 
 
 def test_without_labels_there_is_one_colour_and_no_legend(result):
     bare = dataclasses.replace(
         result,
-        data=dataclasses.replace(result.data, classes=None),
+        image_data=dataclasses.replace(result.image_data, classes=None),
         labels_N=np.full(20, -1),
         correct_N=None,
     )
     figure = figures.scatter(bare)
     assert not figure.legends
     (points,) = figure.axes[0].collections
-    assert points.get_facecolor()[0, :3] == pytest.approx(to_rgb(class_colours.ONLY_COLOUR))
+    assert points.get_facecolor()[0, :3] == pytest.approx(to_rgb(figures.ONLY_COLOR))
 
 
 def test_hundreds_of_classes_are_named_on_the_map(result):
     names = tuple(f"class {k}" for k in range(100))
     labels = np.arange(20) * 5
     many = dataclasses.replace(
-        result, data=dataclasses.replace(result.data, classes=names), labels_N=labels
+        result, image_data=dataclasses.replace(result.image_data, classes=names), labels_N=labels
     )
     assert len(figures.scatter(many).axes[0].texts) == 0
     crowded = dataclasses.replace(
         many,
         labels_N=np.arange(100),
         correct_N=None,
-        maps=(Map(np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)),),
     )
+    crowded = moved(crowded, np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32))
     figure = figures.scatter(crowded)
     assert [text.get_text() for text in figure.axes[0].texts] == list(names)
     assert "100 classes, named there" in texts(figure)
@@ -272,7 +288,7 @@ def test_quality_bars_have_the_heights_of_the_numbers(result):
     asked = ("10 nearest kept", "distances, rank correlation", "class by 10 nearest", "silhouette")
     assert tuple(names) == asked
     heights = [round(bar.get_height(), 6) for bar in axes.patches if bar.get_height()]
-    features, map_ = result.feature_quality, result.pca_quality
+    features, map_ = result.features, result.pca
     shown = [features.knn_accuracy, features.silhouette]
-    shown += [map_.preservation_10, map_.spearman, map_.labels.knn_accuracy, map_.labels.silhouette]
+    shown += [map_.preservation_10, map_.spearman, map_.knn_accuracy, map_.silhouette]
     assert heights == [round(value, 6) for value in shown]

@@ -1,4 +1,4 @@
-"""What `tsne` lets its user choose; imports nothing heavy."""
+"""The options of `cnnviz tsne`; imports nothing heavy."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,7 +7,7 @@ from typing import Annotated
 from cnnviz.core.options import BatchSize, Option, Seed, Spec
 
 PENULTIMATE = "penultimate"
-"""Stands for what goes into the classifier head."""
+"""Name for the input of the classifier head."""
 
 
 class Method(StrEnum):
@@ -15,14 +15,6 @@ class Method(StrEnum):
 
     TSNE = "tsne"
     PCA = "pca"
-
-
-class Backend(StrEnum):
-    """Who computes t-SNE."""
-
-    AUTO = "auto"
-    OPENTSNE = "opentsne"
-    TORCH = "torch"
 
 
 class Pool(StrEnum):
@@ -34,7 +26,7 @@ class Pool(StrEnum):
 
 @dataclass(frozen=True)
 class EmbeddingSpec(Spec):
-    """What `tsne` does; every default is the one of the command line.
+    """What to compute; the defaults are those of the command line.
 
     Raises:
         UsageError: a number is out of range.
@@ -42,7 +34,7 @@ class EmbeddingSpec(Spec):
 
     layer: Annotated[
         str,
-        Option("Layer whose output is laid out; penultimate: what goes into the classifier head."),
+        Option("Layer whose output is laid out; penultimate: the input of the classifier head."),
     ] = PENULTIMATE
     pool: Annotated[
         Pool, Option("How a map becomes a vector: its mean over positions, or all of it.")
@@ -51,16 +43,9 @@ class EmbeddingSpec(Spec):
     perplexities: Annotated[
         tuple[float, ...],
         Option(
-            "About how many neighbours hold each image; repeat for several maps. Default: 30.",
+            "Effective number of neighbors of each image; repeat for several maps. Default: 30.",
             ("--perplexity",),
         ),
     ] = (30.0,)
-    backend: Annotated[
-        Backend,
-        Option(
-            "Who computes t-SNE: opentsne, torch (exact), or auto: torch on CUDA unless there "
-            "are very many images."
-        ),
-    ] = Backend.AUTO
     batch_size: BatchSize = None
     seed: Seed = 0

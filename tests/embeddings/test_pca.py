@@ -7,8 +7,8 @@ import pytest
 from sklearn.decomposition import PCA
 
 from cnnviz.core.errors import CnnvizError
-from cnnviz.embeddings.layout import pca as module
-from cnnviz.embeddings.layout.pca import pca
+from cnnviz.embeddings import pca as module
+from cnnviz.embeddings.pca import pca
 
 
 def points(count, dimensions, seed=0):

@@ -1,10 +1,9 @@
-"""The vector that a network makes of an image, just before it decides on the class.
+"""The features of images: the input of the classifier head, or the output of any layer.
 
-The classifier head is found in the traced graph: going back from the output through operations
-that learn nothing (activation, pooling, reshaping), the first one that mixes channels by weights.
-What goes into it are the penultimate features, whatever the architecture calls its layers. Where
-that does not tell, it is the linear layer whose output is the network's. Any other layer can be
-named instead. A map is averaged over its positions, or flattened.
+The head is located in the traced graph: going back from the output through operations without
+weights (activation, pooling, reshaping), it is the first one that mixes channels. Its input is the
+penultimate features, regardless of the layers' names. If that fails, the head is the linear layer
+whose output is the network's output. A map is averaged over its positions, or flattened.
 
 Shapes: N images, C channels, H W rows and columns, T tokens, D features, K classes.
 """
@@ -28,11 +27,11 @@ from cnnviz.core.models.layers import (
 )
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import fast
-from cnnviz.embeddings.choices import PENULTIMATE, Pool
+from cnnviz.embeddings.options import PENULTIMATE, Pool
 
 MIXING_LAYERS = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 MIXING_FUNCTIONS = frozenset(
-    (
+    [
         "linear",
         "conv1d",
         "conv2d",
@@ -43,11 +42,11 @@ MIXING_FUNCTIONS = frozenset(
         "addmm",
         "bmm",
         "einsum",
-    )
+    ]
 )
 
 Run = Callable[[Tensor], tuple[object, Tensor]]
-"""Images to what the layer puts out, and the logits."""
+"""From images to the output of the layer, and the logits."""
 
 
 def _name(target: Any) -> str:
@@ -63,7 +62,7 @@ def _mixes_channels(traced: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _reaches_image(node: fx.Node) -> bool:
-    """Whether a node hangs on the image, rather than on parameters alone."""
+    """Whether a node depends on the image, rather than on parameters only."""
     seen: set[fx.Node] = set()
     waiting = [node]
     while waiting:
@@ -76,12 +75,12 @@ def _reaches_image(node: fx.Node) -> bool:
 
 
 def head_input(traced: fx.GraphModule) -> fx.Node:
-    """The node whose value goes into the classifier head.
+    """The node whose value is the input of the classifier head.
 
-    The head is the one operation with weights that every way back from the output meets first.
+    The head is the operation with weights that every path back from the output meets first.
 
     Raises:
-        UsageError: ways back meet different ones, or the image without any.
+        UsageError: the paths meet different ones, or reach the image without any.
     """
     met: set[fx.Node] = set()
     seen: set[fx.Node] = set()
@@ -102,18 +101,18 @@ def head_input(traced: fx.GraphModule) -> fx.Node:
     return before[0]
 
 
-def _with_value_of(traced: fx.GraphModule, wanted: fx.Node) -> fx.GraphModule:
-    """The network, returning one of its inner values beside its output."""
+def _with_value_of(traced: fx.GraphModule, node: fx.Node) -> fx.GraphModule:
+    """The network, returning the value of a node and its output."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     result = graph.graph_copy(traced.graph, copies)
-    graph.output((copies[wanted], result))
+    graph.output((copies[node], result))
     return fx.GraphModule(traced, graph)
 
 
 def _run_penultimate(model: Model) -> tuple[Run, str]:
     try:
-        wanted = head_input(trace(model.module))
+        node = head_input(trace(model.module))
         quick = fast(model)
         traced = trace(quick.module)
         both = _with_value_of(traced, head_input(traced))
@@ -133,15 +132,12 @@ def _run_penultimate(model: Model) -> tuple[Run, str]:
         inner, logits = both(images.contiguous(memory_format=quick.layout))
         return inner, logits.float()
 
-    where = str(wanted.target) if wanted.op == "call_module" else wanted.name
+    where = str(node.target) if node.op == "call_module" else node.name
     return run, f"{PENULTIMATE} ({where})"
 
 
 def _last_linear(model: Model) -> str | None:
-    """The linear layer whose output is the network's, number for number; None where there is none.
-
-    For networks that cannot be traced.
-    """
+    """The linear layer whose output equals the network's; for networks that cannot be traced."""
     layers = named_layers(model.module)
     linear = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
     noise = torch.randn(model.blank().shape, generator=torch.Generator().manual_seed(0))
@@ -182,10 +178,10 @@ def _run_layer(model: Model, name: str) -> Run:
 
 
 class FeatureExtractor:
-    """Images to one feature vector each, and the logits beside it.
+    """Computes a feature vector of each image, and the logits.
 
     Attributes:
-        layer: the layer's name, for people.
+        layer: a description of the layer.
         pool: how a map becomes a vector.
     """
 
@@ -193,7 +189,7 @@ class FeatureExtractor:
         """Finds the layer.
 
         Raises:
-            UsageError: there is no such layer, or no penultimate one that can be found.
+            UsageError: there is no such layer, or no classifier head was found.
         """
         self.pool = pool
         if layer == PENULTIMATE:
@@ -206,7 +202,7 @@ class FeatureExtractor:
         """Normalised images to float32 features (N, D) and logits (N, K), on the model's device.
 
         Raises:
-            CnnvizError: the layer puts out nothing that could be one vector per image.
+            CnnvizError: the layer's output cannot become one vector per image.
         """
         output, logits = self._run(images_N3HW)
         return self._pooled(output, len(images_N3HW)), logits
@@ -216,12 +212,12 @@ class FeatureExtractor:
             raise not_run(self.layer)
         if not isinstance(output, Tensor) or output.shape[:1] != (count,) or not output.numel():
             what = (
-                f"shape {tuple(output.shape)}"
+                f"of shape {tuple(output.shape)}"
                 if isinstance(output, Tensor)
-                else type(output).__name__
+                else f"a {type(output).__name__}"
             )
             raise CnnvizError(
-                f"layer '{self.layer}' gives no features: it puts out {what} for {count} images; "
+                f"layer '{self.layer}' gives no features: its output is {what} for {count} images; "
                 "name another --layer"
             )
         values = output.float()

@@ -1,10 +1,10 @@
-"""Nearest neighbours: exact ones by brute force, a tile of the distance matrix at a time.
+"""Nearest neighbors: exact ones by brute force, in tiles of the distance matrix.
 
-Squared distances are |a|² + |b|² - 2ab of centred points in float64, so that a tile is one matrix
-product. No index, no sampling, and no more memory than a tile takes, whatever the number of points.
-Of very many points on a processor they are approximate, by openTSNE's index (Annoy).
+Squared distances are |a|² + |b|² - 2ab of centered points in float64, so a tile is one matrix
+product, and memory does not grow with the number of points. For very many points on a CPU, the
+neighbors are approximate, by openTSNE's index (Annoy).
 
-Shapes: N points, D dimensions, R rows of a tile, C columns of a tile, k neighbours.
+Shapes: N points, D dimensions, R rows of a tile, C columns of a tile, k neighbors.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from torch import Tensor
 from cnnviz.core.errors import UsageError
 
 LARGEST_EXACT = 25_000
-"""Points from which the index is quicker than brute force, on two cores and a CPU."""
+"""Number of points above which the index is faster than brute force on a CPU with two cores."""
 TILE_ROWS = 640
 TILE_COLUMNS = 16384
 
@@ -34,7 +34,7 @@ class Neighbors:
     Attributes:
         indices: (N, k) int64.
         distances: (N, k) float32, Euclidean; 0 where they are rounding noise.
-        exact: whether none can be missing.
+        exact: False for approximate neighbors.
     """
 
     indices: NDArray[np.int64]
@@ -47,7 +47,7 @@ class DistanceTiles:
 
     def __init__(self, points_ND: Points, device: torch.device | str = "cpu") -> None:
         self.points = points_ND
-        # float64 is unknown to MPS; the CPU beside it knows it.
+        # MPS does not support float64.
         self.device = torch.device("cpu" if torch.device(device).type == "mps" else device)
         total = np.zeros(points_ND.shape[1], np.float64)
         for start in range(0, len(points_ND), TILE_COLUMNS):
@@ -56,19 +56,19 @@ class DistanceTiles:
         self._whole = self._take(slice(None)) if len(points_ND) <= TILE_COLUMNS else None
 
     def _take(self, which: slice | NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Some points, centred (R, D), and their squared norms (R,)."""
+        """Some points, centered (R, D), and their squared norms (R,)."""
         chosen = torch.from_numpy(np.array(self.points[which])).to(self.device)
-        centred = chosen.double() - self._mean
-        return centred, centred.square().sum(1)
+        centered = chosen.double() - self._mean
+        return centered, centered.square().sum(1)
 
-    def of(self, rows: NDArray[np.int64], own: float = torch.inf) -> Iterator[tuple[int, Tensor]]:
+    def of(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, Tensor]]:
         """The distances of those rows, a block of columns at a time.
 
         Yields:
-            The first column's index, and squared distances (R, C); `own` for a point itself.
+            The first column's index, and squared distances (R, C); infinite for a point itself.
         """
         a_RD, norms_R = self._take(rows)
-        # Errors of a product add up like sqrt(D) (Higham and Mary 2019); below that all is noise.
+        # Errors of a product grow like sqrt(D) (Higham and Mary 2019); below that all is noise.
         noise_R = 8 * torch.finfo(torch.float64).eps * self.points.shape[1] ** 0.5 * norms_R
         for start in range(0, len(self.points), TILE_COLUMNS):
             part = slice(start, start + TILE_COLUMNS)
@@ -76,18 +76,18 @@ class DistanceTiles:
             tile_RC = torch.addmm(norms_C[None], a_RD, b_CD.T, alpha=-2).add_(norms_R[:, None])
             tile_RC[tile_RC <= noise_R[:, None]] = 0
             inside = np.flatnonzero((rows >= start) & (rows < start + len(norms_C)))
-            tile_RC[inside, rows[inside] - start] = own
+            tile_RC[inside, rows[inside] - start] = torch.inf
             yield start, tile_RC
 
 
-def row_tiles(count: int, most_pairs: int | None = None) -> Iterator[NDArray[np.int64]]:
-    """range(count) in pieces of one tile's height.
+def row_tiles(count: int, max_pairs: int | None = None) -> Iterator[NDArray[np.int64]]:
+    """Splits range(count) into tiles of rows.
 
     Args:
-        count: points in all.
-        most_pairs: with whole rows of `count`, a piece shall hold no more pairs than this.
+        count: number of points.
+        max_pairs: maximum number of pairs of a tile whose rows are `count` wide.
     """
-    height = TILE_ROWS if most_pairs is None else min(TILE_ROWS, max(1, most_pairs // count))
+    height = TILE_ROWS if max_pairs is None else min(TILE_ROWS, max(1, max_pairs // count))
     for start in range(0, count, height):
         yield np.arange(start, min(start + height, count))
 
@@ -100,12 +100,12 @@ def nearest(
     device: torch.device | str = "cpu",
     progress: Progress = lambda _steps: None,
 ) -> Neighbors:
-    """The k nearest other points of every point, by Euclidean distance; exact.
+    """Finds the k nearest other points of every point by Euclidean distance; exact.
 
     Args:
         points_ND: (N, D) finite numbers; may be a memory-mapped file.
         k: from 1 to N - 1.
-        rows: of these points alone, R instead of N.
+        rows: only for these points, R instead of N.
         device: where the tiles are computed.
         progress: called with the number of points just done.
 
@@ -114,18 +114,18 @@ def nearest(
     """
     count = len(points_ND)
     if not 1 <= k < count:
-        raise UsageError(f"{count} points have no {k} neighbours each; 1 to {count - 1} will do")
+        raise UsageError(f"{count} points do not have {k} neighbors each; use 1 to {count - 1}")
     tiles = DistanceTiles(points_ND, device)
-    asked = np.arange(count) if rows is None else rows
-    indices = np.empty((len(asked), k), np.int64)
-    distances = np.empty((len(asked), k), np.float32)
-    for places in row_tiles(len(asked)):
-        rows = asked[places]
+    queries = np.arange(count) if rows is None else rows
+    indices = np.empty((len(queries), k), np.int64)
+    distances = np.empty((len(queries), k), np.float32)
+    for places in row_tiles(len(queries)):
+        rows = queries[places]
         values = torch.empty(len(rows), 0, dtype=torch.float64, device=tiles.device)
         columns = torch.empty(len(rows), 0, dtype=torch.int64, device=tiles.device)
         for start, tile_RC in tiles.of(rows):
-            least, where = torch.topk(tile_RC, min(k, tile_RC.shape[1]), dim=1, largest=False)
-            values, columns = torch.cat([values, least], 1), torch.cat([columns, where + start], 1)
+            low, where = torch.topk(tile_RC, min(k, tile_RC.shape[1]), dim=1, largest=False)
+            values, columns = torch.cat([values, low], 1), torch.cat([columns, where + start], 1)
         columns, order = columns.sort(dim=1)  # ties go by index
         values, order = values.gather(1, order).sort(dim=1, stable=True)
         indices[places] = columns.gather(1, order)[:, :k].cpu().numpy()
@@ -142,13 +142,13 @@ def near_points(
     seed: int = 0,
     progress: Progress = lambda _steps: None,
 ) -> Neighbors:
-    """The k nearest other points of every point, by the quicker way: exact, or nearly so.
+    """Finds the k nearest other points of every point the faster way: exact, or nearly so.
 
     Args:
         points_ND: (N, D) finite numbers.
         k: from 1 to N - 1.
-        device: where the points are compared; approximate ones are found by the CPU alone.
-        seed: of the index.
+        device: where exact neighbors are computed; approximate ones run on the CPU only.
+        seed: random seed of the index.
         progress: called with the number of points just done.
 
     Raises:

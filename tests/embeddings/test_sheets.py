@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from cnnviz.embeddings.pictures import grid
-from cnnviz.embeddings.pictures.grid import grid_shape, snap_to_grid
+from cnnviz.embeddings import sheets as grid
+from cnnviz.embeddings.sheets import grid_shape, snap_to_grid
 
 
 def blobs(count, seed=0):

@@ -1,16 +1,19 @@
-"""The features of a whole data set, streamed through the network once.
+"""The features of a whole data set, computed in one pass over it, and their file.
 
-Images are decoded ahead and run in batches; what comes out is kept in memory up to a budget and in
-a nameless file on disk beyond it. Images that cannot be read, or whose features are not finite, are
-named and left out. What the features depend on is summed up in a key, by which `file.py`
-recognises them.
+Images are decoded ahead and run in batches. Their features are kept in memory up to a budget, and
+in an unnamed file on disk beyond it. Images that cannot be read, or whose features are not finite,
+are listed and left out.
+
+`features.npz` serves other programs, the next run, and `cnnviz merge`. The file is the run's
+journal. Its identity is a key: a hash of all that the features depend on (weights, the network's
+structure, preprocessing, data). A run with the same key uses the file instead of the network.
 
 Shapes: N images kept, D features, K classes.
 """
 
 import hashlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,26 +25,30 @@ from numpy.typing import NDArray
 from cnnviz.core.data.datasets import ImageData, batches, none_usable
 from cnnviz.core.device import in_batches
 from cnnviz.core.errors import CnnvizError
-from cnnviz.core.files import shown_path
+from cnnviz.core.files import open_arrays, shown_path
 from cnnviz.core.graph.trace import Untraceable, trace
 from cnnviz.core.models.load import Model
-from cnnviz.embeddings.features.penultimate import FeatureExtractor
+from cnnviz.core.output.journal import Arrays, Journal
+from cnnviz.embeddings.penultimate import FeatureExtractor
 
+FEATURES = "features.npz"
 MEMORY_BUDGET = 1 << 30
 FORMAT = "cnnviz features 1"
+_AXES = {"features": 0, "predicted": 0, "indices": 0}
+_LIKE = {"predicted": np.empty(0, np.int64), "indices": np.empty(0, np.int64)}
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """One vector per image, and what the network made of it.
+    """A vector for each image that could be used, and its predicted class.
 
     Attributes:
-        values_ND: (N, D) float32, in memory or mapped from a file.
-        indices_N: (N,) int64, each image's place in the data set.
-        predicted_N: (N,) int64, the model's class for it.
-        layer: where they were taken, for people.
+        values_ND: in memory, or mapped from a file.
+        indices_N: each image's place in the data set.
+        predicted_N: index of the predicted class.
+        layer: a description of the layer.
         errors: (image, message) of each image that was left out.
-        key: names the circumstances; the same key gives the same features.
+        key: a hash of all that the features depend on.
         reused: whether they come from an earlier run's file.
     """
 
@@ -63,7 +70,7 @@ def _structure(model: Model) -> str:
 
 
 def features_key(model: Model, data: ImageData, extractor: FeatureExtractor) -> str:
-    """SHA-256 over all that the features depend on."""
+    """SHA-256 of all that the features depend on."""
     parts = (
         FORMAT,
         model.weights_sha256,
@@ -77,10 +84,10 @@ def features_key(model: Model, data: ImageData, extractor: FeatureExtractor) -> 
 
 
 class _Store:
-    """Rows that arrive in batches, in memory or, above the budget, in a file without a name."""
+    """Rows that arrive in batches; in memory or, above the budget, in an unnamed file."""
 
-    def __init__(self, most_rows: int, scratch: Path | None) -> None:
-        self._most_rows, self._scratch = most_rows, scratch
+    def __init__(self, max_rows: int, scratch: Path | None) -> None:
+        self._max_rows, self._scratch = max_rows, scratch
         self._rows: NDArray[np.float32] | None = None
         self.count = 0
 
@@ -91,14 +98,14 @@ class _Store:
         self.count += len(rows)
 
     def _allocate(self, width: int) -> NDArray[np.float32]:
-        shape = (self._most_rows, width)
-        if 4 * self._most_rows * width <= MEMORY_BUDGET:
+        shape = (self._max_rows, width)
+        if 4 * self._max_rows * width <= MEMORY_BUDGET:
             return np.empty(shape, np.float32)
         try:
             with tempfile.TemporaryFile(dir=self._scratch) as file:
                 return np.memmap(file, np.float32, "w+", shape=shape)
         except OSError as error:
-            size = 4 * self._most_rows * width / 1e9
+            size = 4 * self._max_rows * width / 1e9
             raise CnnvizError(
                 f"no room for {size:.1f} GB of features on disk: {error.strerror or error}; "
                 "use --limit, --pool mean or another --layer"
@@ -130,7 +137,7 @@ class _Collected:
 
 
 def default_batch_size(device: torch.device) -> int:
-    """Images at a time to start with; out of memory halves it."""
+    """The initial batch size; it is halved when memory runs out."""
     return 256 if device.type == "cuda" else 32
 
 
@@ -143,14 +150,14 @@ def extract(
     scratch: Path | None = None,
     progress: Callable[[int], None] = lambda _steps: None,
 ) -> Features:
-    """Runs every image through the network and keeps a layer's features.
+    """Runs every image through the network and collects a layer's features.
 
     Args:
         model: from `load_model`.
         data: from `open_data`.
-        extractor: which features.
-        batch_size: images at a time; None for automatic.
-        scratch: folder for features that do not fit the memory budget.
+        extractor: computes the features.
+        batch_size: None for automatic.
+        scratch: folder for features that exceed the memory budget.
         progress: called with the number of images just done.
 
     Raises:
@@ -170,7 +177,7 @@ def extract(
             indices = batch.indices[part].tolist()
             got.add(indices, features.cpu().numpy(), logits.cpu())
 
-        # The batch size that fitted is kept.
+        # The batch size that fits is kept.
         for _, fitting in in_batches(len(batch.indices), size, run):
             size = fitting
         progress(len(batch.indices))
@@ -186,3 +193,62 @@ def extract(
         tuple(named),
         key,
     )
+
+
+def _journal(path: Path, key: str, data: ImageData) -> Journal:
+    return Journal(path, {"features": key}, data.block, resume=True)
+
+
+def save_features(path: Path, features: Features, data: ImageData) -> None:
+    """Writes `features.npz`, readable by `load_features` and by numpy."""
+    examples = [data.examples[index] for index in features.indices_N]
+    labels = [-1 if e.label is None else e.label for e in examples]
+    arrays = {
+        "features": features.values_ND,
+        "images": np.array([shown_path(e.path) for e in examples], np.str_),
+        "labels": np.array(labels, np.int64),
+        "classes": np.array(data.classes or (), dtype=np.str_),
+        "predicted": features.predicted_N,
+        "indices": features.indices_N,
+        "key": np.array(features.key),
+        "errors": np.array(features.errors, dtype=np.str_).reshape(-1, 2),
+        "part": np.array(data.block),
+    }
+    _journal(path, features.key, data).save(data.part.stop, {}, arrays)
+
+
+def load_features(path: Path, key: str, data: ImageData, layer: str) -> Features | None:
+    """Loads the features of an earlier run; None if this run would compute others."""
+    try:
+        progress = _journal(path, key, data).load(_LIKE, _AXES)
+        if progress is None:
+            return None
+        arrays = progress.arrays
+        values, errors = arrays["features"], [(str(p), str(t)) for p, t in arrays["errors"]]
+    except (CnnvizError, LookupError, TypeError, ValueError):
+        return None
+    if values.ndim != 2 or values.dtype != np.float32 or len(values) != len(arrays["indices"]):
+        return None
+    return Features(
+        values, arrays["indices"], arrays["predicted"], layer, tuple(errors), key, reused=True
+    )
+
+
+def merge(parts: Sequence[Arrays], scratch: Path) -> Arrays:
+    """Joins the arrays of adjacent blocks; `scratch` is a folder for what exceeds the memory."""
+    first, last = parts[0], parts[-1]
+    rows = ("images", "labels", "predicted", "indices", "errors")
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in rows}
+    count, width = len(joined["indices"]), first["features"].shape[1]
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        values = np.memmap(file, np.float32, "w+", shape=(count, width))
+    np.concatenate([part["features"] for part in parts], out=values)
+    part = np.array([first["part"][0], last["part"][1], first["part"][2]])
+    return {**first, **joined, "features": values, "part": part}
+
+
+def read_vectors(path: Path) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """Reads the features (N, D) and the names of their images from a finished run's file."""
+    with open_arrays(path) as stored:
+        values = np.array(stored["features"], np.float32)
+        return values, tuple(str(image) for image in stored["images"])
