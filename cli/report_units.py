@@ -85,7 +85,7 @@ class Units:
         import numpy as np
 
         from cnnviz.filters.kernels.figures import kernel_pixels
-        from cnnviz.filters.kernels.report import KERNELS
+        from cnnviz.filters.kernels.results import KERNELS
 
         with open_arrays(folder / KERNELS) as stored:
             for layer in content["results"]["layers"]:
@@ -110,19 +110,17 @@ class Units:
                         unit.numbers["Gabor R²"] = fit["r2"]
                     unit.kernel = _kernel_address(kernel_pixels(kernel))
 
-    def _read_sweep(self, folder: Path, content: Mapping[str, Any]) -> None:
-        from cnnviz.filters.ablation.report import SWEEP
+    def _read_sweep(self, folder: Path, _content: Mapping[str, Any]) -> None:
+        from cnnviz.filters.ablation.results import load
 
-        if not content["results"]["sweep"]:
-            return
-        for row in csv.DictReader(io.StringIO(read_text(folder / SWEEP), newline="")):
-            unit = self._unit(row["layer"], int(row["filter"]))
-            unit.numbers["off: change"] = float(row["change"])
-            if row["p_value"]:
-                unit.numbers["off: p"] = float(row["p_value"])
-            if row["hurts"]:
-                unit.numbers["hurts"] = row["hurts"]
-                unit.numbers["hurts by"] = float(row["hurts_change"])
+        for effect in load(folder).effects:
+            unit = self._unit(effect.layer, effect.filter)
+            unit.numbers["off: change"] = effect.change
+            if effect.p_value is not None:
+                unit.numbers["off: p"] = effect.p_value
+            if effect.hurts is not None:
+                unit.numbers["hurts"] = effect.hurts
+                unit.numbers["hurts by"] = effect.hurts_change
 
     def _read_layers(self, folder: Path) -> None:
         rows = csv.DictReader(io.StringIO(read_text(folder / "layers.csv"), newline=""))

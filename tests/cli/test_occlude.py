@@ -178,7 +178,7 @@ def test_render_refuses_a_folder_without_scores_and_a_damaged_file(tmp_path, cap
     scores = tmp_path / "ship" / "scores.npz"
     scores.write_bytes(scores.read_bytes()[:500])
     assert run(["render", str(tmp_path / "ship"), "--out", str(tmp_path / "r")]) == 1
-    assert "it is damaged or not cnnviz's" in capsys.readouterr().err
+    assert "it is damaged or not a file of cnnviz" in capsys.readouterr().err
 
 
 def test_the_samples_pass_and_a_wrong_place_fails_the_smoke_check(tmp_path, capsys):
@@ -210,12 +210,12 @@ def test_the_samples_pass_and_a_wrong_place_fails_the_smoke_check(tmp_path, caps
             "no layer 'stem.convv' in bundled; the nearest are stem.conv",
         ),
         (["--model", "resnet81"], 2, "resnet18"),
-        (["--batch-size", "0"], 2, "'0' is no batch size"),
+        (["--batch-size", "0"], 2, "invalid batch size '0'"),
         (["--device", "tpu"], 2, "no device 'tpu'"),
         (["--min-inside", "0.5"], 2, "--min-inside needs --expect"),
         (["--min-inside", "5", "--expect", "1,2,3,4"], 2, "--min-inside 5 is out of range"),
         (["--expect", "nowhere.json"], 2, "--expect 'nowhere.json' cannot be used"),
-        (["--mean", "a,b,c"], 2, "'a,b,c' is no list of numbers"),
+        (["--mean", "a,b,c"], 2, "'a,b,c' is not a list of numbers"),
         (["--score", "softmax"], 2, "'softmax' is not one of"),
         (["--nonsense"], 2, "No such option"),
     ],

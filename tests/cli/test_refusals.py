@@ -20,9 +20,9 @@ from cnnviz.core.files import read_text, regular
 from cnnviz.core.models.preprocess import plain
 from cnnviz.core.output import journal
 from cnnviz.core.output.run_folder import RunFolder
-from cnnviz.embeddings.choices import EmbeddingSpec
+from cnnviz.embeddings import features
 from cnnviz.embeddings.experiment import check_spec
-from cnnviz.embeddings.features import extract
+from cnnviz.embeddings.options import EmbeddingSpec
 
 NETWORKS = """
 import torch
@@ -92,13 +92,16 @@ def net(name: str) -> list[str]:
 
 
 LINES: dict[str, tuple[list[str], str]] = {
-    "range": (["occlude", "x.png", "--range", "1"], "'1' is no range; --range takes a low"),
-    "show": (["occlude", "x.png", "--show", "1,2"], "'1,2' names no channels; --show takes one"),
+    "range": (["occlude", "x.png", "--range", "1"], "invalid range '1'; --range takes a low"),
+    "show": (["occlude", "x.png", "--show", "1,2"], "invalid channels '1,2'; --show takes one"),
     "at": (
         ["occlude", "x.png", "--at", "1,2,3"],
-        "'1,2,3' is no pixel; --at takes its row",
+        "invalid pixel '1,2,3'; --at takes its row",
     ),
-    "folder": (["render", "x", "--label", "folder"], "a run does not tell where its image lay"),
+    "folder": (
+        ["render", "x", "--label", "folder"],
+        "a run does not record the folder of its image",
+    ),
     "sums": (
         ["occlude", "x.png", *net("tuples"), "--mask", "4", "--stride", "4", "--layer", "rnn"],
         "the output of layer 'rnn' is not a tensor",
@@ -205,17 +208,17 @@ def test_no_perplexity() -> None:
 
 
 def test_no_room_for_features(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extract, "MEMORY_BUDGET", 0)
+    monkeypatch.setattr(features, "MEMORY_BUDGET", 0)
     monkeypatch.setattr(np, "memmap", raising(OSError(28, "No space left on device")))
-    store = extract._Store(10, place)
+    store = features._Store(10, place)
     with pytest.raises(CnnvizError, match=r"no room for 0\.0 GB of features on disk: No space"):
         store.add(np.zeros((1, 4), np.float32))
 
 
+@pytest.mark.needs("transformers")
 def test_a_configuration_that_makes_no_network(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("transformers")
     (place / "hf").mkdir()
     content = {"model_type": "vit", "hidden_size": 10, "num_attention_heads": 2, "patch_size": 0}
     (place / "hf" / "config.json").write_text(json.dumps(content))
