@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnnviz.audit.choices import AuditSpec
 from cnnviz.cli.commands.datasets import AuditCommand
-from cnnviz.cli.image_run import ImageRun
+from cnnviz.cli.per_image import ImageRun
 from cnnviz.core.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:

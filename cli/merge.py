@@ -17,7 +17,8 @@ from cnnviz.cli.outcome import current
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.files import from_json, read_text
 from cnnviz.core.output.journal import LINES, Merge, join, join_lines
-from cnnviz.core.output.run_folder import SUMMARY, RunFolder
+from cnnviz.core.output.run_folder import RunFolder
+from cnnviz.core.output.summary import SUMMARY
 from cnnviz.embeddings import features
 from cnnviz.filters.ablation import options as ablation
 from cnnviz.filters.ablation import tally

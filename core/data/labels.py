@@ -99,8 +99,8 @@ def check_labels(data: ImageData, model: Model) -> Tensor:
     """The truth about the images of each class of the data, in the model's terms.
 
     Returns:
-        (D,) int64, the model's class; (D, K) float32 for independent classes (1 for those in a label
-        `cat|dog`, else 0) and for a regression (the values in `0.5|2`).
+        (D,) int64, the model's class; (D, K) float32 for independent classes (1 for those in a
+        label `cat|dog`, else 0) and for a regression (the values in `0.5|2`).
 
     Raises:
         UsageError: an image has no label, or a label does not fit the model.
