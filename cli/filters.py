@@ -23,7 +23,9 @@ def filters(given: FiltersCommand) -> None:
     """Runs `cnnviz filters`."""
     run = Run("filters", given.output)
     if given.compare and given.layer != "first":
-        raise UsageError(f"--compare shows first layers and cannot be used with --layer {given.layer}")
+        raise UsageError(
+            f"--compare shows first layers and cannot be used with --layer {given.layer}"
+        )
     model = run.load(given.model, scores=False)
     names = choose_layers(model.module, given.layer, model.name)
     folder = run.open()
