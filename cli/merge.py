@@ -18,7 +18,7 @@ from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.files import from_json, read_text
 from cnnviz.core.output.journal import LINES, Merge, join, join_lines
 from cnnviz.core.output.run_folder import SUMMARY, RunFolder
-from cnnviz.embeddings.features import file as features
+from cnnviz.embeddings import features
 from cnnviz.filters.ablation import options as ablation
 from cnnviz.filters.ablation import tally
 from cnnviz.filters.patches import options as patches

@@ -8,7 +8,7 @@ import typer
 from cnnviz.audit.choices import AuditSpec
 from cnnviz.cli.options import SOURCES, Expect, Limit, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.core.options import Option
-from cnnviz.embeddings.choices import EmbeddingSpec
+from cnnviz.embeddings.options import EmbeddingSpec
 from cnnviz.filters.ablation.options import AblationSpec
 from cnnviz.filters.patches.options import MaxPatchesSpec
 

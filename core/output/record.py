@@ -3,10 +3,12 @@
 A record is a frozen dataclass below `Record`. Its fields carry descriptions in `Annotated[type,
 Says("…")]`; a trailing underscore avoids a keyword (`class_` is the key `class`). Properties listed
 in `DERIVED` are keys, too. `to_json` makes plain data of a record, `from_json` reads it back and
-checks it (pydantic), `table` makes the header and the rows of a CSV file.
+checks it (pydantic). `table` makes the header and the rows of a CSV file, `from_table` reads them.
 """
 
+import csv
 import dataclasses
+import io
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -88,6 +90,9 @@ class Says:
 
 HIDDEN = Says(hidden=True)
 OPTIONAL = Says(optional=True)
+Hidden = Annotated[Kind, HIDDEN]
+"""A field for Python alone; its default is `ABSENT`, as JSON lacks it."""
+ABSENT: Any = None
 
 Count = Annotated[int, Says(minimum=0)]
 Positive = Annotated[int, Says(minimum=1)]
@@ -225,3 +230,26 @@ def table(
 
     rows = (tuple(cell(getattr(r, f.attribute), f.digits) for f in fields) for r in records)
     return tuple(field.key for field in fields), rows
+
+
+def from_table(kind: type[Kind], text: str) -> list[Kind]:
+    """The records in the text of a CSV file that `table` made.
+
+    Raises:
+        CnnvizError: a column is missing, or a cell is of another type or out of range.
+    """
+    record: Any = kind
+    kinds = {field.key: _plain_type(field.hint) for field in fields_of(record)}
+    rows = [
+        {
+            key: None if cell == "" and kinds.get(key) is not str else cell
+            for key, cell in row.items()
+        }
+        for row in csv.DictReader(io.StringIO(text, newline=""))
+    ]
+    found: list[Kind] = from_json(list[record], rows)
+    return found
+
+
+def _plain_type(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint

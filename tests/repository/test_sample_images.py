@@ -12,7 +12,7 @@ from cnnviz.core.data.images import read_image
 from cnnviz.core.data.outlines import outline_mask, read_outlines
 from cnnviz.core.models.load import Model, load_model
 from cnnviz.occlusion import occlude
-from cnnviz.occlusion.expectation import judge
+from cnnviz.occlusion.maps import judge
 
 FOLDER = Path(__file__).parent.parent.parent / "sample_images"
 TRUTH = json.loads((FOLDER / "truth.json").read_text())
@@ -87,6 +87,6 @@ def test_covering_the_object_hurts_more_than_covering_the_background(
     working = read_image(FOLDER / name, model.preprocess)
     expectation = read_outlines(str(FOLDER / "truth.json")).for_image(name)
     verdict = judge(occlude(model, working).panels[0].map_HW, outline_mask(expectation, working))
-    assert verdict.hit
+    assert verdict.pointing_game_hit
     assert verdict.inside is not None
     assert verdict.inside > 2 * verdict.object_share
