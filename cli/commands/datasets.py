@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cnnviz.audit.choices import AuditSpec
+from cnnviz.audit.options import AuditSpec
 from cnnviz.cli.options import SOURCES, Expect, Limit, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.core.options import Option
 from cnnviz.embeddings.options import EmbeddingSpec

@@ -10,6 +10,7 @@ from networks import image_of, model_of
 from PIL import Image
 from torch import nn
 
+from cnnviz.audit import audit, load
 from cnnviz.audit.experiment import concentration, typicality
 from cnnviz.audit.paste import Paster, Verdict, _against_others
 from cnnviz.audit.rows import columns
@@ -81,6 +82,9 @@ def audited(network: str, *more: str, data: str = "data") -> dict:
     ]
     assert run(line) == 0
     content = json.loads(Path(f"of-{network}", "summary.json").read_text())
+    loaded = load(Path(f"of-{network}"))
+    assert to_json(loaded) == content["results"]
+    assert len(loaded.rows) == len(loaded.table) == content["results"]["images"]
     assert set(content["files"]) >= {"images.csv", "images.jsonl"}
     return content["results"]
 
@@ -174,7 +178,7 @@ def test_what_the_command_refuses(place: Path, capsys: pytest.CaptureFixture[str
     assert run([*line, "--min-inside", "0.5"]) == 2
     assert "--min-inside needs --expect" in capsys.readouterr().err
     assert run([*line, "--head", "sigmoid"]) == 2
-    assert "classes that stand on their own" in capsys.readouterr().err
+    assert "independent classes" in capsys.readouterr().err
     assert run([*line, "--mask", "40"]) == 2
     assert "larger than the working image" in capsys.readouterr().err
     (place / "data" / "grey").rename(place / "data" / "gray-ish")
@@ -253,7 +257,7 @@ def verdict(rise: float, p: float = 0.001) -> Verdict:
 def suspected(rises: list[float], of: list[int], p: float = 0.001) -> list[float | None]:
     first, *others = rises
     judged = _against_others([verdict(first, p), *map(verdict, others)], of)
-    return suspicions([entry and entry.p for entry in judged])
+    return suspicions([entry.p for entry in judged])
 
 
 def test_suspicion_is_of_what_carries_over_more_than_the_other_classes() -> None:
@@ -270,9 +274,9 @@ def test_groups_of_the_same_class_do_not_hide_each_other() -> None:
 
 
 def test_too_few_other_groups_are_no_judgement() -> None:
-    judged = _against_others([verdict(0.9), verdict(0.0), None], [0, 1, 2])
-    assert judged[2] is None
-    assert suspicions([entry and entry.p for entry in judged]) == [None, None, None]
+    judged = _against_others([verdict(0.9), verdict(0.0), Verdict()], [0, 1, 2])
+    assert judged[2] == Verdict()
+    assert suspicions([entry.p for entry in judged]) == [None, None, None]
     assert against_others(0.9, [0.1, 0.1], 0.1) is None
 
 
