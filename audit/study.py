@@ -6,7 +6,6 @@ row is the audit's.
 Shapes: C H W channels, rows and columns of the working image, D features.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,11 +23,11 @@ from cnnviz.core.errors import UsageError
 from cnnviz.core.models.heads import Kind
 from cnnviz.core.models.load import Model
 from cnnviz.embeddings.penultimate import FeatureExtractor
-from cnnviz.occlusion.choices import OcclusionSpec
-from cnnviz.occlusion.expectation import judge
 from cnnviz.occlusion.experiment import Occluder
-from cnnviz.occlusion.fills import fill_picture
-from cnnviz.occlusion.panels import Panel
+from cnnviz.occlusion.maps import judge
+from cnnviz.occlusion.masks import fill_picture
+from cnnviz.occlusion.options import OcclusionSpec
+from cnnviz.occlusion.results import Panel
 
 
 class Auditor:
@@ -97,19 +96,22 @@ class Auditor:
         text = None if label is None else str(label)
         result = self.occluder.run(image, label=text, progress=progress)
         predicted = int(result.measured.ranking_K.argmax())
-        by_class = {panel.target: panel for panel in result.panels}
+        by_class = {panel.target: panel for panel in result.targets}
         row = self._row(place, label, image, by_class[predicted])
         if self._expectations is not None:
             object_HW = outline_mask(self._expectations.for_image(image.path), image)
             verdict = judge(by_class[predicted].map_HW, object_HW)
-            inside = math.nan if verdict.inside is None else verdict.inside
-            share = verdict.object_share
-            row = replace(row, inside=inside, object_share=share, hit=verdict.hit)
+            row = replace(
+                row,
+                inside=verdict.inside,
+                object_share=verdict.object_share,
+                hit=verdict.pointing_game_hit,
+            )
         if label is not None and label != predicted:
             panel = by_class[label]
             row = replace(
                 row,
-                label_probability=panel.probability,
+                label_probability=panel.reading,
                 label_max_drop=panel.max_drop,
                 label_box=panel.max_drop_box,
             )
@@ -132,12 +134,12 @@ class Auditor:
             place=place,
             label=label,
             predicted=panel.target,
-            probability=panel.probability,
+            probability=panel.reading,
             max_drop=panel.max_drop,
             mean_drop=panel.mean_drop,
             box=panel.max_drop_box,
             reliance=panel.reliance or 0.0,
-            flips=panel.flips or 0.0,
+            flips=panel.flips.share if panel.flips else 0.0,
             covered=int(panel.winners_P[int(torch.as_tensor(panel.values_P).argmax())]),
             pixels=digest(image.pixels.numpy()),
             crop=tuple(image.box_original),
@@ -146,7 +148,7 @@ class Auditor:
             features=packed(self._lost(image, panel.max_drop_box).numpy()),
         )
 
-    def _lost(self, image: WorkingImage, box: tuple[int, int, int, int]) -> Tensor:
+    def _lost(self, image: WorkingImage, box: tuple[int, ...]) -> Tensor:
         """(D,) what the features of the image lose when the box is covered."""
         y0, x0, y1, x1 = box
         preprocess = self.model.preprocess

@@ -39,7 +39,7 @@ class Says:
         null: bool = False,
         hidden: bool = False,
         only: str = "",
-        digits: int = 7,
+        digits: int | None = None,
         **keywords: Any,
     ) -> None:
         """Describes a field.
@@ -50,7 +50,7 @@ class Says:
             null: for the schema: an optional key may be null, too (the value can be NaN).
             hidden: for Python alone: neither in JSON nor in tables (tensors, member rows).
             only: "json" or "csv", for what only one of them has.
-            digits: significant digits in JSON; 7 is what float32 carries.
+            digits: significant digits in JSON; the record's `DIGITS` if None.
             keywords: of JSON Schema (minimum, maximum, minItems, maxItems, enum, pattern); also
                 checked when a record is read back.
         """
@@ -90,6 +90,9 @@ class Says:
 
 HIDDEN = Says(hidden=True)
 OPTIONAL = Says(optional=True)
+Hidden = Annotated[Kind, HIDDEN]
+"""A field for Python alone; its default is `ABSENT`, as JSON lacks it."""
+ABSENT: Any = None
 
 Count = Annotated[int, Says(minimum=0)]
 Positive = Annotated[int, Says(minimum=1)]
@@ -112,6 +115,8 @@ class Record:
         "arbitrary_types_allowed": True,
     }
     DERIVED: ClassVar[tuple[str, ...]] = ()
+    DIGITS: ClassVar[int] = 7
+    """Significant digits of numbers in JSON, if a field says nothing else; 7 are float32's."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,7 @@ class Field:
     key: str
     hint: Any
     says: tuple[Says, ...]
+    default_digits: int = 7
 
     def has(self, form: str) -> bool:
         """Whether JSON (`json`) or tables (`csv`) have it."""
@@ -135,7 +141,7 @@ class Field:
     @cached_property
     def digits(self) -> int:
         """Significant digits in JSON."""
-        return min((s.digits for s in self.says), default=7)
+        return min((s.digits for s in self.says if s.digits), default=self.default_digits)
 
 
 def _says(hint: Any) -> tuple[Says, ...]:
@@ -153,7 +159,10 @@ def fields_of(kind: Any) -> tuple[Field, ...]:
         owner: Any = getattr(kind, name)
         getter: Callable[..., Any] = getattr(owner, "fget", None) or owner.func
         found[name] = get_type_hints(getter, include_extras=True)["return"]
-    return tuple(Field(name, name.rstrip("_"), hint, _says(hint)) for name, hint in found.items())
+    digits = getattr(kind, "DIGITS", 7)
+    return tuple(
+        Field(name, name.rstrip("_"), hint, _says(hint), digits) for name, hint in found.items()
+    )
 
 
 def rounded(value: float, digits: int = 7) -> float | None:

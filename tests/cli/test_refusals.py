@@ -98,7 +98,10 @@ LINES: dict[str, tuple[list[str], str]] = {
         ["occlude", "x.png", "--at", "1,2,3"],
         "invalid pixel '1,2,3'; --at takes its row",
     ),
-    "folder": (["render", "x", "--label", "folder"], "a run does not tell where its image lay"),
+    "folder": (
+        ["render", "x", "--label", "folder"],
+        "a run does not record the folder of its image",
+    ),
     "sums": (
         ["occlude", "x.png", *net("tuples"), "--mask", "4", "--stride", "4", "--layer", "rnn"],
         "the output of layer 'rnn' is not a tensor",

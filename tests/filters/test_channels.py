@@ -1,7 +1,7 @@
 import pytest
 
 from cnnviz.core.errors import UsageError
-from cnnviz.filters.channels.spec import Pick, describe, expand, parse, resolve
+from cnnviz.filters.channels import Pick, describe, expand, parse, resolve
 
 COUNTS = {"conv1": 4, "block.conv1": 8, "block.relu": 8, "block.conv2": 16}
 CONVOLUTIONS = ["conv1", "block.conv1", "block.conv2"]
@@ -67,17 +67,17 @@ def test_parse_keeps_the_words():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("conv1", "'conv1' names no filters; write LAYER:3,7-12"),
-        ("conv1:", "names no filters"),
-        (":3", "names no filters"),
-        ("conv1:x", "'x' in 'conv1:x' is no channel or range"),
-        ("conv1:-1", "is no channel or range"),
-        ("conv1:1-", "is no channel or range"),
-        ("conv1:3,,4", "is no channel or range"),
+        ("conv1", "'conv1' does not name any filters; write LAYER:3,7-12"),
+        ("conv1:", "does not name any filters"),
+        (":3", "does not name any filters"),
+        ("conv1:x", "invalid channel or range 'x' in 'conv1:x'"),
+        ("conv1:-1", "invalid channel or range"),
+        ("conv1:1-", "invalid channel or range"),
+        ("conv1:3,,4", "invalid channel or range"),
         ("conv1:3-1", r"runs backwards; write 1-3"),
         ("conv1:0-99999999999", "longer than any layer"),
-        ("conv1:random:0", "no number of filters"),
-        ("conv1:random:x", "no number of filters"),
+        ("conv1:random:0", "invalid number of filters"),
+        ("conv1:random:x", "invalid number of filters"),
         ("conv1:4", r"no channel 4 in 'conv1:4'; layer 'conv1' has 4 channels, 0 to 3"),
         ("conv1:all-but:4", "no channel 4"),
         ("conv1:all-but:0-3", "leaves no channel of 'conv1'"),

@@ -1,4 +1,4 @@
-"""What `occlude` lets its user choose; imports nothing heavy."""
+"""Options of `occlude` and `render`; imports nothing heavy."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,7 +30,7 @@ class Border(StrEnum):
 
 
 class Score(StrEnum):
-    """What is compared between the untouched and the covered image."""
+    """Score to compare before and after occlusion."""
 
     PROBABILITY = "probability"
     LOGIT = "logit"
@@ -47,14 +47,14 @@ class Upsample(StrEnum):
 
 
 class MapKind(StrEnum):
-    """What is drawn and judged."""
+    """Which map is drawn and judged."""
 
     OCCLUSION = "occlusion"
     AGREEMENT = "agreement"
 
 
 class EngineChoice(StrEnum):
-    """How the covered images are run through the network."""
+    """How the occluded images are run through the network."""
 
     AUTO = "auto"
     FULL = "full"
@@ -72,35 +72,35 @@ class PanelSpec(Spec):
     targets: Targets = ("predicted",)
     method: Annotated[
         MapKind,
-        Option("Which map is drawn over the image: occlusion's, or where Grad-CAM agrees with it."),
+        Option("Map to draw over the image: occlusion's, or where Grad-CAM agrees with it."),
     ] = MapKind.OCCLUSION
     score: Annotated[
         Score | None,
         Option(
-            "What is compared between untouched and covered. Default: loss, or probability with "
-            "a --mask or --stride; what the run shows, for render."
+            "Score to compare before and after occlusion. Default: loss, or probability with a "
+            "--mask or --stride; for render that of the run."
         ),
     ] = None
     upsample: Annotated[
         Upsample | None,
         Option(
-            "From positions to pixels: mean over covering masks (coverage), their sum over the "
-            "largest number of them (density), or interpolation. Default: density, or coverage "
-            "with a --mask or --stride; what the run shows, for render."
+            "How pixels get values from positions: mean over the masks that cover them (coverage), "
+            "sum over them divided by the largest number of masks (density), or interpolation. "
+            "Default: density, or coverage with a --mask or --stride; for render that of the run."
         ),
     ] = None
     label: Annotated[
         str | None,
-        Option("The true class, by name or index; 'folder': the name of each image's folder."),
+        Option("True class, by name or index; 'folder': the name of each image's folder."),
     ] = None
 
 
 @dataclass(frozen=True)
 class OcclusionSpec(PanelSpec):
-    """What `occlude` does; every default is the one of the command line.
+    """What `occlude` does; the defaults are those of the command line.
 
-    `masks` are (rows, columns) in pixels; of `stride` and `batch_size`, None is automatic. Neither
-    masks nor stride: the setting that points best (docs/truth.md), measured as a whole: large masks
+    `masks` are (rows, columns) in pixels; None for `stride` and `batch_size` is automatic. Without
+    masks and stride, the defaults are the combination that points best (docs/truth.md): large masks
     close together, losses, densities. With either, the others are those of the literature.
 
     Raises:
@@ -119,7 +119,7 @@ class OcclusionSpec(PanelSpec):
     fill: Fill = "mean"
     at: At = None
     inside: Inside = None
-    layer: Annotated[str | None, Option("Also watch this layer's strongest map.")] = None
+    layer: Annotated[str | None, Option("Layer whose strongest channel is recorded, too.")] = None
     engine: Annotated[
         EngineChoice,
         Option("full: whole passes; incremental: only what a mask can reach."),
@@ -127,11 +127,11 @@ class OcclusionSpec(PanelSpec):
     sufficient: Annotated[
         bool,
         Option(
-            "Find the smallest part of the image that, kept alone, holds the class at 90 % of its "
-            "probability, and the smallest that, covered, loses it (some 700 passes)."
+            "Find the smallest part of the image that alone keeps 90 % of the class's "
+            "probability, and the smallest whose occlusion loses the class (about 700 passes)."
         ),
     ] = False
-    verify: Annotated[bool, Option("Have the other engine repeat 32 positions, and compare.")] = (
+    verify: Annotated[bool, Option("Repeat 32 positions with the other engine, and compare.")] = (
         False
     )
     batch_size: BatchSize = None

@@ -1,4 +1,4 @@
-"""Choices of `max-patches`; imports nothing heavy, so that `--help` is quick."""
+"""Options of `cnnviz max-patches`; imports nothing heavy, so that `--help` is fast."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,7 +11,7 @@ STATE = "scan-state.npz"
 
 
 class Ranking(StrEnum):
-    """What ranks the images for a filter, given the filter's map on each."""
+    """How images are ranked for a filter, by the filter's map on each."""
 
     MAX = "max"
     """The largest unit."""
@@ -22,17 +22,17 @@ class Ranking(StrEnum):
 
 
 class Crop(StrEnum):
-    """Which part of the image is the patch of a unit."""
+    """The part of the image that is a unit's patch."""
 
     RECEPTIVE_FIELD = "receptive-field"
     """All pixels that the unit can see."""
     EFFECTIVE = "effective"
-    """Where that is most of the image: the box with 90 % of the unit's input-gradient energy."""
+    """If that is most of the image: the box with 90 % of the unit's input-gradient energy."""
 
 
 @dataclass(frozen=True)
 class MaxPatchesSpec(Spec):
-    """What `max-patches` does; every default is the one of the command line.
+    """Which filters `max-patches` watches, and how patches are ranked and cut.
 
     Raises:
         UsageError: a number is out of range.
@@ -54,18 +54,18 @@ class MaxPatchesSpec(Spec):
     ] = ("all",)
     top: Annotated[int, Option("Patches per filter.", least=1, most=10_000)] = 9
     score: Annotated[
-        Ranking, Option("What ranks the images: largest unit, Frobenius norm or mean of the map.")
+        Ranking, Option("Rank images by the map's largest unit, Frobenius norm or mean.")
     ] = Ranking.MAX
     crop: Annotated[
         Crop,
         Option(
-            "The patch: all that the unit sees, or, where that is most of the image, the box "
-            "with 90 % of its input gradient."
+            "The patch: the unit's receptive field or, if that is most of the image, the box with "
+            "90 % of its input gradient."
         ),
     ] = Crop.RECEPTIVE_FIELD
     per_image: Annotated[
         int,
-        Option("Patches that one image may have among a filter's top.", least=1, most=1000),
+        Option("Maximum number of patches of one image among a filter's top.", least=1, most=1000),
     ] = 1
     batch_size: BatchSize = None
     seed: Seed = 0

@@ -1,4 +1,4 @@
-"""Choices of the gradient methods; imports nothing heavy, so that `--help` is quick."""
+"""Options of `saliency`; imports nothing heavy."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,7 +8,7 @@ from cnnviz.core.options import At, Inside, Option, Spec, Targets
 
 
 class Method(StrEnum):
-    """How a class's score is traced back to the picture."""
+    """How a class's score is traced back to the image."""
 
     GRADIENT = "gradient"
     GRADIENT_X_INPUT = "gradient-x-input"
@@ -16,12 +16,12 @@ class Method(StrEnum):
 
 
 LAST_CONV = "last-conv"
-"""Stands for the last convolution that still has a map (more than one position)."""
+"""The last convolution that still has a map (more than one position)."""
 
 
 @dataclass(frozen=True)
 class SaliencySpec(Spec):
-    """What `saliency` does; every default is the one of the command line."""
+    """What `saliency` does; the defaults are those of the command line."""
 
     method: Annotated[
         Method,
@@ -30,8 +30,8 @@ class SaliencySpec(Spec):
     layer: Annotated[
         str,
         Option(
-            "For grad-cam: a layer's name, or last-conv, the last convolution with a map. In "
-            "residual networks the last block (layer4) is customary."
+            "Layer for grad-cam: its name, or last-conv, the last convolution with a map. In "
+            "residual networks the last block (layer4) is common."
         ),
     ] = LAST_CONV
     targets: Targets = ("predicted",)
