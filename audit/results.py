@@ -173,7 +173,7 @@ class AuditResult(Record):
 
     mask: Sides
     stride: Positive
-    fill: str
+    fill: Annotated[str, Says("what replaces occluded pixels")]
     score: Annotated[str, Says("whose drops the maps show")]
     images: Positive
     data: DataRecord

@@ -15,6 +15,9 @@ from cnnviz.audit.experiment import concentration, typicality
 from cnnviz.audit.paste import Paster, Verdict, _against_others
 from cnnviz.audit.rows import columns
 from cnnviz.cli.main import run
+from cnnviz.core.data.datasets import open_data
+from cnnviz.core.models.load import load_model
+from cnnviz.core.output.record import to_json
 from cnnviz.core.statistics import against_others, sign_flips, suspicions
 
 SIZE = (12, 12)
@@ -124,6 +127,10 @@ def test_maps_without_evidence_are_said_to_have_none() -> None:
     assert only["concentration"] == {"area": None, "interval": None, "others": None}
     assert only["suspicion"] is None
     assert {group["pastes"] for group in only["groups"]} == {0}
+    model = load_model("net.py:constant", labels="names.txt", size=12, mean=[0.0], std=[1.0],
+                       head="softmax", device="cpu")  # fmt: skip
+    again = to_json(audit(model, open_data(["data"])))
+    assert again["classes"] == results["classes"], "the same from Python"
 
 
 @pytest.mark.slow
