@@ -104,7 +104,7 @@ def judge_rows(auditor: Auditor, rows: Rows, progress: Progress = _silent) -> Au
     ]
     reliances = [replace(reliance, suspicion=next(suspected)) for reliance in reliances]
     scaled_NRC = _scaled(rows.maps_NRC)
-    group_N, typicality_N = np.full(len(rows), -1), np.full(len(rows), np.nan)
+    group_N, typicality_N = np.full((2, len(rows)), np.nan)
     for entry in listed:
         typicality_N[entry.members_N] = typicality(scaled_NRC[entry.members_N])
         for number, members in enumerate(entry.groups):

@@ -35,15 +35,7 @@ Read = Callable[[Sequence[int]], dict[int, WorkingImage]]
 
 
 def draw_class(entry: ClassAudit, read: Read) -> Figure:
-    """Draws a class: where and what its evidence is, its suspicion, and images to look at.
-
-    Args:
-        entry: the class.
-        read: working images by rows.
-
-    Raises:
-        CnnvizError: an image can no longer be read.
-    """
+    """Draws a class: where and what its evidence is, its suspicion, and images to look at."""
     strips = list(_strips(entry))
     columns = max(4, *(len(shown) for _, shown in strips))
     height = WHERE + (CELL + CAPTION) * len(strips)

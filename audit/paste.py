@@ -180,21 +180,7 @@ def judge(
     seed: int,
     progress: Callable[[int], None] = lambda _steps: None,
 ) -> list[list[Verdict]]:
-    """Computes a verdict, without suspicion, for each group of each class.
-
-    Args:
-        model: borrowed.
-        rows: of all images.
-        listed: the classes with their groups.
-        boxes_P4: all positions of the mask.
-        read: opens an image by its place in the rows.
-        batch_size: images at a time; None for automatic.
-        seed: random seed.
-        progress: called with the number of groups just done.
-
-    Raises:
-        CnnvizError: an image can no longer be read, or one does not fit the memory.
-    """
+    """Computes a verdict, without suspicion, for each group of each class."""
     groups = [(number, part) for number, entry in enumerate(listed) for part in entry.groups]
     if not groups:
         return [[] for _ in listed]

@@ -4,17 +4,18 @@ Shapes: N images, R C rows and columns of the grid of positions.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cnnviz.audit.options import ALARM
 from cnnviz.audit.paste import Verdict
-from cnnviz.audit.rows import Rows, columns
+from cnnviz.audit.rows import UNKNOWN, Floats, Rows, columns
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import DAMAGE, read_text
 from cnnviz.core.output.journal import LINES
@@ -188,49 +189,34 @@ class AuditResult(Record):
 
 
 def image_rows(
-    rows: Rows, labels: tuple[str, ...], group_N: NDArray[np.int64], typicality_N: NDArray[Any]
+    rows: Rows, labels: tuple[str, ...], group_N: Floats, typicality_N: Floats
 ) -> Iterator[ImageRow]:
-    """The rows of `images.csv`.
+    """The rows of `images.csv`; numbers that are not known are NaN."""
 
-    Args:
-        rows: of all images.
-        labels: the model's class names.
-        group_N: group of each image in its class; -1 where it has none.
-        typicality_N: NaN where it is not defined.
-    """
-    for n, image in enumerate(rows.images):
-        y0, x0, y1, x1 = rows.boxes_N4[n].tolist()
-        probability, drop, *edges = _known(rows.of_label_N6[n])
-        inside, hit, typicality = _known([rows.inside_N[n], rows.hit_N[n], typicality_N[n]])
-        label_y0, label_x0, label_y1, label_x1 = (None if e is None else int(e) for e in edges)
-        yield ImageRow(
-            image=image,
-            label=labels[rows.labels_N[n]] if rows.known_N[n] else "",
-            predicted=labels[rows.predicted_N[n]],
-            probability=float(rows.probability_N[n]),
-            max_drop=float(rows.max_drop_N[n]),
-            y0=y0,
-            x0=x0,
-            y1=y1,
-            x1=x1,
-            reliance=float(rows.reliance_N[n]),
-            flips=float(rows.flips_N[n]),
-            covered=labels[rows.covered_N[n]],
-            inside=inside,
-            hit=None if hit is None else bool(hit),
-            group=None if group_N[n] < 0 else int(group_N[n]),
-            typicality=typicality,
-            label_probability=probability,
-            label_max_drop=drop,
-            label_y0=label_y0,
-            label_x0=label_x0,
-            label_y1=label_y1,
-            label_x1=label_x1,
-        )
+    def named(classes_N: NDArray[np.int64]) -> list[str]:
+        return ["" if index == UNKNOWN else labels[index] for index in classes_N.tolist()]
+
+    measured = ("probability", "max_drop", "reliance", "flips", "inside", "hit")
+    edges = ("y0", "x0", "y1", "x1")
+    of_label = [f"label_{name}" for name in ("probability", "max_drop", *edges)]
+    columns = {
+        "image": rows.images,
+        "label": named(rows.labels_N),
+        "predicted": named(rows.predicted_N),
+        "covered": named(rows.covered_N),
+        "group": group_N.tolist(),
+        "typicality": typicality_N.tolist(),
+        **{name: getattr(rows, f"{name}_N").tolist() for name in measured},
+        **dict(zip(edges, rows.boxes_N4.T.tolist(), strict=True)),
+        **dict(zip(of_label, rows.of_label_N6.T.tolist(), strict=True)),
+    }
+    for values in zip(*columns.values(), strict=True):
+        cells = zip(columns, values, strict=True)
+        yield from_json(ImageRow, {name: None if _unknown(v) else v for name, v in cells})
 
 
-def _known(values: Any) -> list[float | None]:
-    return [None if np.isnan(value) else float(value) for value in values]
+def _unknown(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def load(folder: Path) -> AuditResult:
