@@ -96,12 +96,8 @@ def judge_rows(auditor: Auditor, rows: Rows, progress: Progress = _silent) -> Au
             progress=advance,
         )
     reliances = _reliances(rows, listed)
-    p_values = [v.p for of_groups in verdicts for v in of_groups] + [r.p for r in reliances]
-    suspected = iter(suspicions(p_values))
-    verdicts = [
-        [replace(verdict, suspicion=next(suspected)) for verdict in of_groups]
-        for of_groups in verdicts
-    ]
+    suspected = iter(suspicions([*(v.p for v in verdicts), *(r.p for r in reliances)]))
+    verdict_of = iter([replace(verdict, suspicion=next(suspected)) for verdict in verdicts])
     reliances = [replace(reliance, suspicion=next(suspected)) for reliance in reliances]
     scaled_NRC = _scaled(rows.maps_NRC)
     group_N, typicality_N = np.full((2, len(rows)), np.nan)
@@ -116,14 +112,11 @@ def judge_rows(auditor: Auditor, rows: Rows, progress: Progress = _silent) -> Au
             entry,
             reliance,
             spread,
-            [
-                _group(lists, verdict, entry, members)
-                for verdict, members in zip(of_groups, entry.groups, strict=True)
-            ],
+            [_group(lists, next(verdict_of), entry, members) for members in entry.groups],
             scaled_NRC[entry.members_N].mean(0),
         )
-        for entry, of_groups, reliance, spread in zip(
-            listed, verdicts, reliances, _spreads(scaled_NRC, listed, spec.seed), strict=True
+        for entry, reliance, spread in zip(
+            listed, reliances, _spreads(scaled_NRC, listed, spec.seed), strict=True
         )
     )
     return AuditResult(

@@ -18,7 +18,7 @@ Technometrics 24, 295-300).
 Shapes: G groups, J donors, H hosts of each, K classes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -118,14 +118,14 @@ class Paster:
 
     @torch.inference_mode()
     def _probabilities(self, images: Tensor) -> NDArray[np.float64]:
-        found: list[Tensor] = []
+        parts: list[Tensor] = []
 
         def run(part: slice) -> None:
-            found.append(self._model.head.readings(self._model.logits(images[part]).cpu()))
+            parts.append(self._model.head.readings(self._model.logits(images[part]).cpu()))
 
         for _, fitting in in_batches(len(images), self._batch, run):
             self._batch = fitting
-        return torch.cat(found).double().numpy()
+        return torch.cat(parts).double().numpy()
 
     def paste(self, donors: Sequence[Donor], hosts_JH: NDArray[np.int64]) -> _Pasted:
         """Pastes a patch of each donor into its hosts (places in the pool), at its own position."""
@@ -179,11 +179,11 @@ def judge(
     batch_size: int | None,
     seed: int,
     progress: Callable[[int], None] = lambda _steps: None,
-) -> list[list[Verdict]]:
-    """Computes a verdict, without suspicion, for each group of each class."""
+) -> list[Verdict]:
+    """Computes a verdict, without suspicion, for each group of each class, in order."""
     groups = [(number, part) for number, entry in enumerate(listed) for part in entry.groups]
     if not groups:
-        return [[] for _ in listed]
+        return []
     paster = Paster(model, rows, read, batch_size, seed)
     count = PASTES_AN_IMAGE * len(rows) // (2 * DONORS * len(groups))
     hosts = min(max(count, MIN_HOSTS), MAX_HOSTS)
@@ -192,21 +192,13 @@ def judge(
     for number, part in groups:
         raw.append(_test(paster, rows, listed[number], part, boxes_P4, hosts, draw))
         progress(1)
-    verdicts = _against_others(raw, [number for number, _ in groups])
-    return list(_by_class(listed, verdicts))
-
-
-def _by_class(listed: Sequence[Class], verdicts: Sequence[Verdict]) -> Iterator[list[Verdict]]:
-    start = 0
-    for entry in listed:
-        yield list(verdicts[start : start + len(entry.groups)])
-        start += len(entry.groups)
+    return _against_others(raw, [number for number, _ in groups])
 
 
 def _test(
     paster: Paster,
     rows: Rows,
-    group: Class,
+    entry: Class,
     part: NDArray[np.int64],
     boxes_P4: NDArray[np.int64],
     count: int,
@@ -219,7 +211,7 @@ def _test(
         return Verdict()
     others: list[Donor] = []
     for place, target in zip(chosen.tolist(), targets, strict=True):
-        same = group.members_N[rows.predicted_N[group.members_N] == target]
+        same = entry.members_N[rows.predicted_N[entry.members_N] == target]
         others.append((int(paster.sample(same, 1)[0]), paster.elsewhere(place, boxes_P4), target))
     donors: list[Donor] = [
         (place, _box(rows.boxes_N4[place]), target)
