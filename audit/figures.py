@@ -59,7 +59,7 @@ def draw_class(entry: ClassAudit, read: Read) -> Figure:
             if place < len(shown):
                 image = shown[place]
                 _draw_patch(panel, images[image.row], image.box)
-                under(panel, image.label or f"{image.probability:.0%}", 18)
+                under(panel, image.label or _percent(image.probability), 18)
     return figure
 
 
@@ -80,7 +80,7 @@ def _strips(entry: ClassAudit) -> Iterator[tuple[str, Sequence[Shown]]]:
 
 
 def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.0%}"
+    return "-" if share is None else f"{100 * share:.0f} %"
 
 
 def _group_text(group: Group, number: int) -> str:
@@ -104,8 +104,8 @@ def _group_text(group: Group, number: int) -> str:
 
 
 def _class_text(entry: ClassAudit) -> str:
-    few = f"as classes with fewer than {SMALLEST} each"
-    lines = [f"{entry.images} images predicted {few if entry.index is None else entry.class_}"]
+    few = f"classes with fewer than {SMALLEST} each"
+    lines = [f"{entry.images} images predicted as {few if entry.index is None else entry.class_}"]
     if entry.accuracy is not None:
         lines.append(f"{_percent(entry.accuracy)} of the labelled ones are right")
     reliance, spread = entry.reliance, entry.concentration
