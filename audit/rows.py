@@ -119,11 +119,8 @@ def columns(entries: Iterable[Row | Mapping[str, Any]]) -> Rows:
     records = [entry if isinstance(entry, Row) else from_json(Row, entry) for entry in entries]
     records.sort(key=lambda row: row.place)
 
-    def whole(name: str) -> Whole:
-        return np.array([getattr(row, name) for row in records], np.int64)
-
-    def real(name: str) -> Floats:
-        return np.array([getattr(row, name) for row in records], np.float64)
+    def column(name: str, kind: type) -> NDArray[Any]:
+        return np.array([getattr(row, name) for row in records], kind)
 
     of_label = [
         [row.label_probability, row.label_max_drop, *(row.label_box or (None,) * 4)]
@@ -131,18 +128,18 @@ def columns(entries: Iterable[Row | Mapping[str, Any]]) -> Rows:
     ]
     return Rows(
         images=tuple(row.image for row in records),
-        places_N=whole("place"),
+        places_N=column("place", np.int64),
         labels_N=np.array([UNKNOWN if row.label is None else row.label for row in records]),
-        predicted_N=whole("predicted"),
-        probability_N=real("probability"),
-        max_drop_N=real("max_drop"),
-        reliance_N=real("reliance"),
-        flips_N=real("flips"),
-        covered_N=whole("covered"),
-        boxes_N4=whole("box"),
+        predicted_N=column("predicted", np.int64),
+        probability_N=column("probability", np.float64),
+        max_drop_N=column("max_drop", np.float64),
+        reliance_N=column("reliance", np.float64),
+        flips_N=column("flips", np.float64),
+        covered_N=column("covered", np.int64),
+        boxes_N4=column("box", np.int64),
         of_label_N6=np.array(of_label, np.float64),
-        inside_N=real("inside"),
-        hit_N=real("hit"),
+        inside_N=column("inside", np.float64),
+        hit_N=column("hit", np.float64),
         maps_NRC=np.stack([unpacked(row.map).reshape(row.grid) for row in records]),
         features_ND=np.stack([unpacked(row.features) for row in records]),
         pixels=tuple(row.pixels for row in records),
