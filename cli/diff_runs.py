@@ -188,7 +188,7 @@ def _audit(folder: Path, content: Mapping[str, Any]) -> Finished:
     import numpy as np
     import torch
 
-    from cnnviz.audit.report import TABLE
+    from cnnviz.audit.results import TABLE
     from cnnviz.audit.rows import unpacked
     from cnnviz.core.output.journal import LINES
     from cnnviz.diff.sides import Evidence, Side
