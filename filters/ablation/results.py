@@ -183,16 +183,16 @@ def make_result(
     *,
     filters: tuple[FilterSet, ...],
     engine: Engine,
-    counts: Counts | None,
-    measured: Measured | None,
+    outcome: Counts | Measured,
     indices: NDArray[np.int64],
     effects: tuple[FilterEffect, ...],
     cumulative: tuple[Curve, ...],
     errors: tuple[tuple[str, str], ...],
 ) -> AblationResult:
-    """Makes the result from what was counted or measured (one of the two is None)."""
-    images_K = counts.images if counts is not None else np.zeros(0)
-    images_K = measured.images_K if measured is not None else images_K
+    """Makes the result of what was counted or measured."""
+    counts = outcome if isinstance(outcome, Counts) else None
+    measured = outcome if isinstance(outcome, Measured) else None
+    images_K = outcome.images if isinstance(outcome, Counts) else outcome.images_K
     without = tuple(name for name, n in zip(model.labels, images_K, strict=True) if not n)
     pair = None if counts is None else counts.pair
     labels = counts.labels if counts is not None else indices
