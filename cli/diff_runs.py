@@ -106,10 +106,11 @@ def _occlude(folder: Path, content: Mapping[str, Any]) -> Finished:
     import numpy as np
 
     from cnnviz.diff.sides import Evidence, Side
-    from cnnviz.occlusion.archive import load, load_crop
-    from cnnviz.occlusion.choices import PanelSpec
-    from cnnviz.occlusion.experiment import OcclusionResult, look
+    from cnnviz.occlusion.experiment import look
     from cnnviz.occlusion.figures import unit
+    from cnnviz.occlusion.measurement import load, load_crop
+    from cnnviz.occlusion.options import PanelSpec
+    from cnnviz.occlusion.results import OcclusionResult
 
     places: dict[str, Path] = {}
     first: dict[str, str] = {}  # what was asked about first
@@ -142,7 +143,7 @@ def _occlude(folder: Path, content: Mapping[str, Any]) -> Finished:
         shown = (measured.image.pixels.numpy() * 255).round().astype(np.uint8)
         pixels.append(hashlib.sha256(shown.tobytes()).hexdigest())
         label = entry["label"]["class"] if "label" in entry else ""
-        answers.append((image, label, measured.labels[panels[0].target], panels[0].probability))
+        answers.append((image, label, measured.labels[panels[0].target], panels[0].reading))
         reliance.append(panels[0].reliance)
         judged = [t.get("inside") for t in entry["targets"] if t["index"] == panels[0].target]
         shares.append(judged[0] if judged else None)
@@ -191,10 +192,10 @@ def _audit(folder: Path, content: Mapping[str, Any]) -> Finished:
     from cnnviz.audit.rows import unpacked
     from cnnviz.core.output.journal import LINES
     from cnnviz.diff.sides import Evidence, Side
-    from cnnviz.occlusion.choices import Border, Score
     from cnnviz.occlusion.figures import BAR_LABELS
     from cnnviz.occlusion.maps import pixel_map
     from cnnviz.occlusion.masks import mask_grid
+    from cnnviz.occlusion.options import Border, Score
 
     results = content["results"]
     if not set(ASKED) <= set(results):
@@ -240,7 +241,7 @@ def _tsne(folder: Path, content: Mapping[str, Any]) -> Finished:
     import numpy as np
 
     from cnnviz.diff.sides import Side
-    from cnnviz.embeddings.features.file import FEATURES
+    from cnnviz.embeddings.features import FEATURES
 
     with open_arrays(inside(folder, FEATURES)) as stored:
         features = np.array(stored["features"], np.float32)
@@ -261,7 +262,7 @@ def _filters(folder: Path, content: Mapping[str, Any]) -> Finished:
     import numpy as np
 
     from cnnviz.diff.sides import Layer, Side
-    from cnnviz.filters.kernels.report import KERNELS
+    from cnnviz.filters.kernels.results import KERNELS
 
     path = inside(folder, KERNELS)
     if not path.exists():

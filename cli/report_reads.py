@@ -100,7 +100,7 @@ def _flat(entry: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any
 
 def holds_scores(folder: Path, entry: Mapping[str, Any]) -> bool:
     """Whether the scores of an image are there."""
-    from cnnviz.occlusion.archive import SCORES
+    from cnnviz.occlusion.measurement import SCORES
 
     return (inside(folder, str(entry.get("folder", "."))) / SCORES).exists()
 
@@ -120,8 +120,8 @@ def explored(folder: Path, entry: Mapping[str, Any]) -> "Explored":
     import numpy as np
     import torch
 
-    from cnnviz.occlusion.archive import load, load_crop
-    from cnnviz.occlusion.choices import Upsample
+    from cnnviz.occlusion.measurement import load, load_crop
+    from cnnviz.occlusion.options import Upsample
     from cnnviz.report.explorer import Explored
 
     measured, crop = load(folder), load_crop(folder)

@@ -85,7 +85,7 @@ class Units:
         import numpy as np
 
         from cnnviz.filters.kernels.figures import kernel_pixels
-        from cnnviz.filters.kernels.report import KERNELS
+        from cnnviz.filters.kernels.results import KERNELS
 
         with open_arrays(folder / KERNELS) as stored:
             for layer in content["results"]["layers"]:
