@@ -45,7 +45,7 @@ class FilterEffect(Record):
     hurts_probability_change: Annotated[
         Change | None, Says("mean change of that class's probability on its images; 0 with none")
     ] = None
-    harm: Annotated[float, HIDDEN]
+    harm: Annotated[float, HIDDEN] = 0.0
 
 
 def effects(
