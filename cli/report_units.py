@@ -1,68 +1,55 @@
-"""What several runs know of the same units of one network: max-patches, filters, ablate, layers."""
+"""Passports: what several runs of one network measure of the same units."""
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from cnnviz.cli.run_data import RunData
-from cnnviz.core.errors import CnnvizError, one_line
-from cnnviz.core.files import DAMAGE, open_arrays, read_text
+import numpy as np
+from PIL import Image
 
-if TYPE_CHECKING:
-    from cnnviz.report.passports import Passport
+from cnnviz.core.files import open_arrays, read_text
+from cnnviz.core.output.summary import FinishedRun
+from cnnviz.filters.ablation.report import SWEEP
+from cnnviz.filters.kernels.figures import kernel_pixels
+from cnnviz.filters.kernels.report import KERNELS
+from cnnviz.report.page import data_address, picture_address
+from cnnviz.report.passports import PATCHES, Passport
 
 LONGEST = 192
-"""Pixels of the longer side of an image whose patches are shown."""
+"""Maximum side of an image whose patches are shown."""
 
 
 class Units:
-    """Passports, filled by one run after the other.
+    """The passports of all units in runs of one network; `passports` lists them."""
 
-    Attributes:
-        passports: of all units that some run tells of.
-    """
-
-    def __init__(self, runs: Sequence[tuple[Path, Mapping[str, Any]]]) -> None:
-        """Reads the runs, which are of one network.
+    def __init__(self, runs: Sequence[FinishedRun]) -> None:
+        """Reads the runs.
 
         Raises:
             CnnvizError: one is damaged.
         """
         self._units: dict[tuple[str, int], Passport] = {}
-        self._data: list[RunData] = []
+        self._runs: list[FinishedRun] = []
         self._names: dict[str, int] = {}
         readers = {
             "max-patches": self._read_patches,
             "filters": self._read_kernels,
             "ablate": self._read_sweep,
+            "layers": self._read_layers,
         }
-        for folder, content in runs:
-            reader = readers.get(content["command"])
-            if reader is None:
-                continue
-            try:
-                reader(folder, content)
-            except (*DAMAGE, AttributeError, ArithmeticError) as error:
-                raise CnnvizError(
-                    f"what {folder} holds is damaged, or not complete: {one_line(error)}"
-                ) from error
-        for folder, content in runs:
-            if content["command"] == "layers":
-                self._read_layers(folder)
+        for run in sorted(runs, key=lambda run: run.command == "layers"):
+            if run.command in readers and run.summary.shard is None:
+                with run.reading():
+                    readers[run.command](run)
         self.passports = list(self._units.values())
 
-    def _unit(self, layer: str, number: int) -> "Passport":
-        from cnnviz.report.passports import Passport
-
+    def _unit(self, layer: str, number: int) -> Passport:
         return self._units.setdefault((layer, number), Passport(layer, number))
 
-    def _read_patches(self, _folder: Path, content: Mapping[str, Any]) -> None:
-        from cnnviz.report.passports import PATCHES
-
-        self._data.append(RunData(content))
-        for entry in content["results"]["filters"]:
+    def _read_patches(self, run: FinishedRun) -> None:
+        self._runs.append(run)
+        for entry in run.summary.results["filters"]:
             unit = self._unit(str(entry["layer"]), int(entry["filter"]))
             unit.numbers["fires on"] = entry["active_share"]
             unit.numbers["highest"] = entry["highest"]
@@ -81,14 +68,9 @@ class Units:
                 box = [float(edge) for edge in patch["box_original"]]
                 unit.patches.append([place, *box, patch["score"], patch.get("class", "")])
 
-    def _read_kernels(self, folder: Path, content: Mapping[str, Any]) -> None:
-        import numpy as np
-
-        from cnnviz.filters.kernels.figures import kernel_pixels
-        from cnnviz.filters.kernels.report import KERNELS
-
-        with open_arrays(folder / KERNELS) as stored:
-            for layer in content["results"]["layers"]:
+    def _read_kernels(self, run: FinishedRun) -> None:
+        with open_arrays(run.file(KERNELS)) as stored:
+            for layer in run.summary.results["layers"]:
                 name, dead = str(layer["layer"]), set(layer["dead"])
                 kernels = np.asarray(stored[f"kernels.{name}"], np.float64)
                 flat = kernels.reshape(len(kernels), -1)
@@ -110,12 +92,10 @@ class Units:
                         unit.numbers["Gabor R²"] = fit["r2"]
                     unit.kernel = _kernel_address(kernel_pixels(kernel))
 
-    def _read_sweep(self, folder: Path, content: Mapping[str, Any]) -> None:
-        from cnnviz.filters.ablation.report import SWEEP
-
-        if not content["results"]["sweep"]:
+    def _read_sweep(self, run: FinishedRun) -> None:
+        if not run.summary.results["sweep"]:
             return
-        for row in csv.DictReader(io.StringIO(read_text(folder / SWEEP), newline="")):
+        for row in csv.DictReader(io.StringIO(read_text(run.file(SWEEP)), newline="")):
             unit = self._unit(row["layer"], int(row["filter"]))
             unit.numbers["off: change"] = float(row["change"])
             if row["p_value"]:
@@ -124,8 +104,8 @@ class Units:
                 unit.numbers["hurts"] = row["hurts"]
                 unit.numbers["hurts by"] = float(row["hurts_change"])
 
-    def _read_layers(self, folder: Path) -> None:
-        rows = csv.DictReader(io.StringIO(read_text(folder / "layers.csv"), newline=""))
+    def _read_layers(self, run: FinishedRun) -> None:
+        rows = csv.DictReader(io.StringIO(read_text(run.file("layers.csv")), newline=""))
         seen = {row["layer"]: row for row in rows}
         for (layer, _), unit in self._units.items():
             if layer in seen:
@@ -136,27 +116,25 @@ class Units:
                 )
 
     def pictures(
-        self, units: "Sequence[Passport]", take: Callable[[int], bool]
+        self, units: Sequence[Passport], take: Callable[[int], bool]
     ) -> tuple[list[dict[str, Any]], int]:
-        """The images of these units' patches, whose boxes become shares of them.
+        """The images of these units' patches; the boxes become shares of them.
 
         Args:
-            units: that are shown.
-            take: says whether something of that size fits.
+            units: the units that are shown.
+            take: returns whether a part of that size fits.
 
         Returns:
             Name, address, width and height of each, and how many have no address.
         """
-        from cnnviz.report.page import picture_address
-
-        wanted = {patch[0] for unit in units for patch in unit.patches}
+        needed = {patch[0] for unit in units for patch in unit.patches}
         found: list[dict[str, Any]] = []
         sizes: list[tuple[int, int]] = []
         for name, place in self._names.items():
             image = None
-            if place in wanted:
-                images = (data.image(name) for data in self._data)
-                image = next((own for own in images if own is not None), None)
+            if place in needed:
+                images = (run.data.image(name) for run in self._runs)
+                image = next((found for found in images if found is not None), None)
             size = (1, 1) if image is None else image.size
             address = "" if image is None else picture_address(image, LONGEST)
             if address and not take(len(address)):
@@ -173,10 +151,6 @@ class Units:
 
 def _kernel_address(pixels: Any) -> str:
     """A kernel as a PNG, every pixel as it is."""
-    from PIL import Image
-
-    from cnnviz.report.page import data_address
-
     if pixels is None:
         return ""
     stream = io.BytesIO()

@@ -54,7 +54,7 @@ class Run:
         self.identity: Mapping[str, Any] = {}
         if output.report:
             from cnnviz.core.extras import required
-            from cnnviz.report.choices import EXTRA
+            from cnnviz.report.options import EXTRA
 
             required("bokeh", "--report", EXTRA)
         self.console = Console(output)
@@ -183,11 +183,10 @@ class Run:
 
     def _write_page(self, content: "Summary[object]") -> None:
         """Writes the page of this run, which the summary then lists."""
-        from cnnviz.cli.report_runs import as_json, page_of
-        from cnnviz.report.choices import MEGABYTES, PAGE
+        from cnnviz.cli.report_runs import page_of_new
+        from cnnviz.report.options import MEGABYTES, PAGE
 
-        run = (self.folder.path, as_json(content))
-        page, left_out = page_of([run], MEGABYTES, f"cnnviz {self.command}")
+        page, left_out = page_of_new(self.folder.path, content, MEGABYTES)
         for line in left_out:
             self.console.note(f"left out of {PAGE}: {line}")
         written = self.folder.write_bytes(PAGE, page.encode("utf-8", "replace"))

@@ -3,7 +3,7 @@
 from typing import Any
 
 from cnnviz.core.extras import required
-from cnnviz.report.choices import EXTRA
+from cnnviz.report.options import EXTRA
 
 TEXT = """
 :host { color: inherit; font: 14px/1.45 system-ui, sans-serif; }

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnviz.core.extras import required
-from cnnviz.report.choices import EXTRA
+from cnnviz.report.options import EXTRA
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,8 +9,8 @@ import typer
 from cnnviz.cli.options import OutputOptions
 from cnnviz.core.options import Option
 from cnnviz.core.output.look import Look
-from cnnviz.diff.choices import DiffSpec
-from cnnviz.report.choices import MEGABYTES, PAGE
+from cnnviz.diff.options import DiffSpec
+from cnnviz.report.options import MEGABYTES, PAGE
 
 
 @dataclass(frozen=True, kw_only=True)

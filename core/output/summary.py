@@ -4,19 +4,25 @@ A summary is written last (`RunFolder.finish`), so a folder that has one is comp
 is the one place that opens and checks one; what `results` holds is read by the analysis' `load`.
 """
 
+import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from cnnviz.core.choices import Precision
-from cnnviz.core.data.datasets import ImageData
-from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.data.datasets import ImageData, open_data
+from cnnviz.core.errors import CnnvizError, UsageError, one_line
+from cnnviz.core.files import DAMAGE, read_text, regular, shown_path
 from cnnviz.core.files import from_json as parsed
-from cnnviz.core.files import read_text
 from cnnviz.core.models.heads import Head, Reading
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.record import (
@@ -31,6 +37,10 @@ from cnnviz.core.output.record import (
 )
 
 SUMMARY = "summary.json"
+LARGEST = 2**30
+"""Bytes of a summary; larger files are refused before they are read."""
+LONGEST = 640
+"""Maximum side of a picture that `RunData.picture` returns."""
 TOP = 5
 HEADS = ("softmax", "sigmoid", "none", "probabilities", "probabilities per class")
 
@@ -123,6 +133,47 @@ class Summary(Record):
     shard: Annotated[ShardRecord | None, Says(optional=True)] = None
 
 
+class RunData:
+    """The images of a finished run's data set, by the names that the run's files have for them."""
+
+    def __init__(self, sources: Sequence[str]) -> None:
+        self._sources = sources
+
+    @cached_property
+    def _data(self) -> ImageData | None:
+        try:
+            return open_data(self._sources) if self._sources else None
+        except CnnvizError:
+            return None
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        examples = self._data.examples if self._data else ()
+        return {shown_path(example.path): place for place, example in enumerate(examples)}
+
+    def image(self, name: str) -> Image.Image | None:
+        """An image in its original size; None if it no longer exists, or is an array."""
+        place = self._places.get(name)
+        if self._data is None or place is None:
+            return None
+        try:
+            image = self._data.open(place)
+        except CnnvizError:
+            return None
+        return image if isinstance(image, Image.Image) else None
+
+    def picture(self, name: str, box: Sequence[float] | None = None) -> NDArray[np.uint8] | None:
+        """An image, or the part (y0, x0, y1, x1) of it, shrunk to at most `LONGEST` pixels."""
+        image = self.image(name)
+        if image is None:
+            return None
+        if box is not None:
+            y0, x0, y1, x1 = box
+            image = image.crop((math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)))
+        image.thumbnail((LONGEST, LONGEST))
+        return np.asarray(image)
+
+
 @dataclass(frozen=True)
 class FinishedRun:
     """A finished run: its folder and its checked summary; `content` is the same as JSON data."""
@@ -131,41 +182,94 @@ class FinishedRun:
     summary: Summary
     content: Mapping[str, Any] = field(repr=False)
 
+    @classmethod
+    def of(cls, folder: Path, content: Mapping[str, Any]) -> "FinishedRun":
+        """Checks the content of a summary.
+
+        Raises:
+            CnnvizError: a key is missing or invalid.
+        """
+        summary = from_json(Summary, content)
+        if summary.schema != f"cnnviz.{summary.command}/1":
+            raise CnnvizError(f"unknown schema '{summary.schema[:60]}'")
+        return cls(folder, summary, content)
+
     @property
     def command(self) -> str:
         """The command that made it."""
         return self.summary.command
 
+    @property
+    def failed(self) -> frozenset[str]:
+        """The inputs that failed."""
+        return frozenset(failure.input for failure in self.summary.errors)
+
+    @cached_property
+    def data(self) -> RunData:
+        """The data set of the run, which is opened again if it still exists."""
+        results = self.summary.results
+        data = results.get("data") if isinstance(results, Mapping) else None
+        sources = data.get("sources", ()) if isinstance(data, Mapping) else ()
+        return RunData(from_json(tuple[str, ...], sources))
+
     def file(self, name: str) -> Path:
         """The path of a file of the run.
 
         Raises:
-            CnnvizError: it lies outside of the run's folder.
+            CnnvizError: it is outside the run's folder.
         """
         path = self.folder / name
-        if not path.resolve().is_relative_to(self.folder.resolve()):
+        if "\0" in name or not path.resolve().is_relative_to(self.folder.resolve()):
             raise CnnvizError(f"{self.folder / SUMMARY} lists a file outside its folder: {name}")
         return path
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Reports what damaged files raise as an error of the user's.
 
-def read_summary(folder: Path) -> FinishedRun:
-    """Reads and checks the summary of a finished run.
+        Raises:
+            CnnvizError: the block raised an error that damaged files cause.
+        """
+        try:
+            yield
+        except (*DAMAGE, AttributeError, ArithmeticError) as error:
+            raise CnnvizError(
+                f"the files of {self.folder} are damaged or incomplete: {one_line(error)}"
+            ) from error
+
+
+def run_folders(named: Path) -> list[Path]:
+    """The run in a folder, or the runs in its subfolders; a summary stands for its folder.
 
     Raises:
-        UsageError: there is no summary of cnnviz in the folder.
-        CnnvizError: it cannot be read.
+        UsageError: there is none.
     """
-    path = folder if folder.is_file() else folder / SUMMARY
+    if named.is_file():
+        return [named.parent]
+    if (named / SUMMARY).exists():
+        return [named]
+    below = sorted(path.parent for path in named.glob(f"*/{SUMMARY}"))
+    if not below:
+        raise UsageError(f"no finished run in {named}: it has no {SUMMARY}")
+    return below
+
+
+def read_summary(folder: Path) -> FinishedRun:
+    """Reads and checks the summary of a finished run, from its folder or its own path.
+
+    Raises:
+        UsageError: it is not a summary of cnnviz.
+        CnnvizError: it does not exist or cannot be read.
+    """
+    path = folder / SUMMARY if folder.is_dir() else folder
+    if (size := regular(path).stat().st_size) > LARGEST:
+        raise UsageError(f"'{path}' has {size:,} bytes; a summary has at most {LARGEST:,}")
+    text = read_text(path)
     try:
-        content: Any = parsed(read_text(path))
-        if content["schema"] != f"cnnviz.{content['command']}/1":
-            raise ValueError("unknown schema")
-        summary = from_json(Summary, content)
-    except (ValueError, LookupError, TypeError, CnnvizError) as error:
-        if isinstance(error, CnnvizError) and not path.is_file():
-            raise
-        raise UsageError(f"'{path}' is not a summary of cnnviz") from error
-    return FinishedRun(path.parent, summary, content)
+        content: Any = parsed(text)
+        return FinishedRun.of(path.parent, content)
+    except (ValueError, CnnvizError) as error:
+        raise UsageError(f"'{path}' is not a summary of cnnviz ({one_line(error)})") from error
 
 
 def arguments() -> tuple[str, ...]:
