@@ -22,14 +22,14 @@ from torch import nn
 from cnnviz.core.choices import Precision
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.data.examples import Example, ImageSource
-from cnnviz.core.data.shards import PART, Shard
+from cnnviz.core.data.shards import Block, Shard
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.preprocess import Preprocess
-from cnnviz.filters.patches import state
+from cnnviz.core.output.journal import Journal, join
 from cnnviz.filters.patches.choices import MaxPatchesSpec
 from cnnviz.filters.patches.plan import make_plan
 from cnnviz.filters.patches.scan import Saving, scan
-from cnnviz.filters.patches.state import LayerState, ScanState
+from cnnviz.filters.patches.state import LayerState, merge, to_arrays
 
 SIDE = 8
 BATCH = 256
@@ -78,9 +78,9 @@ def scanned(model: Model, data: ImageData, path: Path, told: int | None = None) 
 
 
 def joined(paths: list[Path], path: Path) -> float:
-    """Joins state files; the seconds it took."""
+    """Joins journals; returns the seconds it took."""
     began = time.perf_counter()
-    state.join(paths, path)
+    join(paths, path, merge)
     return time.perf_counter() - began
 
 
@@ -92,8 +92,8 @@ def many_filters(folder: Path, shares: int) -> list[Path]:
         layer.best.keys.random_(generator=torch.Generator().manual_seed(number))
         identity = {"layers or filters": {"all": list(range(MANY))}}
         path = folder / f"many-{number}.npz"
-        of = {**identity, PART: [number, number + 1, shares]}
-        state.save(path, ScanState(number + 1, {"all": layer}), of)
+        journal = Journal(path, identity, Block(number, number + 1, shares))
+        journal.save(number + 1, {}, to_arrays([layer]))
         paths.append(path)
     return paths
 

@@ -7,6 +7,7 @@ from cnnviz.cli.commands.datasets import AblateCommand
 from cnnviz.cli.console import Console
 from cnnviz.cli.run import Run
 from cnnviz.core.errors import CheckFailed, UsageError
+from cnnviz.filters.ablation.choices import STATE
 
 if TYPE_CHECKING:
     from cnnviz.core.data.datasets import ImageData
@@ -24,9 +25,9 @@ def ablate(given: AblateCommand) -> None:
     if given.min_accuracy is not None and not given.spec.filters:
         raise UsageError("--min-accuracy needs --filters, whose loss it judges")
     from cnnviz.filters.ablation.ablation import Ablation
+    from cnnviz.filters.ablation.choices import STATE
     from cnnviz.filters.ablation.measures import measure_of
     from cnnviz.filters.ablation.report import notes, report
-    from cnnviz.filters.ablation.state import STATE
 
     run.take_share(given.shard)
     images = run.data(given.data, given.limit, given.model.seed)
@@ -38,9 +39,9 @@ def ablate(given: AblateCommand) -> None:
     if run.shard:
         ablation.refuse_shares()
     folder = run.open(resume=given.resume)
-    saving = ablation.saving(folder.path / STATE, resume=given.resume)
+    journal = ablation.journal(folder.path / STATE, resume=given.resume)
     with console.progress("ablating", len(images) * ablation.passes) as advance:
-        result = ablation.run(advance, saving)
+        result = ablation.run(advance, journal)
     folder.list(STATE)
     _write(folder, result, loaded, images, given.top)
     for note in notes(result, loaded, images):

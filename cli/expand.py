@@ -1,4 +1,4 @@
-"""How Typer gets to know of all options, and how a command's help shows them.
+"""Turns command records into functions that Typer reads, and formats their help.
 
 A command (`cli/commands/`) and a group of options (`options.py`, the specs of the analyses) are
 frozen dataclasses whose fields carry an `Option`. A command has a whole group as one field (`model:
@@ -28,13 +28,7 @@ ARGUMENTS, OWN = "What to look at", "How"
 
 @dataclass(frozen=True)
 class _Parameter:
-    """One argument or option of a command, between Typer and the code.
-
-    Attributes:
-        name: of the parameter or field.
-        hint: its annotation.
-        default: what it is where nothing is given.
-    """
+    """One argument or option of a command: name, annotation and default."""
 
     name: str
     hint: Any
@@ -51,7 +45,7 @@ class _Parameter:
 
     @cached_property
     def for_typer(self) -> inspect.Parameter:
-        """What Typer reads: text where we read it ourselves, a list for a tuple of any length."""
+        """The parameter for Typer: text where we parse it, a list for a tuple of any length."""
         hint, default, option = self.hint, self.default, self.option
         if option is not None:
             kind = get_args(hint)[0]
@@ -70,11 +64,7 @@ class _Parameter:
         )
 
     def value(self, given: Any) -> Any:
-        """What the code gets, from what Typer gives.
-
-        Raises:
-            UsageError: text that means nothing, a number out of range.
-        """
+        """Converts what Typer returns; raises a UsageError for an invalid value."""
         option = self.option
         if option is None or given is None:
             return given if option is None else self.default
@@ -86,10 +76,10 @@ class _Parameter:
 
 
 class Grouped(TyperCommand):
-    """A command whose help has its own options first, then those that all commands share."""
+    """A command whose help lists its own options first, then the shared ones."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Writes the arguments, and the options by the group that they are of."""
+        """Writes the arguments, then the options group by group."""
         headings: dict[str, str] = getattr(self.callback, "headings", {})
         sections: dict[str, list[tuple[str, str]]] = {ARGUMENTS: [], OWN: []}
         for parameter in self.get_params(ctx):

@@ -1,7 +1,7 @@
 """The `cnnviz` program: its commands, and how every way of failing ends.
 
-A user's mistake is one line on stderr and an exit status (`core.errors`); what is not foreseen is
-a bug and shows its traceback.
+A user's mistake is one line on stderr and an exit status (`core.errors`); anything else is a bug
+and shows its traceback.
 """
 
 import _thread
@@ -43,9 +43,9 @@ TRY = """\b
 Try:
   cnnviz occlude dog.jpg --model resnet18            what carries the prediction?
   cnnviz max-patches photos/ --model resnet18        what drives each filter?
-  cnnviz trust dog.jpg --model resnet18              how far can the map be believed?
+  cnnviz trust dog.jpg --model resnet18              how far can you trust the map?
 
-Without --model all run on the small network that ships with cnnviz."""
+Without --model, cnnviz uses the small network that ships with it."""
 
 app = typer.Typer(
     name="cnnviz",
@@ -112,10 +112,9 @@ def _program(
 
 @contextmanager
 def _interruptions_kept() -> Iterator[list[int]]:
-    """Repeats an interruption that fell into a finaliser or callback, where Python drops it.
+    """Repeats an interruption that arrived in a finaliser or callback, where Python drops it.
 
-    Yields:
-        The interruptions that have come: some libraries make errors of their own of them.
+    Yields the interruptions so far, as some libraries turn them into other errors.
     """
     before, came = sys.unraisablehook, list[int]()
 
@@ -144,7 +143,7 @@ def _interruptions_kept() -> Iterator[list[int]]:
 
 @contextmanager
 def _called_with(arguments: Sequence[str]) -> Iterator[None]:
-    """What summaries say that the program was called with."""
+    """Sets the arguments that summaries record."""
     before = sys.argv
     sys.argv = [before[0] if before else "cnnviz", *arguments]
     try:
@@ -174,31 +173,31 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _ended(given: list[str]) -> tuple[int, str, Exception | None]:
-    """Runs a command line; the exit status, what is to be said, and what broke it off."""
+    """Runs a command line; returns exit status, message and the error that ended it."""
     try:
         with _interruptions_kept() as came, _called_with(given):
             try:
                 status = app(given, prog_name="cnnviz", standalone_mode=False)
-                if came and status:  # an input failed of it, and the rest went on
+                if came and status:  # one input failed because of it, and the run continued
                     status = INTERRUPTED
             except Exception as error:
-                if came:  # nothing else went wrong: it broke off whatever was under way
+                if came:  # a library turned the interruption into this error
                     raise KeyboardInterrupt from error
                 raise
     except CnnvizError as error:
         return error.exit_status, str(error), error
-    except OSError as error:  # of a name or a disk, not of ours
+    except OSError as error:  # from a file name or the disk
         named = f": '{str(error.filename)[:SHOWN]}'" if error.filename else ""
         return 1, f"{error.strerror or error}{named}", error
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except UsageMistake as error:
         message = getattr(error, "format_message", error.__str__)()
-        message = message.replace("Value error, ", "")  # pydantic's way of saying ValueError
+        message = message.replace("Value error, ", "")  # added by pydantic
         command = getattr(getattr(error, "ctx", None), "command_path", "cnnviz")
         return 2, f"{message} ({command} --help)", error
     if status == INTERRUPTED:
-        whole = "interrupted; what is written is whole, and no summary says it is complete"
+        whole = "interrupted; written files are complete, but there is no summary"
         return INTERRUPTED, whole, None
     return int(status or 0), "", None
 

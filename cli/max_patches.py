@@ -21,7 +21,6 @@ def max_patches(given: MaxPatchesCommand) -> None:
     """Runs `cnnviz max-patches`."""
     run = Run("max-patches", given.output)
     console = run.console
-    from cnnviz.core.data.distinct import distinct
     from cnnviz.filters.patches.max_patches import find_patches
     from cnnviz.filters.patches.plan import make_plan
     from cnnviz.filters.patches.report import report
@@ -29,7 +28,6 @@ def max_patches(given: MaxPatchesCommand) -> None:
 
     run.take_share(given.shard)
     images = run.data(given.data, given.limit, given.model.seed)
-    images, copies = distinct(images) if given.distinct_files else (images, ())
     images = images.share(run.shard) if run.shard else images
     loaded = run.load(given.model, scores=False)
     plan = make_plan(loaded, given.spec)
@@ -39,7 +37,7 @@ def max_patches(given: MaxPatchesCommand) -> None:
         result = find_patches(loaded, images, plan, saving=saving, progress=advance)
     draws = given.pictures and not run.shard  # merge draws them, once
     drawn = _draw(result, images, loaded.preprocess, folder, console) if draws else {}
-    results = report(result, images, copies=copies, pictures=drawn)
+    results = report(result, images, pictures=drawn)
     console.table("Strongest patches", *_table(result))
     shown = [folder.path / pages[0] for pages in drawn.values()]
     try:

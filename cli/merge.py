@@ -2,8 +2,9 @@
 
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,23 +53,28 @@ def merge(given: MergeCommand) -> None:
     raise typer.Exit(status)
 
 
-def _join(shares: Sequence[Path], folder: "RunFolder", of: dict[str, Any]) -> None:
-    """Joins the file in which a command keeps what it has found."""
-    from cnnviz.core.output import index
+def _join(shares: Sequence[Path], folder: "RunFolder", identity: dict[str, Any]) -> None:
+    """Joins the journals of the shares."""
+    from cnnviz.core.output.journal import LINES, Merge, join, join_lines
     from cnnviz.embeddings.features import file as features
-    from cnnviz.filters.ablation import state as tally
-    from cnnviz.filters.patches import choices, state
+    from cnnviz.filters.ablation import choices as ablation
+    from cnnviz.filters.ablation import tally
+    from cnnviz.filters.patches import choices as patches
+    from cnnviz.filters.patches import state
 
-    joins: dict[str, Callable[[list[Path]], None]] = {
-        index.LINES: lambda _files: index.join(shares, folder, of),
-        features.FEATURES: lambda files: features.join(files, folder),
-        choices.STATE: lambda files: state.join(files, folder.path / choices.STATE),
-        tally.STATE: lambda files: tally.join(files, folder.path / tally.STATE),
+    if (shares[0] / LINES).exists():
+        join_lines(shares, folder, identity)
+        return
+    merges: dict[str, Merge] = {
+        features.FEATURES: partial(features.merge, scratch=folder.path),
+        patches.STATE: state.merge,
+        ablation.STATE: tally.merge,
     }
-    for name, join in joins.items():
+    for name, merge in merges.items():
         if (shares[0] / name).exists():
-            return join([share / name for share in shares])
-    raise CnnvizError(f"{shares[0]} lacks what it was to keep: none of {', '.join(joins)}")
+            join([share / name for share in shares], folder.path / name, merge)
+            return
+    raise CnnvizError(f"{shares[0]} has no journal; expected one of {', '.join([LINES, *merges])}")
 
 
 @dataclass(frozen=True)

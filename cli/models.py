@@ -1,31 +1,35 @@
 """`cnnviz models`: what can be named, and which weights are on disk already."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from typing_extensions import TypedDict
+from typing import Any
 
 from cnnviz.cli.commands.networks import ModelsCommand
 from cnnviz.cli.console import Console, findings
 from cnnviz.cli.options import OutputOptions
 from cnnviz.core.errors import UsageError, nearest
+from cnnviz.core.models.bundled import read_card
+from cnnviz.core.models.zoo.published import Listed, cache_folder, list_torchvision
+from cnnviz.core.output.record import Record, to_json
+from cnnviz.core.output.run_folder import to_json as json_text
+from cnnviz.core.output.run_folder import version
 
-if TYPE_CHECKING:
-    from cnnviz.core.models.zoo.published import Listed
+CARD_LINES = ("architecture", "parameters", "data", "recipe", "limits")
 
 
-class Results(TypedDict):
-    """What there is."""
+@dataclass(frozen=True)
+class Results(Record):
+    """The models that can be named."""
 
     bundled: dict[str, Any] | None
-    torchvision: list[dict[str, Any]]
+    torchvision: list[Listed]
     cache: str
 
 
-class Listing(TypedDict):
-    """What `--json` prints."""
+@dataclass(frozen=True)
+class Listing(Record):
+    """The output of `--json`."""
 
     schema: str
     command: str
@@ -33,35 +37,19 @@ class Listing(TypedDict):
     results: Results
 
 
-CARD_LINES = ("architecture", "parameters", "data", "recipe", "limits")
-
-
 def models(given: ModelsCommand) -> None:
-    """Runs `cnnviz models`."""
-    from cnnviz.core.models.bundled import read_card
-    from cnnviz.core.models.zoo.published import cache_folder, list_torchvision
-    from cnnviz.core.output.run_folder import to_json, version
-
-    wanted = (given.pattern or "").lower()
+    """Run `cnnviz models`."""
+    pattern = (given.pattern or "").lower()
     everything = list_torchvision()
-    listed = [entry for entry in everything if wanted in entry.model]
-    shows_bundled = wanted in "bundled"
-    if not listed and not shows_bundled:
-        near = ", ".join(nearest(wanted, dict.fromkeys(entry.model for entry in everything)))
+    listed = [entry for entry in everything if pattern in entry.model]
+    card = read_card().text if pattern in "bundled" else None
+    if not listed and card is None:
+        near = ", ".join(nearest(pattern, [entry.model for entry in everything]))
         raise UsageError(f"no model has '{given.pattern}' in its name; the nearest are {near}")
-    card = read_card().text if shows_bundled else None
     if given.json:
-        content: Listing = {
-            "schema": "cnnviz.models/1",
-            "command": "models",
-            "version": version(),
-            "results": {
-                "bundled": card,
-                "torchvision": [asdict(entry) for entry in listed],
-                "cache": str(cache_folder()),
-            },
-        }
-        print(to_json(content), end="", file=findings())
+        results = Results(card, listed, str(cache_folder()))
+        listing = Listing("cnnviz.models/1", "models", version(), results)
+        print(json_text(to_json(listing)), end="", file=findings())
         return
     console = Console(OutputOptions())
     if card is not None:

@@ -1,4 +1,4 @@
-"""Options that commands share: groups of them (`expand.py` makes a command line of these)."""
+"""Options that commands share, in groups; `expand.py` makes a command line of them."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,12 +22,12 @@ IMAGES = (
     "Image files, folders of them, or a data set: a CSV or JSONL manifest, webdataset's tar files, "
     "or cifar10:DIR, mnist:DIR, fashionmnist:DIR, hf-dataset:DIR."
 )
-Limit = Annotated[int | None, Option("A seeded, class-balanced sample of so many images.", least=1)]
+Limit = Annotated[int | None, Option("Use a seeded, class-balanced sample of N images.", least=1)]
 Share = Annotated[
     Shard | None,
     Option(
-        "Go through share I (from 0) of N alone, in a folder of its own below --out; cnnviz merge "
-        "joins them. Default: what RANK and WORLD_SIZE, or SLURM_ARRAY_TASK_ID and _COUNT say.",
+        "Process only share I (from 0) of N, in its own folder below --out; cnnviz merge joins "
+        "the shares. Default: from RANK and WORLD_SIZE, or SLURM_ARRAY_TASK_ID and _COUNT.",
         ("--shard",),
         shard,
         metavar="I/N",
@@ -40,12 +40,12 @@ Expect = Annotated[
         "or polygons per image."
     ),
 ]
-Resume = Annotated[bool, Option("Go on with a run that was interrupted; what is done stays.")]
+Resume = Annotated[bool, Option("Continue an interrupted run; finished images are kept.")]
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which network, with which weights, fed how and run where."""
+    """The network, its weights, its preprocessing and its device."""
 
     HEADING: ClassVar[str] = "The model"
 
@@ -76,26 +76,28 @@ class ModelOptions:
         Option("A torchvision weights name (DEFAULT, IMAGENET1K_V1, …), or none for random ones."),
     ] = None
     labels: Annotated[
-        Path | None, Option("Class names: a text file, one a line, or a JSON list or map.")
+        Path | None, Option("Class names: a text file, one per line, or a JSON list or map.")
     ] = None
     head: Annotated[
         HeadChoice,
         Option(
-            "What the network's numbers mean: softmax (one class holds), sigmoid (each class on "
-            "its own), probabilities already, none (a regression); auto finds out and says so."
+            "What the network's outputs mean: softmax (exactly one class), sigmoid (independent "
+            "classes), probabilities, none (regression); auto determines it and prints a note."
         ),
     ] = HeadChoice.AUTO
     pick: Annotated[
         str | None,
         Option(
             "Which of several outputs, by name or number, or path/to/file.py:function, which "
-            "makes a tensor (N,) or (N, K) of what the network puts out.",
+            "converts the network's output to a tensor (N,) or (N, K).",
             ("--output",),
         ),
     ] = None
     threshold: Annotated[
         float,
-        Option("With --head sigmoid: the probability from which a class holds.", least=0, most=1),
+        Option(
+            "With --head sigmoid: a class is predicted from this probability on.", least=0, most=1
+        ),
     ] = 0.5
     size: Annotated[
         tuple[int, int] | None,
@@ -105,13 +107,14 @@ class ModelOptions:
         tuple[float, ...] | None, Option("Channel means, as 0.485,0.456,0.406.", parse=numbers)
     ] = None
     std: Annotated[
-        tuple[float, ...] | None, Option("Channel deviations, likewise.", parse=numbers)
+        tuple[float, ...] | None,
+        Option("Channel standard deviations, as 0.229,0.224,0.225.", parse=numbers),
     ] = None
     value_range: Annotated[
         tuple[float, float] | None,
         Option(
-            "The values of arrays (.npy .npz) and TIFF files that stand for 0 and 1, as 0,10000. "
-            "Default: 0,255 for bytes; floats in [0, 1] as they are.",
+            "Values of arrays (.npy .npz) and TIFF files that are mapped to 0 and 1, as 0,10000. "
+            "Default: 0,255 for bytes; floats in [0, 1] are kept.",
             ("--range",),
             low_high,
         ),
@@ -125,15 +128,12 @@ class ModelOptions:
         ),
     ] = None
     device: Annotated[str, Option("auto, cpu, cuda, cuda:N or mps.")] = "auto"
-    precision: Annotated[Precision, Option("Number format of weights and activations.")] = (
-        Precision.FP32
-    )
+    precision: Annotated[Precision, Option("Floating-point precision.")] = Precision.FP32
     batch_size: BatchSize = None
     repeat: Annotated[
         int,
         Option(
-            "Passes that scores are averaged over, for a network that answers differently each "
-            "time.",
+            "Average scores over N forward passes (for stochastic networks).",
             least=1,
             most=10_000,
         ),
@@ -141,7 +141,7 @@ class ModelOptions:
     seed: Seed = 0
 
     def load(self, *, scores: bool = True) -> "Model":
-        """The model these options describe, ready to run (`load_model` says what `scores` are)."""
+        """Loads the model (see `load_model`)."""
         from cnnviz.core.models.load import load_model
 
         return load_model(
@@ -168,7 +168,7 @@ class ModelOptions:
 
 def _folder(text: str, option: str) -> Path:
     if not text.strip():
-        raise UsageError(f"{option} '{text}' names no folder; . is the current one")
+        raise UsageError(f"{option} '{text}' is not a folder name; use . for the current folder")
     return Path(text)
 
 
@@ -181,7 +181,7 @@ class ProgressForm(StrEnum):
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Where results go and what the terminal shows."""
+    """Where results are written and what the terminal shows."""
 
     HEADING: ClassVar[str] = "Output"
 
@@ -194,11 +194,11 @@ class OutputOptions:
             metavar="<path>",
         ),
     ] = None
-    overwrite: Annotated[bool, Option("Replace an earlier run's results.")] = False
+    overwrite: Annotated[bool, Option("Replace the results of an earlier run.")] = False
     json: Annotated[bool, Option("Print the summary as JSON and nothing else.")] = False
     quiet: Annotated[bool, Option("No progress and no table.", ("--quiet", "-q"))] = False
     format: Annotated[
-        FigureFormat, Option("What figures are written as; sheets of pixels are always PNG.")
+        FigureFormat, Option("File format of figures; sheets of pixels are always PNG.")
     ] = FigureFormat.PNG
     progress: Annotated[
         ProgressForm, Option("How progress and messages are told on stderr: json for JSON lines.")
@@ -206,16 +206,16 @@ class OutputOptions:
     junit: Annotated[
         Path | None,
         Option(
-            "Also write a JUnit report: a test case for each image, with the checks asked for.",
+            "Also write a JUnit report: a test case per image, with the requested checks.",
             metavar="<file>",
         ),
     ] = None
 
     dark: Annotated[
-        bool, Option("Figures light on dark; pictures, and sheets of pixels, stay as they are.")
+        bool, Option("Draw figures light on dark; images and sheets of pixels do not change.")
     ] = False
     report: Annotated[
-        bool, Option("Also write report.html: a page of the run that opens anywhere, offline.")
+        bool, Option("Also write report.html, one self-contained page of the run.")
     ] = False
 
     def folder(self, command: str) -> Path:

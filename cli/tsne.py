@@ -17,7 +17,7 @@ def tsne(given: TsneCommand) -> None:
     run = Run("tsne", given.output)
     console = run.console
     from cnnviz.embeddings.experiment import Embedder, check_spec
-    from cnnviz.embeddings.features.file import FEATURES, to_arrays
+    from cnnviz.embeddings.features.file import FEATURES, save_features
     from cnnviz.embeddings.report import QUALITY_COLUMNS, quality_rows, report
 
     run.take_share(given.shard)
@@ -31,7 +31,8 @@ def tsne(given: TsneCommand) -> None:
         known = embedder.known_features(run.root / FEATURES)
     folder = run.open(resume=given.resume)
     features = known or embedder.features(scratch=folder.path)
-    folder.write_large_npz(FEATURES, **to_arrays(features, images))
+    save_features(folder.path / FEATURES, features, images)
+    folder.list(FEATURES)
     if run.shard:
         run.finish(None, model=loaded, seed=given.model.seed, errors=features.errors)
         return

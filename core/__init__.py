@@ -1,4 +1,4 @@
-"""What every analysis stands on: models, images, layers, graphs, results, drawing."""
+"""The basis of every analysis: models, images, layers, graphs, results, drawing."""
 
 from typing import TYPE_CHECKING
 

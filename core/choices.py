@@ -1,4 +1,4 @@
-"""Choices that library and command line share; imports nothing heavy, so that `--help` is quick."""
+"""Choices that library and command line share; imports nothing heavy, so that `--help` is fast."""
 
 import re
 from enum import StrEnum
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 LUMINANCE = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in a grey that looks as bright (ITU-R BT.601)."""
+"""Weights of red, green and blue in a grey of the same brightness (ITU-R BT.601)."""
 
 
 class Precision(StrEnum):
-    """The number format that weights and activations have during the run."""
+    """Floating-point precision of weights and activations."""
 
     FP32 = "fp32"
     BF16 = "bf16"
@@ -23,14 +23,14 @@ class Precision(StrEnum):
 
     @property
     def dtype(self) -> "torch.dtype":
-        """The torch type of the same meaning."""
+        """The torch type."""
         import torch
 
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.value]
 
 
 class FigureFormat(StrEnum):
-    """Kinds of files that figures are written as; sheets of pixels are always PNG."""
+    """File formats of figures; sheets of pixels are always PNG."""
 
     PNG = "png"
     PDF = "pdf"
@@ -38,7 +38,7 @@ class FigureFormat(StrEnum):
 
 
 class Colormap(StrEnum):
-    """Colours of a map. Diverging ones are symmetric about zero; jet is the classic look."""
+    """Colours of a map. Diverging ones are symmetric about zero; jet is the classic."""
 
     DIVERGING = "diverging"
     JET = "jet"
@@ -47,7 +47,7 @@ class Colormap(StrEnum):
 
 
 class HeadChoice(StrEnum):
-    """What a network's numbers mean; `auto` settles it on its outputs for random pictures."""
+    """What a network's outputs mean; `auto` determines it from those for random images."""
 
     AUTO = "auto"
     SOFTMAX = "softmax"
@@ -57,29 +57,25 @@ class HeadChoice(StrEnum):
 
 
 def whole_number(text: str) -> int | None:
-    """A number in plain digits; None for anything else, or beyond 18 digits."""
+    """Parse plain digits; None for anything else, or more than 18 digits."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None
 
 
 def pixels(text: str, option: str) -> tuple[int, int]:
-    """`15` to (15, 15), `15x30` to (15, 30): rows, columns.
-
-    Raises:
-        UsageError: neither of the two forms, or a side out of range; `option` is named.
-    """
-    found = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text.lower())
-    rows, columns = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    """Parse `15` to (15, 15) and `15x30` to (15, 30): rows, columns; `option` is for the error."""
+    match = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text.lower())
+    rows, columns = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if min(rows, columns) > 0:
         return rows, columns
     what = option.strip("-").replace("-", " ")
     raise UsageError(
-        f"'{text[:40]}' is no {what}; {option} takes a side in pixels (15) or HxW (15x30), each "
+        f"invalid {what} '{text[:40]}'; {option} takes a side in pixels (15) or HxW (15x30), each "
         "from 1 to 99999"
     )
 
 
 class Scaling(StrEnum):
-    """What full white is the largest value of, when kernels or maps become grey levels."""
+    """Where the largest value, which becomes white, is taken from when drawing grey levels."""
 
     FILTER = "filter"
     LAYER = "layer"

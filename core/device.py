@@ -1,7 +1,7 @@
-"""Where and how precisely a network runs, and how many images go through it at a time.
+"""Devices, rounding, and batches that shrink when memory runs out.
 
-A batch size is a promise nobody can keep beforehand: `in_batches` starts from a guess and halves it
-whenever the device runs out of memory, so a run slows down where it would have died.
+No batch size is known to fit in advance: `in_batches` starts from a guess and halves it whenever
+the device runs out of memory, so that a run slows down instead of failing.
 """
 
 import ctypes
@@ -14,11 +14,7 @@ from cnnviz.core.errors import CnnvizError, UsageError
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """Resolves `auto`, `cpu`, `cuda[:N]` or `mps` to a device that is really there.
-
-    Raises:
-        UsageError: the name means nothing to torch, or the machine has no such device.
-    """
+    """Resolve `auto`, `cpu`, `cuda[:N]` or `mps` to a device that this machine has."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -41,12 +37,12 @@ _COARSE = 0.1  # bfloat16, float16
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """The share of the largest score that another order of additions may change, and no more."""
+    """The maximum change, as a share of the largest score, from another order of additions."""
     return _ROUNDING.get(dtype, _COARSE)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch raised this for want of memory, on any kind of device."""
+    """Whether torch raised this because memory ran out, on any kind of device."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return "out of memory" in str(error) or "can't allocate memory" in str(error)
@@ -55,12 +51,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 def in_batches(
     count: int, batch_size: int, run: Callable[[slice], None]
 ) -> Iterator[tuple[int, int]]:
-    """Calls `run` on consecutive slices of range(count); yields (done, batch size) after each.
+    """Call `run` on consecutive slices of range(count); yield (done, batch size) after each.
 
-    Out of memory halves the batch size, and the same slice start is tried again.
-
-    Raises:
-        CnnvizError: a single item does not fit the device's memory.
+    If memory runs out, the batch size is halved and the slice repeated; CnnvizError if a single
+    item does not fit.
     """
     done = 0
     while done < count:
@@ -84,9 +78,9 @@ def in_batches(
 
 
 def give_back_memory() -> None:
-    """Returns freed memory to the system where the C library would keep it (glibc does).
+    """Return freed memory to the system, which glibc otherwise keeps.
 
-    Tensors of ever-changing sizes leave holes that nothing fits into; a long run would grow.
+    Tensors of changing sizes fragment the memory; a long run would grow.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:

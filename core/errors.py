@@ -1,8 +1,8 @@
-"""What can go wrong by the user's doing; anything else is a bug and may crash loudly.
+"""Errors that the user can correct; anything else is a bug and may crash loudly.
 
     CnnvizError          exit status 1: the run, or this input of it, failed
     ├── UsageError       exit status 2: the command line asks for something that does not exist
-    └── CheckFailed      exit status 3: a check that the user asked for did not hold
+    └── CheckFailed      exit status 3: a check that the user requested failed
 
 A message is one line: the offending value, what is accepted, and the remedy.
 """
@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 USER_CODE_ERRORS = (Exception, SystemExit)
-"""What a user's code may raise when it is imported, called, or run with what it did not expect: its
-own exceptions and `sys.exit()` too are its failure, not an end of ours."""
+"""What a user's code may raise when it is imported or called: its exceptions, and `sys.exit()`,
+which is its failure, not the end of our run."""
 
 
 class CnnvizError(Exception):
-    """The run, or one input of it, failed for a reason the user can do something about."""
+    """The run, or one input of it, failed for a reason that the user can correct."""
 
     exit_status = 1
 
@@ -29,11 +29,10 @@ class UsageError(CnnvizError):
 
 
 class CheckFailed(CnnvizError):  # noqa: N818 (not an error of the program: a verdict)
-    """A `--min-…` check did not hold.
+    """A `--min-…` check failed.
 
     Attributes:
-        failed: the images that it did not hold for, and what is said of each; empty where it is of
-            the whole run.
+        failed: a message for each image that failed it; empty if it concerns the whole run.
     """
 
     exit_status = 3
@@ -44,17 +43,17 @@ class CheckFailed(CnnvizError):  # noqa: N818 (not an error of the program: a ve
 
 
 LONGEST = 300
-"""Letters of what somebody else's error says; some quote a whole file."""
+"""Maximum length of another library's message; some quote a whole file."""
 
 
 def one_line(error: BaseException) -> str:
-    """What somebody else's error says, on one line."""
+    """Another library's error message on one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
 
 def located(error: BaseException) -> str:
-    """Somebody else's error on one line: type, message, and the innermost file and line."""
+    """An error of the user's code on one line: type, message, and the innermost file and line."""
     place, trace = "", error.__traceback__
     while trace is not None:
         place = f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})"
@@ -65,7 +64,7 @@ def located(error: BaseException) -> str:
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The known names most like `name`, best first; the first few where none is alike."""
+    """The known names most similar to `name`, best first; the first few if none is similar."""
     names = list(known)
     lowered = {candidate.lower(): candidate for candidate in names}
     close = difflib.get_close_matches(name.lower(), lowered, n=count, cutoff=0.5)

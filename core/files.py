@@ -1,7 +1,7 @@
-"""Files that a user names: opened only where they are files, and read as what they should be.
+"""Files that a user names: opened only if they are regular files, and read as what they should be.
 
-A name can be anything (too long, with a NUL in it, of bytes that are no text), and what it stands
-for can be a pipe that never ends. Text from strangers can be nested deeper than any parser goes.
+A name can be anything (too long, with a NUL, with bytes that are not text), and can belong to a
+pipe that never ends. JSON from strangers can be nested deeper than any parser goes.
 """
 
 import json
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LARGEST = 8 * 2**30
-"""Bytes of arrays in a file, unpacked; more are refused before they are read."""
+"""Maximum bytes of the arrays in a file, unpacked; more are refused before they are read."""
 
 DAMAGE = (
     OSError,
@@ -36,11 +36,11 @@ DAMAGE = (
     zlib.error,
     tokenize.TokenError,
 )
-"""What damaged or foreign files have been seen to raise when they are read as arrays."""
+"""What reading damaged or foreign files raises."""
 
 
 def exists(path: Path) -> bool:
-    """Whether there is something of that name; a name that cannot be one stands for nothing."""
+    """Whether a file or folder of that name exists; false for an impossible name."""
     try:
         path.stat()
     except (OSError, ValueError):
@@ -49,16 +49,12 @@ def exists(path: Path) -> bool:
 
 
 def shown_path(path: str) -> str:
-    """A path as text that can be written: bytes that are no UTF-8 become a question mark."""
+    """A path as text that can be written: bytes that are not UTF-8 become a question mark."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
 def regular(path: str | Path) -> Path:
-    """The path of something that can be read to its end.
-
-    Raises:
-        CnnvizError: there is nothing of that name, or it is a folder, pipe, socket or device.
-    """
+    """Return the path of a regular file; CnnvizError if it is missing, or anything else."""
     try:
         mode = Path(path).stat().st_mode
     except FileNotFoundError as error:
@@ -67,20 +63,16 @@ def regular(path: str | Path) -> Path:
         raise CnnvizError(f"'{path}' may not be read: permission denied") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise CnnvizError(f"'{path}' is no file name: {reason}") from error
+        raise CnnvizError(f"'{path}' is not a file name: {reason}") from error
     if stat.S_ISDIR(mode):
         raise CnnvizError(f"'{path}' is a folder, not a file")
     if not stat.S_ISREG(mode):
-        raise CnnvizError(f"'{path}' is no file but a pipe, socket or device")
+        raise CnnvizError(f"'{path}' is not a file but a pipe, socket or device")
     return Path(path)
 
 
 def read_text(path: str | Path) -> str:
-    """A file's text, without a byte-order mark.
-
-    Raises:
-        CnnvizError: it cannot be read (`regular`), or is not UTF-8.
-    """
+    """Read a file's text, without a byte-order mark; CnnvizError if it is not UTF-8."""
     try:
         return regular(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -90,18 +82,17 @@ def read_text(path: str | Path) -> str:
 
 
 def lines(text: str) -> list[str]:
-    """The lines of a text; only line feeds end them (with or without a carriage return)."""
+    """Split a text into lines, only at line feeds (with or without a carriage return)."""
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 @contextmanager
 def open_arrays(path: Path) -> "Iterator[Mapping[str, NDArray[Any]]]":
-    """The arrays of an .npz file, each read when it is asked for; nothing is unpickled.
+    """Open the arrays of an .npz file, each read on access; nothing is unpickled.
 
     Raises:
-        ValueError: it unpacks to more than `LARGEST`.
-        CnnvizError: it is no file (`regular`).
-        Exception: whatever of `DAMAGE` numpy raises on a damaged one.
+        CnnvizError: it is not a file (`regular`).
+        Exception: any of `DAMAGE` for a damaged file; ValueError if it unpacks to `LARGEST`.
     """
     import numpy as np
 
@@ -114,11 +105,7 @@ def open_arrays(path: Path) -> "Iterator[Mapping[str, NDArray[Any]]]":
 
 
 def from_json(text: str) -> object:
-    """What JSON says.
-
-    Raises:
-        ValueError: it is none, or is nested deeper than can be read.
-    """
+    """Parse JSON; ValueError if it is invalid, or nested too deeply."""
     try:
         content: object = json.loads(text)
     except RecursionError as error:

@@ -1,4 +1,4 @@
-"""Public faces: a package offers names that its modules have, and imports them when asked.
+"""Public faces: a package offers names of its modules, and imports them on first access.
 
 `--help` imports every package's `__init__`, and must import neither torch nor matplotlib.
 """
@@ -9,13 +9,13 @@ from typing import Any
 
 
 def lazily(package: str, names: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
-    """A `__getattr__` for `package`: looks a name up in the module of the package that has it.
+    """Make a `__getattr__` for a package that looks a name up in the module that defines it.
 
-    A name must not be that of a submodule, which would take its place once it is imported.
+    A name must not be that of a submodule, which would replace it once it is imported.
 
     Args:
-        package: `__name__` of the `__init__` that this is for.
-        names: by module (below the package) what it offers.
+        package: `__name__` of the package.
+        names: the names of each module, by its name below the package.
     """
     homes = {name: module for module, offered in names.items() for name in offered}
 

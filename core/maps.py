@@ -1,6 +1,6 @@
-"""Maps of one picture, held against each other: any method's, whatever their units.
+"""Comparing maps of one image, from any methods, regardless of their units.
 
-A map is positive where a place speaks for the class. Shapes: H W rows and columns.
+A map is positive where the image speaks for the class. Shapes: H W rows and columns.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ PLATEAU = 1e-6  # values this close to the peak, relative to it, are the peak
 
 
 def peak(map_HW: Tensor) -> tuple[int, int]:
-    """Row and column of the largest value; of a plateau, its pixel nearest to its middle."""
+    """Row and column of the largest value; for a plateau, the pixel nearest to its centre."""
     rows, columns = torch.where(map_HW >= map_HW.max() - PLATEAU * map_HW.abs().max())
     center = torch.stack([rows, columns], 1).double().mean(0)
     nearest = int(((rows - center[0]) ** 2 + (columns - center[1]) ** 2).argmin())
@@ -20,27 +20,24 @@ def peak(map_HW: Tensor) -> tuple[int, int]:
 
 
 def positive_part(map_HW: Tensor) -> Tensor:
-    """The evidence alone, 1 at its largest, float64; zero where there is none at all."""
+    """The positive values, scaled to a maximum of 1, float64; zeros if there are none."""
     positive = map_HW.double().clamp(min=0)
     return positive / positive.max().clamp(min=torch.finfo(torch.float64).tiny)
 
 
 def agreement(first_HW: Tensor, second_HW: Tensor) -> Tensor:
-    """Where both maps see evidence: the geometric mean of their positive parts, float32 in [0, 1].
+    """Where both maps are positive: the geometric mean of their positive parts, float32 in [0, 1].
 
-    A product of two detectors keeps what both report; what one alone reports falls to zero.
+    A product of two detectors keeps what both report, and drops what only one reports.
     """
     return (positive_part(first_HW) * positive_part(second_HW)).sqrt().float()
 
 
 def rank_correlation(first_HW: Tensor, second_HW: Tensor) -> float | None:
-    """Spearman's rank correlation of two maps of one size; None where one of them is constant.
+    """Spearman's rank correlation of two maps of one size; None if one of them is constant.
 
     Maps of different methods have different units, so only their order is compared: 1 for the same
-    order, 0 for none, -1 for the opposite one.
-
-    Raises:
-        ValueError: the maps differ in size.
+    order, 0 for independent ones, -1 for the opposite one.
     """
     if first_HW.shape != second_HW.shape:
         raise ValueError(f"maps of {tuple(first_HW.shape)} and {tuple(second_HW.shape)} pixels")

@@ -1,8 +1,8 @@
-"""Options: what a field of a spec says of itself, once.
+"""Options: the fields of a spec, each described once.
 
-A spec is a frozen dataclass whose fields carry an `Option`: a line of help, how text becomes a
-value, the range of a number. The command line is generated from it (`cli.expand.expand`), and a
-spec made in code checks itself against it. Imports nothing heavy, so that `--help` is quick.
+A spec is a frozen dataclass whose fields carry an `Option`: a line of help, a parser, a range. The
+command line is generated from it (`cli.expand.expand`), and a spec made in Python checks itself
+against it. Imports nothing heavy, so that `--help` is fast.
 """
 
 import dataclasses
@@ -19,16 +19,16 @@ MOST_AT_A_TIME = 1_000_000
 
 @dataclass(frozen=True)
 class Option:
-    """What a field says of itself.
+    """The description of an option.
 
     Attributes:
-        help: what it means, for the command's help and page.
-        names: on the command line; that of the field if empty.
-        parse: text and the option's name to a value (for a tuple of any length: to each of its
-            items), or UsageError; None where the type says it.
-        least: smallest number allowed.
-        most: largest number allowed.
-        metavar: what stands for the value in the help.
+        help: its meaning, for the command's help and page.
+        names: on the command line; the field's name if empty.
+        parse: converts text and the option's name to a value (for a tuple of any length: to each
+            item) or raises a UsageError; None if the type is enough.
+        least: the minimum.
+        most: the maximum.
+        metavar: placeholder of the value in the help.
     """
 
     help: str
@@ -98,7 +98,7 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(
-            f"'{text}' is no list of numbers; {option} takes them with commas: 0.485,0.456,0.406"
+            f"'{text}' is not a list of numbers; {option} takes numbers separated by commas: 0.485,0.456,0.406"
         ) from error
 
 
@@ -110,7 +110,9 @@ def low_high(text: str, option: str) -> tuple[float, float]:
     """
     found = numbers(text, option)
     if len(found) != 2 or not all(map(math.isfinite, found)) or found[0] >= found[1]:
-        raise UsageError(f"'{text}' is no range; {option} takes a low and a high value, as 0,10000")
+        raise UsageError(
+            f"invalid range '{text}'; {option} takes a low and a high value, as 0,10000"
+        )
     return found[0], found[1]
 
 
@@ -124,8 +126,7 @@ def channel_numbers(text: str, option: str) -> tuple[int, ...]:
     found = tuple(number for part in parts if (number := whole_number(part)))
     if len(parts) not in (1, 3) or len(found) != len(parts):
         raise UsageError(
-            f"'{text}' names no channels; {option} takes one, or three as red, green and blue: "
-            "4,3,2"
+            f"invalid channels '{text}'; {option} takes one, or three as red, green and blue: 4,3,2"
         )
     return found
 
@@ -138,7 +139,7 @@ def point(text: str, option: str) -> tuple[float, float]:
     """
     found = numbers(text, option)
     if len(found) != 2 or not all(0 <= number < math.inf for number in found):
-        raise UsageError(f"'{text}' is no pixel; {option} takes its row and column, as 120,80")
+        raise UsageError(f"invalid pixel '{text}'; {option} takes its row and column, as 120,80")
     return found[0], found[1]
 
 
@@ -154,16 +155,16 @@ def images_at_a_time(text: str, option: str) -> int | None:
     if count and count <= MOST_AT_A_TIME:
         return count
     raise UsageError(
-        f"'{text[:40]}' is no batch size; {option} takes auto or a whole number from 1 to "
+        f"invalid batch size '{text[:40]}'; {option} takes auto or a whole number from 1 to "
         f"{MOST_AT_A_TIME}"
     )
 
 
-# What several specs have, each said once.
+# Options that several specs share.
 Targets = Annotated[
     tuple[str, ...],
     Option(
-        "Class to ask about: predicted, topK (top3), a name or an index; repeatable. "
+        "Class to explain: predicted, topK (top3), a name or an index; repeatable. "
         "Default: predicted.",
         ("--target",),
     ),
@@ -187,12 +188,12 @@ Stride = Annotated[
 ]
 Fill = Annotated[
     str,
-    Option("What masks show: mean, gray, black, white, #rrggbb, blur, noise or image-mean."),
+    Option("Content of the masks: mean, gray, black, white, #rrggbb, blur, noise or image-mean."),
 ]
 At = Annotated[
     tuple[float, float] | None,
     Option(
-        "Of a network that puts out maps of classes (segmentation): read them at this pixel of "
+        "For networks with one score per pixel (segmentation): read the scores at this pixel of "
         "the file, as row,column.",
         parse=point,
     ),
@@ -200,11 +201,12 @@ At = Annotated[
 Inside = Annotated[
     str | None,
     Option(
-        "Likewise: read their mean over a place, x0,y0,x1,y1 in the file's pixels or a JSON file "
-        "of boxes or polygons per image. Default: the pixels where each class is predicted."
+        "For networks with one score per pixel: read the mean over a region, x0,y0,x1,y1 in the "
+        "file's pixels or a JSON file of boxes or polygons per image. Default: the pixels where "
+        "each class is predicted."
     ),
 ]
 BatchSize = Annotated[
-    int | None, Option("Images at a time: auto or a number. Default: auto.", (), images_at_a_time)
+    int | None, Option("Images per batch: auto or a number. Default: auto.", (), images_at_a_time)
 ]
-Seed = Annotated[int, Option("Seed of all that is random.", least=0, most=2**32 - 1)]
+Seed = Annotated[int, Option("Random seed.", least=0, most=2**32 - 1)]

@@ -176,7 +176,7 @@ class Embedder:
     def known_features(self, path: Path) -> Features | None:
         """The features in an earlier run's `features.npz`, if this run would compute the same."""
         key = features_key(self._model, self._data, self._extractor)
-        return load_features(path, key, self._extractor.layer)
+        return load_features(path, key, self._data, self._extractor.layer)
 
     def features(self, scratch: Path | None = None) -> Features:
         """Runs every image through the network.

@@ -21,7 +21,16 @@ from typing import Any
 import numpy as np
 
 SAMPLES = Path(__file__).parent.parent / "sample_images"
-IGNORED = {"elapsed_seconds", "argv", "version", "fingerprint", "folder_of_run", "sources"}
+IGNORED = {
+    "elapsed_seconds",
+    "seconds",
+    "other_seconds",
+    "argv",
+    "version",
+    "fingerprint",
+    "folder_of_run",
+    "sources",
+}
 COMMANDS: dict[str, str] = {
     "occlude": "occlude S/truck.png S/frog.png --mask 8 --mask 12 --stride 4 --target top2 "
     "--label truck --expect S/truth.json --sufficient --verify",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from parts import slow_but
 from PIL import Image
 from torch import Tensor, nn
 
@@ -57,6 +58,11 @@ NOTES = {
     **dict.fromkeys(("OneLogit", "OneFlatLogit", "OneProbability"), "one number a picture"),
 }
 MASK, STRIDE = 6, 5
+# One of each kind: an odd forward pass, outputs, heads, batches, gradients, randomness, tracing.
+ALWAYS = (
+    "ListOfChunks", "Dataclass", "Sigmoid", "OneLogit", "BatchStatistics", "TestTimeFlip",
+    "Branches", "Detached", "AlwaysDropout",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +188,7 @@ def check_ablation(name: str, summary: Path, root: Path) -> None:
 
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", list(zoo.ZOO))
+@pytest.mark.parametrize("name", slow_but(list(zoo.ZOO), *ALWAYS))
 def test_every_command_answers_rightly_or_in_a_line(name: str, root: Path, tmp_path: Path) -> None:
     refused = REFUSALS.get(name, {})
     every = lines(root, tmp_path)

@@ -30,7 +30,6 @@ class MaxPatchesCommand:
         ),
     ]
     spec: MaxPatchesSpec
-    distinct_files: Annotated[bool, Option("Drop files that are copies of another.")] = False
     limit: Limit = None
     pictures: Annotated[bool, Option("Draw the sheets.")] = True
     resume: Resume = False

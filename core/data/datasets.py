@@ -23,7 +23,7 @@ from torch import Tensor
 from cnnviz.core.data.examples import UNKNOWN, Example, ImageSource
 from cnnviz.core.data.images import Preprocess, WorkingImage, find_images, prepare
 from cnnviz.core.data.rasters import Raster
-from cnnviz.core.data.shards import Shard
+from cnnviz.core.data.shards import Block, Shard
 from cnnviz.core.data.sources import find_source, is_set
 from cnnviz.core.errors import CnnvizError, UsageError
 
@@ -67,6 +67,11 @@ class ImageData:
 
     def __len__(self) -> int:
         return len(self.part)
+
+    @property
+    def block(self) -> Block:
+        """The part as a block of the examples."""
+        return Block(self.part.start, self.part.stop, len(self.examples))
 
     @property
     def name(self) -> str:

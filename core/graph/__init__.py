@@ -1,5 +1,6 @@
-"""A traced network: operations that know where they look.
+"""A traced network whose operations' geometry is known.
 
-`trace` makes the graph, `operations` says of each node what it does with positions, and
-`receptive_field` and `reach` follow that from pixels to units and back; `program` runs the graph.
+`trace` makes the graph, `operations` determines how each node treats positions (`geometry`), and
+`receptive_field` and `reach` follow that from units to pixels and back; `program` runs the graph
+and `fold` makes a faster copy of it.
 """

@@ -1,9 +1,9 @@
-"""The same network with fewer operations: batch norm folded into convolutions, no-ops dropped.
+"""The same network with fewer operations: batch norm folded into convolutions, no-ops removed.
 
-In evaluation batch norm is y = γ·(x − μ)/√(σ² + ε) + β with fixed numbers, so behind a convolution
+In evaluation batch norm is y = γ·(x − μ)/√(σ² + ε) + β with fixed numbers, so after a convolution
 it is a change of the convolution's weight and bias (Jacob et al. 2017, "Quantization and Training
-of Neural Networks for Efficient Integer-Arithmetic-Only Inference", section 3.2). The fold is done
-in float64, on copies: the module that was traced keeps its layers and parameters.
+of Neural Networks for Efficient Integer-Arithmetic-Only Inference", section 3.2). Folding is
+done in float64, on copies: the traced module keeps its layers and parameters.
 """
 
 import copy
@@ -20,22 +20,21 @@ _DROPPED_FUNCTIONS = ("dropout", "dropout2d", "stochastic_depth")
 
 
 def fold(traced: fx.GraphModule, keep: Collection[str] = ()) -> fx.GraphModule:
-    """A copy with batch norms folded, no-ops dropped and convolutions in channels-last layout.
+    """Copies a network with batch norms folded, no-ops removed and convolutions channels-last.
 
     Args:
-        traced: what `cnnviz.core.graph.trace.trace` gave.
-        keep: dotted names of layers whose own outputs are still wanted; these are left as they
-            are.
+        traced: the result of `cnnviz.core.graph.trace.trace`.
+        keep: dotted names of layers whose outputs are needed; these layers are not changed.
 
     Raises:
         Untraceable: an operation overwrites a part of a tensor that is read again later.
 
     Returns:
-        A graph module of its own. Its `meta["layers"]` names the nodes where the outputs of layers
-        are found; a convolution that was folded has lost its own and is missing there.
+        A new graph module. Its `meta["layers"]` maps layers to the nodes of their outputs; folded
+        convolutions are missing there, since their outputs no longer exist.
     """
     folded = fx.GraphModule(traced, copy.deepcopy(traced.graph), type(traced).__name__)
-    _see_overwritten(folded)
+    _redirect_overwritten(folded)
     layers = dict(traced.meta.get("layers", {}))
     kept = {layers[name] for name in keep if name in layers}
 
@@ -63,7 +62,7 @@ def fold(traced: fx.GraphModule, keep: Collection[str] = ()) -> fx.GraphModule:
 
 
 def _lay_out(graph_module: fx.GraphModule) -> None:
-    """Convolutions for maps that lie channels last, which `reshape` alone can flatten."""
+    """Prepares convolutions for channels-last maps, which only `reshape` can flatten."""
     for node in graph_module.graph.find_nodes(op="call_method", target="view"):
         if not any(isinstance(argument, torch.dtype) for argument in node.args):
             node.target = "reshape"
@@ -74,8 +73,8 @@ def _lay_out(graph_module: fx.GraphModule) -> None:
             _put(graph_module, str(node.target), copied)
 
 
-def _see_overwritten(module: fx.GraphModule) -> None:
-    """Later readers of a tensor that was overwritten in place read what overwrote it."""
+def _redirect_overwritten(module: fx.GraphModule) -> None:
+    """Makes later readers of a tensor that was overwritten in place read the overwriting node."""
     order = {node: number for number, node in enumerate(module.graph.nodes)}
     for node in list(module.graph.nodes):
         if not _overwrites(module, node) or not isinstance(node.args[0], fx.Node):
@@ -107,7 +106,7 @@ def _overwrites(module: fx.GraphModule, node: fx.Node) -> bool:
 def _is_noop(module: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         return isinstance(module.get_submodule(str(node.target)), _DROPPED_MODULES)
-    # Traced in evaluation mode, these carry training=False; anything else is left alone.
+    # Traced in evaluation mode, these have training=False; anything else is not a no-op.
     name = getattr(node.target, "__name__", "")
     if node.op != "call_function" or name not in _DROPPED_FUNCTIONS:
         return False
@@ -131,7 +130,7 @@ def _foldable(module: fx.GraphModule, node: fx.Node, source: fx.Node) -> bool:
 
 
 def _merged(convolution: nn.Module, norm: nn.Module) -> nn.Conv2d:
-    """One convolution that does what the two did."""
+    """One convolution equivalent to both layers."""
     merged = copy.deepcopy(convolution)
     assert isinstance(merged, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)  # noqa: S101, PT018
     assert norm.running_mean is not None and norm.running_var is not None  # noqa: S101, PT018

@@ -1,14 +1,14 @@
 """Where an operation looks: for each output position of a map, which input positions it reads.
 
-A network over images is a chain of operations on maps (N, C, H, W). For questions about place
-(receptive fields, what a mask can reach) an operation is one of five kinds:
+A network over images is a chain of operations on maps (N, C, H, W). For questions about location
+(receptive fields, what a mask can reach) an operation is one of six kinds:
 
     Image      the image itself
-    Fixed       does not depend on the pixels: parameters, shapes, arithmetic on shapes
-    Pointwise   output (y, x) reads input (y, x) and nothing else, in all channels
-    Merge       Pointwise with several inputs: add, multiply, concatenate channels
-    Window      output row o reads input rows o*s - p + i*d, i = 0 … k-1; the same for columns
-    Mix         every output may read every input position
+    Fixed      does not depend on the pixels: parameters, shapes, arithmetic on shapes
+    Pointwise  output (y, x) reads input (y, x) and nothing else, in all channels
+    Merge      Pointwise with several inputs: add, multiply, concatenate channels
+    Window     output row o reads input rows o*s - p + i*d, i = 0 … k-1; the same for columns
+    Mix        every output may read every input position
 
 Rows and columns never interact, so everything here is arithmetic on one axis at a time:
 axis 0 is the rows, axis 1 the columns, and an interval (first, last) includes both ends.
@@ -16,23 +16,26 @@ axis 0 is the rows, axis 1 the columns, and an interval (first, last) includes b
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 Pair = tuple[int, int]
-Interval = tuple[int, int]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Image:
-    """The image that goes in."""
+    """The input image."""
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """The same whatever the pixels are: a parameter, a shape, a number."""
+    """Independent of the pixels: a parameter, a shape, a number."""
 
 
 @dataclass(frozen=True)
 class Pointwise:
-    """Each position by itself: activation, batch norm, dropout, channel slicing, 1x1 linear."""
+    """Each position separately: activation, batch norm, dropout, channel slicing, 1x1 linear."""
 
 
 @dataclass(frozen=True)
@@ -67,32 +70,30 @@ class Window:
     transposed: bool = False
     padding_mode: str = "zeros"
 
-    def reads(self, axis: int, first: int, last: int) -> Interval:
-        """Input rows (or columns) that the outputs first … last read; may run over the edge.
-
-        For a transposed window the interval can be empty (its last before its first) only if no
-        input reaches these outputs.
-        """
-        stride, before = self.stride[axis], self.padding[axis][0]
-        extent = (self.kernel[axis] - 1) * self.dilation[axis]
-        if self.transposed:
-            return -(-(first + before - extent) // stride), (last + before) // stride
-        return first * stride - before, last * stride - before + extent
-
-    def reaches(self, axis: int, first: int, last: int) -> Interval:
+    def reaches(self, axis: int, first_I: Ints, last_I: Ints) -> tuple[Ints, Ints]:
         """Output rows (or columns) that read any of the inputs first … last, unclipped.
 
-        Padding modes other than zeros copy inputs to the edge; that is not counted here.
-        The interval is empty (its last before its first) where a stride steps over the inputs.
+        Not for transposed windows. An interval is empty (its last before its first) where a stride
+        skips the inputs. Copies of inputs in the padding are not counted.
         """
         stride, before = self.stride[axis], self.padding[axis][0]
         extent = (self.kernel[axis] - 1) * self.dilation[axis]
-        if self.transposed:
-            return first * stride - before, last * stride - before + extent
-        return -(-(first + before - extent) // stride), (last + before) // stride
+        return -(-(first_I + before - extent) // stride), (last_I + before) // stride
 
 
 Geometry = Image | Fixed | Pointwise | Merge | Mix | Window
+
+
+def copied_from(positions: Ints, extent: int, padding_mode: str) -> Ints:
+    """Which row of a map each row of its padded version shows; -1 for padding with zeros."""
+    if padding_mode == "reflect":
+        folded = np.abs(positions)
+        return np.where(folded >= extent, 2 * (extent - 1) - folded, folded)
+    if padding_mode == "replicate":
+        return np.clip(positions, 0, extent - 1)
+    if padding_mode == "circular":
+        return positions % extent
+    return np.where((positions >= 0) & (positions < extent), positions, -1)
 
 
 def pair(value: int | tuple[int, ...] | list[int]) -> Pair:
@@ -109,12 +110,12 @@ def convolution(
     dilation: int | tuple[int, ...],
     padding_mode: str = "zeros",
 ) -> Window:
-    """The window of a convolution, from the arguments that torch takes (padding 'same' too)."""
-    spread = pair(dilation)
+    """The window of a convolution, from torch's arguments (padding 'same' too)."""
+    dilations = pair(dilation)
     if padding == "valid":
         padding = 0
     if isinstance(padding, str):
-        total = [(k - 1) * d for k, d in zip(kernel, spread, strict=True)]
+        total = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
         sides = (
             (total[0] // 2, total[0] - total[0] // 2),
             (total[1] // 2, total[1] - total[1] // 2),
@@ -122,7 +123,7 @@ def convolution(
     else:
         rows, columns = pair(padding)
         sides = ((rows, rows), (columns, columns))
-    return Window(kernel, pair(stride), sides, spread, padding_mode=padding_mode)
+    return Window(kernel, pair(stride), sides, dilations, padding_mode=padding_mode)
 
 
 def pooling(
@@ -132,7 +133,7 @@ def pooling(
     dilation: int | tuple[int, ...],
     ceil_mode: bool,
 ) -> Window:
-    """The window of a max or average pool, from the arguments that torch takes."""
+    """The window of a max or average pool, from torch's arguments."""
     rows, columns = pair(padding)
     size = pair(kernel)
     step = pair(stride) if stride not in (None, (), []) else size

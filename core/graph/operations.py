@@ -1,9 +1,12 @@
-"""The geometry of torch's own operations, module by module and function by function.
+"""The geometry of torch's operations, module by module and function by function.
 
-`classify` looks at one node of a traced network while it runs, with real arguments and the real
-result at hand, and says how it treats rows and columns. What it does not know is a `Mix`, which is
-always right and never fast. Functions go by their names, so `torch.relu`, `F.relu`, `Tensor.relu_`
-and `aten.relu` are one.
+`classify` inspects one node of a traced network while it runs, with its actual arguments and
+result, and determines how it treats rows and columns. Unknown operations are a `Mix`, which is
+always correct but slow. Functions are identified by name, so `torch.relu`, `F.relu`,
+`Tensor.relu_` and `aten.relu` are the same operation.
+
+Operations that move, select, pad or reduce axes are local as long as rows and columns remain axes
+of the result; their rules determine which ones.
 """
 
 from collections.abc import Callable
@@ -12,9 +15,20 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-import cnnviz.core.graph.rearrangements as axes_of
-from cnnviz.core.graph.call import MIXED, Axes, Call, Verdict
-from cnnviz.core.graph.geometry import Merge, Mix, Pointwise, Window, convolution, pair, pooling
+from cnnviz.core.graph.geometry import (
+    Geometry,
+    Merge,
+    Mix,
+    Pointwise,
+    Window,
+    convolution,
+    pair,
+    pooling,
+)
+from cnnviz.core.graph.program import Axes, Call
+
+Verdict = tuple[Geometry, Axes | None]
+MIXED: Verdict = (Mix(), None)
 
 _POINTWISE_MODULES = (
     nn.BatchNorm2d, nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout,
@@ -37,11 +51,11 @@ _ELEMENTWISE = frozenset((
     "add", "sub", "mul", "div", "truediv", "iadd", "isub", "imul", "itruediv", "maximum",
     "minimum", "rsub", "true_divide", "subtract", "multiply", "divide",
 ))  # fmt: skip
-_KEEPS_AXES_NOT_PLACES = (nn.GroupNorm, nn.InstanceNorm2d, nn.Upsample)
+_MIXING_MODULES_WITH_AXES = (nn.GroupNorm, nn.InstanceNorm2d, nn.Upsample)
 
 
 def classify(call: Call) -> Verdict:
-    """Geometry of the operation, and the axes of rows and columns in its result."""
+    """Determines an operation's geometry, and the axes of rows and columns in its result."""
     if call.module is not None:
         return _module(call, call.module)
     name = call.name
@@ -61,7 +75,7 @@ def _module(call: Call, module: nn.Module) -> Verdict:
         return MIXED
     if isinstance(module, _POINTWISE_MODULES):
         return Pointwise(), axes
-    if isinstance(module, _KEEPS_AXES_NOT_PLACES):
+    if isinstance(module, _MIXING_MODULES_WITH_AXES):
         return Mix(), axes
     if axes == (2, 3) and call.map.dim() == 4:
         window = _window(module, call.value)
@@ -74,12 +88,12 @@ def _other_module(call: Call, module: nn.Module) -> Verdict:
     if isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d) and call.map_axes == (2, 3):
         return _adaptive(call, average=isinstance(module, nn.AdaptiveAvgPool2d))
     if isinstance(module, nn.LayerNorm):
-        return axes_of.on_last_axes(call, len(module.normalized_shape))
+        return _on_last_axes(call, len(module.normalized_shape))
     if isinstance(module, nn.Linear):
-        return axes_of.on_last_axes(call, 1)
+        return _on_last_axes(call, 1)
     if isinstance(module, nn.Softmax | nn.LogSoftmax):
-        return axes_of.along_axes(call, module.dim)
-    return axes_of.reshape(call) if isinstance(module, nn.Flatten) else MIXED
+        return _along_axes(call, module.dim)
+    return _reshape(call) if isinstance(module, nn.Flatten) else MIXED
 
 
 def _window(module: nn.Module, value: Any) -> Window | None:
@@ -115,7 +129,7 @@ def _window(module: nn.Module, value: Any) -> Window | None:
 def _adaptive(call: Call, average: bool) -> Verdict:
     (height, width), (rows, columns) = call.map.shape[-2:], call.value.shape[-2:]
     if (rows, columns) == (height, width):
-        # Not Pointwise: the operation itself, run on a part of the map, would stretch that part.
+        # Not Pointwise: the operation would resize a part of the map to the whole map's size.
         return Window((1, 1), (1, 1)), (2, 3)
     if (rows, columns) == (1, 1):
         return Mix(mean=average), (2, 3)
@@ -126,19 +140,18 @@ def _adaptive(call: Call, average: bool) -> Verdict:
 
 
 def _elementwise(call: Call) -> Verdict:
-    value, places = call.value, list(call.node.args[:2])
-    whole = [
-        node for node in places if isinstance(node, fx.Node) and call.axes.get(node) is not None
-    ]
-    if not whole or not isinstance(value, Tensor):
+    value = call.value
+    if not isinstance(value, Tensor):
         return MIXED
-    pairs = list(zip(places, call.args[:2], strict=True))
-    # Axes counted from the end are what broadcasting lines up.
+    pairs = list(zip(call.node.args[:2], call.args[:2], strict=True))
+    # Broadcasting aligns axes counted from the end.
     known = [
         (tuple(a - tensor.dim() for a in axes), tuple(tensor.shape[a] for a in axes))
         for node, tensor in pairs
         if isinstance(node, fx.Node) and (axes := call.axes.get(node)) is not None
     ]
+    if not known:
+        return MIXED
     seen = {axes for axes, sizes in known if sizes != (1, 1)} or {known[0][0]}
     if len(seen) != 1:
         return MIXED
@@ -152,7 +165,7 @@ def _elementwise(call: Call) -> Verdict:
 
 
 def _side(node: Any, tensor: Any, axes: Axes, extent: Axes, call: Call) -> str:
-    """What one operand is to the result: a map, a constant, or a gate that acts everywhere."""
+    """Classifies one operand: a map, a constant, or a gate that acts on all positions."""
     if not isinstance(tensor, Tensor):
         return "constant"
     rank = call.value.dim()
@@ -168,7 +181,7 @@ def _concatenate(call: Call) -> Verdict:
     nodes = call.node.args[0] if call.node.args else call.node.kwargs["tensors"]
     if not isinstance(nodes, list | tuple):
         return MIXED
-    # What does not depend on the image (coordinates, positional maps) has no say.
+    # Tensors that do not depend on the image (coordinates, positional maps) are ignored.
     axes = {call.axes[node] for node in nodes if isinstance(node, fx.Node) and node in call.axes}
     if len(axes) != 1 or None in axes:
         return MIXED
@@ -187,7 +200,7 @@ def _conv2d(call: Call) -> Verdict:
 
 
 def _reads_image(call: Call, index: int) -> bool:
-    """Whether a weight is itself computed by the network rather than stored in it."""
+    """Whether an argument (a weight) is computed from the image."""
     node = call.node.args[index] if len(call.node.args) > index else None
     return isinstance(node, fx.Node) and node in call.axes
 
@@ -214,11 +227,186 @@ def _batch_norm(call: Call) -> Verdict:
 
 
 def _layer_norm(call: Call) -> Verdict:
-    return axes_of.on_last_axes(call, len(call.get(1, "normalized_shape")))
+    return _on_last_axes(call, len(call.get(1, "normalized_shape")))
 
 
 def _keeps_axes(call: Call) -> Verdict:
     return Mix(), call.map_axes
+
+
+def _on_last_axes(call: Call, count: int) -> Verdict:
+    """Layer norm and linear use the last axes: local unless rows or columns are among them."""
+    axes = call.map_axes
+    if axes is None or max(axes) >= call.map.dim() - count:
+        return MIXED
+    return Pointwise(), axes
+
+
+def _along_axes(call: Call, dims: int | tuple[int, ...] | list[int] | None) -> Verdict:
+    """An operation along some axes (softmax, sum): local unless rows or columns are among them."""
+    axes, rank = call.map_axes, call.map.dim()
+    if axes is None or dims is None:
+        return MIXED
+    taken = {d % rank for d in ([dims] if isinstance(dims, int) else dims)}
+    if taken & set(axes) or 0 in taken or not isinstance(call.value, Tensor):
+        return MIXED
+    if call.value.dim() == rank:
+        return Pointwise(), axes
+    row, column = (a - sum(d < a for d in taken) for a in axes)
+    return Pointwise(), (row, column)
+
+
+def _reduction(call: Call) -> Verdict:
+    """Mean, sum, maximum over axes; the mean over rows and columns is marked as such."""
+    axes, dims = call.map_axes, call.get(1, "dim")
+    if axes is not None and call.name == "mean" and dims is not None and not isinstance(dims, int):
+        rank = call.map.dim()
+        if {d % rank for d in dims} == set(axes) and axes == (2, 3) and rank == 4:
+            return Mix(mean=True), axes if call.value.dim() == rank else None
+    return _along_axes(call, dims)
+
+
+def _split(call: Call) -> Verdict:
+    """Splitting along one axis into several tensors."""
+    dim = call.get(2, "dim", 0) % call.map.dim()
+    axes = call.map_axes
+    return (Pointwise(), axes) if axes is not None and dim and dim not in axes else MIXED
+
+
+def _permute(call: Call) -> Verdict:
+    """Reordering of all axes."""
+    order = call.get(1, "dims")
+    if isinstance(order, int):
+        order = call.args[1:]
+    return _reordered(call, [d % call.map.dim() for d in order])
+
+
+def _transpose(call: Call) -> Verdict:
+    """Exchange of two axes."""
+    order = list(range(call.map.dim()))
+    first, second = call.get(1, "dim0"), call.get(2, "dim1")
+    order[first], order[second] = order[second], order[first]
+    return _reordered(call, order)
+
+
+def _reordered(call: Call, order: list[int]) -> Verdict:
+    axes = call.map_axes
+    if axes is None or order[0] != 0:
+        return MIXED
+    return Pointwise(), (order.index(axes[0]), order.index(axes[1]))
+
+
+def _reshape(call: Call) -> Verdict:
+    """Local if the batch, the rows and the columns each remain a separate axis."""
+    axes = call.map_axes
+    if axes is None or not isinstance(call.value, Tensor):
+        return MIXED
+    kept = _axes_kept(tuple(call.map.shape), tuple(call.value.shape))
+    if kept.get(0) != 0 or axes[0] not in kept or axes[1] not in kept:
+        return MIXED
+    return Pointwise(), (kept[axes[0]], kept[axes[1]])
+
+
+def _axes_kept(before: tuple[int, ...], after: tuple[int, ...]) -> dict[int, int]:
+    """The axes of a shape that a reshape does not change: old position to new."""
+    kept: dict[int, int] = {}
+    i = j = 0
+    while i < len(before) and j < len(after):
+        if (before[i] == 1) != (after[j] == 1):
+            i, j = i + (before[i] == 1), j + (after[j] == 1)
+            continue
+        start_i, start_j = i, j
+        size_i, size_j = before[i], after[j]
+        while size_i != size_j:
+            if size_i < size_j:
+                i += 1
+                size_i *= before[i]
+            else:
+                j += 1
+                size_j *= after[j]
+        if i == start_i and j == start_j:
+            kept[i] = j
+        i, j = i + 1, j + 1
+    return kept
+
+
+def _unsqueeze(call: Call) -> Verdict:
+    """A new axis of size 1."""
+    dim = call.get(1, "dim") % (call.map.dim() + 1)
+    axes = call.map_axes
+    if axes is None or dim == 0:
+        return MIXED
+    row, column = (a + (dim <= a) for a in axes)
+    return Pointwise(), (row, column)
+
+
+def _getitem(call: Call) -> Verdict:
+    """Selecting from a split, slicing channels, or strided slicing of rows and columns."""
+    axes, index = call.map_axes, call.args[1]
+    if axes is None:
+        return MIXED
+    if not isinstance(call.args[0], Tensor):
+        return Pointwise(), axes
+    items = list(index) if isinstance(index, tuple) else [index]
+    if any(not isinstance(i, int | slice) and i is not None and i is not ... for i in items):
+        return MIXED
+    if ... in items:
+        at = items.index(...)
+        missing = call.map.dim() - sum(i is not None and i is not ... for i in items)
+        items[at : at + 1] = [slice(None)] * missing
+    return _sliced(call.map, axes, items)
+
+
+def _sliced(tensor: Tensor, axes: Axes, items: list[Any]) -> Verdict:
+    old = new = 0
+    where: dict[int, int] = {}
+    cuts = {a: (0, 1, tensor.shape[a]) for a in axes}
+    for item in items:
+        if item is None:
+            new += 1
+            continue
+        if isinstance(item, slice):
+            where[old] = new
+            new += 1
+            full = (0, tensor.shape[old], 1) == item.indices(tensor.shape[old])
+            if old == 0 and not full:
+                return MIXED
+            if old in cuts:
+                start, stop, step = item.indices(tensor.shape[old])
+                cuts[old] = (start, step, len(range(start, stop, step)))
+        elif old in cuts or old == 0:
+            return MIXED
+        old += 1
+    for a in axes:
+        where.setdefault(a, a - old + new)
+    if items and items[0] is None:
+        return MIXED
+    row, column = where[axes[0]], where[axes[1]]
+    if all(cuts[a] == (0, 1, tensor.shape[a]) for a in axes):
+        return Pointwise(), (row, column)
+    starts = tuple(cuts[a][0] for a in axes)
+    steps = (cuts[axes[0]][1], cuts[axes[1]][1])
+    ends = [(cuts[a][2] - 1) * cuts[a][1] + 1 + cuts[a][0] - tensor.shape[a] for a in axes]
+    sides = ((-starts[0], ends[0]), (-starts[1], ends[1]))
+    return Window((1, 1), steps, sides), (row, column)
+
+
+def _pad(call: Call) -> Verdict:
+    """Padding at the ends of some axes; local if only channels are padded."""
+    axes = call.map_axes
+    widths, mode = list(call.get(1, "pad")), call.get(2, "mode", "constant")
+    rank = call.map.dim()
+    sides = {rank - 1 - i // 2: (widths[i], widths[i + 1]) for i in range(0, len(widths), 2)}
+    if axes is None or sides.get(0, (0, 0)) != (0, 0):
+        return MIXED
+    rows, columns = (sides.get(a, (0, 0)) for a in axes)
+    if (rows, columns) == ((0, 0), (0, 0)):
+        return Pointwise(), axes
+    others = any(sides[a] != (0, 0) for a in sides if a not in axes)
+    if others or axes != (2, 3) or rank != 4:
+        return Mix(), axes
+    modes = {"constant": "zeros"}
+    return Window((1, 1), padding=(rows, columns), padding_mode=modes.get(mode, mode)), axes
 
 
 _RULES: dict[str, Callable[[Call], Verdict]] = {
@@ -230,25 +418,25 @@ _RULES: dict[str, Callable[[Call], Verdict]] = {
     "adaptive_max_pool2d": lambda call: _adaptive(call, average=False),
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,
-    "linear": lambda call: axes_of.on_last_axes(call, 1),
-    "chunk": axes_of.split,
-    "split": axes_of.split,
-    "permute": axes_of.permute,
-    "transpose": axes_of.transpose,
-    "swapaxes": axes_of.transpose,
-    "view": axes_of.reshape,
-    "reshape": axes_of.reshape,
-    "flatten": axes_of.reshape,
-    "unflatten": axes_of.reshape,
-    "unsqueeze": axes_of.unsqueeze,
-    "getitem": axes_of.getitem,
-    "pad": axes_of.pad,
-    "mean": axes_of.reduction,
-    "sum": axes_of.reduction,
-    "amax": axes_of.reduction,
-    "softmax": lambda call: axes_of.along_axes(call, call.get(1, "dim")),
-    "log_softmax": lambda call: axes_of.along_axes(call, call.get(1, "dim")),
-    "normalize": lambda call: axes_of.along_axes(call, call.get(2, "dim", 1)),
+    "linear": lambda call: _on_last_axes(call, 1),
+    "chunk": _split,
+    "split": _split,
+    "permute": _permute,
+    "transpose": _transpose,
+    "swapaxes": _transpose,
+    "view": _reshape,
+    "reshape": _reshape,
+    "flatten": _reshape,
+    "unflatten": _reshape,
+    "unsqueeze": _unsqueeze,
+    "getitem": _getitem,
+    "pad": _pad,
+    "mean": _reduction,
+    "sum": _reduction,
+    "amax": _reduction,
+    "softmax": lambda call: _along_axes(call, call.get(1, "dim")),
+    "log_softmax": lambda call: _along_axes(call, call.get(1, "dim")),
+    "normalize": lambda call: _along_axes(call, call.get(2, "dim", 1)),
     "group_norm": _keeps_axes,
     "instance_norm": _keeps_axes,
     "interpolate": _keeps_axes,

@@ -1,12 +1,12 @@
-"""A traced network as a program whose values may be kept.
+"""A traced network as a program whose intermediate values can be kept.
 
-Networks overwrite their own activations to save memory (`ReLU(inplace=True)`, `x += y`). Here every
-operation leaves what it reads as it was, so the values of one run can be kept and read again by
-whatever is run from them; or, where asked, it overwrites just what nobody else reads.
-What depends on parameters alone is computed once.
+Networks overwrite activations in place to save memory (`ReLU(inplace=True)`, `x += y`). Here no
+operation modifies its inputs, so the values of one run can be kept and used for other runs; or, on
+request, an operation overwrites only inputs that nothing else reads.
+Values that depend only on parameters are computed once.
 
     program = Program(trace(model.module))
-    logits = program.run(images, lambda node, value: ...)    # shown every value before it is gone
+    logits = program.run(images, lambda node, value: ...)    # called with every value
 """
 
 import copy
@@ -26,12 +26,13 @@ OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
     operator.itruediv: operator.truediv,
 }
 RESHAPES = frozenset(("view", "reshape", "flatten", "unflatten"))
-# These never move a number; those behind them may also hand on their input itself.
+# `FREE` operations never copy; the others of `VIEWS` may return their input.
 FREE = RESHAPES | {
     "getitem", "chunk", "split", "permute", "transpose", "swapaxes", "unsqueeze", "detach",
     "expand", "squeeze",
 }  # fmt: skip
 VIEWS = FREE | {"contiguous", "to", "float", "type_as", "Identity"}
+Axes = tuple[int, int]
 
 
 @dataclass(eq=False)
@@ -40,9 +41,9 @@ class Operation:
 
     Attributes:
         node: the node.
-        call: what it does, on evaluated arguments.
-        done: nodes whose values nobody needs behind it.
-        constant: its value depends on parameters alone.
+        call: the function to call with evaluated arguments.
+        done: nodes whose values are not read after this one.
+        constant: the value depends only on parameters.
     """
 
     node: fx.Node
@@ -51,23 +52,67 @@ class Operation:
     constant: bool
 
     def run(self, value_of: Callable[[fx.Node], Any]) -> Any:
-        """The operation on these values of its inputs."""
+        """Evaluates the operation; `value_of` returns the value of an input node."""
         node = self.node
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), value_of)
         return self.call(*args, **kwargs)
 
 
+@dataclass(frozen=True)
+class Call:
+    """One operation with its arguments and result, as the rules of geometry inspect it.
+
+    Attributes:
+        node: the node.
+        module: the module that it calls, if any.
+        args: evaluated arguments.
+        kwargs: evaluated keyword arguments.
+        value: the result.
+        axes: rows and columns of each input that depends on the image (None: it has none).
+    """
+
+    node: fx.Node
+    module: nn.Module | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    value: Any
+    axes: dict[fx.Node, Axes | None]
+
+    @property
+    def name(self) -> str:
+        """See `target_name`."""
+        return target_name(self.node.target)
+
+    def get(self, index: int, name: str, default: Any = None) -> Any:
+        """Returns an argument by position or by name."""
+        if len(self.args) > index:
+            return self.args[index]
+        return self.kwargs.get(name, default)
+
+    @property
+    def map(self) -> Tensor:
+        """The first argument."""
+        first: Tensor = self.args[0] if self.args else next(iter(self.kwargs.values()))
+        return first
+
+    @property
+    def map_axes(self) -> Axes | None:
+        """Rows and columns of the first argument."""
+        first = self.node.args[0] if self.node.args else next(iter(self.node.kwargs.values()))
+        return self.axes.get(first) if isinstance(first, fx.Node) else None
+
+
 class Program:
-    """A traced network as operations in order, none of which writes where somebody else reads.
+    """A traced network as operations in order, none of which overwrites a value that is read later.
 
     Args:
         traced: the network.
-        reuse: operations overwrite their input where nobody else reads it; values are then gone
-            once the next operation has run.
+        reuse: operations may overwrite an input that nothing else reads; values are then valid
+            only until the next operation has run.
 
     Attributes:
-        nodes: all of them in order; the last one is the output.
-        on_image: those that depend on the image.
+        nodes: all nodes in order; the last one is the output.
+        on_image: nodes that depend on the image.
         operations: node to operation, in order.
     """
 
@@ -86,7 +131,7 @@ class Program:
             self.operations[node] = operation
 
     def behind(self, starts: Sequence[fx.Node]) -> list[fx.Node]:
-        """The nodes that depend on any of `starts`, these included, in order of execution."""
+        """Returns the nodes that depend on any of `starts`, and `starts`, in execution order."""
         reached = set(starts)
         for node in self.nodes:
             if not reached.isdisjoint(node.all_input_nodes):
@@ -94,7 +139,7 @@ class Program:
         return [node for node in self.nodes if node in reached]
 
     def run(self, images: Tensor, keep: Callable[[fx.Node, Any], None]) -> Any:
-        """What the network returns for a batch; `keep` is shown the value of every node."""
+        """Runs the network on a batch; `keep` is called with the value of every node."""
         return run_operations(self.operations.values(), images, keep)[self.nodes[-1]]
 
     def _evaluated(self, operation: Operation) -> Callable[..., Any]:
@@ -103,14 +148,14 @@ class Program:
         return lambda *_args, **_kwargs: value
 
     def _may_overwrite(self, node: fx.Node, done: Sequence[fx.Node]) -> bool:
-        """It is the last to read its one input, which is a tensor of its own and no view."""
+        """Whether the node is the last to read its only input, and this is not a view."""
         inputs = [read for read in node.all_input_nodes if read in self.on_image]
         if len(inputs) != 1 or is_image(inputs[0]) or inputs[0] not in done:
             return False
         return name_of(self.traced, inputs[0]) not in VIEWS
 
     def _call(self, node: fx.Node, *, reuse: bool) -> Callable[..., Any]:
-        """The node's call; with `reuse` it may overwrite its input, else it must not."""
+        """The node's function; only with `reuse` may it overwrite its input."""
         target: Any = node.target
         if node.op == "placeholder":
             return lambda *default: default[0] if default else None
@@ -125,7 +170,7 @@ class Program:
 
 
 def _module(module: nn.Module, reuse: bool) -> nn.Module:
-    """The module, or a copy with the same parameters, that overwrites its input or does not."""
+    """The module, or a copy with the same parameters, whose `inplace` flag equals `reuse`."""
     if getattr(module, "inplace", None) is not (not reuse):
         return module
     twin = copy.copy(module)
@@ -135,7 +180,7 @@ def _module(module: nn.Module, reuse: bool) -> nn.Module:
 
 def _method(name: str) -> Callable[..., Any]:
     def call(value: Any, *args: Any, **kwargs: Any) -> Any:
-        # Values may lie channels last, which only `reshape` can flatten.
+        # Values may be in channels-last layout, which only `reshape` can flatten.
         shapes = name == "view" and not any(isinstance(a, torch.dtype) for a in args)
         return getattr(value, "reshape" if shapes else name)(*args, **kwargs)
 
@@ -166,10 +211,10 @@ def _on_a_copy(call: Callable[..., Any]) -> Callable[..., Any]:
 def run_operations(
     operations: Iterable[Operation], images: Tensor, keep: Callable[[fx.Node, Any], None]
 ) -> dict[fx.Node, Any]:
-    """Runs them in order on a batch; `keep` is shown each value before the next operation runs.
+    """Runs operations in order on a batch; `keep` is called with each value before the next runs.
 
     Returns:
-        The values that none of them was the last to read.
+        The values that are not in any operation's `done`.
     """
     values: dict[fx.Node, Any] = {}
     for operation in operations:
@@ -182,12 +227,12 @@ def run_operations(
 
 
 def is_image(node: fx.Node) -> bool:
-    """Whether it is the network's one required input."""
+    """Whether the node is the network's only required input."""
     return node.op == "placeholder" and not node.args
 
 
 def name_of(traced: nn.Module, node: fx.Node) -> str:
-    """What a node calls: `relu` for every spelling of the function, `ReLU` for the module."""
+    """Names what a node calls: `relu` for any spelling of the function, `ReLU` for the module."""
     if node.op == "call_module":
         kind = type(traced.get_submodule(str(node.target))).__name__
         return {"Flatten": "flatten", "Unflatten": "unflatten"}.get(kind, kind)
@@ -195,13 +240,13 @@ def name_of(traced: nn.Module, node: fx.Node) -> str:
 
 
 def target_name(target: Any) -> str:
-    """`relu` for torch.relu, F.relu, Tensor.relu_, operator and aten spellings alike."""
+    """Normalises a name: `relu` for torch.relu, F.relu, Tensor.relu_, operator and aten."""
     spelled = _spelled(target)
     return spelled if spelled.startswith("_") else spelled.rstrip("_")
 
 
 def writes(target: Any) -> bool:
-    """Whether a function or method says by its name that it overwrites its first argument."""
+    """Whether a function or method overwrites its first argument, by its name."""
     spelled = _spelled(target)
     return spelled.endswith("_") and not spelled.endswith("__")
 
@@ -212,7 +257,7 @@ def _spelled(target: Any) -> str:
 
 
 def last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-    """For each of `nodes`, the values among theirs that none of them reads after it."""
+    """Maps each of `nodes` to the nodes whose values none of them reads afterwards."""
     inside = set(nodes)
     last: dict[fx.Node, fx.Node] = {}
     for node in nodes:

@@ -1,22 +1,19 @@
 """What a mask can reach: for each node of the network, the rows and columns that may change.
 
 A mask that covers input rows a … b changes only the output rows [⌈(a+p−(k−1)d)/s⌉, ⌊(b+p)/s⌋] of a
-sliding window, and the hull of what its inputs change of a merge; a node that mixes all positions
-changes everywhere. Rows and columns are handled apart, and many masks at once.
-Shapes: I intervals (the different row spans, or column spans, of a set of masks).
+sliding window, and the hull of the changes of its inputs for a merge; a node that mixes all
+positions changes everywhere. Rows and columns are computed separately, for many masks at once.
+Shapes: I intervals (the distinct row spans, or column spans, of a set of masks).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from torch import fx
 
-from cnnviz.core.graph.geometry import Image, Merge, Mix, Pointwise, Window
+from cnnviz.core.graph.geometry import Image, Ints, Merge, Pointwise, Window, copied_from
 from cnnviz.core.graph.trace import Graph
-
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +23,7 @@ class Spans:
     Attributes:
         first_I: inside the map; 0 where nothing changes.
         last_I: inside the map; -1 where nothing changes.
-        extent: how many rows (columns) the map has.
+        extent: rows (columns) of the map.
     """
 
     first_I: Ints
@@ -35,12 +32,12 @@ class Spans:
 
     @property
     def sizes(self) -> Ints:
-        """How many rows (columns) change."""
+        """Number of changed rows (columns)."""
         return self.last_I - self.first_I + 1
 
 
-def spans(first_I: Ints, last_I: Ints, extent: int) -> Spans:
-    """Cut to the map, with empty intervals in their normal form."""
+def _spans(first_I: Ints, last_I: Ints, extent: int) -> Spans:
+    """Spans clipped to the map, with empty intervals in their normal form."""
     first, last = np.maximum(first_I, 0), np.minimum(last_I, extent - 1)
     empty = last < first
     return Spans(np.where(empty, 0, first), np.where(empty, -1, last), extent)
@@ -61,28 +58,23 @@ def extents(graph: Graph) -> dict[fx.Node, tuple[int, int]]:
 
 def reach(graph: Graph, axis: int, first_I: Ints, last_I: Ints) -> dict[fx.Node, Spans]:
     """The spans of every map when the image changes in rows (axis 1: columns) first … last."""
-    sizes = extents(graph)
     reached: dict[fx.Node, Spans] = {}
-    for node, size in sizes.items():
+    for node, size in extents(graph).items():
         info, extent = graph.info[node], size[axis]
-        below = [reached[m] for m in info.inputs if m in reached]
+        inputs = [reached[m] for m in info.inputs if m in reached]
         match info.geometry:
             case Image():
-                reached[node] = spans(first_I, last_I, extent)
-            case Pointwise():
-                reached[node] = below[0] if below[0].extent == extent else _all(below[0], extent)
+                reached[node] = _spans(first_I, last_I, extent)
+            case Pointwise() if inputs[0].extent == extent:
+                reached[node] = inputs[0]
             case Merge():
-                reached[node] = _hull(below)
+                reached[node] = _hull(inputs)
             case Window(transposed=False) as window:
-                reached[node] = _through(window, axis, below[0], extent)
-            case Mix() | Window() | _:
-                reached[node] = _all(below[0], extent)
+                reached[node] = _through(window, axis, inputs[0], extent)
+            case _:
+                zeros = np.zeros_like(first_I)
+                reached[node] = Spans(zeros, zeros + (extent - 1), extent)
     return reached
-
-
-def _all(like: Spans, extent: int) -> Spans:
-    zeros = np.zeros_like(like.first_I)
-    return Spans(zeros, zeros + (extent - 1), extent)
 
 
 def _hull(parts: Sequence[Spans]) -> Spans:
@@ -98,35 +90,21 @@ def _hull(parts: Sequence[Spans]) -> Spans:
     return hull
 
 
-def _through(window: Window, axis: int, below: Spans, extent: int) -> Spans:
-    first, last = below.first_I, below.last_I
+def _through(window: Window, axis: int, inputs: Spans, extent: int) -> Spans:
+    first, last = inputs.first_I, inputs.last_I
     if window.padding_mode != "zeros":
-        first, last = _with_copies(window, axis, below)
-    stride, before = window.stride[axis], window.padding[axis][0]
-    far = (window.kernel[axis] - 1) * window.dilation[axis]
-    low, high = -((-(first + before - far)) // stride), (last + before) // stride
-    changed = below.last_I >= below.first_I
-    return spans(np.where(changed, low, 0), np.where(changed, high, -1), extent)
+        first, last = _with_copies(window, axis, inputs)
+    low, high = window.reaches(axis, first, last)
+    changed = inputs.last_I >= inputs.first_I
+    return _spans(np.where(changed, low, 0), np.where(changed, high, -1), extent)
 
 
-def _with_copies(window: Window, axis: int, below: Spans) -> tuple[Ints, Ints]:
+def _with_copies(window: Window, axis: int, inputs: Spans) -> tuple[Ints, Ints]:
     """The hull of the changed rows and of their copies in the padding, in input coordinates."""
     before, after = window.padding[axis]
-    padded = np.arange(-max(before, 0), below.extent + max(after, 0))
-    origin = copied_from(padded, below.extent, window.padding_mode)
-    inside = (origin >= below.first_I[:, None]) & (origin <= below.last_I[:, None])
+    padded = np.arange(-max(before, 0), inputs.extent + max(after, 0))
+    origin = copied_from(padded, inputs.extent, window.padding_mode)
+    inside = (origin >= inputs.first_I[:, None]) & (origin <= inputs.last_I[:, None])
     first = np.where(inside.any(1), padded[inside.argmax(1)], 0)
     last = np.where(inside.any(1), padded[::-1][inside[:, ::-1].argmax(1)], -1)
     return first, last
-
-
-def copied_from(rows: Ints, extent: int, padding_mode: str) -> Ints:
-    """Which row of the map each row of its padded version shows; -1 for padding with zeros."""
-    if padding_mode == "reflect":
-        folded = np.abs(rows)
-        return np.where(folded >= extent, 2 * (extent - 1) - folded, folded)
-    if padding_mode == "replicate":
-        return np.clip(rows, 0, extent - 1)
-    if padding_mode == "circular":
-        return rows % extent
-    return np.where((rows >= 0) & (rows < extent), rows, -1)

@@ -1,17 +1,16 @@
-"""A network as a graph of operations that know where they look.
+"""A network as a graph of operations with known geometry.
 
 `trace` turns a module into a `torch.fx.GraphModule` (control flow resolved for evaluation, leaf
-modules kept under their names); `describe` runs it once and tells for each node its shape, which
-of its axes are rows and columns, and its geometry (see
-`cnnviz.core.graph.geometry`). Receptive fields, the incremental occlusion engine and the replay of
-a network's suffix stand on this.
+modules kept under their names); `describe` runs it once and determines for each node its shape,
+which of its axes are rows and columns, and its geometry (see `cnnviz.core.graph.geometry`).
+Receptive fields, the incremental occlusion engine and the replay of ablations are based on this.
 
     graph = describe(trace(model.module), (224, 224), device=model.device, dtype=...)
-    for node, info in graph.info.items():          # in order of execution
+    for node, info in graph.info.items():          # in execution order
         info.geometry, info.shape, info.axes, info.inputs
-    graph.layers["layer1.0"]                           # the fx node whose value that layer puts out
+    graph.layers["layer1.0"]                       # the fx node of that layer's output
 
-The module itself is left as it was: the graph module refers to its layers and parameters.
+The module is not modified: the graph module refers to its layers and parameters.
 """
 
 import inspect
@@ -24,29 +23,29 @@ import torch
 from torch import Tensor, fx, nn
 
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError
-from cnnviz.core.graph.call import Call
 from cnnviz.core.graph.geometry import Fixed, Geometry, Image, Mix
 from cnnviz.core.graph.operations import classify
+from cnnviz.core.graph.program import Call
 
 _ASSERTIONS = (torch._assert, fx._symbolic_trace._assert_is_none)
-_BATCH = 2  # with one image, `squeeze` and `reshape` could not tell the batch from other axes
+_BATCH = 2  # with one image, the batch axis could be confused with other axes of size 1
 
 
-class Untraceable(CnnvizError):  # noqa: N818 (the reason why, not an error of the program)
+class Untraceable(CnnvizError):  # noqa: N818 (a reason, not an error of the program)
     """The module's forward cannot be turned into a graph."""
 
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """What is known about one node.
+    """Description of one node.
 
     Attributes:
         geometry: where the operation looks.
-        shape: of the output tensor for a batch of one; None if it is no tensor (or several).
-        axes: positions of rows and columns in that shape, e.g. (2, 3), or (1, 2) behind a permute
+        shape: of the output tensor for a batch of one; None if it is not a single tensor.
+        axes: positions of rows and columns in that shape, e.g. (2, 3), or (1, 2) after a permute
             to channels last; None if it has none.
-        inputs: the nodes it reads that depend on the image, in order of the arguments.
-        layer: dotted name of the module it calls; None for functions and methods.
+        inputs: the nodes that it reads and that depend on the image, in order of the arguments.
+        layer: dotted name of the module that it calls; None for functions and methods.
     """
 
     geometry: Geometry
@@ -58,13 +57,13 @@ class NodeInfo:
 
 @dataclass(frozen=True)
 class Graph:
-    """A traced network with what is known about every node (`output` left out).
+    """A traced network with a description of every node except `output`.
 
     Attributes:
-        module: the graph module; `module(images)` gives what the original gives.
-        info: node to what is known about it, in order of execution.
-        layers: dotted name of every layer that runs, leaf or not, to the node whose value it puts
-            out (the last one, where a layer runs more than once).
+        module: the graph module; `module(images)` returns what the original returns.
+        info: node to its description, in execution order.
+        layers: dotted name of every layer that runs, leaf or not, to the node of its output (the
+            last one, where a layer runs more than once).
         source: the node of the image.
         output: the node whose value the network returns.
     """
@@ -77,7 +76,7 @@ class Graph:
 
 
 class _Parts(fx.Proxy):
-    """The list that a split gives, of a length that its arguments tell."""
+    """The list returned by a split, whose length follows from the arguments."""
 
     def __len__(self) -> int:
         return _pieces(self.node) or 0
@@ -88,18 +87,18 @@ class _Parts(fx.Proxy):
 
 
 class Tap(nn.Module):
-    """Stands in a graph where a layer of several operations ends; hands on what it is given.
+    """An identity at the end of a layer that consists of several operations.
 
-    With it the layer's name is a step of the graph, which hooks can watch and change.
+    It makes the layer's name a step of the graph, which hooks can watch and change.
     """
 
     def forward(self, value: Any) -> Any:
-        """The same value."""
+        """Returns `value`."""
         return value
 
 
 class _NamingTracer(fx.Tracer):
-    """Remembers which node each module, leaf or not, puts out; lists of known length are lists."""
+    """Records the output node of each module, leaf or not; splits of known length are lists."""
 
     def __init__(self, tapped: Collection[str]) -> None:
         super().__init__()
@@ -124,12 +123,12 @@ class _NamingTracer(fx.Tracer):
         return output
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        """What stands for a node's value while tracing."""
+        """Returns the proxy of a node's value."""
         return super().proxy(node) if _pieces(node) is None else _Parts(node, self)
 
 
 def _pieces(node: fx.Node) -> int | None:
-    """How many parts a split has, where its arguments say so."""
+    """Number of parts of a split, if its arguments determine it."""
     name = Call(node, None, (), {}, None, {}).name
     given = node.args[1] if len(node.args) > 1 else None
     if name == "chunk":
@@ -142,14 +141,14 @@ def _pieces(node: fx.Node) -> int | None:
 
 
 def trace(module: nn.Module, tapped: Collection[str] = ()) -> fx.GraphModule:
-    """The module as a graph, in evaluation mode; the module itself stays untouched.
+    """Traces a module in evaluation mode; the module is not modified.
 
     The result's `meta["layers"]` maps every layer's dotted name to the name of its output node.
 
     Args:
         module: the network.
-        tapped: names of layers that are to be steps of the graph, however many operations they
-            are made of (`Tap`).
+        tapped: names of layers that must be steps of the graph, regardless of the number of
+            operations that they consist of (`Tap`).
 
     Raises:
         Untraceable: its forward depends on the values of tensors, takes several inputs, is
@@ -177,7 +176,7 @@ def trace(module: nn.Module, tapped: Collection[str] = ()) -> fx.GraphModule:
 
 
 def _parts(module: nn.Module, graph: fx.Graph, taps: Collection[str]) -> dict[str, Any]:
-    """What the steps of a graph name: layers, parameters, and taps in place of whole layers."""
+    """The layers and parameters that a graph's nodes refer to, and taps of whole layers."""
 
     def part(path: str) -> Any:
         parent, _, last = path.rpartition(".")
@@ -188,13 +187,13 @@ def _parts(module: nn.Module, graph: fx.Graph, taps: Collection[str]) -> dict[st
 
 
 def _defaults(module: nn.Module) -> dict[str, Any]:
-    """Arguments of the forward beside the image, fixed at their defaults."""
+    """Arguments of the forward other than the image, fixed at their defaults."""
     parameters = list(inspect.signature(module.forward).parameters.values())[1:]
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
 def _drop_defaults(graph: fx.Graph) -> None:
-    """Takes out fixed arguments, and the assertions that they are what they were fixed at."""
+    """Removes fixed arguments, and assertions about their values."""
     for node in reversed(graph.nodes):
         fixed = node.op == "placeholder" and node.args
         asserts = node.op == "call_function" and node.target in _ASSERTIONS
@@ -204,7 +203,7 @@ def _drop_defaults(graph: fx.Graph) -> None:
 
 
 class _Describer(fx.Interpreter):
-    """Runs the graph once and writes down what is known about every node."""
+    """Runs the graph once and records the description of every node."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)

@@ -62,10 +62,7 @@ def examine(
 ) -> tuple[Tensor, Behaviour]:
     """Run two random images alone, again and together; return the answers (2, K) and the behaviour.
 
-    Args:
-        scores: normalised images (N, C, H, W) to the network's outputs (N, K).
-        shape: C, H, W.
-        dtype: number format of the network.
+    `scores` turns normalised images (N, C, H, W) into the network's outputs (N, K).
     """
     generator = torch.Generator().manual_seed(0)
     first = torch.randn(1, *shape, generator=generator)
@@ -131,9 +128,7 @@ def probe(
 ) -> tuple[nn.Module, object, int]:
     """Run a network on a blank image, with other numbers of channels if it refuses the given one.
 
-    Returns:
-        The network (wrapped in `GreyInput` if it takes one channel), its output, and the number of
-        channels to feed it with.
+    Returns the network (in `GreyInput` if it takes one channel), its output, and its channels.
     """
 
     def run(count: int) -> object:
@@ -188,13 +183,9 @@ def _remedy(error: BaseException) -> str:
 def run_checked(
     call: Callable[[], object], images: int, shape: tuple[int, ...] | None, name: str
 ) -> Any:
-    """Run a network; raise CnnvizError if it fails or returns another type or shape.
+    """Run a network on N `images`; raise CnnvizError if it fails or returns another type or shape.
 
-    Args:
-        call: runs it on so many `images`.
-        images: N.
-        shape: of the answer to one image; None to accept anything.
-        name: the network's name, for messages.
+    `shape` is that of the answer to one image; None accepts anything.
     """
     try:
         rows = call()

@@ -134,13 +134,8 @@ def determine_head(
 ) -> tuple[Head, list[str]]:
     """Determine a network's head, and a note if it is neither plain logits nor the user's choice.
 
-    Args:
-        outputs_NK: its outputs for random images.
-        outputs_far_away: returns outputs (N, K) for images of extreme contrast, or None; called
-            only if the outputs are between 0 and 1, since logits can be so by chance.
-        choice: the user's choice.
-        dtype: number format of the network.
-        name: name of the network, for messages.
+    `outputs_far_away` returns outputs (N, K) for images of extreme contrast, or None. It is called
+    if the outputs for random images are between 0 and 1, since logits can be so by chance.
     """
     if choice in (HeadChoice.SOFTMAX, HeadChoice.SIGMOID, HeadChoice.NONE):
         return Head(Kind(choice.value)), []

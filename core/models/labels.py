@@ -68,18 +68,18 @@ def read_labels(path: Path) -> Labels:
     return replace(_of_entries(content, path), path=path)
 
 
-def _matches(wanted: str, names: Sequence[str], wnids: Sequence[str] | None) -> Iterator[list[int]]:
+def _matches(sought: str, names: Sequence[str], wnids: Sequence[str] | None) -> Iterator[list[int]]:
     """Matching classes, the strictest comparison first: name, wnid, one of its names, index."""
     folded = [normalised_name(name) for name in names]
-    yield [index for index, name in enumerate(folded) if name == wanted]
-    yield [index for index, wnid in enumerate(wnids or ()) if wnid == wanted]
-    yield [i for i, name in enumerate(folded) if wanted in map(str.strip, name.split(","))]
-    yield [index for index in range(len(names)) if str(index) == wanted]
+    yield [index for index, name in enumerate(folded) if name == sought]
+    yield [index for index, wnid in enumerate(wnids or ()) if wnid == sought]
+    yield [i for i, name in enumerate(folded) if sought in map(str.strip, name.split(","))]
+    yield [index for index in range(len(names)) if str(index) == sought]
 
 
-def _classes(wanted: str, names: Sequence[str], wnids: Sequence[str] | None) -> list[int]:
+def _classes(sought: str, names: Sequence[str], wnids: Sequence[str] | None) -> list[int]:
     """The classes of the strictest comparison that matches any."""
-    return next(filter(None, _matches(wanted, names, wnids)), []) if wanted else []
+    return next(filter(None, _matches(sought, names, wnids)), []) if sought else []
 
 
 def find_class(text: str, names: Sequence[str], wnids: Sequence[str] | None = None) -> int | None:
@@ -90,11 +90,11 @@ def find_class(text: str, names: Sequence[str], wnids: Sequence[str] | None = No
 
 def class_index(text: str, names: Sequence[str], wnids: Sequence[str] | None = None) -> int:
     """Return the class of that name, wnid, index or first words of a name; there must be one."""
-    wanted = normalised_name(text)
-    classes = _classes(wanted, names, wnids)
-    if not classes and wanted:
+    sought = normalised_name(text)
+    classes = _classes(sought, names, wnids)
+    if not classes and sought:
         classes = [
-            i for i, name in enumerate(names) if normalised_name(name).startswith(f"{wanted} ")
+            i for i, name in enumerate(names) if normalised_name(name).startswith(f"{sought} ")
         ]
     if len(classes) == 1:
         return classes[0]
@@ -103,7 +103,7 @@ def class_index(text: str, names: Sequence[str], wnids: Sequence[str] | None = N
         more = " …" if len(classes) > SHOWN else ""
         raise UsageError(f"'{text}' is the name of several classes: {which}{more}; use the index")
     last = len(names) - 1
-    if wanted.lstrip("-").isdecimal():
+    if sought.lstrip("-").isdecimal():
         raise UsageError(f"no class {text}; the model's classes are 0 to {last}")
     near = ", ".join(f"'{name}'" for name in nearest(text.replace("_", " "), names))
     raise UsageError(f"no class '{text}'; the nearest are {near} (or an index from 0 to {last})")

@@ -1,7 +1,7 @@
 """Layers by name: finding them, reading and changing their outputs, and viewing these as maps.
 
 A layer is a submodule under its dotted name (`layer1.0.conv1`). Hooks are borrowed:
-`watch_outputs` and `replace_outputs` remove them in `finally`, whatever happens in between.
+`watch_outputs` and `replace_outputs` remove them in `finally`, whatever is raised.
 
 Convolutions return (N, C, H, W). Blocks behind a permute return (N, H, W, C), transformers a row of
 tokens (N, T, C): those of a grid of patches, row by row, after some without a position (class
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
@@ -88,20 +89,17 @@ def replace_outputs(
     check_open(module, "FILE")
     layers = named_layers(module)
 
-    def hook(name: str, change: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
-        def changed(_layer: nn.Module, _inputs: object, output: object) -> Tensor:
-            if isinstance(output, Tensor):
-                return change(output)
-            raise UsageError(
-                f"layer '{name}' returns {type(output).__name__}, not a tensor; name a layer "
-                "inside it"
-            )
-
-        return changed
+    def hook(name: str, _layer: nn.Module, _inputs: object, output: object) -> Tensor:
+        if isinstance(output, Tensor):
+            return changes[name](output)
+        raise UsageError(
+            f"layer '{name}' returns {type(output).__name__}, not a tensor; name a layer inside it"
+        )
 
     with ExitStack() as stack:
-        for name, change in changes.items():
-            stack.callback(layers[name].register_forward_hook(hook(name, change)).remove)
+        for name in changes:
+            handle = layers[name].register_forward_hook(partial(hook, name))
+            stack.callback(handle.remove)
         yield
 
 
@@ -115,16 +113,13 @@ def watch_outputs(module: nn.Module, names: Sequence[str]) -> Iterator[dict[str,
     """
     outputs: dict[str, Tensor] = {}
 
-    def keeper(name: str) -> Callable[[Tensor], Tensor]:
-        def keep(output: Tensor) -> Tensor:
-            # A copy, since the next layer may work in place (a ReLU after a convolution).
-            outputs.pop(name, None)  # so that the last to run comes last
-            outputs[name] = output.clone()
-            return output
+    def keep(name: str, output: Tensor) -> Tensor:
+        # A copy, since the next layer may work in place (a ReLU after a convolution).
+        outputs.pop(name, None)  # so that the last to run comes last
+        outputs[name] = output.clone()
+        return output
 
-        return keep
-
-    with replace_outputs(module, {name: keeper(name) for name in names}):
+    with replace_outputs(module, {name: partial(keep, name) for name in names}):
         yield outputs
 
 
@@ -147,19 +142,16 @@ def note_repeats(model: Model, names: Sequence[str]) -> None:
     """Print a note for each of these layers that runs more than once in a pass."""
     runs: Counter[str] = Counter()
 
-    def counter(name: str) -> Callable[[Tensor], Tensor]:
-        def count(output: Tensor) -> Tensor:
-            runs[name] += 1
-            return output
+    def count(name: str, output: Tensor) -> Tensor:
+        runs[name] += 1
+        return output
 
-        return count
-
-    with replace_outputs(model.module, {name: counter(name) for name in names}):
+    with replace_outputs(model.module, {name: partial(count, name) for name in names}):
         _run_blank(model)
-    for name, count in runs.items():
-        if count > 1:
+    for name, times in runs.items():
+        if times > 1:
             _log.warning(
-                "note: layer %r runs %d times in a forward pass; its last run is used", name, count
+                "note: layer %r runs %d times in a forward pass; its last run is used", name, times
             )
 
 

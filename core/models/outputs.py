@@ -67,16 +67,8 @@ def read_out(
 ) -> ReadOut:
     """Locate the class scores in a network's output and determine what they mean.
 
-    Args:
-        module: the network.
-        raw: its output for one blank image.
-        name: its name, for messages.
-        preprocess: for the shape of its input.
-        device: its device.
-        dtype: its number format.
-        output: the user's choice among several outputs.
-        choice: the user's choice of the head.
-        required: whether a network without scores is refused.
+    `raw` is its output for one blank image, `output` and `choice` are the user's choices of the
+    output and of the head, `required` refuses a network without scores.
     """
     try:
         scores = find_scores(raw, output, name, preprocess.crop)
@@ -215,13 +207,9 @@ class Scores:
 
 
 def find_scores(raw: object, requested: str | None, name: str, size: tuple[int, int]) -> Scores:
-    """Find rows of numbers in a network's output, or else numbers for each pixel.
+    """Find rows of numbers in the output for one image of `size`, or else numbers for each pixel.
 
-    Args:
-        raw: the output for one image.
-        requested: a part's name or number, or `file.py:function`; None for the obvious part.
-        name: the network's name, for messages.
-        size: H, W of the image.
+    `requested` is a part's name or number, or `file.py:function`; None for the obvious part.
     """
     if requested is not None and ":" in requested:
         return Scores(_by_function(requested, raw, name))

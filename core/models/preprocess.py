@@ -69,16 +69,16 @@ class Preprocess:
         top, left = (_offset(s, c) for s, c in zip(resized, self.crop, strict=True))
         return top, left
 
-    def cut(self, picture: Image.Image) -> Image.Image:
+    def cut(self, image: Image.Image) -> Image.Image:
         """Resize and crop an image, or one plane of it; 0 outside the image."""
-        size = (picture.height, picture.width)
+        size = (image.height, image.width)
         height, width = self.resized(size)
         if (height, width) != size:
             # Pillow filters before it shrinks, as torchvision does for Pillow images.
             mode = Image.Resampling[self.interpolation.upper()]
-            picture = picture.resize((width, height), mode)
+            image = image.resize((width, height), mode)
         top, left = self._corner((height, width))
-        return picture.crop((left, top, left + self.crop[1], top + self.crop[0]))
+        return image.crop((left, top, left + self.crop[1], top + self.crop[0]))
 
     def box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         """y0, x0, y1, x1 of the crop, in pixels of an image of `size` (rows, columns)."""

@@ -71,15 +71,9 @@ def find_trained(
     adjusted: Adjust,
     labels: int | None,
 ) -> Trained:
-    """Find the network for a name, a checkpoint or archive, or both.
+    """Find the network for a name, a checkpoint or archive, or both; see `load_model`.
 
-    Args:
-        name: as `load_model` takes it; or the file itself.
-        file: its checkpoint or archive.
-        weights: the publisher's name of ready-made weights, or "none".
-        state: which of several sets of weights in the file.
-        adjusted: makes the user's preprocessing of the publisher's.
-        labels: how many class names were given.
+    `name` can be the file itself; `labels` is the number of class names that were given.
     """
     if file is None and Path(name).suffix.lower() in checkpoints.SUFFIXES and ":" not in name:
         name, file = BUNDLED, Path(name)
@@ -220,10 +214,7 @@ class _Candidate:
 
 
 def choose(states: Sequence[StateDict], module: nn.Module, name: str | None, path: Path) -> Fitting:
-    """Choose the state dict that fits a network best, without prefixes and foreign names.
-
-    `name` is the one to take, as the note names it; None for the best. `path` is for messages.
-    """
+    """Choose the state dict that fits a network best (or by `name`), under the network's names."""
     shapes = {n: tuple(v.shape) for n, v in module.state_dict().items() if isinstance(v, Tensor)}
     candidates = [candidate for state in states for candidate in _candidates(state, shapes)]
     candidates = candidates or [_Candidate(state, "", 0) for state in states]

@@ -2,8 +2,8 @@
 
 Images are decoded ahead and run in batches; what comes out is kept in memory up to a budget and in
 a nameless file on disk beyond it. Images that cannot be read, or whose features are not finite, are
-named and left out. What the features depend on is summed up in a key, by which `feature_file`
-knows them again.
+named and left out. What the features depend on is summed up in a key, by which `file.py`
+recognises them.
 
 Shapes: N images kept, D features, K classes.
 """

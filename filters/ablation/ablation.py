@@ -19,15 +19,14 @@ from torch import nn
 
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.data.labelled_images import LabelledImages, Progress, check_labels
-from cnnviz.core.data.shards import PART
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.layers import named_layers
 from cnnviz.core.models.variants import fast
+from cnnviz.core.output.journal import Arrays, Journal
 from cnnviz.filters.ablation.choices import AblationSpec, Mode
 from cnnviz.filters.ablation.measures import Answers, Measured, measure_of
 from cnnviz.filters.ablation.passes import IMAGES, Fills
 from cnnviz.filters.ablation.replay import REHEARSED, ablation_passes, default_memory
-from cnnviz.filters.ablation.state import AblationState, Saving
 from cnnviz.filters.ablation.sweep import (
     Curve,
     FilterEffect,
@@ -37,7 +36,7 @@ from cnnviz.filters.ablation.sweep import (
     measured_effects,
     removal_orders,
 )
-from cnnviz.filters.ablation.tally import Counts, Tally
+from cnnviz.filters.ablation.tally import AXES, INDICES, Counts, Tally
 from cnnviz.filters.channels.shapes import ChannelStrength, LayerChannels, channel_strengths
 from cnnviz.filters.channels.spec import Channels, Pick, Selection, expand, resolve
 
@@ -188,8 +187,8 @@ class Ablation:
                 "over all images; leave it out, or run it in one piece (--shard 0/1)"
             )
 
-    def saving(self, path: Path, *, resume: bool) -> Saving:
-        """A file for what is counted, of this experiment alone."""
+    def journal(self, path: Path, *, resume: bool) -> Journal:
+        """The journal of this experiment's counts."""
         model, data, plan = self.model, self.data, self.plan
         identity = {
             "weights": model.weights_sha256,
@@ -200,18 +199,17 @@ class Ablation:
             "--filters": {layer: list(off) for layer, off in plan.channels.items()},
             "--sweep": dict(plan.swept),
             "--mode": self.spec.mode.value,
-            PART: [data.part.start, data.part.stop, len(data.examples)],
         }
-        return Saving(path, resume, identity)
+        return Journal(path, identity, data.block, resume=resume)
 
     def run(
-        self, progress: Progress = lambda _images: None, saving: Saving | None = None
+        self, progress: Progress = lambda _images: None, journal: Journal | None = None
     ) -> AblationResult:
         """Runs it.
 
         Args:
             progress: called with the number of images just gone through, in each pass.
-            saving: where to write down what is counted of `--filters` and `--sweep`, if anywhere.
+            journal: where to save the counts of `--filters` and `--sweep`, if anywhere.
 
         Raises:
             CnnvizError: no image can be read, or the network's answers are not numbers.
@@ -223,7 +221,7 @@ class Ablation:
         fills = _fills(strengths, spec.mode)
         together: list[Channels] = [{}, plan.channels] if plan.channels else [{}]
         alone: list[Channels] = [{layer: (channel,)} for layer, channel in plan.swept_filters]
-        ran = _measure(stream, [*together, *alone], fills, len(together), spec, saving)
+        ran = _measure(stream, [*together, *alone], fills, len(together), spec, journal)
         sweep = _effects(ran, plan.swept_filters, len(together))
         found: list[Curve] = []
         if spec.cumulative:
@@ -280,7 +278,7 @@ def _measure(
     fills: Fills,
     recorded: int,
     spec: AblationSpec,
-    saving: Saving | None = None,
+    journal: Journal | None = None,
 ) -> _Run:
     """Every ablation on every image, counted or measured."""
     model = stream.model
@@ -303,30 +301,30 @@ def _measure(
     part, indices = stream.data.part, [torch.zeros(0, dtype=torch.int64)]
     done = part.start
 
-    def save() -> None:
-        assert saving is not None  # noqa: S101 (asked by the caller)
-        errors = {place: text for place, text in stream.errors.items() if place < done}
-        arrays = {"indices": torch.cat(indices).numpy(), **tally.arrays()}
-        saving.save(AblationState(done, errors, arrays))
+    def arrays() -> Arrays:
+        return {INDICES: torch.cat(indices).numpy(), **tally.arrays()}
 
-    if saving and (state := saving.load()):
-        indices.append(torch.from_numpy(state.arrays["indices"]))
-        stream.errors |= state.errors
-        if len(indices[-1]):
-            tally.restore(state.arrays)
-        stream.progress(state.done - part.start)
-        done = state.done
+    def save(journal: Journal) -> None:
+        errors = {place: text for place, text in stream.errors.items() if place < done}
+        journal.save(done, errors, arrays())
+
+    if journal and (stored := journal.load(arrays(), AXES)):
+        indices.append(torch.from_numpy(stored.arrays[INDICES]))
+        stream.errors |= stored.errors
+        tally.restore(stored.arrays)
+        stream.progress(stored.done - part.start)
+        done = stored.done
     with torch.inference_mode():
         for places, images, truth in stream.all(passes.images, done):
             tally.start(truth)
             passes.run(images, tally.add)
             indices.append(places)
             done = int(places[-1]) + 1
-            if saving and saving.due:
-                save()
+            if journal and journal.due:
+                save(journal)
     done = part.stop
-    if saving:
-        save()
+    if journal:
+        save(journal)
     places_M = torch.cat(indices).numpy()
     found = tally.finish()
     if isinstance(found, Counts):

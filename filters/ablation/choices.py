@@ -6,6 +6,9 @@ from typing import Annotated
 
 from cnnviz.core.options import BatchSize, Option, Seed, Spec
 
+STATE = "tally.npz"
+"""The journal's file, in the run's folder."""
+
 
 class Mode(StrEnum):
     """What stands in for an ablated channel."""

@@ -127,8 +127,8 @@ class Answers:
                 "fewer images with --limit"
             )
         self._measure, self._together, self._ablations = measure, together, ablations
-        self._truth: list[Tensor] = []
-        self._answers: list[Tensor] = []
+        self._truth = [torch.zeros(0, classes)]
+        self._answers = [torch.zeros(ablations, 0, classes)]
 
     def start(self, truth: Tensor) -> None:
         """Announces a batch by what is true of its images, (N, K)."""
@@ -141,19 +141,11 @@ class Answers:
 
     def arrays(self) -> dict[str, "NDArray[Any]"]:
         """All that was kept so far."""
-        if not self._truth:
-            return {}
         truth, answers = torch.cat(self._truth).float(), torch.cat(self._answers, 1)
         return {"truth": truth.numpy(), "answers": answers.numpy()}
 
     def restore(self, arrays: "Mapping[str, NDArray[Any]]") -> None:
-        """Goes on from there.
-
-        Raises:
-            ValueError: they are of other ablations.
-        """
-        if len(arrays["answers"]) != self._ablations:
-            raise ValueError(f"{len(arrays['answers'])} ablations")
+        """Resumes from arrays of the same names, types and shapes as `arrays` returns."""
         self._truth = [torch.from_numpy(arrays["truth"])]
         self._answers = [torch.from_numpy(arrays["answers"])]
 

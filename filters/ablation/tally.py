@@ -5,7 +5,7 @@ the first few ablations (the untouched network, and the one that is studied imag
 answer is recorded as well. Shapes: N images, G ablations of a group, V in all, K classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +43,11 @@ class Counts:
     predictions: tuple[Predictions, ...]
 
 
+INDICES = "indices"
 SUMS = ("correct", "probability", "lost", "gained")
-"""Arrays of `Tally.arrays` that add up over shares of the images."""
+"""Arrays of the journal that add up over blocks of images."""
+AXES = {INDICES: 0, "labels": 0, "truth": 0, "answers": 1}
+"""Arrays with an entry for each image used: along which axis."""
 FINEST = 2.0**32
 """Probabilities are summed in steps of one over this: such sums do not depend on their order."""
 
@@ -71,8 +74,8 @@ class Tally:
         self._gained = torch.zeros(ablations, dtype=torch.int64, device=device)
         self._recorded = recorded
         self._device = device
-        self._labels: list[Tensor] = []
-        self._answers: list[Tensor] = []
+        self._labels = [torch.zeros(0, dtype=torch.int64, device=device)]
+        self._answers = [torch.zeros(recorded, 0, 4, dtype=exact, device=device)]
         self._was = torch.zeros(0, dtype=torch.bool, device=device)
 
     def start(self, labels: Tensor) -> None:
@@ -114,23 +117,15 @@ class Tally:
         )
 
     def arrays(self) -> dict[str, "NDArray[Any]"]:
-        """All that was counted so far, on the host: sums, and what has the images as an axis."""
-        found = {name: getattr(self, f"_{name}") for name in SUMS}
-        if self._labels:
-            found |= {"labels": torch.cat(self._labels), "answers": torch.cat(self._answers, 1)}
-        return {name: tensor.cpu().numpy() for name, tensor in found.items()}
+        """All counts so far, on the host: sums, and rows with an axis of images."""
+        counts = {name: getattr(self, f"_{name}") for name in SUMS}
+        counts |= {"labels": torch.cat(self._labels), "answers": torch.cat(self._answers, 1)}
+        return {name: tensor.cpu().numpy() for name, tensor in counts.items()}
 
     def restore(self, arrays: "Mapping[str, NDArray[Any]]") -> None:
-        """Goes on from there.
-
-        Raises:
-            ValueError: they are of other ablations or classes.
-        """
+        """Resumes from arrays of the same names, types and shapes as `arrays` returns."""
         for name in SUMS:
-            own = getattr(self, f"_{name}")
-            if own.shape != arrays[name].shape:
-                raise ValueError(f"{name} has shape {arrays[name].shape}")
-            own.copy_(torch.from_numpy(arrays[name]))
+            getattr(self, f"_{name}").copy_(torch.from_numpy(arrays[name]))
         self._labels = [torch.from_numpy(arrays["labels"]).to(self._device)]
         exact = self._probability.dtype
         self._answers = [torch.from_numpy(arrays["answers"]).to(self._device, exact)]
@@ -151,3 +146,13 @@ class Tally:
             labels=found["labels"],
             predictions=predictions,
         )
+
+
+def merge(parts: "Sequence[Mapping[str, NDArray[Any]]]") -> "dict[str, NDArray[Any]]":
+    """The journal's arrays for all images from those of their blocks."""
+    return {
+        name: np.sum([part[name] for part in parts], axis=0)
+        if name in SUMS
+        else np.concatenate([part[name] for part in parts], AXES[name])
+        for name in parts[0]
+    }

@@ -7,7 +7,7 @@ from typing import Annotated
 from cnnviz.core.options import BatchSize, Option, Seed, Spec
 
 STATE = "scan-state.npz"
-"""How far a scan has come, in the run's folder."""
+"""The journal's file, in the run's folder."""
 
 
 class Ranking(StrEnum):

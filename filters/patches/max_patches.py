@@ -156,21 +156,24 @@ def find_patches(
 
     Raises:
         CnnvizError: no image could be used, the network's geometry is unknown (with
-            `Crop.RECEPTIVE_FIELD`), or the state file is of another scan.
+            `Crop.RECEPTIVE_FIELD`), or the journal belongs to another scan.
     """
     size = model.batch_size(plan.spec.batch_size) or default_batch_size(model.device)
     images = PatchImages(data, model.preprocess)
     cutter = Cutter(model, images, plan, size)
     state = scan(model, data, plan, batch_size=size, saving=saving, progress=progress)
     counted = next(iter(state.layers.values())).stats.count
+    errors = tuple(
+        (data.examples[place].path, state.errors[place]) for place in sorted(state.errors)
+    )
     if not counted:
-        raise none_usable(data, state.errors)
+        raise none_usable(data, errors)
     filters: list[FilterPatches] = []
     for layer, layer_state in state.layers.items():
         winners = _winners(layer_state, plan, layer)
         boxes = cutter.boxes(layer, [winner for row in winners for winner in row])
         filters += _describe(layer, plan.filters[layer], layer_state, winners, boxes, images, data)
-    return MaxPatches(plan, counted, tuple(filters), state.errors)
+    return MaxPatches(plan, counted, tuple(filters), errors)
 
 
 def _winners(state: LayerState, plan: ScanPlan, layer: str) -> list[list[Winner]]:

@@ -25,13 +25,6 @@ if TYPE_CHECKING:
     from cnnviz.core.data.datasets import ImageData
 
 
-class Copy(TypedDict):
-    """A file that `--distinct-files` left out."""
-
-    image: str
-    same_as: str
-
-
 class Layer(TypedDict):
     """One layer that was watched."""
 
@@ -88,7 +81,6 @@ class Results(TypedDict):
     per_image: Positive
     crop: Crop
     quantile_relative_error: Annotated[float, Said(exclusiveMinimum=0)]
-    copies: list[Copy]
     layers: Annotated[list[Layer], Said(minItems=1)]
     filters: Annotated[list[Filter], Said(minItems=1)]
 
@@ -129,7 +121,6 @@ def report(
     result: MaxPatches,
     data: "ImageData",
     *,
-    copies: Sequence[tuple[str, str]] = (),
     pictures: Mapping[str, Sequence[str]] | None = None,
 ) -> Results:
     """The `results` of a scan.
@@ -137,7 +128,6 @@ def report(
     Args:
         result: what `max_patches` returned.
         data: what it went through.
-        copies: (copy, original) of the files that `--distinct-files` dropped.
         pictures: per layer, the pages written, relative to the run folder.
     """
     plan = result.plan
@@ -152,7 +142,6 @@ def report(
         "per_image": plan.spec.per_image,
         "crop": plan.spec.crop,
         "quantile_relative_error": RELATIVE_ERROR,
-        "copies": [{"image": copy, "same_as": original} for copy, original in copies],
         "layers": [
             {
                 "layer": layer,

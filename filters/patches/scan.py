@@ -3,13 +3,13 @@
 Each watched layer's output is scored the moment the layer puts it out, and only scores and the
 few winning places are kept: no layer's maps outlive the next layer, and nothing grows with the
 number of images. A batch counts as a whole or not at all, so the pass can stop after any batch
-and go on later as if nothing had happened (`state.py`).
+and resume later as if nothing had happened.
 
 Shapes: N images, F filters, H W rows and columns.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,14 @@ import torch
 from torch import Tensor
 
 from cnnviz.core.data.datasets import Batch, ImageData, batches
-from cnnviz.core.data.shards import PART
 from cnnviz.core.device import in_batches
 from cnnviz.core.models.layers import Layout, replace_outputs
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import fast
-from cnnviz.filters.patches import state as scan_state
+from cnnviz.core.output.journal import Journal
 from cnnviz.filters.patches.choices import Ranking
 from cnnviz.filters.patches.plan import ScanPlan
-from cnnviz.filters.patches.state import LayerState, ScanState
+from cnnviz.filters.patches.state import LayerState, of_arrays, to_arrays
 from cnnviz.filters.patches.top_k import map_scores, ranked
 
 CPU_BATCH, DEVICE_BATCH = 32, 256
@@ -33,17 +32,32 @@ CPU_BATCH, DEVICE_BATCH = 32, 256
 
 @dataclass(frozen=True)
 class Saving:
-    """Where a scan writes down how far it has come.
+    """Where a scan saves its journal.
 
     Attributes:
-        path: the state file.
-        every: batches between two writes.
-        resume: go on from the file where there is one.
+        path: the journal's file.
+        every: batches between two saves.
+        resume: whether to resume from the file, if there is one.
     """
 
     path: Path
     every: int = 20
     resume: bool = False
+
+
+@dataclass(frozen=True)
+class ScanState:
+    """A scan after some batch.
+
+    Attributes:
+        done: index of the first image that is still to do.
+        layers: by name.
+        errors: index and message of each image that could not be used.
+    """
+
+    done: int
+    layers: Mapping[str, LayerState]
+    errors: Mapping[int, str] = field(default_factory=dict)
 
 
 def default_batch_size(device: torch.device) -> int:
@@ -52,7 +66,7 @@ def default_batch_size(device: torch.device) -> int:
 
 
 def identity(model: Model, data: ImageData, plan: ScanPlan) -> dict[str, Any]:
-    """All that must be the same for a scan to be the same scan, as JSON data."""
+    """What the results of a scan depend on, as JSON data."""
     return {
         "weights": model.weights_sha256,
         "model": model.name,
@@ -63,7 +77,6 @@ def identity(model: Model, data: ImageData, plan: ScanPlan) -> dict[str, Any]:
         "--top": plan.spec.top,
         "--score": plan.spec.score.value,
         "--per-image": plan.spec.per_image,
-        PART: [data.part.start, data.part.stop, len(data.examples)],
     }
 
 
@@ -134,17 +147,17 @@ def _with_images(
 ) -> ScanState:
     """The state with a batch taken in, but for images on which a filter is not finite."""
     images_N3HW, indices_N = batch.images, batch.indices
-    errors = list(state.errors)
+    errors = dict(state.errors)
     while len(indices_N):
         after, finite = _forward(model, plan, state.layers, images_N3HW, indices_N.to(model.device))
         good_N = torch.stack([layer.all(1) for layer in finite.values()]).all(0).cpu()
         if good_N.all():
-            return replace(state, layers=after, errors=tuple(errors))
+            return replace(state, layers=after, errors=errors)
         for row in (~good_N).nonzero().flatten().tolist():
-            path = data.examples[int(indices_N[row])].path
-            errors.append((path, _name_broken(plan, finite, row, path)))
+            index = int(indices_N[row])
+            errors[index] = _name_broken(plan, finite, row, data.examples[index].path)
         images_N3HW, indices_N = images_N3HW[good_N], indices_N[good_N]
-    return replace(state, errors=tuple(errors))
+    return replace(state, errors=errors)
 
 
 class _Scan:
@@ -176,9 +189,21 @@ class _Scan:
         Pictures are decoded ahead: one known to be unreadable may lie behind `done`, and a scan
         that goes on from there would meet it again, so it is not noted yet.
         """
-        found = sorted(index for index in self.unreadable if index < done)
-        new = [(self._data.examples[index].path, self.unreadable.pop(index)) for index in found]
-        self.state = replace(self.state, done=done, errors=(*self.state.errors, *new))
+        passed = sorted(index for index in self.unreadable if index < done)
+        new = {index: self.unreadable.pop(index) for index in passed}
+        self.state = replace(self.state, done=done, errors={**self.state.errors, **new})
+
+    def load(self, journal: Journal) -> None:
+        """Resumes from a journal, if it has anything."""
+        layers = self.state.layers
+        if progress := journal.load(to_arrays(layers.values())):
+            loaded = of_arrays(progress.arrays, self._model.device)
+            states = dict(zip(layers, loaded, strict=True))
+            self.state = ScanState(progress.done, states, progress.errors)
+
+    def save(self, journal: Journal) -> None:
+        """Saves the state."""
+        journal.save(self.state.done, self.state.errors, to_arrays(self.state.layers.values()))
 
 
 def scan(
@@ -206,10 +231,12 @@ def scan(
     Raises:
         CnnvizError: the state file is of another scan, or one image does not fit the memory.
     """
-    of = identity(model, data, plan)
     run = _Scan(fast(model, list(plan.filters)), data, plan, batch_size)
-    if saving and saving.resume:
-        run.state = scan_state.load(saving.path, run.state, of) or run.state
+    journal, every = None, 0
+    if saving:
+        of, every = identity(model, data, plan), saving.every
+        journal = Journal(saving.path, of, data.block, resume=saving.resume)
+        run.load(journal)
         progress(run.state.done - data.part.start)
     loader = batches(
         data,
@@ -222,12 +249,12 @@ def scan(
         before = run.state.done
         run.take(batch)
         run.reach(int(batch.indices[-1]) + 1)
-        if saving and number % saving.every == 0:
-            scan_state.save(saving.path, run.state, of)
+        if journal and number % every == 0:
+            run.save(journal)
         progress(run.state.done - before)
     before = run.state.done
     run.reach(data.part.stop)
-    if saving:
-        scan_state.save(saving.path, run.state, of)
+    if journal:
+        run.save(journal)
     progress(run.state.done - before)
     return run.state

@@ -1,1 +1,1 @@
-"""Running covered images: whole passes (`full`), or only what a mask can reach (`incremental`)."""
+"""Engines that run occluded images: whole passes (`full`), or only what changes (`incremental`)."""

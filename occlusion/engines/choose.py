@@ -1,9 +1,15 @@
-"""Which engine runs: the plain one, the incremental one, or whichever costs less.
+"""Which engine runs: the full one, the incremental one, or the one with the lower predicted cost.
 
-Both give the same numbers up to rounding; `Verifier` shows it on a sample.
-Shapes: P positions, H W rows and columns.
+Both return the same numbers up to rounding. `GuardedEngine` checks this in every run: a few
+positions go through the whole network as well, and if an unknown kind of network ever gives other
+numbers, none of the incremental engine's numbers are used and the full engine takes over.
+`Verifier` compares a larger sample, on request.
+Shapes: N positions repeated, P positions, H W rows and columns, K classes, C channels of the
+watched layer.
 """
 
+import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
@@ -11,23 +17,25 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from cnnviz.core.device import rounding
 from cnnviz.core.graph.trace import Untraceable
 from cnnviz.core.models.load import Model
 from cnnviz.occlusion.choices import EngineChoice
-from cnnviz.occlusion.engines.full import FullEngine
-from cnnviz.occlusion.engines.guard import GuardedEngine
+from cnnviz.occlusion.engines.full import FullEngine, cover
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine
-from cnnviz.occlusion.engines.network import Network, prepare
-from cnnviz.occlusion.engines.scores import Scores
+from cnnviz.occlusion.engines.network import Network, Scores, prepare
 
 SAMPLE = 32
-# Counted gains came out up to a tenth too high where they are small, so the incremental engine must
-# promise more than that it is no slower.
+"""Positions that `Verifier` repeats."""
 MARGIN = 0.9
+"""Predicted gains are up to a tenth too high where they are small, so `auto` requires more."""
+GUARD_SHARE = 0.03
+"""Share of a run's predicted time for repeated positions; at least one is always repeated."""
+_log = logging.getLogger("cnnviz")
 
 
 class Engine(Protocol):
-    """Runs covered images through a network it was prepared for; one engine serves many images."""
+    """Runs occluded images through a network that it was prepared for; reusable for many images."""
 
     @property
     def name(self) -> str:
@@ -35,7 +43,7 @@ class Engine(Protocol):
 
     @property
     def note(self) -> str | None:
-        """A line that the user should see, such as why another engine runs than was asked for."""
+        """A message for the user, such as why another engine runs than was requested."""
 
     def run(
         self,
@@ -44,13 +52,16 @@ class Engine(Protocol):
         boxes_P4: Tensor,
         progress: Callable[[int], None] = ...,
     ) -> Scores:
-        """Scores of the image with the fill pasted inside each box.
+        """Returns the scores of the image with the fill pasted inside each box.
 
         Args:
             image_3HW: normalised, float32.
-            fill_3HW: of the same size: what the masks show.
+            fill_3HW: what the masks show; same size.
             boxes_P4: int64 rows y0, x0, y1, x1 (ends excluded), inside the image, of any sizes.
             progress: called with the number of positions just done.
+
+        Raises:
+            CnnvizError: not even one position fits the device's memory.
         """
 
 
@@ -62,17 +73,17 @@ def make_engine(
     layer: str | None = None,
     batch_size: int | None = None,
 ) -> Engine:
-    """Prepares an engine for a model and a set of positions; many images may go through it.
+    """Prepares an engine for a model and a set of positions; it can run many images.
 
     Args:
-        model: left as it is.
-        choice: `auto` takes the engine with the smaller predicted cost.
+        model: not modified.
+        choice: `auto` takes the engine with the lower predicted cost.
         boxes_P4: the positions that will be run, as for `Engine.run`.
         layer: a layer whose strongest map is summed at each position.
         batch_size: images at a time; None for automatic.
 
     Raises:
-        UsageError: the layer takes no part in the forward pass.
+        UsageError: the layer does not run in the forward pass.
     """
     network = prepare(
         model.module,
@@ -83,7 +94,7 @@ def make_engine(
         layer=layer,
     )
     if model.behaviour.mixes_batch:
-        note = "it mixes the pictures of a batch"
+        note = "it mixes the images of a batch"
         network, batch_size = replace(network, graph=None, reason=note), 1
     if model.repeat > 1:
         note = f"its answers are averaged over {model.repeat} passes"
@@ -99,7 +110,7 @@ def choose(
     batch_size: int | None = None,
     name: str = "the network",
 ) -> Engine:
-    """The engine for a prepared network; `full` with a note where incremental is impossible."""
+    """Returns an engine for a prepared network; `full` with a note if incremental is impossible."""
     full = FullEngine(network, batch_size=batch_size)
     if choice is EngineChoice.FULL:
         return full
@@ -114,18 +125,107 @@ def choose(
     if choice is EngineChoice.INCREMENTAL:
         return guarded
     predicted = incremental.predict(boxes_P4)
-    return (
-        guarded
-        if predicted < MARGIN * incremental.predict_full(boxes_P4, full.batch_size)
-        else full
-    )
+    limit = MARGIN * incremental.predict_full(boxes_P4, full.batch_size)
+    return guarded if predicted < limit else full
+
+
+class GuardedEngine:
+    """The incremental engine until it is wrong, then the full one; reusable for many images.
+
+    Attributes:
+        difference: None as long as the engines agree; else the largest |difference| of a score at
+            a repeated position, infinite where only one of the two is finite.
+    """
+
+    def __init__(
+        self, network: Network, fast: IncrementalEngine, full: FullEngine, name: str
+    ) -> None:
+        """Guards `fast` by `full`; both run `network`, a model called `name`."""
+        self._network, self._fast, self._full, self._model = network, fast, full, name
+        self._runs = 0
+        self.note = fast.note
+        self.difference: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The engine whose numbers are returned."""
+        return self._fast.name if self.difference is None else self._full.name
+
+    def run(
+        self,
+        image_3HW: Tensor,
+        fill_3HW: Tensor,
+        boxes_P4: Tensor,
+        progress: Callable[[int], None] = lambda _steps: None,
+    ) -> Scores:
+        """See `Engine.run`."""
+        if self.difference is not None:
+            scores = self._full.run(image_3HW, fill_3HW, boxes_P4, progress)
+            return replace(scores, given_up=self.difference)
+        scores = self._fast.run(image_3HW, fill_3HW, boxes_P4, progress)
+        picked_N = self._picked(boxes_P4)
+        self._runs += 1
+        difference = self._beyond_rounding(image_3HW, fill_3HW, boxes_P4, picked_N, scores)
+        if difference is None:
+            return scores
+        self.difference = difference
+        _log.warning(
+            "%s: the incremental engine %s the full one, which is used instead; "
+            "please report this network",
+            self._model,
+            f"is off by {difference:.3g} from"
+            if math.isfinite(difference)
+            else "gives NaN or infinite numbers, unlike",
+        )
+        return replace(self._full.run(image_3HW, fill_3HW, boxes_P4), given_up=difference)
+
+    def _picked(self, boxes_P4: Tensor) -> Tensor:
+        """Picks one position each of some groups; different ones for each image."""
+        groups, _axes = self._fast.plan(boxes_P4.cpu().numpy())
+        one = self._fast.predict_full(boxes_P4[:1], 1)
+        affordable = max(1, int(GUARD_SHARE * self._fast.predict(boxes_P4) / one))
+        count = min(affordable, len(groups))
+        turn = self._runs * count
+        taken = [groups[(turn + number) % len(groups)].positions_N for number in range(count)]
+        return torch.tensor([int(positions[turn % len(positions)]) for positions in taken])
+
+    @torch.inference_mode()
+    def _beyond_rounding(
+        self,
+        image_3HW: Tensor,
+        fill_3HW: Tensor,
+        boxes_P4: Tensor,
+        picked_N: Tensor,
+        scores: Scores,
+    ) -> float | None:
+        """The largest difference at the picked positions; None if it is within rounding.
+
+        Scores that are not finite in both are equal; they are reported elsewhere.
+        """
+        network = self._network
+        image, fill = (t.to(network.device, network.dtype) for t in (image_3HW, fill_3HW))
+        worst = None
+        for position in picked_N.tolist():
+            box_14 = boxes_P4[position : position + 1].to(network.device)
+            logits_1K, sums_1C = network.run(cover(image, fill, box_14))
+            pairs = [(logits_1K[0], scores.logits_PK[position])]
+            if sums_1C is not None and scores.activation_P is not None:
+                pairs.append((sums_1C[0, scores.activation_channel], scores.activation_P[position]))
+            for expected, got in pairs:
+                largest = expected.abs().max() if expected.isfinite().all() else 1.0
+                allowed = rounding(network.dtype) * float(largest)
+                same = torch.isclose(got, expected, rtol=0, atol=allowed, equal_nan=True)
+                if not same.all():
+                    apart = (got - expected).abs().nan_to_num(nan=math.inf, posinf=math.inf)
+                    worst = max(worst or 0.0, float(apart[~same].max()))
+        return worst
 
 
 class Verifier:
-    """Has the other engine repeat a seeded sample of a run's positions; serves many images.
+    """Repeats a seeded sample of a run's positions with the other engine; reusable for many images.
 
     Attributes:
-        note: why there is nothing to compare, where only one engine can run the network.
+        note: why there is no comparison, if only one engine can run the network.
     """
 
     def __init__(self, model: Model, engine: Engine, boxes_P4: Tensor, *, seed: int = 0) -> None:
@@ -138,12 +238,12 @@ class Verifier:
         self.note = self._other.note
 
     def difference(self, image_3HW: Tensor, fill_3HW: Tensor, scores: Scores) -> float | None:
-        """The largest |logit difference| to a run's scores; None where only one engine can run.
+        """Returns the largest |logit difference| to a run's scores; None if `note` is set.
 
         Args:
-            image_3HW: what the run was given.
-            fill_3HW: likewise.
-            scores: what it gave, at all positions.
+            image_3HW: the image of that run.
+            fill_3HW: its fill.
+            scores: its scores at all positions.
         """
         if self.note is not None:
             return None

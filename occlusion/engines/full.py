@@ -1,7 +1,7 @@
-"""The plain engine: every covered image goes through the whole network, in batches.
+"""The full engine: every occluded image goes through the whole network, in batches.
 
-Covered images are made on the device, a batch at a time, from the image, the fill and the boxes;
-all of them never exist at once, and nothing comes to the host before the end.
+Occluded images are made on the device, one batch at a time, from the image, the fill and the boxes;
+nothing is copied to the host before the end.
 Shapes: N images in a batch, P positions, C channels, K classes, H W rows and columns.
 """
 
@@ -11,19 +11,18 @@ import torch
 from torch import Tensor
 
 from cnnviz.core.device import in_batches
-from cnnviz.occlusion.engines.network import Network
-from cnnviz.occlusion.engines.scores import Scores, ScoreSheet
+from cnnviz.occlusion.engines.network import Network, Scores, ScoreSheet
 from cnnviz.occlusion.masks import inside_boxes
 
-# Small batches keep a layer's maps in the processor's caches; a GPU wants many images at once.
+# Small batches keep a layer's maps in the CPU caches; a GPU needs many images at once.
 CPU_BATCH = 8
 DEVICE_BATCH = 128
-# glibc takes blocks of 32 MiB and more fresh from the kernel each time, which clears their pages.
+# glibc requests blocks of 32 MiB and more from the kernel each time, which clears their pages.
 CPU_MAP = 28 * 2**20
 
 
 def cover(image_3HW: Tensor, fill_3HW: Tensor, boxes_N4: Tensor) -> Tensor:
-    """The image with the fill inside box n, for each n: (N, 3, H, W), channels last."""
+    """Pastes the fill into the image inside each of N boxes: (N, 3, H, W), channels last."""
     size = (int(image_3HW.shape[1]), int(image_3HW.shape[2]))
     inside_NHW1 = inside_boxes(boxes_N4, size)[..., None]
     image_HW3, fill_HW3 = (t.permute(1, 2, 0).contiguous() for t in (image_3HW, fill_3HW))
@@ -32,7 +31,7 @@ def cover(image_3HW: Tensor, fill_3HW: Tensor, boxes_N4: Tensor) -> Tensor:
 
 
 class FullEngine:
-    """The whole network on every covered image."""
+    """Runs the whole network on every occluded image."""
 
     name = "full"
 
@@ -59,11 +58,7 @@ class FullEngine:
         boxes_P4: Tensor,
         progress: Callable[[int], None] = lambda _steps: None,
     ) -> Scores:
-        """See `Engine.run`.
-
-        Raises:
-            CnnvizError: not even one image fits the device's memory.
-        """
+        """See `Engine.run`."""
         network = self._network
         image, fill = (t.to(network.device, network.dtype) for t in (image_3HW, fill_3HW))
         boxes = boxes_P4.to(network.device)

@@ -1,8 +1,9 @@
-"""The network as the engines run it: a folded channels-last copy, and one layer's sums if wanted.
+"""The network as both engines run it, and the scores that they return.
 
-Preparing is done once per experiment, whatever the number of images. A network that cannot be
-traced runs as it is (a channels-last copy). The user's module is never changed.
-Shapes: N images, C channels, H W rows and columns, K classes.
+`prepare` makes a folded channels-last copy of the network, once per experiment, however many images
+follow; with a layer, the copy also returns that layer's channel sums. A network that cannot be
+traced runs as a plain channels-last copy. The user's module is never modified.
+Shapes: N images, C channels, H W rows and columns, P positions, K classes.
 """
 
 import copy
@@ -20,18 +21,65 @@ from cnnviz.occlusion.engines.winograd import speed_up
 
 
 @dataclass(frozen=True, eq=False)
-class Network:
-    """What both engines start from.
+class Scores:
+    """The network's outputs for all positions of one image, on its device.
 
     Attributes:
-        module: images (N, 3, H, W) to logits (N, K), and to (logits, sums (N, C)) with a layer.
-        graph: the folded graph and what is known about every node; None where tracing failed.
+        base_logits_K: float32 logits of the original image.
+        logits_PK: float32 logits at each position.
+        base_activation: with a layer, the sum of its strongest map on the original image.
+        activation_P: the same map's sum at each position.
+        activation_channel: the channel of that map: the one with the largest sum.
+        given_up: the difference for which the incremental engine was abandoned, if it was.
+    """
+
+    base_logits_K: Tensor
+    logits_PK: Tensor
+    base_activation: float | None = None
+    activation_P: Tensor | None = None
+    activation_channel: int | None = None
+    given_up: float | None = None
+
+
+class ScoreSheet:
+    """The scores of a run in progress, filled in batch by batch.
+
+    Attributes:
+        channel: the watched layer's strongest map on the original image; None without a layer.
+    """
+
+    def __init__(self, positions: int, base_logits_1K: Tensor, base_sums_1C: Tensor | None) -> None:
+        self.channel = None if base_sums_1C is None else int(base_sums_1C[0].argmax())
+        self._base_logits_K, self._base_sums_1C = base_logits_1K[0], base_sums_1C
+        device, classes = base_logits_1K.device, base_logits_1K.shape[1]
+        self._logits_PK = torch.empty(positions, classes, device=device)
+        self._sums_P = None if base_sums_1C is None else torch.empty(positions, device=device)
+
+    def write(self, where: slice | Tensor, logits_NK: Tensor, sums_N: Tensor | None) -> None:
+        """Stores a batch: its positions, their logits and, with a layer, the sums of `channel`."""
+        self._logits_PK[where] = logits_NK
+        if self._sums_P is not None and sums_N is not None:
+            self._sums_P[where] = sums_N
+
+    def scores(self) -> Scores:
+        """The complete scores, once every position is written."""
+        base = None if self._base_sums_1C is None else float(self._base_sums_1C[0, self.channel])
+        return Scores(self._base_logits_K, self._logits_PK, base, self._sums_P, self.channel)
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A prepared network.
+
+    Attributes:
+        module: images (N, 3, H, W) to logits (N, K), or to (logits, sums (N, C)) with a layer.
+        graph: the folded graph with its description; None if the network cannot be traced.
         reason: why there is no graph.
-        layer: the layer whose channel sums come out too.
+        layer: the layer whose channel sums are returned too.
         device: where it runs.
-        dtype: the number format of weights and activations.
-        layout: how images lie in memory: channels last, unless the network cannot stand it.
-        repeat: passes that are averaged, where answers differ each time.
+        dtype: the floating-point format of weights and activations.
+        layout: memory format of images: channels last, unless the network does not support it.
+        repeat: number of passes to average, for stochastic networks.
     """
 
     module: nn.Module
@@ -44,7 +92,7 @@ class Network:
     repeat: int = 1
 
     def run(self, images_N3HW: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Float32 logits (N, K), and the layer's sum over positions per channel (N, C)."""
+        """Returns float32 logits (N, K), and the layer's sum over positions per channel (N, C)."""
         images = images_N3HW.contiguous(memory_format=self.layout)
         outputs, sums = self._pass(images)
         for _ in range(self.repeat - 1):
@@ -69,10 +117,10 @@ def prepare(
     dtype: torch.dtype = torch.float32,
     layer: str | None = None,
 ) -> Network:
-    """Traces, folds and lays out a copy of the module for images of `channels` and `size` (H, W).
+    """Traces and folds a copy of the module for images of `channels` and `size` (H, W).
 
     Raises:
-        UsageError: `layer` takes no part in the forward pass.
+        UsageError: `layer` does not run in the forward pass.
     """
     image = random_image((channels, *size), device, dtype)
     try:
@@ -91,9 +139,10 @@ def prepare(
 
 
 def channel_sums(value: Tensor, axes: tuple[int, int] | None) -> Tensor:
-    """Sum over all positions, per image and channel, float32 (N, C).
+    """Sums over all positions, per image and channel, float32 (N, C).
 
-    Without known axes, (N, C, …) sums over what follows the channels, and tokens (N, L, C) over L.
+    Without known axes, (N, C, …) is summed over the axes after the channels, and tokens (N, L, C)
+    over L.
     """
     if axes is None:
         axes_summed = (1,) if value.dim() == 3 else tuple(range(2, value.dim()))
@@ -103,16 +152,16 @@ def channel_sums(value: Tensor, axes: tuple[int, int] | None) -> Tensor:
 
 
 def _with_sums(graph: Graph, layer: str) -> fx.GraphModule:
-    """The same graph, putting out (logits, channel sums of the layer)."""
+    """The same graph, returning (logits, channel sums of the layer)."""
     if layer not in graph.layers:
         raise not_run(layer)
     info = graph.info[graph.layers[layer]]
     if info.shape is None:
-        raise UsageError(f"layer '{layer}' puts out no tensor; name a layer inside it")
+        raise _no_tensor(layer)
     tapped = fx.GraphModule(graph.module, copy.deepcopy(graph.module.graph))
     nodes = {node.name: node for node in tapped.graph.nodes}
     node = nodes[graph.layers[layer].name]
-    # Summed on the spot: what follows may overwrite the layer's output in place.
+    # Summed immediately: later operations may overwrite the layer's output in place.
     with tapped.graph.inserting_after(node):
         sums = tapped.graph.call_function(channel_sums, (node, info.axes))
     output = next(iter(tapped.graph.find_nodes(op="output")))
@@ -121,8 +170,12 @@ def _with_sums(graph: Graph, layer: str) -> fx.GraphModule:
     return tapped
 
 
+def _no_tensor(layer: str) -> UsageError:
+    return UsageError(f"the output of layer '{layer}' is not a tensor; name a layer inside it")
+
+
 class _Watched(nn.Module):
-    """A module that cannot be traced, with a hook on one layer of it."""
+    """A module that cannot be traced, with a hook on one of its layers."""
 
     def __init__(self, module: nn.Module, layer: str) -> None:
         super().__init__()
@@ -132,7 +185,7 @@ class _Watched(nn.Module):
 
     def _keep(self, _layer: nn.Module, _inputs: object, output: object) -> None:
         if not isinstance(output, Tensor):
-            raise UsageError(f"layer '{self._layer}' puts out no tensor; name a layer inside it")
+            raise _no_tensor(self._layer)
         self._sums = channel_sums(output, None)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from parts import slow_but
 
 from cnnviz.cli.main import run
 
@@ -101,7 +102,9 @@ def test_what_is_asked_for_is_what_it_was(
 
 
 @pytest.mark.pictures
-@pytest.mark.parametrize("options", [[], ["--mask", "8"], ["--method", "agreement"]])
+@pytest.mark.parametrize(
+    "options", slow_but([[], ["--mask", "8"], ["--method", "agreement"]], ["--mask", "8"])
+)
 def test_render_without_options_draws_what_the_run_drew(tmp_path: Path, options: list[str]) -> None:
     assert run(["occlude", SHIP, *options, "--quiet", "--out", str(tmp_path)]) == 0
     method = options if "--method" in options else []

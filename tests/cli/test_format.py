@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from parts import slow_but
 from PIL import Image
 
 from cnnviz.cli.main import run
@@ -11,7 +12,7 @@ from cnnviz.cli.main import run
 LINES = {
     "occlude": ["occlude", "0.png", "--mask", "16"],
     "saliency": ["saliency", "0.png"],
-    "filters": ["filters"],
+    "filters": ["filters", "--layer", "stem.conv"],
 }
 
 
@@ -29,8 +30,13 @@ def files(folder: str) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in found.items() if name[-4:] != "json"}
 
 
-@pytest.mark.parametrize("command", LINES)
-@pytest.mark.parametrize(("kind", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml")])
+CASES = [(name, k, start) for k, start in (("pdf", b"%PDF"), ("svg", b"<?xml")) for name in LINES]
+
+
+@pytest.mark.parametrize(
+    ("command", "kind", "start"),
+    slow_but(CASES, ("saliency", "pdf", b"%PDF"), ("filters", "svg", b"<?xml")),
+)
 def test_figures_are_written_as_asked_and_the_same_each_time(
     command: str, kind: str, start: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,9 +74,17 @@ def test_a_scale_is_a_positive_number(scale: str, capsys: pytest.CaptureFixture[
     assert "--scale" in capsys.readouterr().err
 
 
+COLUMNS = [
+    (name, *case)
+    for name in ("occlude", "saliency")
+    for case in ((None, 3), ("1", 1), ("2", 2), ("9", 3))
+]
+
+
 @pytest.mark.pictures
-@pytest.mark.parametrize(("columns", "wide"), [(None, 3), ("1", 1), ("2", 2), ("9", 3)])
-@pytest.mark.parametrize("command", ["occlude", "saliency"])
+@pytest.mark.parametrize(
+    ("command", "columns", "wide"), slow_but(COLUMNS, ("saliency", None, 3), ("saliency", "2", 2))
+)
 def test_panels_stand_in_as_many_columns_as_asked(
     command: str, columns: str | None, wide: int
 ) -> None:

@@ -129,7 +129,7 @@ def test_a_manifest_that_names_no_file_costs_that_image_alone(
 def test_a_manifest_with_a_nul_in_it(odd: Path) -> None:
     (odd / "list.jsonl").write_text('{"path": "a\\u0000.png"}\n{"path": "truck.png"}\n')
     data = open_data([str(odd / "list.jsonl")])
-    with pytest.raises(CnnvizError, match="is no file name"):
+    with pytest.raises(CnnvizError, match="is not a file name"):
         data.open(0)
 
 
@@ -172,7 +172,7 @@ def test_only_line_feeds_end_lines(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("odd")
 def test_what_cannot_be_read_to_its_end_is_not_opened() -> None:
     for name in ("pipe.png", "/dev/zero"):
-        with pytest.raises(CnnvizError, match="is no file but a pipe, socket or device"):
+        with pytest.raises(CnnvizError, match="is not a file but a pipe, socket or device"):
             regular(name)
     with pytest.raises(CnnvizError, match="is a folder"):
         read_text("sub")
@@ -183,7 +183,7 @@ def test_what_cannot_be_read_to_its_end_is_not_opened() -> None:
 
 def test_an_empty_out_is_no_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text in ("", "  "):
-        fails(capsys, ["occlude", "truck.png", *QUICK, "--out", text], "names no folder")
+        fails(capsys, ["occlude", "truck.png", *QUICK, "--out", text], "is not a folder name")
     assert [path.name for path in place.iterdir()] == ["truck.png"]
 
 

@@ -158,18 +158,6 @@ def test_fewer_images_than_top_gives_rows_as_long_as_there_are_images(
     assert all("classes" not in entry for entry in results["filters"])
 
 
-def test_copies_are_dropped_on_request_and_named(
-    photos: Path, options: list[str], tmp_path: Path
-) -> None:
-    copy = photos / "dogs" / "99.png"
-    copy.write_bytes((photos / "dogs" / "00.png").read_bytes())
-    command = ["max-patches", str(photos), *options, "--layer", "2", "--quiet"]
-    assert run([*command, "--distinct-files"]) == 0
-    results = summary_in(tmp_path / "out")["results"]
-    assert results["images"] == 12
-    assert results["copies"] == [{"image": str(copy), "same_as": str(photos / "dogs" / "00.png")}]
-
-
 @pytest.mark.pictures
 def test_an_interrupted_scan_resumes_and_a_finished_one_does_not(
     photos: Path,
@@ -178,7 +166,7 @@ def test_an_interrupted_scan_resumes_and_a_finished_one_does_not(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from cnnviz.filters.patches import state as scan_state
+    from cnnviz.core.output.journal import Journal
 
     out = tmp_path / "out"
     whole = tmp_path / "whole"
@@ -186,7 +174,7 @@ def test_an_interrupted_scan_resumes_and_a_finished_one_does_not(
     more = ["--layer", "2", "--quiet", "--batch-size", "2", "--save-every", "1"]
     assert run([*command, str(whole), *more]) == 0
 
-    save, saved = scan_state.save, []
+    save, saved = Journal.save, []
 
     def save_thrice(*given: Any) -> None:
         save(*given)
@@ -194,7 +182,7 @@ def test_an_interrupted_scan_resumes_and_a_finished_one_does_not(
         if len(saved) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(scan_state, "save", save_thrice)
+    monkeypatch.setattr(Journal, "save", save_thrice)
     assert run([*command, str(out), *more]) == 130
     monkeypatch.undo()
     assert [path.name for path in out.iterdir()] == ["scan-state.npz"]

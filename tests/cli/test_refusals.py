@@ -13,15 +13,16 @@ from PIL import Image
 from cnnviz.cli.main import run
 from cnnviz.core import device, files
 from cnnviz.core.data.images import prepare, read_rgb
+from cnnviz.core.data.shards import Block
 from cnnviz.core.device import in_batches, pick_device
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.files import read_text, regular
 from cnnviz.core.models.preprocess import plain
+from cnnviz.core.output import journal
 from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.embeddings.choices import EmbeddingSpec
 from cnnviz.embeddings.experiment import check_spec
 from cnnviz.embeddings.features import extract
-from cnnviz.filters.patches import state
 
 NETWORKS = """
 import torch
@@ -91,20 +92,20 @@ def net(name: str) -> list[str]:
 
 
 LINES: dict[str, tuple[list[str], str]] = {
-    "range": (["occlude", "x.png", "--range", "1"], "'1' is no range; --range takes a low"),
-    "show": (["occlude", "x.png", "--show", "1,2"], "'1,2' names no channels; --show takes one"),
+    "range": (["occlude", "x.png", "--range", "1"], "invalid range '1'; --range takes a low"),
+    "show": (["occlude", "x.png", "--show", "1,2"], "invalid channels '1,2'; --show takes one"),
     "at": (
         ["occlude", "x.png", "--at", "1,2,3"],
-        "'1,2,3' is no pixel; --at takes its row",
+        "invalid pixel '1,2,3'; --at takes its row",
     ),
     "folder": (["render", "x", "--label", "folder"], "a run does not tell where its image lay"),
     "sums": (
         ["occlude", "x.png", *net("tuples"), "--mask", "4", "--stride", "4", "--layer", "rnn"],
-        "layer 'rnn' puts out no tensor",
+        "the output of layer 'rnn' is not a tensor",
     ),
     "hooked sums": (
         ["occlude", "x.png", *net("odd"), "--mask", "4", "--stride", "4", "--layer", "rnn"],
-        "layer 'rnn' puts out no tensor",
+        "the output of layer 'rnn' is not a tensor",
     ),
     "watched": (["max-patches", "data", *net("flat")], "has no convolution that can be watched"),
     "swept": (["ablate", "data", *net("flat"), "--sweep", "all"], "has no convolution"),
@@ -169,10 +170,11 @@ def test_what_may_not_be_read(place: Path, monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(CnnvizError, match=r"'net\.py' cannot be read: Input/output error"):
             read_text("net.py")
     with monkeypatch.context() as patch:
-        patch.setattr(state, "open_arrays", raising(OSError(5, "Input/output error")))
-        nothing = state.ScanState(0, {})
-        with pytest.raises(CnnvizError, match=r"cannot read x\.png: Input/output error"):
-            state.load(Path("x.png"), nothing, {})
+        patch.setattr(journal, "open_arrays", raising(OSError(5, "Input/output error")))
+        (place / "x.npz").touch()
+        stored = journal.Journal(place / "x.npz", {}, Block(0, 1, 1), resume=True)
+        with pytest.raises(CnnvizError, match=r"cannot read .*x\.npz: Input/output error"):
+            stored.load({})
     assert files.exists(place / "x.png")
 
 

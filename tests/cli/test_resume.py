@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from parts import slow_but
 from PIL import Image
 
 from cnnviz.cli.main import run
-from cnnviz.core.output.index import LINES
+from cnnviz.core.output.journal import LINES
 from cnnviz.core.output.run_folder import UNFINISHED, RunFolder, json_parts, to_json
 
 COUNT = 5
@@ -75,7 +76,7 @@ def summary(folder: str) -> dict:
 
 
 @pytest.mark.usefixtures("pictures")
-@pytest.mark.parametrize("command", LINES_OF)
+@pytest.mark.parametrize("command", slow_but(LINES_OF, "occlude", "activations"))
 def test_cut_off_and_resumed_equals_uninterrupted(
     command: str, cut_off: Callable[[list[str], int], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,7 +33,7 @@ def test_a_pair_runs_in_every_command_that_loads_a_model(command, tmp_path):
 def test_another_form_of_size_is_one_line_that_says_what_is_accepted(text, tmp_path, capsys):
     assert run(["layers", f"--size={text}", "--out", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"'{text}' is no size; --size takes a side in pixels (15) or HxW (15x30)" in line
+    assert f"invalid size '{text}'; --size takes a side in pixels (15) or HxW (15x30)" in line
 
 
 def test_more_pixels_than_can_be_decoded_are_refused(tmp_path, capsys):

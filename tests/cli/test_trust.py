@@ -7,6 +7,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from parts import slow_but
 
 from cnnviz.cli.main import run
 from cnnviz.core import load_model, read_image
@@ -49,8 +50,16 @@ def test_occlude_judges_each_of_its_maps(
     assert all("trust" in target for target in found["results"][0]["targets"])
 
 
-@pytest.mark.parametrize("method", ["agreement", "occlusion"])
-@pytest.mark.parametrize("masks", [["--mask", "8", "--mask", "12x6", "--stride", "4"], []])
+MASKS = ["--mask", "8", "--mask", "12x6", "--stride", "4"]
+
+
+@pytest.mark.parametrize(
+    ("method", "masks"),
+    slow_but(
+        [("agreement", MASKS), ("occlusion", MASKS), ("agreement", []), ("occlusion", [])],
+        ("agreement", MASKS),
+    ),
+)
 def test_every_panel_has_a_card_and_the_network_is_as_it_was(
     tmp_path: Path, method: str, masks: list[str]
 ) -> None:
@@ -67,7 +76,9 @@ def test_every_panel_has_a_card_and_the_network_is_as_it_was(
             assert target == without
 
 
-@pytest.mark.parametrize("method", ["gradient", "gradient-x-input", "grad-cam"])
+@pytest.mark.parametrize(
+    "method", slow_but(["gradient", "gradient-x-input", "grad-cam"], "gradient", "grad-cam")
+)
 def test_saliency_is_judged_too(tmp_path: Path, method: str) -> None:
     line = ["saliency", TRUCK, "--method", method, "--trust", "--quiet", "--out", str(tmp_path)]
     assert run(line) == 0
@@ -98,6 +109,7 @@ def test_the_same_map_is_judged_alike_by_either_command(tmp_path: Path) -> None:
     assert entry["map"] == str(tmp_path / "map.npy")
 
 
+@pytest.mark.slow
 def test_maps_that_are_known_to_be_bad_are_not_believed(tmp_path: Path) -> None:
     names = ("airplane", "automobile", "bird", "deer", "frog", "horse", "ship", "truck")
     maps = tmp_path / "maps"

@@ -139,7 +139,9 @@ def test_layers_of_a_network_that_cannot_be_traced(net: str, tmp_path: Path) -> 
 def test_layers_refuses_what_it_cannot_do(
     options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "'12x' is no image size" in fails(["layers", *options, "--image-size", "12x"], 2, capsys)
+    assert "invalid image size '12x'" in fails(
+        ["layers", *options, "--image-size", "12x"], 2, capsys
+    )
     assert "does not run on images of 2x2" in fails(
         ["layers", *options, "--image-size", "2"], 2, capsys
     )

@@ -51,9 +51,9 @@ def test_numbers_out_of_range_are_refused_in_code_too(place, spec):
 
 def test_text_becomes_numbers_or_is_named():
     assert numbers("0.5,1,2e-1", "--mean") == (0.5, 1.0, 0.2)
-    with pytest.raises(UsageError, match=r"'0\.5,x' is no list of numbers; --std takes them"):
+    with pytest.raises(UsageError, match=r"'0\.5,x' is not a list of numbers; --std takes numbers"):
         numbers("0.5,x", "--std")
     assert images_at_a_time("auto", "--batch-size") is None
     assert images_at_a_time("12", "--batch-size") == 12
-    with pytest.raises(UsageError, match="'-1' is no batch size; --batch-size takes auto or"):
+    with pytest.raises(UsageError, match="invalid batch size '-1'; --batch-size takes auto or"):
         images_at_a_time("-1", "--batch-size")

@@ -18,11 +18,10 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """Headless Chromium; skips where there is none."""
+    sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
         pytest.skip("no Chromium")
-    from playwright.sync_api import sync_playwright
-
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield started
@@ -51,7 +50,7 @@ def _run_all(root: Path) -> None:
         patch.chdir(root)
         lines = {
             "occlude": [photo, "--mask", "8", "--mask", "12", "--stride", "6", "--target", "top2"],
-            "classic": [photo, "--trust"],
+            "classic": [photo, "--trust", "--mask", "12", "--stride", "6"],
             "sigmoid": [photo, "--head", "sigmoid", "--mask", "10"],
             "value": [photo, "--head", "none", "--mask", "10", "--target", "3"],
             "tsne": ["data", "--perplexity", "2", "--perplexity", "3"],
@@ -59,9 +58,9 @@ def _run_all(root: Path) -> None:
             "filters": ["--layer", "stem.conv"],
             "ablate": ["data", "--sweep", "stem.conv"],
             "layers": [],
-            "saliency": ["data/cat"],
+            "saliency": [photo],
             "activations": [photo, "--layer", "stem.conv"],
-            "audit": ["data", "--mask", "16", "--stride", "16"],
+            "audit": ["data", "--mask", "16", "--stride", "16", "--top", "2"],
         }
         for name, line in lines.items():
             command = "occlude" if name in ("classic", "sigmoid", "value") else name

@@ -218,7 +218,10 @@ def test_report_beside_a_run_is_listed_and_goes_with_it(
 ) -> None:
     monkeypatch.chdir(runs)
     out = tmp_path / "out"
-    for command in (["saliency", "data/cat"], ["filters", "--layer", "stem.conv", "--no-gabor"]):
+    for command in (
+        ["saliency", "data/cat/0<b>.png", "data/cat/2<b>.png"],
+        ["filters", "--layer", "stem.conv", "--no-gabor"],
+    ):
         line = [*command, "--quiet", "--report", "--out", str(out), "--overwrite"]
         assert run(line) == 0
         content = json.loads((out / "summary.json").read_text())

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from parts import slow_but
 
 ROOT = Path(__file__).parent.parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -43,7 +44,7 @@ def test_no_name_of_a_face_is_that_of_a_module_below_it(folder):
     assert below.isdisjoint(names_of(folder))
 
 
-@pytest.mark.parametrize("modules_first", [True, False])
+@pytest.mark.parametrize("modules_first", slow_but([True, False], True))
 def test_names_are_the_same_in_both_orders_of_import(modules_first):
     faces = [f"from cnnviz.{f} import {name} as {f}_{name}" for f in FACES for name in names_of(f)]
     modules = [f"import {module}" for f in FACES for module in names_of(f).values()]

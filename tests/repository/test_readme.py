@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from parts import slow_but
 
 from cnnviz.cli.main import COMMANDS, run
 from cnnviz.core.output.run_folder import version
@@ -20,8 +21,7 @@ EXAMPLES = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("what", ["examples", "options", "schemas"])
+@pytest.mark.parametrize("what", slow_but(["examples", "options", "schemas"], "schemas"))
 def test_what_is_written_by_the_program_is_as_it_would_write_it(what):
     done = subprocess.run(
         [sys.executable, f"docs/write_{what}.py", "--check"],

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from parts import slow_but
 from PIL import Image, ImageDraw
 
 from cnnviz.core.data.images import read_image
 from cnnviz.core.data.outlines import outline_mask, read_outlines
-from cnnviz.core.models.load import load_model
+from cnnviz.core.models.load import Model, load_model
 from cnnviz.occlusion import occlude
 from cnnviz.occlusion.expectation import judge
 
@@ -55,17 +56,23 @@ def test_outlines_and_box_bound_the_same_object(name: str) -> None:
     assert 0.03 < mask.mean() < 0.3, "an object should leave most of the picture to its background"
 
 
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return load_model()
+
+
 @pytest.mark.parametrize("name", TRUTH)
-def test_object_lies_in_the_part_of_the_picture_that_the_network_sees(name: str) -> None:
-    top, left, bottom, right = read_image(FOLDER / name, load_model().preprocess).box_original
+def test_object_lies_in_the_part_of_the_picture_that_the_network_sees(
+    name: str, model: Model
+) -> None:
+    top, left, bottom, right = read_image(FOLDER / name, model.preprocess).box_original
     ((x0, y0, x1, y1),) = TRUTH[name]["boxes"]
     assert left <= x0 < x1 <= right
     assert top <= y0 < y1 <= bottom
 
 
 @pytest.mark.parametrize("name", TRUTH)
-def test_bundled_model_reads_the_picture_rightly_and_surely(name: str) -> None:
-    model = load_model()
+def test_bundled_model_reads_the_picture_rightly_and_surely(name: str, model: Model) -> None:
     working = read_image(FOLDER / name, model.preprocess)
     with torch.inference_mode():
         logits = model.logits(model.preprocess.normalise(working.pixels)[None])
@@ -74,9 +81,10 @@ def test_bundled_model_reads_the_picture_rightly_and_surely(name: str) -> None:
     assert float(probabilities.max()) >= 0.7
 
 
-@pytest.mark.parametrize("name", TRUTH)
-def test_covering_the_object_hurts_more_than_covering_the_background(name: str) -> None:
-    model = load_model()
+@pytest.mark.parametrize("name", slow_but(TRUTH, "truck.png", "bird.png"))
+def test_covering_the_object_hurts_more_than_covering_the_background(
+    name: str, model: Model
+) -> None:
     working = read_image(FOLDER / name, model.preprocess)
     expectation = read_outlines(str(FOLDER / "truth.json")).for_image(name)
     verdict = judge(occlude(model, working).panels[0].map_HW, outline_mask(expectation, working))

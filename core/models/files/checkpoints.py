@@ -178,7 +178,7 @@ def kind_of(path: Path) -> Kind:
 def check_zip(path: Path) -> None:
     """Refuse an archive with a wrong checksum, or that unpacks to `MEMORY_TIMES` its size.
 
-    Entries without a checksum (torch can be told to write none) pass.
+    Entries without a checksum (torch writes none on request) pass.
     """
     if not zipfile.is_zipfile(path):
         return
@@ -261,9 +261,9 @@ def _read_pickle(path: Path, *, skip_values: bool = False) -> list[StateDict]:
 
 def find_state_dicts(content: object, path: Path) -> list[StateDict]:
     """Find the state dicts in a checkpoint's content: outermost first, usual keys before others."""
-    found = list(_state_dicts(content, "", DEPTH))
-    if found:
-        return found
+    states = list(_state_dicts(content, "", DEPTH))
+    if states:
+        return states
     held = f"its keys are {first_few(map(str, content))}" if isinstance(content, Mapping) else ""
     raise CnnvizError(
         f"'{path}' holds no state dict at the top or under {', '.join(STATE_DICT_KEYS)}; "

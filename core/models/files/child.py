@@ -38,11 +38,8 @@ def run_in_child(
 ) -> None:
     """Run `work` in a child process first; raise CnnvizError if the child does not survive.
 
-    Args:
-        path: the file, for its size and for messages.
-        work: its result and its ordinary errors are discarded.
-        slack: bytes of memory in addition to `MEMORY_TIMES` the file's size.
-        seconds: processor time in addition to what its size allows; by default `SECONDS`.
+    Its result and ordinary errors are discarded. `slack` (bytes) and `seconds` are its limits in
+    addition to what the file's size allows.
     """
     if sys.platform != "linux":
         return

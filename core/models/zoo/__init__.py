@@ -8,9 +8,8 @@ from torch import nn
 
 from cnnviz.core.errors import UsageError, nearest
 from cnnviz.core.models import bundled
-from cnnviz.core.models.behaviour import with_lazy_layers
 from cnnviz.core.models.preprocess import Preprocess
-from cnnviz.core.models.zoo.factories import find_factory
+from cnnviz.core.models.zoo.factories import factory_architecture
 from cnnviz.core.models.zoo.hubs import timm_architecture, transformers_architecture
 from cnnviz.core.models.zoo.published import (
     Architecture,
@@ -31,7 +30,7 @@ def find_architecture(name: str) -> Architecture:
     if name.endswith(".py"):
         raise UsageError(f"'{name}' is a file; name the factory in it: --model {name}:FACTORY")
     if ":" in name:
-        return _user_factory(name)
+        return factory_architecture(name)
     known = torchvision_names()
     if name.lower() in known:
         return torchvision_architecture(name.lower())
@@ -40,16 +39,6 @@ def find_architecture(name: str) -> Architecture:
         f"no model '{name}'; the nearest are {near} (cnnviz models lists all; your network is "
         "named FILE.py:FACTORY)"
     )
-
-
-def _user_factory(name: str) -> Architecture:
-    factory = find_factory(name)
-
-    def make(classes: int | None, size: tuple[int, int]) -> nn.Module:
-        return with_lazy_layers(factory.build(classes), factory.name, size)
-
-    sets_classes = factory.class_parameter is not None
-    return Architecture(factory.name, make, sets_classes, needs_classes=factory.needs_classes)
 
 
 def _bundled() -> Architecture:

@@ -8,9 +8,8 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,60 +17,50 @@ from typing import Any
 from torch import nn
 
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, located, nearest
+from cnnviz.core.models.behaviour import with_lazy_layers
+from cnnviz.core.models.zoo.published import Architecture
 
 CLASS_PARAMETERS = ("num_classes", "classes", "n_classes", "num_class", "n_class", "nb_classes")
 UNKNOWN_CLASSES = 1000  # for a factory that requires a number, until a checkpoint gives it
 
 
-@dataclass(frozen=True)
-class Factory:
-    """A function of the user's that builds a network."""
+def factory_architecture(name: str) -> Architecture:
+    """Import the factory `path/to/file.py:function` or `package.module:function`."""
+    function, shown, folder = _import(name, "factory", "--model")
+    build = (lambda: function) if isinstance(function, nn.Module) else function
+    parameters = _parameters(build)
+    required = [name for name, parameter in parameters.items() if _is_required(parameter)]
+    class_parameter = _class_parameter(parameters)
 
-    name: str
-    """`net.py:make`, without the folders."""
-    function: Callable[..., object]
-    folder: Path
-    """Where the modules next to it are imported from."""
-    class_parameter: str | None
-    """The parameter that takes the number of classes; None if there is none."""
-
-    def build(self, classes: int | None) -> nn.Module:
-        """Build the network without wrappers; the number of classes is passed if it takes one."""
-        options = self._options(classes)
-        self._check_required(options)
-        try:
-            with _importable(self.folder):
-                module = self.function(**options)
-        except USER_CODE_ERRORS as error:
-            raise CnnvizError(f"the factory '{self.name}' failed: {located(error)}") from error
-        if isinstance(module, nn.Module):
-            return unwrapped(module)
-        kind = type(module).__name__
-        raise CnnvizError(
-            f"the factory '{self.name}' returned {kind}, not an nn.Module; write one that returns "
-            "the network alone"
-        )
-
-    @property
-    def needs_classes(self) -> bool:
-        """Whether it requires the number of classes."""
-        return self.class_parameter in _required(self.function)
-
-    def _options(self, classes: int | None) -> dict[str, int]:
-        name = self.class_parameter
-        if name is None:
-            return {}
-        if classes is None:
-            return {name: UNKNOWN_CLASSES} if self.needs_classes else {}
-        return {name: classes}
-
-    def _check_required(self, options: dict[str, int]) -> None:
-        missing = [name for name in _required(self.function) if name not in options]
-        if missing:
+    def make(classes: int | None, size: tuple[int, int]) -> nn.Module:
+        options = {}
+        if class_parameter in required or (class_parameter and classes is not None):
+            options = {class_parameter: UNKNOWN_CLASSES if classes is None else classes}
+        if missing := [name for name in required if name not in options]:
             raise CnnvizError(
-                f"the factory '{self.name}' needs {', '.join(missing)}; write one that takes "
+                f"the factory '{shown}' needs {', '.join(missing)}; write one that takes "
                 "nothing, or the number of classes, and returns the network"
             )
+        try:
+            with _importable(folder):
+                module = build(**options)
+        except USER_CODE_ERRORS as error:
+            raise CnnvizError(f"the factory '{shown}' failed: {located(error)}") from error
+        if not isinstance(module, nn.Module):
+            raise CnnvizError(
+                f"the factory '{shown}' returned {type(module).__name__}, not an nn.Module; write "
+                "one that returns the network alone"
+            )
+        return with_lazy_layers(unwrapped(module), shown, size)
+
+    needs_classes = class_parameter in required
+    return Architecture(shown, make, class_parameter is not None, needs_classes=needs_classes)
+
+
+def find_function(name: str) -> Callable[[Any], Any]:
+    """Import the function `path/to/file.py:function` or `package.module:function`."""
+    function: Callable[[Any], Any] = _import(name, "function", "--output")[0]
+    return function
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -152,24 +141,19 @@ def _parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter]
         return {}
 
 
-def _required(function: Callable[..., object]) -> list[str]:
-    """The parameters without defaults."""
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [
-        name
-        for name, parameter in _parameters(function).items()
-        if parameter.default is parameter.empty and parameter.kind not in variable
-    ]
+def _is_required(parameter: inspect.Parameter) -> bool:
+    variable = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    return parameter.default is parameter.empty and not variable
 
 
-def _class_parameter(function: Callable[..., object]) -> str | None:
-    parameters = _parameters(function)
+def _class_parameter(parameters: Mapping[str, inspect.Parameter]) -> str | None:
+    """The parameter that takes the number of classes; None if there is none."""
     named = next((key for key in CLASS_PARAMETERS if key in parameters), None)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return named or (CLASS_PARAMETERS[0] if takes_any else None)
 
 
-def _attribute(name: str, option: str) -> tuple[Any, str, Path]:
+def _import(name: str, what: str, option: str) -> tuple[Any, str, Path]:
     """The object `path/to/file.py:name` or `package.module:name`, its name to show, its folder."""
     source, _, attribute = name.rpartition(":")
     path = Path(source).expanduser()
@@ -185,22 +169,7 @@ def _attribute(name: str, option: str) -> tuple[Any, str, Path]:
     function = getattr(module, attribute, None)
     if not callable(function):
         near = ", ".join(nearest(attribute, [k for k, v in vars(module).items() if callable(v)]))
-        what = "factory" if option == "--model" else "function"
         raise UsageError(
             f"no {what} '{attribute}' in '{source}'; the nearest are {near or '(it has none)'}"
         )
     return function, f"{path.name}:{attribute}" if is_file else name, folder
-
-
-def find_function(name: str, option: str = "--output") -> Callable[[Any], Any]:
-    """Import the function `path/to/file.py:function` or `package.module:function`."""
-    function: Callable[[Any], Any] = _attribute(name, option)[0]
-    return function
-
-
-def find_factory(name: str) -> Factory:
-    """Import the factory `path/to/file.py:function` or `package.module:function`."""
-    function, shown, folder = _attribute(name, "--model")
-    if isinstance(function, nn.Module):  # a network: its factory returns it
-        return Factory(shown, lambda: function, folder, None)
-    return Factory(shown, function, folder, _class_parameter(function))

@@ -1,8 +1,8 @@
 """Networks by the names of timm and Hugging Face's transformers, with their preprocessing measured.
 
-Libraries describe their transforms each in its own words, which change with versions. What counts
-is the result. So two plain images, and one of noise, are transformed: the plain ones give mean and
-deviation, and the noise is compared with the results of our own ways to resize it.
+Each library describes its transforms differently, and changes that with versions. What counts is
+the result. So two plain images, and one of noise, are transformed: the plain ones give mean and
+deviation, and the noise is compared with the results of our ways to resize it.
 
 Code that comes with a network is never run (`trust_remote_code` stays off), and pickled weights are
 read by torch's restricted unpickler.
@@ -184,10 +184,7 @@ def measured(
 ) -> tuple[Preprocess, tuple[str, ...]]:
     """Find the preprocessing that does the same as a transform, or nearly so with a note.
 
-    Args:
-        transform: the transform.
-        resize: sides that it may resize images to before it crops, in addition to the crop's.
-        name: name of the network, for the note.
+    `resize` lists sides that it may resize images to before it crops, in addition to the crop's.
     """
     black, white = (
         transform(Image.new("RGB", SIDES, value)).double() for value in ("black", "white")

@@ -210,13 +210,7 @@ def fetch(entry: Published, name: str) -> Path:
 
 @contextmanager
 def fetched(what: str, hub_id: str, remedy: str) -> Iterator[None]:
-    """Turn what a library's download raises into a CnnvizError of one line.
-
-    Args:
-        what: the thing that is fetched.
-        hub_id: its id at Hugging Face's hub, or a folder.
-        remedy: what to do without it.
-    """
+    """Turn what a library raises while it fetches `what` from a hub or folder into one line."""
     constants = required("huggingface_hub.constants", what, "timm")
     loggers = [logging.getLogger(library) for library in _HUBS]
     levels = [logger.level for logger in loggers]

@@ -1,1 +1,1 @@
-"""Only what a mask can reach."""
+"""The incremental engine: computes only what a mask can reach."""

@@ -1,8 +1,8 @@
-"""One batch of masks through the network, computing only what they change.
+"""Runs one batch of masks through the network, computing only what they change.
 
-Every value on the way is a batch of windows on a map (`Box`), in the layout that the network itself
-has there; a window that is the whole map is an ordinary batch of maps. A value of None is a map
-that no mask of the batch changes.
+Every intermediate value is a batch of windows on a map (`Box`), in the layout that the network uses
+there; a window that is the whole map is an ordinary batch of maps. A value of None is a map that no
+mask of the batch changes.
 Shapes: N positions of the batch, C channels, H W of a map, h w of a window.
 """
 
@@ -13,13 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from cnnviz.core.graph.geometry import Fixed, Window
-from cnnviz.core.graph.reach import copied_from
+from cnnviz.core.graph.geometry import Fixed, Window, copied_from
 from cnnviz.core.graph.trace import Graph
-from cnnviz.occlusion.engines.incremental.baseline import Baseline
 from cnnviz.occlusion.engines.incremental.schedule import Segment
-from cnnviz.occlusion.engines.incremental.sliding import Sliding
-from cnnviz.occlusion.engines.incremental.steps import Kind, Step
+from cnnviz.occlusion.engines.incremental.steps import Baseline, Kind, Sliding, Step
 from cnnviz.occlusion.engines.incremental.windows import (
     Box,
     CachedMap,
@@ -34,7 +31,7 @@ from cnnviz.occlusion.engines.network import channel_sums
 
 
 class Batch:
-    """A batch of masks on its way through the steps."""
+    """A batch of masks while it runs through the steps."""
 
     def __init__(
         self,
@@ -43,7 +40,7 @@ class Batch:
         boxes: Mapping[fx.Node, Box],
         count: int,
     ) -> None:
-        """Windows of `count` masks at `boxes`, one `Box` for every map of the network."""
+        """Starts `count` masks with windows at `boxes`, one `Box` for every map of the network."""
         self._graph, self._baseline = graph, baseline
         self._boxes, self._count = boxes, count
         self._env: dict[fx.Node, Any] = {}
@@ -56,13 +53,13 @@ class Batch:
         source_NhwC: Tensor,
         channel: int | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Float32 logits (N, K) and, with a layer, the sum (N,) of its map `channel`.
+        """Returns float32 logits (N, K) and, with a layer, the sum (N,) of its map `channel`.
 
         Args:
-            segments: of the whole network.
+            segments: all segments of the network.
             layer: the node whose map is summed.
             source_NhwC: the changed windows of the image.
-            channel: which map of it.
+            channel: the channel of that map.
         """
         self._env[self._graph.source] = source_NhwC.permute(0, 3, 1, 2)
         for segment in segments:
@@ -89,7 +86,7 @@ class Batch:
                 self._env.pop(dead, None)
 
     def _part(self, positions: slice) -> "Batch":
-        """Some of the positions, as far as they have come; only where all values can be split."""
+        """The current state of some positions; only where all values can be split."""
         boxes = {box: box.part(positions) for box in set(self._boxes.values())}
         part = Batch(
             self._graph,
@@ -103,13 +100,12 @@ class Batch:
         return part
 
     def _gather(self, parts: list["Batch"]) -> None:
-        """All positions again, as far as the parts have come."""
-        first = parts[0]
+        """Joins the current states of the parts."""
         self._env = {
             node: value
             if value is None or self._constant(node)
             else torch.cat([part._env[node] for part in parts])
-            for node, value in first._env.items()
+            for node, value in parts[0]._env.items()
         }
         sums = [part._sums for part in parts if part._sums is not None]
         if sums:
@@ -139,7 +135,7 @@ class Batch:
         return self._join(step, box)
 
     def _fixed(self, step: Step) -> Any:
-        """Arithmetic on shapes sees maps of full size, whatever the windows are."""
+        """Arithmetic on shapes, evaluated with maps of full size instead of windows."""
 
         def value(node: fx.Node) -> Any:
             info = self._graph.info[node]
@@ -165,7 +161,7 @@ class Batch:
         return None if value is None or axes is None else to_rows(value, axes)
 
     def _whole(self, node: fx.Node) -> Any:
-        """The node's value as full maps."""
+        """The node's value as whole maps."""
         box, value = self._boxes.get(node), self._env[node]
         if box is None or (box.whole and value is not None):
             return value
@@ -183,7 +179,7 @@ class Batch:
         return step.run(values.__getitem__)
 
     def _mean(self, step: Step) -> Tensor:
-        """A mean over all positions changes by the change of the sum over the window."""
+        """A mean over all positions: it changes by the change of the sum over the window."""
         source = step.info.inputs[0]
         box, value = self._boxes[source], self._env[source]
         if box.whole and value is not None:
@@ -197,7 +193,7 @@ class Batch:
         return base + change.to(base.dtype).view(self._count, *base.shape[1:])
 
     def _local(self, step: Step, box: Box) -> Any:
-        """As it is on windows; but a pool may know the size of its map, and would stretch them."""
+        """Runs the operation on windows; adaptive pools, which would resize them, use `sliding`."""
         if step.sliding is None:
             return step.run(self._env.__getitem__)
         windows = self._env[step.info.inputs[0]]
@@ -215,7 +211,7 @@ class Batch:
     def _slide(self, step: Step, box: Box) -> Tensor:
         operation, source = step.sliding, step.info.inputs[0]
         assert operation is not None  # noqa: S101
-        read = reading(operation.window, box)
+        read = _reading(operation.window, box)
         cached, below = self._baseline.maps[source], self._boxes[source]
         rows = self._rows(source)
         if operation.window.padding_mode != "zeros":
@@ -243,20 +239,18 @@ class Batch:
         if below.same(box) and self._env[node] is not None:
             return self._env[node]
         cached = self._baseline.maps[node]
-        read = ReadWindow((box.top_N, box.left_N), (box.height, box.width))
-        return from_rows(
-            cut_and_paste(cached, read, below, self._rows(node)), cached.axes, cached.shape
-        )
+        rows = cut_and_paste(cached, ReadWindow.at(box), below, self._rows(node))
+        return from_rows(rows, cached.axes, cached.shape)
 
     def _fixed_map(self, node: fx.Node, box: Box) -> Any:
-        """A number, a constant per channel, or a parameter that is a map itself."""
+        """A number, a constant per channel, or a parameter that is a map."""
         value = self._env[node]
         if not isinstance(value, Tensor) or tuple(value.shape[-2:]) != box.extent:
             return value
         full = value.view(*(1,) * (4 - value.dim()), *value.shape)
         cached = CachedMap(full, (2, 3))
-        read = ReadWindow((box.top_N, box.left_N), (box.height, box.width))
-        return from_rows(cut_and_paste(cached, read, box, None), (2, 3), cached.shape)
+        rows = cut_and_paste(cached, ReadWindow.at(box), box, None)
+        return from_rows(rows, (2, 3), cached.shape)
 
     def _join(self, step: Step, box: Box) -> Any:
         values = {node: self._aligned(node, box) for node in step.node.all_input_nodes}
@@ -271,7 +265,7 @@ class Batch:
         ):
             return step.run(self._env.__getitem__)
         cached = self._baseline.maps[step.node]
-        read = ReadWindow((box.top_N, box.left_N), (box.height, box.width))
+        read = ReadWindow.at(box)
         joined = cut_and_paste(cached, read, box, None)
         first = 0
         parts = step.node.args[0] if step.node.args else step.node.kwargs["tensors"]
@@ -302,12 +296,12 @@ class Batch:
 
 
 def _sums(rows_NhwC: Tensor) -> Tensor:
-    """Sum over each window, (N, C), in float32 or better; windows are small enough for that."""
+    """Sum over each window, (N, C), in float32 or better: windows are small enough for float32."""
     return rows_NhwC.sum((1, 2), dtype=torch.promote_types(rows_NhwC.dtype, torch.float32))
 
 
-def reading(window: Window, box: Box) -> ReadWindow:
-    """The input positions that output windows at `box` read, padding included."""
+def _reading(window: Window, box: Box) -> ReadWindow:
+    """The input positions that output windows at `box` read, including padding."""
     firsts, counts, steps = [], [], []
     for axis, (start, size) in enumerate(((box.top_N, box.height), (box.left_N, box.width))):
         stride, kernel = window.stride[axis], window.kernel[axis]
@@ -321,7 +315,7 @@ def reading(window: Window, box: Box) -> ReadWindow:
 def _fill_outside(
     cut_NhwC: Tensor, read: ReadWindow, extent: tuple[int, int], operation: Sliding
 ) -> None:
-    """Puts the padding's own value where the cut lies outside of the map."""
+    """Writes the padding value where the cut is outside the map."""
     rows, columns = read.numbers(0), read.numbers(1)
     outside = ((rows < 0) | (rows >= extent[0]))[:, :, None]
     outside = outside | ((columns < 0) | (columns >= extent[1]))[:, None, :]
@@ -338,7 +332,7 @@ def _channels(graph: Graph, node: fx.Node, axes: tuple[int, int]) -> int:
 def source_windows(
     image_3HW: Tensor, fill_3HW: Tensor, box: Box, boxes_N4: np.ndarray[Any, Any]
 ) -> Tensor:
-    """The covered image at each window: the fill inside the mask, else the image; (N, h, w, 3)."""
+    """Cuts the occluded image at each window: the fill inside the mask, else the image; NhwC."""
     width = box.extent[1]
     rows = box.top_N[:, None] + np.arange(box.height)
     columns = box.left_N[:, None] + np.arange(box.width)

@@ -1,9 +1,9 @@
-"""The incremental engine: the same numbers as the full one, computing only what a mask changes.
+"""The incremental engine: the full engine's numbers, computing only what a mask changes.
 
-The unchanged image runs once and its maps are cached. For a batch of masks, each layer gets the
+The original image runs once and its maps are cached. For a batch of masks, each layer gets the
 windows that the masks can reach, cut from the cached maps with the halo that the layer reads, with
-the changed part of the layer before pasted in. Where the windows have grown to the whole map, or
-an operation mixes all positions, the batch goes on with whole maps.
+the previous layer's changes pasted in. Where the windows have grown to the whole map, or an
+operation mixes all positions, the batch continues with whole maps.
 Shapes: N positions of a batch, P positions, C channels, K classes, H W rows and columns.
 """
 
@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, fx
 
 from cnnviz.core.device import give_back_memory, in_batches
-from cnnviz.core.graph.reach import Ints, extents
-from cnnviz.occlusion.engines.incremental.baseline import Baseline, run_baseline
+from cnnviz.core.graph.geometry import Ints
+from cnnviz.core.graph.reach import extents
 from cnnviz.occlusion.engines.incremental.batch import Batch, source_windows
-from cnnviz.occlusion.engines.incremental.cost import Costs
 from cnnviz.occlusion.engines.incremental.groups import (
     AxisReach,
     Group,
@@ -25,30 +24,25 @@ from cnnviz.occlusion.engines.incremental.groups import (
     make_groups,
     reach_of_boxes,
 )
-from cnnviz.occlusion.engines.incremental.schedule import Scheduler
-from cnnviz.occlusion.engines.incremental.steps import compile_steps
+from cnnviz.occlusion.engines.incremental.schedule import Costs, Scheduler
+from cnnviz.occlusion.engines.incremental.steps import Baseline, compile_steps, run_baseline
 from cnnviz.occlusion.engines.incremental.windows import Box
-from cnnviz.occlusion.engines.network import Network
-from cnnviz.occlusion.engines.scores import Scores, ScoreSheet
+from cnnviz.occlusion.engines.network import Network, Scores, ScoreSheet
 
-# From so many positions on, memory is given back behind each group, for a twentieth of the time.
+# From this many positions on, memory is released after each group, which takes 5 % of the time.
 _LONG_RUN = 1024
 
 
 class IncrementalEngine:
-    """Recomputes what each mask can reach; see the module's own words."""
+    """Recomputes only what each mask can reach; see the module's docstring."""
 
     name = "incremental"
 
     def __init__(
         self, network: Network, *, batch_size: int | None = None, note: str | None = None
     ) -> None:
-        """Prepares the steps of a network that has a graph.
-
-        Raises:
-            Untraceable: the graph has an operation that windows cannot follow.
-        """
-        assert network.graph is not None  # noqa: S101 (the caller's choice of engine sees to it)
+        """Prepares the steps of a network that has a graph; raises Untraceable like them."""
+        assert network.graph is not None  # noqa: S101 (checked by the caller)
         self.note, self._network, self._graph = note, network, network.graph
         self._layer = self._graph.layers[network.layer] if network.layer else None
         self._steps = compile_steps(self._graph, network.layer)
@@ -59,7 +53,7 @@ class IncrementalEngine:
         self._planned: tuple[Ints, list[Group], tuple[AxisReach, AxisReach]] | None = None
 
     def plan(self, boxes_P4: Ints) -> tuple[list[Group], tuple[AxisReach, AxisReach]]:
-        """Groups of positions for these masks; made once, however many images follow."""
+        """Groups the positions of these masks; cached for the next images."""
         if self._planned is None or not np.array_equal(self._planned[0], boxes_P4):
             rows, columns = reach_of_boxes(self._graph, boxes_P4)
             windows = largest_windows(rows, columns)
@@ -74,14 +68,14 @@ class IncrementalEngine:
         return self._planned[1], self._planned[2]
 
     def predict(self, boxes_P4: Tensor) -> float:
-        """Seconds that these masks will take, by count."""
+        """Predicts the seconds that these masks will take."""
         groups, _axes = self.plan(boxes_P4.cpu().numpy())
         return self.costs.incremental(
             (len(g.positions_N), g.sizes, self._scheduler.schedule(g.sizes)) for g in groups
         )
 
     def predict_full(self, boxes_P4: Tensor, batch_size: int) -> float:
-        """Seconds that the full engine will take for the same masks, by count."""
+        """Predicts the seconds that the full engine will take for the same masks."""
         return self.costs.full(len(boxes_P4), batch_size)
 
     @torch.inference_mode()
@@ -92,11 +86,7 @@ class IncrementalEngine:
         boxes_P4: Tensor,
         progress: Callable[[int], None] = lambda _steps: None,
     ) -> Scores:
-        """See `Engine.run`.
-
-        Raises:
-            CnnvizError: not even one mask fits the device's memory.
-        """
+        """See `Engine.run`."""
         network = self._network
         image, fill = (t.to(network.device, network.dtype) for t in (image_3HW, fill_3HW))
         baseline = run_baseline(

@@ -1,11 +1,11 @@
-"""Positions that run together: windows of one size, as small as their masks allow.
+"""Groups positions that run together: windows of one size, as small as their masks allow.
 
-A batch needs windows of one size at every layer, so it pays the largest of its masks. Masks at the
-edge reach less, and how far an inner mask reaches depends on how it lies on the grid of each
-stride. Row spans are therefore clustered by what they cost together, column spans likewise, and a
+A batch needs windows of one size at every layer, so its cost is that of its largest mask. Masks at
+the edge reach less, and how far an inner mask reaches depends on its alignment with the grid of
+each stride. Row spans are therefore clustered by their joint cost, and column spans likewise; a
 group is the positions of one row cluster and one column cluster. Merging clusters makes windows
-larger; keeping them apart makes more, smaller batches; the cheaper of the two is taken.
-Shapes: I different spans on one axis, M maps of the network, P positions.
+larger; separate clusters make more, smaller batches; the cheaper of the two is taken.
+Shapes: I distinct spans on one axis, M maps of the network, P positions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx
 
-from cnnviz.core.graph.geometry import Window
-from cnnviz.core.graph.reach import Ints, Spans, reach
+from cnnviz.core.graph.geometry import Ints, Window
+from cnnviz.core.graph.reach import Spans, reach
 from cnnviz.core.graph.trace import Graph
 
 Floats = npt.NDArray[np.float64]
@@ -25,12 +25,12 @@ _LEVELS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 
 @dataclass(frozen=True, eq=False)
 class AxisReach:
-    """What the different row (or column) spans of a set of masks reach.
+    """What the distinct row (or column) spans of a set of masks reach.
 
     Attributes:
-        number_P: which span each position has.
-        spans: node to what is reached on its map.
-        alike_I: spans with the same number have windows that lie alike relative to one another.
+        number_P: the index of each position's span.
+        spans: node to the spans reached on its map.
+        alike_I: spans with equal values have windows with equal relative positions.
     """
 
     number_P: Ints
@@ -40,7 +40,7 @@ class AxisReach:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Positions that run together, in the order that makes pastes long.
+    """Positions that run together, ordered so that few pastes are needed.
 
     Attributes:
         positions_N: indices into the set of masks.
@@ -52,12 +52,12 @@ class Group:
 
 
 def reach_of_boxes(graph: Graph, boxes_P4: Ints) -> tuple[AxisReach, AxisReach]:
-    """Reach on both axes of masks at rows y0 … y1 - 1, columns x0 … x1 - 1."""
+    """Computes the reach on both axes of masks at rows y0 … y1 - 1, columns x0 … x1 - 1."""
     both = []
     for axis in (0, 1):
         pairs = boxes_P4[:, [axis, axis + 2]]
-        different, number_P = np.unique(pairs, axis=0, return_inverse=True)
-        spans = reach(graph, axis, different[:, 0], different[:, 1] - 1)
+        distinct, number_P = np.unique(pairs, axis=0, return_inverse=True)
+        spans = reach(graph, axis, distinct[:, 0], distinct[:, 1] - 1)
         both.append(AxisReach(number_P.reshape(-1), spans, _alike(graph, axis, spans)))
     return both[0], both[1]
 
@@ -78,7 +78,7 @@ def _alike(graph: Graph, axis: int, spans: dict[fx.Node, Spans]) -> Ints:
 
 
 def largest_windows(rows: AxisReach, columns: AxisReach) -> dict[fx.Node, tuple[int, int]]:
-    """Windows that hold what any of the masks reaches, on each map."""
+    """Window sizes that hold the reach of any of the masks, on each map."""
     return {
         node: (int(rows.spans[node].sizes.max()), int(columns.spans[node].sizes.max()))
         for node in rows.spans
@@ -92,16 +92,16 @@ def make_groups(
     calls: Callable[[int, int], float],
     largest: int,
 ) -> list[Group]:
-    """Groups with the least predicted time, the largest windows first.
+    """Finds the groups with the lowest predicted time, the largest windows first.
 
-    In that order later groups fit into the memory that earlier ones have given back.
+    In that order later groups fit into the memory that earlier ones have released.
 
     Args:
-        rows: what the row spans reach.
-        columns: what the column spans reach.
+        rows: reach of the row spans.
+        columns: reach of the column spans.
         weight: seconds per position of each map's windows.
-        calls: numbers of groups and of batches to seconds that they cost whatever their sizes.
-        largest: positions that one batch holds.
+        calls: numbers of groups and of batches to their seconds, excluding those of `weight`.
+        largest: positions of one batch.
     """
     nodes = list(weight)
     weight_M = np.array([weight[node] for node in nodes])
@@ -124,7 +124,7 @@ def make_groups(
 
 
 def _merges(sizes_IM: Ints, counts_I: Ints, weight_M: Floats) -> list[Ints]:
-    """Cluster labels of the spans, from each kind apart to all in one, cheapest merges first."""
+    """Cluster labels of the spans, from all separate to all in one, cheapest merges first."""
     kinds, labels = np.unique(sizes_IM, axis=0, return_inverse=True)
     labels = labels.reshape(-1)
     counts = np.bincount(labels, weights=counts_I)

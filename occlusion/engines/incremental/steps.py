@@ -1,21 +1,37 @@
 """A traced network as a list of steps that can run on windows as well as on whole maps.
 
 Each operation of the network's program becomes a `Step`, which also knows how it treats positions.
+A step that slides (convolution, pooling, padding, strided slicing) has a function from cut input
+(N, C, h, w) to output windows: the windows are cut with everything that they need, so no padding is
+left to do, and along an axis where the kernel is 1 the cut already takes every s-th position only.
+`run_baseline` runs all steps on the original image and keeps the maps that windows are cut from.
+Shapes: N windows, C channels, K classes, H W rows and columns of a map, h w of a window.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F  # noqa: N812
 
-from cnnviz.core.graph.call import Call
 from cnnviz.core.graph.geometry import Fixed, Image, Merge, Mix, Pointwise, Window
-from cnnviz.core.graph.program import FREE, RESHAPES, Operation, Program, name_of
+from cnnviz.core.graph.program import (
+    FREE,
+    RESHAPES,
+    Call,
+    Operation,
+    Program,
+    name_of,
+    run_operations,
+)
 from cnnviz.core.graph.reach import extents
 from cnnviz.core.graph.trace import Graph, NodeInfo, Untraceable
-from cnnviz.occlusion.engines.incremental.sliding import Sliding, sliding
+from cnnviz.occlusion.engines.incremental.windows import Box, CachedMap
+from cnnviz.occlusion.engines.network import channel_sums
+from cnnviz.occlusion.engines.winograd import WinogradConv2d
 
 
 class Kind(Enum):
@@ -32,16 +48,41 @@ class Kind(Enum):
     MIX = auto()
 
 
+@dataclass(frozen=True, eq=False)
+class Sliding:
+    """A sliding operation on cut windows.
+
+    Attributes:
+        window: its geometry.
+        compute: cut input (N, C, h, w) and output box to the output windows.
+        lowest: padding is minus infinity (max pooling).
+        fill: the value of padding otherwise.
+        macs: multiply-accumulates per output position.
+    """
+
+    window: Window
+    compute: Callable[[Tensor, Box], Tensor]
+    lowest: bool = False
+    fill: float = 0.0
+    macs: float = 0.0
+
+    @property
+    def local(self) -> bool:
+        """Each output position reads the same input position and no other."""
+        window = self.window
+        return (window.kernel, window.stride, window.padding) == ((1, 1), (1, 1), ((0, 0), (0, 0)))
+
+
 @dataclass(eq=False)
 class Step(Operation):
     """An operation that can run on windows.
 
     Attributes:
-        info: what is known about its node.
+        info: the description of its node.
         kind: how it treats positions.
-        free: it only looks at its input in another way.
+        free: it returns a view of its input.
         sliding: the operation on cut windows, for those that slide.
-        cached: the unchanged image's map is needed later, to cut windows from it.
+        cached: the original image's map is needed later, to cut windows from it.
     """
 
     info: NodeInfo
@@ -52,14 +93,14 @@ class Step(Operation):
 
 
 def compile_steps(graph: Graph, layer: str | None = None) -> list[Step]:
-    """The steps of a described network, in order.
+    """Returns the steps of a described network, in order.
 
     Args:
-        graph: folded, if it should be fast.
-        layer: a layer whose output is looked at too.
+        graph: preferably folded, which is faster.
+        layer: a layer whose output is observed as well.
 
     Raises:
-        Untraceable: it has an operation on splits of maps that windows cannot follow.
+        Untraceable: it splits maps in a way that windows do not support.
     """
     program = Program(graph.module, reuse=True)
     steps = {node: _step(graph, program, node) for node in graph.info}
@@ -117,11 +158,11 @@ def _sliding(graph: Graph, program: Program, step: Step) -> Sliding:
     sizes = extents(graph)
     assert isinstance(info.geometry, Window)  # noqa: S101
     call = Call(node, module, args, kwargs, None, {})
-    return sliding(call, info.geometry, (sizes[info.inputs[0]], sizes[node]))
+    return _sliding_of(call, info.geometry, (sizes[info.inputs[0]], sizes[node]))
 
 
 def _needed(graph: Graph, step: Step) -> list[fx.Node]:
-    """Nodes whose unchanged map this step may cut from."""
+    """Nodes from whose original maps this step may cut."""
     if step.kind is Kind.CONCAT:
         return [step.node]
     if step.kind in (Kind.JOIN, Kind.SLIDE, Kind.MEAN, Kind.MIX):
@@ -130,7 +171,7 @@ def _needed(graph: Graph, step: Step) -> list[fx.Node]:
 
 
 def macs_of(step: Step, graph: Graph) -> float:
-    """Multiply-accumulates per output position of the step's map (of all, where it has none)."""
+    """Multiply-accumulates per output position of a step's map (in total if it is not a map)."""
     if step.sliding is not None:
         return step.sliding.macs
     module = graph.module.get_submodule(step.info.layer) if step.info.layer else None
@@ -144,3 +185,125 @@ def macs_of(step: Step, graph: Graph) -> float:
     if isinstance(module, nn.Linear) and step.info.axes is None and shapes[-1] is not None:
         tokens = torch.Size(shapes[-1]).numel() / module.out_features
     return tokens * module.weight.numel()
+
+
+def _sliding_of(
+    call: Call, window: Window, sizes: tuple[tuple[int, int], tuple[int, int]]
+) -> Sliding:
+    """The operation of a call whose geometry is a (not transposed) window.
+
+    Only its fixed arguments are evaluated; `sizes` are (H, W) of its input and of its output.
+    """
+    left = (
+        1 if window.kernel[0] == 1 else window.stride[0],
+        1 if window.kernel[1] == 1 else window.stride[1],
+    )
+    module, name = call.module, call.name
+    if isinstance(module, WinogradConv2d) and window.padding_mode == "zeros":
+        macs = float(module.weight.numel())
+        return Sliding(window, lambda cut, _box: module.valid(cut), macs=macs)
+    if isinstance(module, nn.Conv2d):
+        numbers = (module.weight, module.bias, module.groups)
+        return _convolution(window, left, *numbers)
+    if name == "conv2d":
+        numbers = (call.get(1, "weight"), call.get(2, "bias"), call.get(6, "groups", 1))
+        return _convolution(window, left, *numbers)
+    if isinstance(module, nn.MaxPool2d | nn.AdaptiveMaxPool2d) or "max_pool2d" in name:
+        return Sliding(window, _max_pool(window, left), lowest=True)
+    if isinstance(module, nn.AvgPool2d | nn.AdaptiveAvgPool2d) or "avg_pool2d" in name:
+        return Sliding(window, _average_pool(call, window, left, sizes))
+    fill = getattr(module, "value", 0.0) if module is not None else call.get(3, "value", 0.0)
+    return Sliding(
+        window, lambda cut, _box: cut, fill=float(fill or 0.0) if name != "getitem" else 0
+    )
+
+
+def _convolution(
+    window: Window, stride: tuple[int, int], weight: Tensor, bias: Tensor | None, groups: int
+) -> Sliding:
+    laid_out = weight.contiguous(memory_format=torch.channels_last)
+
+    def compute(cut: Tensor, _box: Box) -> Tensor:
+        return F.conv2d(cut, laid_out, bias, stride, 0, window.dilation, groups)
+
+    return Sliding(window, compute, macs=float(weight.numel()))
+
+
+def _max_pool(window: Window, stride: tuple[int, int]) -> Callable[[Tensor, Box], Tensor]:
+    return lambda cut, _box: F.max_pool2d(cut, window.kernel, stride, 0, window.dilation)
+
+
+def _average_pool(
+    call: Call, window: Window, stride: tuple[int, int], sizes: tuple[Any, Any]
+) -> Callable[[Tensor, Box], Tensor]:
+    """Sums over the window, divided by the number of positions that torch counts there."""
+    module = call.module
+    if isinstance(module, nn.AdaptiveAvgPool2d) or call.name == "adaptive_avg_pool2d":
+        include, fixed = True, None
+    elif isinstance(module, nn.AvgPool2d):
+        include, fixed = module.count_include_pad, module.divisor_override
+    else:
+        include = call.get(5, "count_include_pad", True)
+        fixed = call.get(6, "divisor_override")
+    counts = [_counted(window, axis, sizes[0][axis], sizes[1][axis], include) for axis in (0, 1)]
+    uniform = all(int(c.min()) == int(c.max()) == window.kernel[a] for a, c in enumerate(counts))
+    if fixed is not None or uniform:
+        return lambda cut, _box: F.avg_pool2d(cut, window.kernel, stride, divisor_override=fixed)
+
+    def compute(cut: Tensor, box: Box) -> Tensor:
+        sums = F.avg_pool2d(cut, window.kernel, stride, divisor_override=1)
+        rows = counts[0][torch.from_numpy(box.top_N)[:, None] + torch.arange(box.height)]
+        columns = counts[1][torch.from_numpy(box.left_N)[:, None] + torch.arange(box.width)]
+        divisor = (rows[:, None, :, None] * columns[:, None, None, :]).to(sums.device, sums.dtype)
+        return sums.div_(divisor)
+
+    return compute
+
+
+def _counted(window: Window, axis: int, size_in: int, size_out: int, include: bool) -> Tensor:
+    """Number of rows (columns) that torch counts for each output row (column)."""
+    before, after = window.padding[axis]
+    start = torch.arange(size_out) * window.stride[axis] - before
+    end = (start + window.kernel[axis]).clamp(max=size_in + after)
+    if include:
+        return end - start
+    return end.clamp(max=size_in) - start.clamp(min=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """The original image's run through the network.
+
+    Attributes:
+        maps: the maps that windows are cut from.
+        means: values of global averages.
+        logits_1K: float32.
+        sums_1C: the layer's channel sums, with a layer.
+    """
+
+    maps: dict[fx.Node, CachedMap]
+    means: dict[fx.Node, Tensor]
+    logits_1K: Tensor
+    sums_1C: Tensor | None
+
+
+def run_baseline(
+    steps: list[Step], output: fx.Node, layer: fx.Node | None, image_13HW: Tensor
+) -> Baseline:
+    """Runs every step on the original image and caches the maps that masks will need."""
+    by_node = {step.node: step for step in steps}
+    maps: dict[fx.Node, CachedMap] = {}
+    means: dict[fx.Node, Tensor] = {}
+    sums: dict[fx.Node, Tensor] = {}
+
+    def keep(node: fx.Node, value: Any) -> None:
+        step = by_node[node]
+        if step.cached and step.info.axes is not None:
+            maps[node] = CachedMap(value, step.info.axes)
+        if step.kind is Kind.MEAN:
+            means[node] = value.clone()
+        if node is layer:
+            sums[node] = channel_sums(value, step.info.axes)
+
+    logits: Tensor = run_operations(steps, image_13HW, keep)[output]
+    return Baseline(maps, means, logits.float(), sums.get(layer) if layer is not None else None)

@@ -1,9 +1,9 @@
 """Windows cut from cached maps, and changed windows pasted over them.
 
-A map is cached as a table of its positions, row-major, with all channels of a position side by side
-(channels-last memory), and two more rows at the end: zeros, and minus infinity, which padding
-reads. Cutting the windows of a whole batch is then one `index_select`, whatever their places, and
-pasting is one strided copy for each run of windows with the same relative place.
+A map is cached as a table of its positions, row-major, with the channels of a position contiguous
+(channels-last memory), and two more rows for padding: zeros, and minus infinity. Cutting the
+windows of a batch is then one `index_select` regardless of their positions, and pasting is one
+strided copy for each run of windows with the same relative position.
 Shapes: N windows, h w rows and columns of a window, H W of the map, C channels.
 """
 
@@ -16,20 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnnviz.core.graph.reach import Ints
+from cnnviz.core.graph.geometry import Ints
 
 Axes = tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
 class Box:
-    """Where the windows of a batch lie on their map; all are of one size and inside the map.
+    """The positions of a batch's windows on their map; all have one size and are inside the map.
 
     Attributes:
         height: rows of each window.
         width: columns of each window.
-        top_N: first row of each.
-        left_N: first column of each.
+        top_N: first row of each window.
+        left_N: first column of each window.
         extent: (H, W) of the map.
     """
 
@@ -41,21 +41,21 @@ class Box:
 
     @property
     def whole(self) -> bool:
-        """Each window is the map."""
+        """Whether each window is the whole map."""
         return (self.height, self.width) == self.extent
 
     @property
     def empty(self) -> bool:
-        """Nothing of the map changes, for no mask of the batch."""
+        """Whether no mask of the batch changes the map."""
         return self.height == 0 or self.width == 0
 
     def part(self, positions: slice) -> "Box":
-        """The windows of some of the positions."""
+        """Selects the windows of some positions."""
         tops, lefts = self.top_N[positions], self.left_N[positions]
         return Box(self.height, self.width, tops, lefts, self.extent)
 
     def same(self, other: "Box") -> bool:
-        """Equal places on equal maps."""
+        """Whether both have equal positions on maps of equal size."""
         if self is other:
             return True
         return (
@@ -66,7 +66,7 @@ class Box:
 
 
 def to_rows(value: Tensor, axes: Axes) -> Tensor:
-    """Rows and columns moved to axes 1 and 2, the rest flattened behind: (N, h, w, C)."""
+    """Moves rows and columns to axes 1 and 2 and flattens the rest: (N, h, w, C)."""
     moved = value if axes == (1, 2) else value.movedim(axes, (1, 2))
     return moved.reshape(*moved.shape[:3], -1)
 
@@ -79,13 +79,13 @@ def from_rows(rows_NhwC: Tensor, axes: Axes, shape: tuple[int, ...]) -> Tensor:
 
 
 class CachedMap:
-    """A map of the unchanged image, ready to be cut.
+    """A map of the original image, ready to be cut.
 
     Attributes:
         table: (H·W + 2, C): positions row by row, a row of zeros, a row of minus infinity.
         extent: (H, W).
-        axes: where rows and columns are in the map's own layout.
-        shape: of the map in its own layout, batch of one.
+        axes: where rows and columns are in the network's layout.
+        shape: of the map in the network's layout, batch of one.
     """
 
     def __init__(self, value: Tensor, axes: Axes) -> None:
@@ -100,7 +100,7 @@ class CachedMap:
 
     @cached_property
     def integral(self) -> Tensor:
-        """Sums over all positions above and left of each corner: ((H + 1)·(W + 1), C), float64."""
+        """Sums over the positions above and left of each corner: ((H + 1)·(W + 1), C), float64."""
         height, width = self.extent
         kind = torch.float32 if self.table.device.type == "mps" else torch.float64
         values = self.table[:-2].to(kind).view(height, width, -1)
@@ -109,7 +109,7 @@ class CachedMap:
         return corners.view(-1, values.shape[2])
 
     def box_sums(self, box: Box) -> Tensor:
-        """Sum of the unchanged map over each window, (N, C)."""
+        """Sums the original map over each window, (N, C)."""
         width = self.extent[1] + 1
         top, left = box.top_N * width, box.left_N
         bottom, right = (box.top_N + box.height) * width, box.left_N + box.width
@@ -119,12 +119,9 @@ class CachedMap:
         return parts[0] + parts[1] - parts[2] - parts[3]
 
     def cut(self, rows: Tensor, columns: Tensor, *, lowest: bool = False) -> Tensor:
-        """The windows with these rows (N, h) and columns (N, w), from `ReadWindow`: (N, h, w, C).
+        """Cuts windows at the rows (N, h) and columns (N, w) of `ReadWindow.indices`: (N, h, w, C).
 
-        Args:
-            rows: row number times W, or an index of padding.
-            columns: column number, or an index of padding.
-            lowest: padding is minus infinity instead of zero.
+        With `lowest`, padding is minus infinity instead of zero.
         """
         last = len(self.table) - (1 if lowest else 2)
         index = (rows[:, :, None] + columns[:, None, :]).clamp_(max=last)
@@ -132,7 +129,7 @@ class CachedMap:
         return cut.view(*index.shape, -1)
 
     def whole(self, count: int) -> Tensor:
-        """The map in its own layout, `count` times without copying."""
+        """The map in the network's layout, `count` times without copying."""
         rows_1HWC = self.table[:-2].view(1, *self.extent, -1)
         return from_rows(rows_1HWC, self.axes, self.shape).expand(count, *self.shape[1:])
 
@@ -142,7 +139,7 @@ class ReadWindow:
     """The input positions that a batch of windows needs: rows first + i·step, i < count.
 
     Attributes:
-        first: (top_N, left_N), possibly outside of the map.
+        first: (top_N, left_N), possibly outside the map.
         count: (rows, columns) read.
         step: (vertical, horizontal) distance between them.
     """
@@ -151,13 +148,18 @@ class ReadWindow:
     count: tuple[int, int]
     step: tuple[int, int] = (1, 1)
 
+    @classmethod
+    def at(cls, box: Box) -> "ReadWindow":
+        """Exactly the positions of `box`."""
+        return cls((box.top_N, box.left_N), (box.height, box.width))
+
     def numbers(self, axis: int) -> Ints:
-        """Row (column) numbers, (N, count)."""
+        """Row (column) indices, (N, count)."""
         steps = np.arange(self.count[axis]) * self.step[axis]
         return self.first[axis][:, None] + steps
 
     def indices(self, extent: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """What `CachedMap.cut` takes; positions outside of the map become padding."""
+        """Arguments of `CachedMap.cut`; positions outside the map become padding."""
         positions = extent[0] * extent[1]
         indices = []
         for axis, scale in ((0, extent[1]), (1, 1)):
@@ -168,7 +170,7 @@ class ReadWindow:
         return indices[0], indices[1]
 
     def pastes(self, box: Box) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
-        """Where changed windows at `box` go: pairs of slices (into the cut, out of the windows)."""
+        """Where changed windows at `box` go: pairs of slices (of the cut, of the windows)."""
         rows = self.first[0] - box.top_N
         columns = self.first[1] - box.left_N
         edges = np.flatnonzero((np.diff(rows) != 0) | (np.diff(columns) != 0)) + 1
@@ -199,7 +201,7 @@ def cut_and_paste(
     *,
     lowest: bool = False,
 ) -> Tensor:
-    """What the windows read: the unchanged map, with the changed windows over it."""
+    """Cuts windows from the original map and pastes the changed windows over it."""
     rows, columns = read.indices(cached.extent, cached.table.device)
     cut = cached.cut(rows, columns, lowest=lowest)
     if changed_NhwC is not None:
@@ -211,10 +213,10 @@ def cut_and_paste(
 def cut_mapped(
     cached: CachedMap, origin: tuple[Ints, Ints], box: Box, changed_NhwC: Tensor | None
 ) -> Tensor:
-    """The same where padding shows copies of the map.
+    """The same where padding copies from the map.
 
-    `origin` names for each row (N, h) and column (N, w) that is read the one it is a copy of;
-    -1 stands for zeros.
+    `origin` is, for each row (N, h) and column (N, w) that is read, the one that it is a copy of;
+    -1 for zeros.
     """
     device, (height, width) = cached.table.device, cached.extent
     (rows, columns), positions = origin, height * width
@@ -234,7 +236,7 @@ def cut_mapped(
 
 
 def paste_whole(cached: CachedMap, box: Box, changed_NhwC: Tensor) -> Tensor:
-    """Whole maps with the changed windows over the unchanged map, (N, H, W, C)."""
+    """Whole original maps with the changed windows pasted over them, (N, H, W, C)."""
     height, width = cached.extent
     zeros = np.zeros(len(box.top_N), dtype=np.int64)
     read = ReadWindow((zeros, zeros), (height, width))

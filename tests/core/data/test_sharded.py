@@ -1,25 +1,22 @@
-"""Data sets in tar files and in Arrow files, against the libraries whose formats they are."""
+"""Data sets in tar files, against the library whose format they are; runs over data sets."""
 
 import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import webdataset
+from parts import slow_but
 from PIL import Image
 
 from cnnviz.cli.main import run
 from cnnviz.core.data.datasets import ImageData, open_data
-from cnnviz.core.data.distinct import distinct
 from cnnviz.core.data.shards import Shard
 from cnnviz.core.errors import CnnvizError, UsageError
-
-datasets = pytest.importorskip("datasets")
 
 
 def picture(number: int, kind: str = "PNG") -> bytes:
@@ -54,6 +51,7 @@ def shards(folder: Path, counts: Sequence[int] = (3, 2), label: str = "cls") -> 
 
 
 def samples(path: Path) -> list[dict[str, Any]]:
+    webdataset = pytest.importorskip("webdataset")
     with path.open("rb") as stream:
         files = [
             {"__url__": str(path), **file}
@@ -66,6 +64,7 @@ def pixels(data: ImageData, index: int) -> np.ndarray:
     return np.asarray(data.open(index))
 
 
+@pytest.mark.needs("webdataset")
 @pytest.mark.parametrize("label", ["cls", "json"])
 def test_tars_give_what_webdataset_gives(tmp_path: Path, label: str) -> None:
     made = shards(tmp_path, label=label)
@@ -107,13 +106,6 @@ def test_any_picture_of_a_tar_in_any_order_and_shares(tmp_path: Path) -> None:
     assert [e.label for e in sample.examples].count(0) == 2
     for index, example in enumerate(sample.examples):
         assert (pixels(sample, index) == pixels(data, example.row)).all()
-
-
-def test_copies_in_tars_are_found(tmp_path: Path) -> None:
-    files = [("a.png", picture(1)), ("b.png", picture(2)), ("c.png", picture(1))]
-    kept, copies = distinct(open_data([str(tar(tmp_path / "x.tar", files))]))
-    assert [Path(e.path).name for e in kept.examples] == ["a.png", "b.png"]
-    assert [tuple(Path(p).name for p in pair) for pair in copies] == [("c.png", "a.png")]
 
 
 def test_hidden_files_links_and_samples_without_pictures_are_left_out(tmp_path: Path) -> None:
@@ -186,100 +178,27 @@ def test_a_damaged_picture_in_a_tar_is_its_own_error(tmp_path: Path) -> None:
     assert pixels(data, 1).shape == (9, 7, 3)
 
 
-def saved(folder: Path, columns: dict[str, Any], features: dict[str, Any]) -> str:
-    made = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-    made.save_to_disk(str(folder))
-    return f"hf-dataset:{folder}"
-
-
-def cells(count: int) -> list[dict[str, Any]]:
-    return [{"bytes": picture(n), "path": None} for n in range(count)]
-
-
-def test_a_data_set_on_disk_gives_what_the_library_gives(tmp_path: Path) -> None:
-    kinds = {"img": datasets.Image(), "label": datasets.ClassLabel(names=["dog", "cat", "owl"])}
-    text = saved(tmp_path / "d", {"img": cells(5), "label": [1, 0, 1, -1, 0]}, kinds)
-    data, theirs = open_data([text]), datasets.load_from_disk(str(tmp_path / "d"))
-    assert data.classes == ("dog", "cat", "owl")
-    assert [e.label for e in data.examples] == [1, 0, 1, None, 0]
-    assert [Path(e.path).name for e in data.examples] == list("01234")
-    for index in range(5):
-        assert (pixels(data, index) == np.asarray(theirs[index]["img"])).all()
-    assert open_data([text]).fingerprint == data.fingerprint
-
-
-def several() -> Any:
-    return datasets.Sequence(datasets.ClassLabel(names=["a", "b"]))
-
-
-@pytest.mark.parametrize(
-    ("kind", "values", "labels"),
-    [
-        (several, [[0], [1, 0], []], ["a", "b|a", "|"]),
-        (lambda: datasets.Value("string"), ["x", None, "y"], ["x", None, "y"]),
-        (lambda: datasets.Value("int64"), [7, 12, 7], ["7", "12", "7"]),
-    ],
-)
-def test_labels_of_other_kinds(
-    tmp_path: Path, kind: Callable[[], Any], values: list[Any], labels: list[str | None]
-) -> None:
-    kinds = {"image": datasets.Image(), "label": kind()}
-    data = open_data([saved(tmp_path / "d", {"image": cells(3), "label": values}, kinds)])
-    names = data.classes or ()
-    assert [None if e.label is None else names[e.label] for e in data.examples] == labels
-
-
-def test_splits_and_columns_are_chosen(tmp_path: Path) -> None:
-    kinds = {
-        "left": datasets.Image(),
-        "right": datasets.Image(),
-        "fine": datasets.ClassLabel(names=["a", "b"]),
-        "coarse": datasets.ClassLabel(names=["c"]),
-    }
-    columns = {"left": cells(2), "right": cells(2), "fine": [0, 1], "coarse": [0, 0]}
-    made = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
-    datasets.DatasetDict({"train": made, "test": made}).save_to_disk(str(tmp_path / "d"))
-    name = f"hf-dataset:{tmp_path / 'd'}"
-    for text, message in (
-        (name, "splits train, test; choose with ,split="),
-        (f"{name},split=val", "splits"),
-        (f"{name},split=test", "columns of pictures left, right"),
-        (f"{name},split=test,image=left", "columns of classes fine, coarse"),
-        (f"{name},split=test,image=left,label=none", "no column none"),
-        (f"{name},splits=test", "takes ,split="),
-        (f"{name},test", "takes ,split="),
-        ("hf-dataset:gone", "holds no data set"),
-        (f"hf-dataset:{tmp_path}", "holds no data set"),
-    ):
-        with pytest.raises(CnnvizError, match=message):
-            open_data([text])
-    data = open_data([f"{name},split=test,image=right,label=fine"])
-    assert data.classes == ("a", "b")
-    assert data.examples[1].path.endswith("/test/1")
-
-
-def test_a_row_without_a_picture_is_its_own_error(tmp_path: Path) -> None:
-    text = saved(tmp_path / "d", {"image": [*cells(1), None]}, {"image": datasets.Image()})
-    with pytest.raises(CnnvizError, match="holds no picture"):
-        open_data([text]).open(1)
-
-
 def test_without_the_library_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(UsageError, match=r"pip install 'cnnviz\[datasets\]'"):
         open_data(["hf-dataset:x"])
 
 
-SETS = ("list.csv", "part-{000..001}.tar", "hf-dataset:d")
+TARS, ARROW = "part-{000..001}.tar", "hf-dataset:d"
+SETS = [
+    TARS,
+    pytest.param("list.csv", marks=pytest.mark.slow),
+    pytest.param(ARROW, marks=pytest.mark.needs("datasets")),
+]
 LINES = {
-    "occlude": ["--mask", "16", "--pictures", "overlay"],
+    "occlude": ["--mask", "16", "--stride", "16", "--pictures", "overlay"],
     "saliency": [],
     "activations": ["--layer", "stem.conv"],
 }
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three pictures of cats and dogs, as files with a manifest, in tars, and in Arrow files."""
     monkeypatch.chdir(tmp_path)
     names = ("cat", "dog")
@@ -292,8 +211,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         labels = [(f"{n}.cls", names[n % 2].encode()) for n in members]
         both = [file for pair in zip(files, labels, strict=True) for file in pair]
         tar(tmp_path / f"part-{number:03d}.tar", both)
-    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))}
-    saved(tmp_path / "d", {"image": cells(3), "label": [0, 1, 0]}, kinds)
+    if ARROW in request.node.name:
+        import datasets
+
+        kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))}
+        cells = [{"bytes": picture(n), "path": None} for n in range(3)]
+        columns = {"image": cells, "label": [0, 1, 0]}
+        made = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+        made.save_to_disk(str(tmp_path / "d"))
     return tmp_path
 
 
@@ -304,7 +229,7 @@ def entries(folder: str) -> list[dict[str, Any]]:
 
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("source", SETS)
-@pytest.mark.parametrize("command", LINES)
+@pytest.mark.parametrize("command", slow_but(LINES, "occlude"))
 def test_commands_on_single_images_take_data_sets_too(source: str, command: str) -> None:
     line = [command, *LINES[command], "--quiet"]
     files = [f"{n}.png" for n in range(3)]

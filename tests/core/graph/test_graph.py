@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -168,23 +169,24 @@ def test_geometry_of_a_small_network_is_told_node_by_node() -> None:
     assert graph.info[graph.layers["pool"]].shape == (1, 3, 1, 1)
 
 
-def test_window_reads_and_reaches_are_inverse() -> None:
+def test_a_window_reaches_the_outputs_that_read_its_inputs() -> None:
     window = Window((3, 5), (2, 3), ((1, 1), (0, 2)), (1, 2))
+
+    def reads(axis: int, out: int) -> list[int]:
+        first = out * window.stride[axis] - window.padding[axis][0]
+        return [first + tap * window.dilation[axis] for tap in range(window.kernel[axis])]
+
     for axis in (0, 1):
-        readers: dict[int, list[int]] = {}
-        for out in range(30):
-            first, _last = window.reads(axis, out, out)
-            for number in range(window.kernel[axis]):
-                readers.setdefault(first + number * window.dilation[axis], []).append(out)
-        for place in range(20, 40):
-            first, last = window.reaches(axis, place, place)
-            real = readers.get(place, [])
+        places = np.arange(20, 40)
+        firsts, lasts = window.reaches(axis, places, places)
+        for place, first, last in zip(places, firsts, lasts, strict=True):
+            real = [out for out in range(30) if place in reads(axis, out)]
             assert not real or (first <= real[0] and real[-1] <= last)
-        first, last = window.reaches(axis, 20, 30)
-        assert window.reads(axis, first, first)[1] >= 20
-        assert window.reads(axis, first - 1, first - 1)[1] < 20
-        assert window.reads(axis, last, last)[0] <= 30
-        assert window.reads(axis, last + 1, last + 1)[0] > 30
+        first, last = (int(end[0]) for end in window.reaches(axis, places[:1], places[10:11]))
+        assert reads(axis, first)[-1] >= 20
+        assert reads(axis, first - 1)[-1] < 20
+        assert reads(axis, last)[0] <= 30
+        assert reads(axis, last + 1)[0] > 30
 
 
 def test_layers_leaf_and_composite_are_found_by_name() -> None:

@@ -257,7 +257,7 @@ def test_what_was_read_is_in_the_archive(source: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("network", "options", "message"),
     [
-        ("coarse", {}, "not a row of numbers for each picture"),
+        ("coarse", {}, "not a row of numbers for each image"),
         ("plain", {"at": (1.0, 1.0), "inside": "0,0,4,4"}, "give one of them"),
         ("plain", {"at": (1.0, 99.0)}, "outside the working image, which shows rows 0 to 16"),
         ("plain", {"inside": "90,90,99,99"}, "lies outside the working image"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchvision
 import zoo
+from parts import slow_but
 from torch import Tensor, fx, nn
 
 from cnnviz.core.models.layers import conv_layers, named_layers, replace_outputs, watch_outputs
@@ -45,8 +46,16 @@ def assert_same(model: Model, quick: Model, names: list[str], images: Tensor) ->
         assert_near(got[name], expected[name])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("kept", ["nothing", "last", "convolutions", "everything"])
+KEPT = [
+    (name, kept) for name in FAMILIES for kept in ("nothing", "last", "convolutions", "everything")
+]
+ALWAYS = [
+    ("resnet18", "nothing"), ("squeezenet1_1", "last"), ("mobilenet_v2", "convolutions"),
+    ("resnet18", "everything"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "kept"), slow_but(KEPT, *ALWAYS))
 def test_answers_and_kept_layers_are_those_of_the_network(name: str, kept: str) -> None:
     model = trained(name)
     layers = [n for n, m in named_layers(model.module).items() if not isinstance(m, nn.ModuleList)]
@@ -143,7 +152,9 @@ def test_what_cannot_be_traced_is_laid_out_and_what_bears_no_layout_is_left_alon
     assert fast(viewed, ["conv"]) is viewed
 
 
-@pytest.mark.parametrize("name", sorted(zoo.ZOO))
+@pytest.mark.parametrize(
+    "name", slow_but(sorted(zoo.ZOO), "BatchStatistics", "Branches", "ListOfChunks")
+)
 def test_every_network_of_the_zoo_answers_alike(name: str) -> None:
     make = zoo.ZOO[name]
     try:

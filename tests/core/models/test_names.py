@@ -1,28 +1,28 @@
 """Networks by timm's and Hugging Face's names, and ONNX files: the libraries' own numbers."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-import timm
 import torch
-import transformers
-from huggingface_hub import constants
-from onnx import TensorProto, helper
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from typer.testing import CliRunner
 
 from cnnviz.cli.main import app
 from cnnviz.core import load_model
 from cnnviz.core.data.images import read_image
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.zoo.hubs import measured
+
+pytestmark = pytest.mark.needs("timm", "transformers", "onnx", "onnxruntime")
+timm = pytest.importorskip("timm")
+transformers = pytest.importorskip("transformers")
+constants = pytest.importorskip("huggingface_hub").constants
+onnx = pytest.importorskip("onnx")
+helper = pytest.importorskip("onnx.helper")
 
 SIDE = 64
 
@@ -112,26 +112,6 @@ def test_timms_own_weights_preprocessing_and_class_names(
 def test_names_that_do_not_exist(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         load_model(name, **options)
-
-
-@pytest.mark.parametrize(
-    ("name", "package", "extra"),
-    [
-        ("timm:resnet18", "timm", "timm"),
-        ("hf:somebody/something", "transformers", "transformers"),
-        ("net.onnx", "onnxruntime", "onnx"),
-    ],
-)
-def test_without_the_package_a_line_says_what_to_install(
-    name: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.chdir(tmp_path)
-    Path("net.onnx").write_bytes(b"x")
-    with pytest.raises(
-        UsageError, match=rf"needs the package {package}: pip install 'cnnviz\[{extra}\]'"
-    ):
-        load_model(name)
 
 
 def test_timm_with_another_head_size_and_channels(tmp_path: Path) -> None:
@@ -294,26 +274,6 @@ def test_hugging_face_folders_with_faults(tmp_path: Path) -> None:
     assert not (tmp_path / "mark").exists()
 
 
-def test_a_transform_that_cannot_be_followed_is_told() -> None:
-    def mirrored(picture: Image.Image) -> Tensor:
-        pixels = torch.from_numpy(np.array(picture.resize((32, 32)))).movedim(2, 0) / 255
-        return pixels.flip(2)
-
-    _, (note,) = measured(mirrored, (), "net")
-    assert "net prepares images in a way that is only approximated here" in note
-
-
-def test_pictures_of_any_proportions_become_their_central_square() -> None:
-    def shorter(picture: Image.Image) -> Tensor:
-        scale = 32 / min(picture.size)
-        small = picture.resize((round(picture.width * scale), round(picture.height * scale)))
-        return torch.from_numpy(np.array(small)).movedim(2, 0) / 255 - 0.5
-
-    found, (note,) = measured(shorter, (), "net")
-    assert (found.crop, found.mean, found.std) == ((32, 32), (0.5,) * 3, (1.0,) * 3)
-    assert "net takes images of any proportions" in note
-
-
 def onnx_file(path: Path, batch: int | str = "n", outputs: int = 1, last: bool = False) -> Path:
     """Mean colours of the picture times a matrix, by hand."""
     matrix = np.arange(12, dtype=np.float32).reshape(3, 4) / 7
@@ -326,12 +286,12 @@ def onnx_file(path: Path, batch: int | str = "n", outputs: int = 1, last: bool =
     graph = helper.make_graph(
         nodes,
         "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
         [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 4])
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [batch, 4])
             for name in ("other", "logits")[2 - outputs :]
         ],
-        [helper.make_tensor("w", TensorProto.FLOAT, [3, 4], matrix.flatten())],
+        [helper.make_tensor("w", onnx.TensorProto.FLOAT, [3, 4], matrix.flatten())],
     )
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
     made.ir_version = 8
@@ -399,8 +359,8 @@ def test_onnx_files_that_cannot_be_run_are_refused_in_a_line(tmp_path: Path) -> 
         load_model("resnet18", checkpoint=path)
     with pytest.raises(CnnvizError, match="to have 3 channels, but got 4"):
         load_model(str(path)).logits(torch.rand(1, 4, 8, 8))
-    words = helper.make_tensor_value_info("x", TensorProto.INT64, [1, 16])
-    out = helper.make_tensor_value_info("y", TensorProto.INT64, [1, 16])
+    words = helper.make_tensor_value_info("x", onnx.TensorProto.INT64, [1, 16])
+    out = helper.make_tensor_value_info("y", onnx.TensorProto.INT64, [1, 16])
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [words], [out])
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
     made.ir_version = 8

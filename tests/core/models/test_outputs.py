@@ -256,7 +256,7 @@ def test_a_part_is_taken_by_name_number_or_function(
     assert network("Tuple", output="1").classes == 3
     for function, message in (
         ("broken", "broken failed: 'nothing'"),
-        ("one_map", r"one_map returned shape \(1, 5, 1, 2\) for one picture"),
+        ("one_map", r"one_map returned shape \(1, 5, 1, 2\) for one image"),
         ("absent", "no function 'absent' in "),
     ):
         with pytest.raises(CnnvizError, match=message):

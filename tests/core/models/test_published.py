@@ -1,15 +1,20 @@
 import socket
+import sys
 from pathlib import Path
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor
 from torchvision import models as torchvision_models
 
-from cnnviz.core.errors import CnnvizError
+from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.files import checkpoints
 from cnnviz.core.models.load import load_model
 from cnnviz.core.models.zoo import find_architecture
+from cnnviz.core.models.zoo.hubs import measured
 from cnnviz.core.models.zoo.published import list_torchvision, torchvision_names
 
 
@@ -87,3 +92,43 @@ def test_every_torchvision_network_has_the_published_number_of_parameters() -> N
                 module = find_architecture(name).make(classes, published.preprocess.crop)
             count = sum(parameter.numel() for parameter in module.parameters())
             assert count == entry.meta["num_params"] - auxiliary.get(name, 0), name
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [
+        ("timm:resnet18", "timm", "timm"),
+        ("hf:somebody/something", "transformers", "transformers"),
+        ("net.onnx", "onnxruntime", "onnx"),
+    ],
+)
+def test_without_the_package_a_line_says_what_to_install(
+    name: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.chdir(tmp_path)
+    Path("net.onnx").write_bytes(b"x")
+    with pytest.raises(
+        UsageError, match=rf"needs the package {package}: pip install 'cnnviz\[{extra}\]'"
+    ):
+        load_model(name)
+
+
+def test_a_transform_that_cannot_be_followed_is_told() -> None:
+    def mirrored(picture: Image.Image) -> Tensor:
+        pixels = torch.from_numpy(np.array(picture.resize((32, 32)))).movedim(2, 0) / 255
+        return pixels.flip(2)
+
+    _, (note,) = measured(mirrored, (), "net")
+    assert "net prepares images in a way that is only approximated here" in note
+
+
+def test_pictures_of_any_proportions_become_their_central_square() -> None:
+    def shorter(picture: Image.Image) -> Tensor:
+        scale = 32 / min(picture.size)
+        small = picture.resize((round(picture.width * scale), round(picture.height * scale)))
+        return torch.from_numpy(np.array(small)).movedim(2, 0) / 255 - 0.5
+
+    found, (note,) = measured(shorter, (), "net")
+    assert (found.crop, found.mean, found.std) == ((32, 32), (0.5,) * 3, (1.0,) * 3)
+    assert "net takes images of any proportions" in note

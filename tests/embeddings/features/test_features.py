@@ -14,11 +14,11 @@ from torch.nn import functional
 from cnnviz.core.choices import Precision
 from cnnviz.core.data.datasets import open_data
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.output import journal
 from cnnviz.embeddings.choices import Pool
 from cnnviz.embeddings.features import extract as features
-from cnnviz.embeddings.features import file as feature_file
 from cnnviz.embeddings.features.extract import extract, features_key
-from cnnviz.embeddings.features.file import load_features, to_arrays
+from cnnviz.embeddings.features.file import load_features, save_features
 from cnnviz.embeddings.features.penultimate import FeatureExtractor
 
 
@@ -269,7 +269,7 @@ def test_no_usable_image_is_an_error(model, folder):
 
 
 def saved(path, got, data):
-    np.savez(path, **to_arrays(got, data))
+    save_features(path, got, data)
     return path
 
 
@@ -277,7 +277,7 @@ def test_saved_features_come_back(model, folder, tmp_path):
     data, extractor = open_data([str(folder)]), FeatureExtractor(model)
     got = extract(model, data, extractor)
     path = saved(tmp_path / "features.npz", got, data)
-    again = load_features(path, features_key(model, data, extractor), extractor.layer)
+    again = load_features(path, features_key(model, data, extractor), data, extractor.layer)
     assert again.reused
     np.testing.assert_array_equal(again.values_ND, got.values_ND)
     np.testing.assert_array_equal(again.predicted_N, got.predicted_N)
@@ -290,8 +290,8 @@ def test_large_saved_features_are_mapped(model, folder, tmp_path, monkeypatch):
     data, extractor = open_data([str(folder)]), FeatureExtractor(model)
     got = extract(model, data, extractor)
     path = saved(tmp_path / "features.npz", got, data)
-    monkeypatch.setattr(feature_file, "MEMORY_BUDGET", 10)
-    again = load_features(path, got.key, extractor.layer)
+    monkeypatch.setattr(journal, "IN_MEMORY", 10)
+    again = load_features(path, got.key, data, extractor.layer)
     assert isinstance(again.values_ND, np.memmap)
     np.testing.assert_array_equal(again.values_ND, got.values_ND)
 
@@ -320,10 +320,10 @@ def test_other_features_and_damaged_files_are_not_used(model, folder, tmp_path):
     data, extractor = open_data([str(folder)]), FeatureExtractor(model)
     got = extract(model, data, extractor)
     path = saved(tmp_path / "features.npz", got, data)
-    assert load_features(path, "another key", "layer") is None
-    assert load_features(tmp_path / "absent.npz", got.key, "layer") is None
+    assert load_features(path, "another key", data, "layer") is None
+    assert load_features(tmp_path / "absent.npz", got.key, data, "layer") is None
     path.write_bytes(path.read_bytes()[:-200])
-    assert load_features(path, got.key, "layer") is None
+    assert load_features(path, got.key, data, "layer") is None
 
 
 def test_features_that_are_used_again_tell_what_was_left_out(model, folder, tmp_path):
@@ -331,6 +331,6 @@ def test_features_that_are_used_again_tell_what_was_left_out(model, folder, tmp_
     data, extractor = open_data([str(folder)]), FeatureExtractor(model)
     got = extract(model, data, extractor)
     path = saved(tmp_path / "features.npz", got, data)
-    again = load_features(path, got.key, extractor.layer)
+    again = load_features(path, got.key, data, extractor.layer)
     assert again.errors == got.errors
     assert len(got.errors) == 1

@@ -18,9 +18,10 @@ from cnnviz.core.data.shards import Shard
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.heads import Head, Kind
 from cnnviz.core.models.load import Model
-from cnnviz.filters.ablation import state
+from cnnviz.core.output.journal import Journal, join
 from cnnviz.filters.ablation.ablation import Ablation, AblationResult
 from cnnviz.filters.ablation.choices import AblationSpec, Mode
+from cnnviz.filters.ablation.tally import merge
 
 SPEC = AblationSpec(filters=("0:1",), sweep=("0",), batch_size=2)
 
@@ -77,14 +78,14 @@ def numbers(result: AblationResult) -> Any:
 def test_a_run_that_was_cut_off_goes_on(
     data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind, after: int
 ) -> None:
-    monkeypatch.setattr(state.Saving, "due", True)
+    monkeypatch.setattr(Journal, "due", True)
     ablation = Ablation(network(kind), data, SPEC)
     whole = numbers(ablation.run())
     path = tmp_path / "tally.npz"
     with pytest.raises(Stop):
-        ablation.run(stopping(after), ablation.saving(path, resume=False))
+        ablation.run(stopping(after), ablation.journal(path, resume=False))
     done: list[int] = []
-    again = ablation.run(done.append, ablation.saving(path, resume=True))
+    again = ablation.run(done.append, ablation.journal(path, resume=True))
     assert numbers(again) == whole
     assert sum(done) == len(data)
     assert done[0] >= after - 3  # of before, in one step
@@ -100,14 +101,14 @@ def test_shares_add_up_to_the_whole(
     paths = [tmp_path / f"{number}.npz" for number in range(count)]
     for number, path in enumerate(paths):
         share = Ablation(model, data.share(Shard(number, count)), spec)
-        share.run(saving=share.saving(path, resume=False))
+        share.run(journal=share.journal(path, resume=False))
     joined = tmp_path / "joined.npz"
-    state.join(paths, joined)
-    assert numbers(whole.run(saving=whole.saving(joined, resume=True))) == numbers(whole.run())
+    join(paths, joined, merge)
+    assert numbers(whole.run(journal=whole.journal(joined, resume=True))) == numbers(whole.run())
     with pytest.raises(UsageError, match="some are missing"):
-        state.join(paths[:-1], joined)
-    with pytest.raises(UsageError, match="are wanted"):
-        state.join(paths[::-1], joined)
+        join(paths[:-1], joined, merge)
+    with pytest.raises(UsageError, match="expected a complete share"):
+        join(paths[::-1], joined, merge)
 
 
 @pytest.mark.parametrize(
@@ -122,14 +123,14 @@ def test_the_state_of_another_ablation_is_refused(
     data: ImageData, tmp_path: Path, other: AblationSpec, named: str
 ) -> None:
     path, first = tmp_path / "tally.npz", Ablation(network(Kind.SOFTMAX), data, SPEC)
-    first.run(saving=first.saving(path, resume=False))
+    first.run(journal=first.journal(path, resume=False))
     second = Ablation(network(Kind.SOFTMAX), data, other)
     with pytest.raises(UsageError, match=f"other {named}"):
-        second.run(saving=second.saving(path, resume=True))
+        second.run(journal=second.journal(path, resume=True))
 
 
 def test_a_damaged_state_is_refused(data: ImageData, tmp_path: Path) -> None:
     path, ablation = tmp_path / "tally.npz", Ablation(network(Kind.SOFTMAX), data, SPEC)
     path.write_bytes(b"PK no archive")
-    with pytest.raises(CnnvizError, match="not the state of an ablation"):
-        ablation.run(saving=ablation.saving(path, resume=True))
+    with pytest.raises(CnnvizError, match="is damaged; start again"):
+        ablation.run(journal=ablation.journal(path, resume=True))

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cnnviz.core.data.datasets import ImageData, open_data
-from cnnviz.core.data.distinct import distinct
 from cnnviz.core.data.images import Preprocess
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.layers import Layouts
@@ -445,17 +444,6 @@ def test_images_with_one_unit_give_one_patch_however_many_are_allowed(
     for entry in find_patches(model, data, plan).filters:
         assert sorted(patch.index for patch in entry.patches) == list(range(len(data)))
         assert all(math.isfinite(patch.score) for patch in entry.patches)
-
-
-def test_copies_of_a_file_are_dropped_and_named(data: ImageData) -> None:
-    kept, copies = distinct(data)
-    assert len(kept) == 36
-    assert len(copies) == 9
-    for copy, original in copies:
-        assert Path(copy).read_bytes() == Path(original).read_bytes()
-        assert copy not in {example.path for example in kept.examples}
-    assert kept.fingerprint != data.fingerprint
-    assert distinct(kept) == (kept, ())
 
 
 def test_gradient_energy_of_a_convolution_is_its_weights_squared() -> None:

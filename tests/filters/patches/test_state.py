@@ -149,7 +149,7 @@ def test_a_file_that_is_no_state_is_refused(
 ) -> None:
     path = tmp_path / "state.npz"
     path.write_bytes(content)
-    with pytest.raises(CnnvizError, match=r"'.*state.npz' is not the state of a scan"):
+    with pytest.raises(CnnvizError, match=r"'.*state.npz' is damaged; start again"):
         find_patches(
             model,
             data,
@@ -167,7 +167,7 @@ def test_arrays_of_another_shape_or_pickles_are_refused(
         arrays = dict(file)
     for bad in (np.zeros((1, 1), np.int64), np.array([{}], dtype=object)):
         np.savez(path, **(arrays | {"0.keys": bad}))
-        with pytest.raises(CnnvizError, match="is not the state of a scan"):
+        with pytest.raises(CnnvizError, match="is damaged"):
             find_patches(model, data, make_plan(model, MaxPatchesSpec(batch_size=4)), saving=saving)
 
 

@@ -14,8 +14,7 @@ from cnnviz.occlusion.choices import EngineChoice, OcclusionSpec
 from cnnviz.occlusion.engines.choose import choose
 from cnnviz.occlusion.engines.full import FullEngine
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine
-from cnnviz.occlusion.engines.network import prepare
-from cnnviz.occlusion.engines.scores import Scores
+from cnnviz.occlusion.engines.network import Scores, prepare
 from cnnviz.occlusion.experiment import Occluder
 from cnnviz.occlusion.report import report
 

@@ -78,18 +78,18 @@ MIXERS = [BatchStatistics, BatchMaximum, MinibatchDeviation, Single, Asserting]
 
 @pytest.mark.parametrize("kind", MIXERS)
 def test_networks_that_mix_a_batch_are_found_out(kind: type[Plain]) -> None:
-    _, habits = examine(kind().eval(), SHAPE, torch.float32)
-    assert habits.mixes_batch
-    assert habits.noise == 0
-    (note,) = habits.notes("net")
+    _, behaviour = examine(kind().eval(), SHAPE, torch.float32)
+    assert behaviour.mixes_batch
+    assert behaviour.noise == 0
+    (note,) = behaviour.notes("net")
     assert note.startswith("net mixes the images of a batch")
 
 
 def test_networks_that_answer_differently_each_time_are_found_out() -> None:
-    _, habits = examine(AlwaysDropout().eval(), SHAPE, torch.float32)
-    assert habits.noise > 0.01 * habits.scale
-    assert not habits.mixes_batch
-    (note,) = habits.notes("net")
+    _, behaviour = examine(AlwaysDropout().eval(), SHAPE, torch.float32)
+    assert behaviour.noise > 0.01 * behaviour.scale
+    assert not behaviour.mixes_batch
+    (note,) = behaviour.notes("net")
     assert note.startswith("net is stochastic: two passes over one image differ")
 
 
@@ -109,14 +109,14 @@ def test_loading_leaves_the_random_generator_of_torch_as_it_was(tmp_path: Path) 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_plain_networks_have_no_habits(dtype: torch.dtype) -> None:
     module = Plain().eval().to(dtype)
-    _, habits = examine(lambda x: module(x.to(dtype)).float(), SHAPE, dtype)
-    assert not habits.mixes_batch
-    assert habits.notes("net") == []
+    _, behaviour = examine(lambda x: module(x.to(dtype)).float(), SHAPE, dtype)
+    assert not behaviour.mixes_batch
+    assert behaviour.notes("net") == []
 
 
 def model_of(module: nn.Module) -> Model:
-    habits = examine(module.eval(), SHAPE, torch.float32)[1]
-    return networks.model_of(module, SIZE, "abcde", resize=SIZE[0], habits=habits)
+    behaviour = examine(module.eval(), SHAPE, torch.float32)[1]
+    return networks.model_of(module, SIZE, "abcde", resize=SIZE[0], behaviour=behaviour)
 
 
 @pytest.mark.parametrize("kind", [*MIXERS, Plain])

@@ -1,0 +1,346 @@
+"""Commands that study images one by one, with a folder of files for each.
+
+A command declares an `ImageStudy`: what it computes for one image, what the summary reports of
+it, which files it writes, and what it shows and checks at the end. `ImageRun.go` does the rest:
+it opens the folder, resumes, takes a share, reads each image, and collects failures. An image that
+cannot be read or studied is reported; the others are still studied. Checks are evaluated at the
+end, even if some images failed.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import typer
+
+from cnnviz.cli.console import say
+from cnnviz.cli.options import OutputOptions
+from cnnviz.cli.outcome import current
+from cnnviz.cli.run import Run
+from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
+
+if TYPE_CHECKING:
+    from cnnviz.core.data.datasets import ImageData
+    from cnnviz.core.data.images import WorkingImage
+    from cnnviz.core.data.shards import Shard
+    from cnnviz.core.models.load import Model
+    from cnnviz.core.output.journal import Lines
+    from cnnviz.core.output.run_folder import RunFolder
+
+    Study = Callable[
+        [Path, WorkingImage, "Advance"], tuple[Mapping[str, Any], Callable[[RunFolder], None]]
+    ]
+
+Advance = Callable[[int], None]
+"""Takes the number of steps just done."""
+Result = TypeVar("Result")
+Entry = TypeVar("Entry")
+MOST_SHOWN = 200
+"""Images in the terminal's table, and pictures named below it."""
+
+
+class ImageStudy(ABC, Generic[Result, Entry]):
+    """What a command does with each image; subclasses set the attributes in their `__init__`.
+
+    Attributes:
+        kind: the record that the summary has of each image; must have the field `image`.
+        work: text of the progress bar.
+        steps: of progress for an image.
+        title: of the terminal's table; no table if it is empty.
+        columns: of that table.
+        show: pattern of the pictures that are named at the end.
+        checks: called at the end with the records of all images; each raises `CheckFailed` if it
+            does not hold.
+    """
+
+    kind: type[Entry]
+    work: str = "studying"
+    steps: int = 1
+    title: str = ""
+    columns: Sequence[str] = ()
+    show: str = "overlay.png"
+    checks: Sequence[Callable[[Iterable[Entry]], None]] = ()
+
+    @abstractmethod
+    def one(self, image: "WorkingImage", path: Path, advance: Advance) -> Result:
+        """Studies an image; a `CnnvizError` fails this image alone."""
+
+    @abstractmethod
+    def entry(self, result: Result) -> Entry:
+        """What the summary reports of it."""
+
+    def files(self, result: Result, folder: "RunFolder") -> None:
+        """Writes the files of an image to its folder."""
+
+    def rows(self, entry: Entry) -> Iterable[Sequence[object]]:
+        """An image's rows in the terminal's table."""
+        raise NotImplementedError
+
+
+class ImageRun(Run):
+    """The images of one call; call `images` or `take` first, then `go`.
+
+    Attributes:
+        folder: where the run's files go: `<out>/<stem>` for one image, `<out>` for several.
+        entries: what the summary reports of each image that worked, with its `folder`; for several
+            images they are on disk.
+        errors: (image, message) of those that failed.
+    """
+
+    def __init__(self, command: str, output: OutputOptions, *, folders: bool = True) -> None:
+        """Starts the clock; `folders`: whether each image has files in a folder of its own."""
+        super().__init__(command, output)
+        self._folders = folders
+        self._paths: Sequence[Path] = ()
+        self._places: dict[Path, int] = {}
+        self._alone = False
+        self.entries: list[dict[str, Any]] | Lines = []
+        self._index: Lines | None = None
+        self.errors: list[tuple[str, str]] = []
+
+    def images(self, sources: Sequence[str | Path], asked: "Shard | None") -> list[Path]:
+        """Lists the images, and takes the share of them that is requested."""
+        from cnnviz.core.data.datasets import open_images
+
+        return self.take(open_images(list(map(str, sources))), asked)
+
+    def take(self, data: "ImageData", asked: "Shard | None") -> list[Path]:
+        """Lists the images of a data set, and takes the share of them that is requested."""
+        self._data = data
+        paths = [Path(example.path) for example in self._data.examples]
+        self._places = {path: place for place, path in enumerate(paths)}
+        self.take_share(asked, len(paths))
+        return paths
+
+    def go(
+        self,
+        study: ImageStudy[Any, Any],
+        model: "Model",
+        paths: Sequence[Path],
+        depends: Mapping[str, object],
+        *,
+        seed: int,
+        inputs: Sequence[Path] = (),
+        resume: bool = False,
+    ) -> None:
+        """Studies all images, and finishes the run.
+
+        Args:
+            study: what to do with each.
+            model: the network.
+            paths: the images, from `images` or `take`.
+            depends: what else the results depend on, by the option's or group's name.
+            seed: the run's seed.
+            inputs: files that are read in addition to the images.
+            resume: whether to skip images whose results are complete.
+
+        Raises:
+            UsageError: the folder is not empty, or belongs to another run.
+            typer.Exit: with status 1 if an image failed.
+            CheckFailed: a check does not hold.
+        """
+        self.open_for(paths, model, depends, inputs=inputs, resume=resume)
+        self.go_through(study, model)
+        if study.title:
+            from cnnviz.core.output.record import from_json
+
+            def rows(entry: dict[str, Any]) -> list[Sequence[object]]:
+                return list(study.rows(from_json(study.kind, entry)))
+
+            self.table(study.title, study.columns, rows)
+        checks = [partial(check, _Records(self.entries, study.kind)) for check in study.checks]
+        self.finish_images(model, seed=seed, show=study.show, checks=checks)
+
+    def go_through(self, study: ImageStudy[Any, Any], model: "Model") -> None:
+        """Reads, studies and writes every image; the folder is open."""
+        from cnnviz.core.output.record import to_json
+
+        def one(path: Path, image: "WorkingImage", advance: Advance) -> Any:
+            result = study.one(image, path, advance)
+            return to_json(study.entry(result)), partial(study.files, result)
+
+        self.study(study.work, model, one, study.steps)
+
+    def open_for(
+        self,
+        paths: Sequence[Path],
+        model: "Model",
+        depends: Mapping[str, object],
+        *,
+        inputs: Sequence[Path] = (),
+        resume: bool = False,
+    ) -> None:
+        """Opens the folder for these images; the parameters are those of `go`."""
+        from cnnviz.core.output.journal import Lines
+        from cnnviz.core.output.run_folder import safe_name
+
+        self._inputs = [*self._data.files, *inputs]
+        self._alone = self._folders and len(paths) == 1 and self.shard is None
+        listed = "\n".join(map(str, paths)).encode("utf-8", "surrogateescape")
+        images = hashlib.sha256(listed).hexdigest()
+        if self.shard:
+            part = self.shard.part(len(paths))
+            paths = paths[part.start : part.stop]
+            if not paths:
+                raise UsageError(f"--shard {self.shard}: there are fewer images than shares")
+        self._paths = paths
+        self.open(self.root / safe_name(paths[0].stem) if self._alone else None, resume=resume)
+        if self._alone:
+            return
+        self.identity = {
+            "command": self.command,
+            "weights": model.weights_sha256,
+            "model": model.name,
+            "preprocessing": repr(model.preprocess),
+            "precision": model.precision,
+            "--format": self._output.format,
+            "--dark": self._output.dark,
+            **{name: repr(value) for name, value in depends.items()},
+        }
+        resume = resume and not self._output.overwrite
+        if self.shard:
+            self.identity = {**self.identity, "images": images}
+        self._index = Lines(
+            self.folder,
+            self.identity,
+            resume=resume,
+            images=images,
+            changed=lambda image: self._data.changed(self._places[Path(image)]),
+        )
+        self.entries, done = self._index, self._index.adopt()
+        self._paths = [path for path in paths if str(path) not in done]
+        if done:
+            self.console.note(f"{len(paths) - len(self._paths)} of the {len(paths)} are done")
+
+    def study(self, what: str, model: "Model", study: "Study", steps: int) -> None:
+        """Reads, studies and writes every image under one progress bar.
+
+        Args:
+            what: the bar's text.
+            model: for its preprocessing.
+            study: called with the path, the working image and a function that takes steps done.
+            steps: how many steps an image takes.
+        """
+        with self.console.progress(what, steps * len(self._paths)) as advance:
+            for path in self._paths:
+                done = self._one(path, model, study, advance)
+                advance(steps - done)
+
+    def _one(self, path: Path, model: "Model", study: "Study", advance: "Advance") -> int:
+        done = 0
+
+        def progress(steps: int) -> None:
+            nonlocal done
+            done += steps
+            advance(steps)
+
+        before = len(self.folder.files)
+        try:
+            image = self._data.working(self._places[path], model.preprocess)
+            found, write = study(path, image, progress)
+            entry = dict(found)
+            if self._folders:
+                target = self.folder if self._index is None else self.folder.subfolder(path.stem)
+                write(target)
+                relative = target.path.relative_to(self.folder.path).as_posix()
+                entry["folder"] = relative
+            if self._index is None:
+                self.entries = [entry]
+            else:
+                self._index.add(entry, self.folder.files[before:])
+        except CnnvizError as error:
+            self.errors.append((str(path), str(error)))
+        return done
+
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows_of: Callable[[dict[str, Any]], Sequence[Sequence[object]]],
+    ) -> None:
+        """The findings in short; of very many images, the first."""
+        first = islice(self.entries, MOST_SHOWN)
+        self.console.table(title, columns, [row for entry in first for row in rows_of(entry)])
+        if len(self.entries) > MOST_SHOWN:
+            more = len(self.entries) - MOST_SHOWN
+            self.console.line(f"… and {more} more images, all of them in images.jsonl")
+
+    def finish_images(
+        self,
+        model: "Model",
+        *,
+        seed: int,
+        show: str,
+        checks: Sequence[Callable[[], None]] = (),
+        results: object = ...,
+    ) -> None:
+        """Writes the summary, names the pictures that match `show`, and judges what was asked for.
+
+        Args:
+            model: the network.
+            seed: of the run.
+            show: which pictures are named.
+            checks: what is judged at the end.
+            results: of the summary; the entries, if nothing else is given.
+
+        Raises:
+            typer.Exit: with status 1, when an image failed; what the checks say is told all the
+                same.
+            CheckFailed: a check does not hold.
+        """
+        from cnnviz.core.output.run_folder import SUMMARY
+
+        current().images = lambda: (str(entry["image"]) for entry in self.entries)
+        pattern = show.replace(".png", f".{self._output.format}")
+        matching = (name for name in self.folder.files if Path(name).match(pattern))
+        shown = [self.folder.path / name for name in islice(matching, MOST_SHOWN)]
+        ended: typer.Exit | None = None
+        try:
+            found = self.entries if results is ... else results
+            self.finish(found, model=model, seed=seed, errors=self.errors, show=shown)
+        except typer.Exit as error:
+            ended = error
+        finally:
+            if self._index is not None and (self.folder.path / SUMMARY).exists():
+                self._index.close()
+        verdict = _verdict(checks)
+        if ended is not None:
+            if verdict is not None:
+                say(f"cnnviz: {verdict}")
+                current().verdict = verdict
+            raise ended
+        if verdict is not None:
+            raise verdict
+
+
+class _Records(Iterable[Entry]):
+    """Entries as records, read anew each time."""
+
+    def __init__(self, entries: "list[dict[str, Any]] | Lines", kind: type[Entry]) -> None:
+        self._entries, self._kind = entries, kind
+
+    def __iter__(self) -> Iterator[Entry]:
+        from cnnviz.core.output.record import from_json
+
+        return (from_json(self._kind, entry) for entry in self._entries)
+
+
+def _verdict(checks: Sequence[Callable[[], None]]) -> CheckFailed | None:
+    """Combines all checks that do not hold into one error; None if all hold."""
+    errors: list[CheckFailed] = []
+    for check in checks:
+        try:
+            check()
+        except CheckFailed as error:
+            errors.append(error)
+    if not errors:
+        return None
+    failed: dict[str, str] = {}
+    for each in errors:
+        for name, text in each.failed.items():
+            failed[name] = f"{failed[name]}; {text}" if name in failed else text
+    return CheckFailed("; ".join(map(str, errors)), failed)

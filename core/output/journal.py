@@ -1,0 +1,402 @@
+"""Journals: how far a run over many images has come, so that it can resume and parts can be joined.
+
+There are two kinds. A `Journal` is one file of arrays (sums over images, or rows for each of them),
+replaced as a whole from time to time. `Lines` is a text file that grows by one line of JSON for
+each image. Both record the run's identity: what its results depend on, as JSON data. A journal of
+another run is refused.
+
+A journal also records the block of the data set that its run covers. Journals of adjacent blocks
+join into the journal of the larger block. Joining is associative, so a data set can be cut into
+blocks, each computed anywhere, and joined in any tree.
+"""
+
+import json
+import os
+import struct
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnviz.core.data.shards import Block
+from cnnviz.core.errors import CnnvizError, UsageError, one_line
+from cnnviz.core.files import DAMAGE, from_json, open_arrays, read_text
+from cnnviz.core.output.run_folder import UNFINISHED, RunFolder, replace_file, write_atomically
+
+VERSION = 2
+"""The format of both kinds; files of another version are refused."""
+SECONDS = 60.0
+"""Time between two saves of a journal."""
+LINES = "images.jsonl"
+IN_MEMORY = 1 << 30
+"""Arrays of more bytes than this are mapped from their file instead of read."""
+_HEADER = "journal"
+_BROKEN = (*DAMAGE, ArithmeticError, struct.error)
+
+Arrays = Mapping[str, NDArray[Any]]
+Merge = Callable[[Sequence[Arrays]], Arrays]
+"""Joins the arrays of adjacent blocks, given in order; must be associative."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run has recorded of the images from `block.start` up to `done`.
+
+    Attributes:
+        block: the images that the run covers.
+        done: index of the first image that is still to do.
+        errors: index and message of each image that could not be used.
+        arrays: what the analysis keeps.
+    """
+
+    block: Block
+    done: int
+    errors: Mapping[int, str]
+    arrays: Arrays
+
+
+class Journal:
+    """One run's file of arrays.
+
+    Args:
+        path: the file.
+        identity: what the results depend on, as JSON data.
+        block: the images that the run covers.
+        resume: whether `load` may use a file that is there.
+    """
+
+    def __init__(
+        self, path: Path, identity: Mapping[str, Any], block: Block, *, resume: bool = False
+    ) -> None:
+        self.path, self._block, self._resume = path, block, resume
+        self._identity = _as_json(identity)
+        self._next = time.monotonic() + SECONDS
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to save; saving takes a twentieth of a run at most."""
+        return time.monotonic() > self._next
+
+    def save(self, done: int, errors: Mapping[int, str], arrays: Arrays) -> None:
+        """Replaces the file; raises a CnnvizError if it cannot be written."""
+        started = time.monotonic()
+        _write(self.path, self._identity, Progress(self._block, done, errors, arrays))
+        ended = time.monotonic()
+        self._next = ended + max(SECONDS, 20 * (ended - started))
+
+    def load(self, like: Arrays, axes: Mapping[str, int] | None = None) -> Progress | None:
+        """Reads the file; None if there is none, or the run does not resume.
+
+        Args:
+            like: arrays of the names, types and shapes that the file must have.
+            axes: of arrays with one entry for each image used: along which axis.
+
+        Raises:
+            UsageError: the file belongs to another run; the message names what differs.
+            CnnvizError: the file cannot be read or is damaged.
+        """
+        if not self._resume or not self.path.exists():
+            return None
+        identity, progress = _read(self.path)
+        _refuse_other(self.path, identity, self._identity)
+        if progress.block != self._block:
+            raise _other_run(self.path, ["--shard"])
+        try:
+            _check_arrays(progress, like, axes or {})
+        except _BROKEN as error:
+            raise _damaged(self.path) from error
+        return progress
+
+
+def join(paths: Sequence[Path], path: Path, merge: Merge, *, whole: bool = True) -> None:
+    """Writes the journal of a block from the journals of its parts.
+
+    Args:
+        paths: the parts' files, in the order of their blocks.
+        path: the file to write.
+        merge: joins their arrays.
+        whole: whether the parts must cover the data set from its first image to its last.
+
+    Raises:
+        UsageError: the parts belong to different runs, one is unfinished, or one is missing.
+        CnnvizError: a file is damaged, or the new one cannot be written.
+    """
+    parts = [_read(part) for part in paths]
+    identity, first = parts[0]
+    start, _, total = first.block
+    reached = 0 if whole else start
+    for part, (other, progress) in zip(paths, parts, strict=True):
+        _refuse_other(part, other, identity)
+        if progress.block.total != total:
+            raise _other_run(part, ["data"])
+        if progress.block.start != reached or progress.done != progress.block.stop:
+            raise UsageError(
+                f"'{part}' has images {progress.block.start} to {progress.done} of a share that "
+                f"ends at {progress.block.stop}; expected a complete share from image {reached} "
+                "on; repeat its command with --resume"
+            )
+        reached = progress.block.stop
+    if whole and reached != total:
+        raise UsageError(f"the shares end at image {reached} of {total}; some are missing")
+    try:
+        arrays = merge([progress.arrays for _, progress in parts])
+    except _BROKEN as error:
+        named = ", ".join(f"'{part}'" for part in paths)
+        raise CnnvizError(f"the arrays of {named} do not fit together") from error
+    errors = {place: text for _, progress in parts for place, text in progress.errors.items()}
+    _write(path, identity, Progress(Block(start, reached, total), reached, errors, arrays))
+
+
+def _write(path: Path, identity: Mapping[str, Any], progress: Progress) -> None:
+    header = {
+        "version": VERSION,
+        "identity": identity,
+        "block": progress.block,
+        "done": progress.done,
+        "errors": sorted(progress.errors.items()),
+    }
+    content: dict[str, Any] = {_HEADER: np.frombuffer(json.dumps(header).encode(), np.uint8)}
+    content |= progress.arrays
+    replace_file(path, lambda stream: np.savez(stream, allow_pickle=False, **content))
+
+
+def _read(path: Path) -> tuple[dict[str, Any], Progress]:
+    """The identity and the progress in a file."""
+    try:
+        with open_arrays(path) as file:
+            header = _header(path, bytes(file[_HEADER]).decode() if _HEADER in file else "{}")
+            names = [name for name in file if name != _HEADER]
+            if path.stat().st_size > IN_MEMORY:
+                arrays = {name: mapped(path, name) for name in names}
+            else:
+                arrays = {name: file[name] for name in names}
+        block, done = Block(*map(int, header["block"])), int(header["done"])
+        errors = {int(place): str(message) for place, message in header["errors"]}
+        if not 0 <= block.start <= done <= block.stop <= block.total:
+            raise ValueError(f"{done} of {block}")
+        if not all(block.start <= place < block.stop for place in errors):
+            raise ValueError("an error outside the block")
+        return dict(header["identity"]), Progress(block, done, errors, arrays)
+    except OSError as error:
+        raise CnnvizError(f"cannot read {path}: {error.strerror or error}") from error
+    except _BROKEN as error:
+        raise _damaged(path) from error
+
+
+def mapped(path: Path, name: str) -> NDArray[Any]:
+    """An array of an .npz file, mapped from the file if it is large and stored uncompressed."""
+    with zipfile.ZipFile(path) as archive:
+        entry = archive.getinfo(f"{name}.npy")
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size <= IN_MEMORY:
+        with open_arrays(path) as file:
+            return file[name]
+    with path.open("rb") as stream:
+        stream.seek(entry.header_offset + 26)
+        lengths = struct.unpack("<HH", stream.read(4))
+        stream.seek(sum(lengths), os.SEEK_CUR)
+        np.lib.format.read_magic(stream)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        return np.memmap(stream, dtype, "r", stream.tell(), shape)
+
+
+def _check_arrays(progress: Progress, like: Arrays, axes: Mapping[str, int]) -> None:
+    """Raises a ValueError or LookupError where arrays have other names, types or shapes."""
+    used = set()
+    for name, expected in like.items():
+        array, shape = progress.arrays[name], list(expected.shape)
+        if name in axes:
+            shape[axes[name]] = array.shape[axes[name]]
+            used.add(shape[axes[name]])
+        if array.dtype != expected.dtype or array.shape != tuple(shape):
+            raise ValueError(f"{name} has type {array.dtype} and shape {array.shape}")
+    if len(used) > 1 or any(count > progress.done - progress.block.start for count in used):
+        raise ValueError(f"{used} images of {progress.done}")
+
+
+class Lines:
+    """The entries of a run in `images.jsonl`, in the order in which they were written.
+
+    A line is appended when an image's files are complete. It is an entry of the summary's
+    `results`, with the image's `files`. Entries are read from disk each time, so memory does not
+    grow with the number of images. `unfinished.json` holds the run's identity until the summary is
+    written.
+
+    Args:
+        folder: the run's folder.
+        identity: what the results depend on, as JSON data.
+        resume: whether to keep the lines of an interrupted run.
+        images: a digest of the images of a run that is joined from shares; a run of its own may
+            have more images when it resumes.
+        changed: returns the time at which an image was written; an OSError if it does not exist.
+
+    Raises:
+        UsageError: the lines belong to another run.
+        CnnvizError: the folder cannot be read or written to.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        identity: Mapping[str, Any],
+        *,
+        resume: bool,
+        images: str = "",
+        changed: Callable[[str], float] = lambda image: Path(image).stat().st_mtime,
+    ) -> None:
+        self._folder, self._path = folder, folder.path / LINES
+        self._count, self._changed = 0, changed
+        unfinished = folder.path / UNFINISHED
+        if resume:
+            if unfinished.exists():
+                stored = _stored_identity(unfinished)
+                expected = {**identity, "images": images} if "images" in stored else identity
+                _refuse_other(unfinished, stored, _as_json(expected))
+            self._keep_whole_lines()
+        else:
+            folder.write_text(LINES, "")
+        folder.list(LINES)
+        header = {"version": VERSION, "identity": identity}
+        write_atomically(unfinished, json.dumps(header, indent=2).encode())
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for line in _json_lines(self._path):
+            line.pop("files")
+            yield line
+
+    def add(self, entry: Mapping[str, Any], files: list[str]) -> None:
+        """Appends the entry of an image whose files are written."""
+        line = json.dumps({**entry, "files": files}, ensure_ascii=False, allow_nan=False) + "\n"
+        before = self._path.stat().st_size
+        try:
+            with self._path.open("ab") as stream:
+                stream.write(line.encode())
+                stream.flush()
+        except BaseException as error:
+            os.truncate(self._path, before)
+            if isinstance(error, OSError):
+                raise CnnvizError(f"cannot write {self._path}: {one_line(error)}") from error
+            raise
+        self._count += 1
+
+    def adopt(self) -> set[str]:
+        """Lists the files of finished images in the folder; returns the images' paths."""
+        done = set()
+        for line in _json_lines(self._path):
+            if "folder" in line:
+                self._folder.adopt(str(line["folder"]), [str(name) for name in line["files"]])
+            done.add(str(line["image"]))
+        return done
+
+    def close(self) -> None:
+        """Marks the run as complete."""
+        (self._folder.path / UNFINISHED).unlink(missing_ok=True)
+
+    def _keep_whole_lines(self) -> None:
+        """Drops lines that were cut off, and images whose files are missing or out of date."""
+        try:
+            text = self._path.read_bytes() if self._path.exists() else b""
+        except OSError as error:
+            raise CnnvizError(f"cannot read {self._path}: {one_line(error)}") from error
+        lines = text.splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith(b"\n") and self._is_whole(line)]
+        write_atomically(self._path, b"".join(kept))
+        self._count = len(kept)
+
+    def _is_whole(self, line: bytes) -> bool:
+        try:
+            entry: Any = from_json(line.decode())
+            files = [self._folder.path / str(name) for name in entry["files"]]
+            inside = self._folder.path.resolve()
+            if not all(path.resolve().is_relative_to(inside) for path in files):
+                return False
+            changed = self._changed(str(entry["image"]))
+            return all(path.stat().st_mtime >= changed for path in files)
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+
+
+def join_lines(shares: Sequence[Path], folder: RunFolder, identity: Mapping[str, Any]) -> None:
+    """Copies the entries and files of all shares into one folder, in which a run can resume.
+
+    Args:
+        shares: the shares' folders, in order.
+        folder: where the whole run goes.
+        identity: of the whole run.
+
+    Raises:
+        CnnvizError: a share is damaged, or the folder cannot be written to.
+    """
+    whole = Lines(folder, identity, resume=False)
+    for share in shares:
+        inside = share.resolve()
+        try:
+            for entry in _json_lines(share / LINES):
+                before, files = len(folder.files), entry.pop("files")
+                if "folder" not in entry:
+                    whole.add(entry, [])
+                    continue
+                target = folder.subfolder(Path(entry["image"]).stem)
+                for name in map(Path, files):
+                    if not (share / name).resolve().is_relative_to(inside):
+                        raise CnnvizError(
+                            f"{share / LINES} lists a file outside its folder: {name}"
+                        )
+                    target.write_bytes(name.name, (share / name).read_bytes())
+                relative = target.path.relative_to(folder.path).as_posix()
+                whole.add(entry | {"folder": relative}, folder.files[before:])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise CnnvizError(f"'{share}' is damaged: {one_line(error)}") from error
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as stream:
+        for line in stream:
+            yield json.loads(line)
+
+
+def _as_json(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity as it comes back from a file: tuples become lists."""
+    return dict(json.loads(json.dumps(identity)))
+
+
+def _stored_identity(path: Path) -> dict[str, Any]:
+    try:
+        return dict(_header(path, read_text(path))["identity"])
+    except _BROKEN as error:
+        raise _damaged(path) from error
+
+
+def _header(path: Path, text: str) -> dict[str, Any]:
+    header = from_json(text)
+    if not isinstance(header, dict):
+        raise TypeError("a header is an object")
+    if header.get("version") != VERSION:
+        raise CnnvizError(
+            f"'{path}' was written by another version of cnnviz; start again with --overwrite"
+        )
+    return header
+
+
+def _refuse_other(path: Path, stored: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    differing = [key for key in identity if stored.get(key) != identity[key]]
+    if differing:
+        raise _other_run(path, differing)
+
+
+def _other_run(path: Path, differing: Sequence[str]) -> UsageError:
+    return UsageError(
+        f"'{path}' belongs to a run with other {', '.join(differing)}; "
+        "repeat that command to resume it, or start again with --overwrite"
+    )
+
+
+def _damaged(path: Path) -> CnnvizError:
+    return CnnvizError(f"'{path}' is damaged; start again with --overwrite")
