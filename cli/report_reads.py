@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 
 from cnnviz.core.files import read_text
 from cnnviz.core.output.summary import FinishedRun
 from cnnviz.occlusion.archive import SCORES, load, load_crop
 from cnnviz.occlusion.choices import Upsample
 from cnnviz.report.explorer import Explored
-from cnnviz.report.scatter import MISSING, TILE, Scattered
+from cnnviz.report.scatter import Scattered, tile
 
 SHOWN = 400
 """Maximum length of a command line."""
@@ -133,15 +131,5 @@ def scattered(run: FinishedRun) -> Scattered:
     for line in lines:
         near[place[line[0]]] = [place[line[column]] for column in columns]
     labels, predicted = ([row[column] for row in rows] for column in (1, 2))
-    pictures = [_tile(run.data.image(name)) for name in names]
+    pictures = [tile(run.data.image(name)) for name in names]
     return Scattered(names, maps, labels, predicted, near, pictures)
-
-
-def _tile(image: Image.Image | None) -> NDArray[np.uint8] | None:
-    """A small square with an image in its middle."""
-    if image is None:
-        return None
-    image.thumbnail((TILE, TILE))
-    square = Image.new("RGB", (TILE, TILE), (MISSING,) * 3)
-    square.paste(image, ((TILE - image.width) // 2, (TILE - image.height) // 2))
-    return np.asarray(square)

@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from cnnviz.core.files import open_arrays, read_text
 from cnnviz.core.output.summary import FinishedRun
 from cnnviz.filters.ablation.report import SWEEP
 from cnnviz.filters.kernels.figures import kernel_pixels
 from cnnviz.filters.kernels.report import KERNELS
-from cnnviz.report.page import data_address, picture_address
+from cnnviz.report.page import picture_address, pixels_address
 from cnnviz.report.passports import PATCHES, Passport
 
 LONGEST = 192
@@ -90,7 +89,7 @@ class Units:
                         unit.numbers["colour"] = layer["chromaticity"][number]
                     if layer["gabor"] is not None and (fit := layer["gabor"]["fits"][number]):
                         unit.numbers["Gabor R²"] = fit["r2"]
-                    unit.kernel = _kernel_address(kernel_pixels(kernel))
+                    unit.kernel = pixels_address(kernel_pixels(kernel))
 
     def _read_sweep(self, run: FinishedRun) -> None:
         if not run.summary.results["sweep"]:
@@ -147,12 +146,3 @@ class Units:
                 shares = zip(patch[1:5], (height, width, height, width), strict=True)
                 patch[1:5] = [round(edge / side, 4) for edge, side in shares]
         return found, sum(not picture["data"] for picture in found)
-
-
-def _kernel_address(pixels: Any) -> str:
-    """A kernel as a PNG, every pixel as it is."""
-    if pixels is None:
-        return ""
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return data_address("image/png", stream.getvalue())

@@ -18,7 +18,7 @@ from cnnviz.audit.report import TABLE
 from cnnviz.audit.rows import unpacked
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.files import open_arrays, read_text
-from cnnviz.core.output.index import LINES
+from cnnviz.core.output.journal import LINES
 from cnnviz.core.output.summary import FinishedRun, read_summary, run_folders
 from cnnviz.diff.sides import Answers, Evidence, Layer, Side
 from cnnviz.embeddings.features.file import FEATURES
