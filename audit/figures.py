@@ -12,10 +12,11 @@ from cnnviz.audit.experiment import Audited, AuditResult
 from cnnviz.audit.groups import SMALLEST
 from cnnviz.audit.report import elsewhere, misled, name_of, wrong_reason
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.output.bars import Column, draw_bars
 from cnnviz.core.output.drawing import (
+    Column,
     bare,
     beside,
+    draw_bars,
     image_pixels,
     new_figure,
     title,

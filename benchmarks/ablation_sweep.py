@@ -18,8 +18,7 @@ from timing import Seconds, spread, timed
 from torch import Tensor
 
 from cnnviz.core.models.load import Model, load_model
-from cnnviz.filters.ablation.passes import AblationPasses, WholePasses
-from cnnviz.filters.ablation.replay import Replay, default_memory
+from cnnviz.filters.ablation.replay import AblationPasses, Replay, WholePasses, default_memory
 from cnnviz.filters.ablation.tally import Tally
 from cnnviz.filters.channels.shapes import LayerChannels
 from cnnviz.filters.channels.spec import Channels

@@ -21,8 +21,8 @@ from torch import nn
 
 from cnnviz.core.choices import Precision
 from cnnviz.core.data.datasets import ImageData
-from cnnviz.core.data.examples import Example, ImageSource
 from cnnviz.core.data.shards import Block, Shard
+from cnnviz.core.data.tables import Example, ImageSource
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.preprocess import Preprocess
 from cnnviz.core.output.journal import Journal, join

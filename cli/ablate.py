@@ -1,21 +1,23 @@
-"""`cnnviz ablate`: switch filters off and measure what breaks."""
+"""The body of `cnnviz ablate`."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
 
 from cnnviz.cli.commands.datasets import AblateCommand
 from cnnviz.cli.console import Console
 from cnnviz.cli.run import Run
 from cnnviz.core.errors import CheckFailed, UsageError
-from cnnviz.filters.ablation.choices import STATE
-
-if TYPE_CHECKING:
-    from cnnviz.core.data.datasets import ImageData
-    from cnnviz.core.models.load import Model
-    from cnnviz.core.output.run_folder import RunFolder
-    from cnnviz.filters.ablation.ablation import AblationResult
+from cnnviz.core.output.record import to_json
+from cnnviz.filters.ablation.ablation import Ablation
+from cnnviz.filters.ablation.evaluation import OneAccuracy
+from cnnviz.filters.ablation.figures import draw
+from cnnviz.filters.ablation.measures import Measured, measure_of
+from cnnviz.filters.ablation.options import STATE
+from cnnviz.filters.ablation.results import AblationResult, Accuracy, write
+from cnnviz.filters.ablation.sweep import FilterEffect, ranked
 
 SHOWN = 8
+_SWEEP_COLUMNS: tuple[str, ...] = ("filter", "points", "lost", "gained", "hurts most", "by")
+_MEASURED_COLUMNS = ("filter", "change", "hurts most", "by")
 
 
 def ablate(given: AblateCommand) -> None:
@@ -24,124 +26,85 @@ def ablate(given: AblateCommand) -> None:
     console = run.console
     if given.min_accuracy is not None and not given.spec.filters:
         raise UsageError("--min-accuracy needs --filters, whose loss it judges")
-    from cnnviz.filters.ablation.ablation import Ablation
-    from cnnviz.filters.ablation.choices import STATE
-    from cnnviz.filters.ablation.measures import measure_of
-    from cnnviz.filters.ablation.report import notes, report
-
     run.take_share(given.shard)
     images = run.data(given.data, given.limit, given.model.seed)
     images = images.share(run.shard) if run.shard else images
-    loaded = run.load(given.model)
-    if given.min_accuracy is not None and (measure := measure_of(loaded.head)):
-        raise UsageError(f"--min-accuracy counts right answers; {loaded.name} has a {measure.name}")
-    ablation = Ablation(loaded, images, given.spec)
+    model = run.load(given.model)
+    if given.min_accuracy is not None and (measure := measure_of(model.head)):
+        raise UsageError(f"--min-accuracy counts right answers; {model.name} has a {measure.name}")
+    ablation = Ablation(model, images, given.spec)
     if run.shard:
         ablation.refuse_shares()
     folder = run.open(resume=given.resume)
     journal = ablation.journal(folder.path / STATE, resume=given.resume)
     with console.progress("ablating", len(images) * ablation.passes) as advance:
-        result = ablation.run(advance, journal)
+        result = replace(ablation.run(advance, journal), top=given.top)
     folder.list(STATE)
-    _write(folder, result, loaded, images, given.top)
-    for note in notes(result, loaded, images):
-        console.note(f"note: {note}")
-    results = report(result, loaded, images, given.top)
-    _tables(console, results)
-    run.finish(results, model=loaded, seed=given.model.seed, errors=result.errors)
-    after = results["accuracy"] and results["accuracy"]["after"]
-    if given.min_accuracy is not None and after and (left := after["top1"]) < given.min_accuracy:
-        raise CheckFailed(
-            f"accuracy without these filters is {left:.3f}, below {given.min_accuracy:g}"
-        )
-
-
-def _write(
-    folder: "RunFolder", result: "AblationResult", model: "Model", data: "ImageData", top: int
-) -> None:
-    from cnnviz.filters.ablation import report as rows
-    from cnnviz.filters.ablation.figures import draw
-
-    if rows.both(result) is not None:
-        folder.write_csv(rows.FLIPS, rows.FLIPS_HEADER, rows.flip_rows(result, model, data))
-    if result.sweep:
-        folder.write_csv(rows.SWEEP, rows.SWEEP_HEADER, rows.sweep_rows(result, model))
-    if result.curves:
-        folder.write_csv(rows.CURVES, rows.CURVES_HEADER, rows.curve_rows(result))
-    if result.counts is not None:
-        folder.write_npz(rows.PREDICTIONS, **rows.prediction_arrays(result, model, data))
-    for name, figure in draw(result, model, data, top).items():
+    write(result, folder)
+    for name, figure in draw(result, model, images).items():
         folder.write_figure(name, figure)
+    for note in result.notes:
+        console.note(f"note: {note}")
+    _show(console, result)
+    run.finish(to_json(result), model=model, seed=given.model.seed, errors=result.errors)
+    after = result.accuracy and result.accuracy.after
+    if given.min_accuracy is not None and after and after.top1 < given.min_accuracy:
+        raise CheckFailed(
+            f"accuracy without these filters is {after.top1:.3f}, below {given.min_accuracy:g}"
+        )
 
 
-def _tables(console: Console, results: Mapping[str, Any]) -> None:
-    if results["measured"]:
-        _measured_table(console, results)
-    else:
-        _accuracy_table(console, results)
-    if results["confusions"]:
-        pairs = [
-            (entry["label"], entry["predicted"], entry["before"], entry["after"])
-            for entry in results["confusions"][:SHOWN]
-        ]
+def _show(console: Console, result: AblationResult) -> None:
+    if result.measured is not None:
+        _show_measured(console, result.measured)
+    if result.accuracy is not None:
+        _show_accuracy(console, result, result.accuracy)
+    if result.confusions:
+        pairs = [(c.label, c.predicted, c.before, c.after) for c in result.confusions[:SHOWN]]
         console.table("Confusions that grew most", ("label", "predicted", "before", "after"), pairs)
-    if results["sweep"]:
-        if results["measured"]:
-            title = f"Filters whose loss costs most (change of {results['measure']})"
-            columns: tuple[str, ...] = ("filter", "change", "hurts most", "by")
-        else:
-            title, columns = "Filters whose loss costs most (points of accuracy)", _SWEEP_COLUMNS
-        console.table(title, columns, _sweep_rows(results))
+    if result.effects:
+        rows = [_sweep_row(effect) for effect in ranked(result.effects)[: min(SHOWN, result.top)]]
+        columns, unit = _SWEEP_COLUMNS, "points of accuracy"
+        if result.measured is not None:
+            columns, unit = _MEASURED_COLUMNS, f"change of {result.measure}"
+        console.table(f"Most important filters ({unit} when removed)", columns, rows)
 
 
-def _measured_table(console: Console, results: Mapping[str, Any]) -> None:
-    found, name = results["measured"], results["measure"]
-    rows = [(when, f"{found[when]:.4g}") for when in ("before", "after") if found[when] is not None]
-    console.table(name[:1].upper() + name[1:], ("", name), rows)
-    if found["interval"]:
-        low, high = found["interval"]
+def _show_measured(console: Console, measured: Measured) -> None:
+    name = measured.measure.name
+    values = (("before", measured.before), ("after", measured.after))
+    rows = [(when, f"{value:.4g}") for when, value in values if value is not None]
+    console.table(name.capitalize(), ("", name), rows)
+    if measured.interval is not None:
+        low, high = measured.interval
         console.line(
-            f"a change of {found['change']:+.3g}; 95 % of resampled sets of these images say "
-            f"{low:+.3g} to {high:+.3g}"
+            f"change {measured.change:+.3g}; 95 % interval {low:+.3g} to {high:+.3g} "
+            "(by resampling images)"
         )
 
 
-def _accuracy_table(console: Console, results: Mapping[str, Any]) -> None:
-    rows = [
-        _accuracy_row(when, results["accuracy"][when])
-        for when in ("before", "after")
-        if results["accuracy"][when]
-    ]
+def _show_accuracy(console: Console, result: AblationResult, accuracy: Accuracy) -> None:
+    entries = (("before", accuracy.before), ("after", accuracy.after))
+    rows = [_accuracy_row(when, entry) for when, entry in entries if entry is not None]
     console.table("Accuracy", ("", "top 1", "95 % interval", "top 5", "right", "images"), rows)
-    if results["accuracy"]["after"]:
-        pair, flips = results["accuracy"]["mcnemar"], results["flips"]
+    if (flips := result.flips) and accuracy.mcnemar:
         console.line(
-            f"{flips['count']} predictions changed: {flips['right_to_wrong']} right to wrong, "
-            f"{flips['wrong_to_right']} wrong to right, {flips['wrong_to_wrong']} between wrong "
-            f"ones; McNemar p = {pair['p_value']:.2g}"
+            f"{flips.count} predictions changed: {flips.right_to_wrong} right to wrong, "
+            f"{flips.wrong_to_right} wrong to right, {flips.wrong_to_wrong} between wrong "
+            f"ones; McNemar p = {accuracy.mcnemar.p_value:.2g}"
         )
 
 
-def _accuracy_row(when: str, entry: Mapping[str, Any]) -> tuple[object, ...]:
-    low, high = entry["interval"]
-    top5 = "" if entry["top5"] is None else f"{entry['top5']:.1%}"
+def _accuracy_row(when: str, entry: OneAccuracy) -> tuple[object, ...]:
+    low, high = entry.interval
+    top5 = "" if entry.top5 is None else f"{entry.top5:.1%}"
     interval = f"{low:.1%} to {high:.1%}"
-    return when, f"{entry['top1']:.1%}", interval, top5, entry["correct"], entry["count"]
+    return when, f"{entry.top1:.1%}", interval, top5, entry.correct, entry.count
 
 
-_SWEEP_COLUMNS = ("filter", "points", "lost", "gained", "hurts most", "by")
-
-
-def _sweep_rows(results: Mapping[str, Any]) -> list[tuple[object, ...]]:
-    measured = results["measured"] is not None
-    scale, form = (1, "+.3g") if measured else (100, "+.1f")
-    return [
-        (
-            f"{entry['layer']}:{entry['filter']}",
-            f"{entry['change'] * scale:{form}}",
-            *(() if measured else (entry["lost"], entry["gained"])),
-            entry["hurts"] or "",
-            f"{entry['hurts_change'] * scale:{form}}",
-        )
-        for entry in results["sweep"]["top"][:SHOWN]
-    ]
+def _sweep_row(effect: FilterEffect) -> tuple[object, ...]:
+    name, hurts = f"{effect.layer}:{effect.filter}", effect.hurts or ""
+    if effect.correct is None:
+        return name, f"{effect.change:+.3g}", hurts, f"{effect.hurts_change:+.3g}"
+    points, by = f"{effect.change * 100:+.1f}", f"{effect.hurts_change * 100:+.1f}"
+    return name, points, effect.lost, effect.gained, hurts, by

@@ -61,7 +61,7 @@ class AuditStudy:
         data: "ImageData",
         note: Callable[[str], None],
     ) -> None:
-        from cnnviz.core.data.matching import match_labels
+        from cnnviz.core.data.labels import match_labels
 
         self._model, self._occluder, self._spec = model, occluder, spec
         self._expectations, self._data = expectations, data

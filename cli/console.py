@@ -1,37 +1,34 @@
-"""What the terminal shows: progress and messages on stderr, findings on stdout.
+"""The terminal: progress and messages on stderr, results on stdout.
 
-With `--json` stdout carries the summary alone; `--quiet` silences progress and tables. Text from
-users (labels, file names) is shown with its control characters replaced, never read as markup.
+With `--json` stdout carries only the summary; `--quiet` silences progress and tables. Text from
+users (labels, file names) is printed with control characters replaced, never read as markup.
 """
 
-import json
+import logging
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from contextvars import ContextVar
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TextIO
 
-import typer
 from rich.console import Console as RichConsole
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
-from cnnviz.cli.options import OutputOptions, ProgressForm
+from cnnviz.cli.options import OutputOptions
 from cnnviz.cli.outcome import current
-from cnnviz.core.choices import FigureFormat
-
-if TYPE_CHECKING:
-    from cnnviz.core.output.run_folder import RunFolder
 
 PLAIN_STEPS = 4
-MOMENT = 0.5
-"""Seconds between two JSON lines of progress."""
 PIPED_WIDTH = 140
-_PICTURES = tuple(f".{kind}" for kind in FigureFormat)
 _STDOUT, _STDERR = 1, 2  # file descriptors
 
 
@@ -39,23 +36,23 @@ _findings: ContextVar[TextIO | None] = ContextVar("findings", default=None)
 
 
 def findings() -> TextIO:
-    """The program's own stdout, for the summary and the tables."""
+    """The stream for the summary and the tables: stdout as it was when the program started."""
     return _findings.get() or sys.stdout
 
 
 @contextmanager
 def stdout_kept() -> Iterator[None]:
-    """Keeps stdout for the findings: what else is printed meanwhile goes to stderr.
+    """Reserves stdout for results: everything else that is printed to it goes to stderr.
 
-    That is what the user's Python prints, and, where stdout is the process's own, what C code and
-    other processes do.
+    That is output of the user's Python code, and, if stdout is the process's, of C code and of
+    other processes.
     """
     if _findings.get() is not None:  # a command that runs another
         yield
         return
     with ExitStack() as stack:
-        own = stack.enter_context(_own_stdout()) if _is_process_stdout() else sys.stdout
-        token = _findings.set(own)
+        stream = stack.enter_context(_own_stdout()) if _is_process_stdout() else sys.stdout
+        token = _findings.set(stream)
         stack.callback(_findings.reset, token)
         stack.enter_context(redirect_stdout(sys.stderr))
         yield
@@ -70,100 +67,74 @@ def _is_process_stdout() -> bool:
 
 @contextmanager
 def _own_stdout() -> Iterator[TextIO]:
-    """A stream to where stdout went; the descriptor itself leads to stderr for a while."""
+    """Yields a stream to the former stdout; its descriptor leads to stderr meanwhile."""
     sys.stdout.flush()
     encoding, errors = sys.stdout.encoding, sys.stdout.errors
-    with os.fdopen(os.dup(_STDOUT), "w", encoding=encoding, errors=errors) as own:
+    with os.fdopen(os.dup(_STDOUT), "w", encoding=encoding, errors=errors) as stream:
         os.dup2(_STDERR, _STDOUT)
         try:
-            yield own
+            yield stream
         finally:
-            own.flush()
-            os.dup2(own.fileno(), _STDOUT)
+            stream.flush()
+            os.dup2(stream.fileno(), _STDOUT)
 
 
 def printable(text: object) -> str:
-    """Text with control characters replaced, so that a file name cannot drive the terminal."""
+    """Replaces control characters, so that a file name cannot control the terminal."""
     return "".join(c if c.isprintable() else "\ufffd" for c in str(text))
 
 
 def say(message: str) -> None:
-    """One line on stderr; of JSON with `--progress json`."""
-    shown = printable(message)
-    if current().json_lines:
-        shown = json.dumps({"message": shown}, ensure_ascii=False)
-    print(shown, file=sys.stderr)  # noqa: T201
+    """Prints a line to stderr."""
+    print(printable(message), file=sys.stderr)  # noqa: T201
 
 
 @cache
 def show_warnings() -> None:
-    """From now on the lower floors' warnings are lines on stderr, shown as everything else is."""
-    import logging
-
+    """Prints warnings of the analyses as lines on stderr from now on."""
     handler = logging.Handler()
     handler.emit = lambda record: say(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("cnnviz").addHandler(handler)
 
 
 class Console:
-    """One command's way to its user."""
+    """What one command prints."""
 
     def __init__(self, output: OutputOptions) -> None:
         self._output = output
         self._out = RichConsole(file=findings(), highlight=False, width=_width())
         self._err = RichConsole(stderr=True, highlight=False)
         self._shows_findings = not (output.quiet or output.json)
-        current().json_lines |= output.progress is ProgressForm.JSON
 
     def note(self, message: str) -> None:
-        """A line that the user should know of but need not act on; silent under `--quiet`."""
+        """Prints a line that needs no action; silent under `--quiet`."""
         if not self._output.quiet:
             say(message)
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar with the time left; plain lines where stderr is no terminal.
+        """Shows a progress bar, or plain lines if stderr is not a terminal.
 
         Yields:
             A function to call with the number of steps just done.
         """
         if self._output.quiet:
             yield lambda _steps: None
-        elif current().json_lines:
-            yield self._json_lines(what, total)
         elif self._err.is_terminal:
             yield from self._bar(what, total)
         else:
             yield self._lines(what, total)
 
     def _bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeRemainingColumn as Remaining
-
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            Remaining(),
+            TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._err, transient=True) as bar:
             task = bar.add_task(printable(what), total=total)
             yield lambda steps: bar.update(task, advance=steps)
-
-    def _json_lines(self, what: str, total: int) -> Callable[[int], None]:
-        began = time.monotonic()
-        done, shown = 0, began
-
-        def advance(steps: int) -> None:
-            nonlocal done, shown
-            done, now = done + steps, time.monotonic()
-            if now - shown >= MOMENT or done == total:
-                shown = now
-                line = {"progress": what, "done": done, "total": total}
-                said = json.dumps({**line, "seconds": round(now - began, 3)}, ensure_ascii=False)
-                print(said, file=sys.stderr, flush=True)  # noqa: T201
-
-        return advance
 
     def _lines(self, what: str, total: int) -> Callable[[int], None]:
         done = shown = 0
@@ -179,7 +150,7 @@ class Console:
         return advance
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """The findings in short; numbers stand to the right."""
+        """Prints a table; columns of numbers are aligned to the right."""
         current().tables.append((title, columns, rows))
         if not self._shows_findings:
             return
@@ -193,41 +164,13 @@ class Console:
         self._out.print(table)
 
     def line(self, text: str) -> None:
-        """One line among the findings."""
+        """Prints a line of the results."""
         if self._shows_findings:
             self._out.print(Text(printable(text)), soft_wrap=True)
 
-    def finish(
-        self, folder: "RunFolder", content: Mapping[str, Any], show: Sequence[Path] = ()
-    ) -> None:
-        """Writes the summary, prints it or the paths, and ends with status 1 if inputs failed.
-
-        Args:
-            folder: the run's folder, all its files written.
-            content: what `core.output.run_folder.summary` made.
-            show: the pictures worth opening first; all written PNGs if empty.
-
-        Raises:
-            typer.Exit: with status 1, when `content["errors"]` is not empty.
-        """
-        from cnnviz.core.output.run_folder import json_parts
-
-        written = folder.finish(content)
-        current().errors = [(error["input"], error["message"]) for error in content["errors"]]
-        if self._output.json:
-            findings().writelines(json_parts(content))
-            current().printed = True
-        pictures = list(show) or [folder.path / n for n in folder.files if n.endswith(_PICTURES)]
-        for path in [*pictures, written]:
-            self.line(str(path))
-        for error in content["errors"]:
-            say(f"cnnviz: {error['message']}")
-        if content["errors"]:
-            raise typer.Exit(1)
-
 
 def _width() -> int | None:
-    """The terminal's or the user's own; where nobody looks (a pipe, a file), enough for tables."""
+    """The width of tables in a pipe or file; None for the width of the terminal or of COLUMNS."""
     if findings().isatty() or "COLUMNS" in os.environ:
         return None
     return PIPED_WIDTH

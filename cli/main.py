@@ -28,7 +28,7 @@ from cnnviz.cli.commands.networks import FiltersCommand, LayersCommand, ModelsCo
 from cnnviz.cli.commands.runs import DiffCommand, MergeCommand, ReportCommand, RerunCommand
 from cnnviz.cli.console import findings, say, show_warnings, stdout_kept
 from cnnviz.cli.expand import Grouped, expand, name_of
-from cnnviz.cli.outcome import listening, print_error
+from cnnviz.cli.outcome import current, listening, print_error
 from cnnviz.core.errors import CnnvizError
 
 INTERRUPTED = 130
@@ -157,11 +157,12 @@ def run(arguments: Sequence[str]) -> int:
 
     0 done, 1 failed in part or whole, 2 wrong usage, 3 a check did not hold, 130 interrupted.
     """
-    given = list(arguments) or ["--help"]
+    given, caller = list(arguments) or ["--help"], current()
     with listening() as outcome:
         status, message, error = _ended(given)
-        if message:
+        if message and not outcome.interrupted:
             say(f"cnnviz: {message}")
+        caller.interrupted = status == INTERRUPTED
         if status and not outcome.printed and "--json" in given:
             print_error(findings(), message or f"exit status {status}", status)
         try:
@@ -178,8 +179,9 @@ def _ended(given: list[str]) -> tuple[int, str, Exception | None]:
         with _interruptions_kept() as came, _called_with(given):
             try:
                 status = app(given, prog_name="cnnviz", standalone_mode=False)
-                if came and status:  # one input failed because of it, and the run continued
-                    status = INTERRUPTED
+                if status == INTERRUPTED or (came and status):  # an image failed because of it
+                    raise KeyboardInterrupt
+                return int(status or 0), "", None
             except Exception as error:
                 if came:  # a library turned the interruption into this error
                     raise KeyboardInterrupt from error
@@ -190,16 +192,13 @@ def _ended(given: list[str]) -> tuple[int, str, Exception | None]:
         named = f": '{str(error.filename)[:SHOWN]}'" if error.filename else ""
         return 1, f"{error.strerror or error}{named}", error
     except (KeyboardInterrupt, typer.Abort):
-        status = INTERRUPTED
+        whole = "interrupted; written files are complete, but there is no summary"
+        return INTERRUPTED, whole, None
     except UsageMistake as error:
         message = getattr(error, "format_message", error.__str__)()
         message = message.replace("Value error, ", "")  # added by pydantic
         command = getattr(getattr(error, "ctx", None), "command_path", "cnnviz")
         return 2, f"{message} ({command} --help)", error
-    if status == INTERRUPTED:
-        whole = "interrupted; written files are complete, but there is no summary"
-        return INTERRUPTED, whole, None
-    return int(status or 0), "", None
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
 """Options that commands share, in groups; `expand.py` makes a command line of them."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -172,13 +171,6 @@ def _folder(text: str, option: str) -> Path:
     return Path(text)
 
 
-class ProgressForm(StrEnum):
-    """What stderr carries."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
 @dataclass(frozen=True)
 class OutputOptions:
     """Where results are written and what the terminal shows."""
@@ -200,9 +192,6 @@ class OutputOptions:
     format: Annotated[
         FigureFormat, Option("File format of figures; sheets of pixels are always PNG.")
     ] = FigureFormat.PNG
-    progress: Annotated[
-        ProgressForm, Option("How progress and messages are told on stderr: json for JSON lines.")
-    ] = ProgressForm.TEXT
     junit: Annotated[
         Path | None,
         Option(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import typer
 
@@ -21,22 +21,20 @@ from cnnviz.cli.console import say
 from cnnviz.cli.options import OutputOptions
 from cnnviz.cli.outcome import current
 from cnnviz.cli.run import Run
+from cnnviz.core.data.datasets import ImageData, open_images
+from cnnviz.core.data.images import WorkingImage
+from cnnviz.core.data.shards import Shard
 from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
-
-if TYPE_CHECKING:
-    from cnnviz.core.data.datasets import ImageData
-    from cnnviz.core.data.images import WorkingImage
-    from cnnviz.core.data.shards import Shard
-    from cnnviz.core.models.load import Model
-    from cnnviz.core.output.journal import Lines
-    from cnnviz.core.output.run_folder import RunFolder
-
-    Study = Callable[
-        [Path, WorkingImage, "Advance"], tuple[Mapping[str, Any], Callable[[RunFolder], None]]
-    ]
+from cnnviz.core.models.load import Model
+from cnnviz.core.output.journal import Lines
+from cnnviz.core.output.record import from_json, to_json
+from cnnviz.core.output.run_folder import SUMMARY, RunFolder, safe_name
 
 Advance = Callable[[int], None]
 """Takes the number of steps just done."""
+Study = Callable[
+    [Path, WorkingImage, Advance], tuple[Mapping[str, Any], Callable[[RunFolder], None]]
+]
 Result = TypeVar("Result")
 Entry = TypeVar("Entry")
 MOST_SHOWN = 200
@@ -66,14 +64,14 @@ class ImageStudy(ABC, Generic[Result, Entry]):
     checks: Sequence[Callable[[Iterable[Entry]], None]] = ()
 
     @abstractmethod
-    def one(self, image: "WorkingImage", path: Path, advance: Advance) -> Result:
+    def one(self, image: WorkingImage, path: Path, advance: Advance) -> Result:
         """Studies an image; a `CnnvizError` fails this image alone."""
 
     @abstractmethod
     def entry(self, result: Result) -> Entry:
         """What the summary reports of it."""
 
-    def files(self, result: Result, folder: "RunFolder") -> None:
+    def files(self, result: Result, folder: RunFolder) -> None:
         """Writes the files of an image to its folder."""
 
     def rows(self, entry: Entry) -> Iterable[Sequence[object]]:
@@ -102,24 +100,22 @@ class ImageRun(Run):
         self._index: Lines | None = None
         self.errors: list[tuple[str, str]] = []
 
-    def images(self, sources: Sequence[str | Path], asked: "Shard | None") -> list[Path]:
+    def images(self, sources: Sequence[str | Path], requested: Shard | None) -> list[Path]:
         """Lists the images, and takes the share of them that is requested."""
-        from cnnviz.core.data.datasets import open_images
+        return self.take(open_images(list(map(str, sources))), requested)
 
-        return self.take(open_images(list(map(str, sources))), asked)
-
-    def take(self, data: "ImageData", asked: "Shard | None") -> list[Path]:
+    def take(self, data: ImageData, requested: Shard | None) -> list[Path]:
         """Lists the images of a data set, and takes the share of them that is requested."""
         self._data = data
         paths = [Path(example.path) for example in self._data.examples]
         self._places = {path: place for place, path in enumerate(paths)}
-        self.take_share(asked, len(paths))
+        self.take_share(requested, len(paths))
         return paths
 
     def go(
         self,
         study: ImageStudy[Any, Any],
-        model: "Model",
+        model: Model,
         paths: Sequence[Path],
         depends: Mapping[str, object],
         *,
@@ -146,7 +142,6 @@ class ImageRun(Run):
         self.open_for(paths, model, depends, inputs=inputs, resume=resume)
         self.go_through(study, model)
         if study.title:
-            from cnnviz.core.output.record import from_json
 
             def rows(entry: dict[str, Any]) -> list[Sequence[object]]:
                 return list(study.rows(from_json(study.kind, entry)))
@@ -155,11 +150,10 @@ class ImageRun(Run):
         checks = [partial(check, _Records(self.entries, study.kind)) for check in study.checks]
         self.finish_images(model, seed=seed, show=study.show, checks=checks)
 
-    def go_through(self, study: ImageStudy[Any, Any], model: "Model") -> None:
+    def go_through(self, study: ImageStudy[Any, Any], model: Model) -> None:
         """Reads, studies and writes every image; the folder is open."""
-        from cnnviz.core.output.record import to_json
 
-        def one(path: Path, image: "WorkingImage", advance: Advance) -> Any:
+        def one(path: Path, image: WorkingImage, advance: Advance) -> Any:
             result = study.one(image, path, advance)
             return to_json(study.entry(result)), partial(study.files, result)
 
@@ -168,16 +162,13 @@ class ImageRun(Run):
     def open_for(
         self,
         paths: Sequence[Path],
-        model: "Model",
+        model: Model,
         depends: Mapping[str, object],
         *,
         inputs: Sequence[Path] = (),
         resume: bool = False,
     ) -> None:
         """Opens the folder for these images; the parameters are those of `go`."""
-        from cnnviz.core.output.journal import Lines
-        from cnnviz.core.output.run_folder import safe_name
-
         self._inputs = [*self._data.files, *inputs]
         self._alone = self._folders and len(paths) == 1 and self.shard is None
         listed = "\n".join(map(str, paths)).encode("utf-8", "surrogateescape")
@@ -216,21 +207,18 @@ class ImageRun(Run):
         if done:
             self.console.note(f"{len(paths) - len(self._paths)} of the {len(paths)} are done")
 
-    def study(self, what: str, model: "Model", study: "Study", steps: int) -> None:
-        """Reads, studies and writes every image under one progress bar.
+    def study(self, what: str, model: Model, study: Study, steps: int) -> None:
+        """Reads, studies and writes every image under one progress bar, titled `what`.
 
-        Args:
-            what: the bar's text.
-            model: for its preprocessing.
-            study: called with the path, the working image and a function that takes steps done.
-            steps: how many steps an image takes.
+        `study` gets the path, the image and the function to report steps to, of which an image has
+        `steps`; it returns the image's entry and the function that writes its files.
         """
         with self.console.progress(what, steps * len(self._paths)) as advance:
             for path in self._paths:
                 done = self._one(path, model, study, advance)
                 advance(steps - done)
 
-    def _one(self, path: Path, model: "Model", study: "Study", advance: "Advance") -> int:
+    def _one(self, path: Path, model: Model, study: Study, advance: Advance) -> int:
         done = 0
 
         def progress(steps: int) -> None:
@@ -241,8 +229,8 @@ class ImageRun(Run):
         before = len(self.folder.files)
         try:
             image = self._data.working(self._places[path], model.preprocess)
-            found, write = study(path, image, progress)
-            entry = dict(found)
+            content, write = study(path, image, progress)
+            entry = dict(content)
             if self._folders:
                 target = self.folder if self._index is None else self.folder.subfolder(path.stem)
                 write(target)
@@ -262,7 +250,7 @@ class ImageRun(Run):
         columns: Sequence[str],
         rows_of: Callable[[dict[str, Any]], Sequence[Sequence[object]]],
     ) -> None:
-        """The findings in short; of very many images, the first."""
+        """Prints the rows of the first images."""
         first = islice(self.entries, MOST_SHOWN)
         self.console.table(title, columns, [row for entry in first for row in rows_of(entry)])
         if len(self.entries) > MOST_SHOWN:
@@ -271,37 +259,34 @@ class ImageRun(Run):
 
     def finish_images(
         self,
-        model: "Model",
+        model: Model,
         *,
         seed: int,
         show: str,
         checks: Sequence[Callable[[], None]] = (),
         results: object = ...,
     ) -> None:
-        """Writes the summary, names the pictures that match `show`, and judges what was asked for.
+        """Writes the summary, prints the pictures that match `show`, and evaluates the checks.
 
         Args:
             model: the network.
-            seed: of the run.
-            show: which pictures are named.
-            checks: what is judged at the end.
-            results: of the summary; the entries, if nothing else is given.
+            seed: the run's seed.
+            show: pattern of the pictures that are printed.
+            checks: each raises `CheckFailed` if it does not hold.
+            results: of the summary; by default the entries.
 
         Raises:
-            typer.Exit: with status 1, when an image failed; what the checks say is told all the
-                same.
+            typer.Exit: with status 1, if an image failed; checks that do not hold are printed.
             CheckFailed: a check does not hold.
         """
-        from cnnviz.core.output.run_folder import SUMMARY
-
         current().images = lambda: (str(entry["image"]) for entry in self.entries)
         pattern = show.replace(".png", f".{self._output.format}")
         matching = (name for name in self.folder.files if Path(name).match(pattern))
         shown = [self.folder.path / name for name in islice(matching, MOST_SHOWN)]
         ended: typer.Exit | None = None
         try:
-            found = self.entries if results is ... else results
-            self.finish(found, model=model, seed=seed, errors=self.errors, show=shown)
+            content = self.entries if results is ... else results
+            self.finish(content, model=model, seed=seed, errors=self.errors, show=shown)
         except typer.Exit as error:
             ended = error
         finally:
@@ -320,12 +305,10 @@ class ImageRun(Run):
 class _Records(Iterable[Entry]):
     """Entries as records, read anew each time."""
 
-    def __init__(self, entries: "list[dict[str, Any]] | Lines", kind: type[Entry]) -> None:
+    def __init__(self, entries: list[dict[str, Any]] | Lines, kind: type[Entry]) -> None:
         self._entries, self._kind = entries, kind
 
     def __iter__(self) -> Iterator[Entry]:
-        from cnnviz.core.output.record import from_json
-
         return (from_json(self._kind, entry) for entry in self._entries)
 
 

@@ -9,7 +9,7 @@ from cnnviz.cli.outcome import current
 from cnnviz.cli.report_runs import page_of
 from cnnviz.core.errors import UsageError
 from cnnviz.core.extras import required
-from cnnviz.core.output.run_folder import write_atomically
+from cnnviz.core.files import write_atomically
 from cnnviz.core.output.summary import read_summary, run_folders
 from cnnviz.report.options import EXTRA
 

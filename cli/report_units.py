@@ -9,7 +9,7 @@ import numpy as np
 
 from cnnviz.core.files import open_arrays, read_text
 from cnnviz.core.output.summary import FinishedRun
-from cnnviz.filters.ablation.report import SWEEP
+from cnnviz.filters.ablation import results as ablation
 from cnnviz.filters.kernels.figures import kernel_pixels
 from cnnviz.filters.kernels.report import KERNELS
 from cnnviz.report.page import picture_address, pixels_address
@@ -92,16 +92,14 @@ class Units:
                     unit.kernel = pixels_address(kernel_pixels(kernel))
 
     def _read_sweep(self, run: FinishedRun) -> None:
-        if not run.summary.results["sweep"]:
-            return
-        for row in csv.DictReader(io.StringIO(read_text(run.file(SWEEP)), newline="")):
-            unit = self._unit(row["layer"], int(row["filter"]))
-            unit.numbers["off: change"] = float(row["change"])
-            if row["p_value"]:
-                unit.numbers["off: p"] = float(row["p_value"])
-            if row["hurts"]:
-                unit.numbers["hurts"] = row["hurts"]
-                unit.numbers["hurts by"] = float(row["hurts_change"])
+        for effect in ablation.load(run.folder).effects:
+            unit = self._unit(effect.layer, effect.filter)
+            unit.numbers["off: change"] = effect.change
+            if effect.p_value is not None:
+                unit.numbers["off: p"] = effect.p_value
+            if effect.hurts is not None:
+                unit.numbers["hurts"] = effect.hurts
+                unit.numbers["hurts by"] = effect.hurts_change
 
     def _read_layers(self, run: FinishedRun) -> None:
         rows = csv.DictReader(io.StringIO(read_text(run.file("layers.csv")), newline=""))

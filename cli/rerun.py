@@ -10,7 +10,7 @@ import typer
 
 from cnnviz.cli.commands.runs import RerunCommand
 from cnnviz.cli.console import findings, say
-from cnnviz.cli.merge import SHOWN, without_own
+from cnnviz.cli.merge import SHOWN, passed_on, without_own
 from cnnviz.cli.options import OutputOptions
 from cnnviz.cli.outcome import current
 from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
@@ -40,7 +40,8 @@ def rerun(given: RerunCommand) -> None:
         raise UsageError(f"{root} holds the run itself; give --out another folder")
     if not output.quiet:
         say(f"cnnviz {shlex.join([command, *line])}"[:SHOWN])
-    status = run([command, *line, *_own_options(output, root)])
+    own = ["--out", str(root), *["--overwrite"] * output.overwrite, *passed_on(output)]
+    status = run([command, *line, *own, *["--quiet"] * output.json])
     if status not in (0, 1, 3):
         raise typer.Exit(status)
     if status == 1 and not before.summary.errors:
@@ -48,13 +49,6 @@ def rerun(given: RerunCommand) -> None:
     _compare(before, _repeated(root, before), given.tolerance, output)
     if status:
         raise typer.Exit(status)
-
-
-def _own_options(output: OutputOptions, root: Path) -> list[str]:
-    own = ["--out", str(root), "--progress", output.progress.value]
-    own += ["--overwrite"] * output.overwrite + ["--report"] * output.report
-    own += ["--quiet"] * (output.quiet or output.json)
-    return own + (["--junit", str(output.junit)] if output.junit else [])
 
 
 def _repeated(root: Path, before: FinishedRun) -> FinishedRun:

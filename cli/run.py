@@ -1,34 +1,33 @@
-"""One run of a command: its folder, its data, its time, and how it ends."""
+"""One run of a command: its folder, data, network and time, and how it ends."""
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cnnviz.cli.console import Console, say
+import torch
+import typer
+
+from cnnviz.cli.console import Console, findings, say
 from cnnviz.cli.options import ModelOptions, OutputOptions
 from cnnviz.cli.outcome import current
-from cnnviz.core.choices import whole_number
+from cnnviz.core.choices import FigureFormat, whole_number
+from cnnviz.core.data.datasets import ImageData, open_data
+from cnnviz.core.data.shards import Shard, of_environment
 from cnnviz.core.errors import UsageError
+from cnnviz.core.extras import required
+from cnnviz.core.models.load import Model
+from cnnviz.core.output.run_folder import SUMMARY, RunFolder, json_parts, summary
+from cnnviz.core.output.style import style
+from cnnviz.report.options import EXTRA, MEGABYTES, PAGE
 
-if TYPE_CHECKING:
-    from cnnviz.core.data.datasets import ImageData
-    from cnnviz.core.data.images import WorkingImage
-    from cnnviz.core.data.shards import Shard
-    from cnnviz.core.models.load import Model
-    from cnnviz.core.output.entries import Summary
-    from cnnviz.core.output.run_folder import RunFolder
-
-    Advance = Callable[[int], None]
-    Study = Callable[
-        [Path, WorkingImage, Advance], tuple[Mapping[str, Any], Callable[[RunFolder], None]]
-    ]
+_PICTURES = tuple(f".{kind}" for kind in FigureFormat)
 
 
 def caption(command: str, model: str, weights_sha256: str) -> str:
-    """What stands on figures: of which command, network and weights they are."""
+    """The caption of figures: command, network and weights."""
     return f"cnnviz {command} · {model} · weights {weights_sha256[:12]}"
 
 
@@ -38,11 +37,13 @@ class Run:
     Attributes:
         command: its name.
         console: what the terminal shows.
-        caption: stands on every figure.
-        folder: where the files go, once `open` was called.
+        caption: small text below every figure.
+        shard: the share of the images, if there is one.
+        identity: what the results depend on, if the command's journal is of lines.
+        folder: where the files go, after `open`.
     """
 
-    folder: "RunFolder"
+    folder: RunFolder
 
     def __init__(self, command: str, output: OutputOptions) -> None:
         """Starts the clock."""
@@ -53,83 +54,68 @@ class Run:
         self.shard: Shard | None = None
         self.identity: Mapping[str, Any] = {}
         if output.report:
-            from cnnviz.core.extras import required
-            from cnnviz.report.options import EXTRA
-
             required("bokeh", "--report", EXTRA)
         self.console = Console(output)
         current().begin(command, output.junit)
 
     @property
     def root(self) -> Path:
-        """The folder that `open` opens if it is given no other."""
+        """The folder that `open` opens by default."""
         folder = self._output.folder(self.command)
         return folder / self.shard.name if self.shard else folder
 
-    def take_share(self, asked: "Shard | None", images: int | None = None) -> None:
-        """The share that is asked for, or that a launcher's variables tell; before the data.
+    def take_share(self, requested: Shard | None, images: int | None = None) -> None:
+        """Takes the requested share, or the one of a launcher's variables; call it before `data`.
 
         Args:
-            asked: `--shard`.
-            images: how many there are, if that is known; one alone is never shared unasked.
-
-        Raises:
-            UsageError: these variables make no sense.
+            requested: `--shard`.
+            images: their number, if known; a single image is shared only on request.
         """
-        from cnnviz.core.data.shards import of_environment
-
-        told = of_environment(os.environ) if asked is None and images != 1 else None
-        if told:
-            asked, variable = told
+        launched = of_environment(os.environ) if requested is None and images != 1 else None
+        if launched:
+            requested, variable = launched
             say(
-                f"share {asked} of the images, as {variable} says; cnnviz merge joins them "
-                "(everything: --shard 0/1)"
+                f"share {requested} of the images, according to {variable}; cnnviz merge joins "
+                "them (everything: --shard 0/1)"
             )
-        self.shard = asked if asked and asked.count > 1 else None
+        self.shard = requested if requested and requested.count > 1 else None
 
-    def data(self, sources: Sequence[str], limit: int | None, seed: int) -> "ImageData":
-        """Opens a data set; says so where `--limit` leaves images out."""
-        from cnnviz.core.data.datasets import open_data
-
-        found = open_data(sources, limit=limit, seed=seed)
-        self._inputs = [*sources, *found.files]
-        if len(found) < found.total:
+    def data(self, sources: Sequence[str], limit: int | None, seed: int) -> ImageData:
+        """Opens a data set; prints a note if `--limit` leaves images out."""
+        data = open_data(sources, limit=limit, seed=seed)
+        self._inputs = [*sources, *data.files]
+        if len(data) < data.total:
             self.console.note(
-                f"a sample of {len(found)} of the {found.total} images (--limit {limit})"
+                f"a sample of {len(data)} of the {data.total} images (--limit {limit})"
             )
-        return found
+        return data
 
-    def load(self, options: ModelOptions, *, scores: bool = True) -> "Model":
-        """The model that the options describe; says what was found out about it.
+    def load(self, options: ModelOptions, *, scores: bool = True) -> Model:
+        """Loads the model, and prints notes about it.
 
-        Without `scores`, a network that has none is taken too.
+        Without `scores`, a network that has no class scores is accepted, too.
         """
-        loaded = self._placed(options).load(scores=scores)
-        for note in loaded.notes:
+        model = self._placed(options).load(scores=scores)
+        for note in model.notes:
             say(note)
-        self.caption = caption(self.command, loaded.name, loaded.weights_sha256)
-        return loaded
+        self.caption = caption(self.command, model.name, model.weights_sha256)
+        return model
 
     def _placed(self, options: ModelOptions) -> ModelOptions:
-        """On the GPU of this process, where a launcher started one for each."""
+        """Selects the GPU of this process, if a launcher started one process for each."""
         rank = whole_number(os.environ.get("LOCAL_RANK", ""))
         if self.shard is None or rank is None or options.device != "auto":
             return options
-        import torch
-
         if not torch.cuda.is_available():
             return options
         return replace(options, device=f"cuda:{rank % torch.cuda.device_count()}")
 
-    def open(self, root: Path | None = None, *, resume: bool = False) -> "RunFolder":
+    def open(self, root: Path | None = None, *, resume: bool = False) -> RunFolder:
         """Opens the folder.
 
         Raises:
-            UsageError: it is not empty, and `--overwrite` was not given; or there is nothing to
-                resume.
+            UsageError: it is not empty and `--overwrite` was not given, or it holds a finished run.
         """
-        from cnnviz.core.output.run_folder import SUMMARY, RunFolder
-
         if resume and not self._output.overwrite and ((root or self.root) / SUMMARY).exists():
             raise UsageError(
                 f"{root or self.root} holds a finished run: there is nothing to resume; "
@@ -143,25 +129,31 @@ class Run:
             inputs=self._inputs,
         )
         self.folder.figures = self._output.format
-        self.folder.caption, self.folder.dark = self.caption, self._output.dark
+        self.folder.caption = self.caption
+        current().at_end.enter_context(style(dark=self._output.dark))
         return self.folder
 
     def finish(
         self,
         results: object,
         *,
-        model: "Model | None",
+        model: Model | None,
         seed: int,
         errors: Sequence[tuple[str, str]] = (),
         show: Sequence[Path] = (),
     ) -> None:
-        """Writes the summary and names the pictures.
+        """Writes the summary, and prints it or the paths.
+
+        Args:
+            results: the command's own part of the summary, as plain data.
+            model: the network; None for commands without one.
+            seed: the run's seed.
+            errors: (input, message) of the inputs that failed.
+            show: pictures to open first; all that were written, if empty.
 
         Raises:
-            typer.Exit: with status 1, when an input failed.
+            typer.Exit: with status 1, if an input failed.
         """
-        from cnnviz.core.output.run_folder import summary
-
         content = summary(
             self.command,
             model=model,
@@ -179,12 +171,23 @@ class Run:
                 "count": self.shard.count,
                 "of": dict(self.identity),
             }
-        self.console.finish(self.folder, content, show=show)
+        written = self.folder.finish(content)
+        current().errors = errors
+        if self._output.json:
+            findings().writelines(json_parts(content))
+            current().printed = True
+        files = self.folder.files
+        pictures = [self.folder.path / name for name in files if name.endswith(_PICTURES)]
+        for path in [*(show or pictures), written]:
+            self.console.line(str(path))
+        for _, message in errors:
+            say(f"cnnviz: {message}")
+        if errors:
+            raise typer.Exit(1)
 
-    def _write_page(self, content: "Summary[object]") -> None:
-        """Writes the page of this run, which the summary then lists."""
+    def _write_page(self, content: Any) -> None:
+        """Writes the run's report page, and lists it in the summary."""
         from cnnviz.cli.report_runs import page_of_new
-        from cnnviz.report.options import MEGABYTES, PAGE
 
         page, left_out = page_of_new(self.folder.path, content, MEGABYTES)
         for line in left_out:

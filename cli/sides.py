@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,11 +19,13 @@ from cnnviz.audit.rows import unpacked
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.files import open_arrays, read_text
 from cnnviz.core.output.journal import LINES
+from cnnviz.core.output.record import to_json
 from cnnviz.core.output.summary import FinishedRun, read_summary, run_folders
 from cnnviz.diff.sides import Answers, Evidence, Layer, Side
 from cnnviz.embeddings.features.file import FEATURES
-from cnnviz.filters.ablation.report import PREDICTIONS, SWEEP
-from cnnviz.filters.kernels.report import KERNELS
+from cnnviz.filters.ablation import results as ablation
+from cnnviz.filters.kernels import results as kernels
+from cnnviz.filters.patches import results as patches
 from cnnviz.occlusion.archive import load, load_crop
 from cnnviz.occlusion.choices import Border, PanelSpec, Score
 from cnnviz.occlusion.experiment import OcclusionResult, look
@@ -69,6 +71,222 @@ def read_run(named: Path) -> ComparedRun:
         raise UsageError(f"{named} holds {len(folders)} runs; name one of them: {folders[0]}")
     run = read_summary(folders[0])
     if run.command not in READERS:
+        raise UsageError(
+            f"{run.folder} is a run of {run.command}; diff compares runs of "
+            f"{', '.join(sorted(READERS))}"
+        )
+    if run.summary.shard is not None:
+        raise UsageError(f"{named} is a shard; cnnviz merge joins the shards of a run")
+    with run.reading():
+        return READERS[run.command](run)
+
+
+def _side(run: FinishedRun, question: Mapping[str, object], **columns: Any) -> Side:
+    asked = {"command": run.command, **question}
+    return Side(str(run.folder), asked, failed=run.failed, **columns)
+
+
+def _rows(run: FinishedRun, name: str) -> Iterator[dict[str, str]]:
+    yield from csv.DictReader(io.StringIO(read_text(run.file(name)), newline=""))
+
+
+def _answers(rows: Sequence[tuple[str, str, str, float]]) -> Answers:
+    images, labels, predicted, probability = zip(*rows, strict=True) if rows else ((),) * 4
+    return Answers(images, labels, predicted, np.array(probability, np.float64))
+
+
+def _floats(values: Sequence[float | None]) -> NDArray[np.float64]:
+    return np.array([np.nan if value is None else value for value in values], np.float64)
+
+
+def _shown(result: OcclusionResult) -> Pixels:
+    """The working image, uint8 (3, H, W)."""
+    pixels: Pixels = (result.measured.image.pixels.numpy() * 255).round().astype(np.uint8)
+    return pixels
+
+
+def _occlude(run: FinishedRun) -> ComparedRun:
+    entries = {str(entry["image"]): entry for entry in run.summary.results}
+
+    def result_of(image: str) -> OcclusionResult:
+        measured = load(run.file(entries[image]["folder"]))
+        if measured.head.has_classes:
+            return look(measured, PanelSpec())
+        return look(measured, PanelSpec(targets=(str(entries[image]["targets"][0]["index"]),)))
+
+    maps, pixels, answers, reliance, inside = [], [], [], [], []
+    question: dict[str, object] = {}
+    parts: tuple[int, ...] = ()
+    unit_ = ""
+    for image, entry in entries.items():
+        result = result_of(image)
+        panels = result.panels
+        own = {
+            "fill": entry.get("fill"),
+            "score": str(result.score),
+            "mask": [panel.grid.name for panel in panels],
+            "stride": panels[0].grid.stride,
+            "borders": str(panels[0].grid.border),
+            "positions": [list(panel.grid.shape) for panel in panels],
+        }
+        question, unit_ = question or own, unit(result)
+        if own != question:
+            raise UsageError(f"the images in {run.folder} have different settings")
+        parts = tuple(len(panel.values_P) for panel in panels)
+        maps.append(np.concatenate([panel.values_P.numpy() for panel in panels]))
+        pixels.append(hashlib.sha256(_shown(result).tobytes()).hexdigest())
+        label = entry["label"]["class"] if "label" in entry else ""
+        predicted = result.measured.labels[panels[0].target]
+        answers.append((image, label, predicted, panels[0].probability))
+        reliance.append(panels[0].reliance)
+        judged = [t.get("inside") for t in entry["targets"] if t["index"] == panels[0].target]
+        inside.append(judged[0] if judged else None)
+
+    def mapped(image: str) -> tuple[NDArray[np.floating], Pixels | None]:
+        result, crop = result_of(image), load_crop(run.file(entries[image]["folder"]))
+        if crop is None:
+            crop = _shown(result).transpose(1, 2, 0)
+        return result.panels[0].map_HW.numpy(), crop
+
+    evidence = Evidence(
+        np.array(maps, np.float32), parts, _floats(reliance), _floats(inside), tuple(pixels)
+    )
+    side = _side(run, question, answers=_answers(answers), evidence=evidence)
+    return ComparedRun(run, side, mapped, unit_)
+
+
+def _audit(run: FinishedRun) -> ComparedRun:
+    results = run.summary.results
+    if not set(ASKED) <= set(results):
+        raise UsageError(f"{run.folder}: {AGAIN}")
+    mask, stride = (int(results["mask"][0]), int(results["mask"][1])), int(results["stride"])
+    entries: dict[str, dict[str, Any]] = {}
+    with run.file(LINES).open("rb") as stream:
+        for line in stream:
+            entry = json.loads(line)
+            entries[str(entry["image"])] = entry
+    rows = [
+        (row["image"], row["label"], row["predicted"], float(row["probability"]))
+        for row in _rows(run, TABLE)
+    ]
+    ordered = [entries[image] for image, *_ in rows]
+    maps_NP = np.stack([unpacked(entry["map"]) for entry in ordered])
+    size = tuple(run.content["model"]["input_size"])
+    evidence = Evidence(
+        maps_NP,
+        (maps_NP.shape[1],),
+        _floats([entry["reliance"] for entry in ordered]),
+        _floats([entry.get("inside") for entry in ordered]),
+        tuple(str(entry["pixels"]) for entry in ordered),
+    )
+
+    def mapped(image: str) -> tuple[NDArray[np.floating], Pixels | None]:
+        entry = entries[image]
+        grid = mask_grid(size, mask, stride, Border.COVER)
+        values = torch.from_numpy(unpacked(entry["map"]).astype(np.float64))
+        return pixel_map(values, grid, size).numpy(), run.data.picture(image, entry["crop"])
+
+    question = {"size": size, **{key: results[key] for key in ASKED}}
+    side = _side(run, question, answers=_answers(rows), evidence=evidence)
+    return ComparedRun(run, side, mapped, BAR_LABELS[Score(results["score"])])
+
+
+def _tsne(run: FinishedRun) -> ComparedRun:
+    with open_arrays(run.file(FEATURES)) as stored:
+        features = np.array(stored["features"], np.float32)
+        images = [str(image) for image in stored["images"]]
+    table = _rows(run, f"{run.summary.results['maps'][0]['folder']}/embedding.csv")
+    rows = [(row["image"], row["label"], row["predicted"], math.nan) for row in table]
+    if [row[0] for row in rows] != images:
+        raise CnnvizError(f"{run.folder}: its table and its features are of other images")
+    return ComparedRun(run, _side(run, {}, answers=_answers(rows), features_ND=features))
+
+
+def _filters(run: FinishedRun) -> ComparedRun:
+    result = kernels.load(run.folder)
+    layers = {
+        layer.layer: Layer(
+            tuple(range(layer.filters)),
+            np.array(layer.norms, np.float64),
+            np.isin(np.arange(layer.filters), layer.dead),
+            layer.kernels.reshape(layer.filters, -1),
+        )
+        for layer in result.layers
+    }
+    weights = {layer.layer: layer.kernels for layer in result.layers}
+    shapes = {name: kernels_.shape for name, kernels_ in weights.items()}
+    return ComparedRun(run, _side(run, {"layers": shapes}, layers=layers), kernels=weights)
+
+
+class _OfLayer(Protocol):
+    """A record that names a layer."""
+
+    @property
+    def layer(self) -> str: ...
+
+
+Entry = TypeVar("Entry", bound=_OfLayer)
+
+
+def _by_layer(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+    layers: dict[str, list[Entry]] = {}
+    for entry in entries:
+        layers.setdefault(entry.layer, []).append(entry)
+    return layers
+
+
+def _max_patches(run: FinishedRun) -> ComparedRun:
+    result = patches.load(run.folder)
+    layers = {
+        name: Layer(
+            tuple(entry.filter for entry in entries),
+            _floats([entry.active_share for entry in entries]),
+            np.array([entry.dead for entry in entries], bool),
+            images=tuple(frozenset(p.image for p in entry.patches) for entry in entries),
+        )
+        for name, entries in _by_layer(result.filters).items()
+    }
+    question = {
+        "score": result.score,
+        "top": result.top,
+        "per-image": result.per_image,
+        "data": result.data.fingerprint,
+        "filters": {name: layer.filters for name, layer in layers.items()},
+    }
+    return ComparedRun(run, _side(run, question, layers=layers))
+
+
+def _ablate(run: FinishedRun) -> ComparedRun:
+    result, answers = ablation.load(run.folder), None
+    if stored := result.predictions:
+        if "paths" not in stored:
+            raise UsageError(f"{run.folder}: {AGAIN}")
+        classes = stored["classes"]
+        answers = Answers(
+            images=tuple(stored["paths"].tolist()),
+            labels=tuple(classes[stored["labels"]].tolist()),
+            predicted=tuple(classes[stored["before"]].tolist()),
+            probability_N=stored["before_probability"].astype(np.float64),
+        )
+    layers = {
+        name: Layer(
+            tuple(effect.filter for effect in effects),
+            _floats([effect.change for effect in effects]),
+            np.zeros(len(effects), bool),
+        )
+        for name, effects in _by_layer(result.effects).items()
+    }
+    question = {
+        "measure": result.measure,
+        "mode": result.mode,
+        "off": to_json(result.filters),
+        "swept filters": {name: layer.filters for name, layer in layers.items()},
+        "data": None if answers else result.data.fingerprint,
+    }
+    return ComparedRun(run, _side(run, question, answers=answers, layers=layers))
+
+
+READERS:
         raise UsageError(
             f"{run.folder} is a run of {run.command}; diff compares runs of "
             f"{', '.join(sorted(READERS))}"

@@ -1,19 +1,20 @@
-"""Files that a user names: opened only if they are regular files, and read as what they should be.
+"""Files that a user names: read only if they are regular files, and written whole or not at all.
 
-A name can be anything (too long, with a NUL, with bytes that are not text), and can belong to a
-pipe that never ends. JSON from strangers can be nested deeper than any parser goes.
+A name can be anything (too long, with a NUL in it, of bytes that are not text), and it can belong
+to a pipe that never ends. Text from strangers can be nested deeper than a parser can read.
 """
 
 import json
 import os
+import secrets
 import stat
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cnnviz.core.errors import CnnvizError
 
@@ -111,3 +112,27 @@ def from_json(text: str) -> object:
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     return content
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Lets `write` fill a temporary file next to `path`, then renames it to `path`.
+
+    Raises:
+        CnnvizError: the file system refuses (permissions, full disk, …).
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            with temporary.open("xb") as stream:
+                write(stream)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise CnnvizError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file so that `path` is at every moment absent, old or complete."""
+    replace_file(path, lambda stream: stream.write(data))

@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from cnnviz.core.output.bars import Column, draw_bars
 from cnnviz.core.output.drawing import (
-    FONT_SIZE,
+    Column,
     bare,
     beside,
+    draw_bars,
     escape,
     new_figure,
     symmetric_limit,
@@ -27,6 +27,7 @@ from cnnviz.core.output.drawing import (
 )
 from cnnviz.core.output.look import Look
 from cnnviz.core.output.panels import draw_map, grid_of_axes, panels
+from cnnviz.core.output.style import FONT_SIZE, ink
 from cnnviz.diff.options import NAMED
 from cnnviz.diff.results import DiffResult, FilterChange, ImageChange
 
@@ -188,7 +189,7 @@ def draw_layers(result: DiffResult, strength: str) -> Figure:
         orientation="horizontal",
         widths=0.6,
         flierprops={"markersize": 2.5, "markeredgecolor": KEPT},
-        medianprops={"color": "black"},
+        medianprops={"color": ink()},
     )
     names = [f"{own.layer} ({own.filters})" for own in shown]
     axes.set_yticks(range(1, len(shown) + 1), [escape(n, 40) for n in names])

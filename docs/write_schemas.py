@@ -21,7 +21,7 @@ from cnnviz.core.output.record import fields_of
 from cnnviz.core.output.summary import Summary
 from cnnviz.diff import results as differences
 from cnnviz.embeddings import report as embeddings
-from cnnviz.filters.ablation import entries as ablation
+from cnnviz.filters.ablation import results as ablation
 from cnnviz.filters.activations import report as activations
 from cnnviz.filters.kernels import report as kernels
 from cnnviz.filters.layers import report as layers
@@ -45,7 +45,7 @@ SUMMARIES: dict[str, Any] = {
     "layers": layers.Results,
     "max-patches": patches.Results,
     "audit": audits.Results | None,  # null of a shard
-    "ablate": ablation.Results,
+    "ablate": ablation.AblationResult,
     "tsne": embeddings.Results | None,  # null of a shard, for which merge makes them
     "diff": differences.Results,
 }

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnviz.core.data.datasets import ImageData, failures
-from cnnviz.core.data.matching import match_labels
+from cnnviz.core.data.labels import match_labels
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.load import Model
 from cnnviz.embeddings.choices import EmbeddingSpec, Method

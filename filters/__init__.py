@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 from cnnviz.core.lazy import lazily
 
 if TYPE_CHECKING:
-    from cnnviz.filters.ablation.ablation import AblationResult, ablate
-    from cnnviz.filters.ablation.choices import AblationSpec, Mode
+    from cnnviz.filters.ablation.ablation import ablate
+    from cnnviz.filters.ablation.options import AblationSpec, Mode
+    from cnnviz.filters.ablation.results import AblationResult
     from cnnviz.filters.activations.maps import Activations, feature_maps
     from cnnviz.filters.kernels.weights import KernelStats, kernel_stats
     from cnnviz.filters.layers.inventory import Inventory, take_inventory
@@ -16,8 +17,9 @@ else:
     __getattr__ = lazily(
         __name__,
         {
-            "ablation.ablation": ("AblationResult", "ablate"),
-            "ablation.choices": ("AblationSpec", "Mode"),
+            "ablation.ablation": ("ablate",),
+            "ablation.options": ("AblationSpec", "Mode"),
+            "ablation.results": ("AblationResult",),
             "activations.maps": ("Activations", "feature_maps"),
             "kernels.weights": ("KernelStats", "kernel_stats"),
             "layers.inventory": ("Inventory", "take_inventory"),

@@ -20,15 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.output.drawing import (
-    FONT_SIZE,
-    add_colorbar,
-    bare,
-    escape,
-    image_pixels,
-    title,
-    under,
-)
+from cnnviz.core.output.drawing import add_colorbar, bare, escape, image_pixels, title, under
 from cnnviz.core.output.look import Look
 from cnnviz.core.output.panels import (
     MOST_COLUMNS,
@@ -39,6 +31,7 @@ from cnnviz.core.output.panels import (
     outline_pixels,
     panels,
 )
+from cnnviz.core.output.style import FONT_SIZE
 from cnnviz.occlusion.choices import MapKind, Score, Upsample
 from cnnviz.occlusion.experiment import OcclusionResult
 from cnnviz.occlusion.masks import Grid

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cnnviz.core.output.drawing import tiles
+from cnnviz.core.output.sheets import tiles
 from cnnviz.report.look import LINES, WIDGETS, empty_figure, models, sheet, text_of
 from cnnviz.report.page import picture_address, script
 

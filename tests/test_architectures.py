@@ -24,6 +24,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.needs("timm")
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.filterwarnings("ignore")
 def test_every_command_takes_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnviz.core.output.drawing import FONT_SIZE, bare, title, under
+from cnnviz.core.output.drawing import bare, title, under
 from cnnviz.core.output.look import Look
 from cnnviz.core.output.panels import draw_map, grid_of_axes, hatch_pixels, legend, panels
+from cnnviz.core.output.style import FONT_SIZE, ink
 from cnnviz.trust.removal import Curve, Order
 from cnnviz.trust.scorecard import Scorecard
 
@@ -70,7 +71,7 @@ def _draw_chance(axes: Axes, card: Scorecard) -> None:
     axes.axvspan(low, high, color=RANDOM, alpha=0.15, linewidth=0)
     heights = np.linspace(0.25, 0.75, len(card.random_gains))
     axes.plot(card.random_gains, heights, "o", color=RANDOM, markersize=4, label="random maps")
-    axes.axvline(card.gain_as_random, color="#000000", linewidth=1.6, label="this map")
+    axes.axvline(card.gain_as_random, color=ink(), linewidth=1.6, label="this map")
     axes.set_ylim(0, 1)
     axes.set_yticks([])
     axes.set_xlabel("relevance gain by the mean (grey: 95 % of chance)", fontsize=FONT_SIZE - 1)

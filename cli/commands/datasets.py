@@ -9,7 +9,7 @@ from cnnviz.audit.choices import AuditSpec
 from cnnviz.cli.options import SOURCES, Expect, Limit, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.core.options import Option
 from cnnviz.embeddings.choices import EmbeddingSpec
-from cnnviz.filters.ablation.choices import AblationSpec
+from cnnviz.filters.ablation.options import AblationSpec
 from cnnviz.filters.patches.choices import MaxPatchesSpec
 
 

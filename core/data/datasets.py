@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cnnviz.core.data.examples import UNKNOWN, Example, ImageSource
 from cnnviz.core.data.images import Preprocess, WorkingImage, find_images, prepare
 from cnnviz.core.data.rasters import Raster
 from cnnviz.core.data.shards import Block, Shard
 from cnnviz.core.data.sources import find_source, is_set
+from cnnviz.core.data.tables import UNKNOWN, Example, ImageSource
 from cnnviz.core.errors import CnnvizError, UsageError
 
 MAX_WORKERS = 8

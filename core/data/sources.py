@@ -1,52 +1,49 @@
-"""Where pictures with labels come from: folders, files, manifests, tars, libraries' data sets.
+"""Sources of images: folders, files, manifests, tars, data sets of torchvision and Hugging Face.
 
-A source is listed, never loaded: what comes out is the name and the label of every picture, in an
-order that depends on the names alone. Labels are positions in the source's own list of classes,
-or -1 where a picture has none.
+`find_source` lists the images that names on the command line stand for.
 """
 
-import csv
 import io
-import os
 import pickle
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from cnnviz.core.data import from_datasets, tars
-from cnnviz.core.data.examples import (
+from cnnviz.core.data import tars
+from cnnviz.core.data.images import decode_rgb, find_images, images_below, read_rgb, suffixes
+from cnnviz.core.data.rasters import ARRAYS
+from cnnviz.core.data.tables import (
     LABEL_COLUMNS,
+    MANIFESTS,
     Example,
     ImageSource,
+    label_text,
     labelled,
-    said_label,
+    read_manifest,
 )
-from cnnviz.core.data.images import find_images, images_below, suffixes
-from cnnviz.core.data.rasters import ARRAYS
-from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.files import DAMAGE, exists, from_json, lines, read_text
+from cnnviz.core.errors import CnnvizError, UsageError, one_line
+from cnnviz.core.extras import required
+from cnnviz.core.files import DAMAGE, exists
+from cnnviz.core.models.preprocess import Preprocess
 
-MANIFESTS = frozenset({".csv", ".jsonl"})
 TORCHVISION = {
     "cifar10": "cifar-10-batches-py",
     "mnist": "MNIST/raw",
     "fashionmnist": "FashionMNIST/raw",
 }
-"""Their data sets, and where in the root folder each lies."""
+"""torchvision's data sets, and the folder of each below the root."""
 SPLITS = ("test", "train")
-PATH_COLUMNS = (
-    *("path", "filename", "file_name", "filepath", "file_path", "file"),
-    *("image", "image_path", "image_name", "img", "img_path"),
-)
+HF_DATASET = "hf-dataset:"
+HF_OPTIONS = ("split", "image", "label")
 
 
 def _folder(folder: Path) -> ImageSource:
-    """One class per folder in it; pictures beside those folders, or in a flat one, have none."""
+    """A class for each folder inside; images next to those folders, or in a flat one, have none."""
     images = images_below(folder)
     if not images:
         raise UsageError(f"the folder '{folder}' holds no image")
@@ -66,91 +63,6 @@ def _several(paths: Sequence[Path]) -> ImageSource:
     return labelled((image, None) for image in find_images(paths))
 
 
-def _delimiter(found: Sequence[str], folder: Path) -> str:
-    """The comma, semicolon or tab that the first line has most of."""
-    first = next((line for line in found if line.strip()), "")
-    return "," if exists(folder / first.strip()) else max(",;\t", key=first.count)
-
-
-def _column(header: Sequence[str], names: Sequence[str]) -> int:
-    """Where the first known name stands; behind the last column if there is none."""
-    return next((header.index(name) for name in names if name in header), len(header))
-
-
-def _names_picture(cells: Sequence[str]) -> bool:
-    return any(Path(cell.strip()).suffix.lower() in suffixes() | ARRAYS for cell in cells)
-
-
-def _without_header(rows: list[list[str]], manifest: Path) -> tuple[int, int, list[list[str]]]:
-    """The columns of path and label (behind the last one where there is none), and what follows."""
-    if not rows or _names_picture(rows[0]):
-        return 0, 1, rows
-    header = [cell.strip().lower().replace(" ", "_") for cell in rows[0]]
-    place = _column(header, PATH_COLUMNS)
-    if place < len(header):
-        return place, _column(header, LABEL_COLUMNS), rows[1:]
-    if len(rows) > 1 and _names_picture(rows[1][:1]):
-        raise UsageError(
-            f"the manifest '{manifest}' begins with a row that names no picture: "
-            f"{','.join(rows[0])}; call a header's columns path and label"
-        )
-    return 0, 1, rows
-
-
-def _csv_rows(text: str, manifest: Path) -> list[tuple[str, str | None]]:
-    mark = _delimiter(lines(text), manifest.parent)
-    stream = io.StringIO(text, newline="")  # quoted cells may hold line breaks
-    reader = csv.reader(stream, strict=True, delimiter=mark, skipinitialspace=True)
-    try:
-        rows = [row for row in reader if any(cell.strip() for cell in row)]
-    except csv.Error as error:
-        raise UsageError(f"the manifest '{manifest}' is not CSV: {error}") from error
-    place, label, rows = _without_header(rows, manifest)
-    for number, row in enumerate(rows, start=1):
-        if place >= len(row) or not row[place].strip():
-            raise UsageError(f"the manifest '{manifest}' has no path in its row {number}")
-    return [(row[place].strip(), row[label].strip() if label < len(row) else None) for row in rows]
-
-
-def _json_rows(text: str, manifest: Path) -> list[tuple[str, str | None]]:
-    rows: list[tuple[str, str | None]] = []
-    for number, line in enumerate(lines(text), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = from_json(line)
-        except ValueError as error:
-            raise UsageError(f"the manifest '{manifest}', line {number}: {error}") from error
-        if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
-            raise UsageError(
-                f"the manifest '{manifest}', line {number}: it takes an object with path and label"
-            )
-        rows.append((entry["path"], said_label(entry.get("label"))))
-    return rows
-
-
-def _manifest(manifest: Path) -> ImageSource:
-    try:
-        text = read_text(manifest)
-    except CnnvizError as error:
-        raise UsageError(f"the manifest cannot be used: {error}") from error
-    read = _csv_rows if manifest.suffix.lower() == ".csv" else _json_rows
-    rows = read(text, manifest)
-    if not rows:
-        raise UsageError(f"the manifest '{manifest}' lists no image")
-    folder = "" if manifest.parent == Path() else str(manifest.parent)
-    return labelled((_beside(folder, path), label or None) for path, label in rows)
-
-
-def _beside(folder: str, path: str) -> str:
-    """A path relative to the manifest's folder; one written on Windows has its slashes turned."""
-    place = os.path.join(folder, path.removeprefix("./"))  # noqa: PTH118 (a million of them)
-    turned = place.replace("\\", "/")
-    if turned == place or exists(Path(place)) or not exists(Path(turned)):
-        return place
-    return turned
-
-
 def _load_torchvision(name: str, root: Path, split: str) -> Any:
     from torchvision import datasets
 
@@ -160,12 +72,12 @@ def _load_torchvision(name: str, root: Path, split: str) -> Any:
         "fashionmnist": datasets.FashionMNIST,
     }[name]
     try:
-        # CIFAR's files are older than today's numpy, which says so once for each of them.
+        # numpy warns for each of CIFAR's files, which are older.
         with warnings.catch_warnings(action="ignore"):
             return kind(str(root), train=split == "train", download=False)
     except (*DAMAGE, AssertionError, AttributeError, ImportError, pickle.UnpicklingError) as error:
         raise CnnvizError(
-            f"no whole {name} in '{root}': {TORCHVISION[name]} is missing there "
+            f"no complete {name} in '{root}': {TORCHVISION[name]} is missing there "
             f"or damaged; torchvision.datasets.{kind.__name__}('{root}', download=True) fetches it"
         ) from error
 
@@ -198,31 +110,160 @@ def _torchvision(text: str) -> ImageSource:
     )
 
 
-def _has_pictures(folder: Path) -> bool:
+def _hf_dataset(text: str) -> ImageSource:
+    """The images of `hf-dataset:DIR`, or `hf-dataset:DIR,split=test,image=img,label=fine_label`.
+
+    Hugging Face's `save_to_disk` writes such folders. Rows are read from the Arrow files when they
+    are opened; only the labels are copied to memory.
+    """
+    folder, *parts = text.removeprefix(HF_DATASET).split(",")
+    chosen = dict.fromkeys(HF_OPTIONS, "") | dict(
+        part.split("=", 1) for part in parts if "=" in part
+    )
+    if len(chosen) > len(HF_OPTIONS) or any("=" not in part for part in parts):
+        raise UsageError(f"'{text}': after the folder it takes ,split=… ,image=… and ,label=…")
+    library = required("datasets", HF_DATASET + "DIR", "datasets")
+    place = Path(folder).expanduser()
+    try:
+        loaded = library.load_from_disk(str(place))
+    except DAMAGE as error:
+        raise CnnvizError(
+            f"'{folder}' is not a data set written by save_to_disk: {one_line(error)}"
+        ) from error
+    name = folder.rstrip("/")
+    if isinstance(loaded, Mapping):
+        split = _one(list(loaded), chosen["split"], "split", "splits", text)
+        loaded, name = loaded[split], f"{name}/{split}"
+    elif chosen["split"]:
+        raise UsageError(f"'{text}': the data set has no splits")
+    return _hf_source(loaded, name, chosen, text, library, place)
+
+
+def _hf_source(
+    rows: Any, name: str, chosen: Mapping[str, str], text: str, library: Any, place: Path
+) -> ImageSource:
+    kinds = rows.features
+    pictures = [column for column, kind in kinds.items() if isinstance(kind, library.Image)]
+    column = _one(pictures, chosen["image"], "image", "columns of images", text)
+    rows = rows.cast_column(column, library.Image(decode=False))
+    label = chosen["label"] or _label_column(kinds, library, text)
+    if label and label not in kinds:
+        raise UsageError(f"'{text}': it has no column {label}; it has {', '.join(kinds)}")
+    labels = _labels(rows, label, library) if label else [None] * len(rows)
+    digits = len(str(max(len(rows) - 1, 0)))
+    listed = labelled((f"{name}/{n:0{digits}d}", label) for n, label in enumerate(labels))
+    if not listed.examples:
+        raise UsageError(f"'{text}' contains no image")
+    names = getattr(kinds[label], "names", None) if label else None
+    if names:  # also those that no image has
+        moved = [names.index(known) for known in listed.classes or ()]
+        listed = replace(
+            listed,
+            classes=tuple(names),
+            canonical=True,
+            examples=tuple(
+                replace(e, label=None if e.label is None else moved[e.label])
+                for e in listed.examples
+            ),
+        )
+    table = _Rows(rows.select_columns([column]), column)
+    files = tuple(sorted(place.rglob("*.arrow")))
+    return replace(listed, open=table.open, state=table.state, files=files)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a data set, and its column of undecoded images."""
+
+    rows: Any
+    column: str
+
+    def state(self, example: Example) -> str:
+        """The library's digest of the data, and the row."""
+        return f"{self.rows._fingerprint} {example.row}"
+
+    def open(self, example: Example, preprocess: Preprocess) -> Image.Image:
+        """Decodes a row."""
+        del preprocess  # these are never rasters
+        try:
+            cell = self.rows[example.row][self.column]
+        except DAMAGE as error:
+            raise CnnvizError(f"'{example.path}' cannot be read: {one_line(error)}") from error
+        if cell is None:
+            raise CnnvizError(f"'{example.path}' has no image")
+        if cell["bytes"] is not None:
+            return decode_rgb(io.BytesIO(cell["bytes"]), example.path)
+        return read_rgb(cell["path"])
+
+
+def _one(names: Sequence[str], chosen: str, option: str, what: str, text: str) -> str:
+    """The chosen name, or the only one."""
+    if chosen in names or (not chosen and len(names) == 1):
+        return chosen or names[0]
+    if not names:
+        raise UsageError(f"'{text}' has no {what}")
+    raise UsageError(
+        f"'{text}' has the {what} {', '.join(names)}; choose with ,{option}={names[0]}"
+    )
+
+
+def _label_column(kinds: Mapping[str, Any], library: Any, text: str) -> str | None:
+    """The column of classes, or else one with a usual name."""
+    classes = [
+        column
+        for column, kind in kinds.items()
+        if isinstance(getattr(kind, "feature", kind), library.ClassLabel)
+    ]
+    usual = [column for column in LABEL_COLUMNS if column in kinds]
+    if len(classes) > 1 and not set(usual) & set(classes):
+        return _one(classes, "", "label", "columns of classes", text)
+    return next((column for column in usual if not classes or column in classes), None) or next(
+        iter(classes), None
+    )
+
+
+def _labels(rows: Any, column: str, library: Any) -> list[str | None]:
+    kind = rows.features[column]
+    kind = getattr(kind, "feature", kind)
+    names = kind.names if isinstance(kind, library.ClassLabel) else None
+
+    def named(value: Any) -> Any:
+        if isinstance(value, list):
+            return list(map(named, value))
+        if names is None or value is None:
+            return value
+        return names[value] if value >= 0 else None  # -1 means no label
+
+    return [label_text(named(value)) for value in rows.select_columns([column])[:][column]]
+
+
+def _has_images(folder: Path) -> bool:
     return any(path.suffix.lower() in suffixes() | ARRAYS for path in folder.rglob("*"))
 
 
 def _tars(sources: Sequence[str]) -> list[Path]:
-    """The tar files that are meant, if they are."""
+    """The tar files that the sources name, if they name tar files."""
     if not any(source.endswith(tars.SUFFIX) for source in sources):
         only = Path(sources[0])
         alone = len(sources) == 1 and exists(only) and only.is_dir()
         below = sorted(only.glob(f"*{tars.SUFFIX}")) if alone else []
-        return below if below and not _has_pictures(only) else []
+        return below if below and not _has_images(only) else []
     if strangers := [source for source in sources if not source.endswith(tars.SUFFIX)]:
-        raise UsageError(f"tar files go together with tar files alone, not with '{strangers[0]}'")
+        raise UsageError(
+            f"tar files can be combined only with tar files, not with '{strangers[0]}'"
+        )
     return [Path(s) for t in sources for s in ([t] if exists(Path(t)) else tars.expand(t))]
 
 
 def is_set(source: str) -> bool:
-    """Whether a name stands for a data set, not for a picture or a folder of pictures."""
+    """Whether a name means a data set, not an image or a folder of images."""
     named = source.partition(":")[0] in TORCHVISION and ":" in source
     suffix = Path(source).suffix.lower()
-    return named or source.startswith(from_datasets.PREFIX) or suffix in MANIFESTS | {tars.SUFFIX}
+    return named or source.startswith(HF_DATASET) or suffix in MANIFESTS | {tars.SUFFIX}
 
 
 def find_source(sources: Sequence[str]) -> ImageSource:
-    """The pictures that some names on the command line stand for.
+    """Lists the images that some names on the command line stand for.
 
     Args:
         sources: one folder (a folder per class in it, flat, or of tar files), one manifest (.csv,
@@ -230,19 +271,19 @@ def find_source(sources: Sequence[str]) -> ImageSource:
             `hf-dataset:DIR`, tar files (`shards-{000..099}.tar`), or several files or folders.
 
     Raises:
-        UsageError: something does not exist, holds no picture, or is malformed.
-        CnnvizError: a data set is not there, or is damaged.
+        UsageError: something does not exist, contains no image, or is malformed.
+        CnnvizError: a data set does not exist or is damaged.
     """
-    if found := _tars(sources):
-        return tars.of_tars(found)
+    if paths := _tars(sources):
+        return tars.of_tars(paths)
     if len(sources) == 1:
         only = Path(sources[0])
         if sources[0].partition(":")[0] in TORCHVISION and ":" in sources[0]:
             return _torchvision(sources[0])
-        if sources[0].startswith(from_datasets.PREFIX):
-            return from_datasets.of_dataset(sources[0])
+        if sources[0].startswith(HF_DATASET):
+            return _hf_dataset(sources[0])
         if only.is_dir():
             return _folder(only)
         if only.suffix.lower() in MANIFESTS:
-            return _manifest(only)
+            return read_manifest(only)
     return _several([Path(source) for source in sources])

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cnnviz.core.data.examples import LABEL_COLUMNS, Example, ImageSource, labelled, said_label
 from cnnviz.core.data.images import decode_rgb, suffixes
+from cnnviz.core.data.tables import LABEL_COLUMNS, Example, ImageSource, label_text, labelled
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import from_json, regular
 from cnnviz.core.models.preprocess import Preprocess
@@ -111,7 +111,7 @@ def _label(stream: IO[bytes], sample: Sequence[_Member]) -> str | None:
         said = from_json(text)
         usual = [name for name in LABEL_COLUMNS if isinstance(said, dict) and name in said]
         if usual:
-            return said_label(said[usual[0]])  # type: ignore[index]
+            return label_text(said[usual[0]])  # type: ignore[index]
     return None
 
 

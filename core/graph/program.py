@@ -37,19 +37,12 @@ Axes = tuple[int, int]
 
 @dataclass(eq=False)
 class Operation:
-    """One node, ready to run.
-
-    Attributes:
-        node: the node.
-        call: the function to call with evaluated arguments.
-        done: nodes whose values are not read after this one.
-        constant: the value depends only on parameters.
-    """
+    """One node, ready to run."""
 
     node: fx.Node
-    call: Callable[..., Any]
-    done: tuple[fx.Node, ...]
-    constant: bool
+    call: Callable[..., Any]  # the function to call with evaluated arguments
+    done: tuple[fx.Node, ...]  # nodes whose values are not read after this one
+    constant: bool  # the value depends only on parameters
 
     def run(self, value_of: Callable[[fx.Node], Any]) -> Any:
         """Evaluates the operation; `value_of` returns the value of an input node."""
@@ -60,22 +53,14 @@ class Operation:
 
 @dataclass(frozen=True)
 class Call:
-    """One operation with its arguments and result, as the rules of geometry inspect it.
-
-    Attributes:
-        node: the node.
-        module: the module that it calls, if any.
-        args: evaluated arguments.
-        kwargs: evaluated keyword arguments.
-        value: the result.
-        axes: rows and columns of each input that depends on the image (None: it has none).
-    """
+    """One operation with its arguments and result, as the rules of geometry inspect it."""
 
     node: fx.Node
-    module: nn.Module | None
+    module: nn.Module | None  # the module that it calls, if any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     value: Any
+    # rows and columns of each input that depends on the image (None: it has none)
     axes: dict[fx.Node, Axes | None]
 
     @property
@@ -119,7 +104,7 @@ class Program:
     def __init__(self, traced: fx.GraphModule, *, reuse: bool = False) -> None:
         self.traced = traced
         self.nodes = list(traced.graph.nodes)
-        self.on_image = set(self.behind([node for node in self.nodes if is_image(node)]))
+        self.on_image = set(self.dependents([node for node in self.nodes if is_image(node)]))
         done = last_uses(self.nodes)
         self.operations: dict[fx.Node, Operation] = {}
         for node in self.nodes:
@@ -130,7 +115,7 @@ class Program:
                 operation.call = self._evaluated(operation)
             self.operations[node] = operation
 
-    def behind(self, starts: Sequence[fx.Node]) -> list[fx.Node]:
+    def dependents(self, starts: Sequence[fx.Node]) -> list[fx.Node]:
         """Returns the nodes that depend on any of `starts`, and `starts`, in execution order."""
         reached = set(starts)
         for node in self.nodes:

@@ -18,17 +18,11 @@ from cnnviz.core.graph.trace import Graph
 
 @dataclass(frozen=True, eq=False)
 class Spans:
-    """First and last changed row (or column) of a map; last < first where nothing changes.
+    """First and last changed row (or column) of a map; last < first where nothing changes."""
 
-    Attributes:
-        first_I: inside the map; 0 where nothing changes.
-        last_I: inside the map; -1 where nothing changes.
-        extent: rows (columns) of the map.
-    """
-
-    first_I: Ints
-    last_I: Ints
-    extent: int
+    first_I: Ints  # inside the map; 0 where nothing changes
+    last_I: Ints  # inside the map; -1 where nothing changes
+    extent: int  # rows (columns) of the map
 
     @property
     def sizes(self) -> Ints:

@@ -100,7 +100,7 @@ class ReceptiveField:
 
     @property
     def is_global(self) -> bool:
-        """Whether a unit sees the whole image, whatever the image's size."""
+        """Whether a unit sees the whole image, regardless of its size."""
         return math.isinf(self.rows.size) or math.isinf(self.columns.size)
 
     @overload

@@ -25,8 +25,15 @@ from numpy.typing import NDArray
 
 from cnnviz.core.data.shards import Block
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
-from cnnviz.core.files import DAMAGE, from_json, open_arrays, read_text
-from cnnviz.core.output.run_folder import UNFINISHED, RunFolder, replace_file, write_atomically
+from cnnviz.core.files import (
+    DAMAGE,
+    from_json,
+    open_arrays,
+    read_text,
+    replace_file,
+    write_atomically,
+)
+from cnnviz.core.output.run_folder import UNFINISHED, RunFolder
 
 VERSION = 2
 """The format of both kinds; files of another version are refused."""

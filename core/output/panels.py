@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from cnnviz.core.choices import LUMINANCE, Colormap
 from cnnviz.core.data.images import WorkingImage, file_crop
 from cnnviz.core.output.drawing import (
-    FONT_SIZE,
     add_colorbar,
     cmap_of,
     image_pixels,
@@ -27,6 +26,7 @@ from cnnviz.core.output.drawing import (
     symmetric_limit,
 )
 from cnnviz.core.output.look import Look
+from cnnviz.core.output.style import FONT_SIZE
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap as Colours

@@ -1,8 +1,9 @@
-"""The folder a run writes to: every file whole or absent, the summary last.
+"""The folder that a run writes to: every file whole or absent, the summary last.
 
-A file is written under a temporary name beside its place and then renamed, so a name never stands
-for half a file. `summary.json` comes last: a folder that has one is complete. Nothing is replaced
+A file is written under a temporary name in its folder and then renamed, so a name never belongs to
+half a file. `summary.json` comes last: a folder that has one is complete. Nothing is replaced
 without `overwrite`, and then only what an earlier summary lists, or what has the same name.
+One process at a time writes to a folder.
 """
 
 import csv
@@ -10,101 +11,114 @@ import io
 import json
 import os
 import re
-import secrets
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary
 
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 from PIL import Image
 
 from cnnviz.core.choices import FigureFormat
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
-from cnnviz.core.files import exists, from_json, read_text
+from cnnviz.core.files import exists, from_json, read_text, replace_file, write_atomically
+from cnnviz.core.models.load import Model
 from cnnviz.core.output import parquet
+from cnnviz.core.output.drawing import escape
 from cnnviz.core.output.entries import Summary, model_entry
-from cnnviz.core.output.lock import Lock, identity
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from cnnviz.core.models.load import Model
+from cnnviz.core.output.style import WRITING, sign
 
 SUMMARY = "summary.json"
 UNFINISHED = "unfinished.json"
-"""Of a run over many pictures that is under way, or was cut off: see `index.py`."""
+"""In the folder of a run over many images that is not complete: see `journal.py`."""
 DPI = 150
-LONGEST_NAME = 80
+LONGEST_NAME, LONGEST_CAPTION = 80, 160
 _UNDATED: dict[FigureFormat, dict[str, None]] = {
     FigureFormat.PNG: {"Software": None},
     FigureFormat.PDF: {"Creator": None, "Producer": None, "CreationDate": None},
     FigureFormat.SVG: {"Creator": None, "Date": None},
 }
-"""What matplotlib would write of itself and the day."""
+"""Metadata that matplotlib would write: its version and the date."""
 _HERE = "\0results\0"
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 def version() -> str:
-    """The installed version of cnnviz; `unknown` when run from a bare source tree."""
+    """The installed version of cnnviz; `unknown` when run from a source tree."""
     try:
         return metadata.version("cnnviz")
     except metadata.PackageNotFoundError:
         return "unknown"
 
 
-def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Lets `write` fill a temporary file beside `path`, then gives it that name.
-
-    Raises:
-        CnnvizError: the file system refuses (permissions, full disk, …).
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        try:
-            with temporary.open("xb") as stream:
-                write(stream)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise CnnvizError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that `path` is at every moment absent, old or complete.
-
-    Raises:
-        CnnvizError: the file system refuses (permissions, full disk, …).
-    """
-    replace_file(path, lambda stream: stream.write(data))
-
-
 def safe_name(text: str) -> str:
-    """`text` as a file name that stays in its folder: no separators, no leading dots, not long."""
+    """`text` as the name of a file in a folder: no separators, no leading dots, not long."""
     kept = re.sub(r"[^\w .+,()=@-]", "_", text).strip(" .")
     return kept.encode()[:LONGEST_NAME].decode(errors="ignore") or "unnamed"
 
 
+def identity(path: Path) -> tuple[int, int]:
+    """What identifies a file or folder, regardless of its name."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+class Lock:
+    """Keeps other processes out of a folder while it exists; this process may lock it again.
+
+    The system releases it when the process ends, however that happens; nothing is written.
+    """
+
+    _held: ClassVar["WeakValueDictionary[tuple[int, int], Lock]"] = WeakValueDictionary()
+
+    def __init__(self, file: int) -> None:
+        """Locks an open folder; a BlockingIOError if another process has locked it."""
+        import fcntl
+
+        self._file = file
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if isinstance(error, BlockingIOError):
+                raise  # other errors: the file system has no locks
+
+    def __del__(self) -> None:
+        os.close(self._file)
+
+    @classmethod
+    def of(cls, path: Path) -> "Lock | None":
+        """The lock of a folder that no other process holds; None if the system has no locks."""
+        if os.name != "posix":
+            return None
+        key = identity(path)
+        try:
+            lock = cls._held.get(key) or cls(os.open(path, os.O_RDONLY))
+        except BlockingIOError as error:
+            raise CnnvizError(
+                f"another run writes to {path}; wait for it, or give --out another folder"
+            ) from error
+        cls._held[key] = lock
+        return lock
+
+
 class RunFolder:
-    """Where one run's files go, and the list of them.
+    """Writes one run's files, and lists them.
 
     Attributes:
         path: the folder.
         files: paths relative to the run's root folder, in order of writing; shared with subfolders.
-        figures: what figures are written as; subfolders do as their root.
-        caption: stands small on every figure; likewise.
-        dark: figures are light on dark; likewise.
+        figures: the format of figures; of subfolders, that of the root.
+        caption: small text below every figure; of subfolders, that of the root.
     """
 
     figures = FigureFormat.PNG
     caption = ""
-    dark = False
 
     def __init__(
         self, path: Path, root: "RunFolder | None" = None, inputs: Iterable[str | Path] = ()
@@ -128,18 +142,18 @@ class RunFolder:
         within: Path | None = None,
         inputs: Iterable[str | Path] = (),
     ) -> "RunFolder":
-        """Makes the folder, or takes an existing one over.
+        """Creates the folder, or takes over an existing one.
 
         Args:
             path: the run's folder.
-            overwrite: allow a folder that is not empty; the files that its summary lists go.
+            overwrite: allow a folder that is not empty, and delete the files its summary lists.
             resume: allow a folder that has files but no summary (an interrupted run).
-            within: the folder that it must not lead out of, by a link.
-            inputs: files of the user's, which are never replaced.
+            within: the folder that it must be in, also if it is a link.
+            inputs: the user's files, which are never replaced.
 
         Raises:
-            UsageError: the folder is not empty and neither flag allows it, or it is a file.
-            CnnvizError: it cannot be made or written to, or another process is doing so.
+            UsageError: the folder is not empty and neither flag allows that, or it is a file.
+            CnnvizError: it cannot be created or written to, or another process writes to it.
         """
         try:
             if within is not None and not path.resolve().is_relative_to(within.resolve()):
@@ -179,7 +193,7 @@ class RunFolder:
             return
         inside = self.path.resolve()
         try:
-            # A link in a file's place goes itself, not what it leads to.
+            # A link is deleted itself, not the file it leads to.
             listed = [self.path / name for name in names]
             old = [p for p in listed if p.parent.resolve().is_relative_to(inside) and p.is_file()]
             for path in old:
@@ -191,7 +205,7 @@ class RunFolder:
             raise CnnvizError(f"cannot replace {self.path}: {one_line(error)}") from error
 
     def subfolder(self, name: str) -> "RunFolder":
-        """A folder inside, its name made safe and different from those asked for before."""
+        """A folder inside, with a safe name that differs from those of earlier subfolders."""
         base = candidate = safe_name(name)
         number = 1
         while candidate.lower() in self._taken:
@@ -208,31 +222,27 @@ class RunFolder:
         folder = RunFolder(path, self._root)
         folder._lock = Lock.of(path)
         folder._clear_leftovers()
-        folder._remove_previous()  # of an earlier run on this image alone
+        folder._remove_previous()  # an earlier run of this image alone
         return folder
 
     def _clear_leftovers(self) -> None:
-        """Deletes what an earlier run, killed while it wrote, left under temporary names."""
+        """Deletes temporary files of an earlier run that was killed while it wrote."""
         for path in self.path.glob(".*.tmp"):
             if _TEMPORARY.fullmatch(path.name) and not path.is_symlink() and path.is_file():
                 path.unlink(missing_ok=True)
 
     def _check_kept(self, path: Path) -> None:
-        """Refuses to replace a file that the run reads.
-
-        Raises:
-            CnnvizError: it is one of the inputs.
-        """
+        """Refuses to replace a file that the run reads."""
         if path.exists() and identity(path) in self._root._kept:
             raise CnnvizError(f"{path} is one of the inputs; give --out another folder")
 
     @cached_property
     def _kept(self) -> frozenset[tuple[int, int]]:
-        """What the inputs are, by whatever name."""
+        """The identities of the inputs."""
         return frozenset(identity(given) for given in map(Path, self._inputs) if exists(given))
 
     def _place(self, name: str) -> Path:
-        """Where a file of that name goes: names that become the same file's get a number."""
+        """The path of a file: names that would be the same file get a number."""
         stem, dot, suffix = name.rpartition(".")
         base, number = safe_name(stem if dot else suffix), 1
         file_name = f"{base}.{safe_name(suffix)}" if dot else base
@@ -242,11 +252,11 @@ class RunFolder:
         return self.path / file_name
 
     def list(self, name: str) -> None:
-        """Lists a file of the folder that was written by other means."""
+        """Lists a file of the folder that was not written by this object."""
         self._list(self.path / name)
 
     def adopt(self, name: str, files: Iterable[str]) -> None:
-        """Takes over what an earlier part of the run wrote to a subfolder: its name and files."""
+        """Lists the files that an earlier part of the run wrote to a subfolder."""
         self._taken.add(name.lower())
         for listed in files:
             self._add(listed)
@@ -272,7 +282,7 @@ class RunFolder:
         return self.write_bytes(name, text.encode())
 
     def write_csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-        """Writes comma-separated values with a header line; a parquet file too, if that can be."""
+        """Writes comma-separated values with a header; also as Parquet, if pyarrow is installed."""
         stream, listed = io.StringIO(), list(rows)
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)
@@ -284,7 +294,7 @@ class RunFolder:
         return self.write_text(name, stream.getvalue())
 
     def write_npz(self, name: str, **arrays: np.ndarray) -> Path:
-        """Writes arrays, compressed; none may hold objects (nobody should unpickle our files)."""
+        """Writes arrays, compressed; objects are refused, since they would be pickled."""
         stream = io.BytesIO()
         np.savez_compressed(stream, allow_pickle=False, **arrays)
         return self.write_bytes(name, stream.getvalue())
@@ -297,36 +307,27 @@ class RunFolder:
         return self._list(path)
 
     def write_image(self, name: str, pixels: np.ndarray) -> Path:
-        """Writes uint8 pixels (H, W) or (H, W, 3) as they are, one pixel each, as PNG."""
+        """Writes uint8 pixels (H, W) or (H, W, 3) as a PNG of the same size."""
         stream = io.BytesIO()
         Image.fromarray(pixels).save(stream, format="PNG")
         return self.write_bytes(name, stream.getvalue())
 
-    def write_figure(self, name: str, figure: "Figure") -> Path:
-        """Draws a matplotlib figure, as PNG or what else `figures` says; the same gives the same.
+    def write_figure(self, name: str, figure: Figure) -> Path:
+        """Writes a figure in the format of `figures`, whose suffix replaces the .png of `name`.
 
-        Args:
-            name: of the file, with the suffix .png, which another format replaces.
-            figure: what to draw.
+        The same figure gives the same bytes.
         """
-        from matplotlib import rc_context
-
-        from cnnviz.core.output.dress import darken, sign
-
-        kind = self._root.figures
-        if self._root.dark:
-            darken(figure)
-        whole = sign(figure, self._root.caption) if self._root.caption else None
+        kind, caption = self._root.figures, escape(self._root.caption, LONGEST_CAPTION)
+        whole = sign(figure, caption) if caption else None
         stream = io.BytesIO()
-        # Pictures that matplotlib joins before it writes them lose the weight of the map over them.
-        with rc_context({"svg.hashsalt": "cnnviz", "image.composite_image": False}):
+        with rc_context(WRITING):
             figure.savefig(
                 stream, format=kind.value, dpi=DPI, metadata=_UNDATED[kind], bbox_inches=whole
             )
         return self.write_bytes(f"{name.removesuffix('.png')}.{kind.value}", stream.getvalue())
 
     def finish(self, content: Mapping[str, Any]) -> Path:
-        """Writes `summary.json`, the sign that the folder is complete; call it last."""
+        """Writes `summary.json`, which marks the folder as complete; call it last."""
         path = self.path / SUMMARY
         self._check_kept(path)
         replace_file(path, lambda stream: stream.writelines(map(str.encode, json_parts(content))))
@@ -334,7 +335,7 @@ class RunFolder:
 
 
 def json_parts(content: Mapping[str, Any]) -> Iterator[str]:
-    """The text of `to_json`, where `results` may be anything that gives entries one by one."""
+    """The text of `to_json` in parts, where `results` may be any iterable of entries."""
     results = content.get("results")
     if results is None or isinstance(results, dict | list):
         yield to_json(content)
@@ -349,18 +350,14 @@ def json_parts(content: Mapping[str, Any]) -> Iterator[str]:
 
 
 def to_json(content: object) -> str:
-    """Indented strict JSON that ends in a line feed.
-
-    Raises:
-        ValueError: there is a NaN or an Infinity in it.
-    """
+    """Indented strict JSON that ends in a line feed; a ValueError for NaN and infinity."""
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def summary(
     command: str,
     *,
-    model: "Model | None",
+    model: Model | None,
     seed: int,
     elapsed_seconds: float,
     results: object,

@@ -4,6 +4,7 @@ A sheet is drawn as one image on one pair of axes, so thousands of tiles cost no
 Numbers stand at the rows and columns: in a grid the tile in row `32` and column `+5` is number 37.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,15 +14,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from cnnviz.core.output.drawing import (
-    FONT_SIZE,
-    add_colorbar,
-    escape,
-    new_figure,
-    tile_columns,
-    tiles,
-    title,
-)
+from cnnviz.core.output.drawing import add_colorbar, escape, new_figure, title
+from cnnviz.core.output.style import FONT_SIZE
 
 Pixels = NDArray[np.uint8]
 
@@ -32,6 +26,38 @@ _MOST_TICKS = 40
 _MOST_LABELS = 512  # tiles; more numbers could not be read
 _SHARP = 24  # pixels of a tile's longer side, from which on it is not enlarged
 _ROOMY = 1200  # pixels of a matrix's longer side, likewise
+
+
+def tile_columns(count: int, height: int, width: int, aspect: float = 1.5) -> int:
+    """How many columns make a grid of `count` tiles about `aspect` times as wide as high."""
+    return max(1, min(count, round(math.sqrt(count * aspect * height / width))))
+
+
+def tiles(
+    pictures: Pixels, columns: int, gap: int = 1, background: int = 255, scale: int = 1
+) -> Pixels:
+    """Puts equal pictures into one array, row by row.
+
+    Args:
+        pictures: (N, H, W) grey or (N, H, W, 3) colour.
+        columns: tiles in a row; the last row may be short.
+        gap: pixels between tiles and around them, after enlargement.
+        background: grey level of gaps and of missing tiles.
+        scale: whole-number enlargement by repetition (nearest neighbour).
+
+    Returns:
+        (R*(H*scale+gap)+gap, columns*(W*scale+gap)+gap[, 3]) for R rows.
+    """
+    large = pictures.repeat(scale, axis=1).repeat(scale, axis=2)
+    count, height, width = large.shape[:3]
+    rows = -(-count // columns)
+    missing = np.full((rows * columns - count, *large.shape[1:]), background, np.uint8)
+    padding = [(0, 0), (0, gap), (0, gap)] + [(0, 0)] * (large.ndim - 3)
+    padded = np.pad(np.concatenate([large, missing]), padding, constant_values=background)
+    grid = padded.reshape(rows, columns, *padded.shape[1:]).swapaxes(1, 2)
+    sheet = grid.reshape(rows * (height + gap), columns * (width + gap), *large.shape[3:])
+    edge = [(gap, 0), (gap, 0)] + [(0, 0)] * (large.ndim - 3)
+    return np.pad(sheet, edge, constant_values=background)
 
 
 @dataclass(frozen=True)

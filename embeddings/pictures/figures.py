@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from cnnviz.core.output.drawing import FONT_SIZE, bare, escape, new_figure
+from cnnviz.core.output.drawing import bare, escape, new_figure
 from cnnviz.core.output.panels import grid_of_axes
+from cnnviz.core.output.style import FONT_SIZE, ink, style
 from cnnviz.embeddings.pictures.class_colours import (
     ONLY_COLOUR,
     TOLD_APART,
@@ -58,15 +59,15 @@ def _handles(result: EmbeddingResult, size: float, wrong_mark: str) -> list[Line
 
     classes = result.data.classes or ()
     present = [int(label) for label in np.unique(result.labels_N) if label != UNKNOWN]
-    handles = [entry(classes[k], colour_of(k), mark_of(k)) for k in present]
+    handles = [entry(classes[k], ink(colour_of(k)), mark_of(k)) for k in present]
     if len(handles) > TOLD_APART:
         handles = [entry(f"{len(present)} classes, named there", "white", "o")]
     if present and (result.labels_N == UNKNOWN).any():
         handles.append(entry("no label", colour_of(UNKNOWN), mark_of(UNKNOWN)))
     if result.correct_N is not None and not result.correct_N.all():
         name = f"wrongly predicted ({int((~result.correct_N).sum()):,})"
-        face = "white" if wrong_mark == RING else "black"
-        handles.append(entry(name, face, wrong_mark, "black"))
+        face = "none" if wrong_mark == RING else ink()
+        handles.append(entry(name, face, wrong_mark, ink()))
     return handles
 
 
@@ -80,7 +81,7 @@ def _paint_points(axes: Axes, result: EmbeddingResult, index: int) -> None:
             places[chosen, 0],
             places[chosen, 1],
             s=size,
-            c=ONLY_COLOUR if unlabelled else colour_of(int(label)),
+            c=ONLY_COLOUR if unlabelled else ink(colour_of(int(label))),
             marker=mark_of(int(label)),
             linewidths=0,
             alpha=0.9,
@@ -88,7 +89,7 @@ def _paint_points(axes: Axes, result: EmbeddingResult, index: int) -> None:
     if result.correct_N is not None:
         x, y = places[~result.correct_N].T
         thin = min(0.7, 0.18 * size**0.5)
-        axes.scatter(x, y, s=size * 2.8, facecolors="none", edgecolors="black", linewidths=thin)
+        axes.scatter(x, y, s=size * 2.8, facecolors="none", edgecolors=ink(), linewidths=thin)
     if len(np.unique(result.labels_N)) > TOLD_APART:
         _name_classes(axes, result, places)
     axes.set_aspect("equal", adjustable="datalim")
@@ -217,14 +218,15 @@ def _sheet(canvas_HW3: NDArray[np.uint8], result: EmbeddingResult, index: int, s
     height = canvas_HW3.shape[0]
     # A little more, since inches times dots may fall just short of a whole number of pixels.
     size = (round(0.37 * height) + 0.1) / CANVAS_DPI, (height + 0.1) / CANVAS_DPI
-    margin = new_figure(*size)
-    margin.set_dpi(CANVAS_DPI)
-    margin.set_layout_engine("none")
-    scale = height / CANVAS_DPI / 10
-    _margin_text(margin, result, index, 0.04, scale, CORNER)
-    if shown < len(result.labels_N):
-        note = f"a random sample of {shown:,}\nof the {len(result.labels_N):,} images"
-        margin.text(0.04, 0.3, note, fontsize=FONT_SIZE * scale, color="#bd1f01")
+    with style():  # the canvas is white
+        margin = new_figure(*size)
+        margin.set_dpi(CANVAS_DPI)
+        margin.set_layout_engine("none")
+        scale = height / CANVAS_DPI / 10
+        _margin_text(margin, result, index, 0.04, scale, CORNER)
+        if shown < len(result.labels_N):
+            note = f"a random sample of {shown:,}\nof the {len(result.labels_N):,} images"
+            margin.text(0.04, 0.3, note, fontsize=FONT_SIZE * scale, color="#bd1f01")
     return Sheet(canvas_HW3, margin)
 
 

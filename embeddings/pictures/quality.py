@@ -2,7 +2,8 @@
 
 from matplotlib.figure import Figure
 
-from cnnviz.core.output.drawing import FONT_SIZE, escape, new_figure
+from cnnviz.core.output.drawing import escape, new_figure
+from cnnviz.core.output.style import FONT_SIZE, ink
 from cnnviz.embeddings.pictures.class_colours import PALETTE
 from cnnviz.embeddings.quality import LabelQuality, MapQuality
 from cnnviz.embeddings.report import map_name
@@ -66,7 +67,7 @@ def quality_figure(result: EmbeddingResult) -> Figure:
                 axes.text(left, value, f"{value:.2f}", ha="center", va=up, fontsize=6)
         axes.bar(0, 0, color=colour, label=escape(name))
     axes.set_xticks(range(len(measures)), [MEASURES[m] for m in measures], fontsize=FONT_SIZE - 1)
-    axes.axhline(0, color="black", linewidth=0.6)
+    axes.axhline(0, color=ink(), linewidth=0.6)
     axes.set_ylim(top=1.08)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(

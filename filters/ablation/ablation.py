@@ -1,32 +1,32 @@
-"""Switch filters off and measure what breaks.
+"""The ablation experiment: switch filters off and measure what breaks.
 
-`ablate` runs the experiment of DESIGN's `ablate` command end to end: the untouched network, the
-chosen filters off together, each filter of a layer off alone, and filters off one after the other,
-all on the same labelled images, in as few passes over them as possible. The network is never
-edited. Leaving parts out to see what they do is as old as physiology; for networks see Morcos et
-al. 2018, "On the importance of single directions for generalization", and Zhou et al. 2018,
-"Revisiting the importance of individual units in CNNs via ablation".
+`ablate` runs the original network, the chosen filters off together, each filter of a layer off
+alone, and filters off one after the other, all on the same labelled images, in as few passes over
+them as possible. The network is never modified. For ablations of networks see Morcos et al. 2018,
+"On the importance of single directions for generalization", and Zhou et al. 2018, "Revisiting the
+importance of individual units in CNNs via ablation".
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from cnnviz.core.data.datasets import ImageData
-from cnnviz.core.data.labelled_images import LabelledImages, Progress, check_labels
+from cnnviz.core.data.labels import LabelledImages, Progress, check_labels
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.layers import named_layers
+from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import fast
 from cnnviz.core.output.journal import Arrays, Journal
-from cnnviz.filters.ablation.choices import AblationSpec, Mode
 from cnnviz.filters.ablation.measures import Answers, Measured, measure_of
-from cnnviz.filters.ablation.passes import IMAGES, Fills
-from cnnviz.filters.ablation.replay import REHEARSED, ablation_passes, default_memory
+from cnnviz.filters.ablation.options import AblationSpec, Mode
+from cnnviz.filters.ablation.replay import IMAGES, REHEARSED, Fills, ablation_passes, default_memory
+from cnnviz.filters.ablation.results import AblationResult, Engine, FilterSet, make_result
 from cnnviz.filters.ablation.sweep import (
     Curve,
     FilterEffect,
@@ -40,73 +40,33 @@ from cnnviz.filters.ablation.tally import AXES, INDICES, Counts, Tally
 from cnnviz.filters.channels.shapes import ChannelStrength, LayerChannels, channel_strengths
 from cnnviz.filters.channels.spec import Channels, Pick, Selection, expand, resolve
 
-if TYPE_CHECKING:
-    from cnnviz.core.models.load import Model
-
 ALL = "all"
 _MEBIBYTE = 1 << 20
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was asked, in channels that exist.
+    """The requested ablations, in channels that exist."""
 
-    Attributes:
-        channels: switched off together; empty for none.
-        swept: layer to its number of channels.
-        counts: the same, for the layers of `channels`.
-    """
+    filters: tuple[FilterSet, ...]  # switched off together; empty for none
+    swept: Mapping[str, int]  # layer to its number of channels
 
-    channels: Channels
-    swept: Mapping[str, int]
-    counts: Mapping[str, int]
+    @property
+    def channels(self) -> Channels:
+        """The channels of `filters` by layer."""
+        return {off.layer: off.channels for off in self.filters}
 
     @property
     def swept_filters(self) -> list[tuple[str, int]]:
         """Every filter of the sweep, in order."""
         return [(layer, f) for layer, count in self.swept.items() for f in range(count)]
 
-    @property
-    def silenced(self) -> tuple[str, ...]:
-        """Layers all of whose filters are switched off together."""
-        return tuple(name for name, off in self.channels.items() if len(off) == self.counts[name])
 
-
-@dataclass(frozen=True, eq=False)
-class AblationResult:
-    """What came out.
-
-    Attributes:
-        plan: which filters.
-        mode: what stood in for them.
-        counts: of right and wrong answers: the untouched network (ablation 0), the filters off
-            together (ablation 1, where asked), and the sweep; None where answers are measured.
-        measured: the same, where no single class is right.
-        indices: (M,) places in the data of the images that counted.
-        sweep: the effect of each swept filter, in order of the network.
-        curves: of the cumulative removal.
-        engine: `replay` or `full`.
-        reason: why not `replay`, where it is not.
-        errors: (image, message) of the images that did not count.
-    """
-
-    plan: Plan
-    mode: Mode
-    counts: Counts | None
-    measured: Measured | None
-    indices: "np.ndarray"
-    sweep: tuple[FilterEffect, ...]
-    curves: tuple[Curve, ...]
-    engine: str
-    reason: str | None
-    errors: tuple[tuple[str, str], ...]
-
-
-def make_plan(model: "Model", spec: AblationSpec) -> Plan:
-    """Looks up every filter that is asked for.
+def make_plan(model: Model, spec: AblationSpec) -> Plan:
+    """Looks up every requested filter.
 
     Raises:
-        UsageError: nothing is asked for, or something that is not there.
+        UsageError: nothing is requested, or something that does not exist.
     """
     if not spec.filters and not spec.sweep:
         raise UsageError("nothing to ablate; give --filters LAYER:3,7-12, or --sweep LAYER")
@@ -120,32 +80,42 @@ def make_plan(model: "Model", spec: AblationSpec) -> Plan:
     )
     swept: dict[str, int] = {}
     for text in " ".join(spec.sweep).split():
-        wanted = () if text == ALL else tuple(part.strip() for part in text.split("+"))
-        selection = Selection(text, wanted, Pick.ALL)
+        parts = () if text == ALL else tuple(part.strip() for part in text.split("+"))
+        selection = Selection(text, parts, Pick.ALL)
         swept |= layers.counts(expand(selection, names, convolutions))
     if not swept and not channels:
         raise UsageError(f"{model.name} has no convolution; name layers whose output has channels")
-    return Plan(channels, swept, layers.counts(list(channels)))
+    counts = layers.counts(list(channels))
+    filters = (FilterSet(name, tuple(off), counts[name]) for name, off in channels.items())
+    return Plan(tuple(filters), swept)
 
 
 @dataclass(frozen=True)
 class _Run:
-    """All ablations on all images."""
+    """The outcome of all ablations on all images; either `counts` or `measured` is None."""
 
     counts: Counts | None
     measured: Measured | None
-    indices: "np.ndarray"
-    engine: str
-    reason: str | None
+    indices: NDArray[np.int64]
+    engine: Engine
 
     @property
-    def levels_V(self) -> "np.ndarray":  # noqa: N802 (a shape)
-        """Accuracy, or what else is measured."""
+    def levels_V(self) -> NDArray[np.float64]:  # noqa: N802 (a shape)
+        """Accuracy, or the measure, by ablation."""
         if self.measured is not None:
             return self.measured.mean_V
         assert self.counts is not None  # noqa: S101 (one of the two)
-        levels: np.ndarray = self.counts.correct.sum(axis=1) / self.counts.images.sum()
+        levels: NDArray[np.float64] = self.counts.correct.sum(axis=1) / self.counts.images.sum()
         return levels
+
+    def effects(
+        self, filters: Sequence[tuple[str, int]], first: int, names: Sequence[str]
+    ) -> tuple[FilterEffect, ...]:
+        """The effects of a sweep whose ablations start at `first`."""
+        if self.measured is not None:
+            return measured_effects(self.measured, filters, first, names)
+        assert self.counts is not None  # noqa: S101 (one of the two)
+        return effects(self.counts, filters, first, names)
 
 
 class Ablation:
@@ -154,13 +124,13 @@ class Ablation:
     Args:
         model: the network.
         data: labelled images.
-        spec: what to do.
+        spec: the requested ablations.
 
     Raises:
         UsageError: the specification or the labels do not fit the model.
     """
 
-    def __init__(self, model: "Model", data: ImageData, spec: AblationSpec) -> None:
+    def __init__(self, model: Model, data: ImageData, spec: AblationSpec) -> None:
         if model.region is not None:
             raise UsageError(f"ablate judges answers, and {model.unjudged}")
         self.model, self.data, self.spec = model, data, spec
@@ -169,22 +139,18 @@ class Ablation:
 
     @property
     def passes(self) -> int:
-        """How often the experiment goes through the data."""
+        """Number of passes over the data."""
         averages = self.spec.mode is Mode.MEAN or self.spec.cumulative
         return 1 + averages + self.spec.cumulative * len(self.plan.swept)
 
     def refuse_shares(self) -> None:
-        """Refuses what needs all images before the first of them is judged.
-
-        Raises:
-            UsageError: channel means over the data, or orders of removal that hang on them.
-        """
-        asked = ["--mode mean"] * (self.spec.mode is Mode.MEAN)
-        asked += ["--cumulative"] * self.spec.cumulative
-        if asked:
+        """Raises a UsageError if all images are needed before the first one is evaluated."""
+        options = ["--mode mean"] * (self.spec.mode is Mode.MEAN)
+        options += ["--cumulative"] * self.spec.cumulative
+        if options:
             raise UsageError(
-                f"{' and '.join(asked)} cannot be shared out: each share would need channel means "
-                "over all images; leave it out, or run it in one piece (--shard 0/1)"
+                f"{' and '.join(options)} cannot run in shards, since every shard would need "
+                "channel means over all images; leave it out, or run in one piece (--shard 0/1)"
             )
 
     def journal(self, path: Path, *, resume: bool) -> Journal:
@@ -205,71 +171,68 @@ class Ablation:
     def run(
         self, progress: Progress = lambda _images: None, journal: Journal | None = None
     ) -> AblationResult:
-        """Runs it.
+        """Runs the experiment.
 
         Args:
-            progress: called with the number of images just gone through, in each pass.
+            progress: called with the number of images just done, in each pass.
             journal: where to save the counts of `--filters` and `--sweep`, if anywhere.
 
         Raises:
             CnnvizError: no image can be read, or the network's answers are not numbers.
         """
-        plan, spec = self.plan, self.spec
-        quick = fast(self.model, [*self.plan.channels, *self.plan.swept])
+        plan, spec, model = self.plan, self.spec, self.model
+        quick = fast(model, [*plan.channels, *plan.swept])
         stream = LabelledImages(self.data, quick, self.classes, progress)
         strengths = _strengths(stream, plan, spec)
-        fills = _fills(strengths, spec.mode)
-        together: list[Channels] = [{}, plan.channels] if plan.channels else [{}]
+        fills: Fills = {}
+        if spec.mode is Mode.MEAN:
+            fills = {layer: strength.mean for layer, strength in strengths.items()}
+        together: list[Channels] = [{}, plan.channels] if plan.filters else [{}]
         alone: list[Channels] = [{layer: (channel,)} for layer, channel in plan.swept_filters]
         ran = _measure(stream, [*together, *alone], fills, len(together), spec, journal)
-        sweep = _effects(ran, plan.swept_filters, len(together))
-        found: list[Curve] = []
+        sweep = ran.effects(plan.swept_filters, len(together), model.labels)
+        cumulative: list[Curve] = []
         if spec.cumulative:
             for layer in plan.swept:
-                own = [effect for effect in sweep if effect.layer == layer]
-                found += _cumulative(stream, layer, own, strengths[layer], fills, spec)
+                of_layer = [effect for effect in sweep if effect.layer == layer]
+                cumulative += _cumulative(stream, layer, of_layer, strengths[layer], fills, spec)
         messages = sorted(stream.errors.items())
-        return AblationResult(
-            plan=plan,
-            mode=spec.mode,
+        return make_result(
+            model,
+            self.data,
+            spec.mode,
+            filters=plan.filters,
+            engine=ran.engine,
             counts=ran.counts,
             measured=ran.measured,
             indices=ran.indices,
-            sweep=sweep,
-            curves=tuple(found),
-            engine=ran.engine,
-            reason=ran.reason,
+            effects=sweep,
+            cumulative=tuple(cumulative),
             errors=tuple((self.data.examples[place].path, text) for place, text in messages),
         )
 
 
 def ablate(
-    model: "Model", data: ImageData, spec: AblationSpec, progress: Progress = lambda _images: None
+    model: Model, data: ImageData, spec: AblationSpec, progress: Progress = lambda _images: None
 ) -> AblationResult:
-    """Runs the whole experiment; see the module's text, and `Ablation` for what is raised."""
+    """Runs the whole experiment; raises the errors of `Ablation` and `Ablation.run`."""
     return Ablation(model, data, spec).run(progress)
 
 
 def _strengths(
     stream: LabelledImages, plan: Plan, spec: AblationSpec
 ) -> dict[str, ChannelStrength]:
-    """Channel means where something needs them: mode `mean`, or the order by activation."""
-    wanted: dict[str, None] = {}
+    """Channel means where they are needed: for mode `mean`, or the order by activation."""
+    layers: dict[str, None] = {}
     if spec.mode is Mode.MEAN:
-        wanted |= dict.fromkeys([*plan.channels, *plan.swept])
+        layers |= dict.fromkeys([*plan.channels, *plan.swept])
     if spec.cumulative:
-        wanted |= dict.fromkeys(plan.swept)
-    if not wanted:
+        layers |= dict.fromkeys(plan.swept)
+    if not layers:
         return {}
     stream.first(1)
     images = stream.images(stream.model.batch_size(spec.batch_size) or IMAGES)
-    return channel_strengths(stream.model, images, list(wanted))
-
-
-def _fills(strengths: Mapping[str, ChannelStrength], mode: Mode) -> Fills:
-    if mode is Mode.ZERO:
-        return {}
-    return {layer: strength.mean for layer, strength in strengths.items()}
+    return channel_strengths(stream.model, images, list(layers))
 
 
 def _measure(
@@ -280,16 +243,14 @@ def _measure(
     spec: AblationSpec,
     journal: Journal | None = None,
 ) -> _Run:
-    """Every ablation on every image, counted or measured."""
+    """Runs every ablation on every image and counts or measures the answers."""
     model = stream.model
-    memory = (spec.memory or 0) * _MEBIBYTE or default_memory(model.device)
-    first = stream.first(REHEARSED)
     passes = ablation_passes(
         model,
         ablations,
         fills,
-        first=first,
-        memory=memory,
+        first=stream.first(REHEARSED),
+        memory=(spec.memory or 0) * _MEBIBYTE or default_memory(model.device),
         images=model.batch_size(spec.batch_size),
     )
     measure = measure_of(model.head)
@@ -326,33 +287,27 @@ def _measure(
     if journal:
         save(journal)
     places_M = torch.cat(indices).numpy()
-    found = tally.finish()
-    if isinstance(found, Counts):
-        _check_finite(model, found)
-        return _Run(found, None, places_M, passes.engine, passes.reason)
-    if found is None:
-        raise _not_finite(model, "untouched, or with filters switched off")
-    return _Run(None, found, places_M, passes.engine, passes.reason)
+    engine, outcome = Engine(passes.engine, passes.reason), tally.finish()
+    if isinstance(outcome, Counts):
+        _check_finite(model, outcome)
+        return _Run(outcome, None, places_M, engine)
+    if outcome is None:
+        raise _not_finite(model, "original network, or with filters switched off")
+    return _Run(None, outcome, places_M, engine)
 
 
-def _check_finite(model: "Model", counts: Counts) -> None:
+def _check_finite(model: Model, counts: Counts) -> None:
     wrong = np.flatnonzero(~np.isfinite(counts.probability).all(axis=1))
     if wrong.size:
-        raise _not_finite(model, "untouched" if wrong[0] == 0 else "with filters switched off")
+        when = "original network" if wrong[0] == 0 else "with filters switched off"
+        raise _not_finite(model, when)
 
 
-def _not_finite(model: "Model", when: str) -> CnnvizError:
+def _not_finite(model: Model, when: str) -> CnnvizError:
     return CnnvizError(
         f"{model.name} gives answers that are not numbers ({when}) in {model.precision.value}; "
         "use --precision fp32, or check the weights"
     )
-
-
-def _effects(ran: _Run, filters: Sequence[tuple[str, int]], first: int) -> tuple[FilterEffect, ...]:
-    if ran.measured is not None:
-        return measured_effects(ran.measured, filters, first)
-    assert ran.counts is not None  # noqa: S101 (one of the two)
-    return effects(ran.counts, filters, first)
 
 
 def _cumulative(

@@ -1,183 +1,187 @@
-"""What a change to a network did to its answers on the same labelled images.
+"""What a change of a network did to its predictions for the same labelled images.
 
-Everything is counted from two lists of predictions, before and after: accuracy with Wilson's
+Everything is counted from two sets of predictions, before and after: accuracy with Wilson's
 interval, McNemar's paired test, the change per class, the confusions that grew, the images whose
 prediction flipped. Shapes: M images, K classes of the model.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 
+from cnnviz.core.output.record import Change, Count, Positive, Record, Says, Share
 from cnnviz.core.statistics import exact_mcnemar, wilson
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 TOP = 5
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """A model's answers to M labelled images.
+    """A model's predictions for M labelled images.
 
     Attributes:
-        predicted: (M,) int64, the most probable class.
-        probability: (M,) float64, of that class.
-        true_probability: (M,) float64, of the labelled class.
-        rank: (M,) int64, how many classes are more probable than the labelled one.
+        predicted: (M,) the most probable class.
+        probability: (M,) the probability of that class.
+        true_probability: (M,) the probability of the labelled class.
+        rank: (M,) number of classes more probable than the labelled one.
     """
 
-    predicted: "NDArray[np.int64]"
-    probability: "NDArray[np.float64]"
-    true_probability: "NDArray[np.float64]"
-    rank: "NDArray[np.int64]"
+    predicted: Ints
+    probability: Floats
+    true_probability: Floats
+    rank: Ints
 
 
 @dataclass(frozen=True)
-class Accuracy:
-    """A share of right answers, with what it rests on.
+class OneAccuracy(Record):
+    """How many predictions are right."""
 
-    Attributes:
-        top1: share of images whose most probable class is the labelled one, 0 to 1.
-        top5: share with the labelled class among the five most probable; None where the model has
-            no more than five classes.
-        correct: images right at top 1.
-        count: images.
-        interval: Wilson's 95 % interval of `top1`.
-    """
-
-    top1: float
-    top5: float | None
-    correct: int
-    count: int
-    interval: tuple[float, float]
+    top1: Annotated[Share, Says("images whose most probable class is the labelled one")]
+    top5: Annotated[Share | None, Says("null for five classes or fewer")]
+    correct: Annotated[Count, Says("images right at top 1")]
+    count: Annotated[Positive, Says("images")]
+    interval: Annotated[tuple[Share, ...], Says("Wilson's, 95 %", minItems=2, maxItems=2)]
+    mean_over_classes: Annotated[Share, Says("mean of the classes' accuracies")]
+    label_probability: Annotated[Share, Says("mean probability of the labelled class")]
 
 
 @dataclass(frozen=True)
-class Paired:
-    """McNemar's test of two accuracies on the same images.
+class McNemar(Record):
+    """McNemar's exact test of the two runs."""
 
-    Attributes:
-        lost: images right before and wrong after.
-        gained: images wrong before and right after.
-        p_value: two-sided exact probability of so uneven a split, were neither more likely.
-    """
-
-    lost: int
-    gained: int
-    p_value: float
+    lost: Annotated[Count, Says("images right before and wrong after")]
+    gained: Annotated[Count, Says("images wrong before and right after")]
+    p_value: Share
 
 
-@dataclass(frozen=True)
-class ClassChange:
-    """One class before and after.
+@dataclass(frozen=True, kw_only=True)
+class ClassChange(Record):
+    """The change of one class, or value."""
 
-    Attributes:
-        index: the model's class index.
-        count: images of the class; with none, the class is in no mean.
-        before: of these, right before.
-        after: of these, right after.
-        probability_change: mean change of the class's probability on its own images; 0 with none.
-    """
-
-    index: int
-    count: int
-    before: int
-    after: int
-    probability_change: float
-
-    @property
-    def change(self) -> float:
-        """Change of the class's accuracy, -1 to 1; 0 where it has no images."""
-        return (self.after - self.before) / self.count if self.count else 0.0
+    class_: str
+    index: Count
+    count: Annotated[Positive, Says("images of the class")]
+    before: Annotated[float, Says("images right before, or the measure")]
+    after: float
+    change: Annotated[float, Says("of the class's accuracy, or of the measure")]
+    probability_change: Annotated[
+        Change | None, Says("mean change of the class's probability on its images")
+    ]
 
 
 @dataclass(frozen=True)
-class Confusion:
-    """Images of one class taken for another."""
+class Confusion(Record):
+    """Images of one class predicted as another."""
 
-    label: int
-    predicted: int
-    before: int
-    after: int
-
-
-def mcnemar(lost: int, gained: int) -> Paired:
-    """The exact test of McNemar (1947, Psychometrika 12, 153-157) from the discordant counts."""
-    return Paired(lost, gained, exact_mcnemar(lost, gained))
+    label: str
+    predicted: str
+    before: Count
+    after: Count
 
 
-def accuracy(predictions: Predictions, labels: "NDArray[np.int64]", classes: int) -> Accuracy:
-    """Counts right answers; `labels` (M,) are the model's class indices, M at least 1."""
+@dataclass(frozen=True)
+class Flips(Record):
+    """Predictions that changed."""
+
+    count: Count
+    right_to_wrong: Count
+    wrong_to_right: Count
+    wrong_to_wrong: Count
+
+
+def accuracy(predictions: Predictions, labels: Ints, classes: int) -> OneAccuracy:
+    """Counts right predictions; `labels` (M,) are the model's class indices, M at least 1."""
     right = predictions.predicted == labels
     correct, count = int(right.sum()), len(labels)
-    top5 = float(((predictions.rank < TOP) | right).mean()) if classes > TOP else None
-    return Accuracy(correct / count, top5, correct, count, wilson(correct, count))
+    sizes = np.bincount(labels, minlength=classes)
+    right_K = np.bincount(labels[right], minlength=classes)
+    return OneAccuracy(
+        top1=correct / count,
+        top5=float(((predictions.rank < TOP) | right).mean()) if classes > TOP else None,
+        correct=correct,
+        count=count,
+        interval=wilson(correct, count),
+        mean_over_classes=float((right_K[sizes > 0] / sizes[sizes > 0]).mean()),
+        label_probability=float(predictions.true_probability.mean()),
+    )
 
 
-def paired(before: Predictions, after: Predictions, labels: "NDArray[np.int64]") -> Paired:
-    """McNemar's test on what two passes over the same images got right."""
+def mcnemar(lost: int, gained: int) -> McNemar:
+    """McNemar's exact test from the counts of images that changed either way."""
+    return McNemar(lost, gained, exact_mcnemar(lost, gained))
+
+
+def paired(before: Predictions, after: Predictions, labels: Ints) -> McNemar:
+    """McNemar's exact test on which images were right before and after."""
     was, is_now = before.predicted == labels, after.predicted == labels
     return mcnemar(int((was & ~is_now).sum()), int((~was & is_now).sum()))
 
 
 def per_class(
-    before: Predictions, after: Predictions, labels: "NDArray[np.int64]", classes: Sequence[int]
+    before: Predictions, after: Predictions, labels: Ints, names: Sequence[str]
 ) -> tuple[ClassChange, ...]:
-    """The change of each of `classes`, in their order."""
-    size = max([*classes, *labels.tolist()], default=-1) + 1
+    """The change of each class that has images; `names` are all classes of the model."""
+    size = len(names)
     moved = after.true_probability - before.true_probability
     count = np.bincount(labels, minlength=size)
     was = np.bincount(labels[before.predicted == labels], minlength=size)
     is_now = np.bincount(labels[after.predicted == labels], minlength=size)
     shift = np.bincount(labels, weights=moved, minlength=size) / np.maximum(count, 1)
     return tuple(
-        ClassChange(c, int(count[c]), int(was[c]), int(is_now[c]), float(shift[c])) for c in classes
+        ClassChange(
+            class_=names[c],
+            index=c,
+            count=int(count[c]),
+            before=int(was[c]),
+            after=int(is_now[c]),
+            change=int(is_now[c] - was[c]) / int(count[c]),
+            probability_change=float(shift[c]),
+        )
+        for c in np.flatnonzero(count).tolist()
     )
 
 
-def mean_class_accuracy(changes: Sequence[ClassChange]) -> tuple[float, float]:
-    """Mean over the classes that have images of their accuracy, before and after."""
-    seen = [change for change in changes if change.count]
-    before = sum(change.before / change.count for change in seen) / len(seen)
-    return before, sum(change.after / change.count for change in seen) / len(seen)
-
-
 def grown_confusions(
-    before: Predictions, after: Predictions, labels: "NDArray[np.int64]"
+    before: Predictions, after: Predictions, labels: Ints, names: Sequence[str]
 ) -> tuple[Confusion, ...]:
     """Pairs of classes that are confused more often than before, most grown first."""
 
-    def counted(predictions: Predictions) -> dict[tuple[int, int], int]:
+    def confused(predictions: Predictions) -> dict[tuple[int, int], int]:
         wrong = predictions.predicted != labels
         pairs = np.stack([labels[wrong], predictions.predicted[wrong]], axis=1)
-        found, counts = np.unique(pairs, axis=0, return_counts=True)
-        return {(a, b): n for (a, b), n in zip(found.tolist(), counts.tolist(), strict=True)}
+        distinct, counts = np.unique(pairs, axis=0, return_counts=True)
+        return {(a, b): n for (a, b), n in zip(distinct.tolist(), counts.tolist(), strict=True)}
 
-    was, is_now = counted(before), counted(after)
-    grown = [
-        Confusion(label, predicted, was.get((label, predicted), 0), count)
-        for (label, predicted), count in is_now.items()
-        if count > was.get((label, predicted), 0)
-    ]
-    return tuple(sorted(grown, key=lambda c: (c.before - c.after, c.label, c.predicted)))
+    was, is_now = confused(before), confused(after)
+    growth = {pair: count - was.get(pair, 0) for pair, count in is_now.items()}
+    pairs = sorted((p for p in growth if growth[p] > 0), key=lambda pair: (-growth[pair], pair))
+    return tuple(
+        Confusion(names[pair[0]], names[pair[1]], was.get(pair, 0), is_now[pair]) for pair in pairs
+    )
 
 
-def confusion_matrix(
-    predictions: Predictions, labels: "NDArray[np.int64]", classes: Sequence[int]
-) -> "NDArray[np.int64]":
+def confusion_matrix(predicted: Ints, labels: Ints, classes: Sequence[int]) -> Ints:
     """(len(classes), len(classes)) counts, label by prediction, of images within `classes`."""
-    place = {index: row for row, index in enumerate(classes)}
-    matrix = np.zeros((len(classes), len(classes)), np.int64)
-    for label, predicted in zip(labels.tolist(), predictions.predicted.tolist(), strict=True):
-        if label in place and predicted in place:
-            matrix[place[label], place[predicted]] += 1
-    return matrix
+    size = len(classes)
+    place = np.full(max([*classes, *labels.tolist(), *predicted.tolist()]) + 1, -1)
+    place[list(classes)] = np.arange(size)
+    rows, columns = place[labels], place[predicted]
+    inside = (rows >= 0) & (columns >= 0)
+    return np.bincount(rows[inside] * size + columns[inside], minlength=size**2).reshape(size, size)
 
 
-def flipped(before: Predictions, after: Predictions) -> "NDArray[np.int64]":
-    """Places of the images whose most probable class changed, ascending."""
-    return np.flatnonzero(before.predicted != after.predicted)
+def flips(before: Predictions, after: Predictions, labels: Ints) -> Flips:
+    """Counts the images whose most probable class changed."""
+    was, is_now = before.predicted == labels, after.predicted == labels
+    flipped = before.predicted != after.predicted
+    return Flips(
+        count=int(flipped.sum()),
+        right_to_wrong=int((flipped & was).sum()),
+        wrong_to_right=int((flipped & is_now).sum()),
+        wrong_to_wrong=int((flipped & ~was & ~is_now).sum()),
+    )

@@ -1,102 +1,186 @@
-"""Many ablations of one network over the same images, each paying only for what it changes.
+"""Many ablations of one network on the same images, each costing only what it changes.
 
-`Replay` sends a batch of images through the network once, caches the values that the parts behind
-the ablated layers read, and runs these parts for many ablations together, within a budget of
-memory. A rehearsal on the first images finds out what to cache and how large it gets, and compares
-with whole passes (`cnnviz.filters.ablation.passes`); these serve wherever the network cannot be
-traced or the comparison fails. `ablation_passes` decides. Nothing touches the disk.
+`Replay` runs a batch of images through the network once, caches the values that the parts after the
+ablated layers read, and runs these parts (`Suffix`) for many ablations together, within a budget of
+memory. A rehearsal on the first images determines what to cache and how large it is, and compares
+with whole passes; these are used if the network cannot be traced or the comparison fails.
+`ablation_passes` decides. Nothing is written to disk.
+
+`WholePasses` is the plain way: one hooked pass of the whole network for each ablation. Neither
+modifies the module.
 Shapes: N images, G ablations, V ablations in all, C channels, K classes.
 """
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import Protocol
 
 import torch
 from torch import Tensor, fx
 
-from cnnviz.core.device import is_out_of_memory
+from cnnviz.core.device import in_batches, is_out_of_memory
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError
 from cnnviz.core.graph.program import Program
 from cnnviz.core.graph.trace import Untraceable, trace
-from cnnviz.core.models.layers import named_layers
-from cnnviz.filters.ablation.base import Base, CannotReplay, run_base
+from cnnviz.core.models.layers import named_layers, replace_outputs
+from cnnviz.core.models.load import Model
 from cnnviz.filters.ablation.changed_channels import changed_channel_rules
-from cnnviz.filters.ablation.passes import (
-    IMAGES,
-    AblationPasses,
-    Consume,
-    Fills,
-    WholePasses,
-    ablated_logits,
-)
-from cnnviz.filters.ablation.suffix import Change, Suffix
+from cnnviz.filters.ablation.suffix import Base, CannotReplay, Change, Suffix, run_base
 from cnnviz.filters.channels.spec import Channels
 
-if TYPE_CHECKING:
-    from cnnviz.core.models.load import Model
-
+IMAGES = 32
 MEMORY = 1 << 28
 MEMORY_OF_GPU = 1 << 33
 REHEARSED = 2
 
+Consume = Callable[[slice, slice, Tensor], None]
+"""Receives (images, ablations, logits (N, G, K)) of one part of a batch."""
+Fills = Mapping[str, Tensor]
+"""Layer name to the values that replace its channels, (C,); other layers' channels become zero."""
+
+
+class AblationPasses(Protocol):
+    """A way to get the logits of V ablations; the empty ablation is the original network.
+
+    Attributes:
+        engine: `replay` or `full`.
+        reason: why it is not `replay`; None if it is.
+        images: number of images to send at a time.
+    """
+
+    engine: str
+    reason: str | None
+    images: int
+
+    def run(self, images: Tensor, consume: Consume) -> None:
+        """Runs every ablation on images (N, 3, H, W); passes each result on exactly once."""
+
+
+def ablation_passes(
+    model: Model,
+    ablations: Sequence[Channels],
+    fills: Fills,
+    *,
+    first: Tensor,
+    memory: int = MEMORY,
+    images: int | None = None,
+) -> AblationPasses:
+    """Returns the fastest correct way to run these ablations; arguments as for `Replay`."""
+    try:
+        if model.repeat > 1:
+            raise CannotReplay(f"its answers are averaged over {model.repeat} passes")
+        return Replay(model, ablations, fills, first=first, memory=memory, images=images)
+    except (Untraceable, CannotReplay) as reason:
+        return WholePasses(model, ablations, fills, reason=str(reason), images=images)
+
+
+def ablated_logits(model: Model, images: Tensor, channels: Channels, fills: Fills) -> Tensor:
+    """Returns the logits (N, K) of a whole pass with channels replaced.
+
+    Raises:
+        CnnvizError: a layer's output was never seen, so nothing of it was replaced.
+    """
+    unseen = set(channels)
+
+    def changer(layer: str, numbers: list[int]) -> Callable[[Tensor], Tensor]:
+        def change(output: Tensor) -> Tensor:
+            unseen.discard(layer)
+            changed, fill = output.clone(), fills.get(layer)
+            changed[:, numbers] = (
+                0.0 if fill is None else fill[numbers].to(output.dtype).view(1, -1, 1, 1)
+            )
+            return changed
+
+        return change
+
+    changes = {layer: changer(layer, list(numbers)) for layer, numbers in channels.items()}
+    with torch.inference_mode(), replace_outputs(model.module, changes):
+        logits = model.logits(images)
+    if unseen:
+        raise CnnvizError(
+            f"the output of layer '{min(unseen)}' of {model.name} cannot be replaced: hooks of the "
+            "layer do not run (compiled code?)"
+        )
+    return logits
+
+
+class WholePasses:
+    """One hooked pass of the whole network for each ablation."""
+
+    engine = "full"
+
+    def __init__(
+        self,
+        model: Model,
+        ablations: Sequence[Channels],
+        fills: Fills,
+        *,
+        reason: str | None = None,
+        images: int | None = None,
+    ) -> None:
+        self.model = model
+        self.ablations = ablations
+        self.fills = fills
+        self.reason = reason
+        self.images = images or IMAGES
+
+    def run(self, images: Tensor, consume: Consume) -> None:
+        """Runs every ablation on these images, one at a time."""
+        images = images.to(self.model.device)
+        for number, channels in enumerate(self.ablations):
+
+            def one(part: slice, number: int = number, channels: Channels = channels) -> None:
+                logits = ablated_logits(self.model, images[part], channels, self.fills)
+                consume(part, slice(number, number + 1), logits.unsqueeze(1))
+
+            for _done, size in in_batches(len(images), self.images, one):
+                self.images = size
+
 
 def default_memory(device: torch.device) -> int:
-    """Bytes for replaying: what a processor's caches still profit from, or a GPU's larger share."""
+    """Bytes for replaying: little enough for a CPU's caches to help; of a GPU a larger share."""
     if device.type != "cuda":
         return MEMORY
     return min(MEMORY_OF_GPU, torch.cuda.get_device_properties(device).total_memory // 4)
 
 
-@dataclass(frozen=True)
-class Block:
-    """Consecutive ablations that change the same layers.
+@dataclass
+class _Block:
+    """Consecutive ablations that change the same layers."""
 
-    Attributes:
-        ablations: their places in the whole list.
-        suffix: what runs behind these layers; None for the unchanged network.
-        channels: (V,) the single channel of each; None where they change more than one.
-        masks: node to (V, C) bool and the fill of its layer; empty with `channels`.
-        fill: of the layer of `channels`.
-    """
+    ablations: range  # their places in the whole list
+    suffix: Suffix | None  # what runs after these layers; None for the original network
+    changes: Mapping[fx.Node, Change]  # by start node, of all ablations of the block
+    row_bytes: int = 0  # memory of the suffix per image and ablation
 
-    ablations: range
-    suffix: Suffix | None
-    channels: Tensor | None
-    masks: Mapping[fx.Node, tuple[Tensor, Tensor | None]]
-    fill: Tensor | None
-
-    def changes(self, part: slice) -> dict[fx.Node, Change]:
-        """The changes that some of the block's ablations make, by start node."""
-        if self.suffix is None:
-            return {}
-        if self.channels is not None:
-            return {self.suffix.starts[0]: Change(None, self.channels[part], self.fill)}
-        return {node: Change(mask[part], None, fill) for node, (mask, fill) in self.masks.items()}
+    def part(self, part: slice) -> dict[fx.Node, Change]:
+        """The changes of some of the ablations."""
+        return {node: change.part(part) for node, change in self.changes.items()}
 
 
 class Replay:
-    """Prefix once, suffixes for many ablations at a time.
+    """Runs the prefix once, and suffixes for many ablations at a time.
 
     Args:
         model: the network.
         ablations: V of them.
-        fills: what stands in for ablated channels.
-        first: a few of the images, (N, 3, H, W), to rehearse on.
+        fills: the values of ablated channels.
+        first: some of the images, (N, 3, H, W), to rehearse on.
         memory: bytes for cached values and for running suffixes, together.
         images: images at a time; None to choose by `memory`.
 
     Raises:
-        Untraceable: the network cannot be made a graph.
-        CannotReplay: it can, but does not bear being run in rows.
+        Untraceable: the network cannot be turned into a graph.
+        CannotReplay: it cannot run several ablations together.
     """
 
     engine = "replay"
 
     def __init__(
         self,
-        model: "Model",
+        model: Model,
         ablations: Sequence[Channels],
         fills: Fills,
         *,
@@ -114,11 +198,10 @@ class Replay:
         self.program = Program(traced)
         self._named = {node.name: node for node in self.program.nodes}
         self._outputs: dict[str, str] = traced.meta["layers"]
-        self.cached: set[fx.Node] = set()
-        self.blocks: list[Block] = []
-        self.row_bytes: list[int] = []
-        self.budget = memory // 2
-        self.most = len(ablations)
+        self._cached: set[fx.Node] = set()
+        self._blocks: list[_Block] = []
+        self._budget = memory // 2
+        self._maximum = len(ablations)  # ablations at a time
         self._tried = 0
         try:
             with torch.inference_mode():
@@ -129,12 +212,12 @@ class Replay:
             if isinstance(error, RuntimeError) and is_out_of_memory(error):
                 raise
             text = str(error).strip().split("\n")[0]
-            raise CannotReplay(f"it does not bear several ablations at once ({text})") from error
-        largest = max([cached, *self.row_bytes, 1])
-        self.images = images or max(1, min(IMAGES, self.budget // largest))
+            raise CannotReplay(f"it cannot run several ablations together ({text})") from error
+        largest = max([cached, *(block.row_bytes for block in self._blocks), 1])
+        self.images = images or max(1, min(IMAGES, self._budget // largest))
 
     def run(self, images: Tensor, consume: Consume) -> None:
-        """Every ablation of these images."""
+        """Runs every ablation on these images."""
         waiting = [(slice(0, len(images)), 0)]
         while waiting:
             part, first = waiting.pop()
@@ -153,9 +236,9 @@ class Replay:
                 self._shrink(part.stop - part.start)
 
     def _shrink(self, images: int) -> None:
-        """After running out of memory: smaller groups, and when these are single, fewer images."""
+        """After running out of memory: smaller groups, then fewer images."""
         if self._tried > 1:
-            self.most = self._tried // 2
+            self._maximum = self._tried // 2
         elif images > 1:
             self.images = images // 2
         else:
@@ -168,74 +251,84 @@ class Replay:
 
     def _run_part(self, images: Tensor, where: slice, progress: list[int], use: Consume) -> None:
         self._tried = 0
-        base = run_base(self.program, self._prepared(images), self.cached)
-        for block, row_bytes in zip(self.blocks, self.row_bytes, strict=True):
-            size = max(1, min(self.most, self.budget // max(row_bytes * base.images, 1)))
-            for start in range(max(progress[0], block.ablations.start), block.ablations.stop, size):
-                group = slice(start, min(start + size, block.ablations.stop))
+        base = run_base(self.program, self._prepared(images), self._cached)
+        for block in self._blocks:
+            places, row_bytes = block.ablations, max(block.row_bytes * base.images, 1)
+            size = max(1, min(self._maximum, self._budget // row_bytes))
+            for start in range(max(progress[0], places.start), places.stop, size):
+                group = slice(start, min(start + size, places.stop))
                 self._tried = group.stop - group.start
                 use(where, group, self._logits(base, block, group))
                 progress[0] = group.stop
 
-    def _logits(self, base: Base, block: Block, group: slice) -> Tensor:
-        as_logits = self.model.head.logits
+    def _logits(self, base: Base, block: _Block, group: slice) -> Tensor:
+        as_logits, count = self.model.head.logits, group.stop - group.start
         if block.suffix is None:
-            count = group.stop - group.start
             return as_logits(base.logits.float()).unsqueeze(1).expand(-1, count, -1)
         start = block.ablations.start
-        part = slice(group.start - start, group.stop - start)
-        run = block.suffix.run(base, block.changes(part), group.stop - group.start)
-        return as_logits(run.logits.float())
+        changes = block.part(slice(group.start - start, group.stop - start))
+        return as_logits(block.suffix.run(base, changes, count).logits.float())
 
     def _prepared(self, images: Tensor) -> Tensor:
-        # Most processors and GPUs convolve faster with the channels last in memory.
+        # Most CPUs and GPUs convolve faster with the channels last in memory.
         ready = images.to(self.model.device, self.model.precision.dtype)
         return ready.contiguous(memory_format=torch.channels_last)
 
-    def _plan(self, shapes: Mapping[fx.Node, torch.Size]) -> None:
-        """Groups consecutive ablations of the same layers; single channels together."""
-        start = 0
+    def _rehearse(self, images: Tensor) -> int:
+        """Plans the blocks, checks their results, and finds what to cache; returns its bytes."""
+        base = run_base(self.program, images, None)
+        self._compare(base.logits, {}, images)
 
-        def kind(channels: Channels) -> tuple[tuple[str, ...], bool]:
+        def kind(place: int) -> tuple[tuple[str, ...], bool]:
+            channels = self.ablations[place]
             return tuple(channels), [len(numbers) for numbers in channels.values()] == [1]
 
-        for stop in range(1, len(self.ablations) + 1):
-            ended = stop == len(self.ablations)
-            if ended or kind(self.ablations[stop]) != kind(self.ablations[start]):
-                layers, single = kind(self.ablations[start])
-                self.blocks.append(self._block(range(start, stop), layers, single, shapes))
-                start = stop
+        for (layers, single), group in groupby(range(len(self.ablations)), kind):
+            places = list(group)
+            block = self._block(range(places[0], places[-1] + 1), layers, single, base.shapes)
+            self._blocks.append(block)
+            if block.suffix is None:
+                continue
+            count = min(REHEARSED, len(places))
+            run = block.suffix.run(base, block.part(slice(0, count)), count)
+            block.row_bytes = run.peak // (count * len(images))
+            for place in range(count):
+                self._compare(run.logits[:, place], self.ablations[places[place]], images)
+        self._cached = {node for node in base.values.read if node in base.shapes}
+        values = [base.values[node] for node in self._cached]
+        total = sum(v.numel() * v.element_size() for v in values if isinstance(v, Tensor))
+        return total // len(images)
 
     def _block(
         self,
-        ablations: range,
+        places: range,
         layers: tuple[str, ...],
         single: bool,
         shapes: Mapping[fx.Node, torch.Size],
-    ) -> Block:
+    ) -> _Block:
+        """A block of ablations of the same layers; with `single`, each changes one channel."""
         if not layers:
-            return Block(ablations, None, None, {}, None)
+            return _Block(places, None, {})
         nodes = {layer: self._nodes(layer) for layer in layers}
-        suffix = Suffix(
-            self.program, [n for found in nodes.values() for n in found], changed_channel_rules
-        )
-        own = [self.ablations[place] for place in ablations]
-        if single and len(nodes[layers[0]]) == 1:
-            numbers = torch.tensor([channels[layers[0]][0] for channels in own])
+        starts = [node for outputs in nodes.values() for node in outputs]
+        suffix = Suffix(self.program, starts, changed_channel_rules)
+        device = self.model.device
+        if single and len(starts) == 1:
+            numbers = [self.ablations[place][layers[0]][0] for place in places]
             fill = self.fills.get(layers[0])
-            return Block(ablations, suffix, numbers.to(self.model.device), {}, fill)
-        masks = {}
+            change = Change(None, torch.tensor(numbers).to(device), fill)
+            return _Block(places, suffix, {starts[0]: change})
+        changes: dict[fx.Node, Change] = {}
         for layer in layers:
-            channels = shapes[nodes[layer][0]][1]
-            mask = torch.zeros(len(own), channels, dtype=torch.bool)
-            for row, ablation in enumerate(own):
-                mask[row, list(ablation[layer])] = True
-            mask = mask.to(self.model.device)
-            masks.update(dict.fromkeys(nodes[layer], (mask, self.fills.get(layer))))
-        return Block(ablations, suffix, None, masks, None)
+            mask = torch.zeros(len(places), shapes[nodes[layer][0]][1], dtype=torch.bool)
+            for row, place in enumerate(places):
+                mask[row, list(self.ablations[place][layer])] = True
+            change = Change(mask.to(device), None, self.fills.get(layer))
+            changes |= dict.fromkeys(nodes[layer], change)
+        return _Block(places, suffix, changes)
 
     def _nodes(self, layer: str) -> list[fx.Node]:
-        """Where a layer's output appears; more than once where the layer runs more than once."""
+        """The nodes of a layer's output; several if the layer runs more than once."""
         module = named_layers(self.model.module)[layer]
         calls = [
             node
@@ -249,33 +342,6 @@ class Replay:
             raise CannotReplay(f"the output of layer '{layer}' is not in the graph")
         return [self._named[self._outputs[layer]]]
 
-    def _rehearse(self, images: Tensor) -> int:
-        """Finds out what to cache and how large it gets, and checks each block's outcome.
-
-        Returns:
-            Bytes of cached values per image.
-        """
-        base = run_base(self.program, images, None)
-        self._compare(base.logits, {}, images)
-        self._plan(base.shapes)
-        for block in self.blocks:
-            if block.suffix is None:
-                self.row_bytes.append(0)
-                continue
-            count = min(REHEARSED, len(block.ablations))
-            run = block.suffix.run(base, block.changes(slice(0, count)), count)
-            self.row_bytes.append(run.peak // (count * len(images)))
-            for place in range(count):
-                ablation = self.ablations[block.ablations[place]]
-                self._compare(run.logits[:, place], ablation, images)
-        self.cached = {node for node in base.values.read if node in base.shapes}
-        cached = sum(
-            value.numel() * value.element_size()
-            for value in (base.values[node] for node in self.cached)
-            if isinstance(value, Tensor)
-        )
-        return cached // len(images)
-
     def _compare(self, logits: Tensor, channels: Channels, images: Tensor) -> None:
         expected = ablated_logits(self.model, images.contiguous(), channels, self.fills)
         logits = self.model.head.logits(logits.float())
@@ -285,21 +351,3 @@ class Replay:
             logits, expected, rtol=0, atol=tolerance * float(expected.abs().max())
         ):
             raise CannotReplay("a replay differs from a whole pass")
-
-
-def ablation_passes(
-    model: "Model",
-    ablations: Sequence[Channels],
-    fills: Fills,
-    *,
-    first: Tensor,
-    memory: int = MEMORY,
-    images: int | None = None,
-) -> AblationPasses:
-    """The quickest right way to run these ablations; see `Replay` for the arguments."""
-    try:
-        if model.repeat > 1:
-            raise CannotReplay(f"its answers are averaged over {model.repeat} passes")
-        return Replay(model, ablations, fills, first=first, memory=memory, images=images)
-    except (Untraceable, CannotReplay) as reason:
-        return WholePasses(model, ablations, fills, reason=str(reason), images=images)

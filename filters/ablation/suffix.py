@@ -1,19 +1,19 @@
-"""What comes behind an ablated layer, run for many ablations of the same images at once.
+"""The prefix of a network once, and what comes after an ablated layer for many ablations at once.
 
-A traced network splits at the ablated layer. What does not depend on it (the prefix, and whatever
-runs beside it) is the same for every ablation; it is computed once
-(`cnnviz.filters.ablation.base`) and the values that the suffix reads are cached. It then runs
-for G ablations of N images together. Each value in it is one of two kinds:
+A traced network is split at the ablated layer. What does not depend on it (the prefix, and branches
+that do not join it) is the same for every ablation; `run_base` computes it once and caches the
+values that the suffix reads. `Suffix` then runs for G ablations of N images together. Each value in
+it is one of two kinds:
 
     ChangedChannel  one channel per ablation is new, the rest is as in the base run: (N, G, ...),
-                    where entry g belongs to channel channels[g]. It stays one through everything
+                    where entry g belongs to channel channels[g]. It remains one through everything
                     that works channel by channel (batch norm, activations, pooling, adding,
-                    concatenating), and the first convolution or linear layer turns it into full
-                    rows by adding what the change contributes.
+                    concatenating); the first convolution or linear layer turns it into full rows by
+                    adding the contribution of the change.
     FullRows        everything may be new: (N*G, ...), ablation fastest.
 
 So silencing one of C channels costs 1/C of the layers up to and including the next convolution, and
-with only pooling and a linear layer behind, it is a rank-one update of the logits.
+if only pooling and a linear layer follow, it is a rank-one update of the logits.
 Shapes: N images, G ablations, C channels, H W rows and columns, K classes.
 """
 
@@ -27,20 +27,66 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from cnnviz.core.graph.program import OUT_OF_PLACE, Program, last_uses
-from cnnviz.filters.ablation.base import Base, CannotReplay, holds_tensors
+
+
+class CannotReplay(Exception):  # noqa: N818 (a reason, not an error of the program)
+    """The network has an operation that cannot run rows of several ablations together."""
+
+
+class Values(dict[fx.Node, Any]):
+    """Values by node that record which ones were read."""
+
+    def __init__(self, values: dict[fx.Node, Any]) -> None:
+        super().__init__(values)
+        self.read: set[fx.Node] = set()
+
+    def __getitem__(self, node: fx.Node) -> Any:
+        self.read.add(node)
+        return super().__getitem__(node)
+
+
+@dataclass(frozen=True)
+class Base:
+    """The original run of N images."""
+
+    logits: Tensor  # the network's output, (N, K)
+    values: Values  # cached values of nodes
+    shapes: dict[fx.Node, torch.Size]  # the shape of every tensor that a node returned
+    images: int  # N
+
+
+def run_base(program: Program, images: Tensor, cached: set[fx.Node] | None) -> Base:
+    """Runs the whole network once; caches the values of `cached` (None: all) and non-tensors.
+
+    Raises:
+        CannotReplay: the network does not return a single tensor.
+    """
+    values: dict[fx.Node, Any] = {}
+    shapes: dict[fx.Node, torch.Size] = {}
+
+    def keep(node: fx.Node, value: Any) -> None:
+        if isinstance(value, Tensor):
+            shapes[node] = value.shape
+        if cached is None or node in cached or not _holds_tensors(value):
+            values[node] = value
+
+    result = program.run(images, keep)
+    if not isinstance(result, Tensor):
+        raise CannotReplay(f"the network returns {type(result).__name__}, not a tensor")
+    return Base(result, Values(values), shapes, len(images))
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Whether a value contains a tensor, however nested."""
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
 
 
 @dataclass
 class ChangedChannel:
-    """One new channel per ablation.
+    """One new channel per ablation."""
 
-    Attributes:
-        values: (N, G, H, W), or (N, G, B) once flattened, where a channel became B columns.
-        channels: (G,) int64, the place of each among the channels of the base value.
-    """
-
-    values: Tensor
-    channels: Tensor
+    values: Tensor  # (N, G, H, W), or (N, G, B) once flattened, where a channel became B columns
+    channels: Tensor  # (G,) int64, the index of each among the channels of the base value
 
     @property
     def flat(self) -> bool:
@@ -57,35 +103,34 @@ class FullRows:
 
 @dataclass(frozen=True)
 class Change:
-    """What G ablations do to one layer's output.
+    """What ablations do to one layer's output; either `mask` or `channel` is None."""
 
-    Attributes:
-        mask: (G, C) bool, the channels that are replaced; None where `channel` says it.
-        channel: (G,) int64, the one channel that each ablation replaces; None where `mask` says it.
-        fill: (C,) what they are replaced with; None for zero.
-    """
+    mask: Tensor | None  # (G, C) bool, the channels that each ablation replaces
+    channel: Tensor | None  # (G,) int64, the single channel that each ablation replaces
+    fill: Tensor | None  # (C,) the values that replace them; None for zero
 
-    mask: Tensor | None
-    channel: Tensor | None
-    fill: Tensor | None
+    def part(self, part: slice) -> "Change":
+        """The changes of some of the ablations."""
+        mask = None if self.mask is None else self.mask[part]
+        return Change(mask, None if self.channel is None else self.channel[part], self.fill)
 
 
 Rule = Callable[["Run", fx.Node], "ChangedChannel | FullRows | None"]
 
 
 class Suffix:
-    """The part of a network behind some nodes, to be run for many ablations.
+    """The part of a network after some nodes, to run for many ablations.
 
     Args:
         program: the network.
         starts: the nodes whose values are changed.
-        rules: what keeps a change within its channel; asked for every node that reads one.
+        rules: evaluates nodes that read a changed channel; None for a full evaluation.
     """
 
     def __init__(self, program: Program, starts: Sequence[fx.Node], rules: Rule) -> None:
         self.program = program
         self.starts = tuple(starts)
-        self.nodes = program.behind(starts)
+        self.nodes = program.dependents(starts)
         self.last_uses = last_uses(self.nodes)
         self.rules = rules
 
@@ -93,7 +138,7 @@ class Suffix:
         """Runs `count` ablations at once; `changes` has one entry per start node.
 
         Raises:
-            CannotReplay: some step cannot take rows of several ablations.
+            CannotReplay: an operation cannot run rows of several ablations together.
         """
         run = Run(self, base, count)
         run.execute(changes)
@@ -104,11 +149,11 @@ class Run:
     """One run of a suffix: N images, G ablations.
 
     Attributes:
-        base: the unchanged run.
+        base: the original run.
         count: G.
         env: values of the suffix so far.
-        peak: most bytes that its values took at any one time.
-        logits: (N, G, K) once it is done.
+        peak: maximum bytes of its values at any one time.
+        logits: (N, G, K), after `execute`.
     """
 
     def __init__(self, suffix: Suffix, base: Base, count: int) -> None:
@@ -122,7 +167,7 @@ class Run:
 
     def execute(self, changes: Mapping[fx.Node, Change]) -> None:
         """Runs every node of the suffix."""
-        if self.suffix.nodes[-1].op != "output":  # nothing that was changed is ever used
+        if self.suffix.nodes[-1].op != "output":  # the changed values are never used
             self.logits = self.base.logits.unsqueeze(1).expand(-1, self.count, -1)
             return
         live = 0
@@ -157,7 +202,7 @@ class Run:
         return self.program.operations[node].run(self.rows)
 
     def _merged(self, node: fx.Node) -> Tensor | None:
-        """Arithmetic on rows and a base value, the latter broadcast instead of repeated."""
+        """Arithmetic on rows and a base value, which is broadcast instead of repeated."""
         function = OUT_OF_PLACE.get(node.target, node.target)
         if function not in (operator.add, operator.mul, torch.add, torch.mul) or node.kwargs:
             return None
@@ -195,7 +240,7 @@ class Run:
         return FullRows(rows)
 
     def rows(self, node: fx.Node) -> Any:
-        """The value of any node in full, for N*G rows."""
+        """Returns the value of any node in full, for N*G rows."""
         value = self.env.get(node)
         if isinstance(value, FullRows):
             return value.value
@@ -204,14 +249,14 @@ class Run:
         base = self.base.values[node]
         if value.flat:
             base = torch.unflatten(base, 1, (-1, value.values.shape[2]))
-        full = repeated(base, self.count)
+        full = _repeat(base, self.count)
         parts = torch.unflatten(full, 0, (self.base.images, self.count))
         parts[:, torch.arange(self.count, device=full.device), value.channels] = value.values
         return full.flatten(1) if value.flat else full
 
     def _repeated(self, node: fx.Node, value: Any) -> Any:
-        """A base value as the suffix needs it: one copy of each image's part per ablation."""
-        if not holds_tensors(value):
+        """A base value with each image's part repeated for every ablation."""
+        if not _holds_tensors(value):
             return self._resized(node, value)
         if node not in self.program.on_image:
             return value
@@ -221,14 +266,14 @@ class Run:
         if not isinstance(value, Tensor) or value.dim() == 0:
             return value
         if value.shape[0] == self.base.images:
-            return repeated(value, self.count)
+            return _repeat(value, self.count)
         if value.shape[0] % self.base.images:
             raise CannotReplay(f"a value of shape {tuple(value.shape)} has no batch axis")
         parts = torch.unflatten(value, 0, (self.base.images, -1))
-        return repeated(parts, self.count).flatten(0, 1)
+        return _repeat(parts, self.count).flatten(0, 1)
 
     def _resized(self, node: fx.Node, value: Any) -> Any:
-        """A shape, or arithmetic on shapes, redone for N*G images."""
+        """A shape, or arithmetic on shapes, recomputed for N*G images."""
         if node not in self.program.on_image:
             return value
         source = node.args[0] if node.args else None
@@ -241,20 +286,20 @@ class Run:
         return self._computed(node)
 
 
-def repeated(value: Tensor, count: int) -> Tensor:
-    """(N, ...) to (N*count, ...) in memory of its own, each entry `count` times in a row.
+def _repeat(value: Tensor, count: int) -> Tensor:
+    """Copies (N, ...) to (N*count, ...), each entry `count` times in a row.
 
-    Maps that lie channels last in memory stay so.
+    Maps in channels-last layout keep it.
     """
     if is_channels_last(value):
-        rows = repeated(value.permute(0, 2, 3, 1), count)
+        rows = _repeat(value.permute(0, 2, 3, 1), count)
         return rows.permute(0, 3, 1, 2)
     wide = value.unsqueeze(1).expand(-1, count, *value.shape[1:])
     return wide.clone(memory_format=torch.contiguous_format).flatten(0, 1)
 
 
 def is_channels_last(value: Tensor) -> bool:
-    """Whether maps (N, C, H, W) lie in memory as (N, H, W, C) and not also as they are written."""
+    """Whether maps (N, C, H, W) are in memory as (N, H, W, C), and not also as (N, C, H, W)."""
     return (
         value.dim() == 4
         and value.is_contiguous(memory_format=torch.channels_last)
@@ -263,7 +308,7 @@ def is_channels_last(value: Tensor) -> bool:
 
 
 def _shape_answer(node: fx.Node, shape: torch.Size) -> Any:
-    """What `size()`, `size(dim)` or `shape` says of a tensor of that shape."""
+    """The result of `size()`, `size(dim)` or `shape` for a tensor of that shape."""
     if node.target is getattr and node.args[1] == "shape":
         return shape
     if node.target == "size":
@@ -273,9 +318,9 @@ def _shape_answer(node: fx.Node, shape: torch.Size) -> Any:
 
 
 def shape_of_changed(run: Run, node: fx.Node) -> FullRows:
-    """The answer to a question for the shape of a changed value, as its rows would give it."""
+    """The shape of a changed value, or one of its sizes, as that of its rows."""
     source = node.args[0]
-    assert isinstance(source, fx.Node)  # noqa: S101 (asked only for nodes that read one)
+    assert isinstance(source, fx.Node)  # noqa: S101 (called only for nodes that read one)
     shape = run.base.shapes[source]
     return FullRows(_shape_answer(node, torch.Size([shape[0] * run.count, *shape[1:]])))
 

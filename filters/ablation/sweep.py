@@ -1,86 +1,66 @@
-"""What each filter of a layer is worth alone, and how accuracy falls as filters go together.
+"""What each filter of a layer is worth alone, and how accuracy falls as filters are removed.
 
-A sweep ablates every filter by itself; `effects` reads off what it cost and which class it cost
-most. `removal_orders` lists orders in which all filters of a layer may go, and `curves` turns the
-counts of the cumulative runs into accuracy against the share removed. Both are judged on the images
-they are run on: an order by sweep rank looks somewhat better there than it would elsewhere.
+A sweep ablates every filter alone; `effects` determines what it cost and which class it cost most.
+`removal_orders` lists orders in which all filters of a layer may be removed, and `curves` turns the
+counts of the cumulative runs into accuracy against the share removed. Both are evaluated on the
+images that they were run on, where an order by sweep rank looks somewhat better than elsewhere.
 Shapes: V ablations, K classes.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cnnviz.filters.ablation.choices import RemovalOrder
+from cnnviz.core.output.record import HIDDEN, Change, Count, Record, Says, Share
 from cnnviz.filters.ablation.evaluation import mcnemar
 from cnnviz.filters.ablation.measures import Measured
+from cnnviz.filters.ablation.options import RemovalOrder
 from cnnviz.filters.ablation.tally import Counts
 from cnnviz.filters.channels.spec import Channels
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 POINTS = 10
 RANDOM_ORDERS = 5
 
 
-@dataclass(frozen=True)
-class FilterEffect:
-    """What one filter's absence changed.
-
-    Attributes:
-        layer: its layer.
-        filter: its output channel.
-        change: of accuracy, -1 to 1, or of what else is measured.
-        harm: the same, larger the worse.
-        hurts: the class (model index) that lost most, ties by its probability; None where none did.
-        hurts_change: of that class's accuracy, or what else is measured; 0 with none.
-        answers: of right and wrong ones; None where there are none.
-    """
+@dataclass(frozen=True, kw_only=True)
+class FilterEffect(Record):
+    """The effect of switching off one filter; null where answers are measured, not counted."""
 
     layer: str
-    filter: int
-    change: float
-    harm: float
-    hurts: int | None
-    hurts_change: float
-    answers: "AnswerEffect | None" = None
-
-
-@dataclass(frozen=True)
-class AnswerEffect:
-    """What one filter's absence changed of answers that are right or wrong.
-
-    Attributes:
-        correct: images right without it.
-        lost: images right with it and wrong without.
-        gained: the other way.
-        p_value: McNemar's, of this one comparison.
-        probability_change: mean change of the labelled class's probability.
-        hurts_probability: mean change of the probability of the class that lost most; 0 with none.
-    """
-
-    correct: int
-    lost: int
-    gained: int
-    p_value: float
-    probability_change: float
-    hurts_probability: float
+    filter: Annotated[Count, Says("its output channel")]
+    correct: Annotated[Count | None, Says("images right without it")] = None
+    accuracy: Annotated[float, Says("without it, or the measure", only="csv")]
+    change: Annotated[float, Says("of accuracy, or of the measure")]
+    lost: Annotated[Count | None, Says("images right with it and wrong without")] = None
+    gained: Annotated[Count | None, Says("images wrong with it and right without")] = None
+    p_value: Annotated[Share | None, Says("McNemar's, of this one comparison")] = None
+    probability_change: Annotated[
+        Change | None, Says("mean change of the labelled class's probability")
+    ] = None
+    hurts: Annotated[str | None, Says("the class whose accuracy fell most")]
+    hurts_change: Annotated[float, Says("change of that class; 0 with none")]
+    hurts_probability_change: Annotated[
+        Change | None, Says("mean change of that class's probability on its images; 0 with none")
+    ] = None
+    harm: Annotated[float, HIDDEN]
 
 
 def effects(
-    counts: Counts, filters: Sequence[tuple[str, int]], first: int
+    counts: Counts, filters: Sequence[tuple[str, int]], first: int, names: Sequence[str]
 ) -> tuple[FilterEffect, ...]:
-    """The effect of each of `filters` (layer, channel), whose ablations stand from `first` on."""
-    found = []
-    for place, (layer, channel) in enumerate(filters, start=first):
-        found.append(_effect(counts, place, layer, channel))
-    return tuple(found)
+    """The effect of each of `filters` (layer, channel), whose ablations start at `first`."""
+    return tuple(
+        _effect(counts, place, layer, channel, names)
+        for place, (layer, channel) in enumerate(filters, start=first)
+    )
 
 
-def _effect(counts: Counts, place: int, layer: str, channel: int) -> FilterEffect:
+def _effect(
+    counts: Counts, place: int, layer: str, channel: int, names: Sequence[str]
+) -> FilterEffect:
     seen = np.flatnonzero(counts.images)
     sizes = counts.images[seen]
     total = int(sizes.sum())
@@ -90,45 +70,48 @@ def _effect(counts: Counts, place: int, layer: str, channel: int) -> FilterEffec
     harmed = change[worst] < 0 or moved[worst] < 0
     lost, gained = int(counts.lost[place]), int(counts.gained[place])
     correct = int(counts.correct[place].sum())
-    shift = float((counts.probability[place] - counts.probability[0]).sum()) / total
     overall = (correct - int(counts.correct[0].sum())) / total
     return FilterEffect(
         layer=layer,
         filter=channel,
+        correct=correct,
+        accuracy=correct / total,
         change=overall,
-        harm=-overall,
-        hurts=int(seen[worst]) if harmed else None,
+        lost=lost,
+        gained=gained,
+        p_value=mcnemar(lost, gained).p_value,
+        probability_change=float((counts.probability[place] - counts.probability[0]).sum()) / total,
+        hurts=names[int(seen[worst])] if harmed else None,
         hurts_change=float(change[worst]) if harmed else 0.0,
-        answers=AnswerEffect(
-            correct=correct,
-            lost=lost,
-            gained=gained,
-            p_value=mcnemar(lost, gained).p_value,
-            probability_change=shift,
-            hurts_probability=float(moved[worst]) if harmed else 0.0,
-        ),
+        hurts_probability_change=float(moved[worst]) if harmed else 0.0,
+        harm=-overall,
     )
 
 
 def measured_effects(
-    found: Measured, filters: Sequence[tuple[str, int]], first: int
+    measured: Measured, filters: Sequence[tuple[str, int]], first: int, names: Sequence[str]
 ) -> tuple[FilterEffect, ...]:
     """`effects` where answers are measured, not counted."""
-    listed = []
+    results = []
     for place, (layer, channel) in enumerate(filters, start=first):
-        change, (hurts, by) = found.change(place), found.hurt_most(place) or (None, 0.0)
-        harm = -found.measure.sign * change
-        listed.append(FilterEffect(layer, channel, change, harm, hurts, by))
-    return tuple(listed)
+        change, worst = measured.change_of(place), measured.hurt_most(place)
+        results.append(
+            FilterEffect(
+                layer=layer,
+                filter=channel,
+                accuracy=measured.before + change,
+                change=change,
+                hurts=None if worst is None else names[worst[0]],
+                hurts_change=0.0 if worst is None else worst[1],
+                harm=-measured.measure.sign * change,
+            )
+        )
+    return tuple(results)
 
 
-def ranked(found: Sequence[FilterEffect]) -> tuple[FilterEffect, ...]:
-    """Most harmful loss first: by accuracy, then by probability, then in order of the network."""
-
-    def key(effect: FilterEffect) -> tuple[float, float]:
-        return -effect.harm, effect.answers.probability_change if effect.answers else 0.0
-
-    return tuple(sorted(found, key=key))
+def ranked(effects: Sequence[FilterEffect]) -> tuple[FilterEffect, ...]:
+    """Sorts by harm, worst first: by accuracy, then probability, then order of the network."""
+    return tuple(sorted(effects, key=lambda e: (-e.harm, e.probability_change or 0.0)))
 
 
 Orders = Mapping[RemovalOrder, Sequence[Sequence[int]]]
@@ -137,22 +120,22 @@ Orders = Mapping[RemovalOrder, Sequence[Sequence[int]]]
 
 def removal_orders(
     channels: int,
-    found: Sequence[FilterEffect],
-    norms: "NDArray[np.floating] | None",
-    magnitudes: "NDArray[np.floating]",
+    sweep: Sequence[FilterEffect],
+    norms: NDArray[np.floating] | None,
+    magnitudes: NDArray[np.floating],
     seed: int,
 ) -> dict[RemovalOrder, list[list[int]]]:
-    """The orders in which a layer's channels are removed.
+    """Returns the orders in which a layer's channels are removed.
 
     Args:
-        channels: how many the layer has.
-        found: its sweep.
-        norms: of its kernels; None for a layer without.
+        channels: number of channels of the layer.
+        sweep: the effects of its filters.
+        norms: norms of its kernels; None for a layer without kernels.
         magnitudes: mean absolute output of each channel.
         seed: of the random orders.
     """
     generator = np.random.default_rng(seed)
-    by_harm = [effect.filter for effect in ranked(found)]
+    by_harm = [effect.filter for effect in ranked(sweep)]
     orders = {
         RemovalOrder.RANDOM: [
             generator.permutation(channels).tolist() for _ in range(RANDOM_ORDERS)
@@ -167,12 +150,12 @@ def removal_orders(
 
 
 def steps(channels: int) -> tuple[int, ...]:
-    """Numbers of removed channels at which accuracy is measured: tenths, 0 and all included."""
+    """Numbers of removed channels at which accuracy is measured: tenths, including 0 and all."""
     return tuple(sorted({round(channels * step / POINTS) for step in range(POINTS + 1)}))
 
 
 def cumulative_ablations(layer: str, channels: int, orders: Orders) -> list[Channels]:
-    """The ablations that `curves` needs: none, all, then each order's steps between."""
+    """The ablations that `curves` needs: none, all, then the steps in between of each order."""
     inner = steps(channels)[1:-1]
     ablations: list[Channels] = [{}, {layer: tuple(range(channels))}]
     for permutations in orders.values():
@@ -182,34 +165,47 @@ def cumulative_ablations(layer: str, channels: int, orders: Orders) -> list[Chan
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Accuracy, or what else is measured, while a layer's filters go, in one kind of order.
-
-    Attributes:
-        layer: the layer.
-        order: the order.
-        removed: numbers of filters removed.
-        accuracy: at each, the mean over the orders of this kind.
-        low: the lowest of them; equal to `accuracy` for a kind with one order.
-        high: the highest.
-    """
+class Curve(Record):
+    """Accuracy, or the measure, while a layer's filters are removed, in one kind of order."""
 
     layer: str
     order: RemovalOrder
-    removed: tuple[int, ...]
-    accuracy: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
+    removed: Annotated[tuple[Count, ...], Says("numbers of filters removed")]
+    accuracy: Annotated[tuple[float, ...], Says("mean over the orders of this kind")]
+    lowest: tuple[float, ...]
+    highest: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class CurvePoint(Record):
+    """One point of a curve."""
+
+    layer: str
+    order: RemovalOrder
+    removed: Count
+    share: Share
+    accuracy: float
+    lowest: float
+    highest: float
+
+
+def points(curve: Curve) -> list[CurvePoint]:
+    """The points of a curve."""
+    levels = zip(curve.removed, curve.accuracy, curve.lowest, curve.highest, strict=True)
+    return [
+        CurvePoint(curve.layer, curve.order, count, count / curve.removed[-1], *level)
+        for count, *level in levels
+    ]
 
 
 def curves(
-    layer: str, channels: int, orders: Orders, shares: "NDArray[np.float64]"
+    layer: str, channels: int, orders: Orders, shares: NDArray[np.float64]
 ) -> tuple[Curve, ...]:
     """Accuracy curves from the accuracies (V,) of `cumulative_ablations`."""
     removed = steps(channels)
     inner = len(removed) - 2
     place = 2
-    found = []
+    results = []
     for order, permutations in orders.items():
         stop = place + inner * len(permutations)
         middle = shares[place:stop].reshape(len(permutations), inner)
@@ -219,5 +215,5 @@ def curves(
         levels = (
             tuple(v.tolist()) for v in (rows.mean(axis=0), rows.min(axis=0), rows.max(axis=0))
         )
-        found.append(Curve(layer, order, removed, *levels))
-    return tuple(found)
+        results.append(Curve(layer, order, removed, *levels))
+    return tuple(results)

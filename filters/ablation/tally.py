@@ -1,66 +1,58 @@
-"""Counting the answers of many ablated networks while the images stream by.
+"""Counts the answers of many ablated networks batch by batch.
 
-For every ablation only sums stay, on the device, per class: memory does not grow with the data. For
-the first few ablations (the untouched network, and the one that is studied image by image) every
-answer is recorded as well. Shapes: N images, G ablations of a group, V in all, K classes.
+For every ablation only sums per class are kept, on the device: memory does not grow with the data.
+For the first few ablations (the original network, and the ablation of `--filters`) every answer is
+recorded as well. Shapes: N images, G ablations of a group, V in all, M images in all, K classes.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnviz.core.models.heads import Head
 from cnnviz.filters.ablation.evaluation import Predictions
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 
 @dataclass(frozen=True)
 class Counts:
-    """What V ablations did to M images; ablation 0 is the untouched network.
+    """Counts of V ablations on M images; ablation 0 is the original network."""
 
-    Attributes:
-        images: (K,) int64, images of each class.
-        correct: (V, K) int64, of these, right.
-        lost: (V,) int64, right when untouched, wrong when ablated.
-        gained: (V,) int64, the other way.
-        probability: (V, K) float64, sum over a class's images of the class's probability.
-        labels: (M,) int64, in order of the data.
-        predictions: every answer of the first ablations.
-    """
+    images: NDArray[np.int64]  # (K,) images of each class
+    correct: NDArray[np.int64]  # (V, K) images of each class that are right
+    lost: NDArray[np.int64]  # (V,) images that are right with ablation 0 and wrong with this one
+    gained: NDArray[np.int64]  # (V,) images that are wrong with ablation 0 and right with this one
+    # (V, K) float64, sum over a class's images of the class's probability
+    probability: NDArray[np.float64]
+    labels: NDArray[np.int64]  # (M,) in order of the data
+    predictions: tuple[Predictions, ...]  # every answer of the first ablations
 
-    images: "NDArray[np.int64]"
-    correct: "NDArray[np.int64]"
-    lost: "NDArray[np.int64]"
-    gained: "NDArray[np.int64]"
-    probability: "NDArray[np.float64]"
-    labels: "NDArray[np.int64]"
-    predictions: tuple[Predictions, ...]
+    @property
+    def pair(self) -> tuple[Predictions, Predictions] | None:
+        """The answers before and after; None if no filters were switched off together."""
+        if len(self.predictions) < 2:
+            return None
+        return self.predictions[0], self.predictions[1]
 
 
 INDICES = "indices"
 SUMS = ("correct", "probability", "lost", "gained")
 """Arrays of the journal that add up over blocks of images."""
 AXES = {INDICES: 0, "labels": 0, "truth": 0, "answers": 1}
-"""Arrays with an entry for each image used: along which axis."""
+"""The axis of images, of arrays that have one."""
 FINEST = 2.0**32
-"""Probabilities are summed in steps of one over this: such sums do not depend on their order."""
+"""Probabilities are rounded to multiples of 1 over this: sums then do not depend on the order."""
 
 
 class Tally:
-    """Takes logits part by part; each part of a batch must begin with ablation 0.
+    """Counts logits part by part; each part of a batch must begin with ablation 0.
 
-    Args:
-        ablations: V.
-        classes: K.
-        recorded: of how many ablations, from 0 on, every answer is kept.
-        device: where the logits are.
-        head: what they mean.
+    Every answer of the first `recorded` ablations is kept. `head` interprets the logits, which are
+    on `device`.
     """
 
     def __init__(
@@ -79,7 +71,7 @@ class Tally:
         self._was = torch.zeros(0, dtype=torch.bool, device=device)
 
     def start(self, labels: Tensor) -> None:
-        """Announces a batch by its labels (N,), the model's class indices."""
+        """Starts a batch with its labels (N,), the model's class indices."""
         self._labels.append(labels.to(self._device))
         self._was = torch.zeros(len(labels), dtype=torch.bool, device=self._device)
         exact = self._probability.dtype
@@ -94,8 +86,8 @@ class Tally:
         predicted = logits.argmax(2)
         right = predicted == labels.unsqueeze(1)
         for place in range(ablations.start, min(ablations.stop, self._recorded)):
-            own = logits[:, place - ablations.start]
-            answer = self._answer(own, labels, predicted[:, place - ablations.start])
+            row = place - ablations.start
+            answer = self._answer(logits[:, row], labels, predicted[:, row])
             self._answers[-1][place, images] = answer
         if ablations.start == 0:
             self._was[images] = right[:, 0]
@@ -116,13 +108,13 @@ class Tally:
             [predicted.to(exact.dtype), top.exp(), true.squeeze(1).exp(), rank.to(exact.dtype)], 1
         )
 
-    def arrays(self) -> dict[str, "NDArray[Any]"]:
+    def arrays(self) -> dict[str, NDArray[Any]]:
         """All counts so far, on the host: sums, and rows with an axis of images."""
         counts = {name: getattr(self, f"_{name}") for name in SUMS}
         counts |= {"labels": torch.cat(self._labels), "answers": torch.cat(self._answers, 1)}
         return {name: tensor.cpu().numpy() for name, tensor in counts.items()}
 
-    def restore(self, arrays: "Mapping[str, NDArray[Any]]") -> None:
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Resumes from arrays of the same names, types and shapes as `arrays` returns."""
         for name in SUMS:
             getattr(self, f"_{name}").copy_(torch.from_numpy(arrays[name]))
@@ -131,24 +123,26 @@ class Tally:
         self._answers = [torch.from_numpy(arrays["answers"]).to(self._device, exact)]
 
     def finish(self) -> Counts:
-        """All counts, on the host; at least one batch must have come."""
-        found = self.arrays()
+        """All counts, on the host; requires at least one batch."""
+        arrays = self.arrays()
         predictions = tuple(
-            Predictions(own[0].astype(np.int64), own[1], own[2], own[3].astype(np.int64))
-            for own in found["answers"].astype(np.float64).swapaxes(1, 2)
+            Predictions(
+                answer[0].astype(np.int64), answer[1], answer[2], answer[3].astype(np.int64)
+            )
+            for answer in arrays["answers"].astype(np.float64).swapaxes(1, 2)
         )
         return Counts(
-            images=np.bincount(found["labels"], minlength=self._correct.shape[1]),
-            correct=found["correct"],
-            lost=found["lost"],
-            gained=found["gained"],
-            probability=found["probability"].astype(np.float64),
-            labels=found["labels"],
+            images=np.bincount(arrays["labels"], minlength=self._correct.shape[1]),
+            correct=arrays["correct"],
+            lost=arrays["lost"],
+            gained=arrays["gained"],
+            probability=arrays["probability"].astype(np.float64),
+            labels=arrays["labels"],
             predictions=predictions,
         )
 
 
-def merge(parts: "Sequence[Mapping[str, NDArray[Any]]]") -> "dict[str, NDArray[Any]]":
+def merge(parts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
     """The journal's arrays for all images from those of their blocks."""
     return {
         name: np.sum([part[name] for part in parts], axis=0)

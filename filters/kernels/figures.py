@@ -13,9 +13,10 @@ from matplotlib.projections.polar import PolarAxes
 from numpy.typing import NDArray
 
 from cnnviz.core.choices import Scaling
-from cnnviz.core.output.drawing import FONT_SIZE, new_figure, title, to_uint8
+from cnnviz.core.output.drawing import new_figure, title, to_uint8
 from cnnviz.core.output.panels import grid_of_axes
 from cnnviz.core.output.sheets import Scale, Sheet, draw_on, draw_sheet, grid, matrix
+from cnnviz.core.output.style import FONT_SIZE, ink
 from cnnviz.filters.kernels.gabor import GABOR_LIKE, GaborFit
 from cnnviz.filters.kernels.weights import GaborStats, KernelStats
 
@@ -121,7 +122,7 @@ def _explained(figure: Figure, gabor: GaborStats) -> None:
     ):
         values = np.sort([0.0 if fit is None else fit.r2 for fit in fits])[::-1]
         axes.plot(values, color=colour, label=f"{name}: {share:.0%} above", linewidth=1.8)
-    axes.axhline(GABOR_LIKE, color="black", linewidth=0.6, linestyle="--")
+    axes.axhline(GABOR_LIKE, color=ink(), linewidth=0.6, linestyle="--")
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("filters, best fit first", fontsize=FONT_SIZE)
     axes.set_ylabel("R² of the Gabor fit", fontsize=FONT_SIZE)

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from cnnviz.core.output.drawing import FONT_SIZE, add_colorbar, escape, new_figure, title
+from cnnviz.core.output.drawing import add_colorbar, escape, new_figure, title
+from cnnviz.core.output.style import FONT_SIZE
 from cnnviz.filters.layers.spread import LOWEST_EXPONENT, Spread
 from cnnviz.filters.layers.statistics import Statistics
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnviz.core.data.datasets import Batch, ImageData, batches, none_usable
-from cnnviz.core.data.matching import match_labels
+from cnnviz.core.data.labels import match_labels
 from cnnviz.core.device import in_batches
 from cnnviz.core.graph.trace import Untraceable, describe, trace
 from cnnviz.core.models.layers import named_layers

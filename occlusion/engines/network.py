@@ -69,27 +69,19 @@ class ScoreSheet:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A prepared network.
+    """A prepared network."""
 
-    Attributes:
-        module: images (N, 3, H, W) to logits (N, K), or to (logits, sums (N, C)) with a layer.
-        graph: the folded graph with its description; None if the network cannot be traced.
-        reason: why there is no graph.
-        layer: the layer whose channel sums are returned too.
-        device: where it runs.
-        dtype: the floating-point format of weights and activations.
-        layout: memory format of images: channels last, unless the network does not support it.
-        repeat: number of passes to average, for stochastic networks.
-    """
-
+    # images (N, 3, H, W) to logits (N, K), or to (logits, sums (N, C)) with a layer
     module: nn.Module
+    # the folded graph with its description; None if the network cannot be traced
     graph: Graph | None
-    reason: str | None
-    layer: str | None
+    reason: str | None  # why there is no graph
+    layer: str | None  # the layer whose channel sums are returned too
     device: torch.device
-    dtype: torch.dtype
+    dtype: torch.dtype  # the floating-point format of weights and activations
+    # memory format of images: channels last, unless the network does not support it
     layout: torch.memory_format = torch.channels_last
-    repeat: int = 1
+    repeat: int = 1  # number of passes to average, for stochastic networks
 
     def run(self, images_N3HW: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns float32 logits (N, K), and the layer's sum over positions per channel (N, C)."""

@@ -121,7 +121,7 @@ def test_a_manifest_that_names_no_file_costs_that_image_alone(
     (odd / f"list{suffix}").write_text(rows[suffix])
     data = open_data([str(odd / f"list{suffix}")])
     assert len(data) == 2
-    with pytest.raises(CnnvizError):
+    with pytest.raises(CnnvizError, match=r"\A[^\n]+\Z"):
         data.open(0)
     assert data.open(1).size == (32, 32)
 

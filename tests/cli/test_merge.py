@@ -17,6 +17,7 @@ from parts import slow_but
 from PIL import Image
 
 from cnnviz.cli.main import run
+from cnnviz.cli.per_image import ImageRun
 from cnnviz.core.data.shards import Shard, of_environment, shard
 from cnnviz.core.errors import UsageError
 
@@ -136,7 +137,7 @@ def test_what_needs_all_images_first_is_not_shared_out(
     more: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([*LINES["ablate"], *more, "--out", "parts", "--shard", "0/2"]) == 2
-    assert f"{' '.join(more)} cannot be shared out" in capsys.readouterr().err
+    assert f"{' '.join(more)} cannot run in shards" in capsys.readouterr().err
     assert not Path("parts").exists()
 
 
@@ -229,7 +230,7 @@ def test_a_damaged_state_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_share_is_two_numbers(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*LINES["saliency"], "--out", "o", f"--shard={text}"]) == 2
     assert "invalid share" in capsys.readouterr().err
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="invalid share"):
         shard(text, "--shard")
 
 
@@ -315,6 +316,26 @@ def test_torchrun_makes_shares() -> None:
     assert run([*LINES["max-patches"], "--out", "one", "--quiet"]) == 1
     assert run(["merge", "parts", "--out", "all", "--quiet"]) == 1
     assert files("all") == files("one")
+
+
+def test_an_interrupted_merge_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for share in ("0/2", "1/2"):
+        assert run([*LINES["saliency"], "--out", "parts", "--quiet", "--shard", share]) in (0, 1)
+    capsys.readouterr()
+
+    def interrupted(*_arguments: object, **_options: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(ImageRun, "finish_images", interrupted)
+    try:
+        assert run(["merge", "parts", "--out", "all", "--quiet"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err.count("interrupted") == 1
 
 
 @pytest.mark.slow

@@ -212,10 +212,10 @@ def test_no_room_for_features(place: Path, monkeypatch: pytest.MonkeyPatch) -> N
         store.add(np.zeros((1, 4), np.float32))
 
 
+@pytest.mark.needs("transformers")
 def test_a_configuration_that_makes_no_network(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("transformers")
     (place / "hf").mkdir()
     content = {"model_type": "vit", "hidden_size": 10, "num_attention_heads": 2, "patch_size": 0}
     (place / "hf" / "config.json").write_text(json.dumps(content))

@@ -194,7 +194,7 @@ def test_any_manifest_is_a_list_or_a_line(tmp_path: Path, rows: list[tuple[str, 
     names = [found.classes[e.label] if e.label is not None else "" for e in found.examples]  # type: ignore[index]
     assert names == [label.strip() for _path, label in rows]
     for index in range(len(found)):
-        with pytest.raises(CnnvizError):
+        with pytest.raises(CnnvizError, match=r"\A[^\n]+\Z"):
             found.open(index)
     (tmp_path / "x.csv").write_text("".join(f"{p},{c}\n" for p, c in rows), encoding="utf-8")
     try:

@@ -162,7 +162,7 @@ def test_the_model_is_left_as_it_was_even_when_it_fails(monkeypatch: pytest.Monk
     before = {name: value.clone() for name, value in module.state_dict().items()}
     saliency(model, picture(), SaliencySpec(method=Method.GRAD_CAM))
     monkeypatch.setattr(module[9], "forward", lambda _x: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
         saliency(model, picture(), SaliencySpec(method=Method.GRAD_CAM, layer="3"))
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
     assert all(parameter.grad is None for parameter in module.parameters())

@@ -133,6 +133,7 @@ def test_a_blank_answer_of_a_map_is_chance(source: Path) -> None:
     assert others["nothing"].verdict is not Verdict.BELIEVE
 
 
+@pytest.mark.needs("quantus")
 def test_correlations_are_those_of_quantus() -> None:
     with warnings.catch_warnings(action="ignore"):
         similarity = pytest.importorskip("quantus.functions.similarity_func")

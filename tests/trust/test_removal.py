@@ -92,6 +92,7 @@ def test_the_curves_are_those_of_a_loop_over_pixels(source: str, picture: Workin
             assert reading == pytest.approx(float(logits.softmax(1)[0, 1]), abs=1e-6)
 
 
+@pytest.mark.needs("quantus")
 def test_quantus_flips_the_same_pixels(source: str, picture: WorkingImage) -> None:
     with warnings.catch_warnings(action="ignore"):
         quantus = pytest.importorskip("quantus")

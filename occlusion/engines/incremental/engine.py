@@ -111,7 +111,7 @@ class IncrementalEngine:
     def _group(
         self,
         baseline: Baseline,
-        pictures: tuple[Tensor, Tensor],
+        images: tuple[Tensor, Tensor],
         group: Group,
         axes: tuple[AxisReach, AxisReach],
         boxes_P4: Ints,
@@ -126,7 +126,7 @@ class IncrementalEngine:
             positions = group.positions_N[part]
             map_boxes = self._map_boxes(group, axes, positions)
             source = map_boxes[self._graph.source]
-            windows = source_windows(*pictures, source, boxes_P4[positions])
+            windows = source_windows(*images, source, boxes_P4[positions])
             run = Batch(self._graph, baseline, map_boxes, len(positions))
             logits, sums = run.run(schedule.segments, self._layer, windows, channel)
             index = torch.from_numpy(positions).to(logits.device)

@@ -25,30 +25,19 @@ _LEVELS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 
 @dataclass(frozen=True, eq=False)
 class AxisReach:
-    """What the distinct row (or column) spans of a set of masks reach.
+    """What the distinct row (or column) spans of a set of masks reach."""
 
-    Attributes:
-        number_P: the index of each position's span.
-        spans: node to the spans reached on its map.
-        alike_I: spans with equal values have windows with equal relative positions.
-    """
-
-    number_P: Ints
-    spans: dict[fx.Node, Spans]
-    alike_I: Ints
+    number_P: Ints  # the index of each position's span
+    spans: dict[fx.Node, Spans]  # node to the spans reached on its map
+    alike_I: Ints  # spans with equal values have windows with equal relative positions
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Positions that run together, ordered so that few pastes are needed.
+    """Positions that run together, ordered so that few pastes are needed."""
 
-    Attributes:
-        positions_N: indices into the set of masks.
-        sizes: node to the (height, width) of its windows.
-    """
-
-    positions_N: Ints
-    sizes: dict[fx.Node, tuple[int, int]]
+    positions_N: Ints  # indices into the set of masks
+    sizes: dict[fx.Node, tuple[int, int]]  # node to the (height, width) of its windows
 
 
 def reach_of_boxes(graph: Graph, boxes_P4: Ints) -> tuple[AxisReach, AxisReach]:

@@ -50,21 +50,14 @@ class Kind(Enum):
 
 @dataclass(frozen=True, eq=False)
 class Sliding:
-    """A sliding operation on cut windows.
-
-    Attributes:
-        window: its geometry.
-        compute: cut input (N, C, h, w) and output box to the output windows.
-        lowest: padding is minus infinity (max pooling).
-        fill: the value of padding otherwise.
-        macs: multiply-accumulates per output position.
-    """
+    """A sliding operation on cut windows."""
 
     window: Window
+    # cut input (N, C, h, w) and output box to the output windows
     compute: Callable[[Tensor, Box], Tensor]
-    lowest: bool = False
-    fill: float = 0.0
-    macs: float = 0.0
+    lowest: bool = False  # padding is minus infinity (max pooling)
+    fill: float = 0.0  # the value of padding otherwise
+    macs: float = 0.0  # multiply-accumulates per output position
 
     @property
     def local(self) -> bool:
@@ -75,21 +68,13 @@ class Sliding:
 
 @dataclass(eq=False)
 class Step(Operation):
-    """An operation that can run on windows.
-
-    Attributes:
-        info: the description of its node.
-        kind: how it treats positions.
-        free: it returns a view of its input.
-        sliding: the operation on cut windows, for those that slide.
-        cached: the original image's map is needed later, to cut windows from it.
-    """
+    """An operation that can run on windows."""
 
     info: NodeInfo
-    kind: Kind
-    free: bool
-    sliding: Sliding | None = None
-    cached: bool = False
+    kind: Kind  # how it treats positions
+    free: bool  # it returns a view of its input
+    sliding: Sliding | None = None  # the operation on cut windows, for those that slide
+    cached: bool = False  # the original image's map is needed later, to cut windows from it
 
 
 def compile_steps(graph: Graph, layer: str | None = None) -> list[Step]:
@@ -272,19 +257,12 @@ def _counted(window: Window, axis: int, size_in: int, size_out: int, include: bo
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
-    """The original image's run through the network.
+    """The original image's run through the network."""
 
-    Attributes:
-        maps: the maps that windows are cut from.
-        means: values of global averages.
-        logits_1K: float32.
-        sums_1C: the layer's channel sums, with a layer.
-    """
-
-    maps: dict[fx.Node, CachedMap]
-    means: dict[fx.Node, Tensor]
-    logits_1K: Tensor
-    sums_1C: Tensor | None
+    maps: dict[fx.Node, CachedMap]  # the maps that windows are cut from
+    means: dict[fx.Node, Tensor]  # values of global averages
+    logits_1K: Tensor  # float32
+    sums_1C: Tensor | None  # the layer's channel sums, with a layer
 
 
 def run_baseline(

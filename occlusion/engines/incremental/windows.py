@@ -23,21 +23,13 @@ Axes = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Box:
-    """The positions of a batch's windows on their map; all have one size and are inside the map.
-
-    Attributes:
-        height: rows of each window.
-        width: columns of each window.
-        top_N: first row of each window.
-        left_N: first column of each window.
-        extent: (H, W) of the map.
-    """
+    """The positions of a batch's windows on their map; all have one size and are inside the map."""
 
     height: int
     width: int
-    top_N: Ints
-    left_N: Ints
-    extent: tuple[int, int]
+    top_N: Ints  # first row of each window
+    left_N: Ints  # first column of each window
+    extent: tuple[int, int]  # (H, W) of the map
 
     @property
     def whole(self) -> bool:
@@ -136,17 +128,11 @@ class CachedMap:
 
 @dataclass(frozen=True, eq=False)
 class ReadWindow:
-    """The input positions that a batch of windows needs: rows first + i·step, i < count.
+    """The input positions that a batch of windows needs: rows first + i·step, i < count."""
 
-    Attributes:
-        first: (top_N, left_N), possibly outside the map.
-        count: (rows, columns) read.
-        step: (vertical, horizontal) distance between them.
-    """
-
-    first: tuple[Ints, Ints]
-    count: tuple[int, int]
-    step: tuple[int, int] = (1, 1)
+    first: tuple[Ints, Ints]  # (top_N, left_N), possibly outside the map
+    count: tuple[int, int]  # (rows, columns) read
+    step: tuple[int, int] = (1, 1)  # (vertical, horizontal) distance between them
 
     @classmethod
     def at(cls, box: Box) -> "ReadWindow":

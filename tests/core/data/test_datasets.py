@@ -17,7 +17,7 @@ from torchvision import datasets as torchvision_datasets
 
 from cnnviz.core.data.datasets import Batch, ImageData, batches, open_data
 from cnnviz.core.data.images import Preprocess, read_image
-from cnnviz.core.data.matching import match_labels
+from cnnviz.core.data.labels import match_labels
 from cnnviz.core.data.rasters import Raster
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.load import Model

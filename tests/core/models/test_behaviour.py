@@ -13,7 +13,7 @@ from cnnviz.core.models.files.checkpoints import StateDict
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.trained import choose
 from cnnviz.core.models.zoo.factories import unwrapped
-from cnnviz.filters.ablation.passes import ablated_logits
+from cnnviz.filters.ablation.replay import ablated_logits
 from cnnviz.filters.channels.spec import expand, parse
 from cnnviz.occlusion import OcclusionSpec, occlude
 from cnnviz.occlusion.choices import EngineChoice

@@ -1,13 +1,8 @@
 import numpy as np
 import pytest
 
-from cnnviz.core.output.drawing import (
-    escape,
-    new_figure,
-    tile_columns,
-    tiles,
-    title,
-)
+from cnnviz.core.output.drawing import escape, new_figure, title
+from cnnviz.core.output.sheets import tile_columns, tiles
 
 
 @pytest.mark.parametrize("count", [1, 5, 6, 7])

@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from cnnviz.core.data.datasets import ImageData, open_data
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.load import Model, load_model
+from cnnviz.core.output.record import to_json
 from cnnviz.filters.ablation import evaluation
 from cnnviz.filters.ablation import figures as ablation_figures
 from cnnviz.filters.ablation.ablation import ablate, make_plan
-from cnnviz.filters.ablation.choices import AblationSpec, Mode, RemovalOrder
-from cnnviz.filters.ablation.report import flips as report_flips
-from cnnviz.filters.ablation.report import notes, report
+from cnnviz.filters.ablation.options import AblationSpec, Mode, RemovalOrder
 from cnnviz.filters.ablation.sweep import (
     cumulative_ablations,
     curves,
@@ -87,25 +86,23 @@ def test_sweep_names_the_class_that_each_planted_channel_stands_for(
     model: Model, data: ImageData
 ) -> None:
     result = ablate(model, data, AblationSpec(sweep=("conv", "relu")))
-    assert result.engine == "replay"
-    by_filter = {(effect.layer, effect.filter): effect for effect in result.sweep}
+    assert result.engine.name == "replay"
+    by_filter = {(effect.layer, effect.filter): effect for effect in result.effects}
     assert len(by_filter) == 8
     for layer in ("conv", "relu"):
         for channel in range(3):
             effect = by_filter[layer, channel]
             # Without its channel the class's logit is 0, the others' are small but positive.
-            assert effect.hurts == channel
+            assert effect.hurts == model.labels[channel]
             assert effect.hurts_change == -1.0
             assert effect.change == pytest.approx(-1 / 3)
-            assert effect.answers is not None
-            assert (effect.answers.lost, effect.answers.gained) == (5, 0)
-            assert effect.answers.p_value == pytest.approx(2 * 0.5**5)
+            assert (effect.lost, effect.gained) == (5, 0)
+            assert effect.p_value == pytest.approx(2 * 0.5**5)
         unused = by_filter[layer, 3]
         assert unused.hurts is None
-        assert unused.answers is not None
-        assert (unused.change, unused.answers.lost) == (0, 0)
-        assert unused.answers.probability_change == 0
-    assert {effect.filter for effect in ranked(result.sweep)[-2:]} == {3}
+        assert (unused.change, unused.lost) == (0, 0)
+        assert unused.probability_change == 0
+    assert {effect.filter for effect in ranked(result.effects)[-2:]} == {3}
 
 
 def test_together_it_says_which_images_flipped_and_where_to(model: Model, data: ImageData) -> None:
@@ -114,9 +111,9 @@ def test_together_it_says_which_images_flipped_and_where_to(model: Model, data: 
     labels = result.counts.labels
     assert evaluation.accuracy(before, labels, 3).correct == 15
     assert evaluation.accuracy(after, labels, 3).correct == 10
-    assert evaluation.flipped(before, after).tolist() == [0, 1, 2, 3, 4]
+    assert np.flatnonzero(before.predicted != after.predicted).tolist() == [0, 1, 2, 3, 4]
     assert result.indices.tolist() == list(range(15))
-    content = report(result, model, data, top=5)
+    content = to_json(result)
     assert content["flips"] == {
         "count": 5, "right_to_wrong": 5, "wrong_to_right": 0, "wrong_to_wrong": 0,
     }  # fmt: skip
@@ -165,18 +162,18 @@ def test_mean_mode_uses_the_mean_over_all_images_and_positions(
 def test_the_sheet_of_flips_shows_all_parts_of_a_sorted_data_set(
     model: Model, data: ImageData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ablation_figures, "MOST_FLIPS", 4)
+    monkeypatch.setattr(ablation_figures, "MAX_FLIPS", 4)
     result = ablate(model, data, AblationSpec(filters=("conv:all",)))
-    assert report_flips(result) == list(range(5, 15))  # green and red, which now count as blue
-    figure = ablation_figures.draw(result, model, data, top=1)["flips.png"]
+    images = [data.examples[row].path for row in range(5, 15)]
+    assert [flip.image for flip in result.flipped()] == images  # green and red, now blue
+    figure = ablation_figures.draw(result, model, data)["flips.png"]
     assert [cell.get_xlabel() for cell in figure.axes] == ["is green"] * 2 + ["is red"] * 2
     assert figure.get_suptitle().startswith("Predictions that changed: 4 of 10, spread evenly (")
 
 
 def test_everything_off_is_allowed_and_said(model: Model, data: ImageData) -> None:
     result = ablate(model, data, AblationSpec(filters=("conv:all",)))
-    assert result.plan.silenced == ("conv",)
-    assert "all 4 filters of 'conv' are off" in notes(result, model, data)
+    assert "all 4 filters of 'conv' are off" in result.notes
     _, after = result.counts.predictions
     assert set(after.predicted) == {0}  # all logits are 0, the first class wins
     np.testing.assert_allclose(after.probability, 1 / 3, rtol=1e-6)
@@ -187,7 +184,7 @@ def test_classes_without_images_are_left_out_of_the_mean_and_said(folder: Path) 
     module.linear = nn.Linear(4, 5)
     model = as_model(module, ("blue", "green", "red", "violet", "white"))
     data = open_data([str(folder)])
-    content = report(ablate(model, data, AblationSpec(filters=("conv:0",))), model, data, top=1)
+    content = to_json(ablate(model, data, AblationSpec(filters=("conv:0",))))
     assert content["classes_without_images"] == ["violet", "white"]
     assert [entry["class"] for entry in content["classes"]] == ["blue", "green", "red"]
     assert any("no images of violet, white" in note for note in content["notes"])
@@ -223,10 +220,10 @@ def test_answers_that_are_not_numbers_are_an_error(data: ImageData) -> None:
 
 def test_cumulative_curves_equal_whole_evaluations(model: Model, data: ImageData) -> None:
     result = ablate(model, data, AblationSpec(sweep=("conv",), cumulative=True, seed=1))
-    assert {curve.order for curve in result.curves} == set(RemovalOrder)
-    by_order = {curve.order: curve for curve in result.curves}
+    assert {curve.order for curve in result.cumulative} == set(RemovalOrder)
+    by_order = {curve.order: curve for curve in result.cumulative}
     most = by_order[RemovalOrder.MOST_HARM]
-    order = [effect.filter for effect in ranked(result.sweep)]
+    order = [effect.filter for effect in ranked(result.effects)]
     assert most.removed == (0, 1, 2, 3, 4) == steps(4)
     for removed, accuracy in zip(most.removed, most.accuracy, strict=True):
         off = ",".join(map(str, order[:removed]))
@@ -235,12 +232,12 @@ def test_cumulative_curves_equal_whole_evaluations(model: Model, data: ImageData
         assert accuracy == evaluation.accuracy(predictions, result.counts.labels, 3).top1
     assert by_order[RemovalOrder.LEAST_HARM].accuracy[1] == 1.0
     spread = by_order[RemovalOrder.RANDOM]
-    for low, middle, high in zip(spread.low, spread.accuracy, spread.high, strict=True):
+    for low, middle, high in zip(spread.lowest, spread.accuracy, spread.highest, strict=True):
         assert low <= middle <= high
 
 
 def test_orders_are_permutations_by_what_their_names_say(model: Model, data: ImageData) -> None:
-    sweep = ablate(model, data, AblationSpec(sweep=("conv",))).sweep
+    sweep = ablate(model, data, AblationSpec(sweep=("conv",))).effects
     norms, magnitudes = np.array([3.0, 1, 2, 0]), np.array([0.1, 0.4, 0.3, 0.2])
     orders = removal_orders(4, sweep, norms, magnitudes, seed=0)
     assert orders[RemovalOrder.SMALLEST_NORM] == [[3, 1, 2, 0]]
@@ -352,12 +349,12 @@ def test_ten_random_filters_of_four_layers_on_cifar10_equal_a_network_edited_by_
     layers = ("stem.conv", "features.widen1.conv", "features.widen2.conv", "features.block3.conv1")
     spec = AblationSpec(filters=("+".join(layers) + ":random:10",), seed=0)
     result = ablate(model, open_data([str(tmp_path)]), spec)
-    assert result.engine == "replay"
-    assert sum(map(len, result.plan.channels.values())) == 10
+    assert result.engine.name == "replay"
+    assert sum(len(off.channels) for off in result.filters) == 10
     edited = copy.deepcopy(model.module)
-    for layer, channels in result.plan.channels.items():
+    for off in result.filters:
         with torch.no_grad():
-            edited.get_submodule(layer).weight[list(channels)] = 0
+            edited.get_submodule(off.layer).weight[list(off.channels)] = 0
     ready = model.preprocess.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255)
     with torch.inference_mode():
         expected = [module(ready).argmax(1).numpy() for module in (model.module, edited)]

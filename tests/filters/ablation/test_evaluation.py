@@ -5,7 +5,9 @@ import pytest
 
 from cnnviz.core.statistics import wilson
 from cnnviz.filters.ablation import evaluation
-from cnnviz.filters.ablation.evaluation import ClassChange, Predictions
+from cnnviz.filters.ablation.evaluation import Predictions
+
+NAMES = "abcdefg"
 
 
 def random_predictions(generator: np.random.Generator, images: int, classes: int) -> Predictions:
@@ -74,35 +76,42 @@ def test_paired_counts_each_image_once(run):
 
 def test_class_changes_add_up_and_empty_classes_stay_out_of_the_mean(run):
     before, after, labels = run
-    changes = evaluation.per_class(before, after, labels, range(7))
-    for change in changes[:5]:
+    changes = evaluation.per_class(before, after, labels, NAMES)
+    assert [change.class_ for change in changes] == list(NAMES[:5])
+    for change in changes:
         own = labels == change.index
         assert change.count == own.sum()
         assert change.before == (before.predicted[own] == change.index).sum()
         assert change.after == (after.predicted[own] == change.index).sum()
         moved = after.true_probability[own] - before.true_probability[own]
         assert change.probability_change == pytest.approx(moved.mean())
-    assert changes[5:] == (ClassChange(5, 0, 0, 0, 0.0), ClassChange(6, 0, 0, 0, 0.0))
-    mean_before, mean_after = evaluation.mean_class_accuracy(changes)
-    assert mean_before == pytest.approx(np.mean([c.before / c.count for c in changes[:5]]))
-    assert mean_after == pytest.approx(np.mean([c.after / c.count for c in changes[:5]]))
+    for predictions, right in ((before, "before"), (after, "after")):
+        shares = [getattr(change, right) / change.count for change in changes]
+        found = evaluation.accuracy(predictions, labels, 7)
+        assert found.mean_over_classes == pytest.approx(np.mean(shares))
 
 
 def test_grown_confusions_equal_the_positive_part_of_the_matrix_difference(run):
     before, after, labels = run
-    grown = evaluation.grown_confusions(before, after, labels)
-    matrices = [evaluation.confusion_matrix(p, labels, range(7)) for p in (before, after)]
+    grown = evaluation.grown_confusions(before, after, labels, NAMES)
+    matrices = [evaluation.confusion_matrix(p.predicted, labels, range(7)) for p in (before, after)]
     difference = matrices[1] - matrices[0]
     np.fill_diagonal(difference, 0)
     assert {(c.label, c.predicted): c.after - c.before for c in grown} == {
-        (i, j): difference[i, j] for i, j in zip(*np.nonzero(difference > 0), strict=True)
+        (NAMES[i], NAMES[j]): difference[i, j]
+        for i, j in zip(*np.nonzero(difference > 0), strict=True)
     }
     growth = [c.after - c.before for c in grown]
     assert growth == sorted(growth, reverse=True)
 
 
 def test_flips_are_the_changed_predictions_right_or_wrong(run):
-    before, after, _ = run
+    before, after, labels = run
     expected = [i for i in range(200) if before.predicted[i] != after.predicted[i]]
-    assert evaluation.flipped(before, after).tolist() == expected
-    assert evaluation.flipped(before, before).size == 0
+    flips = evaluation.flips(before, after, labels)
+    assert flips.count == len(expected)
+    right = sum(before.predicted[i] == labels[i] for i in expected)
+    again = sum(after.predicted[i] == labels[i] for i in expected)
+    assert (flips.right_to_wrong, flips.wrong_to_right) == (right, again)
+    assert flips.wrong_to_wrong == flips.count - right - again
+    assert evaluation.flips(before, before, labels).count == 0

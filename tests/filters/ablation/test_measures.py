@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 from cnnviz.cli.main import app
 from cnnviz.core import load_model, open_data
-from cnnviz.core.data.labelled_images import check_labels
+from cnnviz.core.data.labels import check_labels
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.load import Model
 from cnnviz.filters.ablation import measures
 from cnnviz.filters.ablation.ablation import AblationResult, ablate
-from cnnviz.filters.ablation.choices import AblationSpec
 from cnnviz.filters.ablation.measures import ERROR, PRECISION, Answers
+from cnnviz.filters.ablation.options import AblationSpec
 
 ROOT = Path(__file__).parents[3]
 SCHEMA = json.loads((ROOT / "docs" / "schemas" / "ablate.schema.json").read_text())
@@ -135,9 +135,10 @@ def test_several_labels_are_judged_by_scikit_learns_average_precision(
     assert found.images_K.tolist() == [12, 12, 12]
     assert found.each_VK[1].tolist() == [1, 0.5, 1]  # all the same: the share that has it
     assert found.interval is not None
-    assert found.interval[0] < found.change(1) < found.interval[1] < 0
-    effects = {effect.filter: effect for effect in result.sweep}
-    assert [effects[k].hurts for k in range(4)] == [0, 1, 2, None]
+    assert found.change is not None
+    assert found.interval[0] < found.change < found.interval[1] < 0
+    effects = {effect.filter: effect for effect in result.effects}
+    assert [effects[k].hurts for k in range(4)] == [*COLOURS, None]
     assert effects[3].change == 0
     assert effects[0].harm == pytest.approx(1 / 6)
 
@@ -151,11 +152,12 @@ def test_values_are_judged_by_their_absolute_error(place: Path) -> None:
         by_hand = np.abs(without(model, place, channel).numpy() - right).mean(0)
         assert found.each_VK[ablation] == pytest.approx(by_hand, rel=1e-4)
     assert found.mean_V[0] == pytest.approx(0.17, abs=0.05)
-    assert found.change(1) > 1
+    assert found.change is not None
+    assert found.change > 1
     assert found.interval is not None
-    assert 0 < found.interval[0] < found.change(1) < found.interval[1]
-    assert [effect.hurts for effect in result.sweep] == [0, 1, 2, None]
-    assert [effect.harm > 0 for effect in result.sweep] == [True] * 3 + [False]
+    assert 0 < found.interval[0] < found.change < found.interval[1]
+    assert [effect.hurts for effect in result.effects] == [*COLOURS, None]
+    assert [effect.harm > 0 for effect in result.effects] == [True] * 3 + [False]
 
 
 def test_one_value_from_a_csv(place: Path) -> None:
@@ -163,7 +165,7 @@ def test_one_value_from_a_csv(place: Path) -> None:
     result = run(place, model, "sums.csv", sweep=("colours",), cumulative=True)
     assert result.measured is not None
     assert result.measured.mean_V[0] == pytest.approx(0, abs=1e-3)
-    for curve in result.curves:
+    for curve in result.cumulative:
         assert curve.accuracy[0] == pytest.approx(0, abs=1e-3)
         assert curve.accuracy[-1] == max(curve.accuracy) > 1
 

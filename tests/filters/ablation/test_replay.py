@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.models.layers import conv_layers, named_layers
 from cnnviz.core.models.load import Model
-from cnnviz.filters.ablation.passes import WholePasses, ablated_logits
-from cnnviz.filters.ablation.replay import Replay, ablation_passes
+from cnnviz.filters.ablation.replay import Replay, WholePasses, ablated_logits, ablation_passes
 from cnnviz.filters.ablation.suffix import Suffix
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from networks import model_of
+from parts import slow_but
 from PIL import Image
 from torch import nn
 
@@ -20,7 +21,7 @@ from cnnviz.core.models.heads import Head, Kind
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.journal import Journal, join
 from cnnviz.filters.ablation.ablation import Ablation, AblationResult
-from cnnviz.filters.ablation.choices import AblationSpec, Mode
+from cnnviz.filters.ablation.options import AblationSpec, Mode
 from cnnviz.filters.ablation.tally import merge
 
 SPEC = AblationSpec(filters=("0:1",), sweep=("0",), batch_size=2)
@@ -68,13 +69,17 @@ def stopping(after: int) -> Callable[[int], None]:
 def numbers(result: AblationResult) -> Any:
     found = result.counts or result.measured
     return json.dumps(
-        [found, result.indices, result.errors, result.sweep],
+        [found, result.indices, result.errors, result.effects],
         default=lambda o: o.tolist() if isinstance(o, np.ndarray) else vars(o),
     )
 
 
-@pytest.mark.parametrize("kind", [Kind.SOFTMAX, Kind.SIGMOID])
-@pytest.mark.parametrize("after", [2, 5, 11])
+KINDS = (Kind.SOFTMAX, Kind.SIGMOID)
+CUT_OFF = [(kind, after) for kind in KINDS for after in (2, 5, 11)]
+SHARES = [(kind, count) for kind in KINDS for count in (2, 3)]
+
+
+@pytest.mark.parametrize(("kind", "after"), slow_but(CUT_OFF, Kind.SOFTMAX, (Kind.SIGMOID, 5)))
 def test_a_run_that_was_cut_off_goes_on(
     data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind, after: int
 ) -> None:
@@ -91,8 +96,7 @@ def test_a_run_that_was_cut_off_goes_on(
     assert done[0] >= after - 3  # of before, in one step
 
 
-@pytest.mark.parametrize("kind", [Kind.SOFTMAX, Kind.SIGMOID])
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize(("kind", "count"), slow_but(SHARES, Kind.SOFTMAX, (Kind.SIGMOID, 2)))
 def test_shares_add_up_to_the_whole(
     data: ImageData, tmp_path: Path, kind: Kind, count: int
 ) -> None:

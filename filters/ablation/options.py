@@ -1,4 +1,4 @@
-"""Choices of `ablate`; imports nothing heavy, so that `--help` is quick."""
+"""Options of `ablate`; imports nothing heavy, so that `--help` is fast."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,16 +11,16 @@ STATE = "tally.npz"
 
 
 class Mode(StrEnum):
-    """What stands in for an ablated channel."""
+    """What replaces the output of an ablated channel."""
 
     ZERO = "zero"
-    """Nothing: every unit of the channel is 0."""
+    """Zero in every unit of the channel."""
     MEAN = "mean"
     """The channel's mean over all images and positions of the data."""
 
 
 class RemovalOrder(StrEnum):
-    """In which order the filters of a layer are removed, one more at a time."""
+    """The order in which the filters of a layer are removed, one more at a time."""
 
     RANDOM = "random"
     LEAST_HARM = "least harm first"
@@ -31,7 +31,7 @@ class RemovalOrder(StrEnum):
 
 @dataclass(frozen=True)
 class AblationSpec(Spec):
-    """What `ablate` does; every default is the one of the command line.
+    """The options of `ablate`, with the defaults of the command line.
 
     Raises:
         UsageError: a number is out of range.
@@ -42,12 +42,12 @@ class AblationSpec(Spec):
         Option(
             "Filters to switch off together: LAYER:3,7-12, LAYER:all, LAYER:all-but:3, "
             "LAYER:random:10, or random:10 from all convolutions; LAYER may be names joined by + "
-            "and may hold *. Repeatable."
+            "and may contain *. Repeatable."
         ),
     ] = ()
     mode: Annotated[
         Mode,
-        Option("What stands in for a filter's output: zero, or its mean over the data."),
+        Option("What replaces a filter's output: zero, or its mean over the data."),
     ] = Mode.ZERO
     sweep: Annotated[
         tuple[str, ...],
@@ -66,7 +66,7 @@ class AblationSpec(Spec):
     memory: Annotated[
         int | None,
         Option(
-            "MiB for replaying the layers behind an ablation. Default: 256; on a GPU up to 8192.",
+            "MiB for replaying the layers after an ablated one. Default: 256; on a GPU up to 8192.",
             least=1,
         ),
     ] = None

@@ -1,4 +1,4 @@
-"""The line under every figure, and figures light on dark."""
+"""The caption below every figure, and dark figures."""
 
 import io
 
@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cnnviz.core.output.drawing import new_figure
-from cnnviz.core.output.dress import GROUND, INK, STRIP, darken, sign
 from cnnviz.core.output.run_folder import DPI, RunFolder
+from cnnviz.core.output.style import GROUND, INK, STRIP, ink, sign, style
 
 GROUND_RGB = tuple(int(GROUND[i : i + 2], 16) for i in (1, 3, 5))
 
@@ -23,8 +23,8 @@ def drawn() -> Figure:
     left, right = figure.subplots(1, 2)
     left.imshow(np.zeros((4, 4)), cmap="gray", vmin=0, vmax=1)
     left.text(1, 1, "over", color="black")
-    right.plot([0, 1], [0, 1], color="black", label="line")
-    right.scatter([0, 1], [1, 0], color=["black", "red"])
+    right.plot([0, 1], [0, 1], color=ink("#1a1a1a"), label="line")
+    right.scatter([0, 1], [1, 0], color=[ink(), ink("red")])
     right.set_title("title")
     right.legend()
     return figure
@@ -35,7 +35,7 @@ def test_a_caption_stands_below_and_moves_nothing() -> None:
     plain, signed = drawn(), drawn()
     streams = io.BytesIO(), io.BytesIO()
     plain.savefig(streams[0], dpi=DPI)
-    signed.savefig(streams[1], dpi=DPI, bbox_inches=sign(signed, "cnnviz x · $net$ · weights 12"))
+    signed.savefig(streams[1], dpi=DPI, bbox_inches=sign(signed, "cnnviz x · weights 12"))
     before, after = (pixels_of(stream.getvalue()) for stream in streams)
     strip = after.shape[0] - before.shape[0]
     assert abs(strip - STRIP * DPI) <= 1
@@ -45,30 +45,31 @@ def test_a_caption_stands_below_and_moves_nothing() -> None:
 
 
 @pytest.mark.pictures
-def test_dark_figures_have_their_ink_exchanged_and_pictures_not() -> None:
-    figure = drawn()
-    darken(figure)
+def test_dark_figures_have_light_ink_and_the_same_pictures() -> None:
+    with style(dark=True):
+        figure = drawn()
     left, right = figure.axes
     assert left.texts[0].get_color() == "black"
-    assert right.title.get_color() is not None
-    np.testing.assert_allclose(right.lines[0].get_color()[:3], [0.902, 0.929, 0.953], atol=0.01)
+    assert right.title.get_color() == INK
+    assert right.lines[0].get_color() == INK
     faces = right.collections[0].get_facecolor()
     np.testing.assert_allclose(faces[0][:3], [0.902, 0.929, 0.953], atol=0.01)
     np.testing.assert_allclose(faces[1][:3], [1, 0, 0])
     stream = io.BytesIO()
     figure.savefig(stream, dpi=DPI)
     assert tuple(pixels_of(stream.getvalue())[0, 0]) == GROUND_RGB
-    assert INK != GROUND
+    assert drawn().axes[1].lines[0].get_color() == "#1a1a1a"  # outside of the context
 
 
 @pytest.mark.pictures
 @pytest.mark.parametrize("dark", [False, True])
-def test_the_run_folder_dresses_what_it_writes(dark: bool, tmp_path) -> None:
+def test_the_run_folder_writes_figures_in_their_style(dark: bool, tmp_path) -> None:
     folder = RunFolder.open(tmp_path / "out")
-    folder.caption, folder.dark = "cnnviz x", dark
+    folder.caption = "cnnviz x · $net$"
     inside = folder.subfolder("a")
-    data = inside.write_figure("a.png", drawn()).read_bytes()
-    again = inside.write_figure("b.png", drawn()).read_bytes()
+    with style(dark=dark):
+        data = inside.write_figure("a.png", drawn()).read_bytes()
+        again = inside.write_figure("b.png", drawn()).read_bytes()
     assert data == again
     corner = tuple(pixels_of(data)[-1, 0])
     assert corner == (GROUND_RGB if dark else (255, 255, 255))
