@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -24,8 +25,7 @@ from cnnviz.core.output.summary import FinishedRun, read_summary, run_folders
 from cnnviz.diff.sides import Answers, Evidence, Layer, Side
 from cnnviz.embeddings.features.file import FEATURES
 from cnnviz.filters.ablation import results as ablation
-from cnnviz.filters.kernels import results as kernels
-from cnnviz.filters.patches import results as patches
+from cnnviz.filters.kernels.report import KERNELS
 from cnnviz.occlusion.archive import load, load_crop
 from cnnviz.occlusion.choices import Border, PanelSpec, Score
 from cnnviz.occlusion.experiment import OcclusionResult, look
@@ -203,19 +203,20 @@ def _tsne(run: FinishedRun) -> ComparedRun:
 
 
 def _filters(run: FinishedRun) -> ComparedRun:
-    result = kernels.load(run.folder)
-    layers = {
-        layer.layer: Layer(
-            tuple(range(layer.filters)),
-            np.array(layer.norms, np.float64),
-            np.isin(np.arange(layer.filters), layer.dead),
-            layer.kernels.reshape(layer.filters, -1),
-        )
-        for layer in result.layers
-    }
-    weights = {layer.layer: layer.kernels for layer in result.layers}
-    shapes = {name: kernels_.shape for name, kernels_ in weights.items()}
-    return ComparedRun(run, _side(run, {"layers": shapes}, layers=layers), kernels=weights)
+    path = run.file(KERNELS)
+    if not path.exists():
+        raise UsageError(f"{run.folder} has no {KERNELS}: {AGAIN}")
+    layers, kernels = {}, {}
+    with open_arrays(path) as stored:
+        for entry in run.summary.results["layers"]:
+            name, count = str(entry["layer"]), int(entry["filters"])
+            kernels[name] = np.asarray(stored[f"kernels.{name}"], np.float32)
+            dead = np.isin(np.arange(count), entry["dead"])
+            norms = np.array(entry["norms"], np.float64)
+            flat = kernels[name].reshape(count, -1)
+            layers[name] = Layer(tuple(range(count)), norms, dead, flat)
+    shapes = {name: weights.shape for name, weights in kernels.items()}
+    return ComparedRun(run, _side(run, {"layers": shapes}, layers=layers), kernels=kernels)
 
 
 class _OfLayer(Protocol):
@@ -236,21 +237,22 @@ def _by_layer(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
 
 
 def _max_patches(run: FinishedRun) -> ComparedRun:
-    result = patches.load(run.folder)
+    results = run.summary.results
+    if "data" not in results:
+        raise UsageError(f"{run.folder}: {AGAIN}")
+    entries = [SimpleNamespace(**entry) for entry in results["filters"]]
     layers = {
         name: Layer(
-            tuple(entry.filter for entry in entries),
-            _floats([entry.active_share for entry in entries]),
-            np.array([entry.dead for entry in entries], bool),
-            images=tuple(frozenset(p.image for p in entry.patches) for entry in entries),
+            tuple(int(entry.filter) for entry in own),
+            _floats([float(entry.active_share) for entry in own]),
+            np.array([entry.active_share == 0 for entry in own], bool),
+            images=tuple(frozenset(str(p["image"]) for p in entry.patches) for entry in own),
         )
-        for name, entries in _by_layer(result.filters).items()
+        for name, own in _by_layer(entries).items()
     }
-    question = {
-        "score": result.score,
-        "top": result.top,
-        "per-image": result.per_image,
-        "data": result.data.fingerprint,
+    question = {key.replace("_", "-"): results[key] for key in ("score", "top", "per_image")}
+    question |= {
+        "data": results["data"]["fingerprint"],
         "filters": {name: layer.filters for name, layer in layers.items()},
     }
     return ComparedRun(run, _side(run, question, layers=layers))
@@ -282,211 +284,6 @@ def _ablate(run: FinishedRun) -> ComparedRun:
         "off": to_json(result.filters),
         "swept filters": {name: layer.filters for name, layer in layers.items()},
         "data": None if answers else result.data.fingerprint,
-    }
-    return ComparedRun(run, _side(run, question, answers=answers, layers=layers))
-
-
-READERS:
-        raise UsageError(
-            f"{run.folder} is a run of {run.command}; diff compares runs of "
-            f"{', '.join(sorted(READERS))}"
-        )
-    if run.summary.shard is not None:
-        raise UsageError(f"{named} is a shard; cnnviz merge joins the shards of a run")
-    with run.reading():
-        return READERS[run.command](run)
-
-
-def _side(run: FinishedRun, question: Mapping[str, object], **columns: Any) -> Side:
-    asked = {"command": run.command, **question}
-    return Side(str(run.folder), asked, failed=run.failed, **columns)
-
-
-def _rows(run: FinishedRun, name: str) -> Iterator[dict[str, str]]:
-    yield from csv.DictReader(io.StringIO(read_text(run.file(name)), newline=""))
-
-
-def _answers(rows: Sequence[tuple[str, str, str, float]]) -> Answers:
-    images, labels, predicted, probability = zip(*rows, strict=True) if rows else ((),) * 4
-    return Answers(images, labels, predicted, np.array(probability, np.float64))
-
-
-def _floats(values: Sequence[float | None]) -> NDArray[np.float64]:
-    return np.array([np.nan if value is None else value for value in values], np.float64)
-
-
-def _shown(result: OcclusionResult) -> Pixels:
-    """The working image, uint8 (3, H, W)."""
-    pixels: Pixels = (result.measured.image.pixels.numpy() * 255).round().astype(np.uint8)
-    return pixels
-
-
-def _occlude(run: FinishedRun) -> ComparedRun:
-    entries = {str(entry["image"]): entry for entry in run.summary.results}
-
-    def result_of(image: str) -> OcclusionResult:
-        measured = load(run.file(entries[image]["folder"]))
-        if measured.head.has_classes:
-            return look(measured, PanelSpec())
-        return look(measured, PanelSpec(targets=(str(entries[image]["targets"][0]["index"]),)))
-
-    maps, pixels, answers, reliance, inside = [], [], [], [], []
-    question: dict[str, object] = {}
-    parts: tuple[int, ...] = ()
-    unit_ = ""
-    for image, entry in entries.items():
-        result = result_of(image)
-        panels = result.panels
-        own = {
-            "fill": entry.get("fill"),
-            "score": str(result.score),
-            "mask": [panel.grid.name for panel in panels],
-            "stride": panels[0].grid.stride,
-            "borders": str(panels[0].grid.border),
-            "positions": [list(panel.grid.shape) for panel in panels],
-        }
-        question, unit_ = question or own, unit(result)
-        if own != question:
-            raise UsageError(f"the images in {run.folder} have different settings")
-        parts = tuple(len(panel.values_P) for panel in panels)
-        maps.append(np.concatenate([panel.values_P.numpy() for panel in panels]))
-        pixels.append(hashlib.sha256(_shown(result).tobytes()).hexdigest())
-        label = entry["label"]["class"] if "label" in entry else ""
-        predicted = result.measured.labels[panels[0].target]
-        answers.append((image, label, predicted, panels[0].probability))
-        reliance.append(panels[0].reliance)
-        judged = [t.get("inside") for t in entry["targets"] if t["index"] == panels[0].target]
-        inside.append(judged[0] if judged else None)
-
-    def mapped(image: str) -> tuple[NDArray[np.floating], Pixels | None]:
-        result, crop = result_of(image), load_crop(run.file(entries[image]["folder"]))
-        if crop is None:
-            crop = _shown(result).transpose(1, 2, 0)
-        return result.panels[0].map_HW.numpy(), crop
-
-    evidence = Evidence(
-        np.array(maps, np.float32), parts, _floats(reliance), _floats(inside), tuple(pixels)
-    )
-    side = _side(run, question, answers=_answers(answers), evidence=evidence)
-    return ComparedRun(run, side, mapped, unit_)
-
-
-def _audit(run: FinishedRun) -> ComparedRun:
-    results = run.summary.results
-    if not set(ASKED) <= set(results):
-        raise UsageError(f"{run.folder}: {AGAIN}")
-    mask, stride = (int(results["mask"][0]), int(results["mask"][1])), int(results["stride"])
-    entries: dict[str, dict[str, Any]] = {}
-    with run.file(LINES).open("rb") as stream:
-        for line in stream:
-            entry = json.loads(line)
-            entries[str(entry["image"])] = entry
-    rows = [
-        (row["image"], row["label"], row["predicted"], float(row["probability"]))
-        for row in _rows(run, TABLE)
-    ]
-    ordered = [entries[image] for image, *_ in rows]
-    maps_NP = np.stack([unpacked(entry["map"]) for entry in ordered])
-    size = tuple(run.content["model"]["input_size"])
-    evidence = Evidence(
-        maps_NP,
-        (maps_NP.shape[1],),
-        _floats([entry["reliance"] for entry in ordered]),
-        _floats([entry.get("inside") for entry in ordered]),
-        tuple(str(entry["pixels"]) for entry in ordered),
-    )
-
-    def mapped(image: str) -> tuple[NDArray[np.floating], Pixels | None]:
-        entry = entries[image]
-        grid = mask_grid(size, mask, stride, Border.COVER)
-        values = torch.from_numpy(unpacked(entry["map"]).astype(np.float64))
-        return pixel_map(values, grid, size).numpy(), run.data.picture(image, entry["crop"])
-
-    question = {"size": size, **{key: results[key] for key in ASKED}}
-    side = _side(run, question, answers=_answers(rows), evidence=evidence)
-    return ComparedRun(run, side, mapped, BAR_LABELS[Score(results["score"])])
-
-
-def _tsne(run: FinishedRun) -> ComparedRun:
-    with open_arrays(run.file(FEATURES)) as stored:
-        features = np.array(stored["features"], np.float32)
-        images = [str(image) for image in stored["images"]]
-    table = _rows(run, f"{run.summary.results['maps'][0]['folder']}/embedding.csv")
-    rows = [(row["image"], row["label"], row["predicted"], math.nan) for row in table]
-    if [row[0] for row in rows] != images:
-        raise CnnvizError(f"{run.folder}: its table and its features are of other images")
-    return ComparedRun(run, _side(run, {}, answers=_answers(rows), features_ND=features))
-
-
-def _filters(run: FinishedRun) -> ComparedRun:
-    path = run.file(KERNELS)
-    if not path.exists():
-        raise UsageError(f"{run.folder} has no {KERNELS}: {AGAIN}")
-    layers, kernels = {}, {}
-    with open_arrays(path) as stored:
-        for entry in run.summary.results["layers"]:
-            name, count = str(entry["layer"]), int(entry["filters"])
-            kernels[name] = np.asarray(stored[f"kernels.{name}"], np.float32)
-            dead = np.isin(np.arange(count), entry["dead"])
-            norms = np.array(entry["norms"], np.float64)
-            flat = kernels[name].reshape(count, -1)
-            layers[name] = Layer(tuple(range(count)), norms, dead, flat)
-    shapes = {name: weights.shape for name, weights in kernels.items()}
-    return ComparedRun(run, _side(run, {"layers": shapes}, layers=layers), kernels=kernels)
-
-
-def _by_layer(entries: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    layers: dict[str, list[Mapping[str, Any]]] = {}
-    for entry in entries:
-        layers.setdefault(str(entry["layer"]), []).append(entry)
-    return layers
-
-
-def _layer(entries: Sequence[Mapping[str, Any]], strength: str, dead: Sequence[bool]) -> Layer:
-    numbers = tuple(int(entry["filter"]) for entry in entries)
-    strengths = _floats([float(entry[strength]) for entry in entries])
-    images = None
-    if "patches" in entries[0]:
-        images = tuple(frozenset(str(p["image"]) for p in entry["patches"]) for entry in entries)
-    return Layer(numbers, strengths, np.array(dead, bool), images=images)
-
-
-def _max_patches(run: FinishedRun) -> ComparedRun:
-    results = run.summary.results
-    if "data" not in results:
-        raise UsageError(f"{run.folder}: {AGAIN}")
-    layers = {
-        name: _layer(entries, "active_share", [entry["active_share"] == 0 for entry in entries])
-        for name, entries in _by_layer(results["filters"]).items()
-    }
-    question = {key.replace("_", "-"): results[key] for key in ("score", "top", "per_image")}
-    question |= {
-        "data": results["data"]["fingerprint"],
-        "filters": {name: layer.filters for name, layer in layers.items()},
-    }
-    return ComparedRun(run, _side(run, question, layers=layers))
-
-
-def _ablate(run: FinishedRun) -> ComparedRun:
-    results, answers = run.summary.results, None
-    if results["accuracy"]:
-        with open_arrays(run.file(PREDICTIONS)) as stored:
-            if "paths" not in stored:
-                raise UsageError(f"{run.folder}: {AGAIN}")
-            classes = stored["classes"]
-            columns = stored["paths"], classes[stored["labels"]], classes[stored["before"]]
-            known = zip(*columns, stored["before_probability"], strict=True)
-            answers = _answers([(str(i), str(t), str(p), float(q)) for i, t, p, q in known])
-    layers: dict[str, Layer] = {}
-    for name, entries in _by_layer(_rows(run, SWEEP) if results["sweep"] else ()).items():
-        ordered = sorted(entries, key=lambda row: int(row["filter"]))
-        layers[name] = _layer(ordered, "change", [False] * len(ordered))
-    question = {
-        "measure": results["measure"],
-        "mode": results["mode"],
-        "off": results["filters"],
-        "swept filters": {name: layer.filters for name, layer in layers.items()},
-        "data": None if answers else results["data"]["fingerprint"],
     }
     return ComparedRun(run, _side(run, question, answers=answers, layers=layers))
 
