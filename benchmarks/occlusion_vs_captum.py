@@ -25,12 +25,12 @@ from captum.attr import Occlusion
 from torch import Tensor, nn
 
 from cnnviz.core.choices import Precision
-from cnnviz.occlusion.choices import Border, EngineChoice
 from cnnviz.occlusion.engines.choose import choose
 from cnnviz.occlusion.engines.full import FullEngine
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine
 from cnnviz.occlusion.engines.network import Network, prepare
 from cnnviz.occlusion.masks import mask_grid
+from cnnviz.occlusion.options import Border, EngineChoice
 
 SIZE = 224
 PER_EVAL = (1, 8, 32, 64)

@@ -19,8 +19,8 @@ from cnnviz.core.data.images import read_image
 from cnnviz.core.data.outlines import Outline, outline_mask
 from cnnviz.core.errors import CnnvizError
 from cnnviz.occlusion import OcclusionSpec
-from cnnviz.occlusion.expectation import judge
 from cnnviz.occlusion.experiment import Occluder
+from cnnviz.occlusion.maps import judge
 
 # COCO's class numbers to the ImageNet classes that are that animal.
 ANIMALS = {
@@ -74,13 +74,13 @@ def main() -> None:
                 print(f"{path.stem}  {name:9} {error}: left out")
                 continue
             verdicts.append(verdict)
-            inside = "none" if verdict.inside is None else f"{verdict.inside:.2f}"
+            inside, hit = verdict.inside, "hit " if verdict.pointing_game_hit else "miss"
             print(
-                f"{path.stem}  {name:9} {'hit ' if verdict.hit else 'miss'}  evidence inside "
-                f"{inside}  object's share {verdict.object_share:.2f}  "
-                f"({model.labels[panel.target]}, p = {panel.probability:.2f})"
+                f"{path.stem}  {name:9} {hit}  evidence inside {inside:.2f}  "
+                f"object's share {verdict.object_share:.2f}  "
+                f"({model.labels[panel.target]}, p = {panel.reading:.2f})"
             )
-    hits = sum(verdict.hit for verdict in verdicts)
+    hits = sum(bool(verdict.pointing_game_hit) for verdict in verdicts)
     chance = sum(verdict.object_share for verdict in verdicts) / max(len(verdicts), 1)
     print(f"\nhits: {hits} of {len(verdicts)} (a blind guess: {chance:.2f} of them), "
           f"mask {options.mask}, stride {options.stride}, fill mean, probability")  # fmt: skip

@@ -20,17 +20,17 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from cnnviz.cli.scorecards import Bench
 from cnnviz.core import load_model
 from cnnviz.core.data.images import read_image
 from cnnviz.core.data.outlines import outline_mask, read_outlines
-from cnnviz.occlusion.choices import MapKind
-from cnnviz.occlusion.expectation import judge
-from cnnviz.occlusion.experiment import OcclusionResult
+from cnnviz.occlusion.maps import judge as compare
 from cnnviz.occlusion.maps import pixel_map, position_values
-from cnnviz.trust.choices import TrustSpec, Verdict
+from cnnviz.occlusion.options import MapKind
+from cnnviz.occlusion.results import OcclusionResult
+from cnnviz.trust import Scorecard, Verdict
+from cnnviz.trust.judge import Judge
+from cnnviz.trust.options import TrustSpec
 from cnnviz.trust.removal import random_maps
-from cnnviz.trust.scorecard import Scorecard
 
 GOOD = ("occlusion", "Grad-CAM", "agreement")
 TILES = 7
@@ -73,35 +73,35 @@ def _without_left(map_HW: Tensor) -> Tensor:
 
 
 def cards(
-    bench: Bench, result: OcclusionResult, number: int
+    judge: Judge, result: OcclusionResult, number: int
 ) -> Iterator[tuple[str, Tensor, Scorecard]]:
     """Every map of one picture, by name, with its scorecard; of the first target."""
-    asker, measured, panel = bench.cards, result.measured, result.panels[0]
+    measured, panel = result.measured, result.panels[0]
     target, map_HW = panel.target, panel.map_HW
-    asked, gradient = asker.ask(result), measured.gradient
+    answers, gradient = judge.ask(result), measured.gradient
     assert gradient is not None  # noqa: S101 (the network has one)
     for name, kind in (("occlusion", MapKind.OCCLUSION), ("agreement", MapKind.AGREEMENT)):
         shown = replace(result, method=kind)
-        (card, *_) = asker.of_result(shown)
+        (card, *_) = judge.of_occlusion(shown)
         yield name, shown.maps[0], card
     yield (
         "Grad-CAM",
         gradient.maps[target],
-        asker.of_map(asked, gradient.maps[target], target, None),
+        judge.of_map(answers, gradient.maps[target], target, None),
     )
     size = (map_HW.shape[0], map_HW.shape[1])
 
     def drawn(base_K: Tensor, logits_PK: Tensor, grid: object, of: int) -> Tensor:
-        values_P = position_values(base_K, logits_PK, of, result.score)
+        values_P = position_values(base_K, logits_PK, of, result.compared)
         return pixel_map(values_P, grid, size, result.upsample)  # type: ignore[arg-type]
 
     generator = torch.Generator().manual_seed(number)
     other = int(torch.randint(0, len(measured.labels) - 1, (), generator=generator))
     other += other >= target
-    assert asked.forgotten is not None  # noqa: S101 (the network has layers)
-    base_K, large_PK = asked.forgotten
+    assert answers.randomised is not None  # noqa: S101 (the network has layers)
+    base_K, large_PK = answers.randomised
     grid = next(
-        g for name, (g, _logits) in asked.variants.items() if len(g.boxes_P4) == len(large_PK)
+        g for name, (g, _logits) in answers.variants.items() if len(g.boxes_P4) == len(large_PK)
     )
     bad = {
         "random": random_maps(size, 1000 + number, 1)[0],
@@ -114,7 +114,7 @@ def cards(
         "without its left half": _without_left(map_HW),
     }
     for name, bad_HW in bad.items():
-        yield name, bad_HW, asker.of_map(asked, bad_HW, target, gradient)
+        yield name, bad_HW, judge.of_map(answers, bad_HW, target, gradient)
 
 
 def measure(assets: Path, boxes: Path, limit: int) -> dict[str, list[Row]]:
@@ -123,17 +123,19 @@ def measure(assets: Path, boxes: Path, limit: int) -> dict[str, list[Row]]:
     outlines = read_outlines(str(boxes / "truth.json"))
     entries = json.loads((boxes / "truth.json").read_text(encoding="utf-8"))
     found: dict[str, list[Row]] = {}
-    benches: dict[str, Bench] = {}
+    judges: dict[str, Judge] = {}
     for number, name in enumerate(sorted(entries)[:limit]):
         label = str(entries[name]["label"])
-        if label not in benches:
-            benches = {label: Bench(model, TrustSpec(targets=(label,)))}
+        if label not in judges:
+            judges = {label: Judge.of(model, TrustSpec(targets=(label,)))}
         image = read_image(boxes / name, model.preprocess)
         object_HW = outline_mask(outlines.for_image(str(boxes / name)), image)
-        result = benches[label].occluder.run(image)
-        for kind, map_HW, card in cards(benches[label], result, number):
+        result = judges[label].occluder.run(image)
+        for kind, map_HW, card in cards(judges[label], result, number):
             row = Row(
-                card.trust or 0.0, list(Verdict).index(card.verdict), judge(map_HW, object_HW).hit
+                card.trust or 0.0,
+                list(Verdict).index(Verdict(card.verdict)),
+                bool(compare(map_HW, object_HW).pointing_game_hit),
             )
             found.setdefault(kind, []).append(row)
         if number % 20 == 19:

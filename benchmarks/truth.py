@@ -18,6 +18,7 @@ intervals from 10,000 resamplings of the pictures.
 import argparse
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,13 +32,12 @@ from cnnviz.core.data.images import WorkingImage, read_image
 from cnnviz.core.data.outlines import outline_mask, read_outlines
 from cnnviz.core.models.layers import find_layer
 from cnnviz.core.models.load import Model
-from cnnviz.gradients.choices import Method, SaliencySpec
 from cnnviz.gradients.experiment import default_layer, saliency
+from cnnviz.gradients.options import Method, SaliencySpec
 from cnnviz.occlusion import OcclusionSpec
-from cnnviz.occlusion.choices import Score, Upsample
-from cnnviz.occlusion.expectation import judge
 from cnnviz.occlusion.experiment import Occluder
-from cnnviz.occlusion.maps import pixel_map, position_values
+from cnnviz.occlusion.maps import judge, pixel_map, position_values
+from cnnviz.occlusion.options import Score, Upsample
 
 Maps = dict[str, Tensor]
 Maker = Callable[[WorkingImage, list[int]], Iterator[Maps]]
@@ -197,7 +197,8 @@ Found = dict[str, list[tuple[float, float]]]
 def _note(found: Found, maps: Maps, object_HW: Tensor) -> None:
     for name, map_HW in maps.items():
         verdict = judge(map_HW, object_HW)
-        found.setdefault(name, []).append((float(verdict.hit), verdict.inside or 0.0))
+        hit, inside = float(bool(verdict.pointing_game_hit)), verdict.inside or 0.0
+        found.setdefault(name, []).append((hit, 0.0 if math.isnan(inside) else inside))
 
 
 def pointing(model: Model, makers: list[tuple[Maker, int]], place: Path, limit: int) -> Found:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cnnviz.core.data.datasets import ImageData
     from cnnviz.core.data.images import WorkingImage
     from cnnviz.core.models.load import Model
-    from cnnviz.occlusion.choices import OcclusionSpec
+    from cnnviz.occlusion.options import OcclusionSpec
 
 SHOWN = 20
 
@@ -99,7 +99,7 @@ def _check(model: "Model") -> None:
 
 
 def _occlusion(spec: AuditSpec) -> "OcclusionSpec":
-    from cnnviz.occlusion.choices import OcclusionSpec
+    from cnnviz.occlusion.options import OcclusionSpec
 
     return OcclusionSpec(
         masks=(spec.mask,) if spec.mask else (),

@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     from cnnviz.core.data.outlines import Outlines
     from cnnviz.core.models.load import Model
     from cnnviz.core.output.run_folder import RunFolder
-    from cnnviz.occlusion.experiment import Occluder, OcclusionResult
+    from cnnviz.occlusion.experiment import Occluder
+    from cnnviz.occlusion.results import OcclusionResult
 
 
 class _Features:
     """What a network makes of images: the features before its head, or its scores."""
 
     def __init__(self, model: "Model", note: Callable[[str], None]) -> None:
-        from cnnviz.embeddings.features.penultimate import FeatureExtractor
+        from cnnviz.embeddings.penultimate import FeatureExtractor
 
         self._at_a_time = model.batch_size(2) or 2
         self._extract: Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -108,12 +109,12 @@ class AuditStudy:
             "place": place,
             "label": label,
             "predicted": predicted,
-            "probability": digits(panel.probability),
+            "probability": digits(panel.reading),
             "max_drop": digits(panel.max_drop),
             "mean_drop": digits(panel.mean_drop),
             "box": [y0, x0, y1, x1],
             "reliance": digits(panel.reliance or 0.0),
-            "flips": digits(panel.flips or 0.0),
+            "flips": digits(panel.flips.share if panel.flips else 0.0),
             "covered": int(panel.winners_P[best]),
             "pixels": digest(image.pixels.numpy()),
             "crop": [digits(edge) for edge in image.box_original],
@@ -124,7 +125,7 @@ class AuditStudy:
         self._add_verdict(row, image, panel.map_HW)
         if label is not None and label != predicted:
             other = by_class[label]
-            row["label_probability"] = digits(other.probability)
+            row["label_probability"] = digits(other.reading)
             row["label_max_drop"] = digits(other.max_drop)
             row["label_box"] = list(other.max_drop_box)
         return row
@@ -133,7 +134,7 @@ class AuditStudy:
         self, image: "WorkingImage", box: tuple[int, int, int, int]
     ) -> "tuple[Tensor, Tensor]":
         """The image, normalised, and with the box covered."""
-        from cnnviz.occlusion.fills import fill_picture
+        from cnnviz.occlusion.masks import fill_picture
 
         y0, x0, y1, x1 = box
         preprocess = self._model.preprocess
@@ -145,11 +146,12 @@ class AuditStudy:
     def _add_verdict(self, row: "Row", image: "WorkingImage", map_HW: "Tensor") -> None:
         from cnnviz.core.data.outlines import outline_mask
         from cnnviz.core.output.numbers import digits
-        from cnnviz.occlusion.expectation import judge
+        from cnnviz.core.output.record import rounded
+        from cnnviz.occlusion.maps import judge
 
         if self._expectations is None:
             return
         verdict = judge(map_HW, outline_mask(self._expectations.for_image(image.path), image))
-        row["inside"] = digits(verdict.inside)
-        row["object_share"] = digits(verdict.object_share)
-        row["hit"] = verdict.hit
+        row["inside"] = rounded(verdict.inside or 0.0)
+        row["object_share"] = digits(verdict.object_share or 0.0)
+        row["hit"] = bool(verdict.pointing_game_hit)

@@ -11,6 +11,7 @@ from cnnviz.cli.sides import ComparedRun, read_run
 from cnnviz.core.errors import CheckFailed, UsageError
 from cnnviz.core.output.look import Look
 from cnnviz.core.output.record import rounded, table, to_json
+from cnnviz.core.output.summary import RunData
 from cnnviz.diff import figures
 from cnnviz.diff.experiment import diff as compare
 from cnnviz.diff.figures import Small
@@ -26,6 +27,8 @@ from cnnviz.diff.results import (
     RunRecord,
 )
 from cnnviz.filters.kernels.figures import kernel_pixels
+from cnnviz.filters.kernels.results import FilterResults
+from cnnviz.filters.patches.results import MaxPatches
 
 Draw = Callable[[], Figure | None]
 Cells = Callable[[FilterChange], Sequence[Sequence[Small]]]
@@ -94,23 +97,31 @@ def _figures(
         drawings.append(("classes.png", lambda: figures.draw_classes(result)))
     if result.layers:
         drawings.append(("layers.png", lambda: figures.draw_layers(result, strength)))
-    strips = {"filters": _kernels, "max-patches": _patches}
-    if a.run.command in strips:
-        cells, heading = strips[a.run.command](a, b)
+    if (cells := _cells(a, b)) is not None:
         drawings.append(
-            ("worst.png", lambda: figures.draw_filters(result, cells, spec.top, heading, strength))
+            ("worst.png", lambda: figures.draw_filters(result, *cells, spec.top, strength))
         )
     return drawings
 
 
-def _kernels(a: ComparedRun, b: ComparedRun) -> tuple[Cells, str]:
+def _cells(a: ComparedRun, b: ComparedRun) -> tuple[Cells, str] | None:
+    """The small pictures of a filter, and what they are; None if the runs have none."""
+    if isinstance(a.result, FilterResults) and isinstance(b.result, FilterResults):
+        return _kernels(a.result, b.result)
+    if isinstance(a.result, MaxPatches) and isinstance(b.result, MaxPatches):
+        return _patches(a.result, b.result, a.run.data)
+    return None
+
+
+def _kernels(a: FilterResults, b: FilterResults) -> tuple[Cells, str]:
     """The kernels of a filter: a's, b's and the most similar one of b."""
+    kernels_a, kernels_b = ({own.layer: own.kernels for own in side.layers} for side in (a, b))
 
     def cells(change: FilterChange) -> Sequence[Sequence[Small]]:
-        kernel = kernel_pixels(a.kernels[change.layer][change.filter])
+        kernel = kernel_pixels(kernels_a[change.layer][change.filter])
         if kernel is None:
             return []
-        others = b.kernels[change.layer]
+        others = kernels_b[change.layer]
         strip = [Small(kernel, "a"), Small(kernel_pixels(others[change.filter]), "b")]
         if change.nearest not in (None, change.filter):
             nearest = kernel_pixels(others[change.nearest])
@@ -120,29 +131,23 @@ def _kernels(a: ComparedRun, b: ComparedRun) -> tuple[Cells, str]:
     return cells, "kernels that changed most, each over its largest weight"
 
 
-def _patches(a: ComparedRun, b: ComparedRun) -> tuple[Cells, str]:
+def _patches(a: MaxPatches, b: MaxPatches, data: RunData) -> tuple[Cells, str]:
     """The strongest patches of a filter in both networks."""
-    entries = [
-        {
-            (entry["layer"], entry["filter"]): entry["patches"]
-            for entry in side.run.summary.results["filters"]
-        }
-        for side in (a, b)
-    ]
+    sides = [{(own.layer, own.filter): own.patches for own in side.filters} for side in (a, b)]
 
     def cells(change: FilterChange) -> Sequence[Sequence[Small]]:
-        pair = [patches[change.layer, change.filter] for patches in entries]
-        names = [{patch["image"] for patch in patches} for patches in pair]
+        pair = [side[change.layer, change.filter] for side in sides]
+        images = [{patch.image for patch in patches} for patches in pair]
         return [
             [
                 Small(
-                    a.run.data.picture(patch["image"], patch["box_original"]),
-                    f"{side}: {patch['score']:.3g}",
-                    framed=patch["image"] in other,
+                    data.picture(patch.image, patch.box_original),
+                    f"{side}: {patch.score:.3g}",
+                    framed=patch.image in other,
                 )
                 for patch in patches
             ]
-            for side, patches, other in zip("ab", pair, names[::-1], strict=True)
+            for side, patches, other in zip("ab", pair, images[::-1], strict=True)
         ]
 
     return cells, "strongest patches in a and in b; framed: the image is in both lists"

@@ -16,10 +16,10 @@ from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.output.journal import LINES, Merge, join, join_lines
 from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.core.output.summary import FinishedRun, ShardRecord, read_summary
-from cnnviz.embeddings.features import file as features
+from cnnviz.embeddings import features
 from cnnviz.filters.ablation import options as ablation
 from cnnviz.filters.ablation import tally
-from cnnviz.filters.patches import choices as patches
+from cnnviz.filters.patches import options as patches
 from cnnviz.filters.patches import state
 
 OWN = {"--out": 1, "-o": 1, "--shard": 1, "--resume": 0, "--overwrite": 0, "--json": 0}

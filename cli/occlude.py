@@ -1,226 +1,153 @@
-"""`cnnviz occlude`: cover an image piece by piece and see which pieces carry the prediction."""
+"""`cnnviz occlude`: occlude an image piece by piece and see what the prediction depends on."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from cnnviz.cli.commands.images import OccludeCommand, Pictures
-from cnnviz.cli.image_run import ImageRun
+from cnnviz.cli.per_image import Advance, ImageRun, ImageStudy
+from cnnviz.core.data.images import WorkingImage, file_crop
+from cnnviz.core.data.outlines import outline_mask, read_outlines
 from cnnviz.core.errors import CheckFailed, UsageError
-from cnnviz.core.output.look import Look
-from cnnviz.occlusion.choices import FOLDER
+from cnnviz.core.models.load import Model
+from cnnviz.core.output.run_folder import RunFolder
+from cnnviz.occlusion.experiment import Occluder
+from cnnviz.occlusion.figures import draw, draw_overlay, heading, input_pixels, unit
+from cnnviz.occlusion.maps import judge_panels
+from cnnviz.occlusion.measurement import CROP, INPUT, SCORES
+from cnnviz.occlusion.options import FOLDER, Score
+from cnnviz.occlusion.results import OcclusionResult, to_arrays
+from cnnviz.trust.figures import Shown
+from cnnviz.trust.figures import draw as draw_cards
+from cnnviz.trust.judge import GradCam, Judge
+from cnnviz.trust.results import check_verdicts, first_target
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from cnnviz.cli.scorecards import Scorecards
-    from cnnviz.core.data.images import WorkingImage
-    from cnnviz.core.data.outlines import Outlines
-    from cnnviz.core.output.run_folder import RunFolder
-    from cnnviz.occlusion.expectation import Verdict
-    from cnnviz.occlusion.experiment import Occluder, OcclusionResult
-    from cnnviz.occlusion.report import Entry
-    from cnnviz.trust.scorecard import Scorecard
+DROPS = {
+    Score.PROBABILITY: "max drop of p",
+    Score.LOGIT: "max drop of logit",
+    Score.LOSS: "max rise of loss",
+}
 
 
 def occlude(given: OccludeCommand) -> None:
     """Runs `cnnviz occlude`."""
     run = ImageRun("occlude", given.output)
     if given.min_inside is not None and given.expect is None:
-        raise UsageError("--min-inside needs --expect, which says where the object is")
-    from cnnviz.cli.tracer import Tracer
-    from cnnviz.core.data.outlines import read_outlines
-    from cnnviz.occlusion.experiment import Occluder
-
+        raise UsageError("--min-inside needs --expect, which names the object's location")
     paths = run.images(given.images, given.shard)
-    expectations = read_outlines(given.expect) if given.expect else None
     loaded = run.load(given.model)
-    occluder = Occluder(loaded, given.spec, Tracer(loaded, given.spec, run.console.note))
+    occluder = Occluder(loaded, given.spec, GradCam(loaded, given.spec, run.console.note))
     if occluder.note:
         run.console.note(occluder.note)
-    cards = None
-    if given.trust or given.min_trust:
-        from cnnviz.cli.scorecards import Scorecards
-
-        cards = Scorecards(loaded, given.spec, occluder)
-    asked = {
+    study = _Study(given, loaded, occluder)
+    depends = {
         "options": given.spec,
         "look": given.look,
         "--expect": given.expect,
         "--scores": given.scores,
-        "--trust": cards is not None,
+        "--trust": study.judge is not None,
         "--pictures": given.pictures,
     }
-    run.open_for(paths, loaded, asked, resume=given.resume)
-    by_folder = given.spec.label == FOLDER
-    study = _Study(
-        occluder,
-        expectations,
-        by_folder,
-        given.look,
-        given.scores,
-        given.pictures,
-        given.spec.fill,
-        cards,
-    )
-    run.study("occluding", loaded, study, occluder.positions)
-    score = next((entry["score"] for entry in run.entries), "probability")
-    columns = (*_columns(score), "verdict") if cards else _columns(score)
-    run.table("Occlusion", columns, _rows)
-    checks: list[Callable[[], None]] = []
-    if given.min_inside is not None:
-        checks.append(partial(_check_inside, run.entries, given.min_inside))
-    if given.min_trust is not None:
-        from cnnviz.cli.scorecards import check
-
-        checks.append(lambda: check(run.entries, given.min_trust))
-    run.finish_images(loaded, seed=given.model.seed, show="overlay.png", checks=checks)
+    run.go(study, loaded, paths, depends, seed=given.model.seed, resume=given.resume)
 
 
-class _Study:
-    """Measures one image, judges the maps where the user said what to expect, and writes them."""
+class _Study(ImageStudy[OcclusionResult, OcclusionResult]):
+    """Measures an image, judges the maps if the object or a verdict is requested."""
 
-    def __init__(
-        self,
-        occluder: "Occluder",
-        expectations: "Outlines | None",
-        label_by_folder: bool,
-        look: Look,
-        scores: bool,
-        pictures: Pictures,
-        fill: str,
-        cards: "Scorecards | None",
-    ) -> None:
-        self._occluder, self._look, self._scores, self._cards = occluder, look, scores, cards
-        self._pictures, self._fill = pictures, fill
-        self._expectations, self._label_by_folder = expectations, label_by_folder
+    kind = OcclusionResult
+    work, title = "occluding", "Occlusion"
 
-    def __call__(
-        self, path: Path, image: "WorkingImage", advance: Callable[[int], None]
-    ) -> "tuple[Entry, Callable[[RunFolder], None]]":
-        from cnnviz.occlusion.report import report
+    def __init__(self, given: OccludeCommand, model: Model, occluder: Occluder) -> None:
+        self._given, self._occluder, self.steps = given, occluder, occluder.positions
+        self._expected = read_outlines(given.expect) if given.expect else None
+        trusted = given.trust or given.min_trust is not None
+        self.judge = Judge(model, given.spec, occluder) if trusted else None
+        self.columns = ("image", "output", "value", "mask", "max drop")
+        if model.head.has_classes:
+            drop = DROPS[occluder.score]
+            self.columns = ("image", "class", "p", "mask", drop, "reliance", "flips")
+        if trusted:
+            self.columns = (*self.columns, "verdict")
+        checks = []
+        if given.min_inside is not None:
+            checks.append(partial(_check_inside, minimum=given.min_inside))
+        if given.min_trust is not None:
+            checks.append(partial(check_verdicts, minimum=given.min_trust))
+        self.checks = checks
 
-        expected = self._expectations.for_image(str(path)) if self._expectations else None
-        label = expected.label if expected and not self._label_by_folder else None
+    def one(self, image: WorkingImage, path: Path, advance: Advance) -> OcclusionResult:
+        outline = self._expected.for_image(str(path)) if self._expected else None
+        label = outline.label if outline and self._given.spec.label != FOLDER else None
         result = self._occluder.run(image, label=label, progress=advance)
-        entry = report(result, *self._judge(result, image), fill=self._fill)
-        cards = self._trust(result, entry) if self._cards else []
-        return entry, lambda folder: self._write(folder, result, cards)
+        if outline:
+            result = judge_panels(result, outline_mask(outline, image))
+        if self.judge is None:
+            return result
+        cards = self.judge.of_occlusion(result)
+        pairs = zip(result.targets, cards, strict=True)
+        return replace(result, targets=tuple(replace(panel, trust=card) for panel, card in pairs))
 
-    def _trust(self, result: "OcclusionResult", entry: "Entry") -> "list[Scorecard]":
-        """A scorecard for each panel, noted in the entry."""
-        from cnnviz.trust.report import report
+    def entry(self, result: OcclusionResult) -> OcclusionResult:
+        return result
 
-        assert self._cards is not None  # noqa: S101 (told to mypy)
-        cards = self._cards.of_result(result)
-        for target, card in zip(entry["targets"], cards, strict=True):
-            target["trust"] = report(card)
-        return cards
-
-    def _judge(
-        self, result: "OcclusionResult", image: "WorkingImage"
-    ) -> "tuple[list[Verdict], list[Verdict | None]]":
-        """Of the maps that are drawn, and of the agreement maps."""
-        from cnnviz.core.data.outlines import outline_mask
-        from cnnviz.occlusion.expectation import judge
-
-        if self._expectations is None:
-            return [], []
-        object_HW = outline_mask(self._expectations.for_image(image.path), image)
-        verdicts = [judge(map_HW, object_HW) for map_HW in result.maps]
-        return verdicts, [judge(a.map_HW, object_HW) if a else None for a in result.agreements]
-
-    def _write(
-        self, folder: "RunFolder", result: "OcclusionResult", cards: "list[Scorecard]"
-    ) -> None:
-        from cnnviz.core.data.images import file_crop
-        from cnnviz.occlusion.archive import CROP, INPUT, SCORES, to_arrays
-        from cnnviz.occlusion.figures import draw, draw_overlay, input_pixels
-
+    def files(self, result: OcclusionResult, folder: RunFolder) -> None:
+        look, pictures = self._given.look, self._given.pictures
         folder.write_image(INPUT, input_pixels(result))
         crop = file_crop(result.measured.image)
         if crop is not None:
             folder.write_image(CROP, crop)
-        lines = [card.line for card in cards]
-        if self._pictures is Pictures.ALL:
-            for name, figure in draw(result, self._look, crop, lines).items():
-                folder.write_figure(name, figure)
-            if cards:
-                self._write_cards(folder, result, cards, crop)
-        elif self._pictures is Pictures.OVERLAY:
-            folder.write_figure("overlay.png", draw_overlay(result, self._look, crop, lines))
-        if self._scores:
+        shown = [
+            Shown(heading(result, panel), map_HW, panel.trust)
+            for panel, map_HW in zip(result.targets, result.maps, strict=True)
+            if panel.trust is not None
+        ]
+        lines = [judged.card.line for judged in shown]
+        figures = {}
+        if pictures is Pictures.ALL:
+            figures = draw(result, look, crop, lines)
+            if shown:
+                beneath = input_pixels(result) if crop is None else crop
+                has_classes = result.measured.head.has_classes
+                figures |= draw_cards(shown, look, unit(result), beneath, has_classes)
+        elif pictures is Pictures.OVERLAY:
+            figures = {"overlay.png": draw_overlay(result, look, crop, lines)}
+        for name, figure in figures.items():
+            folder.write_figure(name, figure)
+        if self._given.scores:
             folder.write_npz(SCORES, **to_arrays(result))
 
-    def _write_cards(
-        self,
-        folder: "RunFolder",
-        result: "OcclusionResult",
-        cards: "list[Scorecard]",
-        crop: "NDArray[np.uint8] | None",
-    ) -> None:
-        from cnnviz.occlusion.figures import heading, input_pixels, unit
-        from cnnviz.trust.figures import draw_certainty, draw_curves
-
-        reading = "probability" if result.measured.head.has_classes else "value"
-        names = [heading(result, panel) for panel in result.panels]
-        folder.write_figure(
-            "curves.png", draw_curves(list(zip(names, cards, strict=True)), reading)
-        )
-        maps = list(zip(names, result.maps, cards, strict=True))
-        beneath = input_pixels(result) if crop is None else crop
-        figure = draw_certainty(maps, self._look, unit(result), beneath)
-        if figure is not None:
-            folder.write_figure("certainty.png", figure)
+    def rows(self, entry: OcclusionResult) -> Iterator[tuple[object, ...]]:
+        for panel in entry.targets:
+            height, width = panel.mask
+            mask = str(height) if height == width else f"{height}x{width}"
+            verdict = (panel.trust.verdict,) if panel.trust else ()
+            name = Path(entry.image).name
+            numbers: tuple[str, ...]
+            if panel.reliance is None or panel.flips is None:
+                numbers = (f"{panel.reading:.4g}", mask, f"{panel.max_drop:.4g}")
+            else:
+                numbers = (
+                    f"{panel.reading:.3f}",
+                    mask,
+                    f"{panel.max_drop:.3f}",
+                    f"{panel.reliance:.3f}",
+                    f"{panel.flips.share:.1%}",
+                )
+            yield name, panel.class_, *numbers, *verdict
 
 
-def _check_inside(entries: Iterable[Mapping[str, Any]], least: float) -> None:
-    from cnnviz.cli.scorecards import asked_first
-
-    checked = [(entry["image"], asked_first(entry)["inside"]) for entry in entries]
-    low = [(path, inside) for path, inside in checked if inside is None or inside < least]
+def _check_inside(entries: Iterable[OcclusionResult], minimum: float) -> None:
+    checked = {entry.image: first_target(entry).inside for entry in entries}
+    low = {
+        image: "no positive evidence at all" if inside is None else f"{inside:.3f}"
+        for image, inside in checked.items()
+        if inside is None or inside < minimum
+    }
     if low:
-        said = {
-            path: "no positive evidence at all" if inside is None else f"{inside:.3f}"
-            for path, inside in low
-        }
-        path = low[0][0]
+        image, share = next(iter(low.items()))
         raise CheckFailed(
-            f"{len(low)} of {len(checked)} images have less than {least:g} of the positive "
-            f"evidence on the object; the first is '{path}': {said[path]}",
-            {path: f"{share} of the positive evidence is inside" for path, share in said.items()},
+            f"{len(low)} of {len(checked)} images have less than {minimum:g} of the positive "
+            f"evidence on the object; the first is '{image}': {share}",
+            {name: f"{text} of the positive evidence is inside" for name, text in low.items()},
         )
-
-
-DROPS = {"probability": "max drop of p", "logit": "max drop of logit", "loss": "max rise of loss"}
-
-
-def _columns(score: str) -> tuple[str, ...]:
-    if score not in DROPS:
-        return "image", "output", "value", "mask", "max drop"
-    return "image", "class", "p", "mask", DROPS[score], "reliance", "flips"
-
-
-def _rows(entry: dict[str, Any]) -> list[tuple[object, ...]]:
-    """A row for each class and mask."""
-    return [_row(Path(entry["image"]).name, target) for target in entry["targets"]]
-
-
-def _row(image: str, target: Mapping[str, Any]) -> tuple[object, ...]:
-    height, width = target["mask"]
-    mask = str(height) if height == width else f"{height}x{width}"
-    row = (image, target["class"])
-    verdict = (target["trust"]["verdict"],) if "trust" in target else ()
-    if "value" in target:
-        return *row, f"{target['value']:.4g}", mask, f"{target['max_drop']:.4g}", *verdict
-    return (
-        *row,
-        f"{target['probability']:.3f}",
-        mask,
-        f"{target['max_drop']:.3f}",
-        f"{target['reliance']:.3f}",
-        f"{target['flips']['share']:.1%}",
-        *verdict,
-    )

@@ -11,8 +11,10 @@ import torch
 
 from cnnviz.core.files import read_text
 from cnnviz.core.output.summary import FinishedRun
-from cnnviz.occlusion.archive import SCORES, load, load_crop
-from cnnviz.occlusion.choices import Upsample
+from cnnviz.embeddings import results as embeddings
+from cnnviz.occlusion.measurement import SCORES, load, load_crop
+from cnnviz.occlusion.options import Upsample
+from cnnviz.occlusion.results import Occluded, OcclusionResult
 from cnnviz.report.explorer import Explored
 from cnnviz.report.scatter import Scattered, tile
 
@@ -77,23 +79,23 @@ def _flat(entry: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any
             yield name, value
 
 
-def has_scores(run: FinishedRun, entry: Mapping[str, Any]) -> bool:
-    """Whether the scores of an image exist."""
-    return run.file(f"{entry.get('folder', '.')}/{SCORES}").exists()
-
-
-def scorecard(entry: Mapping[str, Any]) -> str:
+def scorecard(entry: OcclusionResult) -> str:
     """The scorecard of the first map as text."""
-    card = entry["targets"][0].get("trust")
-    if not card:
+    card = entry.targets[0].trust
+    if card is None:
         return ""
-    trust = "" if card["trust"] is None else f", trust {card['trust']:.2f}"
-    return f"Scorecard: {card['verdict']}{trust}. {'; '.join(card['reasons'])}".strip()
+    trust = "" if card.trust is None else f", trust {card.trust:.2f}"
+    return f"Scorecard: {card.verdict}{trust}. {'; '.join(card.reasons)}".strip()
 
 
-def explored(run: FinishedRun, entry: Mapping[str, Any]) -> Explored:
+def has_scores(run: FinishedRun, entry: Occluded) -> bool:
+    """Whether the scores of an image were written."""
+    return (run.file(entry.folder) / SCORES).exists()
+
+
+def explored(run: FinishedRun, entry: Occluded) -> Explored:
     """An image of `occlude` with its scores."""
-    folder = run.file(str(entry.get("folder", ".")))
+    folder = run.file(entry.folder)
     measured, crop = load(folder), load_crop(folder)
     pixels = measured.image.pixels.numpy()
     if crop is None:
@@ -110,26 +112,18 @@ def explored(run: FinishedRun, entry: Mapping[str, Any]) -> Explored:
         given=measured.head.probabilities_given,
         score=measured.score.value,
         density=measured.upsample is Upsample.DENSITY,
-        targets=list(dict.fromkeys(int(target["index"]) for target in entry["targets"])),
+        targets=list(dict.fromkeys(target.index for target in entry.targets)),
     )
 
 
 def scattered(run: FinishedRun) -> Scattered:
     """The maps of `tsne`, with small pictures of the images."""
-    maps, rows = {}, list[list[str]]()
-    for entry in run.summary.results["maps"]:
-        text = read_text(run.file(f"{entry['folder']}/embedding.csv"))
-        _, *rows = csv.reader(io.StringIO(text, newline=""))
-        perplexity = entry["perplexity"]
-        name = "PCA" if perplexity is None else f"perplexity {perplexity:g}"
-        maps[name] = np.array([[float(row[3]), float(row[4])] for row in rows])
-    names = [row[0] for row in rows]
-    place = {name: number for number, name in enumerate(names)}
-    header, *lines = csv.reader(io.StringIO(read_text(run.file("neighbors.csv")), newline=""))
-    columns = [n for n, name in enumerate(header) if name.startswith("neighbor")]
-    near = np.full((len(names), len(columns)), -1, np.int64)
-    for line in lines:
-        near[place[line[0]]] = [place[line[column]] for column in columns]
-    labels, predicted = ([row[column] for row in rows] for column in (1, 2))
-    pictures = [tile(run.data.image(name)) for name in names]
-    return Scattered(names, maps, labels, predicted, near, pictures)
+    result = embeddings.load(run.folder)
+    return Scattered(
+        names=result.image_names,
+        maps={map_.name: map_.places_N2.astype(np.float64) for map_ in result.maps},
+        labels=result.label_names,
+        predicted=result.predicted_names,
+        near_Nk=result.nearest_Nk,
+        pictures=[tile(run.data.image(name)) for name in result.image_names],
+    )

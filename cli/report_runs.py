@@ -15,6 +15,7 @@ from cnnviz.core.data.images import read_rgb
 from cnnviz.core.errors import UsageError
 from cnnviz.core.files import regular
 from cnnviz.core.output.summary import FinishedRun
+from cnnviz.occlusion.results import load_run
 from cnnviz.report import explorer, passports, scatter
 from cnnviz.report.page import (
     Gallery,
@@ -54,7 +55,7 @@ class Pages:
         section = Section(title, list(reads.facts(run)))
         section.notes += [f"failed: {failure.message}" for failure in run.summary.errors[:20]]
         with run.reading():
-            if run.command in ("occlude", "render"):
+            if run.command == "occlude":
                 self._add_explorers(section, run)
             if run.command == "tsne":
                 self._add_map(section, run)
@@ -63,7 +64,7 @@ class Pages:
         return section
 
     def _add_explorers(self, section: Section, run: FinishedRun) -> None:
-        entries = [entry for entry in run.summary.results if reads.has_scores(run, entry)]
+        entries = [entry for entry in load_run(run) if reads.has_scores(run, entry)]
         for number, entry in enumerate(entries):
             explored = reads.explored(run, entry)
             fair = 0.9 * self.room.left / (len(entries) - number)
@@ -81,7 +82,7 @@ class Pages:
                     "probable anywhere."
                 )
             model = explorer.explore(explored, classes)
-            section.blocks.append(Widget(model, Path(entry["image"]).name, text.strip()))
+            section.blocks.append(Widget(model, Path(entry.image).name, text.strip()))
 
     def _add_map(self, section: Section, run: FinishedRun) -> None:
         if not run.summary.results:

@@ -1,17 +1,16 @@
 """Passports: what several runs of one network measure of the same units."""
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
-from cnnviz.core.files import open_arrays, read_text
+from cnnviz.core.output.record import rounded
 from cnnviz.core.output.summary import FinishedRun
 from cnnviz.filters.ablation import results as ablation
+from cnnviz.filters.kernels import results as kernels
 from cnnviz.filters.kernels.figures import kernel_pixels
-from cnnviz.filters.kernels.report import KERNELS
+from cnnviz.filters.kernels.weights import most_similar
+from cnnviz.filters.layers import results as layers
+from cnnviz.filters.patches import results as patches
 from cnnviz.report.page import picture_address, pixels_address
 from cnnviz.report.passports import PATCHES, Passport
 
@@ -48,48 +47,41 @@ class Units:
 
     def _read_patches(self, run: FinishedRun) -> None:
         self._runs.append(run)
-        for entry in run.summary.results["filters"]:
-            unit = self._unit(str(entry["layer"]), int(entry["filter"]))
-            unit.numbers["fires on"] = entry["active_share"]
-            unit.numbers["highest"] = entry["highest"]
-            if entry.get("classes"):
-                label, count = next(iter(entry["classes"].items()))
+        for entry in patches.load(run.folder).filters:
+            unit = self._unit(entry.layer, entry.filter)
+            unit.numbers["fires on"] = entry.active_share
+            unit.numbers["highest"] = entry.highest
+            if entry.classes:
+                label, count = next(iter(entry.classes.items()))
                 unit.numbers["class"] = label
-                unit.numbers["of it"] = count / len(entry["patches"])
-                unit.numbers["entropy, bits"] = entry["class_entropy_bits"]
-            quantiles = ", ".join(f"{k}: {v:.3g}" for k, v in entry["quantiles"].items())
+                unit.numbers["of it"] = count / len(entry.patches)
+                unit.numbers["entropy, bits"] = rounded(entry.class_entropy_bits or 0.0)
+            quantiles = ", ".join(f"{k}: {v:.3g}" for k, v in entry.quantiles.items())
             unit.lines.append(
-                f"scores over images: lowest {entry['lowest']:.3g}, mean {entry['mean']:.3g}, "
-                f"highest {entry['highest']:.3g}; quantiles {quantiles}"
+                f"scores over images: lowest {entry.lowest:.3g}, mean {entry.mean:.3g}, "
+                f"highest {entry.highest:.3g}; quantiles {quantiles}"
             )
-            for patch in entry["patches"][:PATCHES]:
-                place = self._names.setdefault(str(patch["image"]), len(self._names))
-                box = [float(edge) for edge in patch["box_original"]]
-                unit.patches.append([place, *box, patch["score"], patch.get("class", "")])
+            for patch in entry.patches[:PATCHES]:
+                place = self._names.setdefault(patch.image, len(self._names))
+                box = map(float, patch.box_original)
+                unit.patches.append([place, *box, patch.score, patch.class_ or ""])
 
     def _read_kernels(self, run: FinishedRun) -> None:
-        with open_arrays(run.file(KERNELS)) as stored:
-            for layer in run.summary.results["layers"]:
-                name, dead = str(layer["layer"]), set(layer["dead"])
-                kernels = np.asarray(stored[f"kernels.{name}"], np.float64)
-                flat = kernels.reshape(len(kernels), -1)
-                unit_FD = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-300)
-                cosines = np.abs(unit_FD @ unit_FD.T)
-                np.fill_diagonal(cosines, -1)
-                for number, kernel in enumerate(kernels):
-                    unit = self._unit(name, number)
-                    unit.numbers["norm"] = layer["norms"][number]
-                    if number in dead:
-                        unit.lines.append("dead: its weights are next to nothing")
-                    elif len(kernels) > 1:
-                        twin = int(cosines[number].argmax())
-                        unit.numbers["twin"] = twin
-                        unit.numbers["|cosine|"] = round(float(cosines[number, twin]), 4)
-                    if layer["chromaticity"] is not None:
-                        unit.numbers["colour"] = layer["chromaticity"][number]
-                    if layer["gabor"] is not None and (fit := layer["gabor"]["fits"][number]):
-                        unit.numbers["Gabor R²"] = fit["r2"]
-                    unit.kernel = pixels_address(kernel_pixels(kernel))
+        for layer in kernels.load(run.folder).layers:
+            twin_F, cosine_F = most_similar(layer.kernels)
+            for number, kernel in enumerate(layer.kernels):
+                unit = self._unit(layer.layer, number)
+                unit.numbers["norm"] = layer.norms[number]
+                if number in layer.dead:
+                    unit.lines.append("dead: its weights are next to zero")
+                elif layer.filters > 1:
+                    unit.numbers["twin"] = int(twin_F[number])
+                    unit.numbers["|cosine|"] = round(float(cosine_F[number]), 4)
+                if layer.chromaticity is not None:
+                    unit.numbers["colour"] = layer.chromaticity[number]
+                if layer.gabor is not None and (fit := layer.gabor.fits[number]):
+                    unit.numbers["Gabor R²"] = fit.r2
+                unit.kernel = pixels_address(kernel_pixels(kernel))
 
     def _read_sweep(self, run: FinishedRun) -> None:
         for effect in ablation.load(run.folder).effects:
@@ -102,14 +94,12 @@ class Units:
                 unit.numbers["hurts by"] = effect.hurts_change
 
     def _read_layers(self, run: FinishedRun) -> None:
-        rows = csv.DictReader(io.StringIO(read_text(run.file("layers.csv")), newline=""))
-        seen = {row["layer"]: row for row in rows}
+        rows = {row.name: row for row in layers.load(run.folder).layers}
         for (layer, _), unit in self._units.items():
-            if layer in seen:
-                row = seen[layer]
+            if layer in rows and (field := rows[layer].receptive_field):
+                size_y, size_x, jump_y, jump_x, *_ = field.texts
                 unit.lines.append(
-                    f"receptive field {row['size_y']}×{row['size_x']} pixels, "
-                    f"step {row['jump_y']}×{row['jump_x']}"
+                    f"receptive field {size_y}×{size_x} pixels, step {jump_y}×{jump_x}"
                 )
 
     def pictures(

@@ -4,11 +4,9 @@ import csv
 import hashlib
 import io
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -18,20 +16,25 @@ from numpy.typing import NDArray
 from cnnviz.audit.report import TABLE
 from cnnviz.audit.rows import unpacked
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.files import open_arrays, read_text
+from cnnviz.core.files import read_text
 from cnnviz.core.output.journal import LINES
 from cnnviz.core.output.record import to_json
 from cnnviz.core.output.summary import FinishedRun, read_summary, run_folders
 from cnnviz.diff.sides import Answers, Evidence, Layer, Side
-from cnnviz.embeddings.features.file import FEATURES
+from cnnviz.embeddings import results as embeddings
+from cnnviz.embeddings.features import FEATURES, read_vectors
 from cnnviz.filters.ablation import results as ablation
-from cnnviz.filters.kernels.report import KERNELS
-from cnnviz.occlusion.archive import load, load_crop
-from cnnviz.occlusion.choices import Border, PanelSpec, Score
-from cnnviz.occlusion.experiment import OcclusionResult, look
+from cnnviz.filters.kernels import results as kernels
+from cnnviz.filters.kernels.results import FilterResults
+from cnnviz.filters.patches import results as patches
+from cnnviz.filters.patches.results import MaxPatches
+from cnnviz.occlusion.experiment import look
 from cnnviz.occlusion.figures import BAR_LABELS, unit
 from cnnviz.occlusion.maps import pixel_map
 from cnnviz.occlusion.masks import mask_grid
+from cnnviz.occlusion.measurement import load, load_crop
+from cnnviz.occlusion.options import Border, PanelSpec, Score
+from cnnviz.occlusion.results import OcclusionResult, load_run
 
 Pixels = NDArray[np.uint8]
 Mapped = Callable[[str], tuple[NDArray[np.floating], Pixels | None]]
@@ -49,14 +52,14 @@ class ComparedRun:
         side: what is compared.
         mapped: the map of an image, by the image's name.
         unit: of the maps' values.
-        kernels: (F, C, H, W) by layer.
+        result: of `filters` and `max-patches`, for kernels and patches.
     """
 
     run: FinishedRun
     side: Side
     mapped: Mapped | None = None
     unit: str = ""
-    kernels: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    result: FilterResults | MaxPatches | None = None
 
 
 def read_run(named: Path) -> ComparedRun:
@@ -106,13 +109,13 @@ def _shown(result: OcclusionResult) -> Pixels:
 
 
 def _occlude(run: FinishedRun) -> ComparedRun:
-    entries = {str(entry["image"]): entry for entry in run.summary.results}
+    entries = {entry.image: entry for entry in load_run(run)}
 
     def result_of(image: str) -> OcclusionResult:
-        measured = load(run.file(entries[image]["folder"]))
+        measured = load(run.file(entries[image].folder))
         if measured.head.has_classes:
             return look(measured, PanelSpec())
-        return look(measured, PanelSpec(targets=(str(entries[image]["targets"][0]["index"]),)))
+        return look(measured, PanelSpec(targets=(str(entries[image].targets[0].index),)))
 
     maps, pixels, answers, reliance, inside = [], [], [], [], []
     question: dict[str, object] = {}
@@ -121,29 +124,27 @@ def _occlude(run: FinishedRun) -> ComparedRun:
     for image, entry in entries.items():
         result = result_of(image)
         panels = result.panels
-        own = {
-            "fill": entry.get("fill"),
+        settings: dict[str, object] = {
+            "fill": entry.fill,
             "score": str(result.score),
             "mask": [panel.grid.name for panel in panels],
             "stride": panels[0].grid.stride,
             "borders": str(panels[0].grid.border),
             "positions": [list(panel.grid.shape) for panel in panels],
         }
-        question, unit_ = question or own, unit(result)
-        if own != question:
+        question, unit_ = question or settings, unit(result)
+        if settings != question:
             raise UsageError(f"the images in {run.folder} have different settings")
         parts = tuple(len(panel.values_P) for panel in panels)
         maps.append(np.concatenate([panel.values_P.numpy() for panel in panels]))
         pixels.append(hashlib.sha256(_shown(result).tobytes()).hexdigest())
-        label = entry["label"]["class"] if "label" in entry else ""
-        predicted = result.measured.labels[panels[0].target]
-        answers.append((image, label, predicted, panels[0].probability))
+        label = entry.label.class_ if entry.label else ""
+        answers.append((image, label, panels[0].class_, panels[0].reading))
         reliance.append(panels[0].reliance)
-        judged = [t.get("inside") for t in entry["targets"] if t["index"] == panels[0].target]
-        inside.append(judged[0] if judged else None)
+        inside.append(next((t.inside for t in entry.targets if t.index == panels[0].index), None))
 
     def mapped(image: str) -> tuple[NDArray[np.floating], Pixels | None]:
-        result, crop = result_of(image), load_crop(run.file(entries[image]["folder"]))
+        result, crop = result_of(image), load_crop(run.file(entries[image].folder))
         if crop is None:
             crop = _shown(result).transpose(1, 2, 0)
         return result.panels[0].map_HW.numpy(), crop
@@ -192,31 +193,28 @@ def _audit(run: FinishedRun) -> ComparedRun:
 
 
 def _tsne(run: FinishedRun) -> ComparedRun:
-    with open_arrays(run.file(FEATURES)) as stored:
-        features = np.array(stored["features"], np.float32)
-        images = [str(image) for image in stored["images"]]
-    table = _rows(run, f"{run.summary.results['maps'][0]['folder']}/embedding.csv")
-    rows = [(row["image"], row["label"], row["predicted"], math.nan) for row in table]
-    if [row[0] for row in rows] != images:
+    result = embeddings.load(run.folder)
+    features_ND, images = read_vectors(run.file(FEATURES))
+    if result.image_names != images:
         raise CnnvizError(f"{run.folder}: its table and its features are of other images")
-    return ComparedRun(run, _side(run, {}, answers=_answers(rows), features_ND=features))
+    unknown_N = np.full(len(images), np.nan)
+    answers = Answers(images, result.label_names, result.predicted_names, unknown_N)
+    return ComparedRun(run, _side(run, {}, answers=answers, features_ND=features_ND))
 
 
 def _filters(run: FinishedRun) -> ComparedRun:
-    path = run.file(KERNELS)
-    if not path.exists():
-        raise UsageError(f"{run.folder} has no {KERNELS}: {AGAIN}")
-    layers, kernels = {}, {}
-    with open_arrays(path) as stored:
-        for entry in run.summary.results["layers"]:
-            name, count = str(entry["layer"]), int(entry["filters"])
-            kernels[name] = np.asarray(stored[f"kernels.{name}"], np.float32)
-            dead = np.isin(np.arange(count), entry["dead"])
-            norms = np.array(entry["norms"], np.float64)
-            flat = kernels[name].reshape(count, -1)
-            layers[name] = Layer(tuple(range(count)), norms, dead, flat)
-    shapes = {name: weights.shape for name, weights in kernels.items()}
-    return ComparedRun(run, _side(run, {"layers": shapes}, layers=layers), kernels=kernels)
+    result = kernels.load(run.folder)
+    layers = {
+        layer.layer: Layer(
+            tuple(range(layer.filters)),
+            np.array(layer.norms, np.float64),
+            np.isin(np.arange(layer.filters), layer.dead),
+            layer.kernels.reshape(layer.filters, -1),
+        )
+        for layer in result.layers
+    }
+    question = {"layers": {layer.layer: layer.kernels.shape for layer in result.layers}}
+    return ComparedRun(run, _side(run, question, layers=layers), result=result)
 
 
 class _OfLayer(Protocol):
@@ -237,25 +235,24 @@ def _by_layer(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
 
 
 def _max_patches(run: FinishedRun) -> ComparedRun:
-    results = run.summary.results
-    if "data" not in results:
-        raise UsageError(f"{run.folder}: {AGAIN}")
-    entries = [SimpleNamespace(**entry) for entry in results["filters"]]
+    result = patches.load(run.folder)
     layers = {
         name: Layer(
-            tuple(int(entry.filter) for entry in own),
-            _floats([float(entry.active_share) for entry in own]),
-            np.array([entry.active_share == 0 for entry in own], bool),
-            images=tuple(frozenset(str(p["image"]) for p in entry.patches) for entry in own),
+            tuple(entry.filter for entry in entries),
+            _floats([entry.active_share for entry in entries]),
+            np.array([entry.dead for entry in entries], bool),
+            images=tuple(frozenset(p.image for p in entry.patches) for entry in entries),
         )
-        for name, own in _by_layer(entries).items()
+        for name, entries in _by_layer(result.filters).items()
     }
-    question = {key.replace("_", "-"): results[key] for key in ("score", "top", "per_image")}
-    question |= {
-        "data": results["data"]["fingerprint"],
+    question = {
+        "score": result.score,
+        "top": result.top,
+        "per-image": result.per_image,
+        "data": result.data.fingerprint,
         "filters": {name: layer.filters for name, layer in layers.items()},
     }
-    return ComparedRun(run, _side(run, question, layers=layers))
+    return ComparedRun(run, _side(run, question, layers=layers), result=result)
 
 
 def _ablate(run: FinishedRun) -> ComparedRun:

@@ -1,55 +1,57 @@
-"""`cnnviz trust`: how far a map can be believed, whoever made it."""
+"""`cnnviz trust`: how much can you trust a heatmap, from cnnviz or any other tool?"""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+import torch
 
 from cnnviz.cli.commands.images import TrustCommand
-from cnnviz.cli.image_run import ImageRun
+from cnnviz.cli.per_image import Advance, ImageRun, ImageStudy
+from cnnviz.core.data.images import WorkingImage
+from cnnviz.core.data.outlines import outline_mask, read_outlines
+from cnnviz.core.data.rasters import read_map
 from cnnviz.core.errors import UsageError
-from cnnviz.core.output.look import Look
+from cnnviz.core.models.load import Model
+from cnnviz.core.output.drawing import image_pixels
+from cnnviz.core.output.panels import photograph
+from cnnviz.core.output.run_folder import RunFolder
+from cnnviz.core.output.summary import class_fields
+from cnnviz.occlusion.figures import unit
+from cnnviz.occlusion.maps import judge
+from cnnviz.trust.figures import Shown, draw, draw_maps
+from cnnviz.trust.judge import Judge
+from cnnviz.trust.results import JudgedMap, TrustResult, check_verdicts
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from cnnviz.cli.scorecards import Bench
-    from cnnviz.core.data.images import WorkingImage
-    from cnnviz.core.data.outlines import Outlines
-    from cnnviz.core.models.load import Model
-    from cnnviz.core.output.run_folder import RunFolder
-    from cnnviz.occlusion.experiment import OcclusionResult
-    from cnnviz.trust.report import Entry
-    from cnnviz.trust.scorecard import Scorecard
+OCCLUSION = "occlusion"
 
 
 def trust(given: TrustCommand) -> None:
     """Runs `cnnviz trust`."""
     run = ImageRun("trust", given.output)
-    from cnnviz.cli.scorecards import Bench, check
-    from cnnviz.core.data.outlines import read_outlines
-
     paths = run.images(given.images, given.shard)
     maps = _find_maps(given.given, paths)
-    expectations = read_outlines(given.expect) if given.expect else None
     loaded = run.load(given.model)
-    bench = Bench(loaded, given.spec, seed=given.model.seed, batch_size=given.model.batch_size)
-    asked = {"options": given.spec, "look": given.look, "--expect": given.expect, "--map": maps}
-    run.open_for(paths, loaded, asked, inputs=list(maps.values()), resume=given.resume)
-    study = _Study(loaded, bench, maps, expectations, given.look)
-    run.study("judging", loaded, study, bench.occluder.positions)
-    p = "p" if loaded.head.has_classes else "value"
-    columns = ("image", "class", p, "gain", "chance", "verdict")
-    run.table("Trust", columns, _rows)
-    verdict = [lambda: check(run.entries, given.min_trust)]
-    run.finish_images(loaded, seed=given.model.seed, show="overlay.png", checks=verdict)
+    study = _Study(given, loaded, maps)
+    depends = {
+        "options": given.spec,
+        "look": given.look,
+        "--expect": given.expect,
+        "--map": maps,
+    }
+    run.go(
+        study,
+        loaded,
+        paths,
+        depends,
+        seed=given.model.seed,
+        inputs=list(maps.values()),
+        resume=given.resume,
+    )
 
 
 def _find_maps(given: Path | None, paths: list[Path]) -> dict[Path, Path]:
-    """The map of each image.
-
-    Raises:
-        UsageError: there is none for an image, or one file for several.
-    """
+    """Finds the map file of each image."""
     if given is None:
         return {}
     if not given.is_dir():
@@ -69,120 +71,82 @@ def _find_maps(given: Path | None, paths: list[Path]) -> dict[Path, Path]:
     return maps
 
 
-class _Study:
+class _Study(ImageStudy[TrustResult, TrustResult]):
     """Judges the maps of one image."""
 
-    def __init__(
-        self,
-        model: "Model",
-        bench: "Bench",
-        maps: dict[Path, Path],
-        expectations: "Outlines | None",
-        look: Look,
-    ) -> None:
-        self._model, self._bench, self._maps = model, bench, maps
-        self._expectations, self._look = expectations, look
+    kind = TrustResult
+    work, title = "judging", "Trust"
 
-    def __call__(
-        self, path: Path, image: "WorkingImage", advance: Callable[[int], None]
-    ) -> "tuple[Entry, Callable[[RunFolder], None]]":
-        import torch
+    def __init__(self, given: TrustCommand, model: Model, maps: dict[Path, Path]) -> None:
+        self._look, self._maps = given.look, maps
+        self._judge = Judge.of(
+            model, given.spec, seed=given.model.seed, batch_size=given.model.batch_size
+        )
+        self._expected = read_outlines(given.expect) if given.expect else None
+        self.steps = self._judge.occluder.positions
+        p = "p" if model.head.has_classes else "value"
+        self.columns = ("image", "class", p, "gain", "chance", "verdict")
+        if given.min_trust is not None:
+            self.checks = [partial(check_verdicts, minimum=given.min_trust)]
 
-        from cnnviz.core.data.rasters import read_map
-
-        result = self._bench.occluder.run(image, progress=advance)
-        if path in self._maps:
-            size = (int(image.pixels.shape[1]), int(image.pixels.shape[2]))
-            if len(result.panels) > 1:
-                raise UsageError("--map is a map of one class; name it with one --target")
-            given_HW = torch.from_numpy(read_map(self._maps[path], size))
-            maps = {result.panels[0].target: given_HW}
-            cards = self._bench.judge(result, maps)
+    def one(self, image: WorkingImage, path: Path, advance: Advance) -> TrustResult:
+        result = self._judge.occluder.run(image, progress=advance)
+        measured, file = result.measured, self._maps.get(path)
+        if file is None:
+            maps = {panel.index: panel.map_HW for panel in result.targets}
+            cards = self._judge.of_occlusion(result)
         else:
-            maps = {panel.target: panel.map_HW for panel in result.panels}
-            cards = self._bench.judge_occlusion(result)
-        entry = self._report(path, result, maps, cards)
-        return entry, lambda folder: self._write(folder, path, result, maps, cards)
-
-    def _report(
-        self,
-        path: Path,
-        result: "OcclusionResult",
-        maps: "dict[int, Tensor]",
-        cards: "list[Scorecard]",
-    ) -> "Entry":
-        from cnnviz.core.output.entries import add_reading, in_order
-        from cnnviz.occlusion.expectation import judge
-        from cnnviz.occlusion.report import add_verdict
-        from cnnviz.trust.report import Target, report
-
-        measured, given = result.measured, self._maps.get(path)
+            if len(result.targets) > 1:
+                raise UsageError("--map is a map of one class; name it with one --target")
+            given_HW = torch.from_numpy(read_map(file, measured.size))
+            maps = {result.targets[0].index: given_HW}
+            cards = self._judge.of_maps(result, maps)
+        object_HW = None
+        if self._expected is not None:
+            object_HW = outline_mask(self._expected.for_image(image.path), image)
         readings_K = measured.head.readings(measured.base_logits_K)
-        object_HW = self._object(measured.image)
-        targets: list[Target] = []
-        for (target, map_HW), card in zip(maps.items(), cards, strict=True):
-            entry: Target = {
-                "class": measured.labels[target],
-                "index": target,
-                "trust": report(card),
-            }
-            add_reading(entry, measured, float(readings_K[target]))
-            if object_HW is not None:
-                add_verdict(entry, judge(map_HW, object_HW))
-            targets.append(in_order(Target, entry))
-        return {
-            "image": measured.image.path,
-            "map": str(given) if given else "occlusion",
-            "targets": targets,
-        }
+        return TrustResult(
+            image=image.path,
+            map=OCCLUSION if file is None else str(file),
+            targets=tuple(
+                JudgedMap(
+                    **class_fields(measured, target, float(readings_K[target])),
+                    **({} if object_HW is None else vars(judge(map_HW, object_HW))),
+                    trust=card,
+                    map_HW=map_HW,
+                )
+                for (target, map_HW), card in zip(maps.items(), cards, strict=True)
+            ),
+            occlusion=result,
+        )
 
-    def _object(self, image: "WorkingImage") -> "Tensor | None":
-        """Where it is, if the user said what to expect."""
-        from cnnviz.core.data.outlines import outline_mask
+    def entry(self, result: TrustResult) -> TrustResult:
+        return result
 
-        if self._expectations is None:
-            return None
-        return outline_mask(self._expectations.for_image(image.path), image)
-
-    def _write(
-        self,
-        folder: "RunFolder",
-        path: Path,
-        result: "OcclusionResult",
-        maps: "dict[int, Tensor]",
-        cards: "list[Scorecard]",
-    ) -> None:
-        from cnnviz.core.output.drawing import image_pixels
-        from cnnviz.core.output.panels import photograph
-        from cnnviz.occlusion.figures import unit
-        from cnnviz.trust.figures import draw_certainty, draw_curves, draw_maps
-
-        measured = result.measured
-        readings_K = measured.head.readings(measured.base_logits_K)
-        names = [f"{measured.labels[t]}  {measured.head.text(float(readings_K[t]))}" for t in maps]
-        shown = list(zip(names, maps.values(), cards, strict=True))
-        what = "the map's own unit" if path in self._maps else unit(result)
-        beneath = photograph(measured.image)
+    def files(self, result: TrustResult, folder: RunFolder) -> None:
+        measured = result.occlusion.measured
+        shown = [
+            Shown(f"{t.class_}  {measured.head.text(t.reading)}", t.map_HW, t.trust)
+            for t in result.targets
+        ]
+        of_occlusion = result.map == OCCLUSION
+        map_unit = unit(result.occlusion) if of_occlusion else "the map's own unit"
+        beneath, has_classes = photograph(measured.image), measured.head.has_classes
         folder.write_image("input.png", image_pixels(measured.image))
-        folder.write_figure("overlay.png", draw_maps(shown, self._look, what, beneath))
-        reading = "probability" if measured.head.has_classes else "value"
-        folder.write_figure(
-            "curves.png", draw_curves(list(zip(names, cards, strict=True)), reading)
-        )
-        figure = draw_certainty(shown, self._look, what, beneath)
-        if figure is not None:
-            folder.write_figure("certainty.png", figure)
+        folder.write_figure("overlay.png", draw_maps(shown, self._look, map_unit, beneath))
+        figures = draw(shown, self._look, map_unit, beneath, has_classes)
+        for name, figure in figures.items():
+            folder.write_figure(name, figure)
 
-
-def _rows(entry: dict[str, Any]) -> list[tuple[object, ...]]:
-    return [
-        (
-            Path(entry["image"]).name,
-            target["class"],
-            f"{target['probability']:.3f}" if "probability" in target else f"{target['value']:.4g}",
-            f"{target['trust']['against_chance']['gain']:.3f}",
-            "{:.3f}…{:.3f}".format(*target["trust"]["against_chance"]["interval"]),
-            target["trust"]["verdict"],
-        )
-        for target in entry["targets"]
-    ]
+    def rows(self, entry: TrustResult) -> Iterator[tuple[object, ...]]:
+        for target in entry.targets:
+            chance = target.trust.against_chance
+            low, high = chance.interval
+            yield (
+                Path(entry.image).name,
+                target.class_,
+                f"{target.probability:.3f}" if target.value is None else f"{target.value:.4g}",
+                f"{chance.gain:.3f}",
+                f"{low:.3f} to {high:.3f}",
+                target.trust.verdict,
+            )

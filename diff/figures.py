@@ -146,8 +146,8 @@ def draw_neighbors(result: DiffResult, picture: Callable[[str], Pixels | None], 
 def draw_filters(
     result: DiffResult,
     cells: Callable[[FilterChange], Sequence[Sequence[Small]]],
-    top: int,
     heading: str,
+    top: int,
     strength: str,
 ) -> Figure | None:
     """Draws the most changed filters, a row of pictures for each network; None without pictures."""

@@ -20,15 +20,15 @@ from cnnviz.cli.models import Listing
 from cnnviz.core.output.record import fields_of
 from cnnviz.core.output.summary import Summary
 from cnnviz.diff import results as differences
-from cnnviz.embeddings import report as embeddings
+from cnnviz.embeddings import results as embeddings
 from cnnviz.filters.ablation import results as ablation
-from cnnviz.filters.activations import report as activations
-from cnnviz.filters.kernels import report as kernels
-from cnnviz.filters.layers import report as layers
-from cnnviz.filters.patches import report as patches
-from cnnviz.gradients import report as gradients
-from cnnviz.occlusion import report as occlusion
-from cnnviz.trust import report as trust
+from cnnviz.filters.activations import results as activations
+from cnnviz.filters.kernels import results as kernels
+from cnnviz.filters.layers import results as layers
+from cnnviz.filters.patches import results as patches
+from cnnviz.gradients import results as gradients
+from cnnviz.occlusion import results as occlusion
+from cnnviz.trust import results as trust
 
 SCHEMAS = Path(__file__).parent / "schemas"
 WITHOUT_MODEL = {"render", "diff"}
@@ -36,17 +36,17 @@ OTHERS = {"merge", "rerun", "report"}  # without a summary or with that of the c
 
 
 SUMMARIES: dict[str, Any] = {
-    "occlude": list[occlusion.Entry],
-    "render": list[occlusion.Entry],
-    "saliency": list[gradients.Entry],
-    "trust": list[trust.Entry],
-    "activations": list[activations.Entry],
-    "filters": kernels.Results,
-    "layers": layers.Results,
-    "max-patches": patches.Results,
+    "occlude": list[occlusion.OcclusionResult],
+    "render": list[occlusion.OcclusionResult],
+    "saliency": list[gradients.SaliencyResult],
+    "trust": list[trust.TrustResult],
+    "activations": list[activations.Activations],
+    "filters": kernels.FilterResults,
+    "layers": layers.Inventory,
+    "max-patches": patches.MaxPatches,
     "audit": audits.Results | None,  # null of a shard
     "ablate": ablation.AblationResult,
-    "tsne": embeddings.Results | None,  # null of a shard, for which merge makes them
+    "tsne": embeddings.Embedding | None,  # null of a shard, for which merge makes them
     "diff": differences.Results,
 }
 PER_IMAGE = {"occlude", "saliency", "trust", "activations"}
@@ -82,6 +82,8 @@ class Generator(GenerateJsonSchema):
         found |= {"properties": keys, "required": required, "additionalProperties": False}
         if not required:
             del found["required"]
+        if "description" in found:  # the rest is about fields that JSON lacks
+            found["description"] = found["description"].split("\n\n")[0]
         return found
 
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002

@@ -5,17 +5,19 @@ from typing import TYPE_CHECKING
 from cnnviz.core.lazy import lazily
 
 if TYPE_CHECKING:
-    from cnnviz.gradients.choices import Method, SaliencySpec
-    from cnnviz.gradients.experiment import SaliencyResult, saliency
+    from cnnviz.gradients.experiment import saliency
     from cnnviz.gradients.figures import draw
+    from cnnviz.gradients.options import Method, SaliencySpec
+    from cnnviz.gradients.results import SaliencyResult, load_run
 else:
     __getattr__ = lazily(
         __name__,
         {
-            "choices": ("Method", "SaliencySpec"),
-            "experiment": ("SaliencyResult", "saliency"),
+            "experiment": ("saliency",),
             "figures": ("draw",),
+            "options": ("Method", "SaliencySpec"),
+            "results": ("SaliencyResult", "load_run"),
         },
     )
 
-__all__ = ["Method", "SaliencyResult", "SaliencySpec", "draw", "saliency"]
+__all__ = ["Method", "SaliencyResult", "SaliencySpec", "draw", "load_run", "saliency"]

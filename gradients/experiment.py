@@ -1,4 +1,4 @@
-"""What the gradient of a class's logit says about one picture: its linear approximation there.
+"""The gradient of a class's logit at one image: the linear approximation of the network there.
 
     gradient            |d logit / d pixel|, the largest of the colours
                         (Simonyan et al. 2013, "Deep Inside Convolutional Networks")
@@ -13,7 +13,7 @@ Shapes: C channels, H W rows and columns of the image, h w of a layer's maps, K 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from torch.nn import functional
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.outlines import Place
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.heads import Head, Reading, resolve_targets
+from cnnviz.core.models.heads import resolve_targets
 from cnnviz.core.models.layers import (
     Form,
     Layout,
@@ -36,59 +36,12 @@ from cnnviz.core.models.layers import (
 )
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import frozen, gradients
-from cnnviz.gradients.choices import LAST_CONV, Method, SaliencySpec
+from cnnviz.core.output.summary import class_fields, top_records
+from cnnviz.gradients.options import LAST_CONV, Method, SaliencySpec
+from cnnviz.gradients.results import ClassMap, SaliencyResult
 
-_Asked = Callable[[Tensor], tuple[int, ...]]
-"""From logits (K,) to the classes that are asked about."""
-
-
-@dataclass(frozen=True, eq=False)
-class ClassMap:
-    """One class's map.
-
-    Attributes:
-        target: class index.
-        probability: of the class; of a regression the value.
-        raw: (3, H, W) signed gradient or gradient x input; (h, w) signed Grad-CAM.
-        map_HW: what is shown. Not negative for `gradient` and `grad-cam`.
-    """
-
-    target: int
-    probability: float
-    raw: Tensor
-    map_HW: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class SaliencyResult:
-    """The maps of one picture.
-
-    Attributes:
-        image: the working image.
-        labels: class names.
-        logits_K: float32, on the CPU.
-        method: how the maps were made.
-        layer: the layer of Grad-CAM; None for the other methods.
-        maps: one for each target, in the order asked for.
-        head: what the logits mean.
-        reading: of a dense output, the pixels that were read.
-        place: of a dense output, what the user pointed at; empty for each class's own pixels.
-    """
-
-    image: WorkingImage
-    labels: tuple[str, ...]
-    logits_K: Tensor
-    method: Method
-    layer: str | None
-    maps: tuple[ClassMap, ...]
-    head: Head
-    reading: Reading | None = None
-    place: str = ""
-
-    @property
-    def ranking_K(self) -> Tensor:  # noqa: N802 (a shape)
-        """More for a class that the image shows more of: by score, or by pixels."""
-        return self.logits_K if self.reading is None else self.reading.ranking(self.labels)
+_Targets = Callable[[Tensor], tuple[int, ...]]
+"""From logits (K,) to the classes to explain."""
 
 
 def saliency(
@@ -98,70 +51,93 @@ def saliency(
     *,
     classes: Sequence[int] = (),
 ) -> SaliencyResult:
-    """Traces the logits of some classes back to one picture.
+    """Traces the logits of some classes back to one image.
 
     Args:
         model: borrowed; no gradient is left in it.
         image: of the model's input size.
-        spec: how, for which classes; None for the defaults.
+        spec: the method, and which classes; None for the defaults.
         classes: indices, in place of the spec's targets.
 
     Raises:
-        UsageError: no such class or layer, or the layer puts out no maps.
+        UsageError: no such class or layer, or the layer does not return maps.
         CnnvizError: the network has no convolution for Grad-CAM, or its scores or gradients are not
             finite.
     """
     spec = spec or SaliencySpec()
-    method, targets, layer = spec.method, spec.targets, spec.layer
+    method, head = spec.method, model.head
     pixels = model.preprocess.normalise(image.pixels)[None].to(model.device)
     place = Place(model, spec.at, spec.inside)
     reading = model.settle(pixels, place.mask(image))
 
-    def asked(logits_K: Tensor) -> tuple[int, ...]:
+    def targets_of(logits_K: Tensor) -> tuple[int, ...]:
         if classes:
             return tuple(classes)
         if reading is not None:
-            return reading.targets(targets, model.labels, model.head, image.path)
-        return resolve_targets(targets, logits_K.detach().cpu(), model.labels, model.head)
+            return reading.targets(spec.targets, model.labels, head, image.path)
+        return resolve_targets(spec.targets, logits_K.detach().cpu(), model.labels, head)
 
-    if method is not Method.GRAD_CAM:
-        logits_K, slopes = _input_gradients(model, pixels, asked)
-        used = None
+    layer = None
+    if method is Method.GRAD_CAM:
+        layer = default_layer(model) if spec.layer == LAST_CONV else spec.layer
+        logits_K, slopes = _class_activations(model, pixels, targets_of, layer)
     else:
-        used = default_layer(model) if layer == LAST_CONV else layer
-        logits_K, slopes = _class_activations(model, pixels, asked, used)
-    readings_K = model.head.readings(logits_K)
-    maps = []
-    for target, found in slopes.items():
-        raw = found.float().cpu()
-        if not (raw.isfinite().all() and logits_K.isfinite().all()):
-            raise CnnvizError(
-                f"{model.name} gives scores or gradients that are not finite on '{image.path}' in "
-                f"{model.precision.value}; use --precision fp32, or check the weights"
-            )
-        raw = raw * pixels[0].cpu() if method is Method.GRADIENT_X_INPUT else raw
-        shown_HW = _shown(raw, method, image.pixels.shape[1:])
-        maps.append(ClassMap(target, float(readings_K[target]), raw, shown_HW))
-    return SaliencyResult(
-        image,
-        model.labels,
-        logits_K,
-        method,
-        used,
-        tuple(maps),
-        model.head,
-        reading,
-        place.text,
+        logits_K, slopes = _input_gradients(model, pixels, targets_of)
+    raw_maps = {target: slope.float().cpu() for target, slope in slopes.items()}
+    if not all(values.isfinite().all() for values in (logits_K, *raw_maps.values())):
+        raise CnnvizError(
+            f"{model.name} gives scores or gradients that are not finite on '{image.path}' in "
+            f"{model.precision.value}; use --precision fp32, or check the weights"
+        )
+    if method is Method.GRADIENT_X_INPUT:
+        raw_maps = {target: raw * pixels[0].cpu() for target, raw in raw_maps.items()}
+    readings_K = head.readings(logits_K)
+    result = SaliencyResult(
+        image=image.path,
+        method=method,
+        layer=layer,
+        read=(place.text or "own pixels") if reading else None,
+        targets=(),
+        working=image,
+        labels=model.labels,
+        logits_K=logits_K,
+        head=head,
+        reading=reading,
+        place=place.text,
+    )
+    top = top_records(result, readings_K) if head.has_classes else None
+    return replace(
+        result,
+        prediction=top[0] if top else None,
+        top5=top,
+        targets=tuple(
+            _class_map(result, target, float(readings_K[target]), raw)
+            for target, raw in raw_maps.items()
+        ),
+    )
+
+
+def _class_map(result: SaliencyResult, target: int, reading: float, raw: Tensor) -> ClassMap:
+    map_HW = _shown(raw, result.method, result.working.pixels.shape[1:])
+    row, column = divmod(int(map_HW.argmax()), map_HW.shape[1])
+    return ClassMap(
+        **class_fields(result, target, reading),
+        lowest=float(map_HW.min()),
+        highest=float(map_HW.max()),
+        peak=(row, column),
+        peak_original=result.working.to_original((row, column, row + 1, column + 1)),
+        raw=raw,
+        map_HW=map_HW,
     )
 
 
 def default_layer(model: Model) -> str:
-    """The layer that Grad-CAM takes where none is named.
+    """Finds the default layer of Grad-CAM.
 
-    The last convolution to run whose output has more than one position. Transformers have one at
-    their very beginning, if at all: where more than one block of theirs comes behind it, the last
-    normalisation of tokens whose places the classes still hang on (behind the last attention a
-    class token alone does).
+    This is the last convolution to run whose output has more than one position. Transformers have
+    one at their very beginning, if at all: if more than one of their blocks comes after it, this is
+    the last normalisation of tokens on whose positions the classes still depend (after the last
+    attention they depend on the class token only).
 
     Raises:
         CnnvizError: there is none.
@@ -184,13 +160,13 @@ def default_layer(model: Model) -> str:
 
 
 def _with_places(model: Model, names: Sequence[str]) -> dict[str, Layout]:
-    """The layers among these that put out maps of more than one position."""
-    found = Layouts(model).of(names, refuse=False)
-    return {name: layout for name, layout in found.items() if math.prod(layout.shape[1:]) > 1}
+    """The layers among these whose maps have more than one position."""
+    layouts = Layouts(model).of(names, refuse=False)
+    return {name: layout for name, layout in layouts.items() if math.prod(layout.shape[1:]) > 1}
 
 
 def _matters(model: Model, layer: str, layout: Layout) -> bool:
-    """Whether any class's logit changes with what the layer puts out at the places of a map."""
+    """Whether any class's logit depends on the layer's output at the positions of its map."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(model.blank().shape, generator=generator)
     with frozen(model.module):
@@ -201,28 +177,28 @@ def _matters(model: Model, layer: str, layout: Layout) -> bool:
 
 
 def _input_gradients(
-    model: Model, pixels_13HW: Tensor, asked: _Asked
+    model: Model, pixels_13HW: Tensor, targets_of: _Targets
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Logits (K,) and, for each target's index, the gradient (3, H, W) of its logit."""
     leaf = pixels_13HW.detach().requires_grad_(True)
-    found = {}
+    slopes = {}
     with frozen(model.module):
         # A copy, since the network's first layer may work in place.
         logits_K = model.logits(leaf.clone())[0]
-        own_K = model.head.own_logits(logits_K)
-        for target in asked(logits_K):
-            (gradient,) = gradients(own_K[target], [leaf], model.name)
+        logit_K = model.head.own_logits(logits_K)
+        for target in targets_of(logits_K):
+            (gradient,) = gradients(logit_K[target], [leaf], model.name)
             if gradient is None:
                 raise CnnvizError(
                     f"the gradient of {model.name} does not reach the image; "
                     "cnnviz occlude needs none"
                 )
-            found[target] = gradient[0]
-    return logits_K.detach().cpu(), found
+            slopes[target] = gradient[0]
+    return logits_K.detach().cpu(), slopes
 
 
 def _class_activations(
-    model: Model, pixels_13HW: Tensor, asked: _Asked, layer: str
+    model: Model, pixels_13HW: Tensor, targets_of: _Targets, layer: str
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """Logits (K,) and, for each target's index, the signed Grad-CAM (h, w) at the layer."""
     find_layer(model.module, layer, model.name)
@@ -231,23 +207,23 @@ def _class_activations(
         raise not_run(layer)
     if layout.form is Form.VECTOR:
         raise UsageError(
-            f"layer '{layer}' of {model.name} puts out a vector, not channels of maps; name a "
+            f"layer '{layer}' of {model.name} returns a vector, not channels of maps; name a "
             "convolution or a block of them with --layer"
         )
     leaf = pixels_13HW.detach().requires_grad_(True)
-    found = {}
+    slopes = {}
     with frozen(model.module):
         with _kept(model.module, layer) as outputs:
             logits_K = model.logits(leaf.clone())[0]
-        own_K = model.head.own_logits(logits_K)
-        for target in asked(logits_K):
-            (gradient,) = gradients(own_K[target], outputs[-1:], model.name)
+        logit_K = model.head.own_logits(logits_K)
+        for target in targets_of(logits_K):
+            (gradient,) = gradients(logit_K[target], outputs[-1:], model.name)
             if gradient is None:
                 raise UsageError(f"layer '{layer}' of {model.name} has no influence on the classes")
             weights_C = layout.maps(gradient)[0].float().mean(dim=(1, 2))
             maps_CHW = layout.maps(outputs[-1])[0].detach().float()
-            found[target] = torch.einsum("c,chw->hw", weights_C, maps_CHW)
-    return logits_K.detach().cpu(), found
+            slopes[target] = torch.einsum("c,chw->hw", weights_C, maps_CHW)
+    return logits_K.detach().cpu(), slopes
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""The pictures of a saliency result.
+"""Figures of a saliency result.
 
-Red is what speaks for the class, blue what speaks against it. Gradients of single pixels spike, so
-their colour scale ends at a high percentile, and the colour bar has an arrow where it does.
+Red is evidence for the class, blue is evidence against it. Gradients of single pixels spike, so
+their colour scale ends at a high percentile, and the colour bar has an arrow there.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from cnnviz.core.output.drawing import bare, title, under
 from cnnviz.core.output.look import Look
 from cnnviz.core.output.panels import draw_map, draw_picture, outline_pixels, panels, photograph
-from cnnviz.gradients.choices import Method
-from cnnviz.gradients.comparison import Comparison
-from cnnviz.gradients.experiment import ClassMap, SaliencyResult
+from cnnviz.gradients.options import Method
+from cnnviz.gradients.results import ClassMap, SaliencyResult
 
 CLIPPED_ABOVE = 99.5  # percentile of the magnitude
 BAR_LABELS = {
@@ -29,48 +28,44 @@ BAR_LABELS = {
 def draw(
     result: SaliencyResult, look: Look | None = None, lines: Sequence[str] = ()
 ) -> dict[str, Figure]:
-    """`overlay.png` (maps over the image) and `heatmap.png` (maps alone), a panel per class.
+    """Draws `overlay.png` (maps over the image) and `heatmap.png` (maps alone), a panel per class.
 
     Args:
         result: what to draw.
         look: how.
-        lines: what is said under each panel of the overlay; none for nothing.
+        lines: a line under each panel of the overlay, or none.
     """
     look = look or Look()
     return {
-        "overlay.png": _panels(result, look, photograph(result.image), lines),
+        "overlay.png": _panels(result, look, photograph(result.working), lines),
         "heatmap.png": _panels(result, look, None),
     }
 
 
-def draw_comparison(
-    result: SaliencyResult, comparisons: tuple[Comparison, ...], look: Look | None = None
-) -> Figure:
-    """A row for each class: the picture, the saliency map, the other map, how far they agree."""
+def draw_comparison(result: SaliencyResult, look: Look | None = None) -> Figure:
+    """Draws a row for each class: image, saliency map, other map, and how far they agree."""
     look = look or Look()
-    beneath = photograph(result.image)
-    figure, axes = panels(3 * len(comparisons), _size(result), columns=3)
-    rows = zip(axes[::3], axes[1::3], axes[2::3], result.maps, comparisons, strict=True)
-    for left, middle, right, found, compared in rows:
-        draw_picture(left, beneath, _size(result), grey=False)
-        title(left, class_line(result, found))
-        _map(middle, result, found.map_HW.numpy(), look, beneath)
-        title(middle, f"{_method_line(result)}\n{compared.seconds:.2f} s")
-        other_HW = compared.other_HW.numpy()
-        draw_map(right, other_HW, look, compared.other_unit, over=beneath, one_sided=True)
-        agreement = compared.rank_correlation
-        shown = "none (a map is constant)" if agreement is None else f"{agreement:.2f}"
-        title(
-            right,
-            f"{compared.other}\n{compared.other_seconds:.2f} s, rank correlation {shown}",
-        )
+    beneath, size = photograph(result.working), _size(result)
+    pairs = [(entry, entry.comparison) for entry in result.targets if entry.comparison]
+    figure, axes = panels(3 * len(pairs), size, columns=3)
+    for row, (entry, other) in enumerate(pairs):
+        left, middle, right = axes[3 * row : 3 * row + 3]
+        draw_picture(left, beneath, size, grey=False)
+        title(left, class_line(result, entry))
+        _map(middle, result, entry, look, beneath)
+        title(middle, f"{_method_line(result)}\n{other.seconds:.2f} s")
+        other_HW = other.other_HW.numpy()
+        draw_map(right, other_HW, look, other.other_unit, over=beneath, one_sided=True)
+        value = other.rank_correlation
+        shown = "none (a map is constant)" if value is None else f"{value:.2f}"
+        title(right, f"{other.with_}\n{other.other_seconds:.2f} s, rank correlation {shown}")
         for cell in (left, middle, right):
             bare(cell)
     return figure
 
 
 def _size(result: SaliencyResult) -> tuple[int, int]:
-    height, width = result.image.pixels.shape[1:]
+    height, width = result.working.pixels.shape[1:]
     return int(height), int(width)
 
 
@@ -80,21 +75,26 @@ def _panels(
     over: NDArray[np.uint8] | None,
     lines: Sequence[str] = (),
 ) -> Figure:
-    figure, axes = panels(len(result.maps), _size(result), columns=look.columns)
-    for number, (cell, found) in enumerate(zip(axes, result.maps, strict=True)):
-        _map(cell, result, found.map_HW.numpy(), look, over)
+    figure, axes = panels(len(result.targets), _size(result), columns=look.columns)
+    for number, (cell, entry) in enumerate(zip(axes, result.targets, strict=True)):
+        _map(cell, result, entry, look, over)
         if result.reading is not None:
-            outline_pixels(cell, result.reading.of(found.target).numpy(), _size(result))
-        title(cell, f"{class_line(result, found)}\n{_method_line(result)}")
+            outline_pixels(cell, result.reading.of(entry.index).numpy(), _size(result))
+        title(cell, f"{class_line(result, entry)}\n{_method_line(result)}")
         bare(cell)
         if lines:
             under(cell, lines[number])
     return figure
 
 
-def class_line(result: SaliencyResult, found: ClassMap) -> str:
-    """A map's class and its probability."""
-    return f"{result.labels[found.target]}  {result.head.text(found.probability)}"
+def unit(result: SaliencyResult) -> str:
+    """Names the unit of the maps."""
+    return BAR_LABELS[result.method]
+
+
+def class_line(result: SaliencyResult, entry: ClassMap) -> str:
+    """Names a map's class and its probability."""
+    return f"{entry.class_}  {result.head.text(entry.reading)}"
 
 
 def _method_line(result: SaliencyResult) -> str:
@@ -104,14 +104,9 @@ def _method_line(result: SaliencyResult) -> str:
 
 
 def _map(
-    axes: Axes,
-    result: SaliencyResult,
-    values_HW: NDArray[np.float32],
-    look: Look,
-    over: NDArray[np.uint8] | None,
+    axes: Axes, result: SaliencyResult, entry: ClassMap, look: Look, over: NDArray[np.uint8] | None
 ) -> None:
-    limit = look.scale
+    limit, values_HW = look.scale, entry.map_HW.numpy()
     if limit is None and result.method is not Method.GRAD_CAM:
         limit = float(np.percentile(np.abs(values_HW), CLIPPED_ABOVE))
-    label = BAR_LABELS[result.method]
-    draw_map(axes, values_HW, look, label, over=over, one_sided=True, limit=limit)
+    draw_map(axes, values_HW, look, unit(result), over=over, one_sided=True, limit=limit)

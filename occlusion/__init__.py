@@ -5,18 +5,20 @@ from typing import TYPE_CHECKING
 from cnnviz.core.lazy import lazily
 
 if TYPE_CHECKING:
-    from cnnviz.occlusion.archive import load
-    from cnnviz.occlusion.choices import Border, OcclusionSpec, PanelSpec, Score, Upsample
-    from cnnviz.occlusion.experiment import OcclusionResult, look, occlude
+    from cnnviz.occlusion.experiment import look, occlude
     from cnnviz.occlusion.figures import draw
+    from cnnviz.occlusion.measurement import load
+    from cnnviz.occlusion.options import Border, OcclusionSpec, PanelSpec, Score, Upsample
+    from cnnviz.occlusion.results import OcclusionResult, load_run
 else:
     __getattr__ = lazily(
         __name__,
         {
-            "archive": ("load",),
-            "choices": ("Border", "OcclusionSpec", "PanelSpec", "Score", "Upsample"),
-            "experiment": ("OcclusionResult", "look", "occlude"),
+            "options": ("Border", "OcclusionSpec", "PanelSpec", "Score", "Upsample"),
+            "experiment": ("look", "occlude"),
             "figures": ("draw",),
+            "measurement": ("load",),
+            "results": ("OcclusionResult", "load_run"),
         },
     )
 
@@ -29,6 +31,7 @@ __all__ = [
     "Upsample",
     "draw",
     "load",
+    "load_run",
     "look",
     "occlude",
 ]

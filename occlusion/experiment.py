@@ -1,14 +1,15 @@
-"""One occlusion experiment end to end: cover an image piece by piece, keep every score.
+"""One occlusion experiment end to end: occlude an image piece by piece, keep every score.
 
 The `Measurement` holds all that needed the network: the scores of every class at every position.
-Everything else (maps, panels, pictures) is derived from it, so that it can be looked at again for
-other classes and scores without the network (`cnnviz render`).
+Everything else (maps, panels, pictures) is derived from it, so that other classes and scores need
+no network (`cnnviz render`).
 Method: Zeiler and Fergus 2014, "Visualizing and Understanding Convolutional Networks", section 4.2.
 Shapes: P positions, K classes, H W rows and columns.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,127 +18,21 @@ from torch import Tensor
 from cnnviz.core.data.images import WorkingImage, read_image
 from cnnviz.core.data.outlines import Place
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.heads import Head, Reading, resolve_targets
+from cnnviz.core.models.heads import Head, Kind, resolve_targets
 from cnnviz.core.models.labels import class_index
 from cnnviz.core.models.layers import find_layer
 from cnnviz.core.models.load import Model
-from cnnviz.occlusion.agreement import Agreement, Gradient, agreements
-from cnnviz.occlusion.choices import (
-    FOLDER,
-    MapKind,
-    OcclusionSpec,
-    PanelSpec,
-    Score,
-    Upsample,
-)
+from cnnviz.core.output.summary import ClassRecord, top_records
 from cnnviz.occlusion.engines.choose import Engine, Verifier, make_engine
-from cnnviz.occlusion.fills import check_fill, fill_picture
-from cnnviz.occlusion.masks import Grid, mask_grid, masks_and_stride
-from cnnviz.occlusion.panels import Panel, make_panels
-from cnnviz.occlusion.sufficient import Sufficiency, check_classes, sufficiency
-
-
-@dataclass(frozen=True, eq=False)
-class Activation:
-    """A layer's map that is strongest on the untouched image, watched while masks move.
-
-    Attributes:
-        layer: the layer's name.
-        channel: which of its maps.
-        base: the map's sum on the untouched image.
-        sums_P: its sum at each position, float32.
-    """
-
-    layer: str
-    channel: int
-    base: float
-    sums_P: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Measurement:
-    """All that needed the network, on the CPU.
-
-    Attributes:
-        image: the working image.
-        labels: class names, one per class.
-        base_logits_K: float32 logits of the untouched image.
-        logits_PK: float32 logits at each position, grid after grid.
-        grids: one per mask, in the order of the positions.
-        activation: with a layer watched, what its strongest map did.
-        head: what the numbers mean.
-        reading: of a dense output, the pixels that were read.
-        place: of a dense output, what the user pointed at; empty for each class's own pixels.
-        score: what is compared unless something else is asked for.
-        upsample: how pixels get their values, likewise.
-        gradient: what a gradient method says of the classes, where one was asked.
-    """
-
-    image: WorkingImage
-    labels: tuple[str, ...]
-    base_logits_K: Tensor
-    logits_PK: Tensor
-    grids: tuple[Grid, ...]
-    activation: Activation | None = None
-    head: Head = field(default_factory=Head)
-    reading: Reading | None = None
-    place: str = ""
-    score: Score = Score.PROBABILITY
-    upsample: Upsample = Upsample.COVERAGE
-    gradient: Gradient | None = None
-
-    @property
-    def ranking_K(self) -> Tensor:  # noqa: N802 (a shape)
-        """More for a class that the untouched image shows more of: by score, or by pixels."""
-        if self.reading is None:
-            return self.base_logits_K
-        return self.reading.ranking(self.labels)
-
-
-@dataclass(frozen=True, eq=False)
-class OcclusionResult:
-    """A measurement and what it says about the classes asked for.
-
-    Attributes:
-        measured: the raw scores.
-        score: what the panels compare.
-        upsample: how their pixels get their values.
-        panels: one per target and mask, targets outermost.
-        agreements: of each panel's map with the gradient's; None where there is none.
-        method: which of the two is drawn and judged.
-        label: index of the true class, if known.
-        engine: the engine that ran: `full` or `incremental`.
-        verified: whether the other engine repeated a sample of positions.
-        largest_difference: if so, the largest |logit difference| between them; None where only
-            one of them can run this network.
-        given_up: the |difference| to the full engine for which the incremental one was given up;
-            None if it was not.
-        sufficiencies: of each target, by its first mask's map; empty if not asked for.
-    """
-
-    measured: Measurement
-    score: Score
-    upsample: Upsample
-    panels: tuple[Panel, ...]
-    agreements: tuple[Agreement | None, ...]
-    method: MapKind
-    label: int | None
-    engine: str
-    verified: bool = False
-    largest_difference: float | None = None
-    given_up: float | None = None
-    sufficiencies: tuple[Sufficiency, ...] = ()
-
-    @property
-    def maps(self) -> tuple[Tensor, ...]:
-        """(H, W) of each panel: what is drawn and judged."""
-        if self.method is MapKind.OCCLUSION:
-            return tuple(panel.map_HW for panel in self.panels)
-        return tuple(found.map_HW for found in self.agreements if found is not None)
-
+from cnnviz.occlusion.maps import class_scores, make_panels
+from cnnviz.occlusion.masks import Grid, check_fill, fill_picture, mask_grid, masks_and_stride
+from cnnviz.occlusion.measurement import Activation, Gradient, Measurement
+from cnnviz.occlusion.options import FOLDER, MapKind, OcclusionSpec, PanelSpec, Score, Upsample
+from cnnviz.occlusion.results import OcclusionResult, Sufficiency
+from cnnviz.occlusion.sufficient import check_classes, sufficiency
 
 Tracer = Callable[[WorkingImage, Sequence[int]], Gradient | None]
-"""What a gradient method says of some classes of a picture; None where it says nothing."""
+"""A gradient method: its maps of some classes of an image; None where it has none."""
 
 
 class Occluder:
@@ -145,7 +40,7 @@ class Occluder:
 
     Attributes:
         grids: where the masks go, one grid per mask.
-        score: what is compared.
+        score: the score that is compared.
         note: a line about the engine that the user should see, or None.
     """
 
@@ -155,7 +50,7 @@ class Occluder:
         Args:
             model: borrowed.
             spec: what to do.
-            trace: a gradient method whose agreement is asked for.
+            trace: a gradient method to compare the maps with.
 
         Raises:
             UsageError: something in the spec does not exist or does not fit the model.
@@ -190,7 +85,7 @@ class Occluder:
 
     @property
     def positions(self) -> int:
-        """How many covered images one run takes, all masks together."""
+        """How many occluded images one run takes, all masks together."""
         return len(self._boxes_P4)
 
     def run(
@@ -218,18 +113,17 @@ class Occluder:
         if reading is not None:
             reading.targets(spec.targets, model.labels, model.head, image.path)  # before the work
         scores = self._engine.run(pair[0], pair[1], self._boxes_P4, progress)
-        as_logits = model.head.logits
-        logits_PK = as_logits(scores.logits_PK.cpu())
-        base_logits_K = as_logits(scores.base_logits_K.cpu())
-        for logits in (logits_PK, base_logits_K):
-            self._check_finite(logits, image)
+        logits_PK = self._logits(scores.logits_PK, image)
+        base_logits_K = self._logits(scores.base_logits_K, image)
         activation = None
         if spec.layer is not None and scores.activation_P is not None:
             assert scores.activation_channel is not None  # noqa: S101 (they come together)
             assert scores.base_activation is not None  # noqa: S101
-            sums_P = scores.activation_P.cpu().float()
-            activation = Activation(
-                spec.layer, scores.activation_channel, scores.base_activation, sums_P
+            activation = Activation.of(
+                spec.layer,
+                scores.activation_channel,
+                scores.base_activation,
+                scores.activation_P.cpu().float(),
             )
         measured = Measurement(
             image,
@@ -247,16 +141,20 @@ class Occluder:
             targets, _true_class = _targets(measured, spec, label)
             measured = replace(measured, gradient=self._trace(image, targets))
         result = look(measured, spec, label=label, engine=self._engine.name)
-        result = replace(
-            result, given_up=scores.given_up, sufficiencies=self._sufficiencies(result)
+        verified = None
+        if self._verifier is not None:
+            verified = scores.given_up or self._verifier.difference(pair[0], pair[1], scores)
+            verified = _finite(verified)
+        return replace(
+            result,
+            fill=spec.fill,
+            incremental_given_up=None if scores.given_up is None else _finite(scores.given_up),
+            verified_largest_difference=verified,
+            sufficient=self._sufficiencies(result) if spec.sufficient else None,
         )
-        if self._verifier is None:
-            return result
-        difference = scores.given_up or self._verifier.difference(pair[0], pair[1], scores)
-        return replace(result, verified=True, largest_difference=difference)
 
     def again(self, image: WorkingImage, grids: Sequence[Grid], fill: str) -> tuple[Tensor, ...]:
-        """Logits (P, K) of the image that was run last, on other grids or with another fill.
+        """Computes logits (P, K) of the last image, on other grids or with another fill.
 
         Raises:
             CnnvizError: a score is not finite, or one image does not fit the memory.
@@ -266,40 +164,36 @@ class Occluder:
         normalise, boxes_P4 = model.preprocess.normalise, torch.cat([g.boxes_P4 for g in grids])
         original, other = (normalise(p).to(model.device) for p in (image.pixels, replacement))
         scores = self._engine.run(original, other, boxes_P4)
-        logits_PK = model.head.logits(scores.logits_PK.cpu())
-        self._check_finite(logits_PK, image)
+        logits_PK = self._logits(scores.logits_PK, image)
         return torch.split(logits_PK, [len(grid.boxes_P4) for grid in grids])
 
-    def _check_finite(self, logits: Tensor, image: WorkingImage) -> None:
+    def _logits(self, scores: Tensor, image: WorkingImage) -> Tensor:
+        logits = self._model.head.logits(scores.cpu())
         if not logits.isfinite().all():
             raise CnnvizError(
                 f"{self._model.name} gives scores that are not finite on '{image.path}' in "
                 f"{self._model.precision.value}; use --precision fp32, or check the weights"
             )
+        return logits
 
     def _sufficiencies(self, result: OcclusionResult) -> tuple[Sufficiency, ...]:
-        spec, measured = self._spec, result.measured
-        if not spec.sufficient:
-            return ()
+        """Of each class, by its first mask's map."""
         return tuple(
-            sufficiency(
-                self._model,
-                measured.image,
-                panel,
-                measured.base_logits_K,
-                fill=spec.fill,
-                seed=spec.seed,
-                batch_size=spec.batch_size,
-            )
-            for panel in result.panels
+            sufficiency(self._model, result.measured, panel, self._spec)
+            for panel in result.targets
             if panel.grid is self.grids[0]
         )
 
 
-def _shown(spec: OcclusionSpec, head: Head) -> tuple[Score, Upsample]:
-    """What is compared and how pixels get their values, where the user does not say it.
+def _finite(difference: float | None) -> float:
+    """NaN, which summaries have as null, where there is no finite difference."""
+    return math.nan if difference is None or math.isinf(difference) else difference
 
-    With masks or a stride of the user's: what the literature has.
+
+def _shown(spec: OcclusionSpec, head: Head) -> tuple[Score, Upsample]:
+    """The score to compare and the way to pixels.
+
+    With a mask or a stride of the user's, the defaults are those of the literature.
     """
     if spec.masks or spec.stride is not None:
         score, upsample = Score.PROBABILITY, Upsample.COVERAGE
@@ -312,51 +206,74 @@ def _check_head(head: Head, spec: PanelSpec) -> None:
     if head.has_classes:
         return
     if spec.score is Score.LOSS:
-        raise UsageError("--score loss needs classes; a regression (--head none) has values alone")
+        raise UsageError("--score loss needs classes; a regression (--head none) has values only")
     if spec.label is not None:
-        raise UsageError("--label names a class; a regression (--head none) has none")
+        raise UsageError("--label names a class; a regression (--head none) has no classes")
 
 
 def look(
     measured: Measurement, spec: PanelSpec, *, label: str | None = None, engine: str = "full"
 ) -> OcclusionResult:
-    """Derives the panels that a spec asks for from a measurement; needs no network.
+    """Derives the panels that a spec describes from a measurement; needs no network.
+
+    Args:
+        measured: from an earlier run, or from `load`.
+        spec: the classes, the score and the map.
+        label: the image's true class, in place of the spec's.
+        engine: the engine that ran; "none" for an earlier run.
 
     Raises:
-        UsageError: a target or the label is none of the classes.
-        CnnvizError: an agreement is asked for of a class that no gradient was traced for.
+        UsageError: a target or the label is not a class.
+        CnnvizError: the method is agreement, and a class has no gradient.
     """
-    _check_head(measured.head, spec)
+    head = measured.head
+    _check_head(head, spec)
     targets, true_class = _targets(measured, spec, label)
     if measured.reading is not None:
         measured.reading.check(targets, measured.labels, measured.image.path)
     score, upsample = spec.score or measured.score, spec.upsample or measured.upsample
-    panels = make_panels(
-        measured.base_logits_K,
-        measured.logits_PK,
-        measured.grids,
-        (int(measured.image.pixels.shape[1]), int(measured.image.pixels.shape[2])),
-        targets,
-        score,
-        upsample,
-        measured.head,
-    )
-    found = agreements(panels, measured.gradient)
-    if spec.method is MapKind.AGREEMENT and None in found:
-        missing = measured.labels[panels[found.index(None)].target]
-        raise CnnvizError(
-            f"no gradient of '{missing}' was traced on '{measured.image.path}', so nothing can "
-            "agree; use --method occlusion"
-        )
+    panels = make_panels(measured, targets, score, upsample)
+    if spec.method is MapKind.AGREEMENT:
+        for panel in panels:
+            if panel.agreement is None:
+                raise CnnvizError(
+                    f"no gradient of '{panel.class_}' was traced on '{measured.image.path}', so "
+                    "there is no agreement; use --method occlusion"
+                )
+    readings_K = class_scores(measured.base_logits_K, Score.PROBABILITY, head)
+    top = top_records(measured, readings_K) if head.has_classes else None
+    labelled = None
+    if true_class is not None:
+        labelled = ClassRecord.of(measured, true_class, float(readings_K[true_class]))
     return OcclusionResult(
-        measured, score, upsample, panels, found, spec.method, true_class, engine
+        image=measured.image.path,
+        prediction=top[0] if top else None,
+        top5=top,
+        read=(measured.place or "own pixels") if measured.reading else None,
+        score=score if head.has_classes else "value",
+        upsample=upsample,
+        method=spec.method,
+        engine=engine,
+        targets=panels,
+        label=labelled,
+        correct=None if true_class is None else _is_correct(measured, true_class),
+        activation=measured.activation,
+        measured=measured,
+        compared=score,
     )
+
+
+def _is_correct(measured: Measurement, label: int) -> bool:
+    """Whether the label is the predicted class; of independent classes, whether it holds."""
+    if measured.head.kind is Kind.SIGMOID:
+        return bool(measured.head.holds(measured.base_logits_K)[label])
+    return int(measured.base_logits_K.argmax()) == label
 
 
 def _targets(
     measured: Measurement, spec: PanelSpec, label: str | None
 ) -> tuple[tuple[int, ...], int | None]:
-    """The classes asked about, and the true one, which is asked about too."""
+    """The classes to explain, and the true one, which is explained too."""
     true_text = label if label is not None else spec.label
     if true_text == FOLDER:
         true_text = measured.image.label or Path(measured.image.path).resolve().parent.name
@@ -376,18 +293,18 @@ def occlude(
     trace: Tracer | None = None,
     progress: Callable[[int], None] = lambda _steps: None,
 ) -> OcclusionResult:
-    """Covers an image piece by piece and measures which pieces carry the prediction.
+    """Occludes an image piece by piece and measures which pieces the prediction depends on.
 
     Args:
         model: from `cnnviz.core.load_model`.
         image: a file, or a working image of the model's input size.
         spec: what to do; None for the defaults.
-        trace: a gradient method whose agreement is asked for.
+        trace: a gradient method to compare the maps with.
         progress: called with the number of positions just done.
 
     Returns:
-        The scores of every class at every position, and a panel per target and mask whose `map_HW`
-        is positive where covering hurts.
+        The scores of every class at every position, and a panel per class and mask whose `map_HW`
+        is positive where occluding hurts.
 
     Raises:
         UsageError: something in the spec does not exist or does not fit the model.

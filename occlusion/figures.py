@@ -1,8 +1,8 @@
-"""The pictures of an occlusion experiment.
+"""Figures of an occlusion experiment.
 
-A figure has one panel per target and mask. Maps are drawn with diverging colours symmetric about
-zero: red is evidence for the class (covering it hurts), blue is evidence against it. Under an
-overlay the image is grey, so that every colour seen is the map's.
+A figure has one panel per class and mask. Maps are drawn with diverging colours symmetric about
+zero: red is evidence for the class (occluding it hurts), blue is evidence against it. Under an
+overlay the image is grey, so that every colour is the map's.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,61 +32,61 @@ from cnnviz.core.output.panels import (
     panels,
 )
 from cnnviz.core.output.style import FONT_SIZE
-from cnnviz.occlusion.choices import MapKind, Score, Upsample
-from cnnviz.occlusion.experiment import OcclusionResult
 from cnnviz.occlusion.masks import Grid
-from cnnviz.occlusion.panels import Panel
-from cnnviz.occlusion.sufficient import HELD, Sufficiency
+from cnnviz.occlusion.measurement import Activation
+from cnnviz.occlusion.options import MapKind, Score, Upsample
+from cnnviz.occlusion.results import Agreement, OcclusionResult, Panel, Sufficiency
+from cnnviz.occlusion.sufficient import HELD
 
 LEGEND_CLASSES = 9
 OTHER_GRAY = "#d9d9d9"
-UNCHANGED = "#ffffff"  # in the legend; on the picture such places are left clear
-# Okabe and Ito's colours, told apart by people with colour-blindness, and a brown.
+UNCHANGED = "#ffffff"  # in the legend; on the image such positions are left clear
+# Okabe and Ito's colours, distinct for people with colour-blindness, and a brown.
 CLASS_COLOURS = (
     "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2",
     "#D55E00", "#CC79A7", "#000000", "#8C6D46",
 )  # fmt: skip
 DISAGREEMENT = (
-    ("occlusion alone", "#0072B2", "////"),
-    ("the gradient alone", "#009E73", "\\\\\\\\"),
+    ("occlusion only", "#0072B2", "////"),
+    ("the gradient only", "#009E73", "\\\\\\\\"),
 )
 BAR_LABELS = {
-    Score.PROBABILITY: "drop of the probability when covered",
-    Score.LOGIT: "drop of the logit when covered",
-    Score.LOSS: "rise of the loss −log p when covered",
+    Score.PROBABILITY: "drop of the probability when occluded",
+    Score.LOGIT: "drop of the logit when occluded",
+    Score.LOSS: "rise of the loss −log p when occluded",
 }
+Pixels = NDArray[np.uint8]
 
 
 def draw(
     result: OcclusionResult,
     look: Look | None = None,
-    backdrop: NDArray[np.uint8] | None = None,
+    backdrop: Pixels | None = None,
     lines: Sequence[str] = (),
 ) -> dict[str, Figure]:
-    """All figures of one result, by the file name they are meant for.
+    """Draws all figures of one result, by file name.
 
     `overlay.png` (map over image), `heatmap.png` (map alone), `probability.png` (the class's
-    probability at each position: blue where covering hurts), `label.png` (the most probable class
-    at each position), where a gradient was traced `agreement.png`, where it was asked for
-    `sufficient.png` and, with a layer watched, `activation.png`. A regression has `value.png` in
-    place of `probability.png` and `label.png`; where each class is read at its own pixels, there is
-    no `label.png`.
+    probability at each position: blue where occluding hurts), `label.png` (the most probable class
+    at each position), with a gradient `agreement.png`, with `--sufficient` `sufficient.png` and,
+    with `--layer`, `activation.png`. A regression has `value.png` in place of `probability.png` and
+    `label.png`; where each class is read at its own pixels, there is no `label.png`.
 
     Args:
         result: what to draw.
         look: how.
-        backdrop: what maps are laid over, uint8 (h, w, 3): the working image's crop in the file's
+        backdrop: the image under the maps, uint8 (h, w, 3): the working image's crop in the file's
             own pixels; None for the working image itself.
-        lines: what is said under each panel of the overlay; none for nothing.
+        lines: a line under each panel of the overlay, or none.
     """
     look = look or Look()
     beneath = input_pixels(result) if backdrop is None else backdrop
     has_classes = result.measured.head.has_classes
     figures = {
         "overlay.png": draw_overlay(result, look, backdrop, lines),
-        "heatmap.png": _grid(result, look, lambda cell, at: _map(cell, result, at, look, None)),
+        "heatmap.png": _grid(result, look, lambda cell, panel: _map(cell, result, panel, look)),
         "probability.png" if has_classes else "value.png": _grid(
-            result, look, lambda cell, at: _reading(cell, result, result.panels[at])
+            result, look, lambda cell, panel: _reading(cell, result, panel)
         ),
     }
     reading = result.measured.reading
@@ -94,31 +94,26 @@ def draw(
         figures["label.png"] = _labels(result, beneath)
     if any(result.agreements):
         figures["agreement.png"] = _agreements(result, look, beneath)
-    if result.sufficiencies:
-        figures["sufficient.png"] = _sufficiencies(result)
-    if result.measured.activation:
-        figures["activation.png"] = _activation(result)
+    if result.sufficient:
+        figures["sufficient.png"] = _sufficiencies(result, result.sufficient)
+    if result.activation:
+        figures["activation.png"] = _activation(result, result.activation)
     return figures
 
 
 def draw_overlay(
     result: OcclusionResult,
     look: Look,
-    backdrop: NDArray[np.uint8] | None = None,
+    backdrop: Pixels | None = None,
     lines: Sequence[str] = (),
 ) -> Figure:
-    """The map over the image alone, `overlay.png`; see `draw`."""
+    """Draws `overlay.png` only: the map over the image; see `draw`."""
     beneath = input_pixels(result) if backdrop is None else backdrop
-    return _grid(result, look, lambda cell, at: _map(cell, result, at, look, beneath), lines)
-
-
-def _size(result: OcclusionResult) -> tuple[int, int]:
-    height, width = result.measured.image.pixels.shape[1:]
-    return int(height), int(width)
+    return _grid(result, look, lambda cell, panel: _map(cell, result, panel, look, beneath), lines)
 
 
 def _columns(result: OcclusionResult, look: Look) -> int:
-    """A row per target and a column per mask, one of them wrapped if alone."""
+    """A row per class and a column per mask; a single mask's panels are wrapped."""
     if look.columns is not None:
         return look.columns
     masks = len(result.measured.grids)
@@ -128,14 +123,15 @@ def _columns(result: OcclusionResult, look: Look) -> int:
 def _grid(
     result: OcclusionResult,
     look: Look,
-    paint: Callable[[Axes, int], None],
+    paint: Callable[[Axes, Panel], None],
     lines: Sequence[str] = (),
 ) -> Figure:
-    """A cell for each panel, painted by its number."""
-    figure, axes = panels(len(result.panels), _size(result), columns=_columns(result, look))
-    for number, cell in enumerate(axes):
-        paint(cell, number)
-        title(cell, heading(result, result.panels[number]))
+    """A cell for each panel."""
+    size, columns = result.measured.size, _columns(result, look)
+    figure, axes = panels(len(result.targets), size, columns=columns)
+    for number, (cell, panel) in enumerate(zip(axes, result.targets, strict=True)):
+        paint(cell, panel)
+        title(cell, heading(result, panel))
         bare(cell)
         if lines:
             under(cell, lines[number])
@@ -143,86 +139,74 @@ def _grid(
 
 
 def heading(result: OcclusionResult, panel: Panel) -> str:
-    """What a panel shows: class, probability, mask and stride."""
-    name = result.measured.labels[panel.target]
-    note = " (true class)" if panel.target == result.label else ""
-    grid = panel.grid
-    reads = result.measured.head.text(panel.probability)
-    where = ""
-    if result.measured.reading is not None:
-        where = f"\n{result.measured.place or 'mean over its pixels'}"
-    return f"{name}{note}  {reads}\n{_setting(result, grid)}{where}"
-
-
-def _setting(result: OcclusionResult, grid: Grid) -> str:
-    """`mask 63, stride 16, density`: the usual mean over covering masks is not named."""
+    """Describes a panel: class, probability, mask and stride."""
+    measured = result.measured
+    note = " (true class)" if result.label and panel.index == result.label.index else ""
     kind = "" if result.upsample is Upsample.COVERAGE else f", {result.upsample}"
-    return f"mask {grid.name}, stride {grid.stride}{kind}"
+    where = f"\n{measured.place or 'mean over its pixels'}" if measured.reading else ""
+    return f"{panel.class_}{note}  {measured.head.text(panel.reading)}\n{_mask(panel)}{kind}{where}"
+
+
+def _mask(panel: Panel) -> str:
+    return f"mask {panel.grid.name}, stride {panel.stride}"
 
 
 def _map(
-    axes: Axes,
-    result: OcclusionResult,
-    number: int,
-    look: Look,
-    over: NDArray[np.uint8] | None,
+    axes: Axes, result: OcclusionResult, panel: Panel, look: Look, over: Pixels | None = None
 ) -> None:
-    occlusion = result.method is MapKind.OCCLUSION
-    shown = result.maps[number].numpy()
-    one_sided = not occlusion
+    agreed = panel.agreement if result.method is MapKind.AGREEMENT else None
+    shown = (agreed or panel).map_HW.numpy()
+    one_sided = agreed is not None
     draw_map(axes, shown, look, unit(result), over=over, one_sided=one_sided, limit=look.scale)
-    _outline_read(axes, result, result.panels[number])
+    _outline_read(axes, result, panel)
 
 
 def unit(result: OcclusionResult) -> str:
-    """What the values of the maps that are drawn are."""
-    return (
-        _occlusion_unit(result) if result.method is MapKind.OCCLUSION else _agreement_unit(result)
-    )
+    """Names the unit of the maps that are drawn."""
+    if result.method is MapKind.AGREEMENT:
+        return _agreement_unit(next(a for a in result.agreements if a is not None))
+    return _occlusion_unit(result)
 
 
 def _occlusion_unit(result: OcclusionResult) -> str:
-    head, score = result.measured.head, result.score
-    if score is Score.LOGIT and head.probabilities_given:
-        return "drop of the log-odds when covered"
-    return BAR_LABELS[score] if head.has_classes else "drop of the value when covered"
+    head = result.measured.head
+    if result.compared is Score.LOGIT and head.probabilities_given:
+        return "drop of the log-odds when occluded"
+    return BAR_LABELS[result.compared] if head.has_classes else "drop of the value when occluded"
 
 
-def _agreement_unit(result: OcclusionResult) -> str:
-    gradient = result.measured.gradient
-    assert gradient is not None  # noqa: S101 (there are agreements)
-    return f"agreement of occlusion and {gradient.name.split()[0]}"
+def _agreement_unit(together: Agreement) -> str:
+    return f"agreement of occlusion and {together.with_.split()[0]}"
 
 
 def _outline_read(axes: Axes, result: OcclusionResult, panel: Panel) -> None:
-    """Around the pixels of a dense output that were read."""
-    if result.measured.reading is not None:
-        outline_pixels(axes, result.measured.reading.of(panel.target).numpy(), _size(result))
+    """Outlines the pixels of a dense output that were read."""
+    measured = result.measured
+    if measured.reading is not None:
+        outline_pixels(axes, measured.reading.of(panel.index).numpy(), measured.size)
 
 
-def _agreements(result: OcclusionResult, look: Look, beneath: NDArray[np.uint8]) -> Figure:
+def _agreements(result: OcclusionResult, look: Look, beneath: Pixels) -> Figure:
     """A row for each panel: occlusion, gradient, and where the two agree and where they do not."""
-    gradient = result.measured.gradient
-    assert gradient is not None  # noqa: S101 (there are agreements)
-    pairs = [(p, a) for p, a in zip(result.panels, result.agreements, strict=True) if a is not None]
-    figure, axes = panels(3 * len(pairs), _size(result), columns=3)
-    for row, (panel, found) in enumerate(pairs):
+    pairs = [(panel, panel.agreement) for panel in result.targets if panel.agreement]
+    figure, axes = panels(3 * len(pairs), result.measured.size, columns=3)
+    for row, (panel, together) in enumerate(pairs):
         left, middle, right = axes[3 * row : 3 * row + 3]
-        own, name = panel.map_HW.numpy(), _occlusion_unit(result)
-        draw_map(left, own, look, name, over=beneath, limit=look.scale)
+        occlusion, unit_text = panel.map_HW.numpy(), _occlusion_unit(result)
+        draw_map(left, occlusion, look, unit_text, over=beneath, limit=look.scale)
         title(left, heading(result, panel))
-        traced = found.gradient_HW.numpy()
+        traced = together.gradient_HW.numpy()
         draw_map(middle, traced, look, "weighted sum of its maps", over=beneath, one_sided=True)
-        title(middle, gradient.name.replace(" at ", "\nat "))
-        shown = found.map_HW.numpy()
-        draw_map(right, shown, look, _agreement_unit(result), over=beneath, one_sided=True)
+        title(middle, together.with_.replace(" at ", "\nat "))
+        shown = together.map_HW.numpy()
+        draw_map(right, shown, look, _agreement_unit(together), over=beneath, one_sided=True)
         for inside_HW, (_text, colour, hatch) in zip(
-            (found.only_occlusion_HW, found.only_gradient_HW), DISAGREEMENT, strict=True
+            (together.only_occlusion_HW, together.only_gradient_HW), DISAGREEMENT, strict=True
         ):
             hatch_pixels(right, inside_HW.numpy(), colour, hatch)
-        correlation = found.rank_correlation
-        how_far = "none (a map is constant)" if correlation is None else f"{correlation:.2f}"
-        title(right, f"where both see evidence\nrank correlation {how_far}")
+        correlation = together.rank_correlation
+        text = "none (a map is constant)" if correlation is None else f"{correlation:.2f}"
+        title(right, f"where both see evidence\nrank correlation {text}")
         for cell in (left, middle, right):
             _outline_read(cell, result, panel)
             bare(cell)
@@ -230,49 +214,49 @@ def _agreements(result: OcclusionResult, look: Look, beneath: NDArray[np.uint8])
     return figure
 
 
-def _sufficiencies(result: OcclusionResult) -> Figure:
-    """A row for each class: what alone suffices, what must not go, and the way there."""
+def _sufficiencies(result: OcclusionResult, entries: Sequence[Sufficiency]) -> Figure:
+    """A row for each class: the sufficient region, the losing region, and the search."""
     image = result.measured.image
-    figure, axes = panels(3 * len(result.sufficiencies), _size(result), columns=3)
-    for row, found in enumerate(result.sufficiencies):
+    figure, axes = panels(3 * len(entries), result.measured.size, columns=3)
+    for row, entry in enumerate(entries):
         left, middle, right = axes[3 * row : 3 * row + 3]
-        name = result.measured.labels[found.target]
-        region, losing = found.sufficient, found.losing
-        kept_HW = found.pixels_of(region)
-        _draw_replaced(left, image, found.fill_CHW, kept_HW)
+        region, losing = entry.region, entry.losing
+        kept_HW = entry.pixels_of(region)
+        _draw_replaced(left, image, entry.fill_CHW, kept_HW)
         title(
             left,
-            f"{region.share:.1%} of the picture suffices for {name}:\n"
-            f"alone {region.probability:.3f} of {found.probability:.3f}, "
-            f"the rest alone {found.without:.3f}",
+            f"{region.share:.1%} of the image is enough:\n"
+            f"p({entry.class_}) = {region.probability:.3f} (full image {entry.reading:.3f}, "
+            f"without this region {entry.without:.3f})",
         )
         if losing is None:
-            _draw_replaced(middle, image, found.fill_CHW, torch.zeros_like(kept_HW))
-            title(middle, "wholly covered,\nthe class is not lost")
+            _draw_replaced(middle, image, entry.fill_CHW, torch.zeros_like(kept_HW))
+            title(middle, "fully occluded,\nthe class is not lost")
         else:
-            _draw_replaced(middle, image, found.fill_CHW, ~found.pixels_of(losing))
+            _draw_replaced(middle, image, entry.fill_CHW, ~entry.pixels_of(losing))
             title(
                 middle,
-                f"{losing.share:.1%} covered leave it {losing.probability:.3f}:\n{found.lost_when}",
+                f"occluding {losing.share:.1%} leaves p = {losing.probability:.3f}:\n"
+                f"{entry.lost_when}",
             )
-        _curves(right, found)
+        _curves(right, entry)
         for cell in (left, middle):
             bare(cell)
     return figure
 
 
 def _draw_replaced(axes: Axes, image: WorkingImage, fill_CHW: Tensor, kept_HW: Tensor) -> None:
-    """What the network sees with those pixels kept."""
+    """Draws what the network sees with only those pixels kept."""
     seen = replace(image, pixels=torch.where(kept_HW, image.pixels, fill_CHW))
     draw_picture(axes, image_pixels(seen), (kept_HW.shape[0], kept_HW.shape[1]), grey=False)
 
 
-def _curves(axes: Axes, found: Sufficiency) -> None:
-    """The class's probability while cells are kept alone, or covered, the most important first."""
-    shares = np.linspace(0, 100, len(found.kept_curve))
-    axes.plot(shares, found.kept_curve.numpy(), color="#0072B2", label="these alone kept")
-    axes.plot(shares, found.covered_curve.numpy(), color="#D55E00", label="these covered")
-    axes.axhline(HELD * found.probability, color="#555555", linewidth=0.8, linestyle=":")
+def _curves(axes: Axes, entry: Sufficiency) -> None:
+    """The class's probability while cells are kept alone, or occluded, most important first."""
+    shares = np.linspace(0, 100, len(entry.kept_curve))
+    axes.plot(shares, entry.kept_curve.numpy(), color="#0072B2", label="only these kept")
+    axes.plot(shares, entry.covered_curve.numpy(), color="#D55E00", label="these occluded")
+    axes.axhline(HELD * entry.reading, color="#555555", linewidth=0.8, linestyle=":")
     axes.set_xlim(0, 100)
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("% of the cells, most important by occlusion first", fontsize=FONT_SIZE - 1)
@@ -280,7 +264,7 @@ def _curves(axes: Axes, found: Sufficiency) -> None:
     axes.tick_params(labelsize=FONT_SIZE - 2)
     axes.legend(fontsize=FONT_SIZE - 1, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    title(axes, f"dotted: {HELD:.0%} of what it is untouched")
+    title(axes, f"dotted: {HELD:.0%} of the original probability")
 
 
 def _edges(grid: Grid, axis: int, length: int) -> np.ndarray:
@@ -306,15 +290,19 @@ def _cells(
 
 def _reading(axes: Axes, result: OcclusionResult, panel: Panel) -> None:
     values = panel.probabilities_P.numpy()
-    shown = _cells(axes, panel, _size(result), values, cmap="RdYlBu_r")
+    shown = _cells(axes, panel, result.measured.size, values, cmap="RdYlBu_r")
     what = "probability of the class" if result.measured.head.has_classes else "value"
-    add_colorbar(shown, axes, f"{what} with this place covered")
+    add_colorbar(shown, axes, f"{what} with this position occluded")
 
 
-def _labels(result: OcclusionResult, beneath: NDArray[np.uint8]) -> Figure:
+def _by_mask(result: OcclusionResult) -> list[Panel]:
+    """A panel of each mask, of whichever class."""
+    return [next(p for p in result.targets if p.grid is grid) for grid in result.measured.grids]
+
+
+def _labels(result: OcclusionResult, beneath: Pixels) -> Figure:
     """The most probable class at each position, one panel per mask, one legend for all."""
-    measured, grids = result.measured, result.measured.grids
-    by_mask = [next(p for p in result.panels if p.grid is grid) for grid in grids]
+    measured, size, by_mask = result.measured, result.measured.size, _by_mask(result)
     predicted = int(measured.base_logits_K.argmax())
     winners = np.concatenate([panel.winners_P.numpy() for panel in by_mask])
     classes, counts = np.unique(winners[winners != predicted], return_counts=True)
@@ -324,52 +312,43 @@ def _labels(result: OcclusionResult, beneath: NDArray[np.uint8]) -> Figure:
     code = np.full(len(measured.labels), len(colours) - 1)
     code[predicted] = 0
     code[shown] = np.arange(1, len(shown) + 1)
-    figure, axes = panels(len(by_mask), _size(result), legend=1.8)
+    figure, axes = panels(len(by_mask), size, legend=1.8)
     for cell, panel in zip(axes, by_mask, strict=True):
-        draw_picture(cell, beneath, _size(result))
+        draw_picture(cell, beneath, size)
         codes = np.ma.masked_equal(code[panel.winners_P.numpy()], 0)
         limits = {"vmin": -0.5, "vmax": len(colours) - 0.5}
-        _cells(
-            cell, panel, _size(result), codes, cmap=ListedColormap(colours), alpha=0.75, **limits
-        )
-        grid = panel.grid
-        title(cell, f"most probable class\nmask {grid.name}, stride {grid.stride}")
+        _cells(cell, panel, size, codes, cmap=ListedColormap(colours), alpha=0.75, **limits)
+        title(cell, f"most probable class\n{_mask(panel)}")
         bare(cell)
     total = len(winners)
     names = [
         (measured.labels[index], int((winners == index).sum()) / total)
         for index in (predicted, *shown)
     ]
+    names[0] = (f"{names[0][0]} (as original)", names[0][1])
     if len(rest):
         names.append((f"{len(rest)} other classes", float(np.isin(winners, rest).mean())))
-    names[0] = (f"{names[0][0]} (as uncovered)", names[0][1])
     handles = [
         Patch(facecolor=colour, edgecolor="#555555", label=escape(f"{name[:40]}  {share:.1%}"))
-        for colour, (name, share) in zip(
-            [*colours[: len(names) - bool(len(rest))], OTHER_GRAY], names, strict=False
-        )
+        for colour, (name, share) in zip(colours, names, strict=False)
     ]
     figure.legend(handles=handles, loc="outside right upper", fontsize=FONT_SIZE - 1, frameon=False)
     return figure
 
 
-def _activation(result: OcclusionResult) -> Figure:
-    """The watched map's sum at each position: blue where covering takes the layer's stimulus."""
-    activation = result.measured.activation
-    assert activation is not None  # noqa: S101 (the caller looked)
-    grids = result.measured.grids
-    by_mask = [next(p for p in result.panels if p.grid is grid) for grid in grids]
-    figure, axes = panels(len(by_mask), _size(result))
-    parts = torch.split(activation.sums_P, [len(grid.boxes_P4) for grid in grids])
+def _activation(result: OcclusionResult, activation: Activation) -> Figure:
+    """The channel's sum at each position: blue where occlusion takes away its stimulus."""
+    by_mask = _by_mask(result)
+    figure, axes = panels(len(by_mask), result.measured.size)
+    parts = torch.split(activation.sums_P, [panel.positions for panel in by_mask])
     for cell, panel, sums_P in zip(axes, by_mask, parts, strict=False):
-        shown = _cells(cell, panel, _size(result), sums_P.numpy(), cmap="RdYlBu_r")
-        add_colorbar(shown, cell, f"summed activation ({activation.base:.4g} when uncovered)")
-        heading = f"{activation.layer}, channel {activation.channel}"
-        title(cell, f"{heading}\nmask {panel.grid.name}, stride {panel.grid.stride}")
+        shown = _cells(cell, panel, result.measured.size, sums_P.numpy(), cmap="RdYlBu_r")
+        add_colorbar(shown, cell, f"summed activation ({activation.sum:.4g} in the original)")
+        title(cell, f"{activation.layer}, channel {activation.channel}\n{_mask(panel)}")
         bare(cell)
     return figure
 
 
-def input_pixels(result: OcclusionResult) -> NDArray[np.uint8]:
+def input_pixels(result: OcclusionResult) -> Pixels:
     """The working image as uint8 (H, W, 3), for `input.png`."""
     return image_pixels(result.measured.image)

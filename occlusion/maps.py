@@ -1,23 +1,43 @@
-"""From the scores of every position to a value for every pixel.
+"""From the scores of every position to a map per class and mask, and what it is compared with.
 
-The value of a position is how much covering it hurts: positive means that the patch is evidence for
-the class. The value of a pixel is the mean over the masks that cover it (Zeiler and Fergus 2014,
-section 4.2, average over the occluder's places in the same way).
-Shapes: P positions, K classes, H W rows and columns.
+The value of a position is how much occluding it hurts: positive means that the patch is evidence
+for the class. The value of a pixel is the mean over the masks that cover it (Zeiler and Fergus
+2014, section 4.2, average over the occluder's positions in the same way).
+
+A map is compared with the gradient's: occlusion asks what the network does without a region, the
+gradient in which direction its score changes there. Either misleads at times, and seldom both in
+the same region: what both report is on the object more often than what either reports, and where
+they disagree neither is reliable (docs/truth.md).
+
+Where the object is known, a map is judged by the pointing game (Zhang et al. 2016, "Top-down Neural
+Attention by Excitation Backprop"; here without their 15-pixel tolerance): is its peak on the
+object? And by the share of its positive evidence that lies on the object.
+Shapes: P positions, K classes, H W rows and columns of the working image.
 """
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from cnnviz.core.models.heads import SOFTMAX, Head
-from cnnviz.occlusion.choices import Score, Upsample
+from cnnviz.core.maps import agreement, peak, positive_part, rank_correlation
+from cnnviz.core.models.heads import SOFTMAX, Head, Kind
+from cnnviz.core.output.summary import Judged, class_fields
 from cnnviz.occlusion.masks import Grid
+from cnnviz.occlusion.measurement import Gradient, Measurement
+from cnnviz.occlusion.options import Score, Upsample
+from cnnviz.occlusion.results import Agreement, Flip, Flips, OcclusionResult, Panel
+
+STRONG, WEAK = 0.5, 0.25  # of the peak: where one map sees evidence, and the other does not
 
 
 def class_scores(logits_PK: Tensor, score: Score, head: Head = SOFTMAX) -> Tensor:
-    """Logits (…, K) as probabilities, as they are, or as losses −log p; float64.
+    """Converts logits (…, K) to probabilities, logits or losses −log p; float64.
 
-    Of a regression's values there is one score alone: themselves.
+    A regression has one score only: its values.
     """
     if score is Score.PROBABILITY:
         return head.readings(logits_PK)
@@ -27,7 +47,7 @@ def class_scores(logits_PK: Tensor, score: Score, head: Head = SOFTMAX) -> Tenso
 
 
 def target_scores(logits_PK: Tensor, target: int, score: Score, head: Head = SOFTMAX) -> Tensor:
-    """The scores of one class at each position, (P,) float64; little memory for many positions."""
+    """Computes the scores of one class at each position, (P,) float64, in parts to save memory."""
     parts = torch.split(logits_PK, 1024)
     return torch.cat([class_scores(part_PK, score, head)[:, target] for part_PK in parts])
 
@@ -35,7 +55,7 @@ def target_scores(logits_PK: Tensor, target: int, score: Score, head: Head = SOF
 def position_values(
     base_logits_K: Tensor, logits_PK: Tensor, target: int, score: Score, head: Head = SOFTMAX
 ) -> Tensor:
-    """How much covering each position hurts class `target`, (P,) float64.
+    """Computes how much occluding each position hurts class `target`, (P,) float64.
 
     Original − occluded for probability, logit and value, occluded − original for the loss.
     """
@@ -48,7 +68,7 @@ def _box_sums(values_P: Tensor, boxes_P4: Tensor, size: tuple[int, int]) -> Tens
     """(H, W): for each pixel the sum of the values of the boxes it lies in.
 
     Each box adds its value to four corners of a difference image, whose running sums along both
-    axes are the answer (Crow 1984, summed-area tables, turned round): P + H·W steps, not P·h·w.
+    axes are the sums (Crow 1984, summed-area tables, reversed): P + H·W steps, not P·h·w.
     """
     height, width = size
     y0, x0, y1, x1 = boxes_P4.unbind(1)
@@ -75,22 +95,13 @@ def _weights(centers: Tensor, length: int, *, nearest: bool) -> Tensor:
 def pixel_map(
     values_P: Tensor, grid: Grid, size: tuple[int, int], upsample: Upsample = Upsample.COVERAGE
 ) -> Tensor:
-    """Spreads position values over the image.
+    """Spreads position values (P,) over the image (H, W), float32, on the device of the values.
 
     `coverage` gives a pixel the mean over the masks that cover it, and 0 where none does; `density`
     their sum divided by the largest number of masks that cover any pixel, so that the rim, which
-    few masks reach, is not judged by one of them alone;
+    few masks reach, does not depend on a single one of them;
     `bilinear` and `nearest` interpolate between the centres of the (visible parts of the) masks,
-    and go on with the outermost values beyond them.
-
-    Args:
-        values_P: one value a position, float64.
-        grid: where the positions are.
-        size: (rows, columns) of the working image.
-        upsample: see above.
-
-    Returns:
-        (H, W) float32, on the device of the values.
+    and continue with the outermost values beyond them.
     """
     if upsample in (Upsample.COVERAGE, Upsample.DENSITY):
         boxes_P4 = grid.boxes_P4.to(values_P.device)
@@ -107,3 +118,116 @@ def pixel_map(
     values = values_P.reshape(rows, columns)
     device = values_P.device
     return (y_weights.to(device) @ values @ x_weights.to(device).T).float()
+
+
+def make_panels(
+    measured: Measurement, targets: Sequence[int], score: Score, upsample: Upsample
+) -> tuple[Panel, ...]:
+    """Makes a panel for each class and mask, classes outermost."""
+    parts = torch.split(measured.logits_PK, [len(grid.boxes_P4) for grid in measured.grids])
+    return tuple(
+        _panel(measured, grid, part_PK, target, score, upsample)
+        for target in targets
+        for grid, part_PK in zip(measured.grids, parts, strict=True)
+    )
+
+
+def _panel(
+    measured: Measurement,
+    grid: Grid,
+    logits_PK: Tensor,
+    target: int,
+    score: Score,
+    upsample: Upsample,
+) -> Panel:
+    head, base_logits_K = measured.head, measured.base_logits_K
+    values_P = position_values(base_logits_K, logits_PK, target, score, head)
+    probabilities_P = target_scores(logits_PK, target, Score.PROBABILITY, head)
+    reading = float(class_scores(base_logits_K, Score.PROBABILITY, head)[target])
+    largest = int(values_P.argmax())
+    map_HW = pixel_map(values_P, grid, measured.size, upsample)
+    reliance = None
+    if head.has_classes:
+        tiny = torch.finfo(torch.float64).tiny
+        reliance = (reading - float(probabilities_P.min())) / max(reading, tiny)
+    return Panel(
+        **class_fields(measured, target, reading),
+        mask=grid.mask,
+        stride=grid.stride,
+        positions=len(values_P),
+        max_drop=float(values_P[largest]),
+        max_drop_box=tuple(grid.boxes_P4[largest].tolist()),
+        mean_drop=float(values_P.mean()),
+        reliance=reliance,
+        flips=_flips(measured, logits_PK, target),
+        agreement=_agreement(map_HW, measured.gradient, target),
+        grid=grid,
+        probabilities_P=probabilities_P,
+        values_P=values_P,
+        map_HW=map_HW,
+        winners_P=logits_PK.argmax(1),
+    )
+
+
+def _flips(measured: Measurement, logits_PK: Tensor, target: int) -> Flips | None:
+    head, base_logits_K = measured.head, measured.base_logits_K
+    if not head.has_classes:
+        return None
+    if head.kind is Kind.SIGMOID:
+        crossed_P = head.holds(logits_PK)[:, target] != head.holds(base_logits_K)[target]
+        return Flips(share=float(crossed_P.double().mean()), to=())
+    predicted = int(base_logits_K.argmax())
+    others = Counter(winner for winner in logits_PK.argmax(1).tolist() if winner != predicted)
+    ranked = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+    return Flips(
+        share=others.total() / len(logits_PK),
+        to=tuple(
+            Flip(class_=measured.labels[index], index=index, positions=count)
+            for index, count in ranked
+        ),
+    )
+
+
+def _agreement(occlusion_HW: Tensor, gradient: Gradient | None, target: int) -> Agreement | None:
+    if gradient is None or target not in gradient.maps:
+        return None
+    gradient_HW = gradient.maps[target]
+    occluded, traced = positive_part(occlusion_HW), positive_part(gradient_HW)
+    map_HW = agreement(occlusion_HW, gradient_HW)
+    return Agreement(
+        with_=gradient.name,
+        rank_correlation=rank_correlation(occlusion_HW, gradient_HW),
+        peak=peak(map_HW),
+        map_HW=map_HW,
+        gradient_HW=gradient_HW,
+        only_occlusion_HW=(occluded > STRONG) & (traced < WEAK),
+        only_gradient_HW=(traced > STRONG) & (occluded < WEAK),
+    )
+
+
+def judge(map_HW: Tensor, object_HW: Tensor) -> Judged:
+    """Compares a map (H, W; positive is evidence) with the object's pixels (H, W) bool.
+
+    `inside` is NaN where there is no positive evidence at all.
+    """
+    evidence = map_HW.double().clamp(min=0)
+    total = float(evidence.sum())
+    return Judged(
+        pointing_game_hit=bool(object_HW[peak(map_HW)]),
+        inside=float(evidence[object_HW].sum()) / total if total > 0 else math.nan,
+        object_share=float(object_HW.double().mean()),
+    )
+
+
+def judge_panels(result: OcclusionResult, object_HW: Tensor) -> OcclusionResult:
+    """Judges the maps that are drawn, and the agreement maps."""
+    panels = []
+    for panel, map_HW in zip(result.targets, result.maps, strict=True):
+        together = panel.agreement
+        if together is not None:
+            judged = judge(together.map_HW, object_HW)
+            together = replace(
+                together, pointing_game_hit=judged.pointing_game_hit, inside=judged.inside
+            )
+        panels.append(replace(panel, **vars(judge(map_HW, object_HW)), agreement=together))
+    return replace(result, targets=tuple(panels))

@@ -1,34 +1,33 @@
-"""Where the masks go: a fixed grid of boxes over the working image.
+"""Where the masks go, and what they show in place of the image.
 
-A box is (y0, x0, y1, x1) in pixels, first row and column included, last excluded, always clipped to
-the image. P positions, row by row from the top left.
+Masks are a fixed grid of boxes over the working image. A box is (y0, x0, y1, x1) in pixels, first
+row and column included, last excluded, always clipped to the image. P positions, row by row from
+the top left. A fill is an image of the working image's size, in RGB of [0, 1] before normalisation,
+from which a mask cuts its part; a plain colour is an image too, so the engines know one case.
 """
 
+import re
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from cnnviz.core.data.images import Preprocess
 from cnnviz.core.errors import UsageError
-from cnnviz.occlusion.choices import Border
+from cnnviz.occlusion.options import Border
 
-# Of the shorter side: what points best on pictures with known objects (docs/truth.md), and what
-# goes with a mask or a stride of the user's, as MATLAB's occlusionSensitivity has it.
+# Of the shorter side: what points best on images with known objects (docs/truth.md), and the
+# defaults next to a mask or a stride of the user's, as in MATLAB's occlusionSensitivity.
 MASK_SHARE, STRIDE_SHARE = 0.28, 0.07
 CLASSIC_MASK_SHARE, CLASSIC_STRIDE_SHARE = 0.2, 0.1
+GRAYS = {"gray": 0.5, "black": 0.0, "white": 1.0}
+FILLS = ("mean", *GRAYS, "blur", "noise", "image-mean")
+BLUR_SHARE = 0.05  # standard deviation of the blur, of the shorter side
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Equal masks at regular places.
-
-    Attributes:
-        mask: (rows, columns) of one mask, in pixels.
-        stride: pixels from one mask to the next, both ways.
-        border: what happens at the edges.
-        shape: (rows, columns) of the grid of positions.
-        boxes_P4: int64 boxes, row by row.
-    """
+    """Equal masks (rows, columns) at regular positions, `shape` of them; boxes row by row."""
 
     mask: tuple[int, int]
     stride: int
@@ -38,7 +37,7 @@ class Grid:
 
     @property
     def name(self) -> str:
-        """The mask's size as people write it: `15` or `15x30`."""
+        """The mask's size: `15` or `15x30`."""
         height, width = self.mask
         return str(height) if height == width else f"{height}x{width}"
 
@@ -46,16 +45,10 @@ class Grid:
 def masks_and_stride(
     size: tuple[int, int], masks: tuple[tuple[int, int], ...], stride: int | None
 ) -> tuple[tuple[tuple[int, int], ...], int]:
-    """What is asked for, and for what is not asked for a share of the shorter side.
-
-    Args:
-        size: (rows, columns) of the working image.
-        masks: (rows, columns) of each; none for a square one.
-        stride: pixels between positions; None for a share.
-    """
-    own = bool(masks) or stride is not None
-    mask_share = CLASSIC_MASK_SHARE if own else MASK_SHARE
-    stride_share = CLASSIC_STRIDE_SHARE if own else STRIDE_SHARE
+    """Returns masks and stride; those not given are shares of the shorter side of the image."""
+    given = bool(masks) or stride is not None
+    mask_share = CLASSIC_MASK_SHARE if given else MASK_SHARE
+    stride_share = CLASSIC_STRIDE_SHARE if given else STRIDE_SHARE
     side, step = (max(1, round(share * min(size))) for share in (mask_share, stride_share))
     return masks or ((side, side),), step if stride is None else stride
 
@@ -82,17 +75,11 @@ def _starts(length: int, mask: int, stride: int, border: Border) -> Tensor:
 
 
 def mask_grid(size: tuple[int, int], mask: tuple[int, int], stride: int, border: Border) -> Grid:
-    """Lays masks over an image.
+    """Lays masks (rows, columns in pixels) over an image.
 
     `cover`: corners at 0, S, 2S, … until the image is covered, the last mask cut off at the edge
     (a stride above the mask's side leaves gaps between masks);
     `inside`: whole masks only; `center`: centred on every S-th pixel from (0, 0), cut off.
-
-    Args:
-        size: (rows, columns) of the working image.
-        mask: (rows, columns) of a mask.
-        stride: pixels between masks.
-        border: see above.
 
     Raises:
         UsageError: the mask is larger than the image, or the stride is below 1.
@@ -111,3 +98,60 @@ def mask_grid(size: tuple[int, int], mask: tuple[int, int], stride: int, border:
     limit = torch.tensor([height, width, height, width])
     clipped_P4 = torch.minimum(boxes_P4.clamp(min=0), limit)
     return Grid(mask, stride, border, (len(y0), len(x0)), clipped_P4)
+
+
+def check_fill(name: str) -> str:
+    """Returns the name if it is a fill; raises UsageError otherwise."""
+    if name in FILLS or re.fullmatch(r"#[0-9a-fA-F]{6}", name):
+        return name
+    raise UsageError(f"no fill '{name}'; --fill takes {', '.join(FILLS)} or #rrggbb")
+
+
+def _plain(colour: Tensor, pixels: Tensor) -> Tensor:
+    return colour.view(-1, 1, 1).expand_as(pixels).contiguous()
+
+
+def fill_picture(name: str, pixels_CHW: Tensor, preprocess: Preprocess, seed: int = 0) -> Tensor:
+    """Makes the image (C, H, W) that masks cut from.
+
+    Args:
+        name: one of `FILLS`, or `#rrggbb`. `mean` is the preprocessing's mean, which
+            normalises to zero; `image-mean` this image's own mean; `blur` a Gaussian blur whose
+            deviation is 5 % of the shorter side; `noise` uniform colours.
+        pixels_CHW: the working image in [0, 1].
+        preprocess: for its mean.
+        seed: of the noise.
+
+    Raises:
+        UsageError: no such fill.
+    """
+    check_fill(name)
+    if name.startswith("#"):
+        if preprocess.channels != 3:
+            raise UsageError(
+                f"--fill {name} is a colour; the network takes {preprocess.channels} channels"
+            )
+        channels = [int(name[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        return _plain(torch.tensor(channels), pixels_CHW)
+    if name in GRAYS:
+        return torch.full_like(pixels_CHW, GRAYS[name])
+    if name == "mean":
+        return _plain(torch.tensor(preprocess.mean), pixels_CHW)
+    if name == "image-mean":
+        return _plain(pixels_CHW.mean((1, 2)), pixels_CHW)
+    if name == "noise":
+        generator = torch.Generator().manual_seed(seed)
+        return torch.rand(pixels_CHW.shape, generator=generator)
+    return _blur(pixels_CHW)
+
+
+def _blur(pixels_CHW: Tensor) -> Tensor:
+    shorter = min(pixels_CHW.shape[1:])
+    sigma = max(BLUR_SHARE * shorter, 0.5)
+    reach = min(int(3 * sigma + 0.5), shorter - 1)  # reflection cannot reach past the image
+    if reach == 0:
+        return pixels_CHW.clone()
+    from torchvision.transforms.v2 import functional
+
+    blurred: Tensor = functional.gaussian_blur(pixels_CHW, [2 * reach + 1] * 2, [sigma] * 2)
+    return blurred

@@ -1,7 +1,8 @@
-"""The pictures of scorecards: removal curves beside chance, and where a map's sign is certain."""
+"""Figures of scorecards: removal curves next to chance, and where a map's sign is certain."""
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,36 +14,58 @@ from cnnviz.core.output.drawing import bare, title, under
 from cnnviz.core.output.look import Look
 from cnnviz.core.output.panels import draw_map, grid_of_axes, hatch_pixels, legend, panels
 from cnnviz.core.output.style import FONT_SIZE, ink
+from cnnviz.core.output.summary import Scorecard
 from cnnviz.trust.removal import Curve, Order
-from cnnviz.trust.scorecard import Scorecard
 
 COLOURS = {Order.MOST: "#D55E00", Order.LEAST: "#0072B2"}
 RANDOM = "#888888"
-UNCERTAIN = (("another size or fill tells the opposite", "#333333", "////"),)
+UNCERTAIN = (("another size or fill has the opposite sign", "#333333", "////"),)
 CELL = (3.6, 3.1)  # inches
 LEGEND_ROOM = 0.22  # above the curves, of their height
+FILLS = {"mean": "the mean (area red: deletion)", "blur": "a blur (area blue: insertion)"}
 
 
-def draw_curves(cards: Sequence[tuple[str, Scorecard]], reading: str) -> Figure:
-    """A row for each map: removal by either fill, and its gain among those of random maps.
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A judged map (H, W) and its title."""
+
+    name: str
+    map_HW: Tensor
+    card: Scorecard
+
+
+def draw(
+    maps: Sequence[Shown], look: Look, unit: str, beneath: NDArray[np.uint8], has_classes: bool
+) -> dict[str, Figure]:
+    """Draws `curves.png` and, where sizes and fills were varied, `certainty.png`.
 
     Args:
-        cards: what each is called, and the card.
-        reading: what the curves show.
+        maps: of one image.
+        look: how maps are drawn.
+        unit: of the maps' values.
+        beneath: the image, uint8 (h, w, 3).
+        has_classes: whether the curves are of probabilities, or of a regression's values.
     """
-    fills = list(dict.fromkeys(curve.fill for curve in cards[0][1].curves))
-    figure, axes = grid_of_axes(len(cards) * (len(fills) + 1), CELL, columns=len(fills) + 1)
-    for row, (name, card) in enumerate(cards):
-        cells = axes[row * (len(fills) + 1) : (row + 1) * (len(fills) + 1)]
-        for cell, fill in zip(cells, fills, strict=False):
-            _draw_removal(cell, [c for c in card.curves if c.fill == fill], reading)
-            title(cell, f"{name}\nreplaced by {_FILLS[fill]}")
-        _draw_chance(cells[-1], card)
-        title(cells[-1], textwrap.fill(card.line, 48))
+    figures = {"curves.png": _draw_curves(maps, "probability" if has_classes else "value")}
+    varied = [shown for shown in maps if shown.card.certain_HW is not None]
+    if varied:
+        figures["certainty.png"] = _draw_certainty(varied, look, unit, beneath)
+    return figures
+
+
+def _draw_curves(maps: Sequence[Shown], reading: str) -> Figure:
+    """A row for each map: removal by either fill, and its gain among those of random maps."""
+    fills = list(dict.fromkeys(curve.fill for curve in maps[0].card.curves))
+    columns = len(fills) + 1
+    figure, axes = grid_of_axes(len(maps) * columns, CELL, columns=columns)
+    for row, shown in enumerate(maps):
+        *cells, last = axes[row * columns : (row + 1) * columns]
+        for cell, fill in zip(cells, fills, strict=True):
+            _draw_removal(cell, [c for c in shown.card.curves if c.fill == fill], reading)
+            title(cell, f"{shown.name}\nreplaced by {FILLS[fill]}")
+        _draw_chance(last, shown.card)
+        title(last, textwrap.fill(shown.card.line, 48))
     return figure
-
-
-_FILLS = {"mean": "the mean (area red: deletion)", "blur": "a blur (area blue: insertion)"}
 
 
 def _draw_removal(axes: Axes, curves: Sequence[Curve], reading: str) -> None:
@@ -67,11 +90,11 @@ def _draw_removal(axes: Axes, curves: Sequence[Curve], reading: str) -> None:
 
 
 def _draw_chance(axes: Axes, card: Scorecard) -> None:
-    low, high = card.chance
-    axes.axvspan(low, high, color=RANDOM, alpha=0.15, linewidth=0)
-    heights = np.linspace(0.25, 0.75, len(card.random_gains))
-    axes.plot(card.random_gains, heights, "o", color=RANDOM, markersize=4, label="random maps")
-    axes.axvline(card.gain_as_random, color=ink(), linewidth=1.6, label="this map")
+    chance = card.against_chance
+    axes.axvspan(*chance.interval, color=RANDOM, alpha=0.15, linewidth=0)
+    heights = np.linspace(0.25, 0.75, len(chance.random_maps))
+    axes.plot(chance.random_maps, heights, "o", color=RANDOM, markersize=4, label="random maps")
+    axes.axvline(chance.gain, color=ink(), linewidth=1.6, label="this map")
     axes.set_ylim(0, 1)
     axes.set_yticks([])
     axes.set_xlabel("relevance gain by the mean (grey: 95 % of chance)", fontsize=FONT_SIZE - 1)
@@ -84,51 +107,35 @@ def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def draw_maps(
-    maps: Sequence[tuple[str, Tensor, Scorecard]],
-    look: Look,
-    unit: str,
-    beneath: NDArray[np.uint8],
-) -> Figure:
-    """Each map over the picture, its verdict underneath; arguments as for `draw_certainty`."""
-    size = (int(maps[0][1].shape[0]), int(maps[0][1].shape[1]))
-    figure, axes = panels(len(maps), size, columns=look.columns)
-    for cell, (name, map_HW, card) in zip(axes, maps, strict=True):
-        values_HW, limit = map_HW.numpy(), look.scale
-        draw_map(cell, values_HW, look, unit, over=beneath, one_sided=True, limit=limit)
-        title(cell, name)
+def _maps_figure(maps: Sequence[Shown], look: Look) -> tuple[Figure, Sequence[Axes]]:
+    height, width = maps[0].map_HW.shape
+    return panels(len(maps), (height, width), columns=look.columns)
+
+
+def draw_maps(maps: Sequence[Shown], look: Look, unit: str, beneath: NDArray[np.uint8]) -> Figure:
+    """Draws each map over the image, its verdict underneath; arguments as for `draw`."""
+    figure, axes = _maps_figure(maps, look)
+    for cell, shown in zip(axes, maps, strict=True):
+        values_HW = shown.map_HW.numpy()
+        draw_map(cell, values_HW, look, unit, over=beneath, one_sided=True, limit=look.scale)
+        title(cell, shown.name)
         bare(cell)
-        under(cell, card.line)
+        under(cell, shown.card.line)
     return figure
 
 
-def draw_certainty(
-    maps: Sequence[tuple[str, Tensor, Scorecard]],
-    look: Look,
-    unit: str,
-    beneath: NDArray[np.uint8],
-) -> Figure | None:
-    """Each map, hatched where a variant has another sign; None where nothing was varied.
-
-    Args:
-        maps: what each is called, the map (H, W) and its card.
-        look: how maps are drawn.
-        unit: what their values are.
-        beneath: the picture, uint8 (h, w, 3).
-    """
-    shown = [entry for entry in maps if entry[2].certain_HW is not None]
-    if not shown:
-        return None
-    size = (int(shown[0][1].shape[0]), int(shown[0][1].shape[1]))
-    figure, axes = panels(len(shown), size, columns=look.columns)
-    for cell, (name, map_HW, card) in zip(axes, shown, strict=True):
-        certain_HW = card.certain_HW
-        assert certain_HW is not None  # noqa: S101 (only those are shown)
-        draw_map(cell, map_HW.numpy(), look, unit, over=beneath, limit=look.scale)
+def _draw_certainty(
+    maps: Sequence[Shown], look: Look, unit: str, beneath: NDArray[np.uint8]
+) -> Figure:
+    """Each map, hatched where a variant has another sign."""
+    figure, axes = _maps_figure(maps, look)
+    for cell, shown in zip(axes, maps, strict=True):
+        certain_HW, share = shown.card.certain_HW, shown.card.certain
+        assert certain_HW is not None  # noqa: S101 (only those are drawn)
+        draw_map(cell, shown.map_HW.numpy(), look, unit, over=beneath, limit=look.scale)
         _text, colour, hatch = UNCERTAIN[0]
         hatch_pixels(cell, ~certain_HW.numpy(), colour, hatch)
-        share = float(certain_HW.double().mean())
-        title(cell, f"{name}\nsign holds on {share:.0%} of the picture")
+        title(cell, f"{shown.name}\nsign certain on {share:.0%} of the image")
         bare(cell)
     legend(figure, UNCERTAIN)
     return figure

@@ -1,12 +1,12 @@
-"""What a class loses while a map's pixels are taken away, the most or the least important first.
+"""What a class loses while pixels are removed, the most or the least important by a map first.
 
-A map that knows what matters makes the class fall fast the one way and slowly the other. The area
-between the two curves is the symmetric relevance gain (Blücher et al. 2024, "Decoupling Pixel
-Flipping and Occlusion Strategy for Consistent XAI Benchmarks", arXiv 2401.06654), which ranks maps
-alike however pixels are replaced; either curve alone does not. Two of the four areas go by names of
-their own (Petsiuk et al. 2018, "RISE", arXiv 1806.07421): *deletion* is that of the most important
-first replaced by the mean, *insertion* that of the least important first replaced by a blur, which
-is the picture put back into its blur, the most important first.
+A good map makes the class fall fast the one way and slowly the other. The area between the two
+curves is the symmetric relevance gain (Blücher et al. 2024, "Decoupling Pixel Flipping and
+Occlusion Strategy for Consistent XAI Benchmarks", arXiv 2401.06654), which ranks maps in the same
+order however pixels are replaced; either curve alone does not. Two of the four areas have names
+(Petsiuk et al. 2018, "RISE", arXiv 1806.07421): *deletion* is that of the most important first
+replaced by the mean, *insertion* that of the least important first replaced by a blur, which is the
+image inserted into its blur, the most important first.
 Shapes: M maps, F shares, K classes, H W rows and columns.
 """
 
@@ -39,14 +39,7 @@ class Order(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A class's readings while pixels are replaced.
-
-    Attributes:
-        fill: what they are replaced by.
-        order: which go first.
-        shares: of the pixels, from 0 to 1.
-        readings: of the class at each; of a regression its values.
-    """
+    """A class's probabilities (of a regression values) while shares of the pixels are replaced."""
 
     fill: str
     order: Order
@@ -55,7 +48,7 @@ class Curve:
 
     @property
     def area(self) -> float:
-        """Under the curve, by trapezoids."""
+        """The area under the curve, by trapezoids."""
         return float(np.trapezoid(self.readings, self.shares))
 
 
@@ -67,13 +60,13 @@ def gain(curves: Sequence[Curve]) -> float:
 
 
 def ranks(map_HW: Tensor) -> Tensor:
-    """(H, W) places of pixels, 0 for the most important; equal ones from the top left."""
+    """(H, W) ranks of pixels, 0 for the most important; equal ones from the top left."""
     order = map_HW.flatten().argsort(descending=True, stable=True)
     return order.argsort().view(map_HW.shape)
 
 
 def random_maps(size: Sequence[int], seed: int, count: int = RANDOM_MAPS) -> Tensor:
-    """(count, H, W) smooth maps that know nothing of the picture."""
+    """(count, H, W) smooth random maps."""
     generator = torch.Generator().manual_seed(seed)
     cells = [min(RANDOM_CELLS, side) for side in size]
     hills = torch.rand(count, 1, *cells, generator=generator)
@@ -81,7 +74,7 @@ def random_maps(size: Sequence[int], seed: int, count: int = RANDOM_MAPS) -> Ten
 
 
 def rise_blur(pixels_CHW: Tensor) -> Tensor:
-    """RISE's substrate: a Gaussian of 5 pixels, cut at 5 to either side, on a side of 224."""
+    """Blurs an image as RISE does: a Gaussian of 5 pixels, cut at 5 to either side, at size 224."""
     from torchvision.transforms.v2 import functional as transforms
 
     shorter = min(pixels_CHW.shape[1:])
@@ -95,7 +88,7 @@ def rise_blur(pixels_CHW: Tensor) -> Tensor:
 
 
 class Remover:
-    """One picture, and what the network says of it with pixels replaced."""
+    """Scores of one image with parts of its pixels replaced."""
 
     def __init__(
         self,
@@ -105,13 +98,13 @@ class Remover:
         *,
         batch_size: int | None = None,
     ) -> None:
-        """Runs the wholly replaced pictures.
+        """Runs the fully replaced images.
 
         Args:
             model: borrowed; a dense output has been settled on this image.
             image: of the model's input size.
-            base_logits_K: of the untouched image.
-            batch_size: pictures at a time; None for automatic.
+            base_logits_K: of the original image.
+            batch_size: images at a time; None for automatic.
         """
         self._model, self._image, self._batch_size = model, image, batch_size
         mean = torch.tensor(model.preprocess.mean).view(-1, 1, 1)
@@ -137,15 +130,15 @@ class Remover:
     def logits(
         self, map_HW: Tensor, fill: str, order: Order, shares: Sequence[float] = SHARES
     ) -> Tensor:
-        """(F + 2, K): of the picture, of it with those shares replaced, and of the fill."""
-        places_HW, total = ranks(map_HW), map_HW.numel()
+        """(F + 2, K): of the image, of it with those shares replaced, and of the fill."""
+        ranks_HW, total = ranks(map_HW), map_HW.numel()
         counts = torch.tensor([round(share * total) for share in shares]).view(-1, 1, 1)
-        kept = places_HW >= counts if order is Order.MOST else places_HW < total - counts
+        kept = ranks_HW >= counts if order is Order.MOST else ranks_HW < total - counts
         inner_FK = self._run(fill, kept)
         return torch.cat([self._base_logits_K[None], inner_FK, self._ends[fill][None]])
 
     def curves(self, map_HW: Tensor, target: int) -> tuple[Curve, ...]:
-        """Four: both orders, both fills."""
+        """Computes four curves: both orders, both fills."""
         return tuple(
             self._curve(self.logits(map_HW, fill, order), fill, order, SHARES, target)
             for fill in self._fills
@@ -153,9 +146,9 @@ class Remover:
         )
 
     def random_logits(self, seed: int) -> list[dict[Order, Tensor]]:
-        """Of maps that know nothing, by order (3, K), half replaced by the mean; for any class.
+        """Of each random map (3, K) by order, half of the pixels replaced by the mean.
 
-        At a half, a map and its opposite change places: each stands for both.
+        At a half, a map and its opposite swap roles: each serves for both.
         """
         return [
             {order: self.logits(map_HW, MEAN, order, RANDOM_SHARES) for order in Order}
@@ -165,7 +158,7 @@ class Remover:
     def random_gains(
         self, logits: Sequence[Mapping[Order, Tensor]], target: int
     ) -> tuple[float, ...]:
-        """The gain of each of these maps for one class, and of its opposite."""
+        """The gain of each of these maps and of its opposite, for one class."""
         gains = [
             gain([self._curve(logits, MEAN, o, RANDOM_SHARES, target) for o, logits in by.items()])
             for by in logits
@@ -180,7 +173,7 @@ class Remover:
 
 
 def on_random_shares(curves: Sequence[Curve]) -> list[Curve]:
-    """The curves that random maps have too, at the shares that they have."""
+    """The curves that random maps also have, at their shares."""
     kept = (0.0, *RANDOM_SHARES, 1.0)
     return [
         Curve(

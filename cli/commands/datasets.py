@@ -8,14 +8,14 @@ import typer
 from cnnviz.audit.choices import AuditSpec
 from cnnviz.cli.options import SOURCES, Expect, Limit, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.core.options import Option
-from cnnviz.embeddings.choices import EmbeddingSpec
+from cnnviz.embeddings.options import EmbeddingSpec
 from cnnviz.filters.ablation.options import AblationSpec
-from cnnviz.filters.patches.choices import MaxPatchesSpec
+from cnnviz.filters.patches.options import MaxPatchesSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaxPatchesCommand:
-    """What drives each filter: its strongest patches over a whole data set, in one pass.
+    """Find what drives each filter: its strongest patches over a whole data set, in one pass.
 
     cnnviz max-patches photos/ --model resnet18 --layer layer3.0.conv2 --filters random:10
 
@@ -34,9 +34,7 @@ class MaxPatchesCommand:
     pictures: Annotated[bool, Option("Draw the sheets.")] = True
     resume: Resume = False
     shard: Share = None
-    save_every: Annotated[
-        int, Option("Batches after which the scan's state is written.", least=1)
-    ] = 20
+    save_every: Annotated[int, Option("Save the scan's state after every N batches.", least=1)] = 20
     model: ModelOptions
     output: OutputOptions
 

@@ -1,4 +1,4 @@
-"""Commands that look at images one by one."""
+"""Commands that study images one by one."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from cnnviz.cli.options import IMAGES, Expect, ModelOptions, OutputOptions, Resume, Share
-from cnnviz.core.choices import Scaling, pixels
+from cnnviz.core.choices import pixels
 from cnnviz.core.options import Option
 from cnnviz.core.output.look import Look
-from cnnviz.filters.activations.choices import MapOrder
-from cnnviz.gradients.choices import SaliencySpec
-from cnnviz.occlusion.choices import OcclusionSpec, PanelSpec
-from cnnviz.trust.choices import MinTrust, Trust, TrustSpec
+from cnnviz.filters.activations.options import ActivationsSpec
+from cnnviz.gradients.options import SaliencySpec
+from cnnviz.occlusion.options import OcclusionSpec, PanelSpec
+from cnnviz.trust.options import MinTrust, Trust, TrustSpec
 
 
 class Pictures(StrEnum):
@@ -33,7 +33,7 @@ class Other(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class OccludeCommand:
-    """Cover an image piece by piece: which pieces carry the prediction?
+    """Occlude an image piece by piece: which pieces does the prediction depend on?
 
     cnnviz occlude dog.jpg --model resnet18 --mask 15 --stride 10
 
@@ -55,7 +55,7 @@ class OccludeCommand:
     ] = None
     scores: Annotated[bool, Option("Write scores.npz (what render reads).")] = True
     pictures: Annotated[
-        Pictures, Option("Which pictures are drawn; render draws the others from the scores.")
+        Pictures, Option("Pictures to draw; render draws the others from the scores.")
     ] = Pictures.ALL
     resume: Resume = False
     shard: Share = None
@@ -93,7 +93,7 @@ class SaliencyCommand:
     spec: SaliencySpec
     look: Look
     compare: Annotated[
-        Other | None, Option("Put the map beside one of another kind: occlusion (of the logit).")
+        Other | None, Option("Compare the map with one of another kind: occlusion (of the logit).")
     ] = None
     mask: Annotated[
         tuple[int, int] | None,
@@ -112,11 +112,11 @@ class SaliencyCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class TrustCommand:
-    """Judge a map: occlusion's, or one that any other program made.
+    """How much can you trust a heatmap, from cnnviz or any other tool?
 
     cnnviz trust dog.jpg --model resnet18 --map theirs.npy --target beagle
 
-    Writes the map over the picture with its verdict, removal curves, and the scorecard.
+    Writes the map over the image with its verdict, removal curves, and the scorecard.
     """
 
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help=IMAGES)]
@@ -125,8 +125,8 @@ class TrustCommand:
     given: Annotated[
         Path | None,
         Option(
-            "A map of the first target, rows x columns of the working image, positive where a "
-            "place speaks for the class: a .npy file, or a folder with one named like each image. "
+            "Map of the first target, rows x columns of the working image, positive where there is "
+            "evidence for the class: a .npy file, or a folder with one named like each image. "
             "Default: occlusion's map.",
             ("--map",),
             lambda text, _option: Path(text),
@@ -143,7 +143,7 @@ class TrustCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationsCommand:
-    """Show what a layer makes of an image: its feature maps, how strong and how sparse.
+    """Show a layer's feature maps of an image, and how strong and how sparse they are.
 
     cnnviz activations dog.jpg --model resnet18 --layer layer4 --top 64
 
@@ -151,30 +151,7 @@ class ActivationsCommand:
     """
 
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help=IMAGES)]
-    layers: Annotated[
-        tuple[str, ...],
-        Option("A layer's name; repeatable. Default: the first convolution.", ("--layer",)),
-    ] = ()
-    top: Annotated[
-        int | None, Option("Show so many maps, the strongest (all if not given).", least=1)
-    ] = None
-    order: Annotated[
-        MapOrder | None,
-        Option("channel (the default without --top) or strongest (with --top)."),
-    ] = None
-    filters: Annotated[
-        tuple[str, ...],
-        Option(
-            "Lay these over the image: all, 3,7-12 (in each layer), random:10 (from the "
-            "layers together), or LAYER:3,7; repeatable."
-        ),
-    ] = ()
-    normalize: Annotated[
-        Scaling, Option("Full white: the largest value of each map (filter), or of the layer.")
-    ] = Scaling.FILTER
-    alpha: Annotated[
-        float, Option("Weight of a map over the image, 0 (image) to 1 (map).", least=0, most=1)
-    ] = 0.6
+    spec: ActivationsSpec
     resume: Resume = False
     shard: Share = None
     model: ModelOptions

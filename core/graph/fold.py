@@ -8,9 +8,11 @@ done in float64, on copies: the traced module keeps its layers and parameters.
 
 import copy
 from collections.abc import Collection
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from cnnviz.core.graph.program import OUT_OF_PLACE, VIEWS, name_of, target_name, writes
 from cnnviz.core.graph.trace import Untraceable
@@ -51,7 +53,7 @@ def fold(traced: fx.GraphModule, keep: Collection[str] = ()) -> fx.GraphModule:
             _bypass(node, source, layers)
         elif source.name not in kept and _foldable(folded, node, source):
             merged = _merged(layer(source), layer(node))
-            _put(folded, str(source.target), merged)
+            folded.set_submodule(str(source.target), merged)
             _forget(layers, source.name)
             _bypass(node, source, layers)
     _lay_out(folded)
@@ -70,7 +72,7 @@ def _lay_out(graph_module: fx.GraphModule) -> None:
         module = graph_module.get_submodule(str(node.target))
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             copied = copy.deepcopy(module).to(memory_format=torch.channels_last)
-            _put(graph_module, str(node.target), copied)
+            graph_module.set_submodule(str(node.target), copied)
 
 
 def _redirect_overwritten(module: fx.GraphModule) -> None:
@@ -129,28 +131,27 @@ def _foldable(module: fx.GraphModule, node: fx.Node, source: fx.Node) -> bool:
     )
 
 
-def _merged(convolution: nn.Module, norm: nn.Module) -> nn.Conv2d:
+def _merged(convolution: nn.Module, norm: Any) -> nn.Conv2d:
     """One convolution equivalent to both layers."""
     merged = copy.deepcopy(convolution)
-    assert isinstance(merged, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)  # noqa: S101, PT018
-    assert norm.running_mean is not None and norm.running_var is not None  # noqa: S101, PT018
-    weight = merged.weight
-    scale = torch.rsqrt(norm.running_var.detach().double() + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach().double()
-    shift = -norm.running_mean.detach().double()
-    if merged.bias is not None:
-        shift = shift + merged.bias.detach().double()
-    shift = shift * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.detach().double()
-    merged.weight = _parameter(weight.detach().double() * scale[:, None, None, None], weight)
-    merged.bias = _parameter(shift, weight)
+    assert isinstance(merged, nn.Conv2d)  # noqa: S101 (as `_foldable` requires)
+
+    def exact(value: Any) -> Any:
+        return None if value is None else value.detach().double()
+
+    weight, bias = fuse_conv_bn_weights(
+        exact(merged.weight),
+        exact(merged.bias),
+        exact(norm.running_mean),
+        exact(norm.running_var),
+        norm.eps,
+        exact(norm.weight),
+        exact(norm.bias),
+    )
+    dtype = merged.weight.dtype
+    merged.weight = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+    merged.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
     return merged
-
-
-def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
-    return nn.Parameter(value.to(like.dtype), requires_grad=False)
 
 
 def _bypass(node: fx.Node, source: fx.Node, layers: dict[str, str]) -> None:
@@ -164,8 +165,3 @@ def _bypass(node: fx.Node, source: fx.Node, layers: dict[str, str]) -> None:
 def _forget(layers: dict[str, str], name: str) -> None:
     for layer in [layer for layer, node in layers.items() if node == name]:
         del layers[layer]
-
-
-def _put(module: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(module.get_submodule(parent), last, layer)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -26,7 +27,11 @@ from cnnviz.core.files import from_json as parsed
 from cnnviz.core.models.heads import Head, Reading
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.record import (
+    ABSENT,
+    Change,
     Count,
+    Hidden,
+    Interval,
     Positive,
     Record,
     Says,
@@ -311,6 +316,11 @@ class ClassRecord(Record):
         Share | None, Says("of a dense output: the class's share of the pixels", optional=True)
     ] = None
 
+    @property
+    def reading(self) -> float:
+        """The probability, or the value."""
+        return next(x for x in (self.probability, self.value) if x is not None)
+
     @classmethod
     def of(cls, answered: Answered, index: int, reading: float) -> "ClassRecord":
         """Describes a class of the original image by its probability, or value."""
@@ -354,3 +364,91 @@ class Pointing(Record):
             null=True,
         ),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged(Pointing):
+    """The same, and the object's size."""
+
+    object_share: Annotated[
+        Share | None,
+        Says("with --expect: the object's share of the working image", optional=True),
+    ] = None
+
+
+class Verdict(StrEnum):
+    """How far a map can be believed, in words, the worst first."""
+
+    CHANCE = "no better than chance"
+    FRAGILE = "fragile"
+    BELIEVE = "believe"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgainstChance(Record):
+    """The gain next to that of random maps."""
+
+    gain: float
+    random_maps: tuple[float, ...]
+    interval: Annotated[Interval, Says("of 95 % of random maps")]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Scorecard(Record):
+    """How trustworthy one class's map is: `--trust`.
+
+    `curves` are those of removal, by both fills and in both orders; `certain_HW` tells where all
+    variants have the map's sign, None without any.
+    """
+
+    verdict: Annotated[str, Says(enum=[*Verdict])]
+    reasons: Annotated[tuple[str, ...], Says("why it is no better")]
+    trust: Annotated[
+        Share | None,
+        Says(
+            "two parts relative gain, two parts agreement, one part nearness of peaks; null with "
+            "no other method"
+        ),
+    ]
+    gain: Annotated[
+        float,
+        Says(
+            "symmetric relevance gain: area under least important first minus most important "
+            "first, mean over fills"
+        ),
+    ]
+    relative_gain: Annotated[Share, Says("over the largest gain of any method here")]
+    other_gains: Annotated[Mapping[str, float], Says("gain of each other method's map")]
+    gain_by_fill: Annotated[Mapping[str, float], Says("the gain by each fill")]
+    against_chance: Annotated[AgainstChance, Says("half of the pixels replaced by the mean")]
+    insertion: Annotated[float, Says("area under the curve of RISE's protocol, at few shares")]
+    deletion: Annotated[float, Says("area under the curve of RISE's protocol, at few shares")]
+    agreement: Annotated[
+        Mapping[str, Change | None], Says("rank correlation with each other method")
+    ]
+    peak_spread: Annotated[
+        Share | None, Says("mean distance of peaks over sizes, fills and methods, in diagonals")
+    ]
+    stability: Annotated[
+        Mapping[str, Change | None],
+        Says("rank correlation with the same method at another size or fill"),
+    ]
+    certain: Annotated[
+        Share | None, Says("share of the pixels whose sign is the same in all of them")
+    ]
+    randomised: Annotated[
+        Change | None,
+        Says("rank correlation with the map of the network with its last layers random"),
+    ]
+    other_class: Annotated[Change | None, Says("mean rank correlation with maps of other classes")]
+    completeness: Annotated[
+        float | None,
+        Says("what non-overlapping masks take in sum over what covering everything takes"),
+    ]
+    curves: Hidden[tuple[Any, ...]] = ABSENT
+    certain_HW: Hidden[Tensor | None] = ABSENT
+
+    @property
+    def line(self) -> str:
+        """The verdict and its reasons in a line."""
+        return f"{self.verdict}{': ' if self.reasons else ''}{'; '.join(self.reasons)}"

@@ -37,8 +37,16 @@ from cnnviz.filters.ablation.sweep import (
     removal_orders,
 )
 from cnnviz.filters.ablation.tally import AXES, INDICES, Counts, Tally
-from cnnviz.filters.channels.shapes import ChannelStrength, LayerChannels, channel_strengths
-from cnnviz.filters.channels.spec import Channels, Pick, Selection, expand, resolve
+from cnnviz.filters.channels import (
+    Channels,
+    ChannelStrength,
+    LayerChannels,
+    Pick,
+    Selection,
+    channel_strengths,
+    expand,
+    resolve,
+)
 
 ALL = "all"
 _MEBIBYTE = 1 << 20

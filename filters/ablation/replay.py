@@ -15,7 +15,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -28,7 +28,7 @@ from cnnviz.core.models.layers import named_layers, replace_outputs
 from cnnviz.core.models.load import Model
 from cnnviz.filters.ablation.changed_channels import changed_channel_rules
 from cnnviz.filters.ablation.suffix import Base, CannotReplay, Change, Suffix, run_base
-from cnnviz.filters.channels.spec import Channels
+from cnnviz.filters.channels import Channels
 
 IMAGES = 32
 MEMORY = 1 << 28
@@ -41,23 +41,6 @@ Fills = Mapping[str, Tensor]
 """Layer name to the values that replace its channels, (C,); other layers' channels become zero."""
 
 
-class AblationPasses(Protocol):
-    """A way to get the logits of V ablations; the empty ablation is the original network.
-
-    Attributes:
-        engine: `replay` or `full`.
-        reason: why it is not `replay`; None if it is.
-        images: number of images to send at a time.
-    """
-
-    engine: str
-    reason: str | None
-    images: int
-
-    def run(self, images: Tensor, consume: Consume) -> None:
-        """Runs every ablation on images (N, 3, H, W); passes each result on exactly once."""
-
-
 def ablation_passes(
     model: Model,
     ablations: Sequence[Channels],
@@ -66,14 +49,17 @@ def ablation_passes(
     first: Tensor,
     memory: int = MEMORY,
     images: int | None = None,
-) -> AblationPasses:
-    """Returns the fastest correct way to run these ablations; arguments as for `Replay`."""
+) -> "Replay | WholePasses":
+    """Returns the fastest correct way to run these ablations; arguments as for `Replay`.
+
+    The empty ablation is the original network.
+    """
     try:
         if model.repeat > 1:
             raise CannotReplay(f"its answers are averaged over {model.repeat} passes")
         return Replay(model, ablations, fills, first=first, memory=memory, images=images)
     except (Untraceable, CannotReplay) as reason:
-        return WholePasses(model, ablations, fills, reason=str(reason), images=images)
+        return WholePasses(model, ablations, fills, images or IMAGES, str(reason))
 
 
 def ablated_logits(model: Model, images: Tensor, channels: Channels, fills: Fills) -> Tensor:
@@ -106,28 +92,19 @@ def ablated_logits(model: Model, images: Tensor, channels: Channels, fills: Fill
     return logits
 
 
+@dataclass
 class WholePasses:
     """One hooked pass of the whole network for each ablation."""
 
-    engine = "full"
-
-    def __init__(
-        self,
-        model: Model,
-        ablations: Sequence[Channels],
-        fills: Fills,
-        *,
-        reason: str | None = None,
-        images: int | None = None,
-    ) -> None:
-        self.model = model
-        self.ablations = ablations
-        self.fills = fills
-        self.reason = reason
-        self.images = images or IMAGES
+    engine: ClassVar[str] = "full"
+    model: Model
+    ablations: Sequence[Channels]
+    fills: Fills
+    images: int = IMAGES  # at a time
+    reason: str | None = None  # why not `Replay`
 
     def run(self, images: Tensor, consume: Consume) -> None:
-        """Runs every ablation on these images, one at a time."""
+        """Runs every ablation on images (N, 3, H, W); passes each result on exactly once."""
         images = images.to(self.model.device)
         for number, channels in enumerate(self.ablations):
 
@@ -177,6 +154,7 @@ class Replay:
     """
 
     engine = "replay"
+    reason = None
 
     def __init__(
         self,
@@ -188,10 +166,7 @@ class Replay:
         memory: int = MEMORY,
         images: int | None = None,
     ) -> None:
-        self.reason: str | None = None
-        self.model = model
-        self.ablations = ablations
-        self.fills = fills
+        self.model, self.ablations, self.fills = model, ablations, fills
         traced = trace(model.module)
         if traced.graph.find_nodes(op="call_function", target=operator.setitem):
             raise CannotReplay("it assigns to parts of a tensor")
@@ -217,7 +192,7 @@ class Replay:
         self.images = images or max(1, min(IMAGES, self._budget // largest))
 
     def run(self, images: Tensor, consume: Consume) -> None:
-        """Runs every ablation on these images."""
+        """Runs every ablation on images (N, 3, H, W); passes each result on exactly once."""
         waiting = [(slice(0, len(images)), 0)]
         while waiting:
             part, first = waiting.pop()

@@ -129,7 +129,6 @@ class Suffix:
 
     def __init__(self, program: Program, starts: Sequence[fx.Node], rules: Rule) -> None:
         self.program = program
-        self.starts = tuple(starts)
         self.nodes = program.dependents(starts)
         self.last_uses = last_uses(self.nodes)
         self.rules = rules

@@ -19,7 +19,7 @@ from cnnviz.filters.ablation.evaluation import mcnemar
 from cnnviz.filters.ablation.measures import Measured
 from cnnviz.filters.ablation.options import RemovalOrder
 from cnnviz.filters.ablation.tally import Counts
-from cnnviz.filters.channels.spec import Channels
+from cnnviz.filters.channels import Channels
 
 POINTS = 10
 RANDOM_ORDERS = 5

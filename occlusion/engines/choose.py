@@ -20,10 +20,10 @@ from torch import Tensor
 from cnnviz.core.device import rounding
 from cnnviz.core.graph.trace import Untraceable
 from cnnviz.core.models.load import Model
-from cnnviz.occlusion.choices import EngineChoice
 from cnnviz.occlusion.engines.full import FullEngine, cover
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine
 from cnnviz.occlusion.engines.network import Network, Scores, prepare
+from cnnviz.occlusion.options import EngineChoice
 
 SAMPLE = 32
 """Positions that `Verifier` repeats."""

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from cnnviz.cli.main import run
+from cnnviz.core.output.record import to_json
+from cnnviz.filters.ablation.results import load
 
 SCHEMA = Path(__file__).parent.parent.parent / "docs" / "schemas" / "ablate.schema.json"
 NET = """
@@ -84,6 +86,10 @@ def test_a_run_writes_what_its_summary_says(
     assert results["classes_without_images"] == LABELS[3:]
     assert len(rows_of(out / "sweep.csv")) == 6 == len(results["sweep"]["top"])
     assert len(results["cumulative"]) == 5
+    loaded = load(out)
+    assert to_json(loaded) == results
+    assert [effect.filter for effect in loaded.effects] == list(range(6))
+    assert len(loaded.flipped()) == results["flips"]["count"]
 
 
 def test_tables_summary_and_arrays_tell_the_same_story(
@@ -174,7 +180,7 @@ def test_a_sample_and_a_silenced_layer_are_said(
         ([], "nothing to ablate; give --filters LAYER:3,7-12, or --sweep LAYER"),
         (["--filters", "0:8"], "layer '0' has 8 channels, 0 to 7"),
         (["--filters", "9:0"], "no layer '9'"),
-        (["--filters", "0"], "'0' names no filters"),
+        (["--filters", "0"], "'0' does not name any filters"),
         (["--filters", "7:0"], "layer '7' puts out (N, C), no maps"),
         (["--filters", "0:0", "--cumulative"], "--cumulative needs --sweep"),
         (["--sweep", "0", "--min-accuracy", "0.5"], "--min-accuracy needs --filters"),

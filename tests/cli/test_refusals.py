@@ -20,9 +20,9 @@ from cnnviz.core.files import read_text, regular
 from cnnviz.core.models.preprocess import plain
 from cnnviz.core.output import journal
 from cnnviz.core.output.run_folder import RunFolder
-from cnnviz.embeddings.choices import EmbeddingSpec
+from cnnviz.embeddings import features
 from cnnviz.embeddings.experiment import check_spec
-from cnnviz.embeddings.features import extract
+from cnnviz.embeddings.options import EmbeddingSpec
 
 NETWORKS = """
 import torch
@@ -98,7 +98,10 @@ LINES: dict[str, tuple[list[str], str]] = {
         ["occlude", "x.png", "--at", "1,2,3"],
         "invalid pixel '1,2,3'; --at takes its row",
     ),
-    "folder": (["render", "x", "--label", "folder"], "a run does not tell where its image lay"),
+    "folder": (
+        ["render", "x", "--label", "folder"],
+        "a run does not record the folder of its image",
+    ),
     "sums": (
         ["occlude", "x.png", *net("tuples"), "--mask", "4", "--stride", "4", "--layer", "rnn"],
         "the output of layer 'rnn' is not a tensor",
@@ -205,9 +208,9 @@ def test_no_perplexity() -> None:
 
 
 def test_no_room_for_features(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extract, "MEMORY_BUDGET", 0)
+    monkeypatch.setattr(features, "MEMORY_BUDGET", 0)
     monkeypatch.setattr(np, "memmap", raising(OSError(28, "No space left on device")))
-    store = extract._Store(10, place)
+    store = features._Store(10, place)
     with pytest.raises(CnnvizError, match=r"no room for 0\.0 GB of features on disk: No space"):
         store.add(np.zeros((1, 4), np.float32))
 

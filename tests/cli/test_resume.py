@@ -76,7 +76,7 @@ def summary(folder: str) -> dict:
 
 
 @pytest.mark.usefixtures("pictures")
-@pytest.mark.parametrize("command", slow_but(LINES_OF, "occlude", "activations"))
+@pytest.mark.parametrize("command", slow_but(LINES_OF, "occlude", "saliency", "activations"))
 def test_cut_off_and_resumed_equals_uninterrupted(
     command: str, cut_off: Callable[[list[str], int], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,8 +16,8 @@ from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.maps import rank_correlation
 from cnnviz.core.models.load import Model, load_model
-from cnnviz.gradients.choices import Method, SaliencySpec
 from cnnviz.gradients.experiment import default_layer, saliency
+from cnnviz.gradients.options import Method, SaliencySpec
 
 SIZE = (12, 14)
 
@@ -181,7 +181,7 @@ def test_bad_requests_are_refused() -> None:
     model, image = model_of(network()), picture()
     with pytest.raises(UsageError, match="no layer 'layer9' in net"):
         saliency(model, image, SaliencySpec(method=Method.GRAD_CAM, layer="layer9"))
-    with pytest.raises(UsageError, match="layer '9' of net puts out a vector, not channels"):
+    with pytest.raises(UsageError, match="layer '9' of net returns a vector, not channels"):
         saliency(model, image, SaliencySpec(method=Method.GRAD_CAM, layer="9"))
     with pytest.raises(UsageError, match="wolf"):
         saliency(model, image, SaliencySpec(targets=("wolf",)))

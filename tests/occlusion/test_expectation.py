@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import torch
@@ -6,7 +7,8 @@ import torch
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.outlines import outline_mask, read_outlines
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.occlusion.expectation import judge
+from cnnviz.core.output.record import to_json
+from cnnviz.occlusion.maps import judge
 
 
 def working(path="photo.png", box=(0.0, 0.0, 20.0, 20.0)):
@@ -72,7 +74,7 @@ def test_judge_counts_positive_evidence_only():
     map_HW = torch.full((4, 4), -5.0)
     map_HW[0, 0], map_HW[3, 3] = 3.0, 1.0
     verdict = judge(map_HW, object_HW)
-    assert verdict.hit
+    assert verdict.pointing_game_hit
     assert verdict.inside == pytest.approx(0.75)
     assert verdict.object_share == pytest.approx(0.25)
 
@@ -82,8 +84,11 @@ def test_the_peak_of_a_plateau_is_its_middle():
     object_HW[2, 2] = True
     map_HW = torch.zeros(5, 5)
     map_HW[1:4, 1:4] = 1.0
-    assert judge(map_HW, object_HW).hit
+    assert judge(map_HW, object_HW).pointing_game_hit
 
 
-def test_no_positive_evidence_is_none_and_not_a_number():
-    assert judge(-torch.ones(3, 3), torch.ones(3, 3, dtype=torch.bool)).inside is None
+def test_without_positive_evidence_the_share_is_null():
+    verdict = judge(-torch.ones(3, 3), torch.ones(3, 3, dtype=torch.bool))
+    assert verdict.inside is not None
+    assert math.isnan(verdict.inside)
+    assert to_json(verdict)["inside"] is None

@@ -3,7 +3,7 @@ import torch
 
 from cnnviz.core.data.images import Preprocess
 from cnnviz.core.errors import UsageError
-from cnnviz.occlusion.fills import PICTURES, fill_picture
+from cnnviz.occlusion.masks import FILLS, fill_picture
 
 PREPROCESS = Preprocess(8, (8, 8), mean=(0.1, 0.2, 0.3), std=(0.5, 0.5, 0.5))
 
@@ -38,7 +38,7 @@ def test_blur_keeps_the_mean_colour_and_takes_the_detail():
     torch.testing.assert_close(blurred.mean((1, 2)), pixels.mean((1, 2)), atol=0.02, rtol=0)
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", FILLS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (32, 24)])
 def test_every_fill_is_a_picture_of_the_images_size(name, size):
     fill = fill_picture(name, torch.rand(3, *size), PREPROCESS)

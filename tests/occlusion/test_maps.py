@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from cnnviz.occlusion.choices import Border, Score, Upsample
 from cnnviz.occlusion.maps import class_scores, pixel_map, position_values
 from cnnviz.occlusion.masks import mask_grid
+from cnnviz.occlusion.options import Border, Score, Upsample
 
 
 def mean_over_covering_masks(values, boxes, size):

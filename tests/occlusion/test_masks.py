@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from cnnviz.core.choices import pixels
 from cnnviz.core.errors import UsageError
-from cnnviz.occlusion.choices import Border
 from cnnviz.occlusion.masks import mask_grid, masks_and_stride
+from cnnviz.occlusion.options import Border
 
 
 def test_cover_of_224_by_mask_15_stride_10_has_22_by_22_positions():

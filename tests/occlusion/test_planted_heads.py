@@ -16,7 +16,7 @@ from cnnviz.core import load_model
 from cnnviz.core.data.images import WorkingImage, read_image
 from cnnviz.core.models.load import Model
 from cnnviz.occlusion import OcclusionSpec, occlude
-from cnnviz.occlusion.choices import EngineChoice, Score
+from cnnviz.occlusion.options import EngineChoice, Score
 
 SIDE, SQUARE = 24, 6
 PLACES = {0: (3, 3), 1: (3, 15), 2: (15, 3), 3: (15, 15)}
@@ -117,8 +117,9 @@ def test_classes_on_their_own_have_each_their_own_place(
     top, left = PLACES[band]
     assert panel.max_drop_box == (top, left, top + SQUARE, left + SQUARE)
     crosses = (by_hand < 0.5).double().mean()
-    assert panel.flips == pytest.approx(float(crosses))
-    assert 0 < panel.flips < 0.2
+    assert panel.flips is not None
+    assert panel.flips.share == pytest.approx(float(crosses))
+    assert 0 < panel.flips.share < 0.2
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -127,7 +128,7 @@ def test_values_are_in_their_own_unit(source: str, engine: EngineChoice, tmp_pat
     image = picture(tmp_path, model)
     for band in PLACES:
         panel = occlude(model, image, spec(engine, str(band), Score.LOGIT)).panels[0]
-        assert panel.probability == pytest.approx(160 * SHARE + 1, abs=1e-4)
+        assert panel.value == pytest.approx(160 * SHARE + 1, abs=1e-4)
         by_hand = 160 * SHARE * lost(panel.grid.boxes_P4, band)
         torch.testing.assert_close(panel.values_P, by_hand.double(), atol=1e-4, rtol=0)
         assert panel.max_drop == pytest.approx(160 * SHARE, abs=1e-4)

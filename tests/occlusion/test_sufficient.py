@@ -11,7 +11,8 @@ from torch import Tensor
 from cnnviz.core import UsageError, WorkingImage, load_model
 from cnnviz.core.models.load import Model
 from cnnviz.occlusion import OcclusionSpec, occlude
-from cnnviz.occlusion.sufficient import HELD, Sufficiency
+from cnnviz.occlusion.results import Sufficiency
+from cnnviz.occlusion.sufficient import HELD
 
 # A 32 x 32 picture has cells of 2 x 2. Place A is 3 x 3 cells, B as large, C speaks against.
 A, B = (slice(4, 10), slice(4, 10)), (slice(20, 26), slice(18, 24))
@@ -73,7 +74,7 @@ def picture() -> WorkingImage:
 
 def found(model: Model, target: str = "0") -> Sufficiency:
     spec = OcclusionSpec(sufficient=True, fill="black", targets=(target,))
-    (result,) = occlude(model, picture(), spec).sufficiencies
+    (result,) = occlude(model, picture(), spec).sufficient or ()
     return result
 
 
@@ -100,10 +101,10 @@ def outside(region: Tensor, *places: tuple[slice, slice]) -> int:
 
 def test_one_place_suffices_and_its_loss_is_the_classs(source: Path) -> None:
     result = found(made(source, "one"))
-    assert result.probability == pytest.approx(probability(1))
-    assert int(result.sufficient.cells_rc.sum()) == needed(probability(1))
-    assert outside(result.pixels_of(result.sufficient), A) == 0
-    assert result.sufficient.share == pytest.approx(needed(probability(1)) / 256)
+    assert result.reading == pytest.approx(probability(1))
+    assert int(result.region.cells_rc.sum()) == needed(probability(1))
+    assert outside(result.pixels_of(result.region), A) == 0
+    assert result.region.share == pytest.approx(needed(probability(1)) / 256)
     assert result.losing is not None
     assert int(result.losing.cells_rc.sum()) == lost(1.0)
     assert outside(result.pixels_of(result.losing), A) == 0
@@ -116,8 +117,8 @@ def test_of_two_places_either_suffices_and_both_must_go(source: Path) -> None:
     model = made(source, "either")
     assert occlude(model, picture(), OcclusionSpec(fill="black")).panels[0].max_drop == 0
     result = found(model)
-    region = result.pixels_of(result.sufficient)
-    assert int(result.sufficient.cells_rc.sum()) == needed(probability(1))
+    region = result.pixels_of(result.region)
+    assert int(result.region.cells_rc.sum()) == needed(probability(1))
     assert min(outside(region, A), outside(region, B)) == 0
     assert result.redundancy == pytest.approx(1)
     assert result.losing is not None
@@ -127,11 +128,11 @@ def test_of_two_places_either_suffices_and_both_must_go(source: Path) -> None:
 
 def test_what_speaks_against_is_in_no_region_and_leaving_it_out_helps(source: Path) -> None:
     result = found(made(source, "against"))
-    assert result.probability == pytest.approx(probability(0.5))
-    for region in (result.sufficient, result.losing):
+    assert result.reading == pytest.approx(probability(0.5))
+    for region in (result.region, result.losing):
         assert region is not None
         assert outside(result.pixels_of(region), A) == 0
-    assert result.kept_curve.max() > result.probability + 0.1
+    assert result.kept_curve.max() > result.reading + 0.1
 
 
 def test_the_curves_go_from_the_fill_to_the_picture_and_back(source: Path) -> None:
@@ -148,16 +149,16 @@ def test_a_class_that_is_not_the_answer_is_lost_at_half_of_its_probability(sourc
     result = found(made(source, "against"), "1")
     assert result.lost_when == "its probability falls below 50% of what it was"
     assert result.losing is not None
-    assert result.losing.probability < 0.5 * result.probability
+    assert result.losing.probability < 0.5 * result.reading
 
 
 def test_a_wholly_covered_picture_may_keep_the_class(source: Path) -> None:
     dark = image_of(torch.zeros(3, 32, 32))
     spec = OcclusionSpec(sufficient=True, fill="black")
-    (result,) = occlude(made(source, "one"), dark, spec).sufficiencies
-    assert result.target == 1
+    (result,) = occlude(made(source, "one"), dark, spec).sufficient or ()
+    assert result.index == 1
     assert result.losing is None
-    assert result.sufficient.share == 0  # the fill is the picture
+    assert result.region.share == 0  # the fill is the picture
 
 
 def test_a_regression_has_nothing_to_hold_or_lose(source: Path) -> None:
@@ -179,7 +180,7 @@ def test_strips_have_no_more_cells_than_squares(tmp_path: Path, size: tuple[int,
     model = load_model(f"{net}:make", size=size, mean=[0.0], std=[1.0])
     image = image_of(torch.ones(3, *size))
     spec = OcclusionSpec(sufficient=True, fill="black")
-    (result,) = occlude(model, image, spec).sufficiencies
-    assert result.sufficient.cells_rc.numel() <= 400
-    assert result.pixels_of(result.sufficient).shape == size
-    assert result.sufficient.probability >= 0.9 * result.probability
+    (result,) = occlude(model, image, spec).sufficient or ()
+    assert result.region.cells_rc.numel() <= 400
+    assert result.pixels_of(result.region).shape == size
+    assert result.region.probability >= 0.9 * result.reading

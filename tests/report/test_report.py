@@ -11,9 +11,9 @@ import pytest
 from pages import HOSTILE, Opened
 
 from cnnviz.cli.main import run
-from cnnviz.occlusion.archive import load
-from cnnviz.occlusion.choices import PanelSpec, Score
 from cnnviz.occlusion.experiment import look
+from cnnviz.occlusion.measurement import load
+from cnnviz.occlusion.options import PanelSpec, Score
 
 PHOTO = "0_b_"
 ALL = ["occlude", "classic", "tsne", "max-patches", "filters", "ablate", "layers", "saliency"]

@@ -15,7 +15,6 @@ ANALYSES = (
 )  # fmt: skip
 
 
-@pytest.mark.slow
 def test_every_block_of_the_python_page_runs(tmp_path, monkeypatch, capsys):
     (tmp_path / "sample_images").symlink_to(ROOT / "sample_images")
     monkeypatch.chdir(tmp_path)

@@ -9,11 +9,11 @@ import torch
 from networks import image_of
 from torch import Tensor
 
-from cnnviz.cli.scorecards import Bench
 from cnnviz.core import WorkingImage, load_model
 from cnnviz.core.maps import rank_correlation
-from cnnviz.trust.choices import TrustSpec, Verdict
-from cnnviz.trust.scorecard import Scorecard
+from cnnviz.trust import Scorecard, Verdict
+from cnnviz.trust.judge import Judge
+from cnnviz.trust.options import TrustSpec
 
 A, B = (slice(6, 14), slice(4, 12)), (slice(23, 31), slice(22, 30))
 C = (slice(4, 12), slice(20, 28))
@@ -75,10 +75,10 @@ def cards(
 ) -> tuple[Tensor, Scorecard, dict[str, Scorecard]]:
     """Occlusion's map of class 0 and its card, and those of other maps of it."""
     model = load_model(f"{source}:{kind}", size=32, mean=[0.0], std=[1.0])
-    bench = Bench(model, TrustSpec(targets=("0",)))
-    result = bench.occluder.run(image)
-    (own,) = bench.judge_occlusion(result)
-    others = {name: bench.judge(result, {0: map_HW})[0] for name, map_HW in maps.items()}
+    judge = Judge.of(model, TrustSpec(targets=("0",)))
+    result = judge.occluder.run(image)
+    (own,) = judge.of_occlusion(result)
+    others = {name: judge.of_maps(result, {0: map_HW})[0] for name, map_HW in maps.items()}
     return result.panels[0].map_HW, own, others
 
 
@@ -98,7 +98,7 @@ def test_of_one_place_the_right_map_is_better_than_the_wrong_one(source: Path) -
     assert map_HW[A].mean() > 4 * map_HW.mean()
     assert own.gain > 0.3
     assert own.verdict is not Verdict.CHANCE
-    assert own.gain_as_random > own.chance[0]
+    assert own.against_chance.gain > own.against_chance.interval[0]
     right, wrong = others["right"], others["wrong"]
     assert right.trust is not None
     assert wrong.trust is not None

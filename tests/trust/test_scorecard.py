@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from cnnviz.trust.choices import Least, Verdict, is_below
+from cnnviz.core.output.record import to_json
+from cnnviz.trust import Evidence, Scorecard, Verdict
+from cnnviz.trust.options import MinVerdict
 from cnnviz.trust.removal import BLUR, MEAN, Curve, Order
-from cnnviz.trust.report import report
-from cnnviz.trust.scorecard import Scorecard, Witnesses, certain, chance, peak_spread, scorecard
+from cnnviz.trust.results import is_below
+from cnnviz.trust.scorecard import certain, chance, peak_spread, scorecard
 
 
 def curves(most: float, least: float) -> list[Curve]:
@@ -30,17 +32,17 @@ def hill(row: int, column: int) -> Tensor:
 def card(
     gained: tuple[float, float] = (0.1, 0.9),
     others: dict[str, tuple[Tensor, float, float | None]] | None = None,
-    **witnessed: Any,
+    **checks: Any,
 ) -> Scorecard:
     """A hill's; `others`: map, gain and agreement by name."""
     found = {"Grad-CAM": (hill(10, 10), 0.4, 0.8)} if others is None else others
-    witnesses = Witnesses(
+    evidence = Evidence(
         others={name: entry[0] for name, entry in found.items()},
         other_gains={name: entry[1] for name, entry in found.items()},
         agreement={name: entry[2] for name, entry in found.items()},
-        **({"variants": {}} | witnessed),
+        **({"variants": {}} | checks),
     )
-    return scorecard(hill(10, 10), curves(*gained), (0.1, -0.1), witnesses)
+    return scorecard(hill(10, 10), curves(*gained), (0.1, -0.1), evidence)
 
 
 def test_a_map_that_all_agree_with_is_believed() -> None:
@@ -79,7 +81,7 @@ def test_what_harms_no_more_than_the_rest_is_no_better_than_chance() -> None:
 
 
 @pytest.mark.parametrize(
-    ("witnessed", "reason"),
+    ("checks", "reason"),
     [
         ({"variants": {"blur fill": -hill(10, 10)}}, "changes with blur fill"),
         (
@@ -88,8 +90,8 @@ def test_what_harms_no_more_than_the_rest_is_no_better_than_chance() -> None:
         ),
     ],
 )
-def test_what_one_sanity_check_fails_is_fragile(witnessed: dict, reason: str) -> None:
-    found = card(**witnessed)
+def test_what_one_sanity_check_fails_is_fragile(checks: dict, reason: str) -> None:
+    found = card(**checks)
     assert found.verdict is Verdict.FRAGILE
     assert reason in found.reasons
 
@@ -98,7 +100,7 @@ def test_without_another_method_it_is_fragile_at_best() -> None:
     found = card(others={})
     assert found.trust is None
     assert found.verdict is Verdict.FRAGILE
-    assert report(found)["trust"] is None
+    assert to_json(found)["trust"] is None
 
 
 def test_signs_are_certain_where_all_have_the_same() -> None:
@@ -132,5 +134,5 @@ def test_other_classes_are_averaged_where_they_have_a_correlation() -> None:
 
 
 def test_verdicts_have_an_order() -> None:
-    assert [is_below(v, Least.BELIEVE) for v in Verdict] == [True, True, False]
-    assert [is_below(v, Least.FRAGILE) for v in Verdict] == [True, False, False]
+    assert [is_below(v, MinVerdict.BELIEVE) for v in Verdict] == [True, True, False]
+    assert [is_below(v, MinVerdict.FRAGILE) for v in Verdict] == [True, False, False]

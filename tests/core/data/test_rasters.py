@@ -26,8 +26,8 @@ from cnnviz.core.models.load import Model
 from cnnviz.core.models.preprocess import Preprocess, adjust, plain
 from cnnviz.core.output.drawing import image_pixels
 from cnnviz.occlusion import OcclusionSpec, occlude
-from cnnviz.occlusion.choices import EngineChoice
-from cnnviz.occlusion.fills import fill_picture
+from cnnviz.occlusion.masks import fill_picture
+from cnnviz.occlusion.options import EngineChoice
 
 SIDE, NEAR = 16, 5
 SOURCE = """

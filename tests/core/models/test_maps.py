@@ -21,8 +21,8 @@ from cnnviz.core.errors import UsageError
 from cnnviz.core.models.layers import Form, Layout, Layouts, token_grid
 from cnnviz.core.models.load import Model
 from cnnviz.filters.activations.maps import feature_maps
-from cnnviz.gradients.choices import Method, SaliencySpec
 from cnnviz.gradients.experiment import default_layer, saliency
+from cnnviz.gradients.options import Method, SaliencySpec
 
 SIDE, PATCH = 24, 4
 SOURCE = """

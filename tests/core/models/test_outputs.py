@@ -18,8 +18,8 @@ from cnnviz.core.models.load import Model
 from cnnviz.core.output.entries import model_entry
 from cnnviz.gradients import SaliencySpec, saliency
 from cnnviz.occlusion import OcclusionSpec, PanelSpec, Score, load, look, occlude
-from cnnviz.occlusion.choices import EngineChoice
 from cnnviz.occlusion.engines.choose import make_engine
+from cnnviz.occlusion.options import EngineChoice
 
 NETS = """
 import collections, dataclasses
@@ -124,7 +124,7 @@ def test_wrapped_outputs_give_the_maps_of_the_plain_network(
     assert found.engine == engine.value
     for ours, theirs in zip(found.panels, wanted.panels, strict=True):
         torch.testing.assert_close(ours.map_HW, theirs.map_HW, rtol=1e-5, atol=1e-5)
-        assert ours.probability == pytest.approx(theirs.probability, abs=1e-6)
+        assert ours.reading == pytest.approx(theirs.reading, abs=1e-6)
     names = [name for name, _ in model.module.named_modules()]
     assert names == [name for name, _ in plain.module.named_modules()]
 
@@ -154,10 +154,11 @@ def test_classes_on_their_own_flip_where_they_cross_the_threshold(
             network("Plain", head="sigmoid", threshold=threshold), picture, SPEC
         ).panels[0]
         held = panel.probability >= threshold
-        assert panel.flips == pytest.approx(
+        assert panel.flips is not None
+        assert panel.flips.share == pytest.approx(
             float(((probability >= threshold) != held).double().mean())
         )
-        assert panel.flips_to == ()
+        assert panel.flips.to == ()
 
 
 @pytest.mark.parametrize("name", ["OneLogit", "OneFlat", "OneProbability"])
@@ -181,7 +182,7 @@ def test_a_regression_has_values_and_no_ranks(network: Callable[..., Model], pic
     assert panel.flips is None
     values = result.measured.logits_PK[:, 0].double()
     base = float(result.measured.base_logits_K[0])
-    assert panel.probability == pytest.approx(base)
+    assert panel.value == pytest.approx(base)
     torch.testing.assert_close(panel.values_P, base - values)
     for spec, message in (
         (OcclusionSpec(score=Score.LOSS), "--score loss needs classes; a regression"),
@@ -198,7 +199,7 @@ def test_the_logit_of_probabilities_is_their_log_odds(
     spec = OcclusionSpec(masks=((5, 5),), stride=4, targets=("3",), score=Score.LOGIT)
     result = occlude(network("Soft"), picture, spec)
     p = occlude(network("Plain"), picture, SPEC).panels[1].probabilities_P
-    base = result.panels[0].probability
+    base = result.panels[0].reading
     odds = float(np.log(base / (1 - base))) - (p / (1 - p)).log()
     torch.testing.assert_close(result.panels[0].values_P, odds, rtol=1e-3, atol=1e-4)
 
@@ -298,7 +299,7 @@ def test_gradients_and_drawing_again_follow_the_head(
     assert {"reliance", "flips", "probability"}.isdisjoint(entry["targets"][0])
     again = look(load(folder), PanelSpec())
     assert again.measured.head == Head(Kind.NONE)
-    assert again.panels[0].probability == pytest.approx(entry["targets"][0]["value"], rel=1e-5)
+    assert again.panels[0].value == pytest.approx(entry["targets"][0]["value"], rel=1e-5)
     assert run(["render", str(folder), "--quiet", "--out", str(tmp_path / "r")]) == 0
 
 

@@ -17,10 +17,12 @@ from cnnviz.core import load_model, open_data
 from cnnviz.core.data.labels import check_labels
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.load import Model
+from cnnviz.core.output.record import to_json
 from cnnviz.filters.ablation import measures
 from cnnviz.filters.ablation.ablation import AblationResult, ablate
 from cnnviz.filters.ablation.measures import ERROR, PRECISION, Answers
 from cnnviz.filters.ablation.options import AblationSpec
+from cnnviz.filters.ablation.results import load
 
 ROOT = Path(__file__).parents[3]
 SCHEMA = json.loads((ROOT / "docs" / "schemas" / "ablate.schema.json").read_text())
@@ -263,6 +265,9 @@ def test_the_command_writes_what_is_measured(
     rows = list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
     assert rows[-1]["filter"] == "3"
     assert rows[0]["lost"] == rows[0]["p_value"] == ""
+    loaded = load(out)
+    assert to_json(loaded) == results
+    assert [effect.harm > 0 for effect in loaded.effects] == [True] * 3 + [False]
     assert float(rows[-1]["accuracy"]) == pytest.approx(results["measured"]["before"], abs=1e-6)
     ran = CliRunner().invoke(app, [*line, *filters, *model, "--min-accuracy", "0.5"])
     assert isinstance(ran.exception, CnnvizError | SystemExit)

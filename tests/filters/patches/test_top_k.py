@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cnnviz.filters.patches import top_k
-from cnnviz.filters.patches.choices import Ranking
-from cnnviz.filters.patches.score_stats import RELATIVE_ERROR, ScoreStats
+from cnnviz.filters.patches.options import Ranking
+from cnnviz.filters.patches.state import RELATIVE_ERROR, ScoreStats
 from cnnviz.filters.patches.top_k import TopK, map_scores, pack, peaks, ranked, unpack
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)

@@ -8,7 +8,6 @@ from parts import slow_but
 from torch import Tensor, nn
 
 from cnnviz.core.errors import UsageError
-from cnnviz.occlusion.choices import EngineChoice
 from cnnviz.occlusion.engines.choose import choose
 from cnnviz.occlusion.engines.full import FullEngine, cover
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine
@@ -16,6 +15,7 @@ from cnnviz.occlusion.engines.incremental.groups import largest_windows, reach_o
 from cnnviz.occlusion.engines.incremental.schedule import Schedule, Scheduler, Segment, Sizes
 from cnnviz.occlusion.engines.incremental.steps import compile_steps
 from cnnviz.occlusion.engines.network import Network, Scores, prepare
+from cnnviz.occlusion.options import EngineChoice
 
 CPU = torch.device("cpu")
 SIZE = (33, 41)

@@ -10,13 +10,13 @@ from networks import image_of
 from torch import Tensor, nn
 
 from cnnviz.core.models.load import load_model
-from cnnviz.occlusion.choices import EngineChoice, OcclusionSpec
+from cnnviz.core.output.record import to_json
 from cnnviz.occlusion.engines.choose import choose
 from cnnviz.occlusion.engines.full import FullEngine
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine
 from cnnviz.occlusion.engines.network import Scores, prepare
 from cnnviz.occlusion.experiment import Occluder
-from cnnviz.occlusion.report import report
+from cnnviz.occlusion.options import EngineChoice, OcclusionSpec
 
 SIZE = (24, 24)
 BOXES = torch.tensor([[y, x, y + 6, x + 6] for y in range(0, 24, 6) for x in range(0, 24, 6)])
@@ -131,7 +131,7 @@ def test_numbers_that_are_not_finite_are_told_as_such(
     model = load_model()
     pixels = torch.rand(3, *model.input_size, generator=torch.Generator().manual_seed(0))
     spec = OcclusionSpec(masks=((8, 8),), stride=8, engine=EngineChoice.INCREMENTAL, verify=True)
-    entry = report(Occluder(model, spec).run(image_of(pixels)))
+    entry = to_json(Occluder(model, spec).run(image_of(pixels)))
     assert "gives NaN or infinite numbers, unlike the full one" in caplog.text
     assert entry["engine"] == "full"
     assert entry["incremental_given_up"] is None
@@ -144,7 +144,7 @@ def test_the_summary_tells(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = torch.rand(3, *model.input_size, generator=torch.Generator().manual_seed(0))
     image = image_of(pixels)
     spec = OcclusionSpec(masks=((8, 8),), stride=8, engine=EngineChoice.INCREMENTAL, verify=True)
-    entry = report(Occluder(model, spec).run(image))
+    entry = to_json(Occluder(model, spec).run(image))
     assert entry["engine"] == "full"
     assert entry["incremental_given_up"] == pytest.approx(0.5, abs=0.01)
     assert entry["verified_largest_difference"] == pytest.approx(0.5, abs=0.01)

@@ -1,0 +1,115 @@
+"""What `saliency` finds: the records of `summary.json`.
+
+Shapes: C channels, H W rows and columns of the image, h w of a layer's maps, K classes.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from torch import Tensor
+
+from cnnviz.core.data.images import WorkingImage
+from cnnviz.core.models.heads import Head, Reading
+from cnnviz.core.output.record import (
+    ABSENT,
+    OPTIONAL,
+    Box,
+    Change,
+    Hidden,
+    Place,
+    Record,
+    Says,
+    Unsigned,
+    from_json,
+)
+from cnnviz.core.output.summary import ClassRecord, FinishedRun, Read, Scorecard
+from cnnviz.gradients.options import Method
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Comparison(Record):
+    """A saliency map next to a map of another kind (`other_HW`), of the same class and image."""
+
+    with_: str
+    rank_correlation: Annotated[
+        Change | None, Says("Spearman's, over all pixels; null where a map is constant")
+    ]
+    seconds: Annotated[Unsigned, Says("of the saliency map")]
+    other_seconds: Unsigned
+    other_unit: Hidden[str] = ABSENT
+    other_HW: Hidden[Tensor] = ABSENT
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ClassMap(ClassRecord):
+    """The map of one class.
+
+    `raw` is the signed gradient or gradient x input (3, H, W), or the signed Grad-CAM (h, w);
+    `map_HW` is the map that is shown, not negative for `gradient` and `grad-cam`.
+    """
+
+    lowest: float
+    highest: float
+    peak: Annotated[Place, Says("row, column of the working image")]
+    peak_original: Annotated[Box, Says("the same in the file's own pixels")]
+    comparison: Annotated[Comparison | None, OPTIONAL] = None
+    trust: Annotated[Scorecard | None, Says("the scorecard of this map", optional=True)] = None
+    raw: Hidden[Tensor] = ABSENT
+    map_HW: Hidden[Tensor] = ABSENT
+
+    @property
+    def target(self) -> int:
+        """The class index."""
+        return self.index
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SaliencyResult(Record):
+    """The maps of one image, a target each, in the order requested.
+
+    `working` is the working image, `labels` are the class names, `logits_K` the float32 logits on
+    the CPU, `head` is what they mean, `reading` the pixels of a dense output that were read, and
+    `place` the place that the user named there (empty for each class's own pixels).
+    """
+
+    image: str
+    method: Method
+    layer: Annotated[str | None, Says("of Grad-CAM")]
+    prediction: Annotated[ClassRecord | None, OPTIONAL] = None
+    top5: Annotated[tuple[ClassRecord, ...] | None, Says(minItems=1, maxItems=5, optional=True)] = (
+        None
+    )
+    read: Annotated[Read | None, OPTIONAL] = None
+    targets: Annotated[tuple[ClassMap, ...], Says(minItems=1)]
+    working: Hidden[WorkingImage] = ABSENT
+    labels: Hidden[tuple[str, ...]] = ABSENT
+    logits_K: Hidden[Tensor] = ABSENT
+    head: Hidden[Head] = ABSENT
+    reading: Hidden[Reading | None] = ABSENT
+    place: Hidden[str] = ABSENT
+
+    @property
+    def ranking_K(self) -> Tensor:  # noqa: N802 (a shape)
+        """Larger for a class that the image shows more of: by score, or by pixels."""
+        return self.logits_K if self.reading is None else self.reading.ranking(self.labels)
+
+    @property
+    def maps(self) -> tuple[ClassMap, ...]:
+        """The maps, by the name that Python code uses."""
+        return self.targets
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Traced(SaliencyResult):
+    """One image of a finished run."""
+
+    folder: Annotated[str, Says("where its files are, relative to the folder of this summary")]
+
+
+def load_run(run: FinishedRun) -> tuple[Traced, ...]:
+    """Reads the images of a run of `saliency`.
+
+    Raises:
+        CnnvizError: the summary holds something else.
+    """
+    return from_json(tuple[Traced, ...], run.summary.results)
