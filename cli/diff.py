@@ -11,7 +11,7 @@ from cnnviz.cli.sides import ComparedRun, read_run
 from cnnviz.core.errors import CheckFailed, UsageError
 from cnnviz.core.output.look import Look
 from cnnviz.core.output.record import rounded, table, to_json
-from cnnviz.core.output.summary import RunData
+from cnnviz.core.output.run_data import RunData
 from cnnviz.diff import figures
 from cnnviz.diff.experiment import diff as compare
 from cnnviz.diff.figures import Small

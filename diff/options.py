@@ -21,6 +21,6 @@ class DiffSpec(Spec):
         int, Option("Images or filters shown, the most changed first.", least=1, most=100)
     ] = 8
     neighbors: Annotated[
-        int, Option("Of tsne's features: how many nearest images are compared.", least=1, most=1000)
+        int, Option("Number of nearest images compared, for features of tsne.", least=1, most=1000)
     ] = 10
     seed: Seed = 0

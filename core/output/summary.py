@@ -4,7 +4,6 @@ A summary is written last (`RunFolder.finish`), so a folder that has one is comp
 is the one place that opens and checks one; what `results` holds is read by the analysis' `load`.
 """
 
-import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,15 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from cnnviz.core.choices import Precision
-from cnnviz.core.data.datasets import ImageData, open_data
+from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
-from cnnviz.core.files import DAMAGE, read_text, regular, shown_path
+from cnnviz.core.files import DAMAGE, read_text, regular
 from cnnviz.core.files import from_json as parsed
 from cnnviz.core.models.heads import Head, Reading
 from cnnviz.core.models.load import Model
@@ -40,12 +36,11 @@ from cnnviz.core.output.record import (
     Unsigned,
     from_json,
 )
+from cnnviz.core.output.run_data import RunData
 
 SUMMARY = "summary.json"
 LARGEST = 2**30
 """Bytes of a summary; larger files are refused before they are read."""
-LONGEST = 640
-"""Maximum side of a picture that `RunData.picture` returns."""
 TOP = 5
 HEADS = ("softmax", "sigmoid", "none", "probabilities", "probabilities per class")
 
@@ -136,47 +131,6 @@ class Summary(Record):
     ]
     errors: tuple[Failure, ...]
     shard: Annotated[ShardRecord | None, Says(optional=True)] = None
-
-
-class RunData:
-    """The images of a finished run's data set, by the names that the run's files have for them."""
-
-    def __init__(self, sources: Sequence[str]) -> None:
-        self._sources = sources
-
-    @cached_property
-    def _data(self) -> ImageData | None:
-        try:
-            return open_data(self._sources) if self._sources else None
-        except CnnvizError:
-            return None
-
-    @cached_property
-    def _places(self) -> dict[str, int]:
-        examples = self._data.examples if self._data else ()
-        return {shown_path(example.path): place for place, example in enumerate(examples)}
-
-    def image(self, name: str) -> Image.Image | None:
-        """An image in its original size; None if it no longer exists, or is an array."""
-        place = self._places.get(name)
-        if self._data is None or place is None:
-            return None
-        try:
-            image = self._data.open(place)
-        except CnnvizError:
-            return None
-        return image if isinstance(image, Image.Image) else None
-
-    def picture(self, name: str, box: Sequence[float] | None = None) -> NDArray[np.uint8] | None:
-        """An image, or the part (y0, x0, y1, x1) of it, shrunk to at most `LONGEST` pixels."""
-        image = self.image(name)
-        if image is None:
-            return None
-        if box is not None:
-            y0, x0, y1, x1 = box
-            image = image.crop((math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)))
-        image.thumbnail((LONGEST, LONGEST))
-        return np.asarray(image)
 
 
 @dataclass(frozen=True)
