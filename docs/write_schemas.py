@@ -19,7 +19,7 @@ from cnnviz.cli.main import COMMANDS
 from cnnviz.cli.models import Listing
 from cnnviz.core.output.record import fields_of
 from cnnviz.core.output.summary import Summary
-from cnnviz.diff import report as differences
+from cnnviz.diff import results as differences
 from cnnviz.embeddings import results as embeddings
 from cnnviz.filters.ablation import results as ablation
 from cnnviz.filters.activations import results as activations
