@@ -28,6 +28,7 @@ from cnnviz.core.output.record import (
     Count,
     Hidden,
     Interval,
+    InvalidRecord,
     Positive,
     Record,
     Says,
@@ -184,13 +185,18 @@ class FinishedRun:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Reports what damaged files raise as an error of the user's.
+        """Reports the errors that damaged files and those of other versions cause.
 
         Raises:
-            CnnvizError: the block raised an error that damaged files cause.
+            CnnvizError: the block raised such an error.
         """
         try:
             yield
+        except InvalidRecord as error:
+            raise CnnvizError(
+                f"the files of {self.folder} are damaged or of another version of cnnviz: {error}; "
+                "repeat the run (cnnviz rerun)"
+            ) from error
         except (*DAMAGE, AttributeError, ArithmeticError) as error:
             raise CnnvizError(
                 f"the files of {self.folder} are damaged or incomplete: {one_line(error)}"
