@@ -33,8 +33,6 @@ from cnnviz.occlusion.results import OcclusionResult, load_run
 Pixels = NDArray[np.uint8]
 Mapped = Callable[[str], tuple[NDArray[np.floating], Pixels | None]]
 """An image's map (H, W) of its own prediction, and the picture below it, (h, w, 3) or None."""
-ASKED = ("mask", "stride", "fill", "score")
-AGAIN = "it was made by an older version; repeat it (cnnviz rerun)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,8 +246,6 @@ def _max_patches(run: FinishedRun) -> ComparedRun:
 def _ablate(run: FinishedRun) -> ComparedRun:
     result, answers = ablation.load(run.folder), None
     if stored := result.predictions:
-        if "paths" not in stored:
-            raise UsageError(f"{run.folder}: {AGAIN}")
         classes = stored["classes"]
         answers = Answers(
             images=tuple(stored["paths"].tolist()),

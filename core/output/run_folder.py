@@ -11,7 +11,6 @@ import io
 import json
 import os
 import re
-import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -28,10 +27,8 @@ from PIL import Image
 from cnnviz.core.choices import FigureFormat
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import exists, from_json, read_text, replace_file, write_atomically
-from cnnviz.core.models.load import Model
 from cnnviz.core.output import parquet
 from cnnviz.core.output.drawing import escape
-from cnnviz.core.output.entries import Summary, model_entry
 from cnnviz.core.output.style import WRITING, sign
 
 SUMMARY = "summary.json"
@@ -352,42 +349,3 @@ def json_parts(content: Mapping[str, Any]) -> Iterator[str]:
 def to_json(content: object) -> str:
     """Indented strict JSON that ends in a line feed; a ValueError for NaN and infinity."""
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def summary(
-    command: str,
-    *,
-    model: Model | None,
-    seed: int,
-    elapsed_seconds: float,
-    results: object,
-    files: Sequence[str],
-    errors: Sequence[tuple[str, str]] = (),
-    argv: Sequence[str] | None = None,
-) -> Summary[object]:
-    """The content of `summary.json` with the keys that every command has.
-
-    Args:
-        command: its name on the command line.
-        model: what was looked at; None for commands without one.
-        seed: the run's seed.
-        elapsed_seconds: wall-clock time of the whole run.
-        results: the command's own part; plain data.
-        files: paths relative to the run folder.
-        errors: (input, message) of each input that failed.
-        argv: the arguments after the program's name; default those of this process.
-    """
-    return {
-        "schema": f"cnnviz.{command}/1",
-        "command": command,
-        "version": version(),
-        "argv": list(sys.argv[1:] if argv is None else argv),
-        "model": model_entry(model) if model else None,
-        "device": str(model.device) if model else None,
-        "precision": model.precision if model else None,
-        "seed": seed,
-        "elapsed_seconds": round(elapsed_seconds, 3),
-        "results": results,
-        "files": list(files),
-        "errors": [{"input": name, "message": message} for name, message in errors],
-    }

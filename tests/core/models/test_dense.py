@@ -20,7 +20,8 @@ from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.heads import Head, Region
 from cnnviz.core.models.load import Model
-from cnnviz.core.output.entries import model_entry
+from cnnviz.core.output.record import to_json
+from cnnviz.core.output.summary import ModelRecord
 from cnnviz.gradients import SaliencySpec, saliency
 from cnnviz.occlusion import OcclusionSpec, occlude
 from cnnviz.occlusion.measurement import load
@@ -195,7 +196,7 @@ def test_classes_on_their_own_one_channel_and_values(source: str) -> None:
     image = picture()
     near = functional.avg_pool2d(image.pixels[None], NEAR, 1, 2, count_include_pad=False)[0]
     own = made(source, "sigmoid")
-    assert model_entry(own)["head"] == "probabilities per class per pixel"
+    assert to_json(ModelRecord.of(own))["head"] == "probabilities per class per pixel"
     red = (4 * near[0]).sigmoid()
     found = occlude(own, image, spec(targets=("1",))).panels[0]
     assert found.probability == pytest.approx(float(red[red >= 0.5].mean()), abs=1e-5)
