@@ -14,8 +14,7 @@ from cnnviz.cli.merge import SHOWN, passed_on, without_own
 from cnnviz.cli.options import OutputOptions
 from cnnviz.cli.outcome import current
 from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
-from cnnviz.core.output.run_folder import SUMMARY
-from cnnviz.core.output.summary import FinishedRun, read_summary
+from cnnviz.core.output.summary import SUMMARY, FinishedRun, read_summary
 
 LISTED = 8
 """Maximum number of differences in a message."""

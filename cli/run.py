@@ -19,9 +19,9 @@ from cnnviz.core.data.shards import Shard, of_environment
 from cnnviz.core.errors import UsageError
 from cnnviz.core.extras import required
 from cnnviz.core.models.load import Model
-from cnnviz.core.output.run_folder import SUMMARY, RunFolder, json_parts
-from cnnviz.core.output.summary import summary
+from cnnviz.core.output.run_folder import RunFolder, json_parts, summary
 from cnnviz.core.output.style import style
+from cnnviz.core.output.summary import SUMMARY
 from cnnviz.report.options import EXTRA, MEGABYTES, PAGE
 
 _PICTURES = tuple(f".{kind}" for kind in FigureFormat)

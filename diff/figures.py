@@ -27,7 +27,7 @@ from cnnviz.core.output.drawing import (
 )
 from cnnviz.core.output.look import Look
 from cnnviz.core.output.panels import draw_map, grid_of_axes, panels
-from cnnviz.core.output.style import FONT_SIZE, ink
+from cnnviz.core.output.style import BLUE, FONT_SIZE, ink
 from cnnviz.diff.options import NAMED
 from cnnviz.diff.results import DiffResult, FilterChange, ImageChange
 
@@ -38,7 +38,7 @@ CAPTION = 0.3
 NEIGHBOURS = 5
 MOST_LAYERS = 60
 MOST_PANELS = 12
-KEPT, GREY = "#0072B2", 225
+KEPT, GREY = BLUE, 225
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -27,11 +28,13 @@ from PIL import Image
 from cnnviz.core.choices import FigureFormat
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import exists, from_json, read_text, replace_file, write_atomically
+from cnnviz.core.models.load import Model
 from cnnviz.core.output import parquet
 from cnnviz.core.output.drawing import escape
+from cnnviz.core.output.record import to_json as to_data
 from cnnviz.core.output.style import WRITING, sign
+from cnnviz.core.output.summary import SUMMARY, ModelRecord
 
-SUMMARY = "summary.json"
 UNFINISHED = "unfinished.json"
 """In the folder of a run over many images that is not complete: see `journal.py`."""
 DPI = 150
@@ -349,3 +352,42 @@ def json_parts(content: Mapping[str, Any]) -> Iterator[str]:
 def to_json(content: object) -> str:
     """Indented strict JSON that ends in a line feed; a ValueError for NaN and infinity."""
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def summary(
+    command: str,
+    *,
+    model: Model | None,
+    seed: int,
+    elapsed_seconds: float,
+    results: object,
+    files: Sequence[str],
+    errors: Sequence[tuple[str, str]] = (),
+    argv: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The content of `summary.json` with the keys that every command has.
+
+    Args:
+        command: its name on the command line.
+        model: the network; None for commands without one.
+        seed: the run's seed.
+        elapsed_seconds: wall-clock time of the whole run.
+        results: the command's part, as plain data.
+        files: paths relative to the run folder.
+        errors: (input, message) of each input that failed.
+        argv: the arguments after the program's name; by default those of this process.
+    """
+    return {
+        "schema": f"cnnviz.{command}/1",
+        "command": command,
+        "version": version(),
+        "argv": list(sys.argv[1:] if argv is None else argv),
+        "model": to_data(ModelRecord.of(model)) if model else None,
+        "device": str(model.device) if model else None,
+        "precision": model.precision if model else None,
+        "seed": seed,
+        "elapsed_seconds": round(elapsed_seconds, 3),
+        "results": results,
+        "files": list(files),
+        "errors": [{"input": name, "message": message} for name, message in errors],
+    }

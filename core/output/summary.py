@@ -4,7 +4,6 @@ A summary is written last (`RunFolder.finish`), so a folder that has one is comp
 is the one place that opens and checks one; what `results` holds is read by the analysis' `load`.
 """
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,11 +35,10 @@ from cnnviz.core.output.record import (
     Sides,
     Unsigned,
     from_json,
-    to_json,
 )
 from cnnviz.core.output.run_data import RunData
-from cnnviz.core.output.run_folder import SUMMARY, version
 
+SUMMARY = "summary.json"
 LARGEST = 2**30
 """Bytes of a summary; larger files are refused before they are read."""
 TOP = 5
@@ -236,45 +234,6 @@ def read_summary(folder: Path) -> FinishedRun:
         return FinishedRun.of(path.parent, content)
     except (ValueError, CnnvizError) as error:
         raise UsageError(f"'{path}' is not a summary of cnnviz ({one_line(error)})") from error
-
-
-def summary(
-    command: str,
-    *,
-    model: Model | None,
-    seed: int,
-    elapsed_seconds: float,
-    results: object,
-    files: Sequence[str],
-    errors: Sequence[tuple[str, str]] = (),
-) -> dict[str, Any]:
-    """The content of `summary.json` with the keys that every command has.
-
-    Args:
-        command: its name on the command line.
-        model: the network; None for commands without one.
-        seed: the run's seed.
-        elapsed_seconds: wall-clock time of the whole run.
-        results: the command's part: JSON data, or an iterable of entries.
-        files: paths relative to the run folder.
-        errors: (input, message) of each input that failed.
-    """
-    record = Summary(
-        schema=f"cnnviz.{command}/1",
-        command=command,
-        version=version(),
-        argv=tuple(sys.argv[1:]),
-        model=ModelRecord.of(model) if model else None,
-        device=str(model.device) if model else None,
-        precision=model.precision if model else None,
-        seed=seed,
-        elapsed_seconds=round(elapsed_seconds, 3),
-        files=tuple(files),
-        errors=tuple(Failure(name, message) for name, message in errors),
-    )
-    content: dict[str, Any] = to_json(record)
-    content["results"] = results
-    return content
 
 
 class Answered(Protocol):
