@@ -1,10 +1,7 @@
 """Finished runs as `diff` compares them: the results of each command as columns (`Side`)."""
 
-import csv
 import hashlib
-import io
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -13,11 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cnnviz.audit.results import TABLE
-from cnnviz.audit.rows import unpacked
+from cnnviz.audit import results as audits
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.files import read_text
-from cnnviz.core.output.journal import LINES
 from cnnviz.core.output.record import to_json
 from cnnviz.core.output.summary import FinishedRun, read_summary, run_folders
 from cnnviz.diff.sides import Answers, Evidence, Layer, Side
@@ -39,8 +33,6 @@ from cnnviz.occlusion.results import OcclusionResult, load_run
 Pixels = NDArray[np.uint8]
 Mapped = Callable[[str], tuple[NDArray[np.floating], Pixels | None]]
 """An image's map (H, W) of its own prediction, and the picture below it, (h, w, 3) or None."""
-ASKED = ("mask", "stride", "fill", "score")
-AGAIN = "it was made by an older version; repeat it (cnnviz rerun)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +79,6 @@ def read_run(named: Path) -> ComparedRun:
 def _side(run: FinishedRun, question: Mapping[str, object], **columns: Any) -> Side:
     asked = {"command": run.command, **question}
     return Side(str(run.folder), asked, failed=run.failed, **columns)
-
-
-def _rows(run: FinishedRun, name: str) -> Iterator[dict[str, str]]:
-    yield from csv.DictReader(io.StringIO(read_text(run.file(name)), newline=""))
 
 
 def _answers(rows: Sequence[tuple[str, str, str, float]]) -> Answers:
@@ -157,39 +145,39 @@ def _occlude(run: FinishedRun) -> ComparedRun:
 
 
 def _audit(run: FinishedRun) -> ComparedRun:
-    results = run.summary.results
-    if not set(ASKED) <= set(results):
-        raise UsageError(f"{run.folder}: {AGAIN}")
-    mask, stride = (int(results["mask"][0]), int(results["mask"][1])), int(results["stride"])
-    entries: dict[str, dict[str, Any]] = {}
-    with run.file(LINES).open("rb") as stream:
-        for line in stream:
-            entry = json.loads(line)
-            entries[str(entry["image"])] = entry
-    rows = [
-        (row["image"], row["label"], row["predicted"], float(row["probability"]))
-        for row in _rows(run, TABLE)
-    ]
-    ordered = [entries[image] for image, *_ in rows]
-    maps_NP = np.stack([unpacked(entry["map"]) for entry in ordered])
-    size = tuple(run.content["model"]["input_size"])
-    evidence = Evidence(
-        maps_NP,
-        (maps_NP.shape[1],),
-        _floats([entry["reliance"] for entry in ordered]),
-        _floats([entry.get("inside") for entry in ordered]),
-        tuple(str(entry["pixels"]) for entry in ordered),
+    result = audits.load(run.folder)
+    rows, size = result.rows, run.summary.model.input_size if run.summary.model else (0, 0)
+    place_of = {image: place for place, image in enumerate(rows.images)}
+    maps_NP = rows.maps_NRC.reshape(len(rows), -1)
+    evidence = Evidence(maps_NP, (maps_NP.shape[1],), rows.reliance_N, rows.inside_N, rows.pixels)
+    answers = Answers(
+        rows.images,
+        tuple(row.label for row in result.table),
+        tuple(row.predicted for row in result.table),
+        rows.probability_N,
     )
 
     def mapped(image: str) -> tuple[NDArray[np.floating], Pixels | None]:
-        entry = entries[image]
-        grid = mask_grid(size, mask, stride, Border.COVER)
-        values = torch.from_numpy(unpacked(entry["map"]).astype(np.float64))
-        return pixel_map(values, grid, size).numpy(), run.data.picture(image, entry["crop"])
+        place = place_of[image]
+        grid = mask_grid(_pair(size), _pair(result.mask), result.stride, Border.COVER)
+        values = torch.from_numpy(maps_NP[place].astype(np.float64))
+        picture = run.data.picture(image, rows.crops[place])
+        return pixel_map(values, grid, _pair(size)).numpy(), picture
 
-    question = {"size": size, **{key: results[key] for key in ASKED}}
-    side = _side(run, question, answers=_answers(rows), evidence=evidence)
-    return ComparedRun(run, side, mapped, BAR_LABELS[Score(results["score"])])
+    question = {
+        "size": tuple(size),
+        "mask": list(result.mask),
+        "stride": result.stride,
+        "fill": result.fill,
+        "score": result.score,
+    }
+    side = _side(run, question, answers=answers, evidence=evidence)
+    return ComparedRun(run, side, mapped, BAR_LABELS[Score(result.score)])
+
+
+def _pair(sides: Sequence[int]) -> tuple[int, int]:
+    rows, columns = sides
+    return rows, columns
 
 
 def _tsne(run: FinishedRun) -> ComparedRun:
@@ -258,8 +246,6 @@ def _max_patches(run: FinishedRun) -> ComparedRun:
 def _ablate(run: FinishedRun) -> ComparedRun:
     result, answers = ablation.load(run.folder), None
     if stored := result.predictions:
-        if "paths" not in stored:
-            raise UsageError(f"{run.folder}: {AGAIN}")
         classes = stored["classes"]
         answers = Answers(
             images=tuple(stored["paths"].tolist()),

@@ -4,7 +4,6 @@ A summary is written last (`RunFolder.finish`), so a folder that has one is comp
 is the one place that opens and checks one; what `results` holds is read by the analysis' `load`.
 """
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from cnnviz.core.output.record import (
     Count,
     Hidden,
     Interval,
+    InvalidRecord,
     Positive,
     Record,
     Says,
@@ -184,13 +184,18 @@ class FinishedRun:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Reports what damaged files raise as an error of the user's.
+        """Reports the errors that damaged files and those of other versions cause.
 
         Raises:
-            CnnvizError: the block raised an error that damaged files cause.
+            CnnvizError: the block raised such an error.
         """
         try:
             yield
+        except InvalidRecord as error:
+            raise CnnvizError(
+                f"the files of {self.folder} are damaged or of another version of cnnviz: {error}; "
+                "repeat the run (cnnviz rerun)"
+            ) from error
         except (*DAMAGE, AttributeError, ArithmeticError) as error:
             raise CnnvizError(
                 f"the files of {self.folder} are damaged or incomplete: {one_line(error)}"
@@ -229,11 +234,6 @@ def read_summary(folder: Path) -> FinishedRun:
         return FinishedRun.of(path.parent, content)
     except (ValueError, CnnvizError) as error:
         raise UsageError(f"'{path}' is not a summary of cnnviz ({one_line(error)})") from error
-
-
-def arguments() -> tuple[str, ...]:
-    """The arguments of this process, after the program's name."""
-    return tuple(sys.argv[1:])
 
 
 class Answered(Protocol):
