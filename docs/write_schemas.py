@@ -14,12 +14,12 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from cnnviz.audit import report as audits
+from cnnviz.audit import results as audits
 from cnnviz.cli.main import COMMANDS
 from cnnviz.cli.models import Listing
 from cnnviz.core.output.record import fields_of
 from cnnviz.core.output.summary import Summary
-from cnnviz.diff import report as differences
+from cnnviz.diff import results as differences
 from cnnviz.embeddings import results as embeddings
 from cnnviz.filters.ablation import results as ablation
 from cnnviz.filters.activations import results as activations
@@ -44,7 +44,7 @@ SUMMARIES: dict[str, Any] = {
     "filters": kernels.FilterResults,
     "layers": layers.Inventory,
     "max-patches": patches.MaxPatches,
-    "audit": audits.Results | None,  # null of a shard
+    "audit": audits.AuditResult | None,  # null of a shard
     "ablate": ablation.AblationResult,
     "tsne": embeddings.Embedding | None,  # null of a shard, for which merge makes them
     "diff": differences.Results,

@@ -7,7 +7,7 @@ Shapes: N images, D features, k neighbors, M images that are judged.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,6 @@ from cnnviz.embeddings.penultimate import FeatureExtractor
 from cnnviz.embeddings.quality import (
     FAR,
     UNKNOWN,
-    LabelQuality,
     MapQuality,
     judged_points,
     label_quality,
@@ -66,11 +65,7 @@ def _silent(_name: str, _steps: int) -> AbstractContextManager[Callable[[int], N
 
 
 def check_spec(spec: EmbeddingSpec, count: int) -> None:
-    """Checks that the spec fits the number of images, before the network runs.
-
-    Raises:
-        UsageError: too few images, or a perplexity that does not fit.
-    """
+    """Raises a UsageError if the spec does not fit the number of images."""
     if count < MIN_IMAGES:
         raise UsageError(f"{count} images are too few to lay out; it takes {MIN_IMAGES} or more")
     if spec.method == Method.TSNE:
@@ -172,18 +167,7 @@ class Embedder:
         stage: Stage = _silent,
         note: Callable[[str], None] = lambda _line: None,
     ) -> None:
-        """Checks the spec and finds the layer.
-
-        Args:
-            model: from `cnnviz.core.load_model`.
-            data: from `cnnviz.core.open_data`.
-            spec: what to compute.
-            stage: opens the progress of one part of the work.
-            note: called with a line about the progress of t-SNE.
-
-        Raises:
-            UsageError: no such layer, too few images, or a perplexity that does not fit.
-        """
+        """Checks the spec and finds the layer; `note` takes lines about the progress of t-SNE."""
         check_spec(spec, len(data.examples))
         self._model, self._data, self._spec = model, data, spec
         self._extractor = FeatureExtractor(model, spec.layer, spec.pool)
@@ -195,14 +179,7 @@ class Embedder:
         return load_features(path, key, self._data, self._extractor.layer)
 
     def features(self, scratch: Path | None = None) -> Features:
-        """Runs every image through the network.
-
-        Args:
-            scratch: folder for features that exceed the memory budget.
-
-        Raises:
-            CnnvizError: the layer gives no features, or no image could be used.
-        """
+        """Runs every image through the network; `scratch` is for what exceeds the memory."""
         with self._clock.part("features", len(self._data)) as advance:
             return extract(
                 self._model,
@@ -214,12 +191,7 @@ class Embedder:
             )
 
     def lay_out(self, features: Features) -> EmbeddingResult:
-        """Makes the maps and judges them.
-
-        Raises:
-            UsageError: too few images were left for the perplexity.
-            CnnvizError: all features are the same.
-        """
+        """Makes the maps and judges them; refuses too few images, and features that are equal."""
         model, data, spec, clock = self._model, self._data, self._spec, self._clock
         points, count = features.values_ND, len(features.values_ND)
         try:
@@ -245,15 +217,27 @@ class Embedder:
                 progress=advance,
             )
         rows = judged_points(count, spec.seed)
-        with clock.part("quality", len(rows) * (2 + len(layouts))) as advance:
+        with clock.part("quality", 2 + len(layouts)) as advance:
             reference = near.indices[rows]
             if not near.exact:
                 k = near.indices.shape[1]
                 reference = nearest(points, k, rows=rows, device=model.device).indices
             recall = preservation(reference, near.indices[rows])
-            of_features, qualities = _judge(
-                features, reference, [*layouts, flat], labels_N, rows, spec, model, advance
-            )
+            of_features = label_quality(points, reference, labels_N, rows)
+            advance(1)
+            qualities = []
+            for layout in [*layouts, flat]:
+                quality = map_quality(
+                    points,
+                    reference,
+                    layout.places_N2,
+                    labels_N,
+                    rows,
+                    device=model.device,
+                    seed=spec.seed,
+                )
+                qualities.append(quality)
+                advance(1)
         classes = data.classes or ()
         labels = ["" if label == UNKNOWN else classes[label] for label in labels_N]
         names = model.labels if not model.unjudged else ("",) * model.classes
@@ -299,44 +283,6 @@ def _components(features: Features, spec: EmbeddingSpec) -> Pca:
         return pca(features.values_ND, COMPONENTS, seed=spec.seed)
     except CnnvizError as error:
         raise CnnvizError(f"layer '{features.layer}': {error}") from error
-
-
-def _judge(
-    features: Features,
-    reference_Mk: NDArray[np.int64],
-    layouts: Sequence[_Layout],
-    labels_N: NDArray[np.int64],
-    rows_M: NDArray[np.int64],
-    spec: EmbeddingSpec,
-    model: Model,
-    advance: Callable[[int], None],
-) -> tuple[LabelQuality, tuple[MapQuality, ...]]:
-    """How well the features separate the classes, and what each layout preserves of them."""
-    points, count, done = features.values_ND, len(rows_M), 0
-
-    def progress(steps: int) -> None:
-        nonlocal done
-        done += steps
-        advance(steps)
-
-    of_features = label_quality(points, reference_Mk, labels_N, rows_M, progress)
-    qualities = []
-    for number, layout in enumerate(layouts, start=1):
-        # Measures that do not apply are left out; their share of the work counts as done.
-        progress(number * count - done)
-        quality = map_quality(
-            points,
-            reference_Mk,
-            layout.places_N2,
-            labels_N,
-            rows_M,
-            device=model.device,
-            seed=spec.seed,
-            progress=progress,
-        )
-        qualities.append(quality)
-    progress((1 + len(layouts)) * count - done)
-    return of_features, tuple(qualities)
 
 
 def embed(

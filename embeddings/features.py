@@ -152,16 +152,8 @@ def extract(
 ) -> Features:
     """Runs every image through the network and collects a layer's features.
 
-    Args:
-        model: from `load_model`.
-        data: from `open_data`.
-        extractor: computes the features.
-        batch_size: None for automatic.
-        scratch: folder for features that exceed the memory budget.
-        progress: called with the number of images just done.
-
-    Raises:
-        CnnvizError: the layer gives no features, or no image could be used.
+    `scratch` is a folder for features that exceed the memory budget. A CnnvizError if the layer
+    gives no features, or no image could be used.
     """
     got = _Collected(_Store(len(data), scratch))
 

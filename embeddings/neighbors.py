@@ -62,10 +62,9 @@ class DistanceTiles:
         return centered, centered.square().sum(1)
 
     def of(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, Tensor]]:
-        """The distances of those rows, a block of columns at a time.
+        """Yields blocks of columns: the first one's index and squared distances (R, C).
 
-        Yields:
-            The first column's index, and squared distances (R, C); infinite for a point itself.
+        The distance of a point to itself is infinite.
         """
         a_RD, norms_R = self._take(rows)
         # Errors of a product grow like sqrt(D) (Higham and Mary 2019); below that all is noise.
@@ -81,12 +80,7 @@ class DistanceTiles:
 
 
 def row_tiles(count: int, max_pairs: int | None = None) -> Iterator[NDArray[np.int64]]:
-    """Splits range(count) into tiles of rows.
-
-    Args:
-        count: number of points.
-        max_pairs: maximum number of pairs of a tile whose rows are `count` wide.
-    """
+    """Splits range(count) into tiles of rows."""
     height = TILE_ROWS if max_pairs is None else min(TILE_ROWS, max(1, max_pairs // count))
     for start in range(0, count, height):
         yield np.arange(start, min(start + height, count))
@@ -100,17 +94,10 @@ def nearest(
     device: torch.device | str = "cpu",
     progress: Progress = lambda _steps: None,
 ) -> Neighbors:
-    """Finds the k nearest other points of every point by Euclidean distance; exact.
+    """Finds the k nearest other points of every point, or of those in `rows`; exact.
 
-    Args:
-        points_ND: (N, D) finite numbers; may be a memory-mapped file.
-        k: from 1 to N - 1.
-        rows: only for these points, R instead of N.
-        device: where the tiles are computed.
-        progress: called with the number of points just done.
-
-    Raises:
-        UsageError: k does not fit the number of points.
+    `progress` is called with the number of points just done. A UsageError where k does not fit the
+    number of points.
     """
     count = len(points_ND)
     if not 1 <= k < count:
@@ -142,18 +129,7 @@ def near_points(
     seed: int = 0,
     progress: Progress = lambda _steps: None,
 ) -> Neighbors:
-    """Finds the k nearest other points of every point the faster way: exact, or nearly so.
-
-    Args:
-        points_ND: (N, D) finite numbers.
-        k: from 1 to N - 1.
-        device: where exact neighbors are computed; approximate ones run on the CPU only.
-        seed: random seed of the index.
-        progress: called with the number of points just done.
-
-    Raises:
-        UsageError: k does not fit the number of points.
-    """
+    """Finds the k nearest other points of every point the faster way: exact, or nearly so."""
     count = len(points_ND)
     if count <= LARGEST_EXACT or torch.device(device).type != "cpu":
         return nearest(points_ND, k, device=device, progress=progress)

@@ -39,16 +39,7 @@ class Pca:
 
 
 def pca(points_ND: Points, count: int, *, seed: int = 0) -> Pca:
-    """Computes the first principal components of a point set.
-
-    Args:
-        points_ND: (N, D) finite numbers; may be a memory-mapped file.
-        count: maximum number of components; fewer where the points do not vary in more.
-        seed: of the range finder, used only for large N and D together.
-
-    Raises:
-        CnnvizError: all points are the same.
-    """
+    """Computes at most `count` principal components; a CnnvizError if all points are the same."""
     points, dimensions = points_ND.shape
     mean_D, total = _moments(points_ND)
     largest = max(float(points_ND.max()), -float(points_ND.min()))

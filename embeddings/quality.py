@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import silhouette_score
 
 from cnnviz.core.output.record import Change, Record, Says, Share
-from cnnviz.embeddings.neighbors import DistanceTiles, Points, Progress, nearest, row_tiles
+from cnnviz.embeddings.neighbors import DistanceTiles, Points, nearest, row_tiles
 
 NEAR, FAR = 10, 50
 PAIRS = 1000
@@ -132,7 +132,6 @@ def trustworthiness(
     rows_M: Rows = None,
     *,
     device: torch.device | str = "cpu",
-    progress: Progress = lambda _steps: None,
 ) -> float | None:
     """How few of a map's neighbors are distant in the features; 0 to 1, 1 is best.
 
@@ -158,16 +157,11 @@ def trustworthiness(
         for column in range(k):
             nearer_RN += distances_RN < limits_Rk[:, column, None]
         penalty += int(nearer_RN.sum()) + (1 - k) * int(false_Rk.sum())
-        progress(len(rows))
     worst: float = len(rows_M) * k * (2 * count - 3 * k - 1) / 2
     return 1 - penalty / worst
 
 
-def silhouette(
-    points_ND: Points,
-    labels_N: NDArray[np.int64],
-    progress: Progress = lambda _steps: None,
-) -> float | None:
+def silhouette(points_ND: Points, labels_N: NDArray[np.int64]) -> float | None:
     """The mean silhouette of the labelled points, -1 to 1, by scikit-learn.
 
     Rousseeuw 1987, "Silhouettes: a graphical aid to the interpretation and validation of cluster
@@ -180,7 +174,6 @@ def silhouette(
     score = 0.0
     if classes < len(known):
         score = float(silhouette_score(points_ND[known].astype(np.float64), labels_N[known]))
-    progress(len(known))
     return score
 
 
@@ -203,21 +196,12 @@ def label_quality(
     neighbors_Mk: NDArray[np.int64],
     labels_N: NDArray[np.int64],
     rows_M: Rows = None,
-    progress: Progress = lambda _steps: None,
 ) -> LabelQuality:
-    """How well a space separates the classes.
-
-    Args:
-        points_ND: the space.
-        neighbors_Mk: neighbors in it of each judged point, nearest first; the first 10 are used.
-        labels_N: class of each point, -1 where unknown.
-        rows_M: which points are judged (the silhouette: among themselves).
-        progress: called with the number of points just done.
-    """
+    """How well a space separates the classes, given each judged point's neighbors in it."""
     enough, rows_M = len(labels_N) > NEAR + 1, _rows(rows_M, len(labels_N))
     return LabelQuality(
         knn_accuracy(neighbors_Mk[:, :NEAR], labels_N, rows_M) if enough else None,
-        silhouette(points_ND[rows_M], labels_N[rows_M], progress),
+        silhouette(points_ND[rows_M], labels_N[rows_M]),
     )
 
 
@@ -230,20 +214,8 @@ def map_quality(
     *,
     device: torch.device | str = "cpu",
     seed: int = 0,
-    progress: Progress = lambda _steps: None,
 ) -> MapQuality:
-    """Judges a layout of the points.
-
-    Args:
-        points_ND: the features.
-        reference_Mk: each judged point's nearest features, at least min(50, N - 1).
-        places_N2: the layout.
-        labels_N: class of each point, -1 where unknown.
-        rows_M: which points are judged.
-        device: where it is computed.
-        seed: of the sampled pairs.
-        progress: called with the number of points just done, M in all.
-    """
+    """Judges a layout of the points; `reference_Mk` are their at least min(50, N - 1) nearest."""
     count, rows_M = len(points_ND), _rows(rows_M, len(points_ND))
     near_Mk = nearest(places_N2, min(FAR, count - 1), rows=rows_M, device=device).indices
 
@@ -253,9 +225,7 @@ def map_quality(
     return MapQuality(
         preservation_10=kept(NEAR),
         preservation_50=kept(FAR),
-        trustworthiness=trustworthiness(
-            points_ND, near_Mk[:, :NEAR], rows_M, device=device, progress=progress
-        ),
+        trustworthiness=trustworthiness(points_ND, near_Mk[:, :NEAR], rows_M, device=device),
         spearman=distance_correlation(points_ND, places_N2, seed),
         **vars(label_quality(places_N2, near_Mk, labels_N, rows_M)),
     )

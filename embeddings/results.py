@@ -212,8 +212,12 @@ def load(folder: Path) -> Embedding:
         for map_ in result.maps
     ]
     names = tuple(row.image for row in tables[0])
-    if any(tuple(row.image for row in rows) != names for rows in tables):
-        raise CnnvizError(f"the tables in {folder} are not of the same images")
+    if len(names) != result.images or any(
+        tuple(row.image for row in rows) != names for rows in tables
+    ):
+        raise CnnvizError(
+            f"the tables in {folder} are not of the {result.images} images of the run"
+        )
     return replace(
         result,
         maps=tuple(

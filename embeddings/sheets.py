@@ -193,9 +193,9 @@ def grid(
     return _sheet(canvas, result, map_, len(chosen))
 
 
-def grid_shape(count: int, aspect: float = 1.0) -> tuple[int, int]:
-    """Rows and columns of the smallest grid with room for `count`, about `aspect` times as wide."""
-    columns = max(1, math.ceil(math.sqrt(count * aspect)))
+def grid_shape(count: int) -> tuple[int, int]:
+    """Rows and columns of the smallest grid, about square, with room for `count`."""
+    columns = max(1, math.ceil(math.sqrt(count)))
     return -(-count // columns), columns
 
 
@@ -263,18 +263,10 @@ def _improve(
         cells[members] = _assign(places[members], _rectangle(top, left, bottom, right))
 
 
-def snap_to_grid(places_N2: NDArray[np.float32], aspect: float = 1.0) -> tuple[Cells, int, int]:
-    """Gives every point of a map a cell of its own.
-
-    Args:
-        places_N2: (N, 2) x and y.
-        aspect: width of the grid over its height, approximately.
-
-    Returns:
-        (N, 2) row and column of each point, and the numbers of rows and columns.
-    """
+def snap_to_grid(places_N2: NDArray[np.float32]) -> tuple[Cells, int, int]:
+    """Cells (N, 2), a different one for each point, and the numbers of rows and columns."""
     count = len(places_N2)
-    rows, columns = grid_shape(count, aspect)
+    rows, columns = grid_shape(count)
     places = _spread(places_N2, rows, columns)
     if count <= EXACT_UP_TO:
         return _assign(places, _rectangle(0, 0, rows, columns)), rows, columns

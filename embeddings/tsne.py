@@ -36,11 +36,7 @@ def neighbors_needed(perplexity: float) -> int:
 
 
 def check_perplexity(perplexity: float, count: int) -> None:
-    """Refuses a perplexity that does not fit the number of points.
-
-    Raises:
-        UsageError: below 1, or each point would need more neighbors than there are.
-    """
+    """Raises a UsageError for a perplexity that does not fit the number of points."""
     largest = (count - 1) // NEIGHBORS_PER_PERPLEXITY
     if largest < 1:
         raise UsageError(f"{count} images are too few for t-SNE, which needs 4; use --method pca")
@@ -77,13 +73,7 @@ def affinities(neighbors: Neighbors, perplexity: float) -> PerplexityBasedNN:
 
 
 def divergence(pairs: Any, places_N2: NDArray[np.float32], device: torch.device | str) -> float:
-    """The exact Kullback-Leibler divergence of a map from affinities, in nats.
-
-    Args:
-        pairs: the affinities, a scipy CSR matrix (N, N), symmetric, sum one.
-        places_N2: the map.
-        device: where the sum over all pairs of points is computed.
-    """
+    """The exact Kullback-Leibler divergence of a map from affinities (a CSR matrix), in nats."""
     tiles = DistanceTiles(places_N2, device)
     total = sum(
         float((1 + tile_RC).reciprocal_().sum())
@@ -107,22 +97,10 @@ def tsne(
     progress: Callable[[int], None] = lambda _steps: None,
     watch: Callable[[int, float], None] = lambda _iteration, _divergence: None,
 ) -> tuple[NDArray[np.float32], float]:
-    """Lays points out so that neighbors stay neighbors.
+    """Lays points out so that neighbors stay neighbors; returns the map and its divergence.
 
-    Args:
-        neighbors: at least `neighbors_needed(perplexity)` of each point.
-        components_Nc: principal components; the map starts from the first two.
-        perplexity: see `check_perplexity`.
-        device: where the divergence is computed.
-        seed: of the jitter of the start.
-        progress: called with the number of iterations just done, of `TOTAL_ITERATIONS`.
-        watch: called every 250 iterations with their number and the divergence so far.
-
-    Returns:
-        (N, 2) the map, centered, and its divergence.
-
-    Raises:
-        UsageError: the perplexity does not fit the number of points.
+    `progress` is called with the number of iterations just done, of `TOTAL_ITERATIONS`, and `watch`
+    every 250 iterations with their number and the divergence so far.
     """
     check_perplexity(perplexity, len(components_Nc))
     ties = affinities(neighbors, perplexity)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cnnviz.audit.choices import AuditSpec
+from cnnviz.audit.options import AuditSpec
 from cnnviz.cli.options import SOURCES, Expect, Limit, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.core.options import Option
 from cnnviz.embeddings.options import EmbeddingSpec
@@ -78,8 +78,8 @@ class AuditCommand:
 
     cnnviz audit photos/ --model resnet18 --limit 1000
 
-    Writes for each class where its evidence lies, what it is, and whether it carries over when it
-    is pasted into images of other classes.
+    Writes, for each class, where its evidence is, what it is, and whether it carries over when
+    pasted into images of other classes.
     """
 
     data: Annotated[
@@ -91,7 +91,7 @@ class AuditCommand:
     max_suspicion: Annotated[
         float | None,
         Option(
-            "Exit with status 3 if any group of evidence, or class, is more suspicious than this.",
+            "Exit with status 3 if the suspicion of any class is above this.",
             least=0,
             most=1,
         ),
@@ -100,7 +100,7 @@ class AuditCommand:
         float | None,
         Option(
             "With --expect: exit with status 3 if less than this share of the positive evidence "
-            "lies on the objects, in the mean.",
+            "is on the objects, on average.",
             least=0,
             most=1,
         ),
@@ -115,7 +115,7 @@ class AuditCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class TsneCommand:
-    """Lay out a data set as the network sees it: what it finds alike lies together.
+    """Lay out a data set as the network sees it: similar images are close together.
 
     cnnviz tsne photos/ --model resnet18 --perplexity 30
 

@@ -90,8 +90,8 @@ def match_labels(data: ImageData, model: Model) -> tuple[int, ...]:
     if all(map(_is_wnid, lost)):
         remedy += " (a JSON map from index to [wnid, name] gives the wnids)"
     raise UsageError(
-        f"{len(lost)} of the {len(classes)} classes of {data.name} are not classes of {model.name}: "
-        f"{_shown(lost)}; the model's are {_shown(model.labels)}; {remedy}"
+        f"{len(lost)} of the {len(classes)} classes of {data.name} are not classes of "
+        f"{model.name}: {_shown(lost)}; the model's are {_shown(model.labels)}; {remedy}"
     )
 
 

@@ -23,6 +23,12 @@ from pydantic_core import core_schema
 from cnnviz.core.errors import CnnvizError
 
 Kind = TypeVar("Kind")
+
+
+class InvalidRecord(CnnvizError):  # noqa: N818 (as CheckFailed)
+    """Data from a file is not a valid record; the message names the key."""
+
+
 SLACK = 1e-5
 """Relative tolerance of ranges, for what float32 sums round."""
 
@@ -206,7 +212,7 @@ def from_json(kind: type[Kind], data: object, **hidden: object) -> Kind:
     """A record from JSON data, with what JSON does not have given by name.
 
     Raises:
-        CnnvizError: a key is missing, or its value is of another type or out of range.
+        InvalidRecord: a key is missing, or its value is of another type or out of range.
     """
     content = {**data, **hidden} if isinstance(data, Mapping) else data
     try:
@@ -214,7 +220,7 @@ def from_json(kind: type[Kind], data: object, **hidden: object) -> Kind:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "the content"
-        raise CnnvizError(f"{place}: {first['msg']}") from error
+        raise InvalidRecord(f"{place}: {first['msg']}") from error
     return found
 
 

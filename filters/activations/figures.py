@@ -7,17 +7,17 @@ receptive field, and a token covers its patch.
 
 from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from cnnviz.core.choices import Scaling
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.output.drawing import bare, title, to_uint8
+from cnnviz.core.output.drawing import bare, title
 from cnnviz.core.output.look import Look
 from cnnviz.core.output.panels import draw_map, panels, photograph
-from cnnviz.core.output.sheets import Scale, draw_sheet, grid
+from cnnviz.core.output.sheets import draw_sheet, grid
 from cnnviz.filters.activations.options import MapOrder
 from cnnviz.filters.activations.results import LayerActivation
+from cnnviz.filters.kernels.figures import grey_levels
 
 
 def draw_maps(
@@ -27,16 +27,7 @@ def draw_maps(
     maps_NHW = layer.maps_CHW.numpy()[channels]
     total, height, width = layer.maps_CHW.shape
     signed = bool((maps_NHW < 0).any())
-    largest_N11 = np.abs(maps_NHW).max(axis=(1, 2), keepdims=True)
-    largest = float(largest_N11.max(initial=0))
-    divisor = largest_N11 if scaling is Scaling.FILTER else np.full_like(largest_N11, largest)
-    shares = maps_NHW / np.maximum(divisor, 1e-30)
-    levels = to_uint8(0.5 + 0.5 * shares if signed else shares)
-    low = -1.0 if signed else 0.0
-    if scaling is Scaling.FILTER:
-        scale = Scale(low, 1, "activation / the map's largest |activation|")
-    else:
-        scale = Scale(low * largest, largest if largest > 0 else 1.0, "activation")
+    levels, scale = grey_levels(maps_NHW, scaling, "activation", "map", signed=signed)
     whole = len(channels) == total and order is MapOrder.CHANNEL
     chosen = f"{total} maps" if len(channels) == total else f"{len(channels)} of {total} maps"
     sorting = "by channel" if order is MapOrder.CHANNEL else "strongest first"

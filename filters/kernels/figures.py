@@ -42,16 +42,23 @@ def draw_comparison(layers: Sequence[tuple[str, KernelStats]], normalize: Scalin
     return figure
 
 
+def grey_levels(
+    values: NDArray[np.floating], scaling: Scaling, unit: str, each: str, *, signed: bool = True
+) -> tuple[NDArray[np.uint8], Scale]:
+    """Grey levels of kernels or maps, and their scale; zero is mid-grey, or black if not signed."""
+    largest = np.abs(values).max(axis=tuple(range(1, values.ndim)), keepdims=True)
+    most, low = float(largest.max(initial=0)), -1.0 if signed else 0.0
+    divisor = np.maximum(largest, 1e-30) if scaling is Scaling.FILTER else max(most, 1e-30)
+    shares = values / divisor
+    levels = to_uint8(0.5 + 0.5 * shares if signed else shares)
+    if scaling is Scaling.FILTER:
+        return levels, Scale(low, 1, f"{unit} / the {each}'s largest |{unit}|")
+    return levels, Scale(low * most, most or 1.0, unit)
+
+
 def _sheet(stats: KernelStats, normalize: Scaling) -> tuple[Sheet, Scale]:
     kernels = stats.kernels
-    per_filter = np.abs(kernels).max(axis=(1, 2, 3), keepdims=True)
-    largest = float(per_filter.max(initial=0))
-    divisor = per_filter if normalize is Scaling.FILTER else np.full_like(per_filter, largest)
-    levels = to_uint8(0.5 + 0.5 * kernels / np.maximum(divisor, 1e-30))
-    if normalize is Scaling.FILTER:
-        scale = Scale(-1, 1, "weight / the filter's largest |weight|")
-    else:
-        scale = Scale(-largest, largest, "weight")
+    levels, scale = grey_levels(kernels, normalize, "weight", "filter")
     if kernels.shape[1] == 3:
         return grid(levels.transpose(0, 2, 3, 1), "filter"), scale
     if kernels.shape[1] == 1:

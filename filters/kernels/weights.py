@@ -137,9 +137,7 @@ def near_duplicates(
     kernels_FCHW: Array, alive_F: NDArray[np.bool_], groups: int = 1
 ) -> tuple[Duplicate, ...]:
     """All pairs of filters of one group that are alive, with |cosine| above `DUPLICATE_ABOVE`."""
-    count = len(kernels_FCHW)
-    flat_FD = torch.from_numpy(kernels_FCHW.reshape(count, -1)).double()
-    unit_FD = flat_FD / flat_FD.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    count, unit_FD = len(kernels_FCHW), _unit(kernels_FCHW)
     unit_FD[torch.from_numpy(~alive_F)] = 0
     pairs: list[Duplicate] = []
     per_group = count // groups
@@ -152,6 +150,21 @@ def near_duplicates(
                 cosine = min(1.0, max(-1.0, float(cosines[i, j])))
                 pairs.append(Duplicate((start + offset + i, start + j), cosine))
     return tuple(pairs)
+
+
+def most_similar(kernels_FCHW: Array) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Each filter's most similar other filter of the layer, and their |cosine|."""
+    unit_FD = _unit(kernels_FCHW)
+    cosines_FF = (unit_FD @ unit_FD.T).abs().fill_diagonal_(-1)
+    cosine_F, twin_F = cosines_FF.max(dim=1)
+    return twin_F.numpy(), cosine_F.numpy()
+
+
+def _unit(kernels_FCHW: Array) -> torch.Tensor:
+    """(F, D) kernels of length 1, float64; zero ones stay zero."""
+    flat_FD = torch.from_numpy(kernels_FCHW.reshape(len(kernels_FCHW), -1)).double()
+    unit_FD: torch.Tensor = flat_FD / flat_FD.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    return unit_FD
 
 
 def _chromaticity(kernels_FCHW: Array, alive_F: NDArray[np.bool_]) -> tuple[float, ...] | None:

@@ -9,11 +9,12 @@ difficulty of training deep feedforward neural networks").
 Shapes: N images, K classes, C channels, B octaves.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,6 @@ from cnnviz.filters.layers.results import (
 )
 
 DEFAULT_BATCH = 32
-Value = TypeVar("Value", float, Tensor)
 LOWEST_EXPONENT = -48
 """The first octave holds 2^-49 to 2^-48, and smaller values other than zero."""
 OCTAVES = 80
@@ -57,8 +57,8 @@ class Spread:
     not_finite: int = 0
     total: float = 0.0
     squares: float = 0.0
-    lowest: float | None = None
-    highest: float | None = None
+    lowest: float = math.inf
+    highest: float = -math.inf
     octaves_B: Tensor = field(default_factory=lambda: torch.zeros(OCTAVES, dtype=torch.int64))
     lows_C: Tensor | None = None
     highs_C: Tensor | None = None
@@ -87,15 +87,14 @@ class Spread:
         self.octaves_B = self.octaves_B + other.octaves_B
         for name in ("count", "zeros", "negative", "not_finite", "total", "squares"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.lowest = _merge(min, self.lowest, other.lowest)
-        self.highest = _merge(max, self.highest, other.highest)
-        counts = {len(lows_C) for lows_C in (self.lows_C, other.lows_C) if lows_C is not None}
-        self.mixed |= other.mixed or len(counts) > 1
-        if self.mixed:
-            self.lows_C = self.highs_C = None
-            return
-        self.lows_C = _merge(torch.minimum, self.lows_C, other.lows_C)
-        self.highs_C = _merge(torch.maximum, self.highs_C, other.highs_C)
+        self.lowest = min(self.lowest, other.lowest)
+        self.highest = max(self.highest, other.highest)
+        lows = [part.lows_C for part in (self, other) if part.lows_C is not None]
+        highs = [part.highs_C for part in (self, other) if part.highs_C is not None]
+        self.mixed |= other.mixed or len({len(lows_C) for lows_C in lows}) > 1
+        known = lows and not self.mixed
+        self.lows_C = torch.stack(lows).amin(0) if known else None
+        self.highs_C = torch.stack(highs).amax(0) if known else None
 
     def record(self) -> SpreadRecord:
         """Summarises the values."""
@@ -109,20 +108,14 @@ class Spread:
             not_finite=self.not_finite,
             mean=self.mean,
             deviation=self.deviation,
-            lowest=self.lowest,
-            highest=self.highest,
+            lowest=None if math.isinf(self.lowest) else self.lowest,
+            highest=None if math.isinf(self.highest) else self.highest,
             channels=None if self.lows_C is None else len(self.lows_C),
             dead_channels=None if dead is None else tuple(dead),
             octaves=Octaves(
                 LOWEST_EXPONENT + first - 1, tuple(self.octaves_B[first:last].tolist())
             ),
         )
-
-
-def _merge(choose: Callable[[Value, Value], Value], *values: Value | None) -> Value | None:
-    """The choice of two values, of which either may be unknown."""
-    known = [value for value in values if value is not None]
-    return choose(*known) if len(known) == 2 else next(iter(known), None)
 
 
 def spread_of(values: Tensor, channel_axis: int | None = None) -> Spread:
@@ -149,8 +142,8 @@ def spread_of(values: Tensor, channel_axis: int | None = None) -> Spread:
         not_finite=not_finite,
         total=float(flat.sum(dtype=torch.float64)),
         squares=float(flat.double().square().sum()),
-        lowest=float(flat.min()) if flat.numel() else None,
-        highest=float(flat.max()) if flat.numel() else None,
+        lowest=float(flat.min()) if flat.numel() else math.inf,
+        highest=float(flat.max()) if flat.numel() else -math.inf,
         octaves_B=octaves_B,
         lows_C=lows,
         highs_C=highs,

@@ -8,6 +8,7 @@ import jsonschema
 import numpy as np
 import pytest
 from PIL import Image
+from rendering import rendered
 
 from cnnviz.cli.main import run
 from cnnviz.core.errors import CnnvizError
@@ -81,7 +82,8 @@ def options(tmp_path):
 def finished(tmp_path_factory):
     """A run's folder, to be looked at and left as it is."""
     root = tmp_path_factory.mktemp("finished")
-    assert run(["tsne", str(write_photos(root / "photos")), *write_net(root)]) == 0
+    with rendered():
+        assert run(["tsne", str(write_photos(root / "photos")), *write_net(root)]) == 0
     return root / "out"
 
 

@@ -211,6 +211,6 @@ def test_the_first_strongest_unit_is_found_without_gathering_the_maps(shape, lay
     wanted = maps[rows, filters].float().flatten(1).numpy().argmax(1)
     for most in (0, 10**9):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(top_k, "MOST", most)
+            patch.setattr(top_k, "GATHERED", most)
             found = top_k._strongest(maps, rows, filters)
         assert found[:, 0].tolist() == wanted.tolist()

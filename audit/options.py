@@ -1,4 +1,4 @@
-"""What `audit` lets its user choose; imports nothing heavy."""
+"""The options of `cnnviz audit`; imports nothing heavy."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -7,12 +7,12 @@ from cnnviz.core.choices import pixels
 from cnnviz.core.options import BatchSize, Fill, Option, Seed, Spec, Stride
 
 ALARM = 0.95
-"""Suspicion from which on a group is called suspicious, unless `--max-suspicion` says another."""
+"""A class with a larger suspicion is reported as suspicious."""
 
 
 @dataclass(frozen=True)
 class AuditSpec(Spec):
-    """What `audit` does; every default is the one of the command line.
+    """What to compute; the defaults are those of the command line.
 
     Raises:
         UsageError: a number is out of range.

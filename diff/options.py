@@ -1,4 +1,4 @@
-"""What `diff` lets its user choose; imports nothing heavy."""
+"""The options of `diff`; imports nothing heavy."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -6,12 +6,12 @@ from typing import Annotated
 from cnnviz.core.options import Option, Seed, Spec
 
 NAMED = 0.95
-"""Certainty from which on a class is said to have changed more than the others."""
+"""Certainty above which a class is reported as changed more than the others."""
 
 
 @dataclass(frozen=True)
 class DiffSpec(Spec):
-    """What `diff` does; every default is the one of the command line.
+    """What `diff` does; the defaults are those of the command line.
 
     Raises:
         UsageError: a number is out of range.
@@ -21,6 +21,6 @@ class DiffSpec(Spec):
         int, Option("Images or filters shown, the most changed first.", least=1, most=100)
     ] = 8
     neighbors: Annotated[
-        int, Option("Of tsne's features: how many nearest images are compared.", least=1, most=1000)
+        int, Option("Number of nearest images compared, for features of tsne.", least=1, most=1000)
     ] = 10
     seed: Seed = 0
