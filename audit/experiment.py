@@ -1,203 +1,279 @@
 """Where a network looks over a whole data set, class by class, and whether that is a shortcut.
 
-All is said from the rows, one an image, and from the patches with the largest drops; the network is
-asked again only when patches are pasted. An image belongs to the class that it is predicted as,
-since that is what its map is evidence for.
+Everything follows from the rows, one per image, and from the patches with the largest drops; the
+network runs again only to paste patches. An image belongs to the class it is predicted as, since
+its map is evidence for that class.
+
 Shapes: N images, R C rows and columns of the grid of positions.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnviz.audit.choices import AuditSpec
-from cnnviz.audit.groups import SMALLEST, Class, classes
-from cnnviz.audit.paste import Open, Verdict, judge
-from cnnviz.audit.rows import Rows
+from cnnviz.audit.groups import REST, SMALLEST, Class, classes
+from cnnviz.audit.options import ALARM, AuditSpec
+from cnnviz.audit.paste import Verdict, judge
+from cnnviz.audit.results import (
+    AuditResult,
+    ClassAudit,
+    Concentration,
+    Group,
+    Reliance,
+    Shown,
+    image_rows,
+)
+from cnnviz.audit.rows import Rows, columns
+from cnnviz.audit.study import Auditor
+from cnnviz.core.data.datasets import ImageData
+from cnnviz.core.data.outlines import Outlines
 from cnnviz.core.models.load import Model
+from cnnviz.core.output.summary import DataRecord
 from cnnviz.core.statistics import against_others, percentile_interval, suspicions
 
 RESAMPLES = 500
 TINY = 0.02
-"""Radians: differences of the arc sine of the root below this are none, however sure."""
+"""Radians: smaller differences of the arc sine of the root do not count, however certain."""
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Starts a bar of so many steps; what it gives is called with the number of steps just done."""
+"""Opens a progress bar of so many steps; its function takes the number of steps just done."""
 
 
 def _silent(_what: str, _total: int) -> AbstractContextManager[Callable[[int], None]]:
     return nullcontext(lambda _steps: None)
 
 
-@dataclass(frozen=True)
-class Concentration:
-    """Over how much of the frame a class's mean evidence is spread.
-
-    Attributes:
-        area: effective area, a share of the positions: (Σm)² ÷ Σm² of the positive part of the mean
-            map, over their number; 1 where it is the same everywhere. None where nothing is
-            positive.
-        interval: 95 % of it, by resampling images.
-        others: median of the other classes; None where there are none.
-    """
-
-    area: float | None
-    interval: tuple[float, float] | None
-    others: float | None = None
-
-
-@dataclass(frozen=True)
-class Reliance:
-    """Whether a class's evidence is everywhere, so that no patch matters: a tint, a texture.
-
-    Attributes:
-        mean: over its images, of the largest drop of the probability over the probability.
-        others: median of the other classes; None where there are none.
-        p: p-value of being no lower than the other classes'; None where too few are there.
-        suspicion: see `suspicion`.
-    """
-
-    mean: float
-    others: float | None
-    p: float | None
-    suspicion: float | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Audited:
-    """One class.
-
-    Attributes:
-        of: its images and its groups.
-        verdicts: one for each group; None where pasting was not possible.
-        reliance: on single patches.
-        mean_RC: mean of the images' maps, each over its largest value.
-        concentration: of that.
-        typicality_N: of each image, the correlation of its map with the mean of the others'; NaN
-            where one of them is constant.
-    """
-
-    of: Class
-    verdicts: tuple[Verdict | None, ...]
-    reliance: Reliance
-    mean_RC: NDArray[np.float64]
-    concentration: Concentration
-    typicality_N: NDArray[np.float64]
-
-    @property
-    def suspicion(self) -> float | None:
-        """The largest of its groups' and its reliance's; None where none could be judged."""
-        found = [self.reliance.suspicion, *(v.suspicion for v in self.verdicts if v is not None)]
-        return max((value for value in found if value is not None), default=None)
-
-
-@dataclass(frozen=True, eq=False)
-class AuditResult:
-    """What an audit found.
-
-    Attributes:
-        rows: one an image.
-        classes: those predicted, in the model's order; images of small classes together, last.
-        labels: the model's names of classes.
-    """
-
-    rows: Rows
-    classes: tuple[Audited, ...]
-    labels: tuple[str, ...]
-
-
 def audit(
     model: Model,
-    rows: Rows,
-    boxes_P4: NDArray[np.int64],
-    read: Open,
-    spec: AuditSpec,
+    data: ImageData,
+    spec: AuditSpec | None = None,
+    expectations: Outlines | None = None,
+    *,
     progress: Progress = _silent,
 ) -> AuditResult:
-    """Judges a data set whose images were studied.
+    """Measures every image of a data set, and judges the classes.
 
     Args:
         model: borrowed.
-        rows: one an image.
-        boxes_P4: all positions of the mask (y0, x0, y1, x1).
-        read: opens an image by its place in the data set.
-        spec: what is asked.
-        progress: how steps are shown.
+        data: from `cnnviz.core.open_data`.
+        spec: what to compute; None for the defaults.
+        expectations: where the objects are.
+        progress: opens progress bars.
+
+    Raises:
+        UsageError: the model, the classes of the data or the spec do not fit.
+        CnnvizError: an image cannot be read.
+    """
+    auditor = Auditor(model, data, spec or AuditSpec(), expectations)
+    with progress("occluding", len(data) * auditor.occluder.positions) as advance:
+        rows = [
+            auditor.row(example.path, data.working(place, model.preprocess), advance)
+            for place, example in enumerate(data.examples)
+        ]
+    return judge_rows(auditor, columns(rows), progress)
+
+
+def judge_rows(auditor: Auditor, rows: Rows, progress: Progress = _silent) -> AuditResult:
+    """Judges a data set whose images were measured.
 
     Raises:
         CnnvizError: an image can no longer be read, or one does not fit the memory.
     """
-    found = list(classes(rows, spec.seed))
+    model, data, spec, occluder = auditor.model, auditor.data, auditor.spec, auditor.occluder
+    listed = list(classes(rows, spec.seed))
     places = rows.places_N.tolist()
-    with progress("pasting", sum(len(entry.groups) for entry in found)) as advance:
+    with progress("pasting", sum(len(entry.groups) for entry in listed)) as advance:
         verdicts = judge(
             model,
             rows,
-            found,
-            boxes_P4,
-            lambda row: read(places[row]),
+            listed,
+            occluder.grids[0].boxes_P4.numpy(),
+            lambda row: data.working(places[row], model.preprocess),
             batch_size=spec.batch_size,
             seed=spec.seed,
             progress=advance,
         )
-    relied = _reliances(rows, found)
-    p_values = [None if v is None else v.p for of_groups in verdicts for v in of_groups]
-    suspected = iter(suspicions([*p_values, *(own.p for own in relied)]))
-    verdicts = [
-        [_with(verdict, next(suspected)) for verdict in of_groups] for of_groups in verdicts
-    ]
-    relied = [replace(own, suspicion=next(suspected)) for own in relied]
+    reliances = _reliances(rows, listed)
+    suspected = iter(suspicions([*(v.p for v in verdicts), *(r.p for r in reliances)]))
+    verdict_of = iter([replace(verdict, suspicion=next(suspected)) for verdict in verdicts])
+    reliances = [replace(reliance, suspicion=next(suspected)) for reliance in reliances]
     scaled_NRC = _scaled(rows.maps_NRC)
-    draw = np.random.default_rng(spec.seed)
-    spreads = [concentration(scaled_NRC[entry.members_N], draw) for entry in found]
-    audited = []
-    for number, (entry, of_groups) in enumerate(zip(found, verdicts, strict=True)):
-        others = [s.area for i, s in enumerate(spreads) if i != number and s.area is not None]
-        own = spreads[number]
-        middle = float(np.median(others)) if others else None
-        audited.append(
-            Audited(
-                entry,
-                tuple(of_groups),
-                relied[number],
-                scaled_NRC[entry.members_N].mean(0),
-                Concentration(own.area, own.interval, middle),
-                typicality(scaled_NRC[entry.members_N]),
-            )
+    group_N, typicality_N = np.full((2, len(rows)), np.nan)
+    for entry in listed:
+        typicality_N[entry.members_N] = typicality(scaled_NRC[entry.members_N])
+        for number, members in enumerate(entry.groups):
+            group_N[members] = number
+    lists = _Lists(rows, model.labels, typicality_N, spec.top)
+    audited = tuple(
+        _class(
+            lists,
+            entry,
+            reliance,
+            spread,
+            [_group(lists, next(verdict_of), entry, members) for members in entry.groups],
+            scaled_NRC[entry.members_N].mean(0),
         )
-    return AuditResult(rows, tuple(audited), model.labels)
+        for entry, reliance, spread in zip(
+            listed, reliances, _spreads(scaled_NRC, listed, spec.seed), strict=True
+        )
+    )
+    return AuditResult(
+        mask=occluder.grids[0].mask,
+        stride=occluder.grids[0].stride,
+        fill=spec.fill,
+        score=occluder.score.value,
+        images=len(rows),
+        data=DataRecord.of(data, len(rows)),
+        labelled=int(rows.known_N.sum()),
+        accuracy=_mean(rows.right_N[rows.known_N]),
+        inside=_mean(rows.inside_N),
+        hits=_mean(rows.hit_N),
+        suspicious=tuple(entry.class_ for entry in audited if (entry.suspicion or 0) > ALARM),
+        classes=audited,
+        rows=rows,
+        table=tuple(image_rows(rows, model.labels, group_N, typicality_N)),
+    )
 
 
-def _with(verdict: Verdict | None, suspicion: float | None) -> Verdict | None:
-    return None if verdict is None else replace(verdict, suspicion=suspicion)
+def _mean(values: NDArray[np.bool_] | NDArray[np.float64]) -> float | None:
+    """The mean of the known values; None where there are none."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
 
 
-def _reliances(rows: Rows, found: Sequence[Class]) -> list[Reliance]:
-    """Of each class, against the others."""
-    means = [float(rows.reliance_N[entry.members_N].clip(0, 1).mean()) for entry in found]
+class _Lists:
+    """Makes the lists of images that are worth a look."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        labels: tuple[str, ...],
+        typicality_N: NDArray[np.float64],
+        top: int,
+    ) -> None:
+        self.rows, self.labels, self.top = rows, labels, top
+        self._typicality_N = typicality_N
+
+    def shown(self, places: NDArray[np.int64], *, typicality: bool = False) -> tuple[Shown, ...]:
+        """The first images at these places in the rows."""
+        return tuple(self._one(row, typicality) for row in places[: self.top].tolist())
+
+    def _one(self, row: int, typicality: bool) -> Shown:
+        rows, inside = self.rows, float(self.rows.inside_N[row])
+        y0, x0, y1, x1 = rows.boxes_N4[row].tolist()
+        return Shown(
+            image=rows.images[row],
+            box=(y0, x0, y1, x1),
+            label=self.labels[rows.labels_N[row]] if rows.known_N[row] else None,
+            predicted=self.labels[rows.predicted_N[row]],
+            probability=float(rows.probability_N[row]),
+            typicality=float(self._typicality_N[row]) if typicality else None,
+            inside=None if np.isnan(inside) else inside,
+            row=row,
+        )
+
+    def elsewhere(self, members_N: NDArray[np.int64]) -> tuple[Shown, ...]:
+        """Images whose map is least like those of their class."""
+        known = members_N[~np.isnan(self._typicality_N[members_N])]
+        order = np.argsort(self._typicality_N[known], kind="stable")
+        return self.shown(known[order], typicality=True)
+
+    def misled(self, members_N: NDArray[np.int64]) -> tuple[Shown, ...]:
+        """Images of another class, the most confident predictions first."""
+        rows = self.rows
+        wrong = members_N[rows.known_N[members_N] & ~rows.right_N[members_N]]
+        return self.shown(wrong[np.argsort(-rows.probability_N[wrong], kind="stable")])
+
+    def wrong_reason(self, members_N: NDArray[np.int64]) -> tuple[Shown, ...]:
+        """Right images whose map peaks off the object, least evidence inside first."""
+        rows = self.rows
+        off = members_N[rows.right_N[members_N] & (rows.hit_N[members_N] == 0)]
+        return self.shown(off[np.argsort(rows.inside_N[off], kind="stable")])
+
+
+def _group(lists: _Lists, verdict: Verdict, entry: Class, members: NDArray[np.int64]) -> Group:
+    rows = lists.rows
+    labelled = members[rows.known_N[members]]
+    return Group(
+        images=len(members),
+        share=len(members) / len(entry.members_N),
+        mean_drop=float(rows.max_drop_N[members].mean()),
+        accuracy=_mean(rows.right_N[labelled]),
+        accuracy_covered=_mean(rows.covered_N[labelled] == rows.labels_N[labelled]),
+        typical=lists.shown(members),
+        members=members,
+        **vars(verdict),
+    )
+
+
+def _class(
+    lists: _Lists,
+    entry: Class,
+    reliance: Reliance,
+    spread: Concentration,
+    groups: Sequence[Group],
+    mean_RC: NDArray[np.float64],
+) -> ClassAudit:
+    rows, members_N = lists.rows, entry.members_N
+    labelled = members_N[rows.known_N[members_N]]
+    of_it = rows.labels_N == entry.index if entry.index is not None else np.zeros(len(rows), bool)
+    suspected = [s for s in (reliance.suspicion, *(g.suspicion for g in groups)) if s is not None]
+    return ClassAudit(
+        class_=REST if entry.index is None else lists.labels[entry.index],
+        index=entry.index,
+        images=len(members_N),
+        accuracy=_mean(rows.right_N[labelled]),
+        recall=_mean(rows.right_N[of_it]),
+        reliance=reliance,
+        inside=_mean(rows.inside_N[members_N]),
+        concentration=spread,
+        suspicion=max(suspected, default=None),
+        groups=tuple(groups),
+        elsewhere=lists.elsewhere(members_N),
+        misled=lists.misled(members_N),
+        wrong_reason=lists.wrong_reason(members_N),
+        members_N=members_N,
+        mean_RC=mean_RC,
+    )
+
+
+def _reliances(rows: Rows, listed: Sequence[Class]) -> list[Reliance]:
+    """The reliance of each class, compared with the others."""
+    means = [float(rows.reliance_N[entry.members_N].clip(0, 1).mean()) for entry in listed]
     judged = []
-    for number, (entry, own) in enumerate(zip(found, means, strict=True)):
-        others = [mean for other, mean in enumerate(means) if other != number]
+    for number, (entry, mean) in enumerate(zip(listed, means, strict=True)):
+        others = [other for i, other in enumerate(means) if i != number]
         heights_N = np.arcsin(np.sqrt(rows.reliance_N[entry.members_N].clip(0, 1)))
         by_chance = float(heights_N.std() / np.sqrt(len(heights_N)))
         enough = len(entry.members_N) >= SMALLEST
-        redundancies = [1 - mean for mean in others]
-        p = against_others(1 - own, redundancies, max(by_chance, TINY)) if enough else None
-        judged.append(Reliance(own, float(np.median(others)) if others else None, p))
+        redundancies = [1 - other for other in others]
+        p = against_others(1 - mean, redundancies, max(by_chance, TINY)) if enough else None
+        judged.append(Reliance(mean, float(np.median(others)) if others else None, p))
     return judged
 
 
+def _spreads(
+    scaled_NRC: NDArray[np.float64], listed: Sequence[Class], seed: int
+) -> Iterator[Concentration]:
+    """The concentration of each class, with the median of the others."""
+    draw = np.random.default_rng(seed)
+    spreads = [concentration(scaled_NRC[entry.members_N], draw) for entry in listed]
+    for number, spread in enumerate(spreads):
+        others = [s.area for i, s in enumerate(spreads) if i != number and s.area is not None]
+        yield replace(spread, others=float(np.median(others)) if others else None)
+
+
 def _scaled(maps_NRC: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Each map over its largest value, so that no image outweighs the others; zeros stay zeros."""
+    """Divides each map by its largest value, so that no image outweighs the others."""
     maps_NRC = maps_NRC.astype(np.float64)
     largest_N = maps_NRC.max((1, 2), keepdims=True)
     return np.where(largest_N > 0, maps_NRC / np.where(largest_N > 0, largest_N, 1), 0.0)
 
 
 def _areas(means_BRC: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Effective area of each map; NaN where nothing is positive."""
+    """Effective area of each map (see `Concentration`); NaN where nothing is positive."""
     positive = means_BRC.clip(min=0).reshape(len(means_BRC), -1)
     squares = (positive**2).sum(1)
     safe = np.where(squares > 0, squares, 1)
@@ -206,7 +282,7 @@ def _areas(means_BRC: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def concentration(maps_NRC: NDArray[np.float64], draw: np.random.Generator) -> Concentration:
-    """How far the mean of some maps is spread, and how sure that is."""
+    """The effective area of the mean of some maps, and its interval."""
     area = float(_areas(maps_NRC.mean(0)[None])[0])
     if np.isnan(area):
         return Concentration(None, None)
@@ -224,9 +300,9 @@ def typicality(maps_NRC: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.full(count, np.nan)
     flat_NP = maps_NRC.reshape(count, -1)
     others_NP = (flat_NP.sum(0) - flat_NP) / (count - 1)
-    own_NP = flat_NP - flat_NP.mean(1, keepdims=True)
+    self_NP = flat_NP - flat_NP.mean(1, keepdims=True)
     others_NP = others_NP - others_NP.mean(1, keepdims=True)
-    lengths_N = np.linalg.norm(own_NP, axis=1) * np.linalg.norm(others_NP, axis=1)
+    lengths_N = np.linalg.norm(self_NP, axis=1) * np.linalg.norm(others_NP, axis=1)
     safe_N = np.where(lengths_N > 1e-12, lengths_N, 1)
-    correlation_N = (own_NP * others_NP).sum(1) / safe_N
+    correlation_N = (self_NP * others_NP).sum(1) / safe_N
     return np.where(lengths_N > 1e-12, correlation_N, np.nan)

@@ -1,16 +1,14 @@
-"""The pictures of an audit: a sheet for each class, and all classes at a glance."""
+"""The figures of an audit: a sheet for each class, and an overview of all classes."""
 
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from cnnviz.audit.choices import ALARM
-from cnnviz.audit.experiment import Audited, AuditResult
 from cnnviz.audit.groups import SMALLEST
-from cnnviz.audit.report import elsewhere, misled, name_of, wrong_reason
+from cnnviz.audit.options import ALARM
+from cnnviz.audit.results import AuditResult, ClassAudit, Group, Shown
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.output.drawing import (
     Column,
@@ -25,128 +23,99 @@ from cnnviz.core.output.drawing import (
 from cnnviz.core.output.look import Look
 from cnnviz.core.output.panels import draw_map
 
-CELL = 1.15  # inches of one patch
-TEXT = 3.1  # inches left of a row
-WHERE, CAPTION = 3.0, 0.42  # inches: the map at the top, the line under a patch
-READ_FIRST = "images are by the class that they are predicted as"
+CELL = 1.15
+"""Inches of a patch."""
+TEXT = 3.1
+"""Inches of the text at the left of a row."""
+WHERE, CAPTION = 3.0, 0.42
+"""Inches of the map at the top, and of the line under a patch."""
+READ_FIRST = "grouped by predicted class"
 
 Read = Callable[[Sequence[int]], dict[int, WorkingImage]]
 
 
-def draw_class(result: AuditResult, entry: Audited, read: Read, top: int) -> Figure:
-    """One class: where, what, whether it is a shortcut, and which images to look at.
-
-    Args:
-        result: of the audit.
-        entry: the class.
-        read: working images by rows.
-        top: pictures in a row.
-
-    Raises:
-        CnnvizError: an image can no longer be read.
-    """
-    rows_shown = list(_rows(result, entry, top))
-    columns = max(4, *(len(rows) for _, rows, _ in rows_shown))
-    height = WHERE + (CELL + CAPTION) * len(rows_shown)
+def draw_class(entry: ClassAudit, read: Read) -> Figure:
+    """Draws a class: where and what its evidence is, its suspicion, and images to look at."""
+    strips = list(_strips(entry))
+    columns = max(4, *(len(shown) for _, shown in strips))
+    height = WHERE + (CELL + CAPTION) * len(strips)
     figure = new_figure(TEXT + columns * CELL + 0.3, height)
-    ratios = [WHERE, *[CELL + CAPTION] * len(rows_shown)]
-    layout = figure.add_gridspec(1 + len(rows_shown), 1, height_ratios=ratios)
+    ratios = [WHERE, *[CELL + CAPTION] * len(strips)]
+    layout = figure.add_gridspec(1 + len(strips), 1, height_ratios=ratios)
     where = layout[0].subgridspec(1, 2, width_ratios=[1.0, 1.6])
     left, right = (figure.add_subplot(where[place]) for place in range(2))
-    _draw_where(left, right, result, entry)
-    for number, (text, rows, labels) in enumerate(rows_shown, start=1):
+    draw_map(left, entry.mean_RC, Look(), "mean drop ÷ each image's largest", one_sided=True)
+    bare(left)
+    title(left, f"{entry.class_}: where the evidence is")
+    beside(right, _class_text(entry))
+    for number, (text, shown) in enumerate(strips, start=1):
         widths = [TEXT / CELL, *[1.0] * columns]
         strip = layout[number].subgridspec(1, columns + 1, width_ratios=widths)
         axes = [figure.add_subplot(strip[place]) for place in range(columns + 1)]
         beside(axes[0], text)
-        images = read(rows)
-        for place, own in enumerate(axes[1:]):
-            bare(own)
-            if place < len(rows):
-                _draw_patch(own, images[rows[place]], result.rows.boxes_N4[rows[place]].tolist())
-                under(own, labels[place], 18)
+        images = read([image.row for image in shown])
+        for place, panel in enumerate(axes[1:]):
+            bare(panel)
+            if place < len(shown):
+                image = shown[place]
+                _draw_patch(panel, images[image.row], image.box)
+                under(panel, image.label or _percent(image.probability), 18)
     return figure
 
 
-def _rows(
-    result: AuditResult, entry: Audited, top: int
-) -> Iterator[tuple[str, list[int], list[str]]]:
-    """Rows of pictures: what is said of them, which they are, and what stands under each."""
-    rows, labels = result.rows, result.labels
-
-    def true(row: int) -> str:
-        return labels[rows.labels_N[row]] if rows.known_N[row] else f"{rows.probability_N[row]:.0%}"
-
-    for number, part in enumerate(entry.of.groups):
-        shown = part[:top].tolist()
-        yield _group_text(result, entry, number), shown, [true(row) for row in shown]
+def _strips(entry: ClassAudit) -> Iterator[tuple[str, Sequence[Shown]]]:
+    """The rows of pictures with their texts."""
+    for number, group in enumerate(entry.groups, start=1):
+        yield _group_text(group, number), group.typical
     for heading, shown in (
-        (
-            "Evidence elsewhere than the class's:\nmaps least like the others'",
-            elsewhere(entry, top),
-        ),
-        ("Misled: of another class\n(named below), the surest first", misled(result, entry, top)),
+        ("Evidence elsewhere than the class's:\nmaps least like the others'", entry.elsewhere),
+        ("Misled: of another class\n(named below), most confident first", entry.misled),
         (
             "Right for another reason: evidence\npeaks off the object, least inside first",
-            wrong_reason(result, entry, top),
+            entry.wrong_reason,
         ),
     ):
         if shown:
-            yield heading, shown, [true(row) for row in shown]
+            yield heading, shown
 
 
-def _percent(share: float) -> str:
-    return f"{share:.0%}"
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f} %"
 
 
-def _group_text(result: AuditResult, entry: Audited, number: int) -> str:
-    rows, part, verdict = result.rows, entry.of.groups[number], entry.verdicts[number]
-    lines = [f"Group {number + 1}: {len(part)} images, {len(part) / len(entry.of.members_N):.0%}"]
-    labelled = part[rows.known_N[part]]
-    if len(labelled):
-        covered = rows.covered_N[labelled] == rows.labels_N[labelled]
-        lines.append(
-            f"right {_percent(rows.right_N[labelled].mean())}, patch covered "
-            f"{_percent(covered.mean())}"
-        )
-    if verdict is None:
-        return "\n".join([*lines, "nothing is predicted otherwise: no paste test"])
+def _group_text(group: Group, number: int) -> str:
+    lines = [f"Group {number}: {group.images} images, {_percent(group.share)}"]
+    if group.accuracy is not None:
+        covered = _percent(group.accuracy_covered)
+        lines.append(f"right {_percent(group.accuracy)}, patch covered {covered}")
+    if not group.pastes:
+        return "\n".join([*lines, "no images of other predictions: no paste test"])
     lines += [
-        f"pasted into others: {_percent(verdict.carried)} become it",
-        f"  (random patches {_percent(verdict.carried_random)})",
-        f"covered: {_percent(verdict.lost)} change (any place {_percent(verdict.lost_random)})",
+        f"pasted into others: {_percent(group.carried)} become it",
+        f"  (random patches {_percent(group.carried_random)})",
+        f"covered: {_percent(group.lost)} change (any position {_percent(group.lost_random)})",
     ]
-    if verdict.suspicion is None:
-        lines.append("suspicion: too few other groups to tell")
+    if group.suspicion is None:
+        lines.append("suspicion: not judged, too few other groups")
     else:
-        alarm = "  SUSPICIOUS" if verdict.suspicion > ALARM else ""
-        lines.append(f"suspicion {verdict.suspicion:.2f}{alarm}")
+        alarm = "  SUSPICIOUS" if group.suspicion > ALARM else ""
+        lines.append(f"suspicion {group.suspicion:.2f}{alarm}")
     return "\n".join(lines)
 
 
-def _draw_where(left: Axes, right: Axes, result: AuditResult, entry: Audited) -> None:
-    spread = entry.concentration
-    draw_map(left, entry.mean_RC, Look(), "mean drop ÷ each image's largest", one_sided=True)
-    bare(left)
-    title(left, f"{name_of(result, entry)}: where the evidence lies")
-    rows, members_N = result.rows, entry.of.members_N
-    labelled = members_N[rows.known_N[members_N]]
-    few = f"as classes with fewer than {SMALLEST} each"
-    kind = few if entry.of.index is None else f"as {name_of(result, entry)}"
-    lines = [f"{len(members_N)} images predicted {kind}"]
-    if len(labelled):
-        lines.append(f"{_percent(rows.right_N[labelled].mean())} of the labelled ones rightly")
-    relied = entry.reliance
-    others = "" if relied.others is None else f"; other classes {relied.others:.2f}"
-    alarm = "  SUSPICIOUS: evidence everywhere" if (relied.suspicion or 0.0) > ALARM else ""
-    lines.append(f"reliance on one patch {relied.mean:.2f} (mean{others}){alarm}")
-    inside_N = rows.inside_N[members_N]
-    if not np.isnan(inside_N).all():
-        lines.append(
-            f"{_percent(float(np.nanmean(inside_N)))} of the evidence on the object (mean)"
-        )
+def _class_text(entry: ClassAudit) -> str:
+    few = f"classes with fewer than {SMALLEST} each"
+    lines = [f"{entry.images} images predicted as {few if entry.index is None else entry.class_}"]
+    if entry.accuracy is not None:
+        lines.append(f"{_percent(entry.accuracy)} of the labelled ones are right")
+    reliance, spread = entry.reliance, entry.concentration
+    others = "" if reliance.others is None else f"; other classes {reliance.others:.2f}"
+    alarm = "  SUSPICIOUS: evidence everywhere" if (reliance.suspicion or 0.0) > ALARM else ""
+    lines.append(f"reliance on one patch {reliance.mean:.2f} (mean{others}){alarm}")
+    if entry.inside is not None:
+        lines.append(f"{_percent(entry.inside)} of the evidence on the object (mean)")
     if spread.area is None or spread.interval is None:
-        lines.append("no evidence at all: covering nothing hurts")
+        lines.append("no evidence at all: covering any position costs nothing")
     else:
         low, high = spread.interval
         others = "" if spread.others is None else f"; other classes {_percent(spread.others)}"
@@ -154,13 +123,12 @@ def _draw_where(left: Axes, right: Axes, result: AuditResult, entry: Audited) ->
             f"spread over {_percent(spread.area)} of the frame "
             f"(95 %: {_percent(low)} to {_percent(high)}{others})"
         )
-    suspicion = entry.suspicion
-    lines.append("suspicion: " + ("not judged" if suspicion is None else f"{suspicion:.2f}"))
-    beside(right, "\n".join(lines))
+    judged = "not judged" if entry.suspicion is None else f"{entry.suspicion:.2f}"
+    return "\n".join([*lines, f"suspicion: {judged}"])
 
 
 def _draw_patch(axes: Axes, image: WorkingImage, box: Sequence[int]) -> None:
-    """The patch with as much around it as it is large, outlined."""
+    """Draws the patch, outlined, with a margin of half its size on each side."""
     pixels = image_pixels(image)
     y0, x0, y1, x1 = box
     margin = max(y1 - y0, x1 - x0) // 2
@@ -178,22 +146,16 @@ def _draw_patch(axes: Axes, image: WorkingImage, box: Sequence[int]) -> None:
 
 
 def draw_overview(result: AuditResult) -> Figure:
-    """All classes by suspicion, with accuracy, reliance and spread; of very many the first."""
+    """Draws classes by suspicion, with precision, reliance and spread."""
     classes = sorted(result.classes, key=lambda entry: -(entry.suspicion or -1.0))
     return draw_bars(
-        [f"{name_of(result, entry)} ({len(entry.of.members_N)})" for entry in classes],
+        [f"{entry.class_} ({entry.images})" for entry in classes],
         [
             Column("suspicion", [entry.suspicion for entry in classes], ALARM, "not judged"),
-            Column("right, of those predicted so", [_right(result, entry) for entry in classes]),
+            Column("precision", [entry.accuracy for entry in classes]),
             Column("reliance on one patch", [entry.reliance.mean for entry in classes]),
             Column("spread of the evidence", [entry.concentration.area for entry in classes]),
         ],
-        f"{len(result.rows)} images; {READ_FIRST}",
+        f"{result.images} images, {READ_FIRST}",
         "classes",
     )
-
-
-def _right(result: AuditResult, entry: Audited) -> float | None:
-    members_N = entry.of.members_N
-    labelled = members_N[result.rows.known_N[members_N]]
-    return float(result.rows.right_N[labelled].mean()) if len(labelled) else None

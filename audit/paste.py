@@ -1,25 +1,26 @@
 """Whether a group's evidence is a shortcut: its patches pasted into images of other classes.
 
-A patch that makes others' images into its class wherever it is put, and without which the class is
-lost, decides alone. Each patch goes, at its own place, into some images that are predicted as
-other classes. The same images get, for comparison, a patch of the same size from a random place of
-a random image of the class. Three null hypotheses, and a group is suspicious where none holds:
+A patch that turns others' images into its class wherever it is put, and without which the class is
+lost, decides alone. Each patch goes, at its own position, into some images that are predicted as
+other classes. For comparison, the same images get a patch of the same size from a random position
+of a random image of the class. A group is suspicious if all of three null hypotheses are rejected:
 
-- `random`: its patches raise the class no more than those do (signs of the differences between
-  donors flipped at random);
-- `others`: they do so no more than the evidence of the other classes does for theirs (a t test of
-  its mean rise, as arc sine of the root, against the median of their groups with their spread by
-  the median absolute deviation; at least what so many pastes scatter by chance);
-- `cover`: covering them changes the prediction of their own images no more than covering any place
-  does (signs flipped at random).
+- `random`: its patches raise the class no more than random patches (signs of the differences
+  between donors flipped at random);
+- `others`: they do so no more than the evidence of other classes for theirs (a t test of the mean
+  rise, as arc sine of the root, against their groups; scatter at least that of so many pastes);
+- `cover`: covering them changes the prediction of their own images no more than covering any
+  position (signs flipped at random).
 
 The p-value of the group is the largest of the three (an intersection-union test: Berger 1982,
 Technometrics 24, 295-300).
+
 Shapes: G groups, J donors, H hosts of each, K classes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -31,56 +32,58 @@ from cnnviz.audit.rows import Rows
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.device import in_batches
 from cnnviz.core.models.load import Model
+from cnnviz.core.output.record import Change, Count, Record, Says, Share
 from cnnviz.core.statistics import against_others, sign_flips
 
 DONORS = 12
 PASTES_AN_IMAGE = 3
-FEWEST, MOST_HOSTS = 4, 20
+MIN_HOSTS, MAX_HOSTS = 4, 20
 POOL = 128
 Open = Callable[[int], WorkingImage]
 Donor = tuple[int, tuple[int, int, int, int], int]
-"""Place in the rows, box of the patch, the class that is hoped for."""
+"""Place in the rows, box of the patch, target class."""
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What pasting and covering say of one group.
+class Verdict(Record):
+    """The results of pasting and covering for a group; null if there are no other predictions."""
 
-    Attributes:
-        pastes: how many images got one of its patches.
-        carried: share of them that became its class.
-        carried_random: likewise of patches from random places of the class's images.
-        rise: mean rise of the class's probability.
-        rise_random: likewise of those.
-        lost: share of its own images whose prediction changes when the patch is covered.
-        lost_random: mean share of all positions that do so.
-        p_random: p-value of the first null hypothesis of the module.
-        p_others: of the second; None where there are too few groups of other classes to tell.
-        p_cover: of the third.
-        suspicion: see `suspicion`; None where `p_others` is.
-    """
-
-    pastes: int
-    carried: float
-    carried_random: float
-    rise: float
-    rise_random: float
-    lost: float
-    lost_random: float
-    p_random: float
-    p_others: float | None
-    p_cover: float
-    suspicion: float | None = None
+    pastes: Annotated[Count, Says("images that got one of its patches")] = 0
+    carried: Annotated[Share | None, Says("share of them that became its class")] = None
+    carried_random: Annotated[Share | None, Says("the same for patches from random positions")] = (
+        None
+    )
+    rise: Annotated[Change | None, Says("mean rise of the class's probability in them")] = None
+    rise_random: Annotated[Change | None, Says("the same for patches from random positions")] = None
+    lost: Annotated[
+        Share | None, Says("share of its own images that change when the patch is covered")
+    ] = None
+    lost_random: Annotated[Share | None, Says("the same for any position covered")] = None
+    p_random: Annotated[
+        Share | None, Says("p-value: it raises the class no more than random patches")
+    ] = None
+    p_others: Annotated[
+        Share | None,
+        Says("p-value: no more than other classes' evidence does; null with too few groups"),
+    ] = None
+    p_cover: Annotated[
+        Share | None, Says("p-value: covering it costs no more than covering any position")
+    ] = None
+    suspicion: Annotated[
+        Share | None,
+        Says("1 - q (Benjamini-Hochberg) of the largest of the three; null where not judged"),
+    ] = None
 
     @property
     def p(self) -> float | None:
-        """The largest of the three; None where one is not known."""
-        return None if self.p_others is None else max(self.p_random, self.p_others, self.p_cover)
+        """The largest of the three p-values; None where one is not known."""
+        known = [p for p in (self.p_random, self.p_others, self.p_cover) if p is not None]
+        return max(known) if len(known) == 3 else None
 
 
 @dataclass(frozen=True, eq=False)
 class _Pasted:
-    """Of each donor and host: how much the class's probability rose, and whether it won."""
+    """For each donor and host: the rise of the class's probability, and whether it is predicted."""
 
     rise_JH: NDArray[np.float64]
     won_JH: NDArray[np.bool_]
@@ -92,15 +95,7 @@ class Paster:
     def __init__(
         self, model: Model, rows: Rows, read: Open, batch_size: int | None, seed: int
     ) -> None:
-        """Draws the pool, as many of each predicted class as can be.
-
-        Args:
-            model: borrowed.
-            rows: of all images.
-            read: opens an image by its place in the rows.
-            batch_size: images at a time; None for automatic.
-            seed: of all that is drawn.
-        """
+        """Draws the pool, with equal numbers of each predicted class where possible."""
         self._model, self._rows, self._read = model, rows, read
         self._batch = model.batch_size(batch_size) or 64
         self._draw = np.random.default_rng(seed)
@@ -123,22 +118,17 @@ class Paster:
 
     @torch.inference_mode()
     def _probabilities(self, images: Tensor) -> NDArray[np.float64]:
-        found: list[Tensor] = []
+        parts: list[Tensor] = []
 
         def run(part: slice) -> None:
-            found.append(self._model.head.readings(self._model.logits(images[part]).cpu()))
+            parts.append(self._model.head.readings(self._model.logits(images[part]).cpu()))
 
         for _, fitting in in_batches(len(images), self._batch, run):
             self._batch = fitting
-        return torch.cat(found).double().numpy()
+        return torch.cat(parts).double().numpy()
 
     def paste(self, donors: Sequence[Donor], hosts_JH: NDArray[np.int64]) -> _Pasted:
-        """Pastes a patch of each donor into hosts, at its own place.
-
-        Args:
-            donors: whose patches.
-            hosts_JH: for each donor, places in the pool.
-        """
+        """Pastes a patch of each donor into its hosts (places in the pool), at its own position."""
         rise, won = [], []
         for (place, (y0, x0, y1, x1), target), hosts_H in zip(donors, hosts_JH, strict=True):
             patch = self._model.preprocess.normalise(self._read(place).pixels)[:, y0:y1, x0:x1]
@@ -150,7 +140,7 @@ class Paster:
         return _Pasted(np.stack(rise), np.stack(won))
 
     def hosts_for(self, targets: Sequence[int], count: int) -> NDArray[np.int64] | None:
-        """(J, H) places in the pool of images that are predicted otherwise; None: there is none."""
+        """(J, H) places in the pool of images with another prediction; None if there is none."""
         predicted = self._rows.predicted_N[self.hosts]
         chosen = []
         for target in targets:
@@ -161,13 +151,13 @@ class Paster:
         return np.stack(chosen)
 
     def sample(self, places_N: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-        """Some of these, without order."""
+        """A random sample of places."""
         return self._draw.choice(places_N, min(count, len(places_N)), replace=False)
 
     def elsewhere(self, place: int, boxes_P4: NDArray[np.int64]) -> tuple[int, int, int, int]:
-        """A box as large as that of the image's evidence, at a random position of the mask."""
-        own = _box(self._boxes_N4[place])
-        height, width = own[2] - own[0], own[3] - own[1]
+        """A box of the size of the image's evidence, at a random position of the mask."""
+        box = _box(self._boxes_N4[place])
+        height, width = box[2] - box[0], box[3] - box[1]
         bottom, right = boxes_P4[:, 2].max() - height, boxes_P4[:, 3].max() - width
         y0, x0, _, _ = _box(boxes_P4[self._draw.choice(len(boxes_P4))])
         y0, x0 = min(y0, int(bottom)), min(x0, int(right))
@@ -182,74 +172,50 @@ def _box(box_4: NDArray[np.int64]) -> tuple[int, int, int, int]:
 def judge(
     model: Model,
     rows: Rows,
-    found: Sequence[Class],
+    listed: Sequence[Class],
     boxes_P4: NDArray[np.int64],
     read: Open,
     *,
     batch_size: int | None,
     seed: int,
     progress: Callable[[int], None] = lambda _steps: None,
-) -> list[list[Verdict | None]]:
-    """A verdict, without suspicion, for each group of each class; None: nothing to paste into.
-
-    Args:
-        model: borrowed.
-        rows: of all images.
-        found: the classes with their groups.
-        boxes_P4: all positions of the mask.
-        read: opens an image by its place in the rows.
-        batch_size: images at a time; None for automatic.
-        seed: of all that is drawn.
-        progress: called with the number of groups just done.
-
-    Raises:
-        CnnvizError: an image can no longer be read, or one does not fit the memory.
-    """
-    groups = [(number, part) for number, entry in enumerate(found) for part in entry.groups]
+) -> list[Verdict]:
+    """Computes a verdict, without suspicion, for each group of each class, in order."""
+    groups = [(number, part) for number, entry in enumerate(listed) for part in entry.groups]
     if not groups:
-        return [[] for _ in found]
+        return []
     paster = Paster(model, rows, read, batch_size, seed)
-    wanted = PASTES_AN_IMAGE * len(rows) // (2 * DONORS * len(groups))
-    hosts = min(max(wanted, FEWEST), MOST_HOSTS)
+    count = PASTES_AN_IMAGE * len(rows) // (2 * DONORS * len(groups))
+    hosts = min(max(count, MIN_HOSTS), MAX_HOSTS)
     draw = np.random.default_rng(seed)
-    raw: list[Verdict | None] = []
+    raw: list[Verdict] = []
     for number, part in groups:
-        raw.append(_test(paster, rows, found[number], part, boxes_P4, hosts, draw))
+        raw.append(_test(paster, rows, listed[number], part, boxes_P4, hosts, draw))
         progress(1)
-    verdicts = _against_others(raw, [number for number, _ in groups])
-    return list(_by_class(found, verdicts))
-
-
-def _by_class(
-    found: Sequence[Class], verdicts: Sequence[Verdict | None]
-) -> Iterator[list[Verdict | None]]:
-    start = 0
-    for entry in found:
-        yield list(verdicts[start : start + len(entry.groups)])
-        start += len(entry.groups)
+    return _against_others(raw, [number for number, _ in groups])
 
 
 def _test(
     paster: Paster,
     rows: Rows,
-    of: Class,
+    entry: Class,
     part: NDArray[np.int64],
     boxes_P4: NDArray[np.int64],
     count: int,
     draw: np.random.Generator,
-) -> Verdict | None:
-    own = paster.sample(part, DONORS)
-    targets = rows.predicted_N[own].tolist()
+) -> Verdict:
+    chosen = paster.sample(part, DONORS)
+    targets = rows.predicted_N[chosen].tolist()
     hosts_JH = paster.hosts_for(targets, count)
     if hosts_JH is None:
-        return None
+        return Verdict()
     others: list[Donor] = []
-    for place, target in zip(own.tolist(), targets, strict=True):
-        same = of.members_N[rows.predicted_N[of.members_N] == target]
+    for place, target in zip(chosen.tolist(), targets, strict=True):
+        same = entry.members_N[rows.predicted_N[entry.members_N] == target]
         others.append((int(paster.sample(same, 1)[0]), paster.elsewhere(place, boxes_P4), target))
     donors: list[Donor] = [
         (place, _box(rows.boxes_N4[place]), target)
-        for place, target in zip(own.tolist(), targets, strict=True)
+        for place, target in zip(chosen.tolist(), targets, strict=True)
     ]
     evidence = paster.paste(donors, hosts_JH)
     random = paster.paste(others, hosts_JH)
@@ -263,20 +229,19 @@ def _test(
         lost=float(lost_N.mean()),
         lost_random=float(rows.flips_N[part].mean()),
         p_random=sign_flips((evidence.rise_JH - random.rise_JH).mean(1), draw),
-        p_others=None,
         p_cover=sign_flips(lost_N - rows.flips_N[part], draw),
     )
 
 
-def _against_others(raw: Sequence[Verdict | None], class_of: Sequence[int]) -> list[Verdict | None]:
-    """With the p-value against the groups of other classes."""
-    known = [(v.rise, own) for v, own in zip(raw, class_of, strict=True) if v is not None]
-    judged: list[Verdict | None] = []
-    for verdict, own in zip(raw, class_of, strict=True):
-        if verdict is None:
-            judged.append(None)
+def _against_others(verdicts: Sequence[Verdict], class_of: Sequence[int]) -> list[Verdict]:
+    """Adds the p-value against the groups of other classes."""
+    rises = [(v.rise, number) for v, number in zip(verdicts, class_of, strict=True)]
+    judged: list[Verdict] = []
+    for verdict, number in zip(verdicts, class_of, strict=True):
+        if verdict.rise is None:
+            judged.append(verdict)
             continue
-        others = [rise for rise, other in known if other != own]
+        others = [rise for rise, other in rises if other != number and rise is not None]
         by_chance = 0.5 / np.sqrt(min(DONORS, verdict.pastes))
         judged.append(replace(verdict, p_others=against_others(verdict.rise, others, by_chance)))
     return judged

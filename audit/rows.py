@@ -1,4 +1,4 @@
-"""What is known of each image once it was studied: a line of JSON each, and all as columns.
+"""The audit's measurements of each image: a record per image, and all of them as columns.
 
 Shapes: N images, R C rows and columns of the grid of positions, D features.
 """
@@ -7,54 +7,59 @@ import base64
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NotRequired
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import TypedDict
+
+from cnnviz.core.output.record import OPTIONAL, Box, Count, Record, Says, from_json
 
 UNKNOWN = -1
 Floats = NDArray[np.float64]
 Whole = NDArray[np.int64]
 
 
-class Row(TypedDict):
-    """One image.
-
-    Of the predicted class: its probability, the largest and the mean drop of the map in the score's
-    units, the box (y0, x0, y1, x1) of the largest, reliance, the share of positions that change
-    the prediction, and the class that it becomes with the box covered. Of the label, where it is
-    another class, likewise. `map` holds the drops at all positions and `features` what the
-    network's features of the image lose when the box is covered, float16 as base64. `pixels` is a
-    digest of the working image, `crop` where it was cut from the file (y0, x0, y1, x1).
-    """
+@dataclass(frozen=True, kw_only=True)
+class Row(Record):
+    """The measurements of an image: a line of `images.jsonl`."""
 
     image: str
-    place: int
-    label: int | None
-    predicted: int
+    place: Annotated[Count, Says("in the data set")]
+    label: Annotated[int | None, Says("index of its class; null where unknown")]
+    predicted: Annotated[int, Says("index of the predicted class, of which the map is")]
     probability: float
-    max_drop: float
+    max_drop: Annotated[float, Says("the largest value of the map, in the score's units")]
     mean_drop: float
-    box: list[int]
-    reliance: float
-    flips: float
-    covered: int
-    inside: NotRequired[float | None]
-    object_share: NotRequired[float]
-    hit: NotRequired[bool]
-    label_probability: NotRequired[float]
-    label_max_drop: NotRequired[float]
-    label_box: NotRequired[list[int]]
-    pixels: str
-    crop: list[float]
-    grid: list[int]
-    map: str
-    features: str
+    box: Annotated[Box, Says("of the largest drop: y0, x0, y1, x1")]
+    reliance: Annotated[float, Says("largest drop of the probability over the probability")]
+    flips: Annotated[float, Says("share of positions that change the prediction")]
+    covered: Annotated[int, Says("index of the class predicted with the box covered")]
+    inside: Annotated[
+        float | None,
+        Says(
+            "share of the positive evidence on the object; null where there is none",
+            optional=True,
+            null=True,
+        ),
+    ] = None
+    object_share: Annotated[float | None, OPTIONAL] = None
+    hit: Annotated[bool | None, Says("the map's peak is on the object", optional=True)] = None
+    label_probability: Annotated[
+        float | None, Says("where another class is predicted", optional=True)
+    ] = None
+    label_max_drop: Annotated[float | None, OPTIONAL] = None
+    label_box: Annotated[Box | None, OPTIONAL] = None
+    pixels: Annotated[str, Says("digest of the working image")] = ""
+    crop: Annotated[tuple[float, ...], Says("of the file: y0, x0, y1, x1")] = ()
+    grid: Annotated[tuple[int, ...], Says("rows, columns of the map")]
+    map: Annotated[str, Says("drops at all positions, float16 as base64")]
+    features: Annotated[
+        str, Says("what the features lose when the box is covered, float16 as base64")
+    ]
 
 
 def digest(pixels: NDArray[np.float32]) -> str:
-    """What tells one working image from another."""
+    """Identifies a working image."""
     return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()[:16]
 
 
@@ -65,31 +70,16 @@ def packed(values: NDArray[np.floating]) -> str:
 
 
 def unpacked(text: str) -> NDArray[np.float32]:
-    """What `packed` has made."""
+    """The numbers in a text made by `packed`."""
     return np.frombuffer(base64.b64decode(text), "<f2").astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """All images, as columns in the order of the data set.
+    """All images as columns, in the order of the data set; the names are those of `Row`.
 
-    Attributes:
-        images: their names.
-        places_N: where each stands in the data set.
-        labels_N: its class; `UNKNOWN` where that is not known.
-        predicted_N: the predicted class.
-        probability_N: its probability.
-        max_drop_N: the largest drop of its map, in the score's units.
-        reliance_N: largest drop of the probability over the probability.
-        flips_N: share of positions that change the prediction.
-        covered_N: what the prediction becomes with the box covered.
-        boxes_N4: of the largest drop, (y0, x0, y1, x1).
-        of_label_N6: where the label is another class, its probability, its map's largest drop and
-            the box of that; NaN where it is not, or not known.
-        inside_N: share of the positive evidence on the object; NaN where that is not known.
-        hit_N: 1 where the map's peak is on the object, 0 where not; NaN where that is not known.
-        maps_NRC: the drops at all positions.
-        features_ND: what the features of the image lose when the box is covered.
+    `labels_N` has `UNKNOWN`, and numbers have NaN, where something is not known. `of_label_N6`
+    holds the label's probability, largest drop and box where another class is predicted.
     """
 
     images: tuple[str, ...]
@@ -107,6 +97,8 @@ class Rows:
     hit_N: Floats
     maps_NRC: NDArray[np.float32]
     features_ND: NDArray[np.float32]
+    pixels: tuple[str, ...] = ()
+    crops: tuple[tuple[float, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -118,43 +110,38 @@ class Rows:
 
     @property
     def right_N(self) -> NDArray[np.bool_]:  # noqa: N802
-        """Where the prediction is the label."""
+        """Which predictions are the label."""
         return np.equal(self.labels_N, self.predicted_N)
 
 
-def _of_label(entry: Mapping[str, Any]) -> list[float]:
-    if "label_box" not in entry:
-        return [np.nan] * 6
-    return [entry["label_probability"], entry["label_max_drop"], *entry["label_box"]]
+def columns(entries: Iterable[Row | Mapping[str, Any]]) -> Rows:
+    """The columns of at least one image, from records or lines of `images.jsonl` in any order."""
+    records = [entry if isinstance(entry, Row) else from_json(Row, entry) for entry in entries]
+    records.sort(key=lambda row: row.place)
 
+    def column(name: str, kind: type) -> NDArray[Any]:
+        return np.array([getattr(row, name) for row in records], kind)
 
-def columns(entries: Iterable[Mapping[str, Any]]) -> Rows:
-    """Entries (`Row`), at least one, in any order."""
-    listed = sorted(entries, key=lambda entry: int(entry["place"]))
-
-    def whole(name: str) -> Whole:
-        return np.array([entry[name] for entry in listed], np.int64)
-
-    def real(name: str) -> Floats:
-        found = [entry.get(name) for entry in listed]
-        return np.array([np.nan if value is None else value for value in found], np.float64)
-
-    labels = [UNKNOWN if entry["label"] is None else entry["label"] for entry in listed]
-    maps = [unpacked(entry["map"]).reshape(entry["grid"]) for entry in listed]
+    of_label = [
+        [row.label_probability, row.label_max_drop, *(row.label_box or (None,) * 4)]
+        for row in records
+    ]
     return Rows(
-        images=tuple(str(entry["image"]) for entry in listed),
-        places_N=whole("place"),
-        labels_N=np.array(labels, np.int64),
-        predicted_N=whole("predicted"),
-        probability_N=real("probability"),
-        max_drop_N=real("max_drop"),
-        reliance_N=real("reliance"),
-        flips_N=real("flips"),
-        covered_N=whole("covered"),
-        boxes_N4=whole("box"),
-        of_label_N6=np.array([_of_label(entry) for entry in listed], np.float64),
-        inside_N=real("inside"),
-        hit_N=real("hit"),
-        maps_NRC=np.stack(maps),
-        features_ND=np.stack([unpacked(entry["features"]) for entry in listed]),
+        images=tuple(row.image for row in records),
+        places_N=column("place", np.int64),
+        labels_N=np.array([UNKNOWN if row.label is None else row.label for row in records]),
+        predicted_N=column("predicted", np.int64),
+        probability_N=column("probability", np.float64),
+        max_drop_N=column("max_drop", np.float64),
+        reliance_N=column("reliance", np.float64),
+        flips_N=column("flips", np.float64),
+        covered_N=column("covered", np.int64),
+        boxes_N4=column("box", np.int64),
+        of_label_N6=np.array(of_label, np.float64),
+        inside_N=column("inside", np.float64),
+        hit_N=column("hit", np.float64),
+        maps_NRC=np.stack([unpacked(row.map).reshape(row.grid) for row in records]),
+        features_ND=np.stack([unpacked(row.features) for row in records]),
+        pixels=tuple(row.pixels for row in records),
+        crops=tuple(row.crop for row in records),
     )

@@ -20,8 +20,7 @@ from torch import Tensor
 from cnnviz.core.models.load import Model, load_model
 from cnnviz.filters.ablation.replay import Replay, WholePasses, default_memory
 from cnnviz.filters.ablation.tally import Tally
-from cnnviz.filters.channels.shapes import LayerChannels
-from cnnviz.filters.channels.spec import Channels
+from cnnviz.filters.channels import Channels, LayerChannels
 
 TARGETS = {"layer4.1.conv2": 100.0, "layer3.0.conv1": 1.8, "conv1": 1.0}
 

@@ -19,7 +19,7 @@ import planted
 import train_bundled as recipe
 from sklearn.metrics import roc_auc_score
 
-from cnnviz.audit.choices import ALARM
+from cnnviz.audit.options import ALARM
 from cnnviz.cli.main import run
 
 

@@ -23,9 +23,8 @@ from cnnviz.core.data.datasets import ImageData, batches, default_workers, open_
 from cnnviz.core.models.layers import conv_layers
 from cnnviz.core.models.load import Model, load_model
 from cnnviz.core.models.variants import fast
-from cnnviz.filters.patches.choices import MaxPatchesSpec
-from cnnviz.filters.patches.plan import make_plan
-from cnnviz.filters.patches.scan import scan
+from cnnviz.filters.patches.options import MaxPatchesSpec
+from cnnviz.filters.patches.scan import make_plan, scan
 
 SIZES = ((500, 400), (4000, 3000))  # columns, rows
 

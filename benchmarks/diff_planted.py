@@ -20,7 +20,7 @@ import planted
 import train_bundled as recipe
 
 from cnnviz.cli.main import run
-from cnnviz.diff.choices import NAMED
+from cnnviz.diff.options import NAMED
 
 MASK = ["--mask", "8", "--stride", "4"]
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from timing import resident
 
-from cnnviz.cli import image_run as command
+from cnnviz.cli import per_image as command
 from cnnviz.cli.main import run
 
 EVERY = 100

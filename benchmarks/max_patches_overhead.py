@@ -21,9 +21,8 @@ from timing import Seconds, spread, timed
 
 from cnnviz.core.data.datasets import ImageData, batches, open_data
 from cnnviz.core.models.load import Model, load_model
-from cnnviz.filters.patches.choices import MaxPatchesSpec
-from cnnviz.filters.patches.plan import ScanPlan, make_plan
-from cnnviz.filters.patches.scan import scan
+from cnnviz.filters.patches.options import MaxPatchesSpec
+from cnnviz.filters.patches.scan import ScanPlan, make_plan, scan
 
 TARGET = 1.25
 

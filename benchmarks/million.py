@@ -26,9 +26,8 @@ from cnnviz.core.data.tables import Example, ImageSource
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.preprocess import Preprocess
 from cnnviz.core.output.journal import Journal, join
-from cnnviz.filters.patches.choices import MaxPatchesSpec
-from cnnviz.filters.patches.plan import make_plan
-from cnnviz.filters.patches.scan import Saving, scan
+from cnnviz.filters.patches.options import MaxPatchesSpec
+from cnnviz.filters.patches.scan import Saving, make_plan, scan
 from cnnviz.filters.patches.state import LayerState, merge, to_arrays
 
 SIDE = 8

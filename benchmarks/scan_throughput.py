@@ -25,12 +25,11 @@ from cnnviz.core.data.datasets import ImageData, batches, open_data
 from cnnviz.core.models.layers import conv_layers, named_layers
 from cnnviz.core.models.load import Model, load_model
 from cnnviz.core.models.variants import fast
-from cnnviz.embeddings.features.extract import extract
-from cnnviz.embeddings.features.penultimate import FeatureExtractor
+from cnnviz.embeddings.features import extract
+from cnnviz.embeddings.penultimate import FeatureExtractor
 from cnnviz.filters.ablation.replay import ablation_passes
-from cnnviz.filters.patches.choices import MaxPatchesSpec
-from cnnviz.filters.patches.plan import make_plan
-from cnnviz.filters.patches.scan import scan
+from cnnviz.filters.patches.options import MaxPatchesSpec
+from cnnviz.filters.patches.scan import make_plan, scan
 
 TOP = 9
 

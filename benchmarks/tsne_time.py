@@ -31,13 +31,13 @@ from cnnviz.core.choices import Precision
 from cnnviz.core.data.datasets import open_data
 from cnnviz.core.data.images import Preprocess
 from cnnviz.core.models.load import Model
-from cnnviz.embeddings.choices import Backend, EmbeddingSpec
+from cnnviz.embeddings import figures, sheets
 from cnnviz.embeddings.experiment import Embedder
-from cnnviz.embeddings.layout.neighbors import Points, nearest
-from cnnviz.embeddings.layout.pca import pca
-from cnnviz.embeddings.layout.tsne import neighbours_needed
-from cnnviz.embeddings.pictures import figures
-from cnnviz.embeddings.report import quality_rows
+from cnnviz.embeddings.neighbors import Points, nearest
+from cnnviz.embeddings.options import EmbeddingSpec
+from cnnviz.embeddings.pca import pca
+from cnnviz.embeddings.results import quality_rows
+from cnnviz.embeddings.tsne import neighbors_needed
 
 PERPLEXITY = 30
 EPOCH_IMAGES = 20_000
@@ -104,7 +104,7 @@ def recall(found: np.ndarray, points: Points, sample: int = 500) -> float:
 
 def neighbours(count: int, dimensions: int, rounds: int, device: str) -> None:
     """Exact neighbours against Annoy."""
-    points, k = blobs(count, dimensions), neighbours_needed(PERPLEXITY)
+    points, k = blobs(count, dimensions), neighbors_needed(PERPLEXITY)
     threads = torch.get_num_threads()
 
     def annoy() -> np.ndarray:
@@ -154,7 +154,7 @@ def timed(name: str, _steps: int = 0) -> Iterator[Callable[[int], None]]:
     print(f"  {name:34} wall {wall:.2f} s   processor {busy:.2f} s", flush=True)
 
 
-def mnist(root: Path, count: int, backend: Backend, device: str) -> None:
+def mnist(root: Path, count: int, device: str) -> None:
     """The whole experiment, part by part, beside openTSNE's own fit."""
     net = train(root, device)
     size = (28, 28)
@@ -165,18 +165,18 @@ def mnist(root: Path, count: int, backend: Backend, device: str) -> None:
     # All or a sample: openTSNE changes its method at 10,000 points.
     data = open_data([f"mnist:{root}"], limit=count)
     print(f"mnist: {len(data)} test images, perplexity {PERPLEXITY}")
-    spec = EmbeddingSpec(perplexities=(PERPLEXITY,), backend=backend)
+    spec = EmbeddingSpec(perplexities=(PERPLEXITY,))
     wall, busy = time.perf_counter(), time.process_time()
     embedder = Embedder(model, data, spec, timed)
     features = embedder.features()
     beyond_wall, beyond_busy = time.perf_counter(), time.process_time()
     result = embedder.lay_out(features)
     with timed("drawing"):
-        chosen = figures.chosen_images(len(data), 0)
-        framed = figures.framed_thumbnails(result, chosen)
+        chosen = sheets.chosen_images(len(data), 0)
+        framed = sheets.framed_thumbnails(result, chosen)
         figures.scatter(result).canvas.draw()
-        figures.images(result, chosen, framed).pixels()
-        figures.grid(result, chosen, framed).pixels()
+        sheets.images(result, chosen, framed).pixels()
+        sheets.grid(result, chosen, framed).pixels()
     done_wall, done_busy = time.perf_counter(), time.process_time()
     beyond = done_wall - beyond_wall, done_busy - beyond_busy
     print(f"  {'all but features':34} wall {beyond[0]:.2f} s   processor {beyond[1]:.2f} s")
@@ -185,7 +185,7 @@ def mnist(root: Path, count: int, backend: Backend, device: str) -> None:
         print("  " + "  ".join(f"{cell:>9}" for cell in row))
     wrong = 0 if result.correct_N is None else int((~result.correct_N).sum())
     print(f"  accuracy of the network: {1 - wrong / len(data):.2%}", flush=True)
-    components = pca(result.features.values_ND, 50).scores_Nc.astype(np.float64)
+    components = pca(result.vectors.values_ND, 50).scores_Nc.astype(np.float64)
     theirs = TSNE(perplexity=PERPLEXITY, n_jobs=torch.get_num_threads(), random_state=0)
     times = alternate({"openTSNE's own fit (Annoy)": lambda: theirs.fit(components)}, 1, device)
     show(times)
@@ -203,7 +203,6 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--dimensions", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--backend", type=Backend, default=Backend.AUTO)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
@@ -214,7 +213,7 @@ def main() -> None:
     elif args.root is None:
         parser.error("mnist needs --root")
     else:
-        mnist(args.root, args.count, args.backend, args.device)
+        mnist(args.root, args.count, args.device)
 
 
 if __name__ == "__main__":

@@ -1,115 +1,85 @@
-"""`cnnviz activations`: the feature maps that a picture makes in some layers."""
+"""`cnnviz activations`: the feature maps of layers on images."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from cnnviz.cli.commands.images import ActivationsCommand
-from cnnviz.cli.image_run import ImageRun
-from cnnviz.core.choices import Scaling
+from cnnviz.cli.per_image import Advance, ImageRun, ImageStudy
+from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError
-from cnnviz.filters.activations.choices import MapOrder
-
-if TYPE_CHECKING:
-    from cnnviz.core.data.images import WorkingImage
-    from cnnviz.core.output.run_folder import RunFolder
-    from cnnviz.filters.activations.maps import Activations, LayerActivation, Observer
-    from cnnviz.filters.activations.report import Entry
-    from cnnviz.filters.channels.spec import Channels
+from cnnviz.core.output.drawing import image_pixels
+from cnnviz.core.output.run_folder import RunFolder
+from cnnviz.filters.activations.figures import draw_maps, draw_overlays
+from cnnviz.filters.activations.maps import Observer
+from cnnviz.filters.activations.options import ActivationsSpec, MapOrder
+from cnnviz.filters.activations.results import Activations
+from cnnviz.filters.channels import Channels, choose_filters
+from cnnviz.filters.kernels.weights import choose_layers
 
 INPUT, ARRAYS = "input.png", "activations.npz"
 
 
 def activations(given: ActivationsCommand) -> None:
     """Runs `cnnviz activations`."""
-    run = ImageRun("activations", given.output)
-    from cnnviz.filters.activations.maps import Observer
-    from cnnviz.filters.channels.shapes import choose_filters
-    from cnnviz.filters.kernels.weights import choose_layers
-
+    run, spec, seed = ImageRun("activations", given.output), given.spec, given.model.seed
     paths = run.images(given.images, given.shard)
-    loaded = run.load(given.model, scores=False)
-    names = list(given.layers) or choose_layers(loaded.module, "first", loaded.name)
-    chosen = (
-        choose_filters(loaded, given.filters, names, given.model.seed)[0] if given.filters else {}
-    )
-    observer = Observer(loaded, [*given.layers, *chosen] or names)
-    for name in chosen:
+    model = run.load(given.model, scores=False)
+    names = list(spec.layers) or choose_layers(model.module, "first", model.name)
+    overlaid = choose_filters(model, spec.filters, names, seed)[0] if spec.filters else {}
+    observer = Observer(model, [*spec.layers, *overlaid] or names)
+    for name in overlaid:
         if name not in observer.units:
-            reason = observer.untraceable or f"nobody knows where the units of '{name}' look"
+            reason = observer.untraceable or f"the positions of the units of '{name}' are not known"
             raise CnnvizError(f"--filters cannot place maps over the image: {reason}")
-    look = _Look(
-        given.top,
-        given.order or (MapOrder.CHANNEL if given.top is None else MapOrder.STRONGEST),
-        given.normalize,
-        given.alpha,
-    )
-    asked = {
-        "layers": given.layers,
-        "--filters": chosen,
-        "look": (given.top, given.order, given.normalize, given.alpha),
+    depends = {
+        "layers": spec.layers,
+        "--filters": overlaid,
+        "look": (spec.top, spec.order, spec.normalize, spec.alpha),
     }
-    run.open_for(paths, loaded, asked, resume=given.resume)
-    run.study("looking", loaded, _Study(observer, chosen, look), 1)
-    run.table("Activations", _COLUMNS, _rows)
-    run.finish_images(loaded, seed=given.model.seed, show="*_*.png")
+    study = _Study(observer, overlaid, spec)
+    run.go(study, model, paths, depends, seed=seed, resume=given.resume)
 
 
-class _Look:
-    """Which maps are shown, in what order and with what scale."""
+class _Study(ImageStudy[Activations, Activations]):
+    """Observes the layers on one image, and draws their maps."""
 
-    def __init__(self, top: int | None, order: MapOrder, normalize: Scaling, alpha: float) -> None:
-        self.top, self.order, self.normalize, self.alpha = top, order, normalize, alpha
+    kind = Activations
+    work = "observing"
+    title = "Activations"
+    columns = ("image", "layer", "maps", "zeros", "silent", "strongest")
+    show = "*_*.png"
 
-    def shown(self, found: "LayerActivation") -> list[int]:
-        """Channel numbers: the strongest `top`, in the order asked for."""
-        strongest = found.order(strongest=True)[: self.top]
-        return sorted(strongest) if self.order is MapOrder.CHANNEL else strongest
+    def __init__(self, observer: Observer, overlaid: Channels, spec: ActivationsSpec) -> None:
+        self._observer, self._overlaid, self._spec = observer, overlaid, spec
 
+    def one(self, image: WorkingImage, path: Path, advance: Advance) -> Activations:  # noqa: ARG002
+        return self._observer.observe(image)
 
-class _Study:
-    """Looks at one image's feature maps, and draws them."""
+    def entry(self, result: Activations) -> Activations:
+        return result
 
-    def __init__(self, observer: "Observer", chosen: "Channels", look: _Look) -> None:
-        self._observer, self._chosen, self._look = observer, chosen, look
-
-    def __call__(
-        self, _path: Path, image: "WorkingImage", _advance: Callable[[int], None]
-    ) -> "tuple[Entry, Callable[[RunFolder], None]]":
-        from cnnviz.filters.activations.report import report
-
-        found = self._observer.observe(image)
-        return report(found), lambda folder: self._write(folder, found)
-
-    def _write(self, folder: "RunFolder", found: "Activations") -> None:
-        from cnnviz.core.output.drawing import image_pixels
-        from cnnviz.filters.activations.figures import draw_maps, draw_overlays
-
-        folder.write_image(INPUT, image_pixels(found.image))
-        for layer in found.layers:
-            shown = self._look.shown(layer)
-            figure = draw_maps(layer, shown, self._look.normalize, self._look.order)
+    def files(self, result: Activations, folder: RunFolder) -> None:
+        assert result.working is not None  # noqa: S101 (just observed)
+        spec = self._spec
+        folder.write_image(INPUT, image_pixels(result.working))
+        for layer in result.layers:
+            shown = layer.order(strongest=True)[: spec.top]
+            if spec.sorting is MapOrder.CHANNEL:
+                shown.sort()
+            figure = draw_maps(layer, shown, spec.normalize, spec.sorting)
             folder.write_figure(f"maps_{layer.layer}.png", figure)
-            chosen = self._chosen.get(layer.layer, ())
-            if chosen:
-                figure = draw_overlays(layer, chosen, found.image, self._look.alpha)
+            if channels := self._overlaid.get(layer.layer):
+                figure = draw_overlays(layer, channels, result.working, spec.alpha)
                 folder.write_figure(f"overlay_{layer.layer}.png", figure)
-        arrays = {layer.layer: layer.maps_CHW.numpy() for layer in found.layers}
-        folder.write_npz(ARRAYS, **arrays)
+        folder.write_npz(ARRAYS, **{layer.layer: layer.maps_CHW.numpy() for layer in result.layers})
 
-
-_COLUMNS = ("image", "layer", "maps", "zeros", "silent", "strongest")
-
-
-def _rows(entry: dict[str, Any]) -> list[tuple[object, ...]]:
-    return [
-        (
-            Path(entry["image"]).name,
-            layer["layer"],
-            "{} of {}x{}".format(layer["channels"], *layer["map"]),
-            f"{layer['sparsity']:.1%}",
-            len(layer["silent"]),
-            ", ".join(map(str, layer["strongest"][:5])),
-        )
-        for layer in entry["layers"]
-    ]
+    def rows(self, entry: Activations) -> Iterator[tuple[object, ...]]:
+        for layer in entry.layers:
+            yield (
+                Path(entry.image).name,
+                layer.layer,
+                "{} of {}x{}".format(layer.channels, *layer.map),
+                f"{layer.sparsity:.1%}",
+                len(layer.silent),
+                ", ".join(map(str, layer.strongest[:5])),
+            )

@@ -1,23 +1,37 @@
 """`cnnviz diff`: two runs of one command with two networks; what changed?"""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
 
 from cnnviz.cli.commands.runs import DiffCommand
 from cnnviz.cli.run import Run
+from cnnviz.cli.sides import ComparedRun, read_run
 from cnnviz.core.errors import CheckFailed, UsageError
 from cnnviz.core.output.look import Look
-from cnnviz.diff.choices import DiffSpec
+from cnnviz.core.output.record import rounded, table, to_json
+from cnnviz.core.output.run_data import RunData
+from cnnviz.diff import figures
+from cnnviz.diff.experiment import diff as compare
+from cnnviz.diff.figures import Small
+from cnnviz.diff.options import DiffSpec
+from cnnviz.diff.results import (
+    FILTERS,
+    IMAGES,
+    DiffResult,
+    FilterChange,
+    ImageChange,
+    LayerChange,
+    Results,
+    RunRecord,
+)
+from cnnviz.filters.kernels.figures import kernel_pixels
+from cnnviz.filters.kernels.results import FilterResults
+from cnnviz.filters.patches.results import MaxPatches
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from cnnviz.cli.diff_runs import Finished
-    from cnnviz.diff.experiment import DiffResult
-    from cnnviz.diff.figures import Small
-    from cnnviz.diff.filters import FilterChange
-
+Draw = Callable[[], Figure | None]
+Cells = Callable[[FilterChange], Sequence[Sequence[Small]]]
 STRENGTHS = {"filters": "norm", "max-patches": "fires on", "ablate": "change of accuracy"}
 
 
@@ -25,49 +39,40 @@ def diff(given: DiffCommand) -> None:
     """Runs `cnnviz diff`."""
     run = Run("diff", given.output)
     _check_folders(given.runs, run.root)
-    from cnnviz.cli.diff_runs import read_run
-    from cnnviz.diff.experiment import diff as compare
-    from cnnviz.diff.report import report
-
     a, b = map(read_run, given.runs)
     result = compare(a.side, b.side, given.spec)
-    if given.max_flips is not None and result.images is None:
-        raise UsageError("--max-flips: these runs tell of no predictions")
+    if given.max_flips is not None and result.predictions is None:
+        raise UsageError("--max-flips needs runs with predictions (occlude, audit, tsne, ablate)")
     if given.min_agreement is not None and result.agreement is None:
-        raise UsageError("--min-agreement: these runs tell of neither maps, filters nor neighbours")
+        raise UsageError("--min-agreement needs runs with maps, features, filters or a sweep")
     folder = run.open()
     _write(run, result, _figures(result, a, b, given.spec, given.look) if given.pictures else [])
-    results = report(
-        result, (a.summary, b.summary), given.spec.top, given.spec.neighbors, given.spec.seed
-    )
-    _tell(run, results)
+    sides = (RunRecord.of(a.run), RunRecord.of(b.run))
+    results = Results.of_runs(a.run.command, *sides, result, given.spec.top)
+    _print_tables(run, results)
     shown = [folder.path / name for name in folder.files if name.startswith("worst.")]
-    run.finish(results, model=None, seed=given.spec.seed, show=shown)
+    run.finish(to_json(results), model=None, seed=given.spec.seed, show=shown)
     _check(results, given.min_agreement, given.max_flips)
 
 
 def _check_folders(runs: Sequence[Path], root: Path) -> None:
-    """Raises UsageError where there are not two, or the results would go into one of them."""
+    """Refuses other than two runs, and results that would go into one of them."""
     if len(runs) != 2:
-        raise UsageError(f"diff takes two runs, and was given {len(runs)}")
+        raise UsageError(f"diff compares two runs; {len(runs)} given")
     for path in runs:
         if path.resolve().is_relative_to(root.resolve()):
             raise UsageError(f"{root} holds {path} itself; give --out another folder")
 
 
-def _write(
-    run: Run, result: "DiffResult", figures: "Sequence[tuple[str, Callable[[], Figure | None]]]"
-) -> None:
-    from cnnviz.diff import report as tables
-
-    if result.lost:
-        run.console.note(f"{len(result.lost)} images are left out: one run could not study them")
-    if result.images is not None:
-        run.folder.write_csv(tables.IMAGES, tables.IMAGES_HEADER, tables.image_rows(result))
+def _write(run: Run, result: DiffResult, drawings: Sequence[tuple[str, Draw]]) -> None:
+    if result.left_out:
+        run.console.note(f"{len(result.left_out)} images are left out: they failed in one run")
+    if result.predictions is not None:
+        run.folder.write_csv(IMAGES, *table(ImageChange, result.worst_images))
     if result.layers:
-        run.folder.write_csv(tables.FILTERS, tables.FILTERS_HEADER, tables.filter_rows(result))
-    with run.console.progress("drawing", len(figures)) as advance:
-        for name, draw in figures:
+        run.folder.write_csv(FILTERS, *table(FilterChange, result.worst_filters))
+    with run.console.progress("drawing", len(drawings)) as advance:
+        for name, draw in drawings:
             figure = draw()
             if figure is not None:
                 run.folder.write_figure(name, figure)
@@ -75,170 +80,156 @@ def _write(
 
 
 def _figures(
-    result: "DiffResult", a: "Finished", b: "Finished", spec: DiffSpec, look: Look
-) -> "list[tuple[str, Callable[[], Figure | None]]]":
+    result: DiffResult, a: ComparedRun, b: ComparedRun, spec: DiffSpec, look: Look
+) -> list[tuple[str, Draw]]:
     """The figures that these runs have, by name."""
-    from cnnviz.diff import figures
-
-    command = str(a.summary["command"])
-    found: list[tuple[str, Callable[[], Figure | None]]] = []
-    mapped = (a.mapped, b.mapped)
-    if mapped[0] is not None and mapped[1] is not None:
-        pair = (mapped[0], mapped[1])
-        found.append(("worst.png", lambda: figures.draw_maps(result, pair, spec.top, look, a.unit)))
-    elif result.images is not None and result.images.near is not None:
-        found.append(
-            ("worst.png", lambda: figures.draw_neighbors(result, a.data.picture, spec.top))
+    strength = STRENGTHS.get(a.run.command, "")
+    drawings: list[tuple[str, Draw]] = []
+    if a.mapped is not None and b.mapped is not None:
+        pair = (a.mapped, b.mapped)
+        drawings.append(
+            ("worst.png", lambda: figures.draw_maps(result, pair, spec.top, look, a.unit))
         )
+    elif result.columns is not None and result.columns.near is not None:
+        picture = a.run.data.picture
+        drawings.append(("worst.png", lambda: figures.draw_neighbors(result, picture, spec.top)))
     if result.classes:
-        found.append(("classes.png", lambda: figures.draw_classes(result)))
+        drawings.append(("classes.png", lambda: figures.draw_classes(result)))
     if result.layers:
-        found.append(("layers.png", lambda: figures.draw_layers(result, strength)))
-    strength = STRENGTHS.get(command, "")
-    strips = {"filters": _kernels, "max-patches": _patches}
-    if command in strips:
-        cells, heading = strips[command](a, b)
-        found.append(
-            ("worst.png", lambda: figures.draw_filters(result, cells, spec.top, heading, strength))
+        drawings.append(("layers.png", lambda: figures.draw_layers(result, strength)))
+    if (cells := _cells(a, b)) is not None:
+        drawings.append(
+            ("worst.png", lambda: figures.draw_filters(result, *cells, spec.top, strength))
         )
-    return found
+    return drawings
 
 
-def _kernels(
-    a: "Finished", b: "Finished"
-) -> "tuple[Callable[[FilterChange], Sequence[Sequence[Small]]], str]":
-    """The kernels of a filter: a's, b's and the most alike one of b."""
-    from cnnviz.diff.figures import Small
-    from cnnviz.filters.kernels.figures import kernel_pixels
+def _cells(a: ComparedRun, b: ComparedRun) -> tuple[Cells, str] | None:
+    """The small pictures of a filter, and what they are; None if the runs have none."""
+    if isinstance(a.result, FilterResults) and isinstance(b.result, FilterResults):
+        return _kernels(a.result, b.result)
+    if isinstance(a.result, MaxPatches) and isinstance(b.result, MaxPatches):
+        return _patches(a.result, b.result, a.run.data)
+    return None
 
-    def cells(change: "FilterChange") -> "Sequence[Sequence[Small]]":
-        own = kernel_pixels(a.kernels[change.layer][change.filter])
-        if own is None:
+
+def _kernels(a: FilterResults, b: FilterResults) -> tuple[Cells, str]:
+    """The kernels of a filter: a's, b's and the most similar one of b."""
+    kernels_a, kernels_b = ({own.layer: own.kernels for own in side.layers} for side in (a, b))
+
+    def cells(change: FilterChange) -> Sequence[Sequence[Small]]:
+        kernel = kernel_pixels(kernels_a[change.layer][change.filter])
+        if kernel is None:
             return []
-        others = b.kernels[change.layer]
-        found = [Small(own, "a"), Small(kernel_pixels(others[change.filter]), "b")]
+        others = kernels_b[change.layer]
+        strip = [Small(kernel, "a"), Small(kernel_pixels(others[change.filter]), "b")]
         if change.nearest not in (None, change.filter):
-            near = kernel_pixels(others[change.nearest])
-            found.append(Small(near, f"b's {change.nearest}"))
-        return [found]
+            nearest = kernel_pixels(others[change.nearest])
+            strip.append(Small(nearest, f"b's {change.nearest}"))
+        return [strip]
 
     return cells, "kernels that changed most, each over its largest weight"
 
 
-def _patches(
-    a: "Finished", b: "Finished"
-) -> "tuple[Callable[[FilterChange], Sequence[Sequence[Small]]], str]":
+def _patches(a: MaxPatches, b: MaxPatches, data: RunData) -> tuple[Cells, str]:
     """The strongest patches of a filter in both networks."""
-    from cnnviz.diff.figures import Small
+    sides = [{(own.layer, own.filter): own.patches for own in side.filters} for side in (a, b)]
 
-    entries = [
-        {
-            (entry["layer"], entry["filter"]): entry["patches"]
-            for entry in own.summary["results"]["filters"]
-        }
-        for own in (a, b)
-    ]
-
-    def cells(change: "FilterChange") -> "Sequence[Sequence[Small]]":
-        pair = [own[change.layer, change.filter] for own in entries]
-        names = [{patch["image"] for patch in own} for own in pair]
+    def cells(change: FilterChange) -> Sequence[Sequence[Small]]:
+        pair = [side[change.layer, change.filter] for side in sides]
+        images = [{patch.image for patch in patches} for patches in pair]
         return [
             [
                 Small(
-                    a.data.picture(patch["image"], patch["box_original"]),
-                    f"{side}: {patch['score']:.3g}",
-                    framed=patch["image"] in other,
+                    data.picture(patch.image, patch.box_original),
+                    f"{side}: {patch.score:.3g}",
+                    framed=patch.image in other,
                 )
-                for patch in own
+                for patch in patches
             ]
-            for side, own, other in zip("ab", pair, names[::-1], strict=True)
+            for side, patches, other in zip("ab", pair, images[::-1], strict=True)
         ]
 
     return cells, "strongest patches in a and in b; framed: the image is in both lists"
 
 
-def _tell(run: Run, results: Mapping[str, Any]) -> None:
-    """The tables of the terminal."""
+def _print_tables(run: Run, results: Results) -> None:
     rows: list[tuple[object, ...]] = []
-    agreed, said = results["agreement"], results["predictions"]
-    if said is not None:
-        rows.append(("images", results["images"]))
-        rows.append(("other predictions", f"{said['flipped']} ({said['flips']:.1%})"))
-        if said["labelled"]:
-            change = f"{said['accuracy_a']:.1%} and {said['accuracy_b']:.1%}"
-            rows.append(("right, a and b", f"{change} (p {said['p_value']:.2g})"))
-    if agreed is not None:
-        low, high = agreed["interval"]
-        rows.append((agreed["of"], f"{agreed['mean']:.3f} ({low:.3f} to {high:.3f})"))
-    if results["by_chance"] is not None:
-        rows.append(("kept by chance", f"{results['by_chance']:.3f}"))
-    if (inside := results["inside"]) is not None:
-        p = "" if inside["p_value"] is None else f" (p {inside['p_value']:.2g})"
-        rows.append(("evidence moved onto the object", f"{inside['mean']:+.3f}{p}"))
-    if results["classes"]:
-        judged = any(entry["certainty"] is not None for entry in results["classes"])
+    if (predictions := results.predictions) is not None:
+        rows.append(("images", results.images))
+        rows.append(("other predictions", f"{predictions.flipped} ({predictions.flips:.1%})"))
+        if predictions.labelled:
+            accuracy = f"{predictions.accuracy_a:.1%} and {predictions.accuracy_b:.1%}"
+            rows.append(("right, a and b", f"{accuracy} (p {predictions.p_value:.2g})"))
+    if (agreement := results.agreement) is not None:
+        low, high = agreement.interval
+        rows.append((agreement.of, f"{agreement.mean:.3f} ({low:.3f} to {high:.3f})"))
+    if results.by_chance is not None:
+        rows.append(("kept by chance", f"{results.by_chance:.3f}"))
+    if (inside := results.inside) is not None:
+        p = "" if inside.p_value is None else f" (p {inside.p_value:.2g})"
+        rows.append(("evidence moved onto the object", f"{inside.mean:+.3f}{p}"))
+    if results.classes:
+        judged = any(change.certainty is not None for change in results.classes)
         none = "none" if judged else "not judged: too few classes of five images"
-        rows.append(("changed more than others", ", ".join(results["changed"]) or none))
+        rows.append(("changed more than others", ", ".join(results.changed) or none))
     run.console.table("What changed from a to b", ("", ""), rows)
-    if results["worst_images"]:
-        run.console.table("Most changed images", *_images(results["worst_images"]))
-    if results["layers"]:
-        run.console.table("Layers", *_layers(results["layers"]))
+    if results.worst_images:
+        run.console.table("Most changed images", *_image_table(results.worst_images))
+    if results.layers:
+        run.console.table("Layers", *_layer_table(results.layers))
 
 
-def _images(
-    worst: Sequence[Mapping[str, Any]],
+def _image_table(
+    changes: Sequence[ImageChange],
 ) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
-    numbers = {"agreement": "maps agree", "kept": "neighbours kept", "inside": "inside, b - a"}
-    known = [key for key in numbers if any(key in entry for entry in worst)]
+    titles = {"agreement": "maps agree", "kept": "neighbours kept", "inside": "inside, b - a"}
+    known = [key for key in titles if any(getattr(c, key) is not None for c in changes)]
     rows: list[tuple[object, ...]] = [
         (
-            PurePath(entry["image"]).name,
-            entry.get("label", ""),
-            _answer(entry, "a"),
-            _answer(entry, "b"),
-            *(f"{entry[key]:.2f}" if key in entry else "" for key in known),
+            PurePath(change.image).name,
+            change.label or "",
+            f"{change.a} {_number(change.probability_a, 2)}".rstrip(),
+            f"{change.b} {_number(change.probability_b, 2)}".rstrip(),
+            *(_number(getattr(change, key), 2) for key in known),
         )
-        for entry in worst
+        for change in changes
     ]
-    return ("image", "label", "a", "b", *(numbers[key] for key in known)), rows
+    return ("image", "label", "a", "b", *(titles[key] for key in known)), rows
 
 
-def _answer(entry: Mapping[str, Any], side: str) -> str:
-    sure = entry.get(f"probability_{side}")
-    return str(entry[side]) + ("" if sure is None else f" {sure:.2f}")
-
-
-def _layers(
-    layers: Sequence[Mapping[str, Any]],
+def _layer_table(
+    layers: Sequence[LayerChange],
 ) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
-    def number(value: float | None) -> str:
-        return "" if value is None else f"{value:.3f}"
-
     columns = ("layer", "filters", "likeness", "rank corr.", "died", "revived", "better elsewhere")
     return columns, [
         (
-            entry["layer"],
-            entry["filters"],
-            number(entry["likeness"]),
-            number(entry["rank_correlation"]),
-            len(entry["died"]),
-            len(entry["revived"]),
-            entry["better_elsewhere"],
+            layer.layer,
+            layer.filters,
+            _number(layer.likeness, 3),
+            _number(layer.rank_correlation, 3),
+            len(layer.died),
+            len(layer.revived),
+            layer.better_elsewhere,
         )
-        for entry in layers
+        for layer in layers
     ]
 
 
-def _check(
-    results: Mapping[str, Any], min_agreement: float | None, max_flips: float | None
-) -> None:
+def _number(value: float | None, decimals: int) -> str:
+    return "" if value is None else f"{value:.{decimals}f}"
+
+
+def _check(results: Results, min_agreement: float | None, max_flips: float | None) -> None:
     """Raises CheckFailed where a check does not hold."""
     failed: dict[str, str] = {}
-    if max_flips is not None and (flips := results["predictions"]["flips"]) > max_flips:
-        failed["flips"] = f"{flips:.1%} of the predictions changed, more than {max_flips:.1%}"
-    if min_agreement is not None and (mean := results["agreement"]["mean"]) < min_agreement:
-        of = results["agreement"]["of"]
-        failed["agreement"] = f"{of}: {mean:.3f}, less than {min_agreement:g}"
+    predictions, agreement = results.predictions, results.agreement
+    mean = rounded(agreement.mean) if agreement else None
+    if max_flips is not None and predictions is not None and predictions.flips > max_flips:
+        failed["flips"] = (
+            f"{predictions.flips:.1%} of the predictions changed, more than {max_flips:.1%}"
+        )
+    if agreement and mean is not None and min_agreement is not None and mean < min_agreement:
+        failed["agreement"] = f"{agreement.of}: {mean:.3f}, less than {min_agreement:g}"
     if failed:
         raise CheckFailed("; ".join(failed.values()), failed)

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from cnnviz.cli.commands.networks import FiltersCommand
 from cnnviz.cli.console import Console
@@ -10,42 +9,42 @@ from cnnviz.cli.options import ModelOptions
 from cnnviz.cli.run import Run
 from cnnviz.core.choices import Scaling
 from cnnviz.core.errors import UsageError
+from cnnviz.core.models.load import Model
+from cnnviz.core.output.record import to_json
+from cnnviz.core.output.run_folder import RunFolder
+from cnnviz.filters.kernels.figures import draw_comparison, draw_gabor, draw_kernels
+from cnnviz.filters.kernels.results import KERNELS, Compared, FilterResults, KernelStats
+from cnnviz.filters.kernels.weights import choose_layers, examine, gabor_steps
 
-if TYPE_CHECKING:
-    from cnnviz.core.models.load import Model
-    from cnnviz.filters.kernels.weights import KernelStats
+_COLUMNS = ("layer", "filters", "kernel", "norm", "dead", "alike", "colour", "Gabor", "by chance")
 
 
 def filters(given: FiltersCommand) -> None:
     """Runs `cnnviz filters`."""
     run = Run("filters", given.output)
-    console = run.console
-    from cnnviz.core.output.entries import model_entry
-    from cnnviz.filters.kernels.report import Results, report
-    from cnnviz.filters.kernels.weights import choose_layers
-
     if given.compare and given.layer != "first":
-        raise UsageError(f"--compare shows first layers; it does not go with --layer {given.layer}")
-    loaded = run.load(given.model, scores=False)
-    names = choose_layers(loaded.module, given.layer, loaded.name)
+        raise UsageError(
+            f"--compare shows first layers and cannot be used with --layer {given.layer}"
+        )
+    model = run.load(given.model, scores=False)
+    names = choose_layers(model.module, given.layer, model.name)
     folder = run.open()
-    examined = _examine(console, loaded, names, given.gabor, given.model.seed)
-    others = []
+    layers = _examine(run.console, model, names, given)
+    compared = []
     for text in given.compare:
-        other = _other(given.model, text)
+        other = _load_other(given.model, text)
         first = choose_layers(other.module, "first", other.name)
-        others.append((other, _examine(console, other, first, given.gabor, given.model.seed)[0]))
-    _write(console, folder, loaded, examined, others, given.normalize)
-    console.table("Filters", _COLUMNS, _rows(loaded, examined, others))
-    results: Results = {
-        "layers": [report(found) for found in examined],
-        "compared": [{"model": model_entry(m), **report(found)} for m, found in others],
-    }
-    run.finish(results, model=loaded, seed=given.model.seed)
+        compared.append(Compared.of(other, _examine(run.console, other, first, given)[0]))
+    results = FilterResults(tuple(layers), tuple(compared))
+    _write(run.console, folder, model.name, results, given.normalize)
+    rows = [_row(stats, model.name if compared else "") for stats in results.layers]
+    rows += [_row(stats, stats.model.name) for stats in results.compared]
+    run.console.table("Filters", _COLUMNS, rows)
+    run.finish(to_json(results), model=model, seed=given.model.seed)
 
 
-def _other(options: ModelOptions, text: str) -> "Model":
-    """The model that `--compare` names, on the same device and precision."""
+def _load_other(options: ModelOptions, text: str) -> Model:
+    """The model that `--compare` names, on the same device and in the same precision."""
     name, _, checkpoint = text.partition("=")
     other = replace(
         options,
@@ -59,77 +58,48 @@ def _other(options: ModelOptions, text: str) -> "Model":
 
 
 def _examine(
-    console: Console, model: "Model", names: list[str], gabor: bool, seed: int
-) -> "list[KernelStats]":
-    """The numbers of each layer; Gabor fits where filters look at pixels or at single channels."""
-    from cnnviz.filters.kernels.weights import choose_layers, examine, gabor_steps
-
+    console: Console, model: Model, names: list[str], given: FiltersCommand
+) -> list[KernelStats]:
+    """Measures each layer; fits Gabor filters to the first one only."""
     first = choose_layers(model.module, "first", model.name)[0] if len(names) > 1 else names[0]
-    steps = gabor_steps(model.module, first) if gabor else 0
+    steps = gabor_steps(model.module, first) if given.gabor else 0
+    layers = []
     with console.progress(f"measuring {model.name}", len(names) + steps) as advance:
-        found = []
         for name in names:
-            fits = gabor and name == first and steps > 0
-            found.append(examine(model.module, name, gabor=fits, seed=seed, advance=advance))
+            fits, seed = steps > 0 and name == first, given.model.seed
+            layers.append(examine(model.module, name, gabor=fits, seed=seed, advance=advance))
             advance(1)
-    return found
+    return layers
 
 
 def _write(
-    console: Console,
-    folder: Any,
-    model: "Model",
-    examined: "list[KernelStats]",
-    others: "list[tuple[Model, KernelStats]]",
-    normalize: Scaling,
+    console: Console, folder: RunFolder, name: str, results: FilterResults, normalize: Scaling
 ) -> None:
-    from cnnviz.filters.kernels.figures import draw_comparison, draw_gabor, draw_kernels
-    from cnnviz.filters.kernels.report import KERNELS
-
-    with console.progress("drawing", len(examined) + len(others)) as advance:
-        folder.write_large_npz(
-            KERNELS, **{f"kernels.{found.layer}": found.kernels for found in examined}
-        )
-        for found in examined:
-            picture = draw_kernels(found, model.name, normalize)
-            folder.write_figure(f"kernels_{found.layer}.png", picture)
-            if found.gabor is not None:
-                picture = draw_gabor(found, model.name)
-                folder.write_figure(f"gabor_{found.layer}.png", picture)
+    with console.progress("drawing", len(results.layers) + len(results.compared)) as advance:
+        kernels = {f"kernels.{stats.layer}": stats.kernels for stats in results.layers}
+        folder.write_large_npz(KERNELS, **kernels)
+        for stats in results.layers:
+            picture = draw_kernels(stats, name, normalize)
+            folder.write_figure(f"kernels_{stats.layer}.png", picture)
+            if stats.gabor is not None:
+                folder.write_figure(f"gabor_{stats.layer}.png", draw_gabor(stats, name))
             advance(1)
-        if others:
-            pairs = [(model.name, examined[0]), *((m.name, found) for m, found in others)]
+        if results.compared:
+            pairs = [(name, results.layers[0]), *((s.model.name, s) for s in results.compared)]
             folder.write_figure("comparison.png", draw_comparison(pairs, normalize))
-            advance(len(others))
+            advance(len(results.compared))
 
 
-_COLUMNS = ("layer", "filters", "kernel", "norm", "dead", "alike", "colour", "Gabor", "by chance")
-
-
-def _rows(
-    model: "Model",
-    examined: "list[KernelStats]",
-    others: "list[tuple[Model, KernelStats]]",
-) -> list[tuple[object, ...]]:
-    pairs = [(model, found) for found in examined] + others
-    return [_row(m.name if others else "", found) for m, found in pairs]
-
-
-def _row(name: str, found: "KernelStats") -> tuple[object, ...]:
-    count, channels, height, width = found.kernels.shape
-    colour = "-" if found.chromaticity is None else f"{float(found.chromaticity.mean()):.0%}"
-    like = by_chance = "-"
-    if found.gabor is not None:
-        like, by_chance = f"{found.gabor.share:.0%}", f"{found.gabor.shuffled_share:.0%}"
-    low, high = float(found.norms.min()), float(found.norms.max())
+def _row(stats: KernelStats, name: str) -> tuple[object, ...]:
+    colours, gabor = stats.chromaticity, stats.gabor
     return (
-        f"{name} {found.layer}".strip(),
-        count,
-        f"{channels}x{height}x{width}",
-        f"{low:.2g}…{high:.2g}",
-        len(found.dead),
-        len(found.duplicates),
-        colour,
-        like,
-        by_chance,
+        f"{name} {stats.layer}".strip(),
+        stats.filters,
+        "x".join(map(str, (stats.channels, *stats.kernel))),
+        f"{min(stats.norms):.2g} to {max(stats.norms):.2g}",
+        len(stats.dead),
+        len(stats.duplicates),
+        "-" if colours is None else f"{sum(colours) / len(colours):.0%}",
+        "-" if gabor is None else f"{gabor.share:.0%}",
+        "-" if gabor is None else f"{gabor.share_by_chance:.0%}",
     )

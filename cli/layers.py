@@ -1,159 +1,116 @@
-"""`cnnviz layers`: what every layer of a network is, costs, sees and, on data, does."""
+"""`cnnviz layers`: every layer's type, cost and receptive field, and its values on data."""
 
-import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
 
 from cnnviz.cli.commands.networks import LayersCommand
-from cnnviz.cli.options import ModelOptions
 from cnnviz.cli.run import Run
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models.load import Model
+from cnnviz.core.output.record import to_json
+from cnnviz.filters.layers.figures import draw_statistics
+from cnnviz.filters.layers.inventory import take_inventory
+from cnnviz.filters.layers.results import (
+    TABLE,
+    TABLE_HEADER,
+    FieldRecord,
+    Inventory,
+    LayerRow,
+    MeasuredLayer,
+    table_rows,
+)
+from cnnviz.filters.layers.statistics import Statistics, measure
 
-if TYPE_CHECKING:
-    from cnnviz.core.graph.receptive_field import ReceptiveField
-    from cnnviz.core.models.load import Model
-    from cnnviz.core.output.run_folder import RunFolder
-    from cnnviz.filters.layers.inventory import Inventory, LayerRow
-    from cnnviz.filters.layers.statistics import Statistics
-
-TABLE, PICTURE = "layers.csv", "statistics.png"
+PICTURE = "statistics.png"
+_COLUMNS = ("layer", "type", "output", "params", "MACs", "size", "jump", "start")
+_MEASURED = ("zeros", "dead")
 
 
 def layers(given: LayersCommand) -> None:
     """Runs `cnnviz layers`."""
     run = Run("layers", given.output)
-    console = run.console
     if not given.data and (given.gradients or given.limit is not None):
         raise UsageError("--gradients and --limit need DATA: images to run the network on")
-    from cnnviz.filters.layers.inventory import take_inventory
-    from cnnviz.filters.layers.report import report
+    model = _load(run, given)
+    inventory = take_inventory(model, given.image_size)
+    folder = run.open()
+    errors: tuple[tuple[str, str], ...] = ()
+    if given.data:
+        statistics = _measure(run, given, given.data, model, inventory)
+        inventory, errors = statistics.added_to(inventory), statistics.errors
+        folder.write_figure(PICTURE, draw_statistics(inventory, model.name))
+    folder.write_csv(TABLE, TABLE_HEADER, table_rows(inventory.layers))
+    _show(run, inventory, model.name)
+    run.finish(to_json(inventory), model=model, seed=given.model.seed, errors=errors)
 
+
+def _load(run: Run, given: LayersCommand) -> Model:
+    """The network; if it does not run at its default size, at `--image-size`."""
     try:
-        loaded = run.load(given.model, scores=given.gradients)
+        return run.load(given.model, scores=given.gradients)
     except CnnvizError:
         if given.image_size is None or given.data:
             raise
-        loaded = run.load(
-            replace(given.model, size=given.image_size), scores=False
-        )  # it runs at no other
-    found = take_inventory(loaded, given.image_size)
-    folder = run.open()
-    statistics = None
-    if given.data:
-        statistics = _measure(
-            run, loaded, given.data, found, given.gradients, given.limit, given.model
-        )
-        _draw(folder, loaded, found, statistics)
-    folder.write_csv(TABLE, _CSV, [_csv_row(row) for row in found.rows])
-    title = f"{loaded.name} at {found.image_size[0]}x{found.image_size[1]}"
-    console.table(title, _COLUMNS + (_EXTRA if statistics else ()), _rows(found, statistics))
-    console.line(
-        f"{found.parameters:,} parameters, {found.macs:,} MACs"
-        + (f"; {found.unused:,} parameters do not run on an image" if found.unused else "")
-    )
-    if found.untraceable:
-        console.note(f"receptive fields are not known: {found.untraceable}")
-    errors = statistics.errors if statistics else ()
-    run.finish(report(found, statistics), model=loaded, seed=given.model.seed, errors=errors)
+        return run.load(replace(given.model, size=given.image_size), scores=False)
 
 
 def _measure(
-    run: Run,
-    model: "Model",
-    data: list[str],
-    found: "Inventory",
-    gradients: bool,
-    limit: int | None,
-    options: ModelOptions,
-) -> "Statistics":
-    from cnnviz.filters.layers.statistics import measure
-
-    opened = run.data(data, limit, options.seed)
-    names = [row.name for row in found.rows if row.name]
-    with run.console.progress("measuring", len(opened)) as advance:
+    run: Run, given: LayersCommand, sources: list[str], model: Model, inventory: Inventory
+) -> Statistics:
+    data = run.data(sources, given.limit, given.model.seed)
+    with run.console.progress("measuring", len(data)) as advance:
         return measure(
             model,
-            opened,
-            names,
-            gradients=gradients,
-            batch_size=options.batch_size,
+            data,
+            [row.name for row in inventory.layers if row.name],
+            gradients=given.gradients,
+            batch_size=given.model.batch_size,
             advance=advance,
         )
 
 
-def _draw(
-    folder: "RunFolder", model: "Model", found: "Inventory", statistics: "Statistics"
-) -> None:
-    from cnnviz.filters.layers.figures import draw_statistics
-
-    names = [row.name for row in found.rows]
-    folder.write_figure(PICTURE, draw_statistics(statistics, names, model.name))
-
-
-_COLUMNS = ("layer", "type", "output", "params", "MACs", "size", "jump", "start")
-_EXTRA = ("zeros", "dead")
-_CSV = (
-    "layer", "type", "output_shape", "parameters", "macs", "calls", "size_y", "size_x",
-    "jump_y", "jump_x", "start_y", "start_x",
-)  # fmt: skip
+def _show(run: Run, inventory: Inventory, name: str) -> None:
+    title = "{} at {}x{}".format(name, *inventory.image_size)
+    columns = _COLUMNS + (_MEASURED if inventory.data else ())
+    run.console.table(title, columns, [_row(row) for row in inventory.layers])
+    unused = inventory.parameters_unused
+    run.console.line(
+        f"{inventory.parameters:,} parameters, {inventory.macs:,} MACs"
+        + (f"; {unused:,} parameters do not run on an image" if unused else "")
+    )
+    if inventory.untraceable:
+        run.console.note(f"receptive fields are not known: {inventory.untraceable}")
 
 
-def _shape(row: "LayerRow") -> str:
-    return "-" if row.output_shape is None else "x".join(map(str, row.output_shape))
-
-
-def _csv_row(row: "LayerRow") -> tuple[object, ...]:
-    values: tuple[object, ...] = ("",) * 6
-    if row.field is not None:
-        values = tuple(
-            _number(value) for value in (*row.field.size, *row.field.jump, *row.field.start)
-        )
-    shape = _shape(row)
-    return (row.name, row.kind, shape, row.parameters, row.macs, row.calls, *values)
-
-
-def _number(value: float) -> str:
-    return f"{value:g}" if math.isfinite(value) else ("-inf" if value < 0 else "inf")
-
-
-def _pair(values: tuple[float, float]) -> str:
-    first, second = map(_number, values)
-    return first if first == second else f"{first}, {second}"
+def _row(row: LayerRow) -> tuple[object, ...]:
+    name = row.name or "(network)"
+    return (
+        name if row.calls == 1 else f"{name} ({row.calls} runs)",
+        row.type_,
+        row.shape,
+        _short(row.parameters),
+        _short(row.macs),
+        *_field(row.receptive_field),
+        *(_sparsity(row) if isinstance(row, MeasuredLayer) else ()),
+    )
 
 
 def _short(count: int) -> str:
-    """1,234,567 as 1.23M: tables are read for orders of magnitude, the files have every digit."""
+    """1,234,567 as 1.23M; the files have every digit."""
     for factor, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if count >= factor:
             return f"{count / factor:.3g}{unit}"
     return str(count)
 
 
-def _rows(found: "Inventory", statistics: "Statistics | None") -> list[tuple[object, ...]]:
-    return [_row(row) + (_extra(row, statistics) if statistics else ()) for row in found.rows]
-
-
-def _row(row: "LayerRow") -> tuple[object, ...]:
-    name = row.name or "(itself)"
-    return (
-        name if row.calls == 1 else f"{name} ({row.calls} runs)",
-        row.kind,
-        _shape(row),
-        _short(row.parameters),
-        _short(row.macs),
-        *_seen(row.field),
-    )
-
-
-def _seen(field: "ReceptiveField | None") -> tuple[str, str, str]:
+def _field(field: FieldRecord | None) -> list[str]:
     if field is None:
-        return "?", "?", "?"
-    return _pair(field.size), _pair(field.jump), _pair(field.start)
+        return ["?"] * 3
+    pairs = zip(field.texts[::2], field.texts[1::2], strict=True)
+    return [y if y == x else f"{y}, {x}" for y, x in pairs]
 
 
-def _extra(row: "LayerRow", statistics: "Statistics") -> tuple[object, ...]:
-    spread = statistics.activations.get(row.name)
+def _sparsity(row: MeasuredLayer) -> tuple[object, object]:
+    spread = row.activations
     if spread is None:
         return "-", "-"
-    dead: Any = "-" if spread.dead is None else len(spread.dead)
-    return f"{spread.zeros / max(1, spread.count):.0%}", dead
+    return f"{spread.zeros:.0%}", "-" if spread.dead_channels is None else len(spread.dead_channels)

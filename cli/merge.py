@@ -1,9 +1,7 @@
 """`cnnviz merge`: joins the shares of a data set, as if one run had studied all images."""
 
-import json
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,13 @@ from cnnviz.cli.console import say
 from cnnviz.cli.options import OutputOptions
 from cnnviz.cli.outcome import current
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.files import from_json, read_text
 from cnnviz.core.output.journal import LINES, Merge, join, join_lines
-from cnnviz.core.output.run_folder import SUMMARY, RunFolder
-from cnnviz.embeddings.features import file as features
+from cnnviz.core.output.run_folder import RunFolder
+from cnnviz.core.output.summary import FinishedRun, ShardRecord, read_summary
+from cnnviz.embeddings import features
 from cnnviz.filters.ablation import options as ablation
 from cnnviz.filters.ablation import tally
-from cnnviz.filters.patches import choices as patches
+from cnnviz.filters.patches import options as patches
 from cnnviz.filters.patches import state
 
 OWN = {"--out": 1, "-o": 1, "--shard": 1, "--resume": 0, "--overwrite": 0, "--json": 0}
@@ -34,11 +32,11 @@ SHOWN = 200
 def merge(given: MergeCommand) -> None:
     """Runs `cnnviz merge`: joins the journals, and resumes the shares' command from the result."""
     output = given.output
-    shares = _checked([_Share.read(folder) for folder in _share_folders(given.folders)])
-    command, line = shares[0].command, shares[0].line
+    shares = _checked([_read(folder) for folder in _share_folders(given.folders)])
+    command, line = shares[0].command, _line(shares[0])
     root = output.out or Path("cnnviz-out") / "merged"
     folder = RunFolder.open(root, overwrite=output.overwrite)
-    _join([share.folder for share in shares], folder, shares[0].content["shard"]["of"])
+    _join([share.folder for share in shares], folder, _shard(shares[0]).of)
     del folder  # releases its lock: the command opens it
     if not output.quiet:
         say(f"{len(shares)} shares of: cnnviz {shlex.join([command, *line])}"[:SHOWN])
@@ -56,7 +54,7 @@ def passed_on(output: OutputOptions) -> list[str]:
     return [*report, *quiet, *(["--junit", str(output.junit)] if output.junit else [])]
 
 
-def _join(shares: Sequence[Path], folder: RunFolder, identity: dict[str, Any]) -> None:
+def _join(shares: Sequence[Path], folder: RunFolder, identity: Mapping[str, Any]) -> None:
     """Joins the journals of the shares."""
     if (shares[0] / LINES).exists():
         join_lines(shares, folder, identity)
@@ -73,35 +71,25 @@ def _join(shares: Sequence[Path], folder: RunFolder, identity: dict[str, Any]) -
     raise CnnvizError(f"{shares[0]} has no journal; expected one of {', '.join([LINES, *merges])}")
 
 
-@dataclass(frozen=True)
-class _Share:
-    """A finished run with `--shard`; `line` is its command line without the options in `OWN`."""
+def _read(folder: Path) -> FinishedRun:
+    """Reads the finished share in a folder."""
+    try:
+        run = read_summary(folder)
+        _shard(run)
+    except CnnvizError as error:
+        raise UsageError(
+            f"{folder} holds no finished run with --shard; "
+            "if it was interrupted, repeat its command with --resume"
+        ) from error
+    return run
 
-    folder: Path
-    content: dict[str, Any]
-    command: str
-    line: tuple[str, ...]
 
-    @classmethod
-    def read(cls, folder: Path) -> "_Share":
-        """Reads the share in a folder."""
-        try:
-            content: Any = from_json(read_text(folder / SUMMARY))
-            command, *line = map(str, content["argv"])
-            known = content["schema"] == f"cnnviz.{command}/1" and command == content["command"]
-            number, count = int(content["shard"]["number"]), int(content["shard"]["count"])
-        except (CnnvizError, ValueError, LookupError, TypeError) as error:
-            raise UsageError(
-                f"{folder} holds no finished run with --shard; "
-                "if it was cut off, repeat its command with --resume"
-            ) from error
-        if not known or not 0 <= number < count:
-            raise UsageError(f"{folder / SUMMARY} is not the summary of a share")
-        return cls(folder, content, command, tuple(without_own(line)))
-
-    @property
-    def number(self) -> int:
-        return int(self.content["shard"]["number"])
+def _shard(run: FinishedRun) -> ShardRecord:
+    """The shard of a run; raises a UsageError if it has none."""
+    shard = run.summary.shard
+    if shard is None or shard.number >= shard.count or run.summary.argv[:1] != (run.command,):
+        raise UsageError(f"{run.folder} is not a share")
+    return shard
 
 
 def without_own(line: Sequence[str]) -> list[str]:
@@ -128,33 +116,33 @@ def _share_folders(folders: Sequence[Path]) -> list[Path]:
     return shares
 
 
-def _checked(shares: Sequence[_Share]) -> list[_Share]:
+def _checked(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
     """The shares in order; refuses missing and duplicate ones, and those of different runs."""
-    count = int(shares[0].content["shard"]["count"])
-    by_number = {share.number: share for share in shares}
-    if len(by_number) < len(shares):
+    count = _shard(runs[0]).count
+    by_number = {_shard(run).number: run for run in runs}
+    if len(by_number) < len(runs):
         raise UsageError("a share was given twice; expected the folders of one run")
     if missing := [number for number in range(count) if number not in by_number]:
         named = ", ".join(f"{number}/{count}" for number in missing)
-        raise UsageError(f"missing: --shard {named}; run it, or with --resume if it was cut off")
+        raise UsageError(f"missing: --shard {named}; run it, with --resume if it was interrupted")
     first = by_number[0]
-    for share in shares:
+    for run in runs:
         parts = {
-            "number of shares": (int(share.content["shard"]["count"]), count),
-            "command": (share.command, first.command),
-            "options": (share.line, first.line),
-            "network": (share.content["model"], first.content["model"]),
-            "precision": (share.content["precision"], first.content["precision"]),
-            "data or question": (_digest(share), _digest(first)),
+            "number of shares": (_shard(run).count, count),
+            "command": (run.command, first.command),
+            "options": (_line(run), _line(first)),
+            "network": (run.summary.model, first.summary.model),
+            "precision": (run.summary.precision, first.summary.precision),
+            "data or question": (_shard(run).of, _shard(first).of),
         }
         differing = [name for name, (value, other) in parts.items() if value != other]
         if differing:
             raise UsageError(
-                f"{share.folder} and {first.folder} differ in {', '.join(differing)}; "
+                f"{run.folder} and {first.folder} differ in {', '.join(differing)}; "
                 "expected all shards of one run"
             )
     return [by_number[number] for number in range(count)]
 
 
-def _digest(share: _Share) -> str:
-    return json.dumps(share.content["shard"]["of"], sort_keys=True)
+def _line(run: FinishedRun) -> list[str]:
+    return without_own(run.summary.argv[1:])

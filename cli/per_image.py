@@ -28,7 +28,8 @@ from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.journal import Lines
 from cnnviz.core.output.record import from_json, to_json
-from cnnviz.core.output.run_folder import SUMMARY, RunFolder, safe_name
+from cnnviz.core.output.run_folder import RunFolder, safe_name
+from cnnviz.core.output.summary import SUMMARY
 
 Advance = Callable[[int], None]
 """Takes the number of steps just done."""

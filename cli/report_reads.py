@@ -1,78 +1,59 @@
-"""What pages show of a finished run, read back from its folder: facts, tables, scores, maps."""
+"""The parts of a finished run that pages show: facts, tables, scores, maps."""
 
 import csv
 import io
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cnnviz.cli.run_data import SUMMARY, RunData, inside
-from cnnviz.core.errors import UsageError
-from cnnviz.core.files import from_json, read_text
+import numpy as np
+import torch
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from cnnviz.report.explorer import Explored
-    from cnnviz.report.scatter import Scattered
+from cnnviz.core.files import read_text
+from cnnviz.core.output.summary import FinishedRun
+from cnnviz.embeddings import results as embeddings
+from cnnviz.occlusion.measurement import SCORES, load, load_crop
+from cnnviz.occlusion.options import Upsample
+from cnnviz.occlusion.results import Occluded, OcclusionResult
+from cnnviz.report.explorer import Explored
+from cnnviz.report.scatter import Scattered, tile
 
 SHOWN = 400
-"""Letters of a command line that are shown."""
+"""Maximum length of a command line."""
+CELLS = 4
+"""Maximum length of a list in a cell."""
 
 
-def read_summary(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """A run's folder and summary.
-
-    Raises:
-        UsageError: it is none of cnnviz.
-    """
-    place = folder / SUMMARY
-    try:
-        content: Any = from_json(read_text(place))
-        known = content["schema"] == f"cnnviz.{content['command']}/1"
-        known = known and isinstance(content["files"], list) and "results" in content
-    except (ValueError, LookupError, TypeError) as error:
-        raise UsageError(f"'{place}' is no summary of cnnviz") from error
-    if not known:
-        raise UsageError(f"'{place}' is no summary of cnnviz")
-    return place.parent, content
-
-
-def facts(content: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What a page says of a run first: a name and a value each."""
-    line = "cnnviz " + shlex.join(map(str, content["argv"]))
+def facts(run: FinishedRun) -> Iterator[tuple[str, str]]:
+    """The facts about a run: a name and a value each."""
+    summary = run.summary
+    line = "cnnviz " + shlex.join(summary.argv)
     yield "command", line if len(line) <= SHOWN else line[: SHOWN - 1] + "…"
-    model = content["model"]
-    if model:
-        size = "×".join(map(str, model["input_size"]))
-        yield "model", f"{model['name']}, {model['classes']} classes, {size}, {model['head']}"
-        yield "weights", str(model["weights_sha256"])[:12]
-        yield "device", f"{content['device']}, {content['precision']}"
-    yield "version", str(content["version"])
-    yield "seconds", f"{content['elapsed_seconds']:.1f}"
+    if model := summary.model:
+        size = "×".join(map(str, model.input_size))
+        yield "model", f"{model.name}, {model.classes} classes, {size}, {model.head}"
+        yield "weights", model.weights_sha256[:12]
+        yield "device", f"{summary.device}, {summary.precision}"
+    yield "version", summary.version
+    yield "seconds", f"{summary.elapsed_seconds:.1f}"
 
 
-def tables(
-    folder: Path, content: Mapping[str, Any]
-) -> Iterator[tuple[str, Sequence[str], list[list[Any]]]]:
-    """The results as a table, where they are a list of entries, and every CSV of the run."""
-    results = content["results"]
+def tables(run: FinishedRun) -> Iterator[tuple[str, Sequence[str], list[list[Any]]]]:
+    """The results as a table, if they are a list of entries, and every CSV file of the run."""
+    results = run.summary.results
     if isinstance(results, list) and results:
         rows = [dict(_flat(part)) for entry in results for part in _parts(entry)]
         header = list(dict.fromkeys(name for row in rows for name in row))
         yield "results", header, [[row.get(name, "") for name in header] for row in rows]
-    for name in map(str, content["files"]):
-        if not name.endswith(".csv"):
-            continue
-        text = read_text(inside(folder, name))
-        lines = list(csv.reader(io.StringIO(text, newline="")))
-        if len(lines) > 1:
-            yield name, lines[0], [list(line) for line in lines[1:]]
+    for name in run.summary.files:
+        if name.endswith(".csv"):
+            header, *lines = csv.reader(io.StringIO(read_text(run.file(name)), newline=""))
+            if lines:
+                yield name, header, lines
 
 
 def _parts(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """An entry as rows: one for each class or map where it is about several."""
+    """The rows of an entry: one for each of its classes or maps."""
     image = {"image": entry.get("image", "")}
     for name in ("targets", "maps"):
         if isinstance(entry.get(name), list):
@@ -82,7 +63,7 @@ def _parts(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _flat(entry: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """What can stand in a row: plain values, those of dictionaries, of lists the first entry's."""
+    """The cells of a row: plain values, those of dictionaries, and of the first entry of lists."""
     for key, value in entry.items():
         name = f"{before}{key}"
         if isinstance(value, dict):
@@ -92,38 +73,29 @@ def _flat(entry: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any
             if value and isinstance(value[0], dict):
                 if key != "top5":
                     yield from _flat(value[0], f"{name} ")
-            elif len(value) <= 4:
+            elif len(value) <= CELLS:
                 yield name, ", ".join(map(str, value))
         else:
             yield name, value
 
 
-def holds_scores(folder: Path, entry: Mapping[str, Any]) -> bool:
-    """Whether the scores of an image are there."""
-    from cnnviz.occlusion.measurement import SCORES
-
-    return (inside(folder, str(entry.get("folder", "."))) / SCORES).exists()
-
-
-def scorecard(entry: Mapping[str, Any]) -> str:
-    """What the scorecard of the first map says."""
-    card = entry["targets"][0].get("trust")
-    if not card:
+def scorecard(entry: OcclusionResult) -> str:
+    """The scorecard of the first map as text."""
+    card = entry.targets[0].trust
+    if card is None:
         return ""
-    trust = "" if card["trust"] is None else f", trust {card['trust']:.2f}"
-    reasons = "; ".join(card["reasons"])
-    return f"Scorecard: {card['verdict']}{trust}. {reasons}".strip()
+    trust = "" if card.trust is None else f", trust {card.trust:.2f}"
+    return f"Scorecard: {card.verdict}{trust}. {'; '.join(card.reasons)}".strip()
 
 
-def explored(folder: Path, entry: Mapping[str, Any]) -> "Explored":
-    """An image of `occlude`, to be asked."""
-    import numpy as np
-    import torch
+def has_scores(run: FinishedRun, entry: Occluded) -> bool:
+    """Whether the scores of an image were written."""
+    return (run.file(entry.folder) / SCORES).exists()
 
-    from cnnviz.occlusion.measurement import load, load_crop
-    from cnnviz.occlusion.options import Upsample
-    from cnnviz.report.explorer import Explored
 
+def explored(run: FinishedRun, entry: Occluded) -> Explored:
+    """An image of `occlude` with its scores."""
+    folder = run.file(entry.folder)
     measured, crop = load(folder), load_crop(folder)
     pixels = measured.image.pixels.numpy()
     if crop is None:
@@ -140,42 +112,18 @@ def explored(folder: Path, entry: Mapping[str, Any]) -> "Explored":
         given=measured.head.probabilities_given,
         score=measured.score.value,
         density=measured.upsample is Upsample.DENSITY,
-        targets=list(dict.fromkeys(int(target["index"]) for target in entry["targets"])),
+        targets=list(dict.fromkeys(target.index for target in entry.targets)),
     )
 
 
-def scattered(folder: Path, content: Mapping[str, Any]) -> "Scattered":
+def scattered(run: FinishedRun) -> Scattered:
     """The maps of `tsne`, with small pictures of the images."""
-    import numpy as np
-    from PIL import Image
-
-    from cnnviz.report.scatter import TILE, Scattered
-
-    maps, rows = {}, list[list[str]]()
-    for entry in content["results"]["maps"]:
-        text = read_text(inside(folder, f"{entry['folder']}/embedding.csv"))
-        _, *rows = csv.reader(io.StringIO(text, newline=""))
-        perplexity = entry["perplexity"]
-        name = "PCA" if perplexity is None else f"perplexity {perplexity:g}"
-        maps[name] = np.array([[float(row[3]), float(row[4])] for row in rows])
-    names = [row[0] for row in rows]
-    place = {name: number for number, name in enumerate(names)}
-    text = read_text(inside(folder, "neighbors.csv"))
-    header, *lines = csv.reader(io.StringIO(text, newline=""))
-    columns = [n for n, name in enumerate(header) if name.startswith("neighbor")]
-    near = np.full((len(names), len(columns)), -1, np.int64)
-    for line in lines:
-        near[place[line[0]]] = [place[line[column]] for column in columns]
-    data = RunData(content)
-    pictures: list[NDArray[np.uint8] | None] = []
-    for name in names:
-        found = data.image(name)
-        if found is None:
-            pictures.append(None)
-            continue
-        found.thumbnail((TILE, TILE))
-        square = Image.new("RGB", (TILE, TILE), (200, 200, 200))
-        square.paste(found, ((TILE - found.width) // 2, (TILE - found.height) // 2))
-        pictures.append(np.asarray(square))
-    labels, predicted = ([row[column] for row in rows] for column in (1, 2))
-    return Scattered(names, maps, labels, predicted, near, pictures)
+    result = embeddings.load(run.folder)
+    return Scattered(
+        names=result.image_names,
+        maps={map_.name: map_.places_N2.astype(np.float64) for map_ in result.maps},
+        labels=result.label_names,
+        predicted=result.predicted_names,
+        near_Nk=result.nearest_Nk,
+        pictures=[tile(run.data.image(name)) for name in result.image_names],
+    )

@@ -1,174 +1,156 @@
-"""Finished runs as pages show them: whatever a command wrote, read back from its folder.
+"""Pages of finished runs of any command.
 
-Every run has its facts, its tables (each CSV, sorted by clicking) and its pictures; some have more:
-the pictures of `occlude` can be asked, the maps of `tsne` explored.
+Every run has its facts, its tables (each CSV, sorted by clicking) and its pictures. The pictures of
+`occlude` can be explored by pointing at them, and so can the maps of `tsne`.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cnnviz.cli import report_reads as reads
-from cnnviz.cli.run_data import inside
-from cnnviz.core.errors import CnnvizError, UsageError, one_line
-from cnnviz.core.files import DAMAGE
-
-if TYPE_CHECKING:
-    from cnnviz.report.page import Room, Section
+from cnnviz.cli.report_units import Units
+from cnnviz.core.data.images import read_rgb
+from cnnviz.core.errors import UsageError
+from cnnviz.core.files import regular
+from cnnviz.core.output.summary import FinishedRun
+from cnnviz.occlusion.results import load_run
+from cnnviz.report import explorer, passports, scatter
+from cnnviz.report.page import (
+    Gallery,
+    Picture,
+    Room,
+    Section,
+    Widget,
+    data_address,
+    picture_address,
+    render,
+)
+from cnnviz.report.tables import make_table
 
 MOST_ROWS = 20_000
 MOST_PICTURES = 60
+LARGEST_PICTURE = 2**26
+"""Bytes of an SVG file; larger ones are left out."""
 PICTURES = (".png", ".svg")
-PLAIN = frozenset({"input.png", "crop.png"})
-"""Pictures of a run that are no findings."""
+INPUTS = frozenset({"input.png", "crop.png"})
+"""Pictures that are not results."""
 
 
 class Pages:
-    """Sections of a page, made one after the other while there is room.
+    """Makes sections of a page while there is room; `left_out` lists what did not fit."""
 
-    Attributes:
-        room: what is left on the page.
-        left_out: what did not fit.
-    """
-
-    def __init__(self, room: "Room") -> None:
+    def __init__(self, room: Room) -> None:
         self.room = room
         self.left_out: list[str] = []
 
-    def section(self, folder: Path, content: Mapping[str, Any]) -> "Section":
-        """What the page says of a run.
-
-        Args:
-            folder: of the run.
-            content: its summary.
+    def section(self, run: FinishedRun) -> Section:
+        """The section of a run.
 
         Raises:
-            CnnvizError: what it wrote is not there, or damaged.
+            CnnvizError: a file of the run is missing or damaged.
         """
-        from cnnviz.report.page import Section
-
-        name = folder.resolve().name
-        section = Section(f"{content['command']}: {name}", list(reads.facts(content)))
-        section.notes += [f"failed: {e['message']}" for e in content["errors"][:20]]
-        try:
-            if content["command"] in ("occlude", "render"):
-                self._add_explorers(section, folder, content)
-            if content["command"] == "tsne":
-                self._add_map(section, folder, content)
-            self._add_tables(section, folder, content)
-            self._add_pictures(section, folder, content)
-        except (*DAMAGE, AttributeError, ArithmeticError) as error:
-            raise CnnvizError(
-                f"what {folder} holds is damaged, or not complete: {one_line(error)}"
-            ) from error
+        title = f"{run.command}: {run.folder.resolve().name}"
+        section = Section(title, list(reads.facts(run)))
+        section.notes += [f"failed: {failure.message}" for failure in run.summary.errors[:20]]
+        with run.reading():
+            if run.command == "occlude":
+                self._add_explorers(section, run)
+            if run.command == "tsne":
+                self._add_map(section, run)
+            self._add_tables(section, run)
+            self._add_pictures(section, run)
         return section
 
-    def _add_explorers(self, section: "Section", folder: Path, content: Mapping[str, Any]) -> None:
-        from cnnviz.report.explorer import FEWEST, bytes_of, explore
-        from cnnviz.report.page import Widget
-
-        entries = [e for e in content["results"] if reads.holds_scores(folder, e)]
+    def _add_explorers(self, section: Section, run: FinishedRun) -> None:
+        entries = [entry for entry in load_run(run) if reads.has_scores(run, entry)]
         for number, entry in enumerate(entries):
-            explored = reads.explored(inside(folder, str(entry.get("folder", "."))), entry)
+            explored = reads.explored(run, entry)
             fair = 0.9 * self.room.left / (len(entries) - number)
             classes = len(explored.labels)
-            while classes > FEWEST and bytes_of(explored, classes) > fair:
+            while classes > explorer.FEWEST and explorer.bytes_of(explored, classes) > fair:
                 classes //= 2
-            if not self.room.take(bytes_of(explored, classes)):
+            if not self.room.take(explorer.bytes_of(explored, classes)):
                 more = len(entries) - number
-                self.left_out.append(f"{more} pictures of {section.title} that could be asked")
+                self.left_out.append(f"{section.title}: {more} pictures to explore")
                 return
             text = reads.scorecard(entry)
             if classes < len(explored.labels):
                 text += (
-                    f" {classes} of {len(explored.labels)} classes can be chosen, those that are "
-                    "most probable anywhere."
+                    f" {classes} of {len(explored.labels)} classes can be chosen, the most "
+                    "probable anywhere."
                 )
-            model = explore(explored, classes)
-            section.blocks.append(Widget(model, Path(entry["image"]).name, text.strip()))
+            model = explorer.explore(explored, classes)
+            section.blocks.append(Widget(model, Path(entry.image).name, text.strip()))
 
-    def _add_map(self, section: "Section", folder: Path, content: Mapping[str, Any]) -> None:
-        from cnnviz.report.page import Widget
-        from cnnviz.report.scatter import MOST, atlas, bytes_of, scatter
-
-        if not content["results"]:
+    def _add_map(self, section: Section, run: FinishedRun) -> None:
+        if not run.summary.results:
             return
-        count = int(content["results"]["images"])
-        if count > MOST:
+        count = int(run.summary.results["images"])
+        if count > scatter.MOST:
             self.left_out.append(
-                f"{section.title}: the map, as {count:,} images are more than {MOST:,}; "
+                f"{section.title}: the map, as {count:,} images are more than {scatter.MOST:,}; "
                 "they are in embedding.csv, or embedding.parquet"
             )
             return
-        scattered = reads.scattered(folder, content)
-        address, columns = atlas(scattered.pictures)
-        if bytes_of(scattered, address) > self.room.left:
+        scattered = reads.scattered(run)
+        address, columns = scatter.atlas(scattered.pictures)
+        if scatter.bytes_of(scattered, address) > self.room.left:
             self.left_out.append(f"{section.title}: the small pictures of its map")
             address = ""
-        if not self.room.take(bytes_of(scattered, address)):
+        if not self.room.take(scatter.bytes_of(scattered, address)):
             self.left_out.append(f"{section.title}: its map")
             return
         missing = sum(picture is None for picture in scattered.pictures)
         if missing:
-            section.notes.append(f"{missing} of {count} pictures are no longer where they were")
-        section.blocks.append(Widget(scatter(scattered, address, columns), "Map"))
+            section.notes.append(f"{missing} of {count} images no longer exist")
+        section.blocks.append(Widget(scatter.scatter(scattered, address, columns), "Map"))
 
-    def units(self, runs: "Sequence[tuple[Path, Mapping[str, Any]]]") -> "Section | None":
-        """The passports of all units that runs on one network tell of; None where none does."""
-        from cnnviz.cli.report_units import Units
-        from cnnviz.report.page import Section, Widget
-        from cnnviz.report.passports import bytes_of, passports
-
-        found = Units(runs)
-        if not found.passports:
+    def units(self, runs: Sequence[FinishedRun]) -> Section | None:
+        """The passports of all units in runs of one network; None if there are none."""
+        units = Units(runs)
+        if not units.passports:
             return None
-        first = runs[0][1]
-        section = Section(f"units of {first['model']['name']}", list(reads.facts(first))[1:3])
-        kept = [unit for unit in found.passports if self.room.take(bytes_of(unit))]
-        if len(kept) < len(found.passports):
-            more = len(found.passports) - len(kept)
-            self.left_out.append(f"{section.title}: {more} of {len(found.passports)} units")
-        pictures, without = found.pictures(kept, self.room.take)
+        name = runs[0].summary.model.name if runs[0].summary.model else ""
+        section = Section(f"units of {name}", list(reads.facts(runs[0]))[1:3])
+        kept = [unit for unit in units.passports if self.room.take(passports.bytes_of(unit))]
+        if len(kept) < len(units.passports):
+            more = len(units.passports) - len(kept)
+            self.left_out.append(f"{section.title}: {more} of {len(units.passports)} units")
+        pictures, without = units.pictures(kept, self.room.take)
         if without:
             self.left_out.append(
                 f"{section.title}: {without} of {len(pictures)} pictures of patches"
             )
-        section.blocks.append(Widget(passports(kept, pictures), f"{len(kept):,} units"))
+        widget = passports.passports(kept, pictures)
+        section.blocks.append(Widget(widget, f"{len(kept):,} units"))
         return section
 
-    def _add_tables(self, section: "Section", folder: Path, content: Mapping[str, Any]) -> None:
-        from cnnviz.report.page import Widget
-        from cnnviz.report.tables import make_table
-
-        for name, header, rows in reads.tables(folder, content):
+    def _add_tables(self, section: Section, run: FinishedRun) -> None:
+        for name, header, rows in reads.tables(run):
             size = 6000 + 900 * len(header) + sum(len(str(c)) + 4 for row in rows for c in row)
             if len(rows) > MOST_ROWS or not self.room.take(size):
                 self.left_out.append(f"{section.title}: {name}, {len(rows):,} rows")
                 continue
-            section.blocks.append(
-                Widget(make_table(header, rows)[0], f"{name}, {len(rows):,} rows")
-            )
+            widget = make_table(header, rows)[0]
+            section.blocks.append(Widget(widget, f"{name}, {len(rows):,} rows"))
 
-    def _add_pictures(self, section: "Section", folder: Path, content: Mapping[str, Any]) -> None:
-        from cnnviz.core.data.images import read_rgb
-        from cnnviz.report.page import Gallery, Picture, data_address, picture_address
-
-        names = [
-            name
-            for name in map(str, content["files"])
-            if name.endswith(PICTURES) and Path(name).name not in PLAIN
-        ]
-        printed = sum(str(name).endswith(".pdf") for name in content["files"])
+    def _add_pictures(self, section: Section, run: FinishedRun) -> None:
+        files = run.summary.files
+        names = [n for n in files if n.endswith(PICTURES) and Path(n).name not in INPUTS]
+        printed = sum(name.endswith(".pdf") for name in files)
         if printed:
             self.left_out.append(f"{section.title}: {printed} figures that are PDF files")
-        shown = []
+        shown: list[Picture] = []
         for name in names[:MOST_PICTURES]:
-            path = inside(folder, name)
-            if path.suffix == ".svg":
+            path = regular(run.file(name))
+            if path.suffix != ".svg":
+                address = picture_address(read_rgb(path))
+            elif path.stat().st_size <= LARGEST_PICTURE:
                 address = data_address("image/svg+xml", path.read_bytes())
             else:
-                address = picture_address(read_rgb(path))
+                continue
             if not self.room.take(len(address)):
                 break
             shown.append(Picture(name, address))
@@ -179,29 +161,25 @@ class Pages:
             section.blocks.append(Gallery("Pictures", shown))
 
 
-def page_of(
-    runs: Sequence[tuple[Path, Mapping[str, Any]]], megabytes: float, title: str
-) -> tuple[str, list[str]]:
-    """The page of some runs, and what did not fit.
+def page_of(runs: Sequence[FinishedRun], megabytes: float, title: str) -> tuple[str, list[str]]:
+    """The page of some runs, and what did not fit on it.
 
     Args:
-        runs: folder and summary of each.
-        megabytes: the page's size, at most.
+        runs: the runs.
+        megabytes: maximum size of the page.
         title: of the page.
 
     Raises:
         CnnvizError: a run is damaged.
-        UsageError: a package is missing, or even an empty page is larger than that.
+        UsageError: a package is missing, or even an empty page is larger.
     """
-    from cnnviz.report.page import Room, render
-
     limit, spare = int(megabytes * 1e6), 0
-    while True:  # sizes are known before they are drawn only about
+    while True:  # the sizes of parts are estimates until they are rendered
         room = Room(limit - spare)
         if room.left < 0:
-            least = (limit - room.left) / 1e6
+            minimum = (limit - room.left) / 1e6
             raise UsageError(
-                f"--max-mb {megabytes:g} is too small: what makes a page work takes {least:.1f} MB"
+                f"--max-mb {megabytes:g} is too small: an empty page has {minimum:.1f}"
             )
         pages = Pages(room)
         page = render(title, list(_sections(pages, runs)), pages.left_out)
@@ -211,23 +189,26 @@ def page_of(
         spare += size - limit + 20_000
 
 
-def _sections(pages: Pages, runs: Sequence[tuple[Path, Mapping[str, Any]]]) -> "Iterator[Section]":
+def _sections(pages: Pages, runs: Sequence[FinishedRun]) -> Iterator[Section]:
     """Units of each network first, then every run."""
-    networks: dict[str, list[tuple[Path, Mapping[str, Any]]]] = {}
-    for folder, content in runs:
-        if content["model"]:
-            networks.setdefault(content["model"]["weights_sha256"], []).append((folder, content))
-    for of_one in networks.values():
-        units = pages.units(of_one)
+    networks: dict[str, list[FinishedRun]] = {}
+    for run in runs:
+        if run.summary.model:
+            networks.setdefault(run.summary.model.weights_sha256, []).append(run)
+    for of_network in networks.values():
+        units = pages.units(of_network)
         if units is not None:
             yield units
-    for folder, content in runs:
-        yield pages.section(folder, content)
+    for run in runs:
+        yield pages.section(run)
 
 
-def as_json(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A summary as it will stand on disk, entries that come one by one as a list."""
+def page_of_new(
+    folder: Path, content: Mapping[str, Any], megabytes: float
+) -> tuple[str, list[str]]:
+    """The page of a run whose summary is about to be written."""
     results = content["results"]
     plain = results if results is None or isinstance(results, dict | list) else list(results)
-    found: dict[str, Any] = json.loads(json.dumps({**content, "results": plain}))
-    return found
+    written: dict[str, Any] = json.loads(json.dumps({**content, "results": plain}))
+    run = FinishedRun.of(folder, written)
+    return page_of([run], megabytes, f"cnnviz {run.command}")

@@ -19,9 +19,10 @@ from cnnviz.core.data.shards import Shard, of_environment
 from cnnviz.core.errors import UsageError
 from cnnviz.core.extras import required
 from cnnviz.core.models.load import Model
-from cnnviz.core.output.run_folder import SUMMARY, RunFolder, json_parts, summary
+from cnnviz.core.output.run_folder import RunFolder, json_parts, summary
 from cnnviz.core.output.style import style
-from cnnviz.report.choices import EXTRA, MEGABYTES, PAGE
+from cnnviz.core.output.summary import SUMMARY
+from cnnviz.report.options import EXTRA, MEGABYTES, PAGE
 
 _PICTURES = tuple(f".{kind}" for kind in FigureFormat)
 
@@ -187,10 +188,9 @@ class Run:
 
     def _write_page(self, content: Any) -> None:
         """Writes the run's report page, and lists it in the summary."""
-        from cnnviz.cli.report_runs import as_json, page_of
+        from cnnviz.cli.report_runs import page_of_new
 
-        run = (self.folder.path, as_json(content))
-        page, left_out = page_of([run], MEGABYTES, f"cnnviz {self.command}")
+        page, left_out = page_of_new(self.folder.path, content, MEGABYTES)
         for line in left_out:
             self.console.note(f"left out of {PAGE}: {line}")
         written = self.folder.write_bytes(PAGE, page.encode("utf-8", "replace"))

@@ -98,7 +98,8 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(
-            f"'{text}' is not a list of numbers; {option} takes numbers separated by commas: 0.485,0.456,0.406"
+            f"'{text}' is not a list of numbers; {option} takes numbers separated by commas: "
+            "0.485,0.456,0.406"
         ) from error
 
 

@@ -5,15 +5,17 @@ from typing import TYPE_CHECKING
 from cnnviz.core.lazy import lazily
 
 if TYPE_CHECKING:
-    from cnnviz.diff.choices import DiffSpec
-    from cnnviz.diff.experiment import DiffResult, diff
+    from cnnviz.diff.experiment import diff
+    from cnnviz.diff.options import DiffSpec
+    from cnnviz.diff.results import DiffResult
     from cnnviz.diff.sides import Answers, Evidence, Layer, Side
 else:
     __getattr__ = lazily(
         __name__,
         {
-            "choices": ("DiffSpec",),
-            "experiment": ("DiffResult", "diff"),
+            "experiment": ("diff",),
+            "options": ("DiffSpec",),
+            "results": ("DiffResult",),
             "sides": ("Answers", "Evidence", "Layer", "Side"),
         },
     )

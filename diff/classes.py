@@ -1,9 +1,8 @@
-"""Which classes changed more than the others, and by what.
+"""Which classes changed more than the others, and in which measure.
 
 Two networks never look at exactly the same places, and two trainings of one differ in every class.
-What is not explained by that stands out: a class is held against the other classes of the same two
-networks, sign by sign. Each sign is a function of a mean over the class's images of some values, so
-one resampling tells how far all of them scatter by chance.
+So a class is compared with the other classes of the same two networks, sign by sign. Each sign is a
+function of a mean over the class's images, so one resampling gives the scatter of all by chance.
 Shapes: N images of all classes, M of one, V values of a sign, B resamples.
 """
 
@@ -14,27 +13,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnviz.core.statistics import against_others, suspicions
-from cnnviz.diff.images import Images
+from cnnviz.diff.results import ClassChange, Images, SignChange
 from cnnviz.diff.sides import Answers, Floats
 
 SMALLEST = 5
-"""Images of a class, below which it is not judged."""
+"""A class of fewer images is not judged."""
 RESAMPLES = 200
 ALONE = 0.05
-"""P-value of no change at all, above which a class has not changed, whatever the others did."""
+"""P-value of no change at all; above it a class has not changed, regardless of the others."""
 TINY = 0.02
-"""Radians: differences of the arc sine of the root below this are none, however sure."""
+"""Radians; smaller differences of the arc sine of the root are ignored."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sign:
-    """What can be seen to change.
+    """A measure that can change.
 
     Attributes:
         name: for tables.
-        values_NV: of each image; NaN where they are not known.
-        share: makes of their means (…, V) a share (…,).
-        signed: whether the values change their sign when the networks change places.
+        values_NV: values of each image; NaN where unknown.
+        share: turns their means (…, V) into a share (…,).
+        signed: whether the values change their sign when the networks swap.
     """
 
     name: str
@@ -43,101 +42,73 @@ class Sign:
     signed: bool
 
 
-@dataclass(frozen=True)
-class Change:
-    """One sign in one class.
-
-    Attributes:
-        value: its share.
-        others: median of the other classes; None where there are none.
-        p: p-value of being no larger than theirs; None where that cannot be told.
-    """
-
-    value: float
-    others: float | None
-    p: float | None
-
-
-@dataclass(frozen=True, eq=False)
-class ClassChange:
-    """One class.
-
-    Attributes:
-        name: of it.
-        members: rows of its images.
-        signs: by name; those that are known.
-        certainty: 1 − q (Benjamini-Hochberg over classes) of the smallest p-value, times their
-            number; None where nothing could be judged.
-    """
-
-    name: str
-    members: NDArray[np.int64]
-    signs: dict[str, Change]
-    certainty: float | None = None
-
-
 def _single(means: NDArray[np.floating]) -> Floats:
-    found: Floats = np.abs(means[..., 0]).astype(np.float64)
-    return found
+    share: Floats = np.abs(means[..., 0]).astype(np.float64)
+    return share
 
 
 def _variation(means: NDArray[np.floating]) -> Floats:
-    """Total variation: the share of the evidence that lies elsewhere in the mean."""
-    found: Floats = 0.5 * np.abs(means).sum(-1).astype(np.float64)
-    return found
+    """Total variation: the share of the evidence that moved in the mean."""
+    share: Floats = 0.5 * np.abs(means).sum(-1).astype(np.float64)
+    return share
 
 
 def signs_of(images: Images) -> list[Sign]:
-    """What these images can show."""
-    found: list[Sign] = []
+    """The signs that are known of these images."""
+    signs: list[Sign] = []
     if images.agreement_N is not None and images.moved_NP is not None:
         unlike = (1 - images.agreement_N[:, None]) / 2
-        found.append(Sign("maps unlike", unlike, _single, signed=False))
-        found.append(Sign("evidence moved", images.moved_NP, _variation, signed=True))
+        signs.append(Sign("maps unlike", unlike, _single, signed=False))
+        signs.append(Sign("evidence moved", images.moved_NP, _variation, signed=True))
     columns = {
         "reliance changed": images.reliance_N,
         "inside changed": images.inside_N,
         "accuracy changed": images.right_N2[:, 1] - images.right_N2[:, 0],
     }
-    found += [
+    signs += [
         Sign(name, values[:, None], _single, signed=True)
         for name, values in columns.items()
         if not np.isnan(values).all()
     ]
     if images.kept_N is not None:
-        found.append(Sign("neighbours lost", 1 - images.kept_N[:, None], _single, signed=False))
-    return found
+        signs.append(Sign("neighbours lost", 1 - images.kept_N[:, None], _single, signed=False))
+    return signs
 
 
-def compare_classes(answers: Answers, images: Images, seed: int) -> tuple[ClassChange, ...]:
-    """Every class, by label or, where there are no labels, by the first network's prediction.
+def compare_classes(answers: Answers, images: Images, seed: int) -> list[ClassChange]:
+    """Compares every class: by label or, without labels, by the first network's prediction.
 
     Args:
         answers: of the first network.
         images: of both.
         seed: of the resampling.
     """
-    labelled = any(answers.labels)
-    names = answers.labels if labelled else answers.predicted
     members: dict[str, list[int]] = {}
-    for row, name in enumerate(names):
+    for row, name in enumerate(answers.labels if any(answers.labels) else answers.predicted):
         if name:
             members.setdefault(name, []).append(row)
     rows = {name: np.array(own, np.int64) for name, own in sorted(members.items())}
-    changes: dict[str, dict[str, Change]] = {name: {} for name in rows}
+    changes: dict[str, dict[str, SignChange]] = {name: {} for name in rows}
     for sign in signs_of(images):
         draw = np.random.default_rng(seed)
         measured = {name: _measured(sign, own, draw) for name, own in rows.items()}
-        for name, found in _held_against(measured).items():
-            changes[name][sign.name] = found
-    combined = [_combined(found.values()) for found in changes.values()]
-    return tuple(
-        ClassChange(name, rows[name], found, certainty)
-        for (name, found), certainty in zip(changes.items(), suspicions(combined), strict=True)
-    )
+        for name, change in _against_others(measured).items():
+            changes[name][sign.name] = change
+    certainties = suspicions([_combined(signs.values()) for signs in changes.values()])
+    return [
+        ClassChange(
+            class_=name,
+            members=rows[name],
+            images=len(rows[name]),
+            flips=float(images.flipped_N[rows[name]].mean()),
+            signs=signs,
+            certainty=certainty,
+        )
+        for (name, signs), certainty in zip(changes.items(), certainties, strict=True)
+    ]
 
 
-def _combined(changes: Iterable[Change]) -> float | None:
+def _combined(changes: Iterable[SignChange]) -> float | None:
     """The smallest p-value times their number (Bonferroni)."""
     known = [change.p for change in changes if change.p is not None]
     return min(1.0, len(known) * min(known)) if known else None
@@ -145,7 +116,7 @@ def _combined(changes: Iterable[Change]) -> float | None:
 
 @dataclass(frozen=True)
 class _Measured:
-    """A sign in a class: as it is, without what chance gives, its scatter, p-value of no change."""
+    """A sign in a class: its value, that beyond chance, its scatter, p-value of no change."""
 
     value: float
     beyond: float
@@ -155,7 +126,7 @@ class _Measured:
 
 
 def _measured(sign: Sign, rows: NDArray[np.int64], draw: np.random.Generator) -> _Measured | None:
-    """None where nothing is known of the class."""
+    """Measures a sign in a class; None where it is unknown."""
     values_MV = sign.values_NV[rows]
     values_MV = values_MV[~np.isnan(values_MV).any(1)].astype(np.float64)
     count = len(values_MV)
@@ -165,7 +136,7 @@ def _measured(sign: Sign, rows: NDArray[np.int64], draw: np.random.Generator) ->
     weights_BM = draw.multinomial(count, np.full(count, 1 / count), RESAMPLES) / count
     heights_B = np.arcsin(np.sqrt(sign.share(weights_BM @ values_MV).clip(0, 1)))
     by_chance, p = 0.0, 0.0
-    if sign.signed:  # were the networks alike, each image could as well have them the other way
+    if sign.signed:  # of equal networks, either could be the first on each image
         swaps_BM = draw.choice((-1.0, 1.0), (RESAMPLES, count)) / count
         swapped_B = sign.share(swaps_BM @ values_MV)
         by_chance = float(swapped_B.mean())
@@ -174,14 +145,14 @@ def _measured(sign: Sign, rows: NDArray[np.int64], draw: np.random.Generator) ->
     return _Measured(value, beyond, float(heights_B.std()), p, count >= SMALLEST)
 
 
-def _held_against(measured: dict[str, _Measured | None]) -> dict[str, Change]:
-    """Each class against the others."""
+def _against_others(measured: dict[str, _Measured | None]) -> dict[str, SignChange]:
+    """Compares each class with the others."""
     known = {name: own for name, own in measured.items() if own is not None}
-    found: dict[str, Change] = {}
+    changes: dict[str, SignChange] = {}
     for name, own in known.items():
         others = [other for key, other in known.items() if key != name]
         judged = [other.beyond for other in others if other.judged]
         p = against_others(own.beyond, judged, max(own.scatter, TINY)) if own.judged else None
         middle = float(np.median([other.value for other in others])) if others else None
-        found[name] = Change(own.value, middle, 1.0 if p is not None and own.p > ALONE else p)
-    return found
+        changes[name] = SignChange(own.value, middle, 1.0 if p is not None and own.p > ALONE else p)
+    return changes

@@ -1,4 +1,4 @@
-"""The pictures of a diff: what changed most, side by side, and all classes or layers at a glance.
+"""The figures of a diff: the largest changes side by side, and all classes or layers at a glance.
 
 Shapes: H W rows and columns of a map, h w of a picture, C H W of a kernel.
 """
@@ -27,11 +27,9 @@ from cnnviz.core.output.drawing import (
 )
 from cnnviz.core.output.look import Look
 from cnnviz.core.output.panels import draw_map, grid_of_axes, panels
-from cnnviz.core.output.style import FONT_SIZE, ink
-from cnnviz.diff.choices import NAMED
-from cnnviz.diff.experiment import DiffResult
-from cnnviz.diff.filters import FilterChange
-from cnnviz.diff.report import worst_filters, worst_image
+from cnnviz.core.output.style import BLUE, FONT_SIZE, ink
+from cnnviz.diff.options import NAMED
+from cnnviz.diff.results import DiffResult, FilterChange, ImageChange
 
 Pixels = NDArray[np.uint8]
 Mapped = Callable[[str], tuple[NDArray[np.floating], Pixels | None]]
@@ -40,12 +38,12 @@ CAPTION = 0.3
 NEIGHBOURS = 5
 MOST_LAYERS = 60
 MOST_PANELS = 12
-KEPT, GREY = "#0072B2", 225
+KEPT, GREY = BLUE, 225
 
 
 @dataclass(frozen=True, eq=False)
 class Small:
-    """A small picture of a strip; `pixels` None where it can no longer be read."""
+    """A small picture of a strip; `pixels` is None where it can no longer be read."""
 
     pixels: Pixels | None
     caption: str = ""
@@ -55,47 +53,48 @@ class Small:
 def draw_maps(
     result: DiffResult, mapped: tuple[Mapped, Mapped], top: int, look: Look, unit: str
 ) -> Figure:
-    """The most changed images: the first network's map beside the second's, on one scale.
+    """Draws the most changed images: the maps of both networks side by side, on one scale.
 
     Args:
         result: of runs that have maps.
         mapped: gives the map and the picture of an image, for each run.
-        top: images shown, at most.
+        top: maximum number of images.
         look: colours.
-        unit: what the values are.
+        unit: of the maps' values.
 
     Raises:
-        CnnvizError: what a run wrote is no longer there.
+        CnnvizError: a file of a run no longer exists.
     """
-    rows = [int(row) for row in result.worst_N[:top]]
-    assert result.a.answers is not None  # noqa: S101 (there are maps)
-    names = [result.a.answers.images[row] for row in rows]
-    found = [[own(name) for own in mapped] for name in names]
-    size = (int(found[0][0][0].shape[0]), int(found[0][0][0].shape[1]))
-    figure, axes = panels(2 * len(rows), size, columns=4 if len(rows) > 1 else 2)
-    for number, (row, name, pair) in enumerate(zip(rows, names, found, strict=True)):
-        entry = worst_image(result, row)
+    changes = result.worst_images[:top]
+    pairs = [[read(change.image) for read in mapped] for change in changes]
+    size = (int(pairs[0][0][0].shape[0]), int(pairs[0][0][0].shape[1]))
+    figure, axes = panels(2 * len(changes), size, columns=4 if len(changes) > 1 else 2)
+    for number, (change, pair) in enumerate(zip(changes, pairs, strict=True)):
         limit = max(symmetric_limit(map_HW) for map_HW, _ in pair)
-        said = [("a", entry["a"], entry.get("probability_a"))]
-        said.append(("b", entry["b"], entry.get("probability_b")))
-        true = f", is {entry['label']}" if "label" in entry else ""
-        alike = f"maps agree {entry['agreement']:.2f}" if "agreement" in entry else "a map is flat"
-        for own, (map_HW, picture), (side, predicted, probability), line in zip(
+        known = change.agreement is not None
+        alike = f"maps agree {change.agreement:.2f}" if known else "a map is flat"
+        for panel, (map_HW, picture), side, predicted, probability, line in zip(
             axes[2 * number : 2 * number + 2],
             pair,
-            said,
-            (f"{PurePath(name).name}{true}", alike),
+            "ab",
+            (change.a, change.b),
+            (change.probability_a, change.probability_b),
+            (f"{PurePath(change.image).name}{_label(change, ', ')}", alike),
             strict=True,
         ):
-            draw_map(own, map_HW, look, unit, over=picture, limit=limit)
-            bare(own)
+            draw_map(panel, map_HW, look, unit, over=picture, limit=limit)
+            bare(panel)
             sure = "" if probability is None else f" {probability:.2f}"
-            title(own, f"{line}\n{side}: {predicted}{sure}")
+            title(panel, f"{line}\n{side}: {predicted}{sure}")
     return figure
 
 
+def _label(change: ImageChange, before: str) -> str:
+    return f"{before}is {change.label}" if change.label else ""
+
+
 def draw_strips(rows: Sequence[tuple[str, Sequence[Small | None]]], heading: str) -> Figure:
-    """Rows of small pictures, or gaps, with a text to the left; a frame marks what both have."""
+    """Draws rows of small pictures, or gaps, with a text to the left."""
     columns = max(len(cells) for _, cells in rows)
     height = (CELL + CAPTION) * len(rows) + 0.4
     figure = new_figure(TEXT + columns * CELL + 0.3, height)
@@ -103,10 +102,10 @@ def draw_strips(rows: Sequence[tuple[str, Sequence[Small | None]]], heading: str
     grid = figure.subplots(len(rows), columns + 1, squeeze=False, width_ratios=widths)
     for axes, (text, cells) in zip(grid, rows, strict=True):
         beside(axes[0], text, 52)
-        for place, own in enumerate(axes[1:]):
-            bare(own)
+        for place, panel in enumerate(axes[1:]):
+            bare(panel)
             if place < len(cells) and (cell := cells[place]) is not None:
-                _draw_small(own, cell)
+                _draw_small(panel, cell)
     figure.suptitle(escape(heading, 120), fontsize=FONT_SIZE)
     return figure
 
@@ -114,7 +113,7 @@ def draw_strips(rows: Sequence[tuple[str, Sequence[Small | None]]], heading: str
 def _draw_small(axes: Axes, cell: Small) -> None:
     pixels = np.full((8, 8, 3), GREY, np.uint8) if cell.pixels is None else cell.pixels
     axes.imshow(pixels, interpolation="nearest" if min(pixels.shape[:2]) < 64 else "antialiased")
-    under(axes, cell.caption or ("not to be read" if cell.pixels is None else ""), 20)
+    under(axes, cell.caption or ("not readable" if cell.pixels is None else ""), 20)
     if cell.framed:
         frame = Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, clip_on=False)
         frame.set(edgecolor=KEPT, linewidth=2.5)
@@ -122,25 +121,24 @@ def _draw_small(axes: Axes, cell: Small) -> None:
 
 
 def draw_neighbors(result: DiffResult, picture: Callable[[str], Pixels | None], top: int) -> Figure:
-    """The images whose neighbours changed most, with the nearest ones in both networks."""
-    images, answers = result.images, result.a.answers
-    assert images is not None and images.near is not None  # noqa: S101, PT018 (the caller looked)
-    assert answers is not None  # noqa: S101
+    """Draws the images whose neighbours changed most, with the nearest ones in both networks."""
+    answers, near = result.sides[0].answers, result.columns and result.columns.near
+    if answers is None or not near:
+        raise ValueError("these runs have no features")
+    row_of = {name: row for row, name in enumerate(answers.images)}
     rows: list[tuple[str, list[Small | None]]] = []
-    for row in map(int, result.worst_N[:top]):
-        entry, near = worst_image(result, row), [own[row].tolist() for own in images.near]
-        true = f"\nis {entry['label']}" if "label" in entry else ""
+    for change in result.worst_images[:top]:
+        near_a, near_b = (rows_Nk[row_of[change.image]].tolist() for rows_Nk in near)
         text = (
-            f"{PurePath(entry['image']).name}{true}\na: {entry['a']}, b: {entry['b']}\n"
-            f"keeps {entry.get('kept', 0):.0%} of {len(near[0])} neighbours"
+            f"{PurePath(change.image).name}{_label(change, chr(10))}\na: {change.a}, "
+            f"b: {change.b}\nkeeps {change.kept or 0:.0%} of {len(near_a)} neighbours"
         )
-        cells: list[Small | None] = [Small(picture(entry["image"]), "the image")]
-        for side, own, other in (("a", near[0], near[1]), ("b", near[1], near[0])):
+        cells: list[Small | None] = [Small(picture(change.image), "the image")]
+        for side, nearest, other in (("a", near_a, near_b), ("b", near_b, near_a)):
             cells.append(None)
-            for place, neighbour in enumerate(own[:NEIGHBOURS], start=1):
-                caption = f"{side} {place}: {answers.labels[neighbour]}".rstrip(": ")
-                name = answers.images[neighbour]
-                cells.append(Small(picture(name), caption, framed=neighbour in other))
+            for place, row in enumerate(nearest[:NEIGHBOURS], start=1):
+                caption = f"{side} {place}: {answers.labels[row]}".rstrip(": ")
+                cells.append(Small(picture(answers.images[row]), caption, framed=row in other))
         rows.append((text, cells))
     return draw_strips(rows, "nearest images in a and in b; framed: among the nearest in both")
 
@@ -148,13 +146,13 @@ def draw_neighbors(result: DiffResult, picture: Callable[[str], Pixels | None], 
 def draw_filters(
     result: DiffResult,
     cells: Callable[[FilterChange], Sequence[Sequence[Small]]],
-    top: int,
     heading: str,
+    top: int,
     strength: str,
 ) -> Figure | None:
-    """The most changed filters, a row of pictures for each network; None where none has any."""
+    """Draws the most changed filters, a row of pictures for each network; None without pictures."""
     rows: list[tuple[str, Sequence[Small]]] = []
-    drawn = ((change, strips) for change in worst_filters(result) if (strips := cells(change)))
+    drawn = ((change, strips) for change in result.worst_filters if (strips := cells(change)))
     for change, strips in islice(drawn, top):
         texts = [_filter_text(change, strength), *[""] * (len(strips) - 1)]
         rows += zip(texts, strips, strict=True)
@@ -163,29 +161,29 @@ def draw_filters(
 
 def _filter_text(change: FilterChange, strength: str) -> str:
     lines = [f"{change.layer}, filter {change.filter}"]
-    lines.append(f"{strength}: a {change.was:.3g}, b {change.now:.3g}")
+    lines.append(f"{strength}: a {change.a:.3g}, b {change.b:.3g}")
     lines += ["died"] * change.died + ["revived"] * change.revived
     if change.likeness is not None:
         lines.append(f"likeness {change.likeness:.2f}")
     if change.nearest is not None and change.nearest != change.filter:
-        lines.append(f"most like b's {change.nearest} ({change.nearest_likeness:.2f})")
+        lines.append(f"most similar: b's {change.nearest} ({change.nearest_likeness:.2f})")
     return "\n".join(lines)
 
 
 def draw_layers(result: DiffResult, strength: str) -> Figure:
-    """How alike the filters of each layer are; where nothing tells, their strengths.
+    """Draws how similar the filters of each layer are; if unknown, their strengths.
 
     Args:
-        result: of runs that tell of filters.
+        result: of runs that have filters.
         strength: what the strength of a filter is.
     """
-    layers = [own for own in result.layers if own.likeness is not None]
+    layers = [layer for layer in result.layers if layer.likeness is not None]
     if not layers:
         return _draw_strengths(result, strength)
     shown = layers[:MOST_LAYERS]
     figure = new_figure(7.5, 1.4 + 0.3 * len(shown))
     axes = figure.add_subplot()
-    values = [[f.likeness for f in own.filters if f.likeness is not None] for own in shown]
+    values = [[f.likeness for f in own.changes if f.likeness is not None] for own in shown]
     axes.boxplot(
         values,
         orientation="horizontal",
@@ -193,12 +191,12 @@ def draw_layers(result: DiffResult, strength: str) -> Figure:
         flierprops={"markersize": 2.5, "markeredgecolor": KEPT},
         medianprops={"color": ink()},
     )
-    names = [f"{own.layer} ({len(own.filters)})" for own in shown]
+    names = [f"{own.layer} ({own.filters})" for own in shown]
     axes.set_yticks(range(1, len(shown) + 1), [escape(n, 40) for n in names])
     axes.tick_params(labelsize=FONT_SIZE - 1)
     axes.invert_yaxis()
     axes.set_xlim(min(-0.05, *(min(own) for own in values)), 1.05)
-    axes.set_xlabel(escape(result.agreement_of.split(",")[0]), fontsize=FONT_SIZE)
+    axes.set_xlabel("likeness of the filters", fontsize=FONT_SIZE)
     axes.spines[["top", "right"]].set_visible(False)
     more = len(layers) - len(shown)
     title(axes, "filters of a and b, number by number" + (f"; {more} more layers" if more else ""))
@@ -209,12 +207,12 @@ def _draw_strengths(result: DiffResult, strength: str) -> Figure:
     shown = result.layers[:MOST_PANELS]
     figure, cells = grid_of_axes(len(shown), (3.2, 3.2))
     for axes, own in zip(cells, shown, strict=True):
-        was, now = ([getattr(f, side) for f in own.filters] for side in ("was", "now"))
-        ends = [min(*was, *now), max(*was, *now)]
+        a, b = [f.a for f in own.changes], [f.b for f in own.changes]
+        ends = [min(*a, *b), max(*a, *b)]
         axes.plot(ends, ends, color="grey", linewidth=0.7, linestyle=":")
-        axes.scatter(was, now, s=14, color=KEPT, alpha=0.7, linewidths=0)
-        for change in sorted(own.filters, key=lambda f: -abs(f.now - f.was))[:3]:
-            axes.annotate(str(change.filter), (change.was, change.now), fontsize=FONT_SIZE - 2)
+        axes.scatter(a, b, s=14, color=KEPT, alpha=0.7, linewidths=0)
+        for change in sorted(own.changes, key=lambda f: -abs(f.b - f.a))[:3]:
+            axes.annotate(str(change.filter), (change.a, change.b), fontsize=FONT_SIZE - 2)
         axes.set_xlabel(f"{strength}, a", fontsize=FONT_SIZE - 1)
         axes.set_ylabel(f"{strength}, b", fontsize=FONT_SIZE - 1)
         axes.tick_params(labelsize=FONT_SIZE - 2)
@@ -225,26 +223,20 @@ def _draw_strengths(result: DiffResult, strength: str) -> Figure:
 
 
 def draw_classes(result: DiffResult) -> Figure:
-    """All classes, those first that changed more than the others."""
-    classes = sorted(result.classes, key=lambda own: -(own.certainty or -1.0))
-    assert result.images is not None  # noqa: S101 (there are classes)
-    flipped_N = result.images.flipped_N
+    """Draws all classes, those first that changed more than the others."""
+    classes = result.classes
     names = list(dict.fromkeys(name for own in classes for name in own.signs))
     columns = [
         Column("changed more than others", [own.certainty for own in classes], NAMED, "not judged"),
-        Column("other predictions", [float(flipped_N[own.members].mean()) for own in classes]),
+        Column("other predictions", [own.flips for own in classes]),
     ]
     for name in names:
         values = [own.signs[name].value if name in own.signs else None for own in classes]
         columns.append(Column(name, values))
-    count = len(flipped_N)
+    labelled = any(change.label for change in result.worst_images)
     return draw_bars(
-        [f"{own.name} ({len(own.members)})" for own in classes],
+        [f"{own.class_} ({own.images})" for own in classes],
         columns,
-        f"{count} images, by " + ("label" if _labelled(result) else "a's prediction"),
+        f"{result.images} images, by " + ("label" if labelled else "a's prediction"),
         "classes",
     )
-
-
-def _labelled(result: DiffResult) -> bool:
-    return result.a.answers is not None and any(result.a.answers.labels)

@@ -1,7 +1,7 @@
-"""What two runs are compared by, whatever command made them: plain columns, one side each.
+"""The columns that two runs of any command are compared by, one side each.
 
-A side has what its command found out and None for the rest. Images are known by name, classes too:
-two networks may number them differently.
+A side has the columns that its command measures and None for the rest. Images and classes are
+identified by name: two networks may number them differently.
 Shapes: N images, P positions of all masks one after the other, F filters, D features or weights.
 """
 
@@ -15,18 +15,18 @@ from cnnviz.core.errors import UsageError
 
 Floats = NDArray[np.float64]
 SHOWN = 60
-"""Letters of a value that a message shows."""
+"""Maximum length of a value in a message."""
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What the network said of each image.
+    """The network's predictions.
 
     Attributes:
-        images: their names.
-        labels: true classes by name; empty where they are not known.
-        predicted: predicted classes by name.
-        probability_N: of those; NaN where it is not known.
+        images: names of the images.
+        labels: names of the true classes; empty where unknown.
+        predicted: names of the predicted classes.
+        probability_N: of those; NaN where unknown.
     """
 
     images: tuple[str, ...]
@@ -35,7 +35,7 @@ class Answers:
     probability_N: Floats
 
     def take(self, rows: NDArray[np.int64]) -> "Answers":
-        """Some images, in that order."""
+        """Selects images by row."""
         images, labels, predicted = (
             tuple(column[row] for row in rows)
             for column in (self.images, self.labels, self.predicted)
@@ -45,13 +45,13 @@ class Answers:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """The map of each image's own prediction.
+    """The map of each image's predicted class.
 
     Attributes:
         maps_NP: the drops at all positions.
-        parts: how many positions each mask has.
-        reliance_N: largest drop of the probability over the probability; NaN where it has none.
-        inside_N: share of the positive evidence on the object; NaN where that is not known.
+        parts: number of positions of each mask.
+        reliance_N: largest drop of the probability over the probability; NaN where unknown.
+        inside_N: share of the positive evidence on the object; NaN where unknown.
         pixels: a digest of each working image.
     """
 
@@ -62,7 +62,7 @@ class Evidence:
     pixels: tuple[str, ...]
 
     def take(self, rows: NDArray[np.int64]) -> "Evidence":
-        """Some images, in that order."""
+        """Selects images by row."""
         return replace(
             self,
             maps_NP=self.maps_NP[rows],
@@ -78,8 +78,8 @@ class Layer:
 
     Attributes:
         filters: their numbers.
-        strength_F: norm of the kernel, share of images it fires on, or what its loss costs.
-        dead_F: which do nothing.
+        strength_F: norm of the kernel, share of images it fires on, or harm of its removal.
+        dead_F: whether it does nothing.
         kernels_FD: their weights.
         images: the images of each filter's strongest patches.
     """
@@ -97,12 +97,12 @@ class Side:
 
     Attributes:
         name: its folder.
-        question: what a comparison wants the same on both sides, by its name for messages.
-        answers: one an image.
-        evidence: likewise.
-        features_ND: likewise.
+        question: settings that must be the same on both sides, by name.
+        answers: predictions of the images.
+        evidence: maps of the images.
+        features_ND: features of the images.
         layers: by name.
-        failed: images that could not be studied.
+        failed: images that failed.
     """
 
     name: str
@@ -114,7 +114,7 @@ class Side:
     failed: frozenset[str] = frozenset()
 
     def take(self, rows: NDArray[np.int64]) -> "Side":
-        """Some images, in that order."""
+        """Selects images by row."""
         return replace(
             self,
             answers=None if self.answers is None else self.answers.take(rows),
@@ -127,38 +127,34 @@ def aligned(a: Side, b: Side) -> tuple[Side, Side, tuple[str, ...]]:
     """Both sides with the same images in the same order, and the images that one side lacks.
 
     Raises:
-        UsageError: they cannot be compared; it says in what they differ.
+        UsageError: they cannot be compared; the message says in what they differ.
     """
-    names = list(dict.fromkeys([*a.question, *b.question]))
     differing = [
         f"{name} ({_short(a.question.get(name))} and {_short(b.question.get(name))})"
-        for name in names
+        for name in dict.fromkeys([*a.question, *b.question])
         if a.question.get(name) != b.question.get(name)
     ]
     if differing:
         raise UsageError(f"{a.name} and {b.name} differ in {', '.join(differing)}")
     if a.answers is None or b.answers is None:
         return a, b, ()
-    places = [
-        {image: row for row, image in enumerate(own.images)} for own in (a.answers, b.answers)
-    ]
-    for own, other, others in ((a, b, places[1]), (b, a, places[0])):
-        assert own.answers is not None  # noqa: S101 (told to mypy)
-        alone = [i for i in own.answers.images if i not in others and i not in other.failed]
+    rows_a, rows_b = ({i: row for row, i in enumerate(x.images)} for x in (a.answers, b.answers))
+    for side, rows, other, others in ((a, rows_a, b, rows_b), (b, rows_b, a, rows_a)):
+        alone = [image for image in rows if image not in others and image not in other.failed]
         if alone:
             more = f" and {len(alone) - 1} more" if len(alone) > 1 else ""
-            told = f"'{alone[0]}'{more} is in {own.name} alone"
-            raise UsageError(f"{a.name} and {b.name} are of other data: {told}")
-    common = [image for image in a.answers.images if image in places[1]]
-    lost = tuple(sorted({*places[0], *places[1]} - set(common)))
+            raise UsageError(
+                f"{a.name} and {b.name} are of other data: only {side.name} has '{alone[0]}'{more}"
+            )
+    common = [image for image in rows_a if image in rows_b]
     if not common:
-        raise UsageError(f"{a.name} and {b.name} have no image in common that both could study")
-    sides = [
-        own.take(np.array([place[image] for image in common], np.int64))
-        for own, place in zip((a, b), places, strict=True)
-    ]
-    _check_pictures(*sides)
-    return sides[0], sides[1], lost
+        raise UsageError(f"no image was processed in both {a.name} and {b.name}")
+    a, b = (
+        side.take(np.array([rows[image] for image in common], np.int64))
+        for side, rows in ((a, rows_a), (b, rows_b))
+    )
+    _check_images(a, b)
+    return a, b, tuple(sorted({*rows_a, *rows_b} - set(common)))
 
 
 def _short(value: object) -> str:
@@ -166,23 +162,24 @@ def _short(value: object) -> str:
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
-def _check_pictures(a: Side, b: Side) -> None:
-    """Raises UsageError where an image or its label is another one on the other side."""
-    assert a.answers is not None and b.answers is not None  # noqa: S101, PT018 (told to mypy)
+def _check_images(a: Side, b: Side) -> None:
+    """Raises UsageError where an image has another label or other pixels on the other side."""
+    if a.answers is None or b.answers is None:
+        return
     pairs = zip(a.answers.images, a.answers.labels, b.answers.labels, strict=True)
-    for image, own, other in pairs:
-        if own != other:
+    for image, label, other in pairs:
+        if label != other:
             raise UsageError(
                 f"{a.name} and {b.name} are of other data: '{image}' is labelled "
-                f"'{own}' in one and '{other}' in the other"
+                f"'{label}' in one and '{other}' in the other"
             )
     if a.evidence is None or b.evidence is None:
         return
-    for image, own, other in zip(
+    for image, digest, other in zip(
         a.answers.images, a.evidence.pixels, b.evidence.pixels, strict=True
     ):
-        if own != other:
+        if digest != other:
             raise UsageError(
-                f"the networks of {a.name} and {b.name} were shown other pixels of '{image}': "
+                f"the networks of {a.name} and {b.name} received other pixels of '{image}': "
                 "the file has changed, or they resize and crop in other ways (--size)"
             )

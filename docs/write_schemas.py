@@ -14,18 +14,18 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from cnnviz.audit import report as audits
+from cnnviz.audit import results as audits
 from cnnviz.cli.main import COMMANDS
 from cnnviz.cli.models import Listing
 from cnnviz.core.output.record import fields_of
 from cnnviz.core.output.summary import Summary
-from cnnviz.diff import report as differences
-from cnnviz.embeddings import report as embeddings
+from cnnviz.diff import results as differences
+from cnnviz.embeddings import results as embeddings
 from cnnviz.filters.ablation import results as ablation
-from cnnviz.filters.activations import report as activations
-from cnnviz.filters.kernels import report as kernels
-from cnnviz.filters.layers import report as layers
-from cnnviz.filters.patches import report as patches
+from cnnviz.filters.activations import results as activations
+from cnnviz.filters.kernels import results as kernels
+from cnnviz.filters.layers import results as layers
+from cnnviz.filters.patches import results as patches
 from cnnviz.gradients import results as gradients
 from cnnviz.occlusion import results as occlusion
 from cnnviz.trust import results as trust
@@ -40,13 +40,13 @@ SUMMARIES: dict[str, Any] = {
     "render": list[occlusion.OcclusionResult],
     "saliency": list[gradients.SaliencyResult],
     "trust": list[trust.TrustResult],
-    "activations": list[activations.Entry],
-    "filters": kernels.Results,
-    "layers": layers.Results,
-    "max-patches": patches.Results,
-    "audit": audits.Results | None,  # null of a shard
+    "activations": list[activations.Activations],
+    "filters": kernels.FilterResults,
+    "layers": layers.Inventory,
+    "max-patches": patches.MaxPatches,
+    "audit": audits.AuditResult | None,  # null of a shard
     "ablate": ablation.AblationResult,
-    "tsne": embeddings.Results | None,  # null of a shard, for which merge makes them
+    "tsne": embeddings.Embedding | None,  # null of a shard, for which merge makes them
     "diff": differences.Results,
 }
 PER_IMAGE = {"occlude", "saliency", "trust", "activations"}

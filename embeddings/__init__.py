@@ -5,19 +5,19 @@ from typing import TYPE_CHECKING
 from cnnviz.core.lazy import lazily
 
 if TYPE_CHECKING:
-    from cnnviz.embeddings.choices import EmbeddingSpec, Method, Pool
     from cnnviz.embeddings.experiment import embed
-    from cnnviz.embeddings.pictures.figures import scatter
-    from cnnviz.embeddings.result import EmbeddingResult
+    from cnnviz.embeddings.figures import scatter
+    from cnnviz.embeddings.options import EmbeddingSpec, Method, Pool
+    from cnnviz.embeddings.results import EmbeddingResult, load
 else:
     __getattr__ = lazily(
         __name__,
         {
-            "choices": ("EmbeddingSpec", "Method", "Pool"),
             "experiment": ("embed",),
-            "pictures.figures": ("scatter",),
-            "result": ("EmbeddingResult",),
+            "figures": ("scatter",),
+            "options": ("EmbeddingSpec", "Method", "Pool"),
+            "results": ("EmbeddingResult", "load"),
         },
     )
 
-__all__ = ["EmbeddingResult", "EmbeddingSpec", "Method", "Pool", "embed", "scatter"]
+__all__ = ["EmbeddingResult", "EmbeddingSpec", "Method", "Pool", "embed", "load", "scatter"]

@@ -1,14 +1,15 @@
-"""One embedding experiment end to end: a network's view of a data set, laid out in the plane.
+"""An embedding experiment: a network's view of a data set, laid out in the plane.
 
-Features of every image, their principal components, neighbours (exact ones, but of very many
-images), a map per perplexity, and how far each map can be trusted, beside the same for plain PCA.
+It computes features of every image, their principal components and neighbors (exact except for
+very many images), a map per perplexity, and how far each map can be trusted, next to plain PCA.
 
-Shapes: N images, D features, k neighbours.
+Shapes: N images, D features, k neighbors, M images that are judged.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,34 +18,28 @@ from numpy.typing import NDArray
 from cnnviz.core.data.datasets import ImageData, failures
 from cnnviz.core.data.labels import match_labels
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.files import shown_path
 from cnnviz.core.models.load import Model
-from cnnviz.embeddings.choices import EmbeddingSpec, Method
-from cnnviz.embeddings.features.extract import Features, extract, features_key
-from cnnviz.embeddings.features.file import load_features
-from cnnviz.embeddings.features.penultimate import FeatureExtractor
-from cnnviz.embeddings.layout.neighbors import near_points, nearest
-from cnnviz.embeddings.layout.pca import Pca, pca
-from cnnviz.embeddings.layout.tsne import (
-    Map,
-    check_perplexity,
-    neighbours_needed,
-    total_iterations,
-    tsne,
-)
+from cnnviz.core.output.summary import DataRecord
+from cnnviz.embeddings.features import Features, extract, features_key, load_features
+from cnnviz.embeddings.neighbors import near_points, nearest
+from cnnviz.embeddings.options import EmbeddingSpec, Method
+from cnnviz.embeddings.pca import Pca, pca
+from cnnviz.embeddings.penultimate import FeatureExtractor
 from cnnviz.embeddings.quality import (
     FAR,
     UNKNOWN,
-    LabelQuality,
     MapQuality,
     judged_points,
     label_quality,
     map_quality,
     preservation,
 )
-from cnnviz.embeddings.result import EmbeddingResult
+from cnnviz.embeddings.results import LISTED_NEIGHBORS, EmbeddingResult, Map, agreement
+from cnnviz.embeddings.tsne import TOTAL_ITERATIONS, check_perplexity, neighbors_needed, tsne
 
 COMPONENTS = 50
-FEWEST = 4
+MIN_IMAGES = 4
 
 Stage = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Opens the progress of one part of the work: its name and its number of steps."""
@@ -70,13 +65,9 @@ def _silent(_name: str, _steps: int) -> AbstractContextManager[Callable[[int], N
 
 
 def check_spec(spec: EmbeddingSpec, count: int) -> None:
-    """Refuses what so many images cannot give, before the network runs.
-
-    Raises:
-        UsageError: too few images, or a perplexity that does not fit.
-    """
-    if count < FEWEST:
-        raise UsageError(f"{count} images are too few to lay out; it takes {FEWEST} or more")
+    """Raises a UsageError if the spec does not fit the number of images."""
+    if count < MIN_IMAGES:
+        raise UsageError(f"{count} images are too few to lay out; it takes {MIN_IMAGES} or more")
     if spec.method == Method.TSNE:
         if not spec.perplexities:
             raise UsageError("no perplexity; --perplexity takes a number from 1")
@@ -92,7 +83,7 @@ def _labels(data: ImageData, features: Features) -> NDArray[np.int64]:
 def _judge_predictions(
     model: Model, data: ImageData, features: Features, labels_N: NDArray[np.int64]
 ) -> tuple[NDArray[np.bool_] | None, str | None]:
-    """Which predictions are right, or why that cannot be told."""
+    """Which predictions are right, or why that is unknown."""
     if not data.classes:
         return None, None
     if model.unjudged:
@@ -105,17 +96,40 @@ def _judge_predictions(
     return np.asarray((expected == features.predicted_N) | (expected == UNKNOWN)), None
 
 
-def _maps(
-    components: Pca, spec: EmbeddingSpec, model: Model, clock: _Clock, tell: Callable[[str], None]
-) -> tuple[tuple[Map, ...], Map]:
-    """The maps asked for, and that of PCA."""
+@dataclass(frozen=True, eq=False)
+class _Layout:
+    """Places of the images in the plane, not judged yet."""
+
+    places_N2: NDArray[np.float32]
+    perplexity: float | None = None
+    divergence: float | None = None
+
+    def judged(self, quality: MapQuality) -> Map:
+        """The map."""
+        return Map(
+            method=Method.PCA if self.perplexity is None else Method.TSNE,
+            perplexity=self.perplexity,
+            backend=None if self.perplexity is None else "opentsne",
+            kl_divergence=self.divergence,
+            quality=quality,
+            places_N2=self.places_N2,
+        )
+
+
+def _flat(components: Pca) -> _Layout:
+    """The first two principal components."""
     points = components.scores_Nc
     plane = np.zeros((len(points), 2), np.float32)
     plane[:, : min(2, points.shape[1])] = points[:, :2]
-    flat = Map(plane)
-    if spec.method == Method.PCA:
-        return (flat,), flat
-    k = neighbours_needed(max(spec.perplexities))
+    return _Layout(plane)
+
+
+def _by_tsne(
+    components: Pca, spec: EmbeddingSpec, model: Model, clock: _Clock, note: Callable[[str], None]
+) -> Iterator[_Layout]:
+    """The layout of each perplexity."""
+    points = components.scores_Nc
+    k = neighbors_needed(max(spec.perplexities))
     with clock.part("neighbours", len(points)) as advance:
         near = near_points(
             points,
@@ -124,29 +138,26 @@ def _maps(
             seed=spec.seed,
             progress=advance,
         )
-    maps = []
     for perplexity in dict.fromkeys(spec.perplexities):
 
         def watch(iteration: int, divergence: float, perplexity: float = perplexity) -> None:
-            tell(f"perplexity {perplexity:g}: KL {divergence:.3f} after {iteration} iterations")
+            note(f"perplexity {perplexity:g}: KL {divergence:.3f} after {iteration} iterations")
 
-        with clock.part("embedding", total_iterations()) as advance:
-            found = tsne(
+        with clock.part("embedding", TOTAL_ITERATIONS) as advance:
+            places_N2, divergence = tsne(
                 near,
                 points,
                 perplexity,
-                backend=spec.backend,
                 device=model.device,
                 seed=spec.seed,
                 progress=advance,
                 watch=watch,
             )
-        maps.append(found)
-    return tuple(maps), flat
+        yield _Layout(places_N2, float(perplexity), divergence)
 
 
 class Embedder:
-    """An experiment on one data set, in two steps: features first, then the maps of them."""
+    """An experiment on one data set, in two steps: features, then maps of them."""
 
     def __init__(
         self,
@@ -154,24 +165,13 @@ class Embedder:
         data: ImageData,
         spec: EmbeddingSpec,
         stage: Stage = _silent,
-        tell: Callable[[str], None] = lambda _line: None,
+        note: Callable[[str], None] = lambda _line: None,
     ) -> None:
-        """Checks the spec and finds the layer.
-
-        Args:
-            model: from `cnnviz.core.load_model`.
-            data: from `cnnviz.core.open_data`.
-            spec: what to do.
-            stage: opens the progress of one part of the work.
-            tell: called with a line about how far t-SNE has come.
-
-        Raises:
-            UsageError: no such layer, too few images, or a perplexity that does not fit.
-        """
+        """Checks the spec and finds the layer; `note` takes lines about the progress of t-SNE."""
         check_spec(spec, len(data.examples))
         self._model, self._data, self._spec = model, data, spec
         self._extractor = FeatureExtractor(model, spec.layer, spec.pool)
-        self._clock, self._tell = _Clock(stage), tell
+        self._clock, self._note = _Clock(stage), note
 
     def known_features(self, path: Path) -> Features | None:
         """The features in an earlier run's `features.npz`, if this run would compute the same."""
@@ -179,14 +179,7 @@ class Embedder:
         return load_features(path, key, self._data, self._extractor.layer)
 
     def features(self, scratch: Path | None = None) -> Features:
-        """Runs every image through the network.
-
-        Args:
-            scratch: folder for features that exceed the memory budget.
-
-        Raises:
-            CnnvizError: the layer gives no features, or no image could be used.
-        """
+        """Runs every image through the network; `scratch` is for what exceeds the memory."""
         with self._clock.part("features", len(self._data)) as advance:
             return extract(
                 self._model,
@@ -198,13 +191,8 @@ class Embedder:
             )
 
     def lay_out(self, features: Features) -> EmbeddingResult:
-        """Makes the maps and judges them.
-
-        Raises:
-            UsageError: too few images were left for the perplexity.
-            CnnvizError: all features are the same.
-        """
-        model, spec, clock = self._model, self._spec, self._clock
+        """Makes the maps and judges them; refuses too few images, and features that are equal."""
+        model, data, spec, clock = self._model, self._data, self._spec, self._clock
         points, count = features.values_ND, len(features.values_ND)
         try:
             check_spec(spec, count)
@@ -212,12 +200,14 @@ class Embedder:
             if not features.errors:
                 raise
             raise CnnvizError(f"{error}; left out: {failures(features.errors)}") from error
-        labels_N = _labels(self._data, features)
-        correct_N, mismatch = _judge_predictions(model, self._data, features, labels_N)
+        labels_N = _labels(data, features)
+        correct_N, mismatch = _judge_predictions(model, data, features, labels_N)
         with clock.part("components", 1) as advance:
             components = _components(features, spec)
             advance(1)
-        maps, flat = _maps(components, spec, model, clock, self._tell)
+        flat, layouts = _flat(components), list[_Layout]()
+        if spec.method == Method.TSNE:
+            layouts += _by_tsne(components, spec, model, clock, self._note)
         with clock.part("neighbours", count) as advance:
             near = near_points(
                 points,
@@ -226,34 +216,65 @@ class Embedder:
                 seed=spec.seed,
                 progress=advance,
             )
-        judged = maps if maps[0] is flat else (*maps, flat)
         rows = judged_points(count, spec.seed)
-        with clock.part("quality", len(rows) * (1 + len(judged))) as advance:
+        with clock.part("quality", 2 + len(layouts)) as advance:
             reference = near.indices[rows]
             if not near.exact:
-                found = nearest(points, near.indices.shape[1], rows=rows, device=model.device)
-                reference = found.indices
+                k = near.indices.shape[1]
+                reference = nearest(points, k, rows=rows, device=model.device).indices
             recall = preservation(reference, near.indices[rows])
-            own, qualities = _judge(
-                features, reference, judged, labels_N, rows, spec, model, advance
-            )
+            of_features = label_quality(points, reference, labels_N, rows)
+            advance(1)
+            qualities = []
+            for layout in [*layouts, flat]:
+                quality = map_quality(
+                    points,
+                    reference,
+                    layout.places_N2,
+                    labels_N,
+                    rows,
+                    device=model.device,
+                    seed=spec.seed,
+                )
+                qualities.append(quality)
+                advance(1)
+        classes = data.classes or ()
+        labels = ["" if label == UNKNOWN else classes[label] for label in labels_N]
+        names = model.labels if not model.unjudged else ("",) * model.classes
+        nearest_Nk = near.indices[:, :LISTED_NEIGHBORS]
         return EmbeddingResult(
-            data=self._data,
-            preprocess=model.preprocess,
-            features=features,
-            labels_N=labels_N,
-            model_labels=model.labels if not model.unjudged else ("",) * model.classes,
-            correct_N=correct_N,
-            mismatch=mismatch,
-            components=components,
-            neighbors=near,
-            neighbor_recall=recall,
+            images=count,
+            data=DataRecord.of(data, count),
+            images_in_data=data.total,
+            labelled=int((labels_N != UNKNOWN).sum()),
+            classes=len(classes),
+            layer=features.layer,
+            dimensions=points.shape[1],
+            features_reused=features.reused,
+            components=len(components.explained),
+            explained_variance=float(components.explained.sum()),
+            wrongly_predicted=None if correct_N is None else int((~correct_N).sum()),
+            labels_not_matched=mismatch,
             judged=len(rows),
-            maps=maps,
-            feature_quality=own,
-            qualities=qualities[: len(maps)],
-            pca_quality=qualities[-1],
-            seconds=dict(clock.seconds),
+            neighbor_recall=recall,
+            features=of_features,
+            pca=qualities[-1],
+            maps=tuple(
+                layout.judged(quality)
+                for layout, quality in zip(layouts or [flat], qualities, strict=False)
+            ),
+            neighbors=agreement(nearest_Nk, labels_N),
+            seconds={part: round(spent, 3) for part, spent in clock.seconds.items()},
+            image_names=tuple(shown_path(data.examples[i].path) for i in features.indices_N),
+            label_names=tuple(labels),
+            predicted_names=tuple(names[best] for best in features.predicted_N),
+            nearest_Nk=nearest_Nk,
+            image_data=data,
+            preprocess=model.preprocess,
+            vectors=features,
+            labels_N=labels_N,
+            correct_N=correct_N,
+            near=near,
         )
 
 
@@ -264,53 +285,15 @@ def _components(features: Features, spec: EmbeddingSpec) -> Pca:
         raise CnnvizError(f"layer '{features.layer}': {error}") from error
 
 
-def _judge(
-    features: Features,
-    reference_Mk: NDArray[np.int64],
-    maps: tuple[Map, ...],
-    labels_N: NDArray[np.int64],
-    rows_M: NDArray[np.int64],
-    spec: EmbeddingSpec,
-    model: Model,
-    advance: Callable[[int], None],
-) -> tuple[LabelQuality, tuple[MapQuality, ...]]:
-    """How the features stand by class, and what each map keeps of them."""
-    points, count, done = features.values_ND, len(rows_M), 0
-
-    def progress(steps: int) -> None:
-        nonlocal done
-        done += steps
-        advance(steps)
-
-    own = label_quality(points, reference_Mk, labels_N, rows_M, progress)
-    qualities = []
-    for number, each in enumerate(maps, start=1):
-        # Measures that do not apply are left out, and with them their share of the work.
-        progress(number * count - done)
-        quality = map_quality(
-            points,
-            reference_Mk,
-            each.places_N2,
-            labels_N,
-            rows_M,
-            device=model.device,
-            seed=spec.seed,
-            progress=progress,
-        )
-        qualities.append(quality)
-    progress((1 + len(maps)) * count - done)
-    return own, tuple(qualities)
-
-
 def embed(
     model: Model, data: ImageData, spec: EmbeddingSpec | None = None, *, stage: Stage = _silent
 ) -> EmbeddingResult:
-    """Lays out a data set as the network sees it, and measures how far the map can be trusted.
+    """Lays out a data set as the network sees it, and measures how far the maps can be trusted.
 
     Args:
         model: from `cnnviz.core.load_model`.
         data: from `cnnviz.core.open_data`.
-        spec: what to do; None for the defaults.
+        spec: what to compute; None for the defaults.
         stage: opens the progress of one part of the work.
 
     Raises:

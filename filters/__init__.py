@@ -8,11 +8,15 @@ if TYPE_CHECKING:
     from cnnviz.filters.ablation.ablation import ablate
     from cnnviz.filters.ablation.options import AblationSpec, Mode
     from cnnviz.filters.ablation.results import AblationResult
-    from cnnviz.filters.activations.maps import Activations, feature_maps
-    from cnnviz.filters.kernels.weights import KernelStats, kernel_stats
-    from cnnviz.filters.layers.inventory import Inventory, take_inventory
-    from cnnviz.filters.patches.choices import Crop, MaxPatchesSpec, Ranking
-    from cnnviz.filters.patches.max_patches import MaxPatches, max_patches
+    from cnnviz.filters.activations.maps import feature_maps
+    from cnnviz.filters.activations.results import Activations
+    from cnnviz.filters.kernels.results import KernelStats
+    from cnnviz.filters.kernels.weights import kernel_stats
+    from cnnviz.filters.layers.inventory import take_inventory
+    from cnnviz.filters.layers.results import Inventory
+    from cnnviz.filters.patches.max_patches import max_patches
+    from cnnviz.filters.patches.options import Crop, MaxPatchesSpec, Ranking
+    from cnnviz.filters.patches.results import MaxPatches
 else:
     __getattr__ = lazily(
         __name__,
@@ -20,11 +24,15 @@ else:
             "ablation.ablation": ("ablate",),
             "ablation.options": ("AblationSpec", "Mode"),
             "ablation.results": ("AblationResult",),
-            "activations.maps": ("Activations", "feature_maps"),
-            "kernels.weights": ("KernelStats", "kernel_stats"),
-            "layers.inventory": ("Inventory", "take_inventory"),
-            "patches.choices": ("Crop", "MaxPatchesSpec", "Ranking"),
-            "patches.max_patches": ("MaxPatches", "max_patches"),
+            "activations.maps": ("feature_maps",),
+            "activations.results": ("Activations",),
+            "kernels.results": ("KernelStats",),
+            "kernels.weights": ("kernel_stats",),
+            "layers.inventory": ("take_inventory",),
+            "layers.results": ("Inventory",),
+            "patches.options": ("Crop", "MaxPatchesSpec", "Ranking"),
+            "patches.max_patches": ("max_patches",),
+            "patches.results": ("MaxPatches",),
         },
     )
 

@@ -31,7 +31,7 @@ from cnnviz.core.output.panels import (
     outline_pixels,
     panels,
 )
-from cnnviz.core.output.style import FONT_SIZE
+from cnnviz.core.output.style import BLUE, FONT_SIZE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW
 from cnnviz.occlusion.masks import Grid
 from cnnviz.occlusion.measurement import Activation
 from cnnviz.occlusion.options import MapKind, Score, Upsample
@@ -43,12 +43,11 @@ OTHER_GRAY = "#d9d9d9"
 UNCHANGED = "#ffffff"  # in the legend; on the image such positions are left clear
 # Okabe and Ito's colours, distinct for people with colour-blindness, and a brown.
 CLASS_COLOURS = (
-    "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2",
-    "#D55E00", "#CC79A7", "#000000", "#8C6D46",
+    ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE, "#000000", "#8C6D46",
 )  # fmt: skip
 DISAGREEMENT = (
-    ("occlusion only", "#0072B2", "////"),
-    ("the gradient only", "#009E73", "\\\\\\\\"),
+    ("occlusion only", BLUE, "////"),
+    ("the gradient only", GREEN, "\\\\\\\\"),
 )
 BAR_LABELS = {
     Score.PROBABILITY: "drop of the probability when occluded",
@@ -254,8 +253,8 @@ def _draw_replaced(axes: Axes, image: WorkingImage, fill_CHW: Tensor, kept_HW: T
 def _curves(axes: Axes, entry: Sufficiency) -> None:
     """The class's probability while cells are kept alone, or occluded, most important first."""
     shares = np.linspace(0, 100, len(entry.kept_curve))
-    axes.plot(shares, entry.kept_curve.numpy(), color="#0072B2", label="only these kept")
-    axes.plot(shares, entry.covered_curve.numpy(), color="#D55E00", label="these occluded")
+    axes.plot(shares, entry.kept_curve.numpy(), color=BLUE, label="only these kept")
+    axes.plot(shares, entry.covered_curve.numpy(), color=RED, label="these occluded")
     axes.axhline(HELD * entry.reading, color="#555555", linewidth=0.8, linestyle=":")
     axes.set_xlim(0, 100)
     axes.set_ylim(-0.02, 1.02)

@@ -1,4 +1,4 @@
-"""Pages to show: what runs have found, in one file that needs nothing beside it."""
+"""Pages of finished runs: single HTML files that open anywhere, offline."""
 
 from typing import TYPE_CHECKING
 

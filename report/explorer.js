@@ -1,5 +1,5 @@
-// Draws the map of the chosen class and says what covering the place under the pointer does.
-// What is computed is what core of `cnnviz occlude` computes: see occlusion/maps.py.
+// Draws the map of the chosen class, and lists the scores with the position under the pointer occluded.
+// The arithmetic is that of `cnnviz occlude`: see occlusion/maps.py.
 const [H, W] = size;
 const TOP = 5;
 const boxOf = (p) => [0, 1, 2, 3].map((edge) => boxes[4 * p + edge]);
@@ -10,7 +10,7 @@ function half(bits) {  // IEEE 754 binary16
   const value = exponent === 0 ? fraction * 2 ** -24 : (1 + fraction / 1024) * 2 ** (exponent - 15);
   return bits & 32768 ? -value : value;
 }
-function kept(row, k) {  // row 0 is the untouched picture; log p, or a logit on its own, or a value
+function kept(row, k) {  // row 0 is the original image; log p, or a logit on its own, or a value
   return row === 0 ? base[k] : half(halves[row * classes + k]);
 }
 function reading(row, k) {
@@ -92,7 +92,7 @@ function drawWinners() {
   if (head !== "none") {
     const shares = [winner[0], ...others].map((c) => [c, (often.get(c) ?? 0) / count]);
     const what = head === "softmax" ? "predicted" : "the strongest class";
-    list.append(element("span", `right: ${what} where the place is covered: `));
+    list.append(element("span", `right: ${what} with the position occluded: `));
     for (const [c, share] of shares) {
       const patch = element("span", " \u00a0\u00a0\u00a0 ");
       patch.style.background = hue.get(c);
@@ -115,10 +115,10 @@ function tell(p) {
   const rows = [...new Set([k, ...order.slice(0, TOP)])];
   const box = element("div");
   const flipped = head === "softmax" && winner[p + 1] !== winner[0];
-  const text = `rows ${y0} to ${y1}, columns ${x0} to ${x1} covered` + (flipped ? `: it becomes ${labels[winner[p + 1]]}` : "");
+  const text = `rows ${y0} to ${y1}, columns ${x0} to ${x1} occluded` + (flipped ? `: the prediction becomes ${labels[winner[p + 1]]}` : "");
   box.append(element("b", text));
   const table = element("table"), top = element("tr");
-  for (const name of [head === "none" ? "output" : "class", "untouched", "covered", "change"]) top.append(element("th", name));
+  for (const name of [head === "none" ? "output" : "class", "original", "occluded", "change"]) top.append(element("th", name));
   table.append(top);
   for (const c of rows) {
     const line = element("tr"), was = reading(0, c), now = reading(p + 1, c);
@@ -138,8 +138,8 @@ function rest() {
   const unit = score.value === "loss" && head !== "none" ? "rise of the loss" : `drop of the ${score.value}`;
   const [y0, x0, y1, x1] = boxOf(start + largest);
   const box = element("div");
-  box.append(element("b", "Point at a place to cover it. "));
-  box.append(element("span", `${labels[k]}: largest ${unit} ${values[largest].toFixed(3)}, rows ${y0} to ${y1}, columns ${x0} to ${x1}; untouched ${reading(0, k).toFixed(3)}.`));
+  box.append(element("b", "Point at a position to occlude it. "));
+  box.append(element("span", `${labels[k]}: largest ${unit} ${values[largest].toFixed(3)}, rows ${y0} to ${y1}, columns ${x0} to ${x1}; original ${reading(0, k).toFixed(3)}.`));
   said.text = box.outerHTML;
 }
 

@@ -1,7 +1,7 @@
-"""A picture under its map, to be asked: what happens where this place is covered?
+"""An occlusion map to explore: pointing at a position shows the scores with it occluded.
 
-The scores of every position are in the page, so classes, scores and colours are chosen without the
-network, by the same arithmetic as `occlude`'s (`explorer.js`).
+The page contains the scores of every position, so classes, scores and colours can be chosen without
+the network, by the same arithmetic as `occlude`'s (`explorer.js`).
 Shapes: P positions of all masks one after the other, K classes, H W rows and columns of the working
 image, h w of the picture shown.
 """
@@ -21,31 +21,31 @@ from cnnviz.report.look import LINES, WIDGETS, empty_figure, models, sheet, text
 from cnnviz.report.page import picture_address, script
 
 SIDE = 460
-"""Pixels of the longer side of the picture on the page."""
+"""Longer side of the picture on the page in pixels."""
 FEWEST = 8
-"""Classes of a picture, at least, where not all fit."""
+"""Minimum number of classes if not all fit."""
 PALETTES = {"red and blue": "RdBu_r", "orange and purple": "PuOr_r", "grey": "gray"}
-"""Matplotlib's names."""
+"""Names of matplotlib's colour maps."""
 
 
 @dataclass(frozen=True, eq=False)
 class Explored:
-    """What covering a picture piece by piece did.
+    """An image and its scores with each position occluded.
 
     Attributes:
-        picture: what is shown, uint8 (h, w, 3).
+        picture: shown below the map, uint8 (h, w, 3).
         size: H and W.
         boxes_P4: (y0, x0, y1, x1) of each position.
         masks: name, rows and columns of the grid of each mask.
         labels: class names.
         logits_PK: at each position, float64; values of a regression.
-        base_logits_K: of the untouched picture.
+        base_logits_K: of the original image.
         head: `softmax`, `sigmoid` or `none`.
-        given: the network puts out probabilities: its logits are log-odds.
-        score: what is shown first: `probability`, `logit` or `loss`.
-        density: pixels have the sum of the masks over them, over the largest number of them; else
-            the mean.
-        targets: classes that are asked about, the first one first.
+        given: whether the network outputs probabilities; its logits are log-odds.
+        score: shown first: `probability`, `logit` or `loss`.
+        density: whether a pixel has the sum of the masks over it, divided by their largest number,
+            instead of their mean.
+        targets: classes to explain, the first one shown first.
     """
 
     picture: NDArray[np.uint8]
@@ -63,30 +63,27 @@ class Explored:
 
 
 def bytes_of(explored: Explored, classes: int) -> int:
-    """How much of a page it takes, about, with so many classes."""
+    """The approximate size of an explorer on the page."""
     positions = len(explored.boxes_P4)
     return int(4 / 3 * positions * (2 * classes + 16) + 4 / 3 * explored.picture.size / 12 + 70_000)
 
 
 def _chosen(explored: Explored, classes: int) -> NDArray[np.int64]:
-    """The classes that matter: those asked for, then by their largest log p anywhere."""
+    """The classes on the page: the targets, then by their largest log p at any position."""
     logits = np.vstack([explored.base_logits_K[None], explored.logits_PK])
     if explored.head == "softmax":
         logits = logits - logsumexp(logits, axis=1, keepdims=True)
     order = np.argsort(-logits.max(0), kind="stable").tolist()
-    wanted = list(dict.fromkeys([*explored.targets, *order]))[:classes]
-    return np.array(wanted, np.int64)
+    chosen = list(dict.fromkeys([*explored.targets, *order]))[:classes]
+    return np.array(chosen, np.int64)
 
 
 def explore(explored: Explored, classes: int | None = None) -> Any:
-    """The picture, its map, the label map and their controls.
+    """Bokeh's layout of the picture, its map, the label map and their controls.
 
     Args:
-        explored: what is known.
-        classes: how many can be chosen, at least those asked for; all if not given.
-
-    Returns:
-        A layout of Bokeh's.
+        explored: the image and its scores.
+        classes: how many can be chosen; default all.
     """
     parts = models()
     chosen = _chosen(explored, len(explored.labels) if classes is None else classes)
@@ -160,7 +157,7 @@ def explore(explored: Explored, classes: int | None = None) -> Any:
 
 
 def _shrinking(width: int, height: int, ranges: Mapping[str, Any]) -> Any:
-    """A figure that is smaller where the page is narrow, in the same proportions."""
+    """Makes a figure that shrinks in proportion on narrow pages."""
     figure = empty_figure(width, height, **ranges)
     figure.sizing_mode = "scale_width"
     figure.aspect_ratio = width / height
@@ -170,7 +167,7 @@ def _shrinking(width: int, height: int, ranges: Mapping[str, Any]) -> Any:
 
 
 def _grey(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """So that every colour that is seen is the map's."""
+    """Makes a picture grey, so that all colours are the map's."""
     grey = np.rint(picture @ np.array(LUMINANCE)).astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, axis=2)
 
@@ -208,7 +205,7 @@ def _controls(explored: Explored, chosen: NDArray[np.int64]) -> dict[str, Any]:
 
 
 def _data(explored: Explored, chosen: NDArray[np.int64]) -> dict[str, Any]:
-    """What the script computes with; log p in half precision, its sums in single."""
+    """The data of the script; log p in half precision."""
     both = np.vstack([explored.base_logits_K[None], explored.logits_PK])
     sums = logsumexp(both, axis=1) if explored.head == "softmax" else np.zeros(len(both))
     kept = both[:, chosen] - sums[:, None]
@@ -240,5 +237,5 @@ def _data(explored: Explored, chosen: NDArray[np.int64]) -> dict[str, Any]:
 
 
 def _palette(name: str) -> list[str]:
-    """256 colours of matplotlib's."""
+    """256 colours of a colour map."""
     return [to_hex(colour) for colour in colormaps[name](np.linspace(0, 1, 256))]

@@ -1,9 +1,9 @@
-"""How Bokeh's parts look: by day and by night, as the page around them."""
+"""The style of Bokeh's parts, light and dark like the page around them."""
 
 from typing import Any
 
 from cnnviz.core.extras import required
-from cnnviz.report.choices import EXTRA
+from cnnviz.report.options import EXTRA
 
 TEXT = """
 :host { color: inherit; font: 14px/1.45 system-ui, sans-serif; }
@@ -30,7 +30,7 @@ WIDGETS = """
 }
 """
 LINES = "#8a929b"
-"""Grey that is read on white and on black."""
+"""A grey that is legible on white and on black."""
 
 
 def models() -> Any:
@@ -39,17 +39,17 @@ def models() -> Any:
 
 
 def sheet(text: str) -> Any:
-    """A style sheet for one of Bokeh's parts."""
+    """Makes a style sheet for one of Bokeh's parts."""
     return models().InlineStyleSheet(css=text)
 
 
 def text_of(html: str = "") -> Any:
-    """A place that scripts write to."""
+    """Makes an element that scripts write to."""
     return models().Div(text=html, stylesheets=[sheet(TEXT)], sizing_mode="stretch_width")
 
 
 def empty_figure(width: int, height: int, **options: Any) -> Any:
-    """A figure without a ground of its own."""
+    """Makes a figure with a transparent background."""
     plotting: Any = required("bokeh.plotting", "report", EXTRA)
     figure = plotting.figure(width=width, height=height, **options)
     figure.background_fill_alpha = 0

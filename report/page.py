@@ -1,7 +1,7 @@
-"""One page that needs nothing beside it: text, pictures and Bokeh's models in a single HTML file.
+"""A self-contained page: text, pictures and Bokeh's models in a single HTML file.
 
-Whatever names and labels say is text: Jinja2 escapes it, Bokeh carries it as JSON, and the scripts
-of this folder write it as text nodes. The page's own policy lets it load nothing.
+Names and labels are never markup: Jinja2 escapes them, Bokeh carries them as JSON, and the scripts
+of this folder write them as text nodes. The page's security policy lets it load nothing.
 """
 
 import base64
@@ -9,30 +9,23 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from cnnviz.core.extras import required
-from cnnviz.report.choices import EXTRA
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from cnnviz.report.options import EXTRA
 
 QUALITY = 82
 LONGEST = 1800
-"""Pixels of the longer side of a picture."""
+"""Maximum side of a picture in pixels."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture with a line under it.
-
-    Attributes:
-        caption: what it is.
-        data: its address, which holds all of it.
-    """
+    """A picture with a caption; `data` is its address, a data URL."""
 
     caption: str
     data: str
@@ -40,7 +33,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Widget:
-    """Something of Bokeh's, and what is said over it."""
+    """A model of Bokeh's, with a heading and a text above it."""
 
     model: Any
     heading: str = ""
@@ -49,7 +42,7 @@ class Widget:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures beside each other."""
+    """Pictures side by side."""
 
     heading: str
     pictures: Sequence[Picture]
@@ -57,14 +50,7 @@ class Gallery:
 
 @dataclass
 class Section:
-    """What a page says of one run.
-
-    Attributes:
-        title: over it.
-        facts: a name and a value each.
-        blocks: from top to bottom.
-        notes: what the reader should know.
-    """
+    """The part of a page about one run; a fact is a name and a value."""
 
     title: str
     facts: list[tuple[str, str]]
@@ -73,14 +59,14 @@ class Section:
 
 
 class Room:
-    """How many bytes are left on a page."""
+    """The space that is left on a page, in bytes."""
 
     def __init__(self, size: int) -> None:
-        """Takes what the page may have in all, of which Bokeh takes its part."""
+        """Starts with the maximum size of the page, less what Bokeh takes."""
         self.left = size - sum(map(len, _resources()))
 
     def take(self, size: int) -> bool:
-        """Whether something of that size still fits; then it counts."""
+        """Takes the space for a part; returns False if it does not fit."""
         if size > self.left:
             return False
         self.left -= size
@@ -92,19 +78,26 @@ def data_address(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def picture_address(picture: "Image | NDArray[np.uint8]", longest: int = LONGEST) -> str:
-    """A picture as WebP, made smaller where its longer side is above `longest`."""
-    from PIL import Image
-
-    found = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture.convert("RGB")
-    found.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+def pixels_address(pixels: NDArray[np.uint8] | None) -> str:
+    """The address of pixels as PNG, unchanged; empty for None."""
+    if pixels is None:
+        return ""
     stream = io.BytesIO()
-    found.save(stream, "WEBP", quality=QUALITY, method=4)
+    Image.fromarray(pixels).save(stream, "PNG")
+    return data_address("image/png", stream.getvalue())
+
+
+def picture_address(picture: Image.Image | NDArray[np.uint8], longest: int = LONGEST) -> str:
+    """The address of a picture as WebP, shrunk to at most `longest` pixels."""
+    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture.convert("RGB")
+    image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    image.save(stream, "WEBP", quality=QUALITY, method=4)
     return data_address("image/webp", stream.getvalue())
 
 
 def _resources() -> tuple[str, str]:
-    """Bokeh's own scripts and styles."""
+    """Bokeh's scripts and styles."""
     if not _LOADED:
         module: Any = required("bokeh.resources", "report", EXTRA)
         parts = ["bokeh", "bokeh-gl", "bokeh-widgets", "bokeh-tables"]
@@ -117,18 +110,12 @@ _LOADED: list[str] = []
 
 
 def script(name: str) -> str:
-    """One of this folder's scripts."""
+    """Reads one of this folder's scripts."""
     return resources.files(__package__).joinpath(name).read_text("utf-8")
 
 
 def render(title: str, sections: Sequence[Section], left_out: Sequence[str]) -> str:
-    """The page.
-
-    Args:
-        title: of it.
-        sections: a run each.
-        left_out: what did not fit, a line each.
-    """
+    """Makes the page; `left_out` has a line for everything that did not fit."""
     embed: Any = required("bokeh.embed", "report", EXTRA)
     jinja: Any = required("jinja2", "report", EXTRA)
     widgets = [b for s in sections for b in s.blocks if isinstance(b, Widget)]

@@ -1,7 +1,6 @@
-"""A passport of each unit: its kernel, its strongest patches, its numbers, in a table to search.
+"""Passports of units: kernel, strongest patches and numbers of each, in a table to search.
 
-What several runs know of the same filters of the same network stands in one row. Shapes: h w of a
-picture.
+A row joins what several runs measure of the same filter of the same network.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,12 +19,12 @@ class Passport:
     """One unit.
 
     Attributes:
-        layer: its layer.
-        filter: its number there.
-        numbers: what is known of it, by name.
+        layer: name of its layer.
+        filter: number in the layer.
+        numbers: measured values by name.
         patches: (number of the picture, y0, x0, y1, x1 as shares of it, score, class) each.
-        kernel: its address; empty where there is none to see.
-        lines: what else is to be said.
+        kernel: address of its picture; empty if there is none.
+        lines: further text.
     """
 
     layer: str
@@ -37,7 +36,7 @@ class Passport:
 
 
 def bytes_of(passport: Passport) -> int:
-    """How much of a page it takes, about, without pictures."""
+    """The approximate size of a passport on the page, without pictures."""
     numbers = 14 * len(passport.numbers)
     return (
         60
@@ -49,14 +48,11 @@ def bytes_of(passport: Passport) -> int:
 
 
 def passports(units: Sequence[Passport], pictures: Sequence[Mapping[str, Any]]) -> Any:
-    """The table of all units, and the passport of the chosen one.
+    """Bokeh's layout of the table of all units, and the passport of the selected one.
 
     Args:
         units: in the order of the table.
         pictures: `name`, `data` (its address, or empty), `width` and `height` of each picture.
-
-    Returns:
-        A layout of Bokeh's.
     """
     parts = models()
     names = list(dict.fromkeys(name for unit in units for name in unit.numbers))

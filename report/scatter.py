@@ -1,4 +1,4 @@
-"""A map of images in the plane: pointed at, an image shows itself and what lies next to it.
+"""A map of images in the plane; pointing at an image shows it and its nearest neighbours.
 
 Shapes: N images, k neighbours.
 """
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from cnnviz.core.output.sheets import tiles
 from cnnviz.report.look import LINES, WIDGETS, empty_figure, models, sheet, text_of
@@ -16,11 +17,11 @@ from cnnviz.report.page import picture_address, script
 
 SIDE = 760
 TILE = 32
-"""Pixels of a small picture's side in the one picture that holds them all."""
+"""Side of a small picture in pixels; one large picture contains them all."""
 MISSING = 200
-"""Grey of a picture that cannot be read."""
+"""Grey of missing pictures and of margins."""
 MOST = 10_000
-"""Images on a page."""
+"""Maximum number of images on a page."""
 ALL = (
     *("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5"),
     *("#9c6b4e", "#9498a0", "#1f6f78", "#b3331d", "#7a8b00", "#5b2a86", "#00a6d6", "#c2185b"),
@@ -30,15 +31,15 @@ ALL = (
 
 @dataclass(frozen=True, eq=False)
 class Scattered:
-    """Images and their places.
+    """Images and their positions.
 
     Attributes:
         names: of the images.
-        maps: where they lie (N, 2), by the map's name.
-        labels: true classes; empty where they are not known.
+        maps: positions (N, 2) by the map's name.
+        labels: true classes; empty where unknown.
         predicted: predicted classes.
         near_Nk: rows of the nearest images in the features.
-        pictures: small ones, uint8 (TILE, TILE, 3), by row; None where one cannot be read.
+        pictures: tiles, uint8 (TILE, TILE, 3); None where an image cannot be read.
     """
 
     names: Sequence[str]
@@ -49,8 +50,18 @@ class Scattered:
     pictures: Sequence[NDArray[np.uint8] | None]
 
 
+def tile(image: Image.Image | None) -> NDArray[np.uint8] | None:
+    """A small square with an image in its middle; None for None."""
+    if image is None:
+        return None
+    image.thumbnail((TILE, TILE))
+    square = Image.new("RGB", (TILE, TILE), (MISSING,) * 3)
+    square.paste(image, ((TILE - image.width) // 2, (TILE - image.height) // 2))
+    return np.asarray(square)
+
+
 def atlas(pictures: Sequence[NDArray[np.uint8] | None]) -> tuple[str, int]:
-    """One picture that holds all small ones, and how many are in a row of it."""
+    """The address of one picture that contains all tiles, and its number of columns."""
     columns = max(1, int(np.ceil(np.sqrt(len(pictures)))))
     blank = np.full((TILE, TILE, 3), MISSING, np.uint8)
     stack = np.stack([blank if picture is None else picture for picture in pictures])
@@ -59,7 +70,7 @@ def atlas(pictures: Sequence[NDArray[np.uint8] | None]) -> tuple[str, int]:
 
 
 def bytes_of(scattered: Scattered, address: str) -> int:
-    """How much of a page it takes, about."""
+    """The approximate size of a map on the page."""
     text = sum(map(len, (*scattered.names, *scattered.labels, *scattered.predicted)))
     return (
         len(address)
@@ -70,15 +81,12 @@ def bytes_of(scattered: Scattered, address: str) -> int:
 
 
 def scatter(scattered: Scattered, address: str, columns: int) -> Any:
-    """The map with its controls.
+    """Bokeh's layout of the map with its controls.
 
     Args:
-        scattered: what is known.
-        address: of the picture that holds the small ones; empty for none.
-        columns: of that.
-
-    Returns:
-        A layout of Bokeh's.
+        scattered: the images and their positions.
+        address: of the picture that contains all tiles; empty for none.
+        columns: of that picture.
     """
     parts = models()
     colourings = _colourings(scattered)
@@ -149,20 +157,20 @@ def scatter(scattered: Scattered, address: str, columns: int) -> Any:
 
 
 def _colourings(scattered: Scattered) -> Mapping[str, dict[str, Any]]:
-    """Colours of the points by what can be asked, and what they mean."""
-    found: dict[str, dict[str, Any]] = {}
+    """The colours of the points, and their legend, for each choice of the menu."""
+    colourings: dict[str, dict[str, Any]] = {}
     for name, values in (("label", scattered.labels), ("prediction", scattered.predicted)):
         if any(values):
-            found[name] = _by_class(values)
+            colourings[name] = _by_class(values)
     if any(scattered.labels):
         pairs = zip(scattered.labels, scattered.predicted, strict=True)
-        said = ["no label" if not t else "right" if t == p else "wrong" for t, p in pairs]
+        kinds = ["no label" if not t else "right" if t == p else "wrong" for t, p in pairs]
         hue = {"right": "#9aa4af", "wrong": "#d1242f", "no label": "#d8dee4"}
-        found["correctness"] = {
-            "colours": [hue[value] for value in said],
-            "legend": [[value, colour] for value, colour in hue.items() if value in said],
+        colourings["correctness"] = {
+            "colours": [hue[kind] for kind in kinds],
+            "legend": [[kind, colour] for kind, colour in hue.items() if kind in kinds],
         }
-    return found or {"nothing": {"colours": [ALL[0]] * len(scattered.names), "legend": []}}
+    return colourings or {"nothing": {"colours": [ALL[0]] * len(scattered.names), "legend": []}}
 
 
 def _by_class(values: Sequence[str]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ return found;
 
 
 def _numbers(cells: Sequence[object]) -> list[float] | None:
-    """The cells as numbers, NaN where one is empty; None where one is no number."""
+    """The cells as numbers, NaN where empty; None unless all are numbers."""
     found = []
     for cell in cells:
         if cell is None or cell == "":
@@ -34,21 +34,15 @@ def _numbers(cells: Sequence[object]) -> list[float] | None:
     return found if any(not math.isnan(value) for value in found) else None
 
 
-def make_table(
-    header: Sequence[str], rows: Sequence[Sequence[object]], source: Any = None
-) -> tuple[Any, Any]:
-    """A table of Bokeh's and the data it stands on.
+def make_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> tuple[Any, Any]:
+    """Makes Bokeh's table, with a search box, and its data source.
 
     Args:
         header: names of the columns.
         rows: the cells; numbers, text, or empty.
-        source: to be filled; a new one if not given.
-
-    Returns:
-        The layout with its search box, and the source, whose columns are named as the header.
     """
     parts = models()
-    source = source or parts.ColumnDataSource()
+    source = parts.ColumnDataSource()
     columns, texts, width = [], [], 0
     for place, name in enumerate(header):
         cells = [row[place] for row in rows]

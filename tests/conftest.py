@@ -3,10 +3,10 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 THREADS = max(1, (os.cpu_count() or 1) // _WORKERS)
@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `networks` and `zoo`
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from filelock import FileLock  # noqa: E402 (of torch)
-from matplotlib.figure import Figure  # noqa: E402
-from PIL import Image  # noqa: E402
+from rendering import rendered, skip_rendering  # noqa: E402
 
 torch.set_num_threads(THREADS)
+skip_rendering()
 
 
 @pytest.fixture
@@ -57,28 +57,6 @@ def built_once(
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
-
-
-_SAVE = Figure.savefig
-
-
-def _save_one_pixel(figure: Figure, place: BinaryIO, **options: Any) -> None:
-    if options.get("format") == "png":
-        Image.new("RGB", (1, 1)).save(place, "PNG")
-    else:
-        _SAVE(figure, place, **options)
-
-
-Figure.savefig = _save_one_pixel  # type: ignore[method-assign, assignment]
-"""Figures are made, written and listed, but not rendered: it takes longer than most analyses."""
-
-
-@contextmanager
-def rendered() -> Iterator[None]:
-    """Renders figures while the block runs; for fixtures of a wider scope than a test's."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", _SAVE)
-        yield
 
 
 @pytest.fixture(autouse=True)

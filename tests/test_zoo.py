@@ -52,7 +52,7 @@ NOTES = {
     **dict.fromkeys(("BatchStatistics", "BatchMaximum", "MinibatchDeviation"), "mixes the images"),
     **dict.fromkeys(("OneAtATime", "AssertsOne"), "mixes the images"),
     **dict.fromkeys(RANDOM, "is stochastic"),
-    "Softmax": "puts out probabilities: ",
+    "Softmax": "returns probabilities: ",
     "Sigmoid": "a probability for each class on its own",
     **dict.fromkeys(("Tuple", "Dict", "Dataclass", "NamedTuple"), "is taken"),
     **dict.fromkeys(("OneLogit", "OneFlatLogit", "OneProbability"), "one number a picture"),

@@ -13,11 +13,11 @@ from torch import Tensor
 from cnnviz.core.output.drawing import bare, title, under
 from cnnviz.core.output.look import Look
 from cnnviz.core.output.panels import draw_map, grid_of_axes, hatch_pixels, legend, panels
-from cnnviz.core.output.style import FONT_SIZE, ink
+from cnnviz.core.output.style import BLUE, FONT_SIZE, RED, ink
 from cnnviz.core.output.summary import Scorecard
 from cnnviz.trust.removal import Curve, Order
 
-COLOURS = {Order.MOST: "#D55E00", Order.LEAST: "#0072B2"}
+COLOURS = {Order.MOST: RED, Order.LEAST: BLUE}
 RANDOM = "#888888"
 UNCERTAIN = (("another size or fill has the opposite sign", "#333333", "////"),)
 CELL = (3.6, 3.1)  # inches

@@ -5,17 +5,17 @@ from typing import Annotated
 
 import typer
 
-from cnnviz.audit.choices import AuditSpec
+from cnnviz.audit.options import AuditSpec
 from cnnviz.cli.options import SOURCES, Expect, Limit, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.core.options import Option
-from cnnviz.embeddings.choices import EmbeddingSpec
+from cnnviz.embeddings.options import EmbeddingSpec
 from cnnviz.filters.ablation.options import AblationSpec
-from cnnviz.filters.patches.choices import MaxPatchesSpec
+from cnnviz.filters.patches.options import MaxPatchesSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaxPatchesCommand:
-    """What drives each filter: its strongest patches over a whole data set, in one pass.
+    """Find what drives each filter: its strongest patches over a whole data set, in one pass.
 
     cnnviz max-patches photos/ --model resnet18 --layer layer3.0.conv2 --filters random:10
 
@@ -34,9 +34,7 @@ class MaxPatchesCommand:
     pictures: Annotated[bool, Option("Draw the sheets.")] = True
     resume: Resume = False
     shard: Share = None
-    save_every: Annotated[
-        int, Option("Batches after which the scan's state is written.", least=1)
-    ] = 20
+    save_every: Annotated[int, Option("Save the scan's state after every N batches.", least=1)] = 20
     model: ModelOptions
     output: OutputOptions
 
@@ -80,8 +78,8 @@ class AuditCommand:
 
     cnnviz audit photos/ --model resnet18 --limit 1000
 
-    Writes for each class where its evidence lies, what it is, and whether it carries over when it
-    is pasted into images of other classes.
+    Writes, for each class, where its evidence is, what it is, and whether it carries over when
+    pasted into images of other classes.
     """
 
     data: Annotated[
@@ -93,7 +91,7 @@ class AuditCommand:
     max_suspicion: Annotated[
         float | None,
         Option(
-            "Exit with status 3 if any group of evidence, or class, is more suspicious than this.",
+            "Exit with status 3 if the suspicion of any class is above this.",
             least=0,
             most=1,
         ),
@@ -102,7 +100,7 @@ class AuditCommand:
         float | None,
         Option(
             "With --expect: exit with status 3 if less than this share of the positive evidence "
-            "lies on the objects, in the mean.",
+            "is on the objects, on average.",
             least=0,
             most=1,
         ),
@@ -117,7 +115,7 @@ class AuditCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class TsneCommand:
-    """Lay out a data set as the network sees it: what it finds alike lies together.
+    """Lay out a data set as the network sees it: similar images are close together.
 
     cnnviz tsne photos/ --model resnet18 --perplexity 30
 

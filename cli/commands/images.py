@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from cnnviz.cli.options import IMAGES, Expect, ModelOptions, OutputOptions, Resume, Share
-from cnnviz.core.choices import Scaling, pixels
+from cnnviz.core.choices import pixels
 from cnnviz.core.options import Option
 from cnnviz.core.output.look import Look
-from cnnviz.filters.activations.choices import MapOrder
+from cnnviz.filters.activations.options import ActivationsSpec
 from cnnviz.gradients.options import SaliencySpec
 from cnnviz.occlusion.options import OcclusionSpec, PanelSpec
 from cnnviz.trust.options import MinTrust, Trust, TrustSpec
@@ -143,7 +143,7 @@ class TrustCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationsCommand:
-    """Show what a layer makes of an image: its feature maps, how strong and how sparse.
+    """Show a layer's feature maps of an image, and how strong and how sparse they are.
 
     cnnviz activations dog.jpg --model resnet18 --layer layer4 --top 64
 
@@ -151,30 +151,7 @@ class ActivationsCommand:
     """
 
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help=IMAGES)]
-    layers: Annotated[
-        tuple[str, ...],
-        Option("A layer's name; repeatable. Default: the first convolution.", ("--layer",)),
-    ] = ()
-    top: Annotated[
-        int | None, Option("Show so many maps, the strongest (all if not given).", least=1)
-    ] = None
-    order: Annotated[
-        MapOrder | None,
-        Option("channel (the default without --top) or strongest (with --top)."),
-    ] = None
-    filters: Annotated[
-        tuple[str, ...],
-        Option(
-            "Lay these over the image: all, 3,7-12 (in each layer), random:10 (from the "
-            "layers together), or LAYER:3,7; repeatable."
-        ),
-    ] = ()
-    normalize: Annotated[
-        Scaling, Option("Full white: the largest value of each map (filter), or of the layer.")
-    ] = Scaling.FILTER
-    alpha: Annotated[
-        float, Option("Weight of a map over the image, 0 (image) to 1 (map).", least=0, most=1)
-    ] = 0.6
+    spec: ActivationsSpec
     resume: Resume = False
     shard: Share = None
     model: ModelOptions

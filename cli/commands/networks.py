@@ -40,14 +40,16 @@ class LayersCommand:
         list[str] | None,
         typer.Argument(
             metavar="[DATA]…",
-            help=f"Also run on these images and say how values spread: {SOURCES}",
+            help=f"Also run on these images and report how values spread: {SOURCES}",
         ),
     ] = None
     image_size: Annotated[
         tuple[int, int] | None,
         Option("Image for shapes, MACs and receptive fields, as 224 or HxW.", parse=pixels),
     ] = None
-    gradients: Annotated[bool, Option("With DATA: also how the loss's gradients spread.")] = False
+    gradients: Annotated[
+        bool, Option("With DATA: also report how the gradients of the loss spread.")
+    ] = False
     limit: Limit = None
     model: ModelOptions
     output: OutputOptions
@@ -55,7 +57,7 @@ class LayersCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class FiltersCommand:
-    """Show what the filters of a layer look like, and which are dead, alike or Gabor-like.
+    """Show the filters of a layer, and which are dead, alike or Gabor-like.
 
     cnnviz filters --model resnet18 --compare densenet121
 
@@ -66,13 +68,13 @@ class FiltersCommand:
         "first"
     )
     normalize: Annotated[
-        Scaling, Option("Full black and white: the largest weight of each filter, or of the layer.")
+        Scaling, Option("Black and white are the largest weight of each filter or of the layer.")
     ] = Scaling.FILTER
     compare: Annotated[
         tuple[str, ...],
         Option(
-            "Another model to put beside this one, with its default weights or those of a "
-            "file; repeatable. Its first convolution is shown.",
+            "Another model to compare with, with its default weights or those of a file; "
+            "repeatable. Its first convolution is shown.",
             metavar="MODEL[=CHECKPOINT]",
         ),
     ] = ()

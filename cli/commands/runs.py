@@ -9,8 +9,8 @@ import typer
 from cnnviz.cli.options import OutputOptions
 from cnnviz.core.options import Option
 from cnnviz.core.output.look import Look
-from cnnviz.diff.choices import DiffSpec
-from cnnviz.report.choices import MEGABYTES, PAGE
+from cnnviz.diff.options import DiffSpec
+from cnnviz.report.options import MEGABYTES, PAGE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +19,8 @@ class DiffCommand:
 
     cnnviz diff before/ after/ --max-flips 0.05
 
-    Takes runs of occlude, audit, tsne, filters, max-patches or ablate; lists images and filters
-    with the most changed first, and the classes that changed more than the others.
+    Compares runs of occlude, audit, tsne, filters, max-patches or ablate. Lists images and filters,
+    the most changed first, and the classes that changed more than the others.
     """
 
     runs: Annotated[
@@ -32,8 +32,7 @@ class DiffCommand:
     min_agreement: Annotated[
         float | None,
         Option(
-            "Exit with status 3 if the two agree less than this: in their maps, their filters or "
-            "their neighbours, whichever the runs tell of.",
+            "Exit with status 3 if the mean agreement of the maps, filters or neighbours is lower.",
             least=-1,
             most=1,
         ),
@@ -41,7 +40,7 @@ class DiffCommand:
     max_flips: Annotated[
         float | None,
         Option(
-            "Exit with status 3 if a larger share of the images is predicted as another class.",
+            "Exit with status 3 if the prediction changes for a larger share of the images.",
             least=0,
             most=1,
         ),
@@ -52,41 +51,45 @@ class DiffCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportCommand:
-    """One page to show: runs of any commands in a file that opens anywhere, offline.
+    """Make one page of finished runs: a single file that opens anywhere, offline.
 
     cnnviz report cnnviz-out/occlude/dog --out dog.html
 
-    Point at the pictures of occlude to cover a place; sort tables by clicking. Nothing is loaded
-    from any network.
+    Point at an image of occlude to see the scores with that position occluded; click on columns to
+    sort tables. The page loads nothing from any network.
     """
 
     runs: Annotated[
         list[Path],
         typer.Argument(metavar="RUN...", help="Folders of finished runs, of any commands."),
     ]
-    out: Annotated[Path, Option("The page's file.", ("--out", "-o"), metavar="<file>")] = Path(PAGE)
+    out: Annotated[Path, Option("File of the page.", ("--out", "-o"), metavar="<file>")] = Path(
+        PAGE
+    )
     max_mb: Annotated[
         float,
-        Option("The page's size in megabytes, at most; it says what was left out.", least=1),
+        Option("Maximum size of the page in megabytes; it lists what was left out.", least=1),
     ] = MEGABYTES
     overwrite: Annotated[bool, Option("Replace an earlier page.")] = False
     json_: Annotated[bool, Option("Print what was written as JSON.", ("--json",))] = False
-    quiet: Annotated[bool, Option("Say nothing.", ("--quiet", "-q"))] = False
+    quiet: Annotated[bool, Option("Print nothing.", ("--quiet", "-q"))] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeCommand:
-    """Join what runs with --shard have found, as if one run had gone through all images.
+    """Join the results of runs with --shard, as if one run had processed all images.
 
     cnnviz merge cnnviz-out/occlude --out all
 
-    The shares' command is run again with nothing left to study, from the folder it was called in:
-    it writes tables, pictures and the summary.
+    Runs the command of the shares again with nothing left to compute, to write tables, pictures and
+    the summary; call it from the folder in which the shares were started.
     """
 
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="DIR", help="The folders of all shares, or the one they lie in."),
+        typer.Argument(
+            metavar="DIR", help="The folders of all shares, or the folder that contains them."
+        ),
     ]
     output: OutputOptions
 
@@ -97,15 +100,15 @@ class RerunCommand:
 
     cnnviz rerun cnnviz-out/occlude/dog/summary.json --out again
 
-    Runs the command of the summary, from the folder it was called in, and compares all results;
-    exits with status 3 where they differ.
+    Runs the command of the summary and compares all results; exits with status 3 if they differ.
+    Call it from the folder in which the run was started.
     """
 
     summary: Annotated[
-        Path, typer.Argument(metavar="SUMMARY", help="A summary.json, or the folder it lies in.")
+        Path, typer.Argument(metavar="SUMMARY", help="A summary.json, or its folder.")
     ]
     tolerance: Annotated[
         float,
-        Option("Relative difference of two numbers that is none.", least=0, most=1),
+        Option("Relative difference of two numbers that is ignored.", least=0, most=1),
     ] = 0.0
     output: OutputOptions

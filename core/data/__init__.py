@@ -1,5 +1,5 @@
-"""Pictures: files, data sets, streams.
+"""Images: files, data sets, streams.
 
-`images` makes working images of files, `sources` lists what a data set holds, `datasets` streams
-it.
+`images` makes working images of files, `sources` lists the images of a data set, `datasets` streams
+them.
 """

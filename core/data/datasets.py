@@ -1,7 +1,7 @@
-"""Many pictures, streamed: listed first, decoded ahead by threads, put out in a stable order.
+"""Data sets, streamed: images are listed first, and decoded ahead by threads in a stable order.
 
-Nothing but the list is held in memory. A picture that cannot be read is reported and left out; the
-others come in the order of the list whatever the number of threads.
+Only the list is held in memory. An image that cannot be read is reported and left out; the others
+come in the order of the list, regardless of the number of threads.
 
 Shapes: N images, H W rows and columns.
 """
@@ -33,25 +33,25 @@ REASONS = 3
 __all__ = ["Batch", "Example", "ImageData", "batches", "open_data"]
 
 _RGB = Preprocess(None, (0, 0))
-"""Any picture of three channels, as it lies there."""
+"""Leaves an image of three channels as it is in its file."""
 
 
-@lru_cache(maxsize=1)  # all pictures of a set lie in the same files
+@lru_cache(maxsize=1)  # all images of a set are in the same files
 def _newest(files: tuple[Path, ...]) -> float:
     return max(path.stat().st_mtime for path in files)
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """A list of pictures, in stable order.
+    """A list of images, in stable order.
 
     Attributes:
-        examples: the pictures; after `--limit`, the sample.
-        classes: what labels point at; None where nothing is labelled.
+        examples: the images; after `--limit`, the sample.
+        classes: the names of the labels; None if nothing is labelled.
         sources: as the user named them.
-        fingerprint: SHA-256 over paths, labels, sizes and times of the examples.
-        total: how many pictures there were before `--limit`.
-        part: which of the examples are gone through: all, or a share of them.
+        fingerprint: SHA-256 of paths, labels, sizes and times of the examples.
+        total: number of images before `--limit`.
+        part: indices of the examples that are used: all, or a share of them.
     """
 
     examples: tuple[Example, ...]
@@ -75,20 +75,20 @@ class ImageData:
 
     @property
     def name(self) -> str:
-        """The first source, and how many there are beside it."""
+        """The first source, and the number of others."""
         more = len(self.sources) - 1
         return self.sources[0] + (f" and {more} more" if more else "")
 
     def share(self, shard: Shard) -> "ImageData":
-        """The same data set, of which a share is gone through."""
-        found, part = replace(self), shard.part(len(self.examples))
+        """The same data set, of which only a share is used."""
+        shared, part = replace(self), shard.part(len(self.examples))
         if not part:
             raise UsageError(f"--shard {shard}: there are fewer images than shares")
-        object.__setattr__(found, "part", part)
-        return found
+        object.__setattr__(shared, "part", part)
+        return shared
 
     def open(self, index: int, preprocess: Preprocess = _RGB) -> Image.Image | Raster:
-        """Decodes one picture to 8-bit RGB, or to the channels of a network.
+        """Decodes an image to 8-bit RGB, or to the channels of a network.
 
         Raises:
             CnnvizError: it cannot be read, or has other channels.
@@ -96,33 +96,29 @@ class ImageData:
         return self._source.open(self.examples[index], preprocess)
 
     def working(self, index: int, preprocess: Preprocess) -> WorkingImage:
-        """One picture as the working image of a network.
-
-        Raises:
-            CnnvizError: as `open`.
-        """
+        """An image as the working image of a network; raises what `open` raises."""
         example = self.examples[index]
-        found = prepare(self.open(index, preprocess), preprocess, example.path)
+        image = prepare(self.open(index, preprocess), preprocess, example.path)
         label = None if example.label is None else (self.classes or ())[example.label]
         reopen = partial(self.open, index) if self._source.files else None
-        return replace(found, label=label, reopen=reopen)
+        return replace(image, label=label, reopen=reopen)
 
     @property
     def files(self) -> Iterator[str | Path]:
-        """The files that the pictures are, or lie in."""
+        """The files of the images, or the files that contain them."""
         return iter(self._source.files or (example.path for example in self.examples))
 
     def changed(self, index: int) -> float:
-        """When a picture's file, or the newest of those that pictures lie in, was written.
+        """The time at which an image's file, or the newest of the containing files, was written.
 
         Raises:
-            OSError: it is not there.
+            OSError: it does not exist.
         """
         return _newest(self._source.files or (Path(self.examples[index].path),))
 
     @property
     def canonical(self) -> bool:
-        """Whether the classes stand in the order that all models of this data set share."""
+        """Whether the classes are in the order in which models are trained on this data set."""
         return self._source.canonical
 
     @property
@@ -133,12 +129,12 @@ class ImageData:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Some pictures, ready for the model.
+    """Some images, ready for the model.
 
     Attributes:
-        indices: (N,) int64, positions in the data's examples.
+        indices: (N,) int64, indices into the data's examples.
         images: (N, 3, H, W) float32, normalised, on the CPU.
-        labels: (N,) int64, positions in the data's classes, -1 where unknown.
+        labels: (N,) int64, indices into the data's classes, -1 if unknown.
     """
 
     indices: Tensor
@@ -149,7 +145,7 @@ class Batch:
 def _sample(examples: Sequence[Example], limit: int, seed: int) -> list[Example]:
     """A class-balanced sample, in the order of the list.
 
-    Every class gives one picture a round, in random order, until the limit is reached; a class
+    Every class gives one image per round, in random order, until the limit is reached; a class
     that runs out leaves its share to the others.
     """
     generator = np.random.default_rng(seed)
@@ -157,10 +153,10 @@ def _sample(examples: Sequence[Example], limit: int, seed: int) -> list[Example]
     members: dict[int | None, list[int]] = {}
     for index in order:
         members.setdefault(examples[index].label, []).append(int(index))
-    rounds = [(place, turn) for turn in members for place in range(len(members[turn]))]
-    shuffled = {turn: place for place, turn in enumerate(members)}
+    rounds = [(number, label) for label in members for number in range(len(members[label]))]
+    shuffled = {label: place for place, label in enumerate(members)}
     rounds.sort(key=lambda pair: (pair[0], shuffled[pair[1]]))
-    chosen = sorted(members[turn][place] for place, turn in rounds[:limit])
+    chosen = sorted(members[label][number] for number, label in rounds[:limit])
     return [examples[index] for index in chosen]
 
 
@@ -174,16 +170,16 @@ def _fingerprint(examples: Sequence[Example], source: ImageSource) -> str:
 
 
 def open_data(sources: Sequence[str], *, limit: int | None = None, seed: int = 0) -> ImageData:
-    """Lists the pictures that `sources` stand for; see `find_source` for what they can be.
+    """Lists the images that `sources` stand for; see `find_source` for what they can be.
 
     Args:
         sources: names as on the command line.
-        limit: at most so many pictures, class-balanced, drawn at random.
+        limit: maximum number of images, drawn at random and class-balanced.
         seed: of that draw.
 
     Raises:
-        UsageError: something does not exist, holds no picture, or is malformed; limit below 1.
-        CnnvizError: a torchvision data set is not there.
+        UsageError: something does not exist, contains no image, or is malformed; limit below 1.
+        CnnvizError: a data set does not exist or is damaged.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: it takes a whole number from 1")
@@ -202,12 +198,7 @@ def open_data(sources: Sequence[str], *, limit: int | None = None, seed: int = 0
 
 
 def open_images(sources: Sequence[str]) -> ImageData:
-    """Lists pictures one by one: files, folders, or a data set (see `find_source`).
-
-    Raises:
-        UsageError: something does not exist, holds no picture, or is malformed.
-        CnnvizError: a data set is not there.
-    """
+    """Lists images without labels: files and folders; or a data set, as `open_data`."""
     if any(map(is_set, sources)):
         return open_data(sources)
     examples = tuple(Example(str(p), None, n) for n, p in enumerate(find_images(sources)))
@@ -217,25 +208,21 @@ def open_images(sources: Sequence[str]) -> ImageData:
 
 
 def failures(errors: Sequence[tuple[str, str]]) -> str:
-    """The first few images that could not be used, with the reasons, and how many more there are.
-
-    Args:
-        errors: (image, message) of each.
-    """
-    said = [text if path in text else f"'{path}': {text}" for path, text in errors[:REASONS]]
+    """Text that names the first of the images that could not be used, given (image, message)."""
+    named = [text if path in text else f"'{path}': {text}" for path, text in errors[:REASONS]]
     more = f" and {len(errors) - REASONS} more" if len(errors) > REASONS else ""
-    return "; ".join(said) + more
+    return "; ".join(named) + more
 
 
 def none_usable(data: ImageData, errors: Sequence[tuple[str, str]]) -> CnnvizError:
-    """What to raise where nothing is left of a data set; see `failures`."""
+    """The error for a data set without any usable image."""
     return CnnvizError(
         f"none of the {len(data)} images of {data.name} could be used: {failures(errors)}"
     )
 
 
 def default_workers() -> int:
-    """Threads that decode: one for each core this process may use, within reason."""
+    """The number of decoding threads: one for each core of this process, up to a limit."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(MAX_WORKERS, cores or 1)
 
@@ -243,7 +230,7 @@ def default_workers() -> int:
 def _decoded(
     data: ImageData, preprocess: Preprocess, workers: int, ahead: int, start: int
 ) -> Iterator[tuple[int, Tensor | CnnvizError]]:
-    """Each picture in order, normalised, or the reason why it could not be read."""
+    """Each image in order, normalised, or the reason why it could not be read."""
 
     def decode(index: int) -> Tensor | CnnvizError:
         try:
@@ -276,19 +263,19 @@ def batches(
     workers: int | None = None,
     start: int = 0,
 ) -> Iterator[Batch]:
-    """Streams the pictures through the model's preprocessing, decoding ahead.
+    """Streams the images through the model's preprocessing, decoding ahead.
 
-    Batches end at multiples of their size in the list, whatever the first picture, so that the
-    parts of a run and the shares of a data set have the same ones (sums in float32 hang on that).
+    Batches end at multiples of their size in the list, regardless of `start`, so that the parts of
+    a run and the shares of a data set have the same batches (on which float32 sums depend).
 
     Args:
         data: what to stream.
         preprocess: the model's.
-        batch_size: pictures in a batch; fewer at both ends and where some cannot be read.
-        on_error: called with the index and the message of each picture that cannot be read, in
+        batch_size: images in a batch; fewer at both ends and where some cannot be read.
+        on_error: called with the index and the message of each image that cannot be read, in
             order; it is left out.
-        workers: threads that decode; one for each core if not given.
-        start: index of the first picture.
+        workers: decoding threads; by default one for each core.
+        start: index of the first image.
     """
     threads = workers or default_workers()
     indices: list[int] = []

@@ -1,9 +1,9 @@
-"""From any picture file to the working image: what the model sees, before normalisation.
+"""Working images: what the model sees of an image file, before normalisation.
 
-Files come from strangers. Whatever Pillow can decode becomes 8-bit RGB (rotated as its EXIF says,
-16 bits scaled to 8, alpha laid over mid grey); whatever it cannot is an error that names the file.
-The working image is the RGB image after the model's own resize and crop, with pixels in [0, 1];
-it knows where it was cut from, so that a box in it can be given in the file's own pixels.
+Files come from strangers. What Pillow can decode becomes 8-bit RGB (rotated according to EXIF, 16
+bits scaled to 8, transparency over mid grey); anything else is an error that names the file. The
+working image is the RGB image after the model's resize and crop, with pixels in [0, 1]; it records
+the crop, so that a box in it can be converted to pixels of the file.
 
 Shapes: C channels (3 colours, as a rule), H W rows and columns.
 """
@@ -45,7 +45,7 @@ __all__ = [
     "to_rgb",
 ]
 
-# Formats that Pillow only recognises, or that need a program beside it.
+# Formats that Pillow only recognises, or that need another program.
 _NO_PICTURES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 _COMPANIONS = frozenset(
     {".cfg", ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".md", ".py", ".txt", ".xml"}
@@ -54,11 +54,11 @@ _COMPANIONS = frozenset(
 _log = logging.getLogger("cnnviz")
 MID_GREY = (128, 128, 128, 255)
 
-# What Pillow grumbles about in damaged files either shows as an error here or does not matter;
-# a filter for the length of a call would not be safe among threads.
+# Pillow's warnings about damaged files either become errors here or do not matter; a filter for the
+# duration of a call would not be safe with threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# Everything that Pillow's decoders have been seen to raise on damaged files.
+# Errors that Pillow's decoders raise on damaged files.
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -78,12 +78,12 @@ _DECODER_ERRORS = (
 
 _STRIP = 2**20  # pixels that are converted at a time
 SQUASHED = 0.02
-"""Difference of the scales of rows and columns, as a share, from which it is no rounding."""
+"""Relative difference of the scales of rows and columns that is more than rounding."""
 
 
 @dataclass(frozen=True, eq=False)
 class WorkingImage:
-    """A picture as the model gets it, before normalisation.
+    """An image as the model sees it, before normalisation.
 
     Attributes:
         path: the file as the user named it.
@@ -91,9 +91,9 @@ class WorkingImage:
         box_original: y0, x0, y1, x1 of the crop in the file's pixels (after EXIF rotation).
         original_size: (rows, columns) of the file after EXIF rotation.
         bands: the channels that are drawn, as red, green and blue, or one as grey.
-        raster: whether the file was read as values of channels, not as a picture in RGB.
-        label: its class in the data set that it is of, by name.
-        reopen: decodes it again, where it is no file of its own.
+        raster: whether the file was read as values of channels, not as an RGB image.
+        label: the name of its class in its data set.
+        reopen: decodes it again, if it is not a file.
     """
 
     path: str
@@ -106,13 +106,13 @@ class WorkingImage:
     reopen: Callable[[], Image.Image | Raster] | None = None
 
     def to_working(self, x: float, y: float) -> tuple[float, float]:
-        """A place (x, y) in the file's pixels as (x, y) in the working image's; may lie outside."""
+        """Converts (x, y) in the file's pixels to the working image's; may be outside."""
         top, left, bottom, right = self.box_original
         height, width = self.pixels.shape[-2:]
         return (x - left) * (width / (right - left)), (y - top) * (height / (bottom - top))
 
     def to_original(self, box: Sequence[float]) -> tuple[int, int, int, int]:
-        """A box (y0, x0, y1, x1) of the working image in the file's pixels, clipped to the file."""
+        """Converts a box (y0, x0, y1, x1) to the file's pixels, clipped to the file."""
         top, left, bottom, right = self.box_original
         height, width = self.pixels.shape[-2:]
         scale_y, scale_x = (bottom - top) / height, (right - left) / width
@@ -127,7 +127,7 @@ class WorkingImage:
 
 
 def _scale_wide(image: Image.Image) -> Image.Image:
-    """Brings 16-bit and float greyscale to 8 bits; other modes are returned as they are."""
+    """Scales 16-bit and float greyscale to 8 bits; returns other modes unchanged."""
     if not image.mode.startswith(("I", "F")):
         return image
     top = 1.0 if image.mode == "F" else 65535.0
@@ -145,7 +145,7 @@ def _scale_wide(image: Image.Image) -> Image.Image:
 def _by_strips(
     image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]
 ) -> Image.Image:
-    """Converts pixels to another mode; of a large picture, no third copy of it is ever held."""
+    """Converts to another mode by strips, so that a large image is not copied a third time."""
     whole = Image.new(mode, image.size)
     rows = max(1, _STRIP // image.width)
     for top in range(0, image.height, rows):
@@ -160,10 +160,10 @@ def _over_grey(strip: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to 8-bit RGB; what is transparent shows mid grey.
+    """Converts any Pillow mode to 8-bit RGB, with mid grey for transparency.
 
     Raises:
-        ValueError: the mode has no RGB reading (LAB, floats outside 0…1).
+        ValueError: the mode has no RGB equivalent (LAB, floats outside 0…1).
     """
     image = _scale_wide(image)
     if image.has_transparency_data:
@@ -172,10 +172,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_rgb(path: str | Path) -> Image.Image:
-    """Decodes a picture file (the first frame of it) to 8-bit RGB, upright.
+    """Decodes an image file (its first frame) to 8-bit RGB, upright.
 
     Raises:
-        CnnvizError: the file is missing, no image, truncated, or larger than Pillow's bomb limit.
+        CnnvizError: it is missing, not an image, truncated, or larger than Pillow's safety limit.
     """
     try:
         return decode_rgb(regular(path), path)
@@ -184,7 +184,7 @@ def read_rgb(path: str | Path) -> Image.Image:
 
 
 def decode_rgb(content: Path | BinaryIO, path: str | Path) -> Image.Image:
-    """Decodes the content of a picture file, which messages call `path`; see `read_rgb`."""
+    """Decodes the content of an image file, which messages call `path`; see `read_rgb`."""
     try:
         with Image.open(content) as file:
             limit = Image.MAX_IMAGE_PIXELS
@@ -207,11 +207,7 @@ def decode_rgb(content: Path | BinaryIO, path: str | Path) -> Image.Image:
 
 
 def read_picture(path: str | Path, preprocess: Preprocess) -> Image.Image | Raster:
-    """A file as the network's channels have it: a picture in 8-bit RGB, else a raster.
-
-    Raises:
-        CnnvizError: see `read_rgb` and `read_raster`.
-    """
+    """Reads a file as the network's channels need it: as 8-bit RGB, or as a raster."""
     if is_raster(path, preprocess):
         return read_raster(path, preprocess)
     return read_rgb(path)
@@ -223,7 +219,7 @@ def prepare(
     """Resizes and crops an RGB image or a raster as torchvision's presets do.
 
     Raises:
-        CnnvizError: the image is so elongated that resizing it would explode, or of other channels.
+        CnnvizError: it is so elongated that the resized image would be huge, or has other channels.
     """
     if isinstance(picture, Image.Image):
         if preprocess.channels != 3:
@@ -250,27 +246,24 @@ def prepare(
 
 
 def read_image(path: str | Path, preprocess: Preprocess) -> WorkingImage:
-    """A picture file as the working image.
+    """Reads an image file as the working image.
 
     Raises:
-        CnnvizError: see `read_picture` and `prepare`.
+        CnnvizError: it cannot be read, is too elongated, or has other channels.
     """
     return prepare(read_picture(path, preprocess), preprocess, path)
 
 
 def file_crop(image: WorkingImage, longest: int = 640) -> NDArray[np.uint8] | None:
-    """What the working image shows, in the file's own pixels: for drawing maps on.
+    """The crop of the working image in the file's pixels, for drawing maps over it.
 
     Args:
         image: as `read_image` returned it; its file is read again.
-        longest: larger crops are shrunk to this many pixels on the longer side.
+        longest: larger crops are reduced to this many pixels on the longer side.
 
     Returns:
-        (h, w, 3) uint8 of the working image's proportions, or None where the file has no more
-        pixels there than the working image, or is a raster.
-
-    Raises:
-        CnnvizError: see `read_rgb`.
+        (h, w, 3) uint8 of the working image's proportions, or None if the file has no more pixels
+        there than the working image, or is a raster.
     """
     top, left, bottom, right = image.box_original
     rows, columns = image.original_size
@@ -278,7 +271,7 @@ def file_crop(image: WorkingImage, longest: int = 640) -> NDArray[np.uint8] | No
     if image.raster or not inside or bottom - top <= image.pixels.shape[-2]:
         return None
     whole = image.reopen() if image.reopen else read_rgb(image.path)
-    assert isinstance(whole, Image.Image)  # noqa: S101 (no raster)
+    assert isinstance(whole, Image.Image)  # noqa: S101 (not a raster)
     crop = whole.crop((round(left), round(top), round(right), round(bottom)))
     high, wide = image.pixels.shape[-2:]
     if abs((bottom - top) * wide / ((right - left) * high) - 1) > SQUASHED:
@@ -291,7 +284,7 @@ def file_crop(image: WorkingImage, longest: int = 640) -> NDArray[np.uint8] | No
 
 @cache
 def suffixes() -> frozenset[str]:
-    """The suffixes, in small letters, of the formats that Pillow can decode here."""
+    """The lower-case suffixes of the formats that Pillow can decode here."""
     known = Image.registered_extensions()
     return frozenset(s for s, kind in known.items() if kind in Image.OPEN.keys() - _NO_PICTURES)
 
@@ -301,61 +294,60 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _visible(folder: Path) -> Iterator[Path]:
-    """All that lies below a folder, in linked folders too; folders left out are said in a line."""
-    left: list[str] = []
+    """All files below a folder and linked folders; a warning names the folders left out."""
+    left_out: list[str] = []
 
     def unreadable(error: OSError) -> None:
-        left.append(f"{error.filename} ({error.strerror})")
+        left_out.append(f"{error.filename} ({error.strerror})")
 
     seen = {os.path.realpath(folder)}
     for place, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         below = [Path(place, name) for name in sorted(folders) if not _is_hidden(Path(name))]
         twice = [path for path in below if os.path.realpath(path) in seen]
-        left += [f"{path} (read already by another name)" for path in twice]
+        left_out += [f"{path} (read already by another name)" for path in twice]
         folders[:] = [path.name for path in below if path not in twice]
         seen.update(os.path.realpath(path) for path in below)
         yield from (Path(place, name) for name in names if not _is_hidden(Path(name)))
-    if left:
-        _log.warning("note: folders left out of %r: %s", str(folder), ", ".join(left))
+    if left_out:
+        _log.warning("note: folders left out of %r: %s", str(folder), ", ".join(left_out))
 
 
 def images_below(folder: Path) -> list[Path]:
-    """All picture files below a folder, by their suffix, sorted; hidden ones are left out.
+    """All image files below a folder, by suffix, sorted, without hidden ones.
 
-    Where there are none, all arrays (.npy, .npz).
-
-    Files of other suffixes are counted in one line, but for those that lie beside pictures.
+    If there are none: all arrays (.npy, .npz). A warning counts files of other suffixes, except
+    for those that are usual next to images.
     """
     files = sorted(path for path in _visible(folder) if path.is_file())
-    found = [path for path in files if path.suffix.lower() in suffixes()]
-    kinds = Counter(path.suffix.lower() for path in files) if found else Counter[str]()
-    found = found or [path for path in files if is_array(path)]
+    images = [path for path in files if path.suffix.lower() in suffixes()]
+    kinds = Counter(path.suffix.lower() for path in files) if images else Counter[str]()
+    images = images or [path for path in files if is_array(path)]
     others = {k: n for k, n in kinds.items() if k not in suffixes() | _COMPANIONS}
     if others:
         named = ", ".join(f"{n} {kind or 'without a suffix'}" for kind, n in others.items())
         _log.warning(
-            "note: files left out of %r, no pictures by their suffix: %s", str(folder), named
+            "note: files left out of %r, not images by their suffix: %s", str(folder), named
         )
-    return found
+    return images
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
-    """Files as they are named, folders as all pictures below them.
+    """Lists files as they are named, and all images below folders.
 
     Raises:
-        UsageError: a path does not exist, or a folder holds no picture.
+        UsageError: a path does not exist, or a folder contains no image.
     """
-    found: list[Path] = []
+    images: list[Path] = []
     for path in map(Path, paths):
         if exists(path) and path.is_dir():
             below = images_below(path)
             if not below:
                 raise UsageError(f"the folder '{path}' holds no image (.jpg .png .webp .tif ...)")
-            found += below
+            images += below
         elif exists(path):
-            found.append(path)
+            images.append(path)
         else:
             raise UsageError(f"no file or folder '{path}'")
-    if not found:
+    if not images:
         raise UsageError("no image was named")
-    return found
+    return images

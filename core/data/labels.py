@@ -90,8 +90,8 @@ def match_labels(data: ImageData, model: Model) -> tuple[int, ...]:
     if all(map(_is_wnid, lost)):
         remedy += " (a JSON map from index to [wnid, name] gives the wnids)"
     raise UsageError(
-        f"{len(lost)} of the {len(classes)} classes of {data.name} are not classes of {model.name}: "
-        f"{_shown(lost)}; the model's are {_shown(model.labels)}; {remedy}"
+        f"{len(lost)} of the {len(classes)} classes of {data.name} are not classes of "
+        f"{model.name}: {_shown(lost)}; the model's are {_shown(model.labels)}; {remedy}"
     )
 
 
@@ -99,8 +99,8 @@ def check_labels(data: ImageData, model: Model) -> Tensor:
     """The truth about the images of each class of the data, in the model's terms.
 
     Returns:
-        (D,) int64, the model's class; (D, K) float32 for independent classes (1 for those in a label
-        `cat|dog`, else 0) and for a regression (the values in `0.5|2`).
+        (D,) int64, the model's class; (D, K) float32 for independent classes (1 for those in a
+        label `cat|dog`, else 0) and for a regression (the values in `0.5|2`).
 
     Raises:
         UsageError: an image has no label, or a label does not fit the model.

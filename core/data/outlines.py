@@ -1,4 +1,4 @@
-"""Places in pictures that a user names: boxes, polygons or a pixel, in the file's own pixels.
+"""Places in images that a user names: boxes, polygons or a pixel, in pixels of the file.
 
 Shapes: H W rows and columns of the working image.
 """
@@ -18,12 +18,12 @@ from cnnviz.core.files import exists, from_json, read_text
 from cnnviz.core.models.load import Model
 
 FINE = 4
-"""So many rows and columns of points in a pixel tell whether an object touches it."""
+"""Rows and columns of points per pixel that decide whether an object touches it."""
 
 
 @dataclass(frozen=True)
 class Outline:
-    """Where the object is in one file.
+    """Where the object is in a file.
 
     Attributes:
         polygons: of (x, y) corners in the file's pixels, EXIF rotation applied.
@@ -56,28 +56,28 @@ def _entry(content: object) -> Outline:
 
 
 class Outlines:
-    """What the user expects of each image: one box for all, or a file with an entry per image."""
+    """The expected object in each image: one box for all, or a file with an entry per image."""
 
     def __init__(self, source: str, common: Outline | None, named: Mapping[str, Outline]) -> None:
         self._source, self._common, self._named = source, common, named
 
     def for_image(self, path: str) -> Outline:
-        """The expectation for a file, by its path as given or by its name.
+        """The outline for a file, by its path as given or by its name.
 
         Raises:
             CnnvizError: there is no entry for it.
         """
-        found = self._common or self._named.get(path) or self._named.get(Path(path).name)
-        if found is None:
+        outline = self._common or self._named.get(path) or self._named.get(Path(path).name)
+        if outline is None:
             raise CnnvizError(f"'{path}' has no entry '{Path(path).name}' in {self._source}")
-        return found
+        return outline
 
 
 def read_outlines(text: str, option: str = "--expect") -> Outlines:
-    """Reads what an option says: `x0,y0,x1,y1`, or a JSON file.
+    """Reads the value of an option: `x0,y0,x1,y1`, or a JSON file.
 
     The file maps an image's name to `{"label": …, "boxes": [[x0, y0, x1, y1], …]}`, or to
-    `"polygons"` [[[x, y], …], …], which are taken in place of the boxes where both are given.
+    `"polygons"` [[[x, y], …], …], which are preferred if both are given.
 
     Raises:
         UsageError: neither four numbers nor a readable file of that form.
@@ -103,7 +103,7 @@ def outline_mask(outline: Outline, image: WorkingImage) -> Tensor:
     """(H, W) bool: the working image's pixels that the object touches.
 
     Raises:
-        CnnvizError: nothing of the object is in the working image.
+        CnnvizError: the object is outside the working image.
     """
     height, width = image.pixels.shape[1:]
     rows, columns = (np.mgrid[: FINE * height, : FINE * width] + 0.5) / FINE
@@ -121,10 +121,10 @@ def outline_mask(outline: Outline, image: WorkingImage) -> Tensor:
 
 
 class Place:
-    """Where a dense output is read: at a pixel, inside an outline, or (neither) nowhere special.
+    """Where a dense output is read: at a pixel, inside an outline, or at no particular place.
 
     Attributes:
-        text: what the user said (of a file its name), for captions; empty where nothing was.
+        text: the user's value (of a file, its name), for captions; empty for no place.
     """
 
     def __init__(self, model: Model, at: tuple[float, float] | None, inside: str | None) -> None:
@@ -136,7 +136,7 @@ class Place:
         if model.region is None and (at is not None or inside is not None):
             raise UsageError(
                 "--at and --inside are for maps of classes; "
-                f"{model.name} puts out one row a picture"
+                f"{model.name} has one row of scores per image"
             )
         if at is not None and inside is not None:
             raise UsageError("--at and --inside name two places; give one of them")
@@ -147,10 +147,10 @@ class Place:
             self.text = f"at {at[0]:g},{at[1]:g}"
 
     def mask(self, image: WorkingImage) -> Tensor | None:
-        """(H, W) bool: the working image's pixels there; None where no place is named.
+        """(H, W) bool: the working image's pixels at the place; None for no particular place.
 
         Raises:
-            CnnvizError: the place is outside the working image, or no outline is known for it.
+            CnnvizError: the place is outside the working image, or there is no outline for it.
         """
         if self._outlines is not None:
             return outline_mask(self._outlines.for_image(image.path), image)

@@ -1,8 +1,8 @@
-"""Pictures that are no RGB: arrays and multi-band TIFF, for networks of any number of channels.
+"""Rasters: arrays and multi-band TIFF, for networks with any number of channels.
 
-A raster is (H, W, C) float32 with values as the network's normalisation takes them: bytes over 255,
-floats as they are if they lie in [0, 1], or what `--range` maps to 0 and 1. Nothing is guessed:
-values of another kind are refused with the remedy.
+A raster is (H, W, C) float32 with values as the network's normalisation expects them: bytes divided
+by 255, floats in [0, 1] as they are, or what `--range` maps to 0 and 1. Nothing is guessed: other
+values are refused with the remedy.
 """
 
 import math
@@ -22,25 +22,25 @@ Raster = NDArray[np.float32]
 
 
 def is_array(path: str | Path) -> bool:
-    """Whether the file is an array by its name."""
+    """Whether the file is an array, by its suffix."""
     return Path(path).suffix.lower() in ARRAYS
 
 
 def is_raster(path: str | Path, preprocess: Preprocess) -> bool:
-    """Whether a file is read channel by channel: arrays, and pictures that RGB does not hold."""
+    """Whether a file is read as channels: arrays, and images that are not RGB."""
     scaled = preprocess.scale is not None and Path(path).suffix.lower() in TIFFS
     return preprocess.channels != 3 or is_array(path) or scaled
 
 
 def read_raster(path: str | Path, preprocess: Preprocess) -> Raster:
-    """A file of as many channels as the network takes, (H, W, C) float32.
+    """Reads a file with as many channels as the network has, (H, W, C) float32.
 
     Args:
-        path: `.npy`, `.npz` with one array of pictures' shape, a TIFF, or what Pillow opens.
-        preprocess: for the number of channels, and which values stand for 0 and 1.
+        path: `.npy`, `.npz` with one array of 2 or 3 axes, a TIFF, or what Pillow opens.
+        preprocess: has the number of channels, and the values that become 0 and 1.
 
     Raises:
-        CnnvizError: it cannot be read, has other channels, or values whose meaning is not known.
+        CnnvizError: it cannot be read, or has other channels or values.
     """
     try:
         values = _read(regular(path))
@@ -50,19 +50,19 @@ def read_raster(path: str | Path, preprocess: Preprocess) -> Raster:
         raise CnnvizError(f"'{path}' holds values of type {values.dtype}, not numbers")
     bands = _channels_last(values, preprocess.channels, str(path))
     if not 0 < bands[..., 0].size <= _most_pixels():
-        raise CnnvizError(f"'{path}' has shape {_shape(values)}: no picture, or too large a one")
+        raise CnnvizError(f"'{path}' has shape {_shape(values)}: not an image, or too large")
     return _scaled(bands, preprocess.scale, str(path))
 
 
 def read_map(path: str | Path, size: tuple[int, int]) -> Raster:
-    """Somebody's map from a `.npy` file, (H, W) float32.
+    """Reads a map from a `.npy` file, (H, W) float32.
 
     Args:
         path: the file.
         size: H and W of the working image, which the map must have.
 
     Raises:
-        CnnvizError: it cannot be read, has another shape, or values that are no finite numbers.
+        CnnvizError: it cannot be read, or has another shape or values that are not finite.
     """
     try:
         values = _read_npy(regular(path))
@@ -70,11 +70,11 @@ def read_map(path: str | Path, size: tuple[int, int]) -> Raster:
         raise CnnvizError(f"'{path}' cannot be read as an array: {one_line(error)}") from error
     if values.dtype.kind not in "uif" or values.shape != size:
         raise CnnvizError(
-            f"'{path}' is {values.dtype} {_shape(values)}; a map of this picture has a number for "
+            f"'{path}' is {values.dtype} {_shape(values)}; a map of this image has a number for "
             f"each pixel of the working image, {size[0]}x{size[1]} (sum it over channels, and "
-            "enlarge it with the picture's own crop in mind)"
+            "enlarge it according to the image's crop)"
         )
-    with np.errstate(invalid="ignore", over="ignore"):  # told of below
+    with np.errstate(invalid="ignore", over="ignore"):  # refused below
         numbers = values.astype(np.float32)
     if not np.isfinite(numbers).all():
         raise CnnvizError(f"'{path}' holds values that are not finite")
@@ -120,7 +120,7 @@ def _of_archive(path: Path) -> NDArray[np.generic]:
         found = dict(archive)
     pictures = {name: array for name, array in found.items() if array.ndim in (2, 3)}
     if len(pictures) != 1:
-        raise ValueError(f"it holds {len(pictures)} arrays of a picture's shape, not one")
+        raise ValueError(f"it holds {len(pictures)} arrays with 2 or 3 axes, not one")
     return next(iter(pictures.values()))
 
 
@@ -129,17 +129,17 @@ def _shape(values: NDArray[np.generic]) -> str:
 
 
 def _channels_last(values: NDArray[np.generic], channels: int, path: str) -> NDArray[np.generic]:
-    """(H, W, C), whichever way round it was; one band is enough for a network of pictures."""
+    """Moves channels last; a network of RGB images also takes one band."""
     if values.ndim == 2:
         values = values[..., None]
-    wanted = (channels, 1) if channels == 3 else (channels,)
+    accepted = (channels, 1) if channels == 3 else (channels,)
     if values.ndim == 3:
-        for count in wanted:
+        for count in accepted:
             if values.shape[2] == count:
                 return np.repeat(values, channels // count, 2)
             if values.shape[0] == count:
                 return np.repeat(np.moveaxis(values, 0, 2), channels // count, 2)
-    counts = " or ".join(map(str, sorted(wanted)))
+    counts = " or ".join(map(str, sorted(accepted)))
     raise CnnvizError(
         f"'{path}' has shape {_shape(values)}, and the network takes {counts} channels, before or "
         "after rows and columns"
@@ -147,7 +147,7 @@ def _channels_last(values: NDArray[np.generic], channels: int, path: str) -> NDA
 
 
 def _scaled(bands: NDArray[np.generic], scale: tuple[float, float] | None, path: str) -> Raster:
-    with np.errstate(invalid="ignore", over="ignore"):  # NaN is told of below
+    with np.errstate(invalid="ignore", over="ignore"):  # refused below
         exact = bands.astype(np.float64)
     if not np.isfinite(exact).all():
         raise CnnvizError(f"'{path}' holds values that are not finite")
@@ -156,8 +156,8 @@ def _scaled(bands: NDArray[np.generic], scale: tuple[float, float] | None, path:
     low, high = float(exact.min()), float(exact.max())
     if scale is None and not (bands.dtype.kind == "f" and 0 <= low <= high <= 1):
         raise CnnvizError(
-            f"'{path}' holds {bands.dtype} values from {low:g} to {high:g}; --range LOW,HIGH says "
-            "which stand for 0 and 1"
+            f"'{path}' holds {bands.dtype} values from {low:g} to {high:g}; name with "
+            "--range LOW,HIGH those that become 0 and 1"
         )
     bottom, top = scale or (0.0, 1.0)
     return ((exact - bottom) / (top - bottom)).astype(np.float32)

@@ -1,6 +1,6 @@
-"""A picture some of whose pixels are another's, many times over through the network.
+"""Logits of an image with some of its pixels replaced, for many choices of pixels.
 
-Shapes: N pictures, C channels, K classes, H W rows and columns.
+Shapes: N images, C channels, K classes, H W rows and columns.
 """
 
 from collections.abc import Callable
@@ -27,29 +27,29 @@ def replaced_logits(
     batch_size: int | None = None,
     progress: Callable[[int], None] = lambda _steps: None,
 ) -> Tensor:
-    """Logits of the image with every pixel that is not kept taken from the fill.
+    """Logits of the image with every pixel that is not kept replaced by the fill.
 
     Args:
-        model: borrowed; a dense output has been settled on this image.
+        model: the network; it is not changed.
         image: of the model's input size.
-        fill_CHW: a picture in [0, 1], before normalisation.
-        count: how many pictures.
-        kept: which of them (a slice) to where the image stays, (n, H, W) bool; made a batch at a
-            time, so that all masks never exist at once.
-        batch_size: pictures at a time; None for automatic.
-        progress: called with the number of pictures just done.
+        fill_CHW: an image in [0, 1], before normalisation.
+        count: number of choices.
+        kept: maps a slice of the choices to the pixels that are kept, (n, H, W) bool; called for a
+            batch at a time, so that all masks never exist at once.
+        batch_size: images at a time; None for automatic.
+        progress: called with the number of images just done.
 
     Returns:
         (count, K) float32 on the CPU, as the model's head has them.
 
     Raises:
-        CnnvizError: one picture does not fit the memory, or a score is not finite.
+        CnnvizError: one image does not fit in memory, or a score is not finite.
     """
     normalise = model.preprocess.normalise
     original, replacement = (
         normalise(pixels).to(model.device) for pixels in (image.pixels, fill_CHW)
     )
-    found: list[Tensor] = []
+    batches: list[Tensor] = []
     layouts = [torch.contiguous_format, torch.channels_last]  # the last is the faster
 
     def batch(part: slice) -> None:
@@ -60,16 +60,16 @@ def replaced_logits(
         except (CnnvizError, RuntimeError) as error:
             if len(layouts) == 1 or is_out_of_memory(error):
                 raise
-            layouts.pop()  # a network with views of what it is given
+            layouts.pop()  # the network takes views of its input
             logits_NK = model.logits(pictures.contiguous())
-        found.append(logits_NK.cpu())
+        batches.append(logits_NK.cpu())
 
     automatic = CPU_BATCH if model.device.type == "cpu" else DEVICE_BATCH
     before = 0
     for done, _size in in_batches(count, model.batch_size(batch_size) or automatic, batch):
         progress(done - before)
         before = done
-    logits_NK = torch.cat(found)
+    logits_NK = torch.cat(batches)
     if not logits_NK.isfinite().all():
         raise CnnvizError(
             f"{model.name} gives scores that are not finite on parts of '{image.path}' in "

@@ -153,7 +153,7 @@ def _hf_source(
     digits = len(str(max(len(rows) - 1, 0)))
     listed = labelled((f"{name}/{n:0{digits}d}", label) for n, label in enumerate(labels))
     if not listed.examples:
-        raise UsageError(f"'{text}' contains no image")
+        raise UsageError(f"'{text}' holds no image")
     names = getattr(kinds[label], "names", None) if label else None
     if names:  # also those that no image has
         moved = [names.index(known) for known in listed.classes or ()]

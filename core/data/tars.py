@@ -1,8 +1,8 @@
-"""Pictures in tar files, as the webdataset library shards a data set.
+"""Images in tar files, as the webdataset library shards a data set.
 
-Files of one name up to its first dot are a sample: `0001.jpg` with `0001.cls` or `0001.json`. The
-headers are gone through once, for where each picture lies; after that any of them is read in
-place, so that every command works as it does on a folder, samples and resumes by picture.
+Files whose names agree up to the first dot are a sample: `0001.jpg` with `0001.cls` or `0001.json`.
+The headers are read once, for the offset of each image; after that any image is read in place, so
+that every command works as it does on a folder, and samples and resumes by image.
 Format: github.com/webdataset/webdataset.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,22 +29,18 @@ from cnnviz.core.models.preprocess import Preprocess
 SUFFIX = ".tar"
 CLASS, JSON = "cls", "json"
 LARGEST_LABEL = 1 << 20
-"""Bytes of a file that holds a label."""
+"""Maximum bytes of a file with a label."""
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def expand(name: str) -> list[str]:
-    """`shards-{000..012}.tar` to thirteen names; a name without braces to itself.
-
-    Raises:
-        UsageError: the range runs backwards.
-    """
+    """Expands `shards-{000..012}.tar` to thirteen names; a name without braces to itself."""
     found = _BRACES.search(name)
     if found is None:
         return [name]
     first, last = found.groups()
     if int(last) < int(first):
-        raise UsageError(f"'{name}' names no file: {found[0]} runs backwards")
+        raise UsageError(f"'{name}' names no file: the range {found[0]} is empty")
     numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
     return [
         rest for n in numbers for rest in expand(name[: found.start()] + n + name[found.end() :])
@@ -53,7 +49,7 @@ def expand(name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class _Member:
-    """A file in a tar: its name, and where its bytes lie."""
+    """A file in a tar: its name, and the position of its bytes."""
 
     name: str
     offset: int
@@ -61,7 +57,7 @@ class _Member:
 
     @property
     def key(self) -> str:
-        """What the files of a sample have in common: the name up to the first dot in it."""
+        """The name of the sample: that of the file up to its first dot."""
         folder, slash, name = self.name.rpartition("/")
         return folder + slash + name.partition(".")[0]
 
@@ -71,11 +67,7 @@ class _Member:
 
 
 def _members(stream: IO[bytes], path: Path) -> Iterator[_Member]:
-    """The plain files of a tar, in their order.
-
-    Raises:
-        CnnvizError: it is no tar, a packed or a damaged one.
-    """
+    """The regular files of a tar, in order."""
     try:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             for entry in archive:
@@ -86,17 +78,13 @@ def _members(stream: IO[bytes], path: Path) -> Iterator[_Member]:
                     yield member
     except (tarfile.TarError, EOFError, ValueError, OSError) as error:
         raise CnnvizError(
-            f"'{path}' is no whole tar file ({one_line(error)}); one packed with gzip or zstd must "
-            "be unpacked first"
+            f"'{path}' is not a complete tar file ({one_line(error)}); unpack it first if it is "
+            "compressed with gzip or zstd"
         ) from error
 
 
 def _label(stream: IO[bytes], sample: Sequence[_Member]) -> str | None:
-    """What `.cls`, or else one of the usual names in `.json`, says.
-
-    Raises:
-        ValueError: it says nothing that can be read.
-    """
+    """The label in `.cls`, or under a usual name in `.json`; a ValueError if it is malformed."""
     by_extension = {member.extension: member for member in sample}
     for extension in (CLASS, JSON):
         member = by_extension.get(extension)
@@ -108,21 +96,21 @@ def _label(stream: IO[bytes], sample: Sequence[_Member]) -> str | None:
         text = stream.read(member.size).decode()
         if extension == CLASS:
             return text.strip()
-        said = from_json(text)
-        usual = [name for name in LABEL_COLUMNS if isinstance(said, dict) and name in said]
+        content: Any = from_json(text)
+        usual = [name for name in LABEL_COLUMNS if isinstance(content, dict) and name in content]
         if usual:
-            return label_text(said[usual[0]])  # type: ignore[index]
+            return label_text(content[usual[0]])
     return None
 
 
 @dataclass(frozen=True)
 class _Places:
-    """Where the pictures of some tars lie.
+    """The positions of images in tars.
 
     Attributes:
         tars: the files.
-        stamps: of each, its size and time.
-        places_N3: of each picture, the number of its file, and its offset and bytes there.
+        stamps: size and time of each.
+        places_N3: of each image, the number of its file, its offset and its number of bytes.
     """
 
     tars: tuple[Path, ...]
@@ -130,13 +118,13 @@ class _Places:
     places_N3: NDArray[np.int64]
 
     def state(self, example: Example) -> str:
-        """Changes when the tar does."""
+        """Text that changes when the tar changes."""
         number, offset, size = self.places_N3[example.row].tolist()
         return f"{self.stamps[number]} {offset} {size}"
 
     def open(self, example: Example, preprocess: Preprocess) -> Image.Image:
-        """Decodes one in place."""
-        del preprocess  # of pictures only
+        """Decodes an image in place."""
+        del preprocess  # these are never rasters
         number, offset, size = self.places_N3[example.row].tolist()
         path = self.tars[number]
         try:
@@ -149,16 +137,8 @@ class _Places:
 
 
 def of_tars(paths: Sequence[Path]) -> ImageSource:
-    """The pictures of some tar files.
-
-    Args:
-        paths: the files, in order.
-
-    Raises:
-        UsageError: there is no picture in them.
-        CnnvizError: one is missing, no tar, packed or damaged.
-    """
-    pictures = {suffix.removeprefix(".") for suffix in suffixes()}
+    """The images in some tar files, in order."""
+    formats = {suffix.removeprefix(".") for suffix in suffixes()}
     rows: list[tuple[str, str | None]] = []
     places: list[tuple[int, int, int]] = []
     others: Counter[str] = Counter()
@@ -166,8 +146,8 @@ def of_tars(paths: Sequence[Path]) -> ImageSource:
         with regular(path).open("rb") as stream, path.open("rb") as labels:
             for _, group in groupby(_members(stream, path), key=lambda member: member.key):
                 sample = list(group)
-                shown = [member for member in sample if member.extension in pictures]
-                if not shown:
+                images = [member for member in sample if member.extension in formats]
+                if not images:
                     others.update(member.extension for member in sample)
                     continue
                 try:
@@ -176,12 +156,12 @@ def of_tars(paths: Sequence[Path]) -> ImageSource:
                     raise CnnvizError(
                         f"'{path}': the label of {sample[0].key} cannot be read: {one_line(error)}"
                     ) from error
-                rows += [(f"{path}/{member.name}", label) for member in shown]
-                places += [(number, member.offset, member.size) for member in shown]
+                rows += [(f"{path}/{member.name}", label) for member in images]
+                places += [(number, member.offset, member.size) for member in images]
     if not rows:
         kinds = ", ".join(sorted(others)[:8]) or "no file"
         raise UsageError(f"'{paths[0]}' holds no image (.jpg .png .webp ...) but {kinds}")
     stats = [path.stat() for path in paths]
     stamps = tuple(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats)
-    found = _Places(tuple(paths), stamps, np.array(places, np.int64))
-    return replace(labelled(rows), open=found.open, state=found.state, files=tuple(paths))
+    table = _Places(tuple(paths), stamps, np.array(places, np.int64))
+    return replace(labelled(rows), open=table.open, state=table.state, files=tuple(paths))

@@ -46,22 +46,15 @@ _RESAMPLING_FUNCTIONS: dict[object, str] = {
 
 @dataclass(frozen=True, eq=False)
 class AxisField:
-    """What the units of a layer see along one axis.
+    """What the units of a layer see along one axis."""
 
-    Attributes:
-        size: pixels that a unit sees, padding counted as pixels; inf after global operations.
-            Where units differ (uneven adaptive pooling, upsampling), the largest.
-        jump: pixels between the fields of neighbouring units; inf if there is only one unit.
-        start: first pixel of unit 0, negative where it is padding; -inf if size is inf.
-        first: (U,) the first pixel that each unit reads; NOTHING if it reads none.
-        last: (U,) the last one, included; -1 if it reads none.
-    """
-
+    # pixels that a unit sees, padding counted as pixels; inf after global operations. Where units
+    # differ (uneven adaptive pooling, upsampling), the largest
     size: float
-    jump: float
-    start: float
-    first: Index
-    last: Index
+    jump: float  # pixels between the fields of neighbouring units; inf if there is only one unit
+    start: float  # first pixel of unit 0, negative where it is padding; -inf if size is inf
+    first: Index  # (U,) the first pixel that each unit reads; NOTHING if it reads none
+    last: Index  # (U,) the last one, included; -1 if it reads none
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,42 +37,30 @@ class Untraceable(CnnvizError):  # noqa: N818 (a reason, not an error of the pro
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """Description of one node.
+    """Description of one node."""
 
-    Attributes:
-        geometry: where the operation looks.
-        shape: of the output tensor for a batch of one; None if it is not a single tensor.
-        axes: positions of rows and columns in that shape, e.g. (2, 3), or (1, 2) after a permute
-            to channels last; None if it has none.
-        inputs: the nodes that it reads and that depend on the image, in order of the arguments.
-        layer: dotted name of the module that it calls; None for functions and methods.
-    """
-
-    geometry: Geometry
+    geometry: Geometry  # where the operation looks
+    # of the output tensor for a batch of one; None if it is not a single tensor
     shape: tuple[int, ...] | None
+    # positions of rows and columns in that shape, e.g. (2, 3), or (1, 2) after a permute to
+    # channels last; None if it has none
     axes: tuple[int, int] | None
+    # the nodes that it reads and that depend on the image, in order of the arguments
     inputs: tuple[fx.Node, ...]
-    layer: str | None
+    layer: str | None  # dotted name of the module that it calls; None for functions and methods
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A traced network with a description of every node except `output`.
+    """A traced network with a description of every node except `output`."""
 
-    Attributes:
-        module: the graph module; `module(images)` returns what the original returns.
-        info: node to its description, in execution order.
-        layers: dotted name of every layer that runs, leaf or not, to the node of its output (the
-            last one, where a layer runs more than once).
-        source: the node of the image.
-        output: the node whose value the network returns.
-    """
-
-    module: fx.GraphModule
-    info: dict[fx.Node, NodeInfo]
+    module: fx.GraphModule  # the graph module; `module(images)` returns what the original returns
+    info: dict[fx.Node, NodeInfo]  # node to its description, in execution order
+    # dotted name of every layer that runs, leaf or not, to the node of its output (the last one,
+    # where a layer runs more than once)
     layers: dict[str, fx.Node]
-    source: fx.Node
-    output: fx.Node
+    source: fx.Node  # the node of the image
+    output: fx.Node  # the node whose value the network returns
 
 
 class _Parts(fx.Proxy):

@@ -94,7 +94,7 @@ class Head:
         return functional.logsigmoid(logits)
 
     def own_logits(self, logits: Tensor) -> Tensor:
-        """Each class's logit, float64; its log-odds if the network puts out probabilities."""
+        """Each class's logit, float64; its log-odds if the network returns probabilities."""
         exact = logits.double()
         if self.kind is not Kind.SOFTMAX or not self.probabilities_given:
             return exact
@@ -143,7 +143,7 @@ def determine_head(
     if kind == "shares" and automatic and (far_NK := outputs_far_away()) is not None:
         kind = _range(far_NK, dtype)
     if not automatic and kind is None:
-        raise UsageError(f"--head probabilities: {name} puts out numbers outside 0 to 1")
+        raise UsageError(f"--head probabilities: {name} returns numbers outside 0 to 1")
     if kind is None:
         return Head(), []
     if kind == "distributions" or outputs_NK.shape[1] == 1:
@@ -151,7 +151,7 @@ def determine_head(
     else:
         head, what = Head(Kind.SIGMOID, True), "an independent probability for each class"
     note = (
-        f"{name} puts out {what}: they are used unchanged, and the logit of a class is its "
+        f"{name} returns {what}: they are used unchanged, and the logit of a class is its "
         "log-odds (--head overrides this)"
     )
     return head, [note] if automatic else []

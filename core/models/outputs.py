@@ -96,30 +96,45 @@ def read_out(
     head, head_notes = determine_head(_pixel_rows(answers), far, choice, dtype, name)
     classes: int = answers.shape[1]
     labels: tuple[str, ...] = ()
-    unit = "pixel" if scores.dense else "image"
     if classes == 1 and head.has_classes:
-        given = head.probabilities_given
-        classes, labels, head = 2, YES_OR_NO, Head(probabilities_given=given)
-        two_logits = _two_logit_maps if scores.dense else _two_logits
-        module = with_reader(module, _two_probabilities if given else two_logits)
-        head_notes = [
-            f"{name} returns one number per {unit}, taken as the "
-            f"{'probability' if given else 'logit'} of the second of two classes (--head none for "
-            "a regression)"
-        ]
-    notes = [*scores.notes, *behaviour.notes(name), *head_notes]
-    if not scores.dense:
-        return ReadOut(module, classes, head, behaviour, tuple(notes), labels)
-    region = Region(head)
-    what = "classes" if head.has_classes else "values"
-    where = "the pixels where it is predicted" if head.has_classes else "all pixels"
-    notes.append(
-        f"{name} returns {classes} {what} for each pixel: each is read as its mean over {where} "
-        "(--at or --inside names another region)"
+        module, head, head_notes = _two_classes(module, head, scores.dense, name)
+        classes, labels = 2, YES_OR_NO
+    notes = (*scores.notes, *behaviour.notes(name), *head_notes)
+    result = ReadOut(module, classes, head, behaviour, notes, labels)
+    return _read_in_regions(result, name) if scores.dense else result
+
+
+def _two_classes(
+    module: nn.Module, head: Head, dense: bool, name: str
+) -> tuple[nn.Module, Head, list[str]]:
+    """Make two classes of one logit or probability; with a note."""
+    given = head.probabilities_given
+    two_logits = _two_logit_maps if dense else _two_logits
+    note = (
+        f"{name} returns one number per {'pixel' if dense else 'image'}, taken as the "
+        f"{'probability' if given else 'logit'} of the second of two classes (--head none for a "
+        "regression)"
     )
-    rows = Head(Kind.SIGMOID if head.has_classes else Kind.NONE)
-    module = with_reader(module, region.read)
-    return ReadOut(module, classes, rows, behaviour, tuple(notes), labels, region)
+    module = with_reader(module, _two_probabilities if given else two_logits)
+    return module, Head(probabilities_given=given), [note]
+
+
+def _read_in_regions(dense: ReadOut, name: str) -> ReadOut:
+    """Turn dense outputs into one row per image."""
+    region, has_classes = Region(dense.head), dense.head.has_classes
+    what = "classes" if has_classes else "values"
+    where = "the pixels where it is predicted" if has_classes else "all pixels"
+    note = (
+        f"{name} returns {dense.classes} {what} for each pixel: each is read as its mean over "
+        f"{where} (--at or --inside names another region)"
+    )
+    return dataclasses.replace(
+        dense,
+        module=with_reader(dense.module, region.read),
+        head=Head(Kind.SIGMOID if has_classes else Kind.NONE),
+        notes=(*dense.notes, note),
+        region=region,
+    )
 
 
 def _pixel_rows(outputs: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""What a run leaves: folders, figures, numbers.
+"""Results of a run: folder, journal, records, figures.
 
-`run_folder` writes whole files or none; `drawing` and `sheets` hold what figures share.
+`run_folder` writes whole files or none, `journal` lets runs resume and join, `record` describes
+results once; `style`, `drawing`, `panels` and `sheets` are shared by figures.
 """

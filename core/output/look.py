@@ -1,4 +1,4 @@
-"""How maps are drawn; imports nothing heavy, so that `--help` is quick."""
+"""Options for drawing maps; imports nothing heavy, so that `--help` is quick."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar

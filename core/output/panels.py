@@ -1,16 +1,16 @@
-"""Panels: maps over the picture that they are about, one beside the other in one figure.
+"""Panels: maps over their image, side by side in one figure.
 
-All analyses that say something about places of an image draw it here, so that the same image looks
-the same under every map: in the file's own pixels, grey under a map, so that every colour seen is
-the map's. Shapes: H W rows and columns of the working image, h w of the picture shown beneath.
+All analyses draw maps of an image here, so that the image looks the same under every map: in the
+file's pixels, grey under a map, so that every colour is the map's.
+Shapes: H W rows and columns of the working image, h w of the picture drawn below.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap as Colours
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -28,13 +28,10 @@ from cnnviz.core.output.drawing import (
 from cnnviz.core.output.look import Look
 from cnnviz.core.output.style import FONT_SIZE
 
-if TYPE_CHECKING:
-    from matplotlib.colors import Colormap as Colours
-
 PANEL_WIDTH = 3.6  # inches
 MOST_COLUMNS = 4
-SMALL = 96  # pixels a side, below which the image under a map is drawn smoothed
-# Arrows of a colour bar, by whether values lie below and above it; matplotlib's words for them.
+SMALL = 96  # pixels per side, below which the image under a map is smoothed
+# Arrows of a colour bar, by whether there are values below and above it; matplotlib's names.
 CUT_OFF = {
     (False, False): "neither",
     (True, False): "min",
@@ -44,11 +41,7 @@ CUT_OFF = {
 
 
 def photograph(image: WorkingImage) -> NDArray[np.uint8]:
-    """What lies beneath maps of that image, uint8 (h, w, 3): its crop in the file's own pixels.
-
-    Raises:
-        CnnvizError: the file can no longer be read.
-    """
+    """The picture below maps of an image, uint8 (h, w, 3): its crop in the file's pixels."""
     crop = file_crop(image)
     return image_pixels(image) if crop is None else crop
 
@@ -65,12 +58,12 @@ def grid_of_axes(
     """A figure with `count` axes in reading order; the last row may be short.
 
     Args:
-        count: axes wanted, at least one.
+        count: number of axes, at least one.
         cell: width and height of each, in inches.
-        columns: axes in a row, at most.
-        extra: width and height of the figure beyond its cells, in inches.
-        narrowest: width of the figure, at least.
-        sharey: one vertical scale for all.
+        columns: maximum number of axes in a row.
+        extra: width and height of the figure in addition to its cells, in inches.
+        narrowest: minimum width of the figure.
+        sharey: whether all have the same vertical scale.
     """
     columns = min(count, columns)
     rows = -(-count // columns)
@@ -88,10 +81,10 @@ def panels(
     """A figure with `count` panels for pictures of H×W, each with room for two lines and a bar.
 
     Args:
-        count: panels wanted, at least one.
+        count: number of panels, at least one.
         size: H and W.
-        columns: panels in a row, at most; None for 4.
-        legend: inches for a legend to the right of them all.
+        columns: maximum number of panels in a row; None for 4.
+        legend: inches for a legend to the right of all panels.
     """
     height = PANEL_WIDTH * 0.78 * size[0] / size[1] + 0.55
     columns = columns or MOST_COLUMNS
@@ -101,7 +94,7 @@ def panels(
 def draw_picture(
     axes: Axes, pixels: NDArray[np.uint8], size: tuple[int, int], *, grey: bool = True
 ) -> None:
-    """A picture (h, w, 3) over the H×W units of the axes, smoothed where its pixels are large."""
+    """Draws a picture (h, w, 3) on H×W units of the axes, smoothed if its pixels are large."""
     smooth = "bicubic" if min(pixels.shape[:2]) < SMALL else "antialiased"
     shown = pixels @ np.array(LUMINANCE) / 255 if grey else pixels
     extent = _extent(size)
@@ -118,17 +111,17 @@ def draw_map(
     one_sided: bool = False,
     limit: float | None = None,
 ) -> None:
-    """A map with its colour bar, alone or over a picture.
+    """Draws a map with its colour bar, alone or over a picture.
 
     Args:
-        axes: of one panel.
+        axes: the panel.
         values_HW: one value per pixel of the working image.
-        look: colours, and the map's weight over the picture.
+        look: colours, and the weight of the map over the picture.
         label: what the colours measure.
         over: the picture, uint8 (h, w, 3).
-        one_sided: diverging colours start at zero where no value is negative.
-        limit: magnitude at which the colours end, with an arrow on the bar if values go beyond;
-            where it is `look.scale`, they end there whatever the values are.
+        one_sided: whether diverging colours start at zero if no value is negative.
+        limit: magnitude at which the colours end, with an arrow on the bar if values exceed it;
+            if it is `look.scale`, they end there regardless of the values.
     """
     if over is not None:
         draw_picture(axes, over, (values_HW.shape[0], values_HW.shape[1]))
@@ -145,7 +138,7 @@ def draw_map(
 
 
 def outline_pixels(axes: Axes, inside_hw: NDArray[np.bool_], size: tuple[int, int]) -> None:
-    """A line around pixels (h, w) of the picture, over the H×W units of the axes."""
+    """Draws a line around pixels (h, w) of the picture, on the H×W units of the axes."""
     if inside_hw.all():
         return
     padded = np.pad(inside_hw, 1).astype(float)
@@ -159,7 +152,7 @@ def outline_pixels(axes: Axes, inside_hw: NDArray[np.bool_], size: tuple[int, in
 
 
 def hatch_pixels(axes: Axes, inside_HW: NDArray[np.bool_], colour: str, hatch: str) -> None:
-    """Hatches pixels of a map, with a line around them."""
+    """Hatches pixels of a map, and draws a line around them."""
     if not inside_HW.any():
         return
     padded = np.pad(inside_HW, 1).astype(float)
@@ -172,7 +165,7 @@ def hatch_pixels(axes: Axes, inside_HW: NDArray[np.bool_], colour: str, hatch: s
 
 
 def legend(figure: Figure, hatched: Sequence[tuple[str, str, str]]) -> None:
-    """Says beneath all panels what each kind of hatching means: (text, colour, hatch)."""
+    """Adds a legend below all panels for kinds of hatching: (text, colour, hatch)."""
     handles = [
         Patch(facecolor="none", edgecolor=colour, hatch=hatch, label=text)
         for text, colour, hatch in hatched
@@ -187,13 +180,13 @@ def legend(figure: Figure, hatched: Sequence[tuple[str, str, str]]) -> None:
 
 
 def _extent(size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The picture's corner is at (0, 0), whatever its own resolution."""
+    """The corners in units of the axes, regardless of the picture's resolution."""
     return 0.0, float(size[1]), float(size[0]), 0.0
 
 
 def _scale(
     values_HW: NDArray[np.floating], look: Look, one_sided: bool, limit: float | None
-) -> "tuple[Normalize, Colours]":
+) -> tuple[Normalize, Colours]:
     low, high = float(values_HW.min()), float(values_HW.max())
     fixed = limit is not None and limit == look.scale
     limit = symmetric_limit(values_HW) if limit is None else max(limit, 1e-12)

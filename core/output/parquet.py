@@ -1,4 +1,4 @@
-"""Tables as Apache Parquet, typed and compressed, where the package pyarrow is installed."""
+"""Tables as Apache Parquet, typed and compressed, if the package pyarrow is installed."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -13,14 +13,9 @@ def available() -> bool:
 
 
 def write(stream: BinaryIO, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Writes a table.
+    """Writes a table, given as for CSV.
 
-    A column is of whole numbers, of numbers, or else of text; an empty cell of numbers is null.
-
-    Args:
-        stream: where to.
-        header: names of the columns.
-        rows: the cells, as for CSV.
+    A column has integers, floats, or else text; an empty cell among numbers is null.
     """
     import pyarrow
     from pyarrow import parquet
@@ -31,7 +26,7 @@ def write(stream: BinaryIO, header: Sequence[str], rows: Sequence[Sequence[objec
 
 
 def _typed(cells: list[Any], pyarrow: Any) -> tuple[list[Any], Any]:
-    """The cells as one kind, and that kind."""
+    """The cells as values of one type, and that type."""
     known = [cell for cell in cells if cell is not None and cell != ""]
     whole = all(isinstance(cell, int) for cell in known)
     if known and whole:

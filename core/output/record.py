@@ -3,10 +3,12 @@
 A record is a frozen dataclass below `Record`. Its fields carry descriptions in `Annotated[type,
 Says("…")]`; a trailing underscore avoids a keyword (`class_` is the key `class`). Properties listed
 in `DERIVED` are keys, too. `to_json` makes plain data of a record, `from_json` reads it back and
-checks it (pydantic), `table` makes the header and the rows of a CSV file.
+checks it (pydantic). `table` makes the header and the rows of a CSV file, `from_table` reads them.
 """
 
+import csv
 import dataclasses
+import io
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +23,12 @@ from pydantic_core import core_schema
 from cnnviz.core.errors import CnnvizError
 
 Kind = TypeVar("Kind")
+
+
+class InvalidRecord(CnnvizError):  # noqa: N818 (as CheckFailed)
+    """Data from a file is not a valid record; the message names the key."""
+
+
 SLACK = 1e-5
 """Relative tolerance of ranges, for what float32 sums round."""
 
@@ -37,7 +45,7 @@ class Says:
         null: bool = False,
         hidden: bool = False,
         only: str = "",
-        digits: int = 7,
+        digits: int | None = None,
         **keywords: Any,
     ) -> None:
         """Describes a field.
@@ -48,7 +56,7 @@ class Says:
             null: an optional key may be null, too, where the value is NaN.
             hidden: for Python alone: neither in JSON nor in tables (tensors, member rows).
             only: "json" or "csv", for what only one of them has.
-            digits: significant digits in JSON; 7 is what float32 carries.
+            digits: significant digits in JSON; the record's `DIGITS` if None.
             keywords: of JSON Schema (minimum, maximum, minItems, maxItems, enum, pattern); also
                 checked when a record is read back.
         """
@@ -118,6 +126,8 @@ class Record:
         "arbitrary_types_allowed": True,
     }
     DERIVED: ClassVar[tuple[str, ...]] = ()
+    DIGITS: ClassVar[int] = 7
+    """Significant digits of numbers in JSON, if a field says nothing else; 7 are float32's."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,7 @@ class Field:
     key: str
     hint: Any
     says: tuple[Says, ...]
+    default_digits: int = 7
 
     def has(self, form: str) -> bool:
         """Whether JSON (`json`) or tables (`csv`) have it."""
@@ -141,7 +152,7 @@ class Field:
     @cached_property
     def digits(self) -> int:
         """Significant digits in JSON."""
-        return min((s.digits for s in self.says), default=7)
+        return min((s.digits for s in self.says if s.digits), default=self.default_digits)
 
 
 def _says(hint: Any) -> tuple[Says, ...]:
@@ -159,7 +170,10 @@ def fields_of(kind: Any) -> tuple[Field, ...]:
         owner: Any = getattr(kind, name)
         getter: Callable[..., Any] = getattr(owner, "fget", None) or owner.func
         found[name] = get_type_hints(getter, include_extras=True)["return"]
-    return tuple(Field(name, name.rstrip("_"), hint, _says(hint)) for name, hint in found.items())
+    digits = getattr(kind, "DIGITS", 7)
+    return tuple(
+        Field(name, name.rstrip("_"), hint, _says(hint), digits) for name, hint in found.items()
+    )
 
 
 def rounded(value: float, digits: int = 7) -> float | None:
@@ -203,7 +217,7 @@ def from_json(kind: type[Kind], data: object, **hidden: object) -> Kind:
     """A record from JSON data, with what JSON does not have given by name.
 
     Raises:
-        CnnvizError: a key is missing, or its value is of another type or out of range.
+        InvalidRecord: a key is missing, or its value is of another type or out of range.
     """
     content = {**data, **hidden} if isinstance(data, Mapping) else data
     try:
@@ -211,7 +225,7 @@ def from_json(kind: type[Kind], data: object, **hidden: object) -> Kind:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "the content"
-        raise CnnvizError(f"{place}: {first['msg']}") from error
+        raise InvalidRecord(f"{place}: {first['msg']}") from error
     return found
 
 
@@ -227,3 +241,26 @@ def table(
 
     rows = (tuple(cell(getattr(r, f.attribute), f.digits) for f in fields) for r in records)
     return tuple(field.key for field in fields), rows
+
+
+def from_table(kind: type[Kind], text: str) -> list[Kind]:
+    """The records in the text of a CSV file that `table` made.
+
+    Raises:
+        CnnvizError: a column is missing, or a cell is of another type or out of range.
+    """
+    record: Any = kind
+    kinds = {field.key: _plain_type(field.hint) for field in fields_of(record)}
+    rows = [
+        {
+            key: None if cell == "" and kinds.get(key) is not str else cell
+            for key, cell in row.items()
+        }
+        for row in csv.DictReader(io.StringIO(text, newline=""))
+    ]
+    found: list[Kind] = from_json(list[record], rows)
+    return found
+
+
+def _plain_type(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint

@@ -31,10 +31,10 @@ from cnnviz.core.files import exists, from_json, read_text, replace_file, write_
 from cnnviz.core.models.load import Model
 from cnnviz.core.output import parquet
 from cnnviz.core.output.drawing import escape
-from cnnviz.core.output.entries import Summary, model_entry
+from cnnviz.core.output.record import to_json as to_data
 from cnnviz.core.output.style import WRITING, sign
+from cnnviz.core.output.summary import SUMMARY, ModelRecord
 
-SUMMARY = "summary.json"
 UNFINISHED = "unfinished.json"
 """In the folder of a run over many images that is not complete: see `journal.py`."""
 DPI = 150
@@ -364,25 +364,25 @@ def summary(
     files: Sequence[str],
     errors: Sequence[tuple[str, str]] = (),
     argv: Sequence[str] | None = None,
-) -> Summary[object]:
+) -> dict[str, Any]:
     """The content of `summary.json` with the keys that every command has.
 
     Args:
         command: its name on the command line.
-        model: what was looked at; None for commands without one.
+        model: the network; None for commands without one.
         seed: the run's seed.
         elapsed_seconds: wall-clock time of the whole run.
-        results: the command's own part; plain data.
+        results: the command's part, as plain data.
         files: paths relative to the run folder.
         errors: (input, message) of each input that failed.
-        argv: the arguments after the program's name; default those of this process.
+        argv: the arguments after the program's name; by default those of this process.
     """
     return {
         "schema": f"cnnviz.{command}/1",
         "command": command,
         "version": version(),
         "argv": list(sys.argv[1:] if argv is None else argv),
-        "model": model_entry(model) if model else None,
+        "model": to_data(ModelRecord.of(model)) if model else None,
         "device": str(model.device) if model else None,
         "precision": model.precision if model else None,
         "seed": seed,

@@ -1,7 +1,8 @@
 """Sheets: many small pictures of one size in one array, with their numbers along the edges.
 
 A sheet is drawn as one image on one pair of axes, so thousands of tiles cost no more than a few.
-Numbers stand at the rows and columns: in a grid the tile in row `32` and column `+5` is number 37.
+Rows and columns are numbered: in a grid the tile in row `32` and column `+5` is number 37.
+Shapes: N tiles, H W rows and columns.
 """
 
 import math
@@ -19,24 +20,24 @@ from cnnviz.core.output.style import FONT_SIZE
 
 Pixels = NDArray[np.uint8]
 
-WIDTH = 8.0  # inches, of an ordinary sheet
-LARGEST = 40.0  # inches, the longer side of a sheet with very many tiles
+WIDTH = 8.0  # inches of an ordinary sheet
+LARGEST = 40.0  # inches of the longer side of a sheet with very many tiles
 DPI = 150
 _MOST_TICKS = 40
-_MOST_LABELS = 512  # tiles; more numbers could not be read
-_SHARP = 24  # pixels of a tile's longer side, from which on it is not enlarged
-_ROOMY = 1200  # pixels of a matrix's longer side, likewise
+_MOST_LABELS = 512  # tiles; more numbers would be illegible
+_SHARP = 24  # pixels of a tile's longer side from which it is not enlarged
+_ROOMY = 1200  # pixels of a matrix's longer side from which it is not enlarged
 
 
 def tile_columns(count: int, height: int, width: int, aspect: float = 1.5) -> int:
-    """How many columns make a grid of `count` tiles about `aspect` times as wide as high."""
+    """The columns of a grid of `count` tiles that is about `aspect` times as wide as high."""
     return max(1, min(count, round(math.sqrt(count * aspect * height / width))))
 
 
 def tiles(
     pictures: Pixels, columns: int, gap: int = 1, background: int = 255, scale: int = 1
 ) -> Pixels:
-    """Puts equal pictures into one array, row by row.
+    """Puts pictures of one size into one array, row by row.
 
     Args:
         pictures: (N, H, W) grey or (N, H, W, 3) colour.
@@ -62,7 +63,7 @@ def tiles(
 
 @dataclass(frozen=True)
 class Scale:
-    """What grey levels mean: black is `low`, white is `high`."""
+    """The meaning of grey levels: black is `low`, white is `high`."""
 
     low: float
     high: float
@@ -78,9 +79,9 @@ class Sheet:
         rows: numbers of the rows, top to bottom.
         columns: numbers of the columns, left to right.
         pitch: rows and columns of pixels from one tile to the next.
-        relative: columns count on from the row's number (a grid); else they have their own (a
+        relative: whether column numbers are added to the row's (a grid), or are independent (a
             matrix).
-        labels: the number of each tile, where it cannot be told from row and column.
+        labels: the number of each tile, if it does not follow from row and column.
         row_name: what rows count.
         column_name: what columns count.
     """
@@ -103,9 +104,9 @@ def grid(
     Args:
         pictures: one for each number.
         what: what they are: "filter", "channel".
-        numbers: of the pictures; 0, 1, 2, … if not given. Given ones stand on each tile, as long
-            as there are few enough of them to be read.
-        aspect: width over height to aim at.
+        numbers: of the pictures; by default 0, 1, 2, …. Given numbers are written on each tile, if
+            there are few enough to be legible.
+        aspect: desired ratio of width and height.
     """
     count, height, width = pictures.shape[:3]
     across = _columns(count, tile_columns(count, height, width, aspect))
@@ -144,7 +145,7 @@ def matrix(pictures: Pixels, row_name: str, column_name: str) -> Sheet:
 
 
 def _columns(count: int, ideal: int) -> int:
-    """Tiles in a row: near the ideal, the last row as full as it can be."""
+    """The tiles in a row: near the ideal, with the last row as full as possible."""
     nearby = range(max(1, ideal * 3 // 4), max(1, ideal * 4 // 3) + 1)
     return min(nearby, key=lambda columns: (-count % columns, abs(columns - ideal)))
 
@@ -154,7 +155,7 @@ def _gap(side: int) -> int:
 
 
 def draw_sheet(sheet: Sheet, heading: str, scale: Scale | None) -> Figure:
-    """One sheet as a figure, at least one dot for each pixel wherever that stays printable."""
+    """Draws a sheet as a figure, with at least one dot per pixel up to a printable size."""
     height, width = sheet.pixels.shape[:2]
     across = min(max(WIDTH, width / DPI), LARGEST)
     down = across * height / width
@@ -168,7 +169,7 @@ def draw_sheet(sheet: Sheet, heading: str, scale: Scale | None) -> Figure:
 
 
 def draw_on(axes: Axes, sheet: Sheet, heading: str, scale: Scale | None) -> None:
-    """Puts a sheet on axes: numbers, heading and the bar that says what grey levels mean."""
+    """Draws a sheet on axes: numbers, heading, and a bar for the meaning of grey levels."""
     axes.imshow(sheet.pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     title(axes, heading)
     down, right = sheet.pitch
@@ -215,9 +216,8 @@ def _ticks(
 
 
 def _step(count: int) -> int:
-    """Every so-many-th number gets a label: every one, second, fifth, tenth and so on."""
-    step, grow = 1, (2, 2.5, 2)
-    turn = 0
+    """The distance between labelled numbers: 1, 2, 5, 10 and so on."""
+    step, turn, grow = 1, 0, (2, 2.5, 2)
     while count / step > _MOST_TICKS:
         step = int(step * grow[turn % 3])
         turn += 1

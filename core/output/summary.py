@@ -4,10 +4,11 @@ A summary is written last (`RunFolder.finish`), so a folder that has one is comp
 is the one place that opens and checks one; what `results` holds is read by the analysis' `load`.
 """
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from cnnviz.core.choices import Precision
 from cnnviz.core.data.datasets import ImageData
-from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.errors import CnnvizError, UsageError, one_line
+from cnnviz.core.files import DAMAGE, read_text, regular
 from cnnviz.core.files import from_json as parsed
-from cnnviz.core.files import read_text
 from cnnviz.core.models.heads import Head, Reading
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.record import (
@@ -26,6 +27,7 @@ from cnnviz.core.output.record import (
     Count,
     Hidden,
     Interval,
+    InvalidRecord,
     Positive,
     Record,
     Says,
@@ -34,8 +36,11 @@ from cnnviz.core.output.record import (
     Unsigned,
     from_json,
 )
+from cnnviz.core.output.run_data import RunData
 
 SUMMARY = "summary.json"
+LARGEST = 2**30
+"""Bytes of a summary; larger files are refused before they are read."""
 TOP = 5
 HEADS = ("softmax", "sigmoid", "none", "probabilities", "probabilities per class")
 
@@ -136,46 +141,99 @@ class FinishedRun:
     summary: Summary
     content: Mapping[str, Any] = field(repr=False)
 
+    @classmethod
+    def of(cls, folder: Path, content: Mapping[str, Any]) -> "FinishedRun":
+        """Checks the content of a summary.
+
+        Raises:
+            CnnvizError: a key is missing or invalid.
+        """
+        summary = from_json(Summary, content)
+        if summary.schema != f"cnnviz.{summary.command}/1":
+            raise CnnvizError(f"unknown schema '{summary.schema[:60]}'")
+        return cls(folder, summary, content)
+
     @property
     def command(self) -> str:
         """The command that made it."""
         return self.summary.command
 
+    @property
+    def failed(self) -> frozenset[str]:
+        """The inputs that failed."""
+        return frozenset(failure.input for failure in self.summary.errors)
+
+    @cached_property
+    def data(self) -> RunData:
+        """The data set of the run, which is opened again if it still exists."""
+        results = self.summary.results
+        data = results.get("data") if isinstance(results, Mapping) else None
+        sources = data.get("sources", ()) if isinstance(data, Mapping) else ()
+        return RunData(from_json(tuple[str, ...], sources))
+
     def file(self, name: str) -> Path:
         """The path of a file of the run.
 
         Raises:
-            CnnvizError: it lies outside of the run's folder.
+            CnnvizError: it is outside the run's folder.
         """
         path = self.folder / name
-        if not path.resolve().is_relative_to(self.folder.resolve()):
+        if "\0" in name or not path.resolve().is_relative_to(self.folder.resolve()):
             raise CnnvizError(f"{self.folder / SUMMARY} lists a file outside its folder: {name}")
         return path
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Reports the errors that damaged files and those of other versions cause.
 
-def read_summary(folder: Path) -> FinishedRun:
-    """Reads and checks the summary of a finished run.
+        Raises:
+            CnnvizError: the block raised such an error.
+        """
+        try:
+            yield
+        except InvalidRecord as error:
+            raise CnnvizError(
+                f"the files of {self.folder} are damaged or of another version of cnnviz: {error}; "
+                "repeat the run (cnnviz rerun)"
+            ) from error
+        except (*DAMAGE, AttributeError, ArithmeticError) as error:
+            raise CnnvizError(
+                f"the files of {self.folder} are damaged or incomplete: {one_line(error)}"
+            ) from error
+
+
+def run_folders(named: Path) -> list[Path]:
+    """The run in a folder, or the runs in its subfolders; a summary stands for its folder.
 
     Raises:
-        UsageError: there is no summary of cnnviz in the folder.
-        CnnvizError: it cannot be read.
+        UsageError: there is none.
     """
-    path = folder if folder.is_file() else folder / SUMMARY
+    if named.is_file():
+        return [named.parent]
+    if (named / SUMMARY).exists():
+        return [named]
+    below = sorted(path.parent for path in named.glob(f"*/{SUMMARY}"))
+    if not below:
+        raise UsageError(f"no finished run in {named}: it has no {SUMMARY}")
+    return below
+
+
+def read_summary(folder: Path) -> FinishedRun:
+    """Reads and checks the summary of a finished run, from its folder or its own path.
+
+    Raises:
+        UsageError: it is not a summary of cnnviz.
+        CnnvizError: it does not exist or cannot be read.
+    """
+    path = folder / SUMMARY if folder.is_dir() else folder
+    if (size := regular(path).stat().st_size) > LARGEST:
+        raise UsageError(f"'{path}' has {size:,} bytes; a summary has at most {LARGEST:,}")
+    text = read_text(path)
     try:
-        content: Any = parsed(read_text(path))
-        if content["schema"] != f"cnnviz.{content['command']}/1":
-            raise ValueError("unknown schema")
-        summary = from_json(Summary, content)
-    except (ValueError, LookupError, TypeError, CnnvizError) as error:
-        if isinstance(error, CnnvizError) and not path.is_file():
-            raise
-        raise UsageError(f"'{path}' is not a summary of cnnviz") from error
-    return FinishedRun(path.parent, summary, content)
-
-
-def arguments() -> tuple[str, ...]:
-    """The arguments of this process, after the program's name."""
-    return tuple(sys.argv[1:])
+        content: Any = parsed(text)
+        return FinishedRun.of(path.parent, content)
+    except (ValueError, CnnvizError) as error:
+        raise UsageError(f"'{path}' is not a summary of cnnviz ({one_line(error)})") from error
 
 
 class Answered(Protocol):

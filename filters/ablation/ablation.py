@@ -33,12 +33,19 @@ from cnnviz.filters.ablation.sweep import (
     cumulative_ablations,
     curves,
     effects,
-    measured_effects,
     removal_orders,
 )
 from cnnviz.filters.ablation.tally import AXES, INDICES, Counts, Tally
-from cnnviz.filters.channels.shapes import ChannelStrength, LayerChannels, channel_strengths
-from cnnviz.filters.channels.spec import Channels, Pick, Selection, expand, resolve
+from cnnviz.filters.channels import (
+    Channels,
+    ChannelStrength,
+    LayerChannels,
+    Pick,
+    Selection,
+    channel_strengths,
+    expand,
+    resolve,
+)
 
 ALL = "all"
 _MEBIBYTE = 1 << 20
@@ -88,34 +95,6 @@ def make_plan(model: Model, spec: AblationSpec) -> Plan:
     counts = layers.counts(list(channels))
     filters = (FilterSet(name, tuple(off), counts[name]) for name, off in channels.items())
     return Plan(tuple(filters), swept)
-
-
-@dataclass(frozen=True)
-class _Run:
-    """The outcome of all ablations on all images; either `counts` or `measured` is None."""
-
-    counts: Counts | None
-    measured: Measured | None
-    indices: NDArray[np.int64]
-    engine: Engine
-
-    @property
-    def levels_V(self) -> NDArray[np.float64]:  # noqa: N802 (a shape)
-        """Accuracy, or the measure, by ablation."""
-        if self.measured is not None:
-            return self.measured.mean_V
-        assert self.counts is not None  # noqa: S101 (one of the two)
-        levels: NDArray[np.float64] = self.counts.correct.sum(axis=1) / self.counts.images.sum()
-        return levels
-
-    def effects(
-        self, filters: Sequence[tuple[str, int]], first: int, names: Sequence[str]
-    ) -> tuple[FilterEffect, ...]:
-        """The effects of a sweep whose ablations start at `first`."""
-        if self.measured is not None:
-            return measured_effects(self.measured, filters, first, names)
-        assert self.counts is not None  # noqa: S101 (one of the two)
-        return effects(self.counts, filters, first, names)
 
 
 class Ablation:
@@ -189,8 +168,10 @@ class Ablation:
             fills = {layer: strength.mean for layer, strength in strengths.items()}
         together: list[Channels] = [{}, plan.channels] if plan.filters else [{}]
         alone: list[Channels] = [{layer: (channel,)} for layer, channel in plan.swept_filters]
-        ran = _measure(stream, [*together, *alone], fills, len(together), spec, journal)
-        sweep = ran.effects(plan.swept_filters, len(together), model.labels)
+        outcome, indices, engine = _measure(
+            stream, [*together, *alone], fills, len(together), spec, journal
+        )
+        sweep = effects(outcome, plan.swept_filters, len(together), model.labels)
         cumulative: list[Curve] = []
         if spec.cumulative:
             for layer in plan.swept:
@@ -202,10 +183,9 @@ class Ablation:
             self.data,
             spec.mode,
             filters=plan.filters,
-            engine=ran.engine,
-            counts=ran.counts,
-            measured=ran.measured,
-            indices=ran.indices,
+            engine=engine,
+            outcome=outcome,
+            indices=indices,
             effects=sweep,
             cumulative=tuple(cumulative),
             errors=tuple((self.data.examples[place].path, text) for place, text in messages),
@@ -242,8 +222,11 @@ def _measure(
     recorded: int,
     spec: AblationSpec,
     journal: Journal | None = None,
-) -> _Run:
-    """Runs every ablation on every image and counts or measures the answers."""
+) -> tuple[Counts | Measured, NDArray[np.int64], Engine]:
+    """Runs every ablation on every image and counts or measures the answers.
+
+    Returns them, the indices (M,) of the images that counted, and what ran.
+    """
     model = stream.model
     passes = ablation_passes(
         model,
@@ -286,14 +269,12 @@ def _measure(
     done = part.stop
     if journal:
         save(journal)
-    places_M = torch.cat(indices).numpy()
-    engine, outcome = Engine(passes.engine, passes.reason), tally.finish()
-    if isinstance(outcome, Counts):
-        _check_finite(model, outcome)
-        return _Run(outcome, None, places_M, engine)
+    outcome = tally.finish()
     if outcome is None:
         raise _not_finite(model, "original network, or with filters switched off")
-    return _Run(None, outcome, places_M, engine)
+    if isinstance(outcome, Counts):
+        _check_finite(model, outcome)
+    return outcome, torch.cat(indices).numpy(), Engine(passes.engine, passes.reason)
 
 
 def _check_finite(model: Model, counts: Counts) -> None:
@@ -325,5 +306,5 @@ def _cumulative(
         norms = module.weight.detach().float().flatten(1).norm(dim=1).cpu().numpy()
     orders = removal_orders(channels, sweep, norms, strength.magnitude.cpu().numpy(), spec.seed)
     ablations = cumulative_ablations(layer, channels, orders)
-    ran = _measure(stream, ablations, fills, 1, spec)
-    return curves(layer, channels, orders, ran.levels_V)
+    outcome, _indices, _engine = _measure(stream, ablations, fills, 1, spec)
+    return curves(layer, channels, orders, outcome.mean_V)

@@ -22,19 +22,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Predictions:
-    """A model's predictions for M labelled images.
+    """A model's predictions for M labelled images."""
 
-    Attributes:
-        predicted: (M,) the most probable class.
-        probability: (M,) the probability of that class.
-        true_probability: (M,) the probability of the labelled class.
-        rank: (M,) number of classes more probable than the labelled one.
-    """
-
-    predicted: Ints
-    probability: Floats
-    true_probability: Floats
-    rank: Ints
+    predicted: Ints  # (M,) the most probable class
+    probability: Floats  # (M,) the probability of that class
+    true_probability: Floats  # (M,) the probability of the labelled class
+    rank: Ints  # (M,) number of classes more probable than the labelled one
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from matplotlib.patches import Patch
 from cnnviz.core.choices import Colormap
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.models.load import Model
+from cnnviz.core.output import style
 from cnnviz.core.output.drawing import (
     add_colorbar,
     bare,
@@ -29,7 +30,7 @@ from cnnviz.core.output.drawing import (
     title,
 )
 from cnnviz.core.output.panels import MOST_COLUMNS, grid_of_axes
-from cnnviz.core.output.style import FONT_SIZE, ink
+from cnnviz.core.output.style import BLUE, FONT_SIZE, GAIN, GREEN, HARM, PURPLE, RED, ink
 from cnnviz.filters.ablation.evaluation import ClassChange, confusion_matrix
 from cnnviz.filters.ablation.measures import Measured
 from cnnviz.filters.ablation.options import RemovalOrder
@@ -41,13 +42,13 @@ MAX_FLIPS = 50
 FLIP_COLUMNS = 10
 MAX_LAYERS = 12
 NAME_LENGTH = 22
-HARM, GAIN, SAME, BEFORE = "#b2182b", "#2166ac", "#616161", "#bdbdbd"
+SAME, BEFORE = "#616161", "#bdbdbd"
 ORDER_COLOURS = {
     RemovalOrder.RANDOM: "#000000",
-    RemovalOrder.LEAST_HARM: "#009E73",
-    RemovalOrder.MOST_HARM: "#D55E00",
-    RemovalOrder.SMALLEST_NORM: "#0072B2",
-    RemovalOrder.WEAKEST: "#CC79A7",
+    RemovalOrder.LEAST_HARM: GREEN,
+    RemovalOrder.MOST_HARM: RED,
+    RemovalOrder.SMALLEST_NORM: BLUE,
+    RemovalOrder.WEAKEST: PURPLE,
 }
 
 

@@ -9,6 +9,7 @@ Shapes: M images, V ablations (0 is the original network), K classes or values.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any
 
 import numpy as np
@@ -73,14 +74,10 @@ class Measured(Record):
     change: float | None
     interval: Annotated[Interval | None, Says("95 % of the change, by resampling images")]
 
-    @property
+    @cached_property
     def mean_V(self) -> NDArray[np.float64]:  # noqa: N802 (a shape)
         """The mean over classes that images have, or over values."""
         return np.asarray(np.nanmean(self.each_VK, axis=1))
-
-    def change_of(self, ablation: int) -> float:
-        """Change of the mean relative to the original network."""
-        return float(self.mean_V[ablation] - self.mean_V[0])
 
     def hurt_most(self, ablation: int) -> tuple[int, float] | None:
         """The class or value that was harmed most, and its change; None if none was."""

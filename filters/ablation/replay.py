@@ -28,7 +28,7 @@ from cnnviz.core.models.layers import named_layers, replace_outputs
 from cnnviz.core.models.load import Model
 from cnnviz.filters.ablation.changed_channels import changed_channel_rules
 from cnnviz.filters.ablation.suffix import Base, CannotReplay, Change, Suffix, run_base
-from cnnviz.filters.channels.spec import Channels
+from cnnviz.filters.channels import Channels
 
 IMAGES = 32
 MEMORY = 1 << 28

@@ -3,11 +3,9 @@
 Shapes: M images.
 """
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +23,7 @@ from cnnviz.core.output.record import (
     Says,
     Share,
     from_json,
+    from_table,
     table,
 )
 from cnnviz.core.output.run_folder import RunFolder
@@ -183,16 +182,16 @@ def make_result(
     *,
     filters: tuple[FilterSet, ...],
     engine: Engine,
-    counts: Counts | None,
-    measured: Measured | None,
+    outcome: Counts | Measured,
     indices: NDArray[np.int64],
     effects: tuple[FilterEffect, ...],
     cumulative: tuple[Curve, ...],
     errors: tuple[tuple[str, str], ...],
 ) -> AblationResult:
-    """Makes the result from what was counted or measured (one of the two is None)."""
-    images_K = counts.images if counts is not None else np.zeros(0)
-    images_K = measured.images_K if measured is not None else images_K
+    """Makes the result of what was counted or measured."""
+    counts = outcome if isinstance(outcome, Counts) else None
+    measured = outcome if isinstance(outcome, Measured) else None
+    images_K = outcome.images if isinstance(outcome, Counts) else outcome.images_K
     without = tuple(name for name, n in zip(model.labels, images_K, strict=True) if not n)
     pair = None if counts is None else counts.pair
     labels = counts.labels if counts is not None else indices
@@ -333,10 +332,8 @@ def load(folder: Path) -> AblationResult:
         content["measured"] = {**content["measured"], "measure": measure, **arrays}
     effects: list[FilterEffect] = []
     if content["sweep"]:
-        for row in csv.DictReader(io.StringIO(read_text(run.file(SWEEP)), newline="")):
-            cells = {key: cell or None for key, cell in row.items()}
-            harm = -measure.sign * float(row["change"])
-            effects.append(from_json(FilterEffect, cells, harm=harm))
+        rows = from_table(FilterEffect, read_text(run.file(SWEEP)))
+        effects = [replace(effect, harm=-measure.sign * effect.change) for effect in rows]
         order = [layer["layer"] for layer in content["sweep"]["layers"]]
         effects.sort(key=lambda effect: (order.index(effect.layer), effect.filter))
     indices = predictions.get("images", np.zeros(0, np.int64))

@@ -19,7 +19,7 @@ from cnnviz.filters.ablation.evaluation import mcnemar
 from cnnviz.filters.ablation.measures import Measured
 from cnnviz.filters.ablation.options import RemovalOrder
 from cnnviz.filters.ablation.tally import Counts
-from cnnviz.filters.channels.spec import Channels
+from cnnviz.filters.channels import Channels
 
 POINTS = 10
 RANDOM_ORDERS = 5
@@ -45,15 +45,20 @@ class FilterEffect(Record):
     hurts_probability_change: Annotated[
         Change | None, Says("mean change of that class's probability on its images; 0 with none")
     ] = None
-    harm: Annotated[float, HIDDEN]
+    harm: Annotated[float, HIDDEN] = 0.0
 
 
 def effects(
-    counts: Counts, filters: Sequence[tuple[str, int]], first: int, names: Sequence[str]
+    outcome: Counts | Measured,
+    filters: Sequence[tuple[str, int]],
+    first: int,
+    names: Sequence[str],
 ) -> tuple[FilterEffect, ...]:
     """The effect of each of `filters` (layer, channel), whose ablations start at `first`."""
     return tuple(
-        _effect(counts, place, layer, channel, names)
+        _effect(outcome, place, layer, channel, names)
+        if isinstance(outcome, Counts)
+        else _measured_effect(outcome, place, layer, channel, names)
         for place, (layer, channel) in enumerate(filters, start=first)
     )
 
@@ -88,25 +93,20 @@ def _effect(
     )
 
 
-def measured_effects(
-    measured: Measured, filters: Sequence[tuple[str, int]], first: int, names: Sequence[str]
-) -> tuple[FilterEffect, ...]:
-    """`effects` where answers are measured, not counted."""
-    results = []
-    for place, (layer, channel) in enumerate(filters, start=first):
-        change, worst = measured.change_of(place), measured.hurt_most(place)
-        results.append(
-            FilterEffect(
-                layer=layer,
-                filter=channel,
-                accuracy=measured.before + change,
-                change=change,
-                hurts=None if worst is None else names[worst[0]],
-                hurts_change=0.0 if worst is None else worst[1],
-                harm=-measured.measure.sign * change,
-            )
-        )
-    return tuple(results)
+def _measured_effect(
+    measured: Measured, place: int, layer: str, channel: int, names: Sequence[str]
+) -> FilterEffect:
+    mean_V, worst = measured.mean_V, measured.hurt_most(place)
+    change = float(mean_V[place] - mean_V[0])
+    return FilterEffect(
+        layer=layer,
+        filter=channel,
+        accuracy=measured.before + change,
+        change=change,
+        hurts=None if worst is None else names[worst[0]],
+        hurts_change=0.0 if worst is None else worst[1],
+        harm=-measured.measure.sign * change,
+    )
 
 
 def ranked(effects: Sequence[FilterEffect]) -> tuple[FilterEffect, ...]:

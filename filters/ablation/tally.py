@@ -32,6 +32,11 @@ class Counts:
     predictions: tuple[Predictions, ...]  # every answer of the first ablations
 
     @property
+    def mean_V(self) -> NDArray[np.float64]:  # noqa: N802 (a shape)
+        """The accuracy, by ablation."""
+        return np.asarray(self.correct.sum(axis=1) / self.images.sum())
+
+    @property
     def pair(self) -> tuple[Predictions, Predictions] | None:
         """The answers before and after; None if no filters were switched off together."""
         if len(self.predictions) < 2:

@@ -1,62 +1,53 @@
-"""The pictures of feature maps: all of a layer as grey tiles, or some laid over the image.
+"""Figures of feature maps: as grey tiles, or over the image.
 
-Maps that are nowhere negative run from black (zero) to white (the largest value); others have zero
-at mid-grey. A map laid over the image is put where its units look: unit (row, column) covers the
-pixels nearest to the centre of its receptive field; a token's its own patch.
+Maps without negative values are black at zero and white at the largest value; others have zero at
+mid-grey. Over the image, unit (row, column) of a map covers the pixels nearest to the centre of its
+receptive field, and a token covers its patch.
 """
 
 from collections.abc import Sequence
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from cnnviz.core.choices import Scaling
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.output.drawing import bare, title, to_uint8
+from cnnviz.core.output.drawing import bare, title
 from cnnviz.core.output.look import Look
 from cnnviz.core.output.panels import draw_map, panels, photograph
-from cnnviz.core.output.sheets import Scale, draw_sheet, grid
-from cnnviz.filters.activations.choices import MapOrder
-from cnnviz.filters.activations.maps import LayerActivation
+from cnnviz.core.output.sheets import draw_sheet, grid
+from cnnviz.filters.activations.options import MapOrder
+from cnnviz.filters.activations.results import LayerActivation
+from cnnviz.filters.kernels.figures import grey_levels
 
 
 def draw_maps(
-    found: LayerActivation, channels: list[int], scaling: Scaling, order: MapOrder
+    layer: LayerActivation, channels: list[int], scaling: Scaling, order: MapOrder
 ) -> Figure:
-    """Some maps of a layer as grey tiles, in the order given."""
-    maps_NHW = found.maps_CHW.numpy()[channels]
-    total, height, width = found.maps_CHW.shape
+    """Draws maps of a layer as grey tiles, in the order given."""
+    maps_NHW = layer.maps_CHW.numpy()[channels]
+    total, height, width = layer.maps_CHW.shape
     signed = bool((maps_NHW < 0).any())
-    largest_N11 = np.abs(maps_NHW).max(axis=(1, 2), keepdims=True)
-    largest = float(largest_N11.max(initial=0))
-    divisor = largest_N11 if scaling is Scaling.FILTER else np.full_like(largest_N11, largest)
-    shares = maps_NHW / np.maximum(divisor, 1e-30)
-    levels = to_uint8(0.5 + 0.5 * shares if signed else shares)
-    low = -1.0 if signed else 0.0
-    if scaling is Scaling.FILTER:
-        scale = Scale(low, 1, "activation / the map's largest |activation|")
-    else:
-        scale = Scale(low * largest, largest if largest > 0 else 1.0, "activation")
+    levels, scale = grey_levels(maps_NHW, scaling, "activation", "map", signed=signed)
     whole = len(channels) == total and order is MapOrder.CHANNEL
     chosen = f"{total} maps" if len(channels) == total else f"{len(channels)} of {total} maps"
     sorting = "by channel" if order is MapOrder.CHANNEL else "strongest first"
-    heading = f"{found.layer}\n{chosen} of {height}x{width}, {sorting}"
+    heading = f"{layer.layer}\n{chosen} of {height}x{width}, {sorting}"
     numbers = None if whole else tuple(channels)
     return draw_sheet(grid(levels, "channel", numbers), heading, scale)
 
 
 def draw_overlays(
-    found: LayerActivation, channels: Sequence[int], image: WorkingImage, alpha: float
+    layer: LayerActivation, channels: Sequence[int], image: WorkingImage, alpha: float
 ) -> Figure:
-    """Chosen maps over the image, each with its own scale."""
-    assert found.units is not None  # noqa: S101 (the caller has checked)
+    """Draws maps over the image, each with its own scale."""
+    assert layer.units is not None  # noqa: S101 (the caller checks)
     high, wide = image.pixels.shape[1:]
     figure, cells = panels(len(channels), (high, wide))
-    beneath, look = photograph(image), Look(alpha=alpha)
-    row_H, column_W = found.units
+    background, look = photograph(image), Look(alpha=alpha)
+    row_H, column_W = layer.units
     for axes, channel in zip(cells, channels, strict=True):
-        values_HW = found.maps_CHW[channel].numpy()[row_H][:, column_W]
-        draw_map(axes, values_HW, look, "activation", over=beneath, one_sided=True)
-        title(axes, f"{found.layer} channel {channel}")
+        values_HW = layer.maps_CHW[channel].numpy()[row_H][:, column_W]
+        draw_map(axes, values_HW, look, "activation", over=background, one_sided=True)
+        title(axes, f"{layer.layer} channel {channel}")
         bare(axes)
     return figure

@@ -1,115 +1,53 @@
-"""A layer's feature maps of one picture, and how sparse and how strong each of them is.
+"""The feature maps of layers on one image, and how sparse and how strong each map is.
 
 Shapes: C channels, H W rows and columns of the maps.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError
-from cnnviz.core.graph.receptive_field import ReceptiveField, receptive_fields
-from cnnviz.core.graph.trace import Untraceable
+from cnnviz.core.graph.receptive_field import ReceptiveField
 from cnnviz.core.models.layers import Layouts, find_layer, not_run, note_repeats, watch_outputs
 from cnnviz.core.models.load import Model
-
-Units = tuple[Tensor, Tensor]
-"""For each row (H,) and each column (W,) of the image, the unit of a layer that stands there."""
-
-
-@dataclass(frozen=True, eq=False)
-class LayerActivation:
-    """What one layer makes of one picture.
-
-    Attributes:
-        layer: dotted name.
-        maps_CHW: float32, on the CPU.
-        field: the units' receptive fields; None where they are not known.
-        units: for each row and for each column of the image, the unit there; None where that is
-            not known.
-    """
-
-    layer: str
-    maps_CHW: Tensor
-    field: ReceptiveField | None
-    units: Units | None
-
-    @property
-    def strengths(self) -> Tensor:
-        """(C,) the largest value of each map."""
-        return self.maps_CHW.amax((1, 2))
-
-    @property
-    def sparsities(self) -> Tensor:
-        """(C,) share of exact zeros in each map."""
-        return (self.maps_CHW == 0).double().mean((1, 2))
-
-    def order(self, *, strongest: bool) -> list[int]:
-        """Channel numbers, counting up or from the largest peak down; ties by number."""
-        if not strongest:
-            return list(range(len(self.maps_CHW)))
-        return self.strengths.argsort(descending=True, stable=True).tolist()
-
-
-@dataclass(frozen=True, eq=False)
-class Activations:
-    """What some layers make of one picture.
-
-    Attributes:
-        image: the working image.
-        layers: in the order asked for.
-        untraceable: why there are no receptive fields, if there are none.
-    """
-
-    image: WorkingImage
-    layers: tuple[LayerActivation, ...]
-    untraceable: str | None
+from cnnviz.filters.activations.results import Activations, Channel, LayerActivation, Units
+from cnnviz.filters.channels import known_fields
 
 
 class Observer:
-    """Some layers of one model, looked at on any number of pictures.
+    """Some layers of one model, observed on any number of images.
 
     Attributes:
-        layers: their names.
-        fields: their receptive fields, where they are known.
-        units: where their units stand, where that is known.
-        untraceable: why there are none, if there are none.
+        layers: names of the layers.
+        units: by layer, the positions of its units in the image, if known.
+        untraceable: why there are no receptive fields; None if there are.
+
+    Raises:
+        UsageError: a layer does not exist, does not run, or does not output maps.
     """
 
     def __init__(self, model: Model, layers: Sequence[str]) -> None:
-        """Looks the layers up.
-
-        Raises:
-            UsageError: no such layer, or it puts out no maps.
-        """
         self._model = model
         self.layers = tuple(dict.fromkeys(layers))
         for name in self.layers:
             find_layer(model.module, name, model.name)
-        fields: dict[str, ReceptiveField] = {}
-        self.untraceable: str | None = None
-        try:
-            fields = receptive_fields(
-                model.module, model.input_size, channels=model.preprocess.channels
-            )
-        except Untraceable as error:
-            self.untraceable = str(error)
+        fields, self.untraceable = known_fields(model)
         self._layouts = Layouts(model).of(self.layers)
         for name in self.layers:
             if name not in self._layouts:
                 raise not_run(name)
         layouts = self._layouts.items()
-        # Of tokens the graph knows no rows and columns.
-        self.fields = {
+        # The graph does not know the rows and columns of tokens.
+        self._fields = {
             name: fields[name]
             for name, layout in layouts
             if name in fields and fields[name].units == layout.shape[1:]
         }
-        self.units = {name: nearest_units(field) for name, field in self.fields.items()}
+        self.units = {name: nearest_units(field) for name, field in self._fields.items()}
         for name, layout in layouts:
             if name not in self.units and layout.patches:
                 pairs = zip(layout.shape[1:], model.input_size, strict=True)
@@ -118,7 +56,7 @@ class Observer:
         note_repeats(model, self.layers)
 
     def observe(self, image: WorkingImage) -> Activations:
-        """The maps of one picture.
+        """Computes the maps of one image.
 
         Raises:
             CnnvizError: a map is not finite.
@@ -126,7 +64,7 @@ class Observer:
         model = self._model
         with torch.inference_mode(), watch_outputs(model.module, self.layers) as outputs:
             model.outputs(model.preprocess.normalise(image.pixels)[None])
-        found = []
+        layers = []
         for name in self.layers:
             maps_CHW = self._layouts[name].maps(outputs[name])[0].float().cpu()
             if not maps_CHW.isfinite().all():
@@ -134,36 +72,71 @@ class Observer:
                     f"layer '{name}' gives values that are not finite on '{image.path}' in "
                     f"{model.precision.value}; use --precision fp32, or check the weights"
                 )
-            field, units = self.fields.get(name), self.units.get(name)
-            found.append(LayerActivation(name, maps_CHW, field, units))
-        return Activations(image, tuple(found), self.untraceable)
+            layers.append(self._describe(name, maps_CHW, image))
+        return Activations(image.path, tuple(layers), image)
+
+    def _describe(self, name: str, maps_CHW: Tensor, image: WorkingImage) -> LayerActivation:
+        channels, height, width = maps_CHW.shape
+        sparsities = (maps_CHW == 0).double().mean((1, 2)).tolist()
+        field = self._fields.get(name)
+        return LayerActivation(
+            layer=name,
+            channels=channels,
+            map=(height, width),
+            sparsity=sum(sparsities) / channels,
+            silent=tuple(i for i, share in enumerate(sparsities) if share == 1),
+            strongest=tuple(maps_CHW.amax((1, 2)).argsort(descending=True, stable=True).tolist()),
+            per_channel=tuple(
+                _channel(index, map_HW, sparsities[index], field, image)
+                for index, map_HW in enumerate(maps_CHW)
+            ),
+            maps_CHW=maps_CHW,
+            units=self.units.get(name),
+        )
+
+
+def _channel(
+    index: int, map_HW: Tensor, sparsity: float, field: ReceptiveField | None, image: WorkingImage
+) -> Channel:
+    unit = divmod(int(map_HW.argmax()), map_HW.shape[1])
+    box = None if field is None else field.box(*unit, clipped_to=field.input_size)
+    return Channel(
+        channel=index,
+        lowest=float(map_HW.min()),
+        highest=float(map_HW.max()),
+        mean=float(map_HW.double().mean()),
+        sparsity=sparsity,
+        peak_unit=unit,
+        peak_box=box,
+        peak_box_original=None if box is None else image.to_original(box),
+    )
 
 
 def feature_maps(model: Model, image: WorkingImage, layers: Sequence[str]) -> Activations:
-    """What some layers make of one picture; see `Observer` for what is raised."""
+    """Computes the maps of some layers on one image; raises as `Observer`."""
     return Observer(model, layers).observe(image)
 
 
 def nearest_units(field: ReceptiveField) -> Units:
-    """For each row and column of the image, the unit whose receptive field's centre is nearest.
+    """The unit whose receptive field's centre is nearest, for each row and column of the image.
 
     Returns:
-        (H,) rows and (W,) columns of the layer's map; all zero for a layer without places.
+        (H,) rows and (W,) columns of the layer's map; all zero for a layer without positions.
     """
-    found = []
+    units = []
     for axis, pixels in zip((field.rows, field.columns), field.input_size, strict=True):
         count = len(axis.first)
         if math.isinf(axis.size) or math.isinf(axis.jump):
-            found.append(_evenly(count, pixels))  # all units see everything
+            units.append(_evenly(count, pixels))  # all units see everything
             continue
         start = axis.start + axis.size / 2
         centres = start + axis.jump * torch.arange(count, dtype=torch.float64)
-        found.append(_nearest(centres, pixels))
-    return found[0], found[1]
+        units.append(_nearest(centres, pixels))
+    return units[0], units[1]
 
 
 def _evenly(count: int, pixels: int) -> Tensor:
-    """The nearest of `count` units spread evenly, for each pixel."""
+    """The nearest of `count` evenly spaced units, for each pixel."""
     centres = (torch.arange(count, dtype=torch.float64) + 0.5) * pixels / count
     return _nearest(centres, pixels)
 

@@ -1,7 +1,7 @@
-"""The pictures of a layer's kernels and of its Gabor fits.
+"""Figures of a layer's kernels and of its Gabor fits.
 
-Zero is mid-grey everywhere. Kernels over three channels are shown in colour, a tile per filter;
-others as a matrix, a row per filter and a column per input channel.
+Zero is mid-grey. Kernels over three channels are shown in colour, one tile per filter; others as a
+matrix with one row per filter and one column per input channel.
 """
 
 from collections.abc import Sequence
@@ -16,82 +16,87 @@ from cnnviz.core.choices import Scaling
 from cnnviz.core.output.drawing import new_figure, title, to_uint8
 from cnnviz.core.output.panels import grid_of_axes
 from cnnviz.core.output.sheets import Scale, Sheet, draw_on, draw_sheet, grid, matrix
-from cnnviz.core.output.style import FONT_SIZE, ink
-from cnnviz.filters.kernels.gabor import GABOR_LIKE, GaborFit
-from cnnviz.filters.kernels.weights import GaborStats, KernelStats
+from cnnviz.core.output.style import BLUE, FONT_SIZE, ink
+from cnnviz.filters.kernels.results import GABOR_LIKE, GaborFit, GaborStats, KernelStats
 
-FITTED, CHANCE = "#0072B2", "#999999"
+FITTED, CHANCE = BLUE, "#999999"
 
 
-def draw_kernels(report: KernelStats, model_name: str, normalize: Scaling) -> Figure:
-    """All kernels of one layer, none left out."""
-    sheet, scale = _sheet(report, normalize)
-    count, channels, height, width = report.kernels.shape
-    heading = (
-        f"{model_name} {report.layer}\n{count} filters over {channels} channels, {height}x{width}"
-    )
+def draw_kernels(stats: KernelStats, model_name: str, normalize: Scaling) -> Figure:
+    """Draws all kernels of one layer."""
+    sheet, scale = _sheet(stats, normalize)
+    rows, columns = stats.kernel
+    size = f"{stats.filters} filters over {stats.channels} channels, {rows}x{columns}"
+    heading = f"{model_name} {stats.layer}\n{size}"
     return draw_sheet(sheet, heading, scale)
 
 
-def draw_comparison(reports: Sequence[tuple[str, KernelStats]], normalize: Scaling) -> Figure:
-    """One layer of each of several models, side by side."""
-    figure, cells = grid_of_axes(len(reports), (5.0, 4.9), columns=3)
-    for axes, (name, report) in zip(cells, reports, strict=True):
-        sheet, scale = _sheet(report, normalize)
-        count, channels, height, wide = report.kernels.shape
-        heading = f"{name}\n{report.layer}: {count} filters, {channels}x{height}x{wide}"
+def draw_comparison(layers: Sequence[tuple[str, KernelStats]], normalize: Scaling) -> Figure:
+    """Draws one layer of each of several models, side by side."""
+    figure, cells = grid_of_axes(len(layers), (5.0, 4.9), columns=3)
+    for axes, (name, stats) in zip(cells, layers, strict=True):
+        sheet, scale = _sheet(stats, normalize)
+        size = "x".join(map(str, (stats.channels, *stats.kernel)))
+        heading = f"{name}\n{stats.layer}: {stats.filters} filters, {size}"
         draw_on(axes, sheet, heading, scale)
     return figure
 
 
-def _sheet(report: KernelStats, normalize: Scaling) -> tuple[Sheet, Scale]:
-    kernels = report.kernels
-    per_filter = np.abs(kernels).max(axis=(1, 2, 3), keepdims=True)
-    largest = float(per_filter.max(initial=0))
-    divisor = per_filter if normalize is Scaling.FILTER else np.full_like(per_filter, largest)
-    levels = to_uint8(0.5 + 0.5 * kernels / np.maximum(divisor, 1e-30))
-    if normalize is Scaling.FILTER:
-        scale = Scale(-1, 1, "weight / the filter's largest |weight|")
-    else:
-        scale = Scale(-largest, largest, "weight")
+def grey_levels(
+    values: NDArray[np.floating], scaling: Scaling, unit: str, each: str, *, signed: bool = True
+) -> tuple[NDArray[np.uint8], Scale]:
+    """Grey levels of kernels or maps, and their scale; zero is mid-grey, or black if not signed."""
+    largest = np.abs(values).max(axis=tuple(range(1, values.ndim)), keepdims=True)
+    most, low = float(largest.max(initial=0)), -1.0 if signed else 0.0
+    divisor = np.maximum(largest, 1e-30) if scaling is Scaling.FILTER else max(most, 1e-30)
+    shares = values / divisor
+    levels = to_uint8(0.5 + 0.5 * shares if signed else shares)
+    if scaling is Scaling.FILTER:
+        return levels, Scale(low, 1, f"{unit} / the {each}'s largest |{unit}|")
+    return levels, Scale(low * most, most or 1.0, unit)
+
+
+def _sheet(stats: KernelStats, normalize: Scaling) -> tuple[Sheet, Scale]:
+    kernels = stats.kernels
+    levels, scale = grey_levels(kernels, normalize, "weight", "filter")
     if kernels.shape[1] == 3:
         return grid(levels.transpose(0, 2, 3, 1), "filter"), scale
     if kernels.shape[1] == 1:
         return grid(levels[:, 0], "filter"), scale
     name = (
         "input channel"
-        if report.groups == 1
-        else f"input channel of the group ({report.groups} groups)"
+        if stats.groups == 1
+        else f"input channel of the group ({stats.groups} groups)"
     )
     return matrix(levels, "filter", name), scale
 
 
 def kernel_pixels(kernel_CHW: NDArray[np.floating]) -> NDArray[np.uint8] | None:
-    """A kernel over pixels as a picture, zero at mid grey; None where it is over other channels."""
+    """A kernel over 1 or 3 channels as RGB pixels, zero at mid-grey; None for other kernels."""
     if len(kernel_CHW) not in (1, 3):
         return None
     scaled = 0.5 + 0.5 * kernel_CHW / max(float(np.abs(kernel_CHW).max()), 1e-30)
     return to_uint8(np.broadcast_to(scaled, (3, *scaled.shape[1:])).transpose(1, 2, 0))
 
 
-def draw_gabor(report: KernelStats, model_name: str) -> Figure:
-    """Orientation against wavelength of the Gabor-like filters, and R² beside what chance gives."""
-    assert report.gabor is not None  # noqa: S101 (the caller asked for fits)
+def draw_gabor(stats: KernelStats, model_name: str) -> Figure:
+    """Draws orientation and wavelength of the Gabor-like filters, and R² compared with chance."""
+    assert stats.gabor is not None  # noqa: S101 (the caller checks)
     figure = new_figure(9.0, 4.2)
     left = cast(PolarAxes, figure.add_subplot(1, 2, 1, projection="polar"))
-    _polar(left, report.gabor.fits)
-    count = len(report.gabor.fits)
+    _draw_polar(left, stats.gabor.fits)
+    count = len(stats.gabor.fits)
     title(
         left,
-        f"{model_name} {report.layer}: {report.gabor.share:.0%} of {count} filters with "
+        f"{model_name} {stats.layer}: {stats.gabor.share:.0%} of {count} filters with "
         f"R² > {GABOR_LIKE}\nangle: direction across the stripes\n"
         f"radius: wavelength in pixels (near the rim: blobs)",
     )
-    _explained(figure, report.gabor)
+    _draw_r2(figure, stats.gabor)
     return figure
 
 
-def _polar(axes: PolarAxes, fits: Sequence[GaborFit | None]) -> None:
+def _draw_polar(axes: PolarAxes, fits: Sequence[GaborFit | None]) -> None:
     alike = [fit for fit in fits if fit is not None and fit.r2 > GABOR_LIKE]
     others = [fit for fit in fits if fit is not None and fit.r2 <= GABOR_LIKE]
     axes.set_thetamin(0)
@@ -114,11 +119,11 @@ def _polar(axes: PolarAxes, fits: Sequence[GaborFit | None]) -> None:
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=FONT_SIZE - 1)
 
 
-def _explained(figure: Figure, gabor: GaborStats) -> None:
+def _draw_r2(figure: Figure, gabor: GaborStats) -> None:
     axes = figure.add_subplot(1, 2, 2)
     for fits, colour, name, share in (
         (gabor.fits, FITTED, "kernels", gabor.share),
-        (gabor.shuffled_fits, CHANCE, "the same, pixels shuffled", gabor.shuffled_share),
+        (gabor.shuffled_fits, CHANCE, "the same, pixels shuffled", gabor.share_by_chance),
     ):
         values = np.sort([0.0 if fit is None else fit.r2 for fit in fits])[::-1]
         axes.plot(values, color=colour, label=f"{name}: {share:.0%} above", linewidth=1.8)
@@ -129,4 +134,4 @@ def _explained(figure: Figure, gabor: GaborStats) -> None:
     axes.tick_params(labelsize=FONT_SIZE - 2)
     axes.legend(loc="lower left", fontsize=FONT_SIZE - 1)
     axes.spines[["top", "right"]].set_visible(False)
-    title(axes, "variance explained, beside what chance gives")
+    title(axes, "variance explained, compared with chance")

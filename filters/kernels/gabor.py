@@ -1,35 +1,34 @@
-"""How much a kernel looks like a Gabor filter, and which one.
+"""Gabor fits: which Gabor filter a kernel resembles most, and how much.
 
-A Gabor filter is a wave under a Gaussian window: what simple cells of the visual cortex respond to,
-and what first layers of trained networks tend to become. Each kernel is fitted by least squares,
+A Gabor filter is a wave under a Gaussian window. Simple cells of the visual cortex respond to such
+patterns, and first layers of trained networks tend to learn them. Each kernel is fitted by least
+squares,
 
     w[c, x, y] ~ b[c] + a[c] exp(-u^2 / 2 s_u^2 - v^2 / 2 s_v^2) cos(2 pi u / wavelength + phase),
 
-with u across the stripes and v along them. The colours share one pattern; their amplitudes a and
-offsets b are linear and solved in closed form, so the search runs over the pattern alone. It starts
-at the best few of a coarse dictionary. The variance that the fit explains is R^2.
+with u across the stripes and v along them. The colours share one pattern. Their amplitudes a and
+offsets b are linear and solved in closed form, so only the pattern's parameters are searched,
+starting from the best few entries of a coarse dictionary. R^2 is the share of variance explained.
 
-A pattern with seven parameters fits anything that has nine pixels, so small kernels need caution:
-below 5 pixels the window is round and sits in the middle (four parameters), kernels with fewer than
-two weights per parameter are not fitted at all, and `shuffled` gives the same weights with their
-pixels in random order: what their R^2 comes to is what R^2 is worth without spatial structure.
+Seven parameters fit almost any kernel of nine pixels. So below 5 pixels the window is round and
+centred (four parameters), and kernels with fewer than two weights per parameter are not fitted.
+`shuffled` puts the pixels into random order: the R^2 of these kernels is what chance gives.
 
 Legend: F filters, C channels, H W rows and columns, P positions (H x W), D dictionary entries,
 K sets of parameters at once.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import lru_cache
+from itertools import product, repeat
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import least_squares
 
-Array = NDArray[np.float64]
+from cnnviz.filters.kernels.results import GABOR_LIKE, Fits, GaborFit
 
-GABOR_LIKE = 0.7
-"""R^2 above which a kernel counts as a Gabor filter."""
+Array = NDArray[np.float64]
 
 _STARTS = 4
 _MAX_EVALUATIONS = 100
@@ -38,54 +37,17 @@ _SHORTEST_WAVE = 2.0  # pixels: shorter ones alias
 _NARROWEST = 0.4  # pixels, standard deviation of the window: a single pixel's worth
 
 
-@dataclass(frozen=True)
-class GaborFit:
-    """The Gabor filter nearest to a kernel.
-
-    Attributes:
-        orientation: direction in which the wave runs, across the stripes, in degrees from 0 to
-            180, counter-clockwise as seen from the horizontal: 0 has vertical stripes.
-        wavelength: pixels, from 2 to twice the kernel's longer side. Near that upper end the
-            kernel is a blob and its orientation means little.
-        phase: degrees from 0 to 360 at the window's centre, of the strongest colour: 0 is a bright
-            line, 180 a dark one, 90 and 270 are edges.
-        centre: the window's centre, (right, up) of the kernel's middle, pixels.
-        window: standard deviations across and along the stripes, pixels.
-        amplitudes: one for each input channel; the strongest is positive.
-        r2: share of the kernel's variance (about each channel's mean) that the fit explains, 0..1.
-    """
-
-    orientation: float
-    wavelength: float
-    phase: float
-    centre: tuple[float, float]
-    window: tuple[float, float]
-    amplitudes: tuple[float, ...]
-    r2: float
-
-    def pattern(self, height: int, width: int) -> Array:
-        """(C, H, W) the fitted filter itself, each channel's mean taken off."""
-        space = _Space(height, width)
-        right, up = self.centre
-        angle = np.deg2rad(self.orientation)
-        wave_P = space.wave(right, up, self.wavelength, *self.window, angle, np.deg2rad(self.phase))
-        pattern_CHW: Array = np.array(self.amplitudes)[:, None, None] * wave_P.reshape(
-            height, width
-        )
-        return pattern_CHW
-
-
 def can_fit(channels: int, height: int, width: int) -> bool:
-    """Whether kernels of that shape hold enough weights to tell a Gabor filter from chance."""
+    """Whether kernels of that shape have enough weights to tell a Gabor filter from chance."""
     parameters = (7 if _is_large(height, width) else 4) + 2 * channels
     return min(height, width) >= 3 and channels * height * width >= 2 * parameters
 
 
 def fit_gabor(kernel_CHW: Array) -> GaborFit | None:
-    """The least-squares Gabor filter of one kernel; None where every channel is constant.
+    """The least-squares Gabor filter of one kernel; None if every channel is constant.
 
     Raises:
-        ValueError: `can_fit` denies the shape.
+        ValueError: the kernel has too few weights (`can_fit`).
     """
     channels, height, width = kernel_CHW.shape
     if not can_fit(channels, height, width):
@@ -112,13 +74,20 @@ def fit_gabor(kernel_CHW: Array) -> GaborFit | None:
         for start in _starts(weights_CP, height, width)
     ]
     best = min(fits, key=lambda fit: float(fit.cost))
-    scale = np.sqrt(total)
-    return space.describe(best.x, weights_CP, scale, r2=1 - 2 * float(best.cost))
+    return space.describe(best.x, weights_CP, np.sqrt(total), r2=1 - 2 * float(best.cost))
 
 
-def fit_gabors(kernels_FCHW: Array) -> tuple[GaborFit | None, ...]:
-    """`fit_gabor` of each kernel."""
-    return tuple(fit_gabor(kernel_CHW) for kernel_CHW in kernels_FCHW)
+def fit_gabors(
+    kernels_FCHW: Array,
+    alive: Iterable[bool] = repeat(True),
+    advance: Callable[[int], None] = lambda _filters: None,
+) -> Fits:
+    """Fits each kernel that is alive; calls `advance` with 1 after each kernel."""
+    fits: list[GaborFit | None] = []
+    for kernel_CHW, fitted in zip(kernels_FCHW, alive, strict=False):
+        fits.append(fit_gabor(kernel_CHW) if fitted else None)
+        advance(1)
+    return tuple(fits)
 
 
 def shuffled(kernels_FCHW: Array, seed: int = 0) -> Array:
@@ -131,8 +100,17 @@ def shuffled(kernels_FCHW: Array, seed: int = 0) -> Array:
     return np.take_along_axis(flat_FCP, order_FP[:, None], axis=2).reshape(kernels_FCHW.shape)
 
 
-def gabor_share(fits: Sequence[GaborFit | None]) -> float:
-    """Share of the kernels with R^2 above `GABOR_LIKE`; kernels without a fit count as unlike."""
+def gabor_pattern(fit: GaborFit, height: int, width: int) -> Array:
+    """(C, H, W) the fitted filter, without the mean of each channel."""
+    right, up = fit.centre
+    angle, phase = np.deg2rad(fit.orientation), np.deg2rad(fit.phase)
+    wave_P = _Space(height, width).wave(right, up, fit.wavelength, *fit.window, angle, phase)
+    pattern_CHW: Array = np.multiply.outer(fit.amplitudes, wave_P.reshape(height, width))
+    return pattern_CHW
+
+
+def gabor_share(fits: Fits) -> float:
+    """Share of the kernels with R^2 above `GABOR_LIKE`; kernels without a fit count as below."""
     return sum(fit is not None and fit.r2 > GABOR_LIKE for fit in fits) / max(1, len(fits))
 
 
@@ -141,10 +119,10 @@ def _is_large(height: int, width: int) -> bool:
 
 
 class _Space:
-    """The search space of one kernel shape: bounded numbers in, patterns over the pixels out.
+    """The search space of one kernel shape: parameters to patterns.
 
-    The parameters are window across, wavelength, orientation and phase, and in kernels from
-    5 pixels on also centre right, centre up and window along.
+    The parameters are window across, wavelength, orientation and phase; for kernels of at least 5
+    pixels also centre right, centre up and window along.
     """
 
     def __init__(self, height: int, width: int) -> None:
@@ -170,16 +148,12 @@ class _Space:
         """The parameters of a pattern with a round window and phase 0."""
         return np.array([window, wave, angle, 0.0, *([right, up, window] if self.large else [])])
 
-    def wave(
-        self,
-        *numbers: ArrayLike,
-    ) -> Array:
-        """(P,), or (K, P) of K numbers each, the wave under its window, its mean taken off.
+    def wave(self, *parameters: ArrayLike) -> Array:
+        """(P,), or (K, P) for K values each, the wave under its window, minus its mean.
 
-        Args:
-            numbers: centre right and up, wavelength, window across and along, angle, phase.
+        The parameters are centre right and up, wavelength, window across and along, angle, phase.
         """
-        columns = [np.asarray(number, np.float64)[..., None] for number in numbers]
+        columns = [np.asarray(value, np.float64)[..., None] for value in parameters]
         right, up, length, across, along, angle, phase = columns
         cos, sin = np.cos(angle), np.sin(angle)
         x_P, y_P = self.right_P - right, self.up_P - up
@@ -190,18 +164,18 @@ class _Space:
         return wave_P
 
     def pattern(self, parameters: Array) -> Array:
-        """(P,) the wave that the parameters stand for; (K, P) of K rows of them."""
+        """(P,) the wave of these parameters; (K, P) for K rows of them."""
         return self.wave(*self.named(parameters), parameters[..., 2], parameters[..., 3])
 
     def residuals(self, parameters: Array, weights_CP: Array) -> Array:
-        """(C * P,), or (K, C * P), what the best multiple of the pattern leaves over."""
+        """(C * P,), or (K, C * P), the residuals of the best multiple of the pattern."""
         pattern_P = self.pattern(parameters)
         amplitudes_C = _amplitudes(pattern_P, weights_CP)
         left = weights_CP - amplitudes_C[..., None] * pattern_P[..., None, :]
         return left.reshape(*parameters.shape[:-1], -1)
 
     def slopes(self, parameters: Array, weights_CP: Array) -> Array:
-        """(C * P, parameters) by how much the residuals change with each parameter."""
+        """(C * P, parameters) the Jacobian of the residuals, by finite differences."""
         steps = _STEP * np.maximum(1.0, np.abs(parameters))
         moved = parameters + np.diag(steps)
         both = self.residuals(np.vstack([parameters, moved]), weights_CP)
@@ -209,7 +183,7 @@ class _Space:
         return slopes
 
     def describe(self, parameters: Array, weights_CP: Array, scale: float, r2: float) -> GaborFit:
-        """The fit in its own units, the ambiguities of sign and half turns settled."""
+        """The fit in degrees and pixels, with a unique sign and orientation."""
         right, up, wave, across, along = self.named(parameters)
         amplitudes_C = scale * _amplitudes(self.pattern(parameters), weights_CP)
         angle, phase = np.rad2deg(parameters[2:4])
@@ -229,7 +203,7 @@ class _Space:
 
 
 def _amplitudes(pattern_P: Array, weights_CP: Array) -> Array:
-    """(C,), or (K, C), what the pattern is to be multiplied with for the least squared residual."""
+    """(C,), or (K, C), the least-squares factors of the pattern."""
     squares = np.square(pattern_P).sum(axis=-1, keepdims=True)
     amplitudes_C: Array = pattern_P @ weights_CP.T / (squares + 1e-12)
     return amplitudes_C
@@ -237,27 +211,25 @@ def _amplitudes(pattern_P: Array, weights_CP: Array) -> Array:
 
 @lru_cache(maxsize=8)
 def _dictionary(height: int, width: int) -> tuple[Array, Array]:
-    """(D, parameters) coarse patterns and (D, 2, P) orthonormal pairs that span their phases."""
+    """(D, parameters) coarse patterns and (D, 2, P) orthonormal bases of their phases."""
     space = _Space(height, width)
     reach = space.reach
     entries, pairs = [], []
     places = (-reach / 4, 0.0, reach / 4) if space.large else (0.0,)
-    for right in places:
-        for up in places:
-            for wave in np.geomspace(2.2, 1.6 * reach, 6):
-                for window in (reach / 6, reach / 3):
-                    for angle in np.arange(12) * np.pi / 12:
-                        entry = space.entry(right, up, float(wave), max(0.5, window), angle)
-                        quarter = entry.copy()
-                        quarter[3] = np.pi / 2
-                        pair_P2 = np.stack([space.pattern(entry), space.pattern(quarter)], axis=1)
-                        entries.append(entry)
-                        pairs.append(np.linalg.qr(pair_P2)[0].T)
+    waves, windows = np.geomspace(2.2, 1.6 * reach, 6), (reach / 6, reach / 3)
+    angles = np.arange(12) * np.pi / 12
+    for right, up, wave, window, angle in product(places, places, waves, windows, angles):
+        entry = space.entry(right, up, float(wave), max(0.5, window), angle)
+        quarter = entry.copy()
+        quarter[3] = np.pi / 2
+        pair_P2 = np.stack([space.pattern(entry), space.pattern(quarter)], axis=1)
+        entries.append(entry)
+        pairs.append(np.linalg.qr(pair_P2)[0].T)
     return np.array(entries), np.array(pairs)
 
 
 def _starts(weights_CP: Array, height: int, width: int) -> list[Array]:
-    """The best dictionary entries, of different orientation or wavelength, at their best phases."""
+    """The best dictionary entries of different orientation or wavelength, at their best phases."""
     space = _Space(height, width)
     entries_D, pairs_D2P = _dictionary(height, width)
     parts_D2C = pairs_D2P @ weights_CP.T

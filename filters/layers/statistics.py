@@ -1,16 +1,18 @@
-"""How a network's values spread while it looks at data: layer by layer, streamed.
+"""Statistics of a network's values on data: layer by layer, streamed.
 
-For every layer the values that it puts out are counted by magnitude (`spread`); with gradients,
-also the gradient of each image's cross-entropy loss with respect to these values. Gradients whose
-magnitudes fall layer by layer towards the input vanish, ones that rise explode (Glorot and Bengio
-2010, "Understanding the difficulty of training deep feedforward neural networks").
+The outputs of every layer are counted by magnitude in octaves (powers of two), which need no range
+beforehand and add up exactly over parts of the stream. With gradients, so is the gradient of each
+image's cross-entropy loss with respect to these outputs. Gradients whose magnitudes fall layer by
+layer towards the input vanish, ones that rise explode (Glorot and Bengio 2010, "Understanding the
+difficulty of training deep feedforward neural networks").
 
-Shapes: N images, K classes.
+Shapes: N images, K classes, C channels, B octaves.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,22 +27,135 @@ from cnnviz.core.models.layers import named_layers
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import fast, frozen
 from cnnviz.core.models.variants import gradients as slopes_of
-from cnnviz.filters.layers.spread import Spread, spread_of
+from cnnviz.filters.layers.results import (
+    DataStats,
+    Inventory,
+    MeasuredLayer,
+    Octaves,
+    SpreadRecord,
+)
 
 DEFAULT_BATCH = 32
+LOWEST_EXPONENT = -48
+"""The first octave holds 2^-49 to 2^-48, and smaller values other than zero."""
+OCTAVES = 80
+
+
+@dataclass
+class Spread:
+    """Counts, sums and extremes of a stream of values; parts of the stream add up exactly.
+
+    Values that are NaN or infinite count in `count` and `not_finite` only. Entry i of `octaves_B`
+    counts magnitudes from 2^(LOWEST_EXPONENT + i - 1) up to twice that; the ends include what is
+    beyond. `lows_C` and `highs_C` are the extremes of each channel; None if the channels are
+    unknown, or `mixed`: parts with different numbers of channels (a layer that runs repeatedly).
+    """
+
+    count: int = 0
+    zeros: int = 0
+    negative: int = 0
+    not_finite: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    lowest: float = math.inf
+    highest: float = -math.inf
+    octaves_B: Tensor = field(default_factory=lambda: torch.zeros(OCTAVES, dtype=torch.int64))
+    lows_C: Tensor | None = None
+    highs_C: Tensor | None = None
+    mixed: bool = False
+
+    @property
+    def mean(self) -> float:
+        """Mean of the finite values; 0 if there are none."""
+        return self.total / max(1, self.count - self.not_finite)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the finite values."""
+        finite = max(1, self.count - self.not_finite)
+        return float(max(0.0, self.squares / finite - self.mean**2) ** 0.5)
+
+    @property
+    def dead(self) -> list[int] | None:
+        """Channels that had one and the same value throughout; None if channels are unknown."""
+        if self.lows_C is None or self.highs_C is None:
+            return None
+        return (self.lows_C == self.highs_C).nonzero().flatten().tolist()
+
+    def add(self, other: "Spread") -> None:
+        """Adds another part of the same stream."""
+        self.octaves_B = self.octaves_B + other.octaves_B
+        for name in ("count", "zeros", "negative", "not_finite", "total", "squares"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.lowest = min(self.lowest, other.lowest)
+        self.highest = max(self.highest, other.highest)
+        lows = [part.lows_C for part in (self, other) if part.lows_C is not None]
+        highs = [part.highs_C for part in (self, other) if part.highs_C is not None]
+        self.mixed |= other.mixed or len({len(lows_C) for lows_C in lows}) > 1
+        known = lows and not self.mixed
+        self.lows_C = torch.stack(lows).amin(0) if known else None
+        self.highs_C = torch.stack(highs).amax(0) if known else None
+
+    def record(self) -> SpreadRecord:
+        """Summarises the values."""
+        taken = self.octaves_B.nonzero().flatten().tolist()
+        first, last = (taken[0], taken[-1] + 1) if taken else (0, 0)
+        dead = self.dead
+        return SpreadRecord(
+            values=self.count,
+            zeros=self.zeros / max(1, self.count),
+            negative=self.negative / max(1, self.count),
+            not_finite=self.not_finite,
+            mean=self.mean,
+            deviation=self.deviation,
+            lowest=None if math.isinf(self.lowest) else self.lowest,
+            highest=None if math.isinf(self.highest) else self.highest,
+            channels=None if self.lows_C is None else len(self.lows_C),
+            dead_channels=None if dead is None else tuple(dead),
+            octaves=Octaves(
+                LOWEST_EXPONENT + first - 1, tuple(self.octaves_B[first:last].tolist())
+            ),
+        )
+
+
+def spread_of(values: Tensor, channel_axis: int | None = None) -> Spread:
+    """The spread of one tensor, by channel if `channel_axis` is given."""
+    values = values.detach().float()
+    if values.device.type == "mps":  # it has neither frexp nor float64
+        values = values.cpu()
+    flat = values.flatten()
+    finite = flat.isfinite()
+    not_finite = int((~finite).sum())
+    if not_finite:
+        flat = flat[finite]
+    zeros = int((flat == 0).sum())
+    exponents = torch.frexp(flat[flat != 0])[1].long() - LOWEST_EXPONENT
+    octaves_B = torch.bincount(exponents.clamp(0, OCTAVES - 1), minlength=OCTAVES).cpu()
+    lows = highs = None
+    if channel_axis is not None:
+        others = [axis for axis in range(values.dim()) if axis != channel_axis]
+        lows, highs = values.amin(others).cpu(), values.amax(others).cpu()
+    return Spread(
+        count=values.numel(),
+        zeros=zeros,
+        negative=int((flat < 0).sum()),
+        not_finite=not_finite,
+        total=float(flat.sum(dtype=torch.float64)),
+        squares=float(flat.double().square().sum()),
+        lowest=float(flat.min()) if flat.numel() else math.inf,
+        highest=float(flat.max()) if flat.numel() else -math.inf,
+        octaves_B=octaves_B,
+        lows_C=lows,
+        highs_C=highs,
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """The spreads of all layers over a data set.
+    """The spreads of layers over a data set, by name.
 
-    Attributes:
-        images: how many counted.
-        labelled: how many of their losses were taken at the true class; the others' at the
-            predicted one.
-        activations: by layer.
-        gradients: by layer; empty if not asked for.
-        errors: (image, message) of those that could not be read.
+    `gradients` is empty if they were not requested. `labelled` counts the images whose loss was
+    taken at the true class, not the predicted one; `errors` are (image, message).
     """
 
     images: int
@@ -48,6 +163,23 @@ class Statistics:
     activations: Mapping[str, Spread]
     gradients: Mapping[str, Spread]
     errors: tuple[tuple[str, str], ...]
+
+    def added_to(self, inventory: Inventory) -> Inventory:
+        """The inventory with these statistics."""
+
+        def record(spread: Spread | None) -> SpreadRecord | None:
+            return spread.record() if spread else None
+
+        rows = [
+            MeasuredLayer(
+                **vars(row),
+                activations=record(self.activations.get(row.name)),
+                gradients=record(self.gradients.get(row.name)),
+            )
+            for row in inventory.layers
+        ]
+        data = DataStats(self.images, self.labelled, bool(self.gradients))
+        return replace(inventory, data=data, layers=tuple(rows))
 
 
 def measure(
@@ -62,12 +194,12 @@ def measure(
     """Streams the data through the network once.
 
     Args:
-        model: borrowed.
-        data: what to look at.
-        layers: whose outputs are counted.
-        gradients: also the gradients of the loss.
-        batch_size: images at a time; None for automatic. Results do not depend on it, but for the
-            last digits of means.
+        model: the network, which is not modified.
+        data: the images.
+        layers: names of the layers to measure.
+        gradients: whether to measure the gradients of the loss as well.
+        batch_size: images at a time; None for automatic. Only the last digits of means depend on
+            it.
         advance: called with the number of images just done.
 
     Raises:
@@ -76,7 +208,7 @@ def measure(
     """
     classes = match_labels(data, model) if gradients and data.classes else ()
     axes = _channel_axes(model)
-    if not gradients:  # a trace would find a gradient where the network cuts it
+    if not gradients:  # a fast copy may have gradients where the network cuts them
         model = fast(model, layers)
     merged: tuple[dict[str, Spread], dict[str, Spread]] = ({}, {})
     images = labelled = 0
@@ -87,10 +219,10 @@ def measure(
         advance(1)
 
     def run(batch: Batch, part: slice) -> None:
-        found = _one_pass(
+        parts = _one_pass(
             model, batch.images[part], batch.labels[part], layers, axes, classes, gradients
         )
-        for total, new in zip(merged, found, strict=True):
+        for total, new in zip(merged, parts, strict=True):
             for name, spread in new.items():
                 total.setdefault(name, Spread()).add(spread)
 
@@ -128,7 +260,7 @@ def _one_pass(
             if classes:
                 matched_N = torch.tensor(classes)[labels_N.clamp_min(0)]
                 targets_N = torch.where(labels_N >= 0, matched_N, targets_N)
-            # Summed, so that each image's gradient is that of its own loss, whatever the batch.
+            # Summed, so that each image's gradient does not depend on the batch.
             slopes_of(_loss(model, logits_NK, targets_N.to(logits_NK.device)), [leaf], model.name)
     return outputs, slopes
 
@@ -148,7 +280,7 @@ def _watched(
     outputs: dict[str, Spread],
     slopes: dict[str, Spread],
 ) -> Iterator[None]:
-    """Counts what the layers put out, all their runs together, and the gradients of that."""
+    """Collects the outputs of the layers, over all their runs, and the gradients of these."""
     modules = named_layers(module)
 
     def count(into: dict[str, Spread], name: str, values: Tensor) -> None:
@@ -172,7 +304,7 @@ def _watched(
 
 
 def _channel_axes(model: Model) -> dict[str, int]:
-    """Where the channels of a layer's maps are, for networks that move them behind the places."""
+    """The channel axis of layers whose output is (N, H, W, C) or similar."""
     try:
         parameter = next(model.module.parameters(), torch.zeros(()))
         graph = describe(
@@ -184,9 +316,9 @@ def _channel_axes(model: Model) -> dict[str, int]:
         )
     except Untraceable:
         return {}
-    found = {}
+    axes = {}
     for name, node in graph.layers.items():
         info = graph.info[node]
         if info.axes is not None and info.shape is not None and len(info.shape) == 4:
-            found[name] = next(axis for axis in (1, 2, 3) if axis not in info.axes)
-    return found
+            axes[name] = next(axis for axis in (1, 2, 3) if axis not in info.axes)
+    return axes

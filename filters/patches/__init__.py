@@ -1,5 +1,1 @@
-"""What drives each filter most.
-
-`plan` says which filters, `scan` passes over the data once, keeping the `top_k`, and `max_patches`
-cuts the patches out.
-"""
+"""The strongest patches of each filter: `scan` finds the units, `max_patches` cuts the patches."""

@@ -1,40 +1,73 @@
-"""From a unit to the patch of the image that it looks at.
+"""From a unit to the patch of the image that it sees.
 
-The exact receptive field comes from the network's geometry, clipped to the image. Where it is most
-of the image, the patch can be the part that carries the unit's gradient instead
-(`effective_field`).
+A patch is the unit's exact receptive field, clipped to the image. If that is most of the image, the
+patch can be the part where the unit's gradient is instead (`Crop.EFFECTIVE`): the gradient of a
+deep unit with respect to the input is concentrated in a small part of its receptive field (Luo, Li,
+Urtasun, Zemel 2016, "Understanding the Effective Receptive Field in Deep Convolutional Neural
+Networks"). That box leaves out at most 2.5 % of the gradient's energy on each of its four sides, so
+it carries at least 90 %.
+
+Shapes: A units, one per image; H W rows and columns of the image.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from cnnviz.core.data.datasets import ImageData
+from cnnviz.core.data.images import Preprocess, WorkingImage
 from cnnviz.core.device import in_batches
 from cnnviz.core.errors import CnnvizError
-from cnnviz.core.graph.receptive_field import ReceptiveField, receptive_fields
-from cnnviz.core.graph.trace import Untraceable
+from cnnviz.core.models.layers import Layout, replace_outputs
 from cnnviz.core.models.load import Model
-from cnnviz.filters.patches.choices import Crop
-from cnnviz.filters.patches.effective_field import Box, box_of_energy, gradient_energy
-from cnnviz.filters.patches.images import PatchImages
-from cnnviz.filters.patches.plan import ScanPlan
+from cnnviz.core.models.variants import frozen, gradients
+from cnnviz.filters.channels import known_fields
+from cnnviz.filters.patches.options import Crop
+from cnnviz.filters.patches.scan import ScanPlan
 
-MOST = 0.5
+Box = tuple[int, int, int, int]
+"""y0, x0, y1, x1; the last row and column are excluded."""
+
+MAX_EXACT = 0.5
 """Share of the image above which a receptive field is too large for `Crop.EFFECTIVE`."""
+SHARE = 0.9
+_PER_SIDE = (1 - SHARE) / 4
+KEPT, THREADS = 256, 4
+
+
+class PatchImages:
+    """Working images of a data set by index; the last few hundred are kept in memory."""
+
+    def __init__(self, data: ImageData, preprocess: Preprocess) -> None:
+        self._data, self._preprocess = data, preprocess
+        self._kept: OrderedDict[int, WorkingImage] = OrderedDict()
+
+    def _read(self, index: int) -> WorkingImage:
+        return self._data.working(index, self._preprocess)
+
+    def fetch(self, indices: Iterable[int]) -> dict[int, WorkingImage]:
+        """Reads these images; a CnnvizError if one can no longer be read."""
+        needed = list(dict.fromkeys(indices))
+        images = {index: self._kept[index] for index in needed if index in self._kept}
+        missing = [index for index in needed if index not in images]
+        with ThreadPoolExecutor(THREADS) as pool:
+            images.update(zip(missing, pool.map(self._read, missing), strict=True))
+        for index in needed:
+            self._kept[index] = images[index]
+            self._kept.move_to_end(index)
+        while len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
+        return images
 
 
 @dataclass(frozen=True)
 class Winner:
-    """A place in a filter's top k: which unit on which image.
-
-    Attributes:
-        filter: the output channel.
-        index: the image's place in the data set.
-        score: what ranked it.
-        unit: (row, column) in the filter's map.
-    """
+    """An entry of a filter's top k: a unit (row, column) on the image of that index."""
 
     filter: int
     index: int
@@ -43,26 +76,18 @@ class Winner:
 
 
 class Cutter:
-    """Gives each winner of a layer its box."""
+    """Determines the box of each winner of a layer.
+
+    Raises:
+        CnnvizError: the plan's crop needs receptive fields, and they are not known.
+    """
 
     def __init__(self, model: Model, images: PatchImages, plan: ScanPlan, batch_size: int) -> None:
-        """Works out the receptive fields.
-
-        Raises:
-            CnnvizError: they cannot be told, and the plan's crop needs them.
-        """
         self._model, self._images = model, images
         self._crop, self._batch_size = plan.spec.crop, batch_size
         self._layouts = plan.layouts
-        fields: Mapping[str, ReceptiveField] = {}
-        reason = ""
-        try:
-            fields = receptive_fields(
-                model.module, model.input_size, channels=model.preprocess.channels
-            )
-        except Untraceable as error:
-            reason = str(error)
-        # Of tokens the graph knows no rows and columns; but that they see everything.
+        fields, reason = known_fields(model)
+        # The graph does not know rows and columns of tokens, only that they see everything.
         self._fields = {
             name: fields[name]
             for name, layout in plan.layouts.items()
@@ -71,20 +96,20 @@ class Cutter:
         unknown = [name for name in plan.layouts if name not in self._fields]
         if unknown and self._crop is Crop.RECEPTIVE_FIELD:
             reason = reason or f"the receptive field of layer '{unknown[0]}' is not known"
-            raise CnnvizError(f"{reason}; --crop effective does without")
+            raise CnnvizError(f"{reason}; use --crop effective, which does not need it")
 
     def boxes(self, layer: str, winners: Sequence[Winner]) -> list[Box]:
-        """Boxes in the working image, in the order of the winners."""
+        """The winners' boxes in the working image."""
         if self._crop is Crop.RECEPTIVE_FIELD or not self._sees_most(layer):
             return self._exact(layer, winners)
         boxes: list[Box] = []
 
-        def some(part: slice) -> None:
+        def cut(part: slice) -> None:
             effective = self._effective(layer, winners[part])
             exact = self._exact(layer, winners[part])
-            boxes.extend(own or whole for own, whole in zip(effective, exact, strict=True))
+            boxes.extend(box or whole for box, whole in zip(effective, exact, strict=True))
 
-        for _done, size in in_batches(len(winners), self._batch_size, some):
+        for _done, size in in_batches(len(winners), self._batch_size, cut):
             self._batch_size = size
         return boxes
 
@@ -95,7 +120,7 @@ class Cutter:
             return True
         size = self._model.input_size
         seen = [min(length, side) for length, side in zip(field.size, size, strict=True)]
-        return math.prod(seen) > MOST * math.prod(size)
+        return math.prod(seen) > MAX_EXACT * math.prod(size)
 
     def _exact(self, layer: str, winners: Sequence[Winner]) -> list[Box]:
         size = self._model.input_size
@@ -105,8 +130,8 @@ class Cutter:
         return [field.box(*winner.unit, clipped_to=size) for winner in winners]
 
     def _effective(self, layer: str, winners: Sequence[Winner]) -> list[Box | None]:
-        found = self._images.fetch(winner.index for winner in winners)
-        pixels = torch.stack([found[winner.index].pixels for winner in winners])
+        images = self._images.fetch(winner.index for winner in winners)
+        pixels = torch.stack([images[winner.index].pixels for winner in winners])
         energy_AHW = gradient_energy(
             self._model,
             layer,
@@ -116,3 +141,56 @@ class Cutter:
             self._model.preprocess.normalise(pixels),
         )
         return [box_of_energy(energy_HW) for energy_HW in energy_AHW]
+
+
+def gradient_energy(
+    model: Model,
+    layer: str,
+    layout: Layout,
+    filters: Sequence[int],
+    units: Sequence[tuple[int, int]],
+    images_A3HW: Tensor,
+) -> Tensor:
+    """Squared gradient of each unit with respect to its image, summed over channels.
+
+    Args:
+        model: the network.
+        layer: the units' layer.
+        layout: of its output.
+        filters: one per image.
+        units: (row, column) in the filter's map; one per image.
+        images_A3HW: normalised.
+
+    Returns:
+        (A, H, W) float64 on the CPU.
+    """
+    chosen: list[Tensor] = []
+
+    def take(output: Tensor) -> Tensor:
+        maps = layout.maps(output)
+        picks = [(n, f, *unit) for n, (f, unit) in enumerate(zip(filters, units, strict=True))]
+        chosen[:] = [torch.stack([maps[pick] for pick in picks]).sum()]
+        return output
+
+    leaf = images_A3HW.to(model.device, model.precision.dtype).requires_grad_()
+    with frozen(model.module), replace_outputs(model.module, {layer: take}):
+        model.outputs(leaf * 1)  # the first operation may be in place
+        (gradient,) = gradients(chosen[0], [leaf], model.name)
+    if gradient is None:
+        return torch.zeros(len(leaf), *leaf.shape[2:], dtype=torch.float64)
+    return gradient.detach().cpu().double().square().sum(1)
+
+
+def box_of_energy(energy_HW: Tensor) -> Box | None:
+    """The box that carries at least 90 % of the energy; None if there is no energy."""
+    total = float(energy_HW.sum())
+    if not total > 0:
+        return None
+    sides = []
+    for axis in (1, 0):
+        profile = energy_HW.sum(axis) / total
+        first = int((profile.cumsum(0) <= _PER_SIDE).sum())
+        last = len(profile) - int((profile.flip(0).cumsum(0) <= _PER_SIDE).sum())
+        sides.append((first, last))
+    (y0, y1), (x0, x1) = sides
+    return y0, x0, y1, x1

@@ -1,30 +1,24 @@
 """The sheets of a scan: one row per filter, its strongest patches from left to right.
 
-`patches.png` shows the patches, all of a layer at one scale (a patch that is cut off at the edge
-of its image is smaller) unless each has a size of its own (`Crop.EFFECTIVE`); `images.png` the
-whole images with the patch as a white box. A sheet is one array of pixels with text over it, so a
-page of hundreds of patches is one picture.
-
-Lengths are in pixels of the sheet.
+`patches.png` shows the patches. All of a layer have the same scale, so a patch cut off at the edge
+of its image is smaller, unless the sizes of patches differ (`Crop.EFFECTIVE`). `images.png` shows
+the whole images with each patch as a white box. Lengths are in pixels of the sheet.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import font_manager
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.output.drawing import escape, image_pixels
-from cnnviz.filters.patches.choices import Crop, Ranking
-from cnnviz.filters.patches.images import PatchImages
-from cnnviz.filters.patches.max_patches import FilterPatches, MaxPatches, Patch
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from cnnviz.filters.patches.boxes import PatchImages
+from cnnviz.filters.patches.options import Crop, Ranking
+from cnnviz.filters.patches.results import FilterPatches, MaxPatches, Patch
 
 ROWS = 25
 """Filters on one page."""
@@ -33,14 +27,15 @@ PATCH_SIDE, IMAGE_SIDE = 84, 112
 GAP, MARGIN, HEADER, NAMES, LINE, NARROWEST = 8, 12, 44, 150, 17, 460
 FONT, SMALL, LARGE, HEADING = "DejaVu Sans", 12, 14, 16
 GREY = 236
-BLOCKY = 12  # patches up to this size are enlarged pixel by pixel
+BLOCKY = 12  # patches up to this size are enlarged without interpolation
 RANKED = {
     Ranking.MAX: "largest unit",
     Ranking.NORM: "norm of the map",
     Ranking.MEAN: "mean of the map",
 }
 
-Paint = Callable[[Patch, WorkingImage], "NDArray[np.uint8]"]
+Pixels = NDArray[np.uint8]
+Paint = Callable[[Patch, WorkingImage], Pixels]
 
 
 @dataclass(frozen=True)
@@ -56,37 +51,30 @@ class _Text:
 
 
 def count_sheets(result: MaxPatches, layer: str) -> int:
-    """How many sheets `draw` makes of a layer."""
+    """The number of sheets that `draw` makes of a layer."""
     return 2 * -(-len(result.of(layer)) // ROWS)
 
 
-def draw(
-    result: MaxPatches, layer: str, images: PatchImages
-) -> "Iterator[tuple[str, NDArray[np.uint8]]]":
-    """A layer's sheets (uint8 RGB) with the file names they are meant for, a page at a time.
-
-    Args:
-        result: of the scan.
-        layer: one of its layers.
-        images: of the same data set.
+def draw(result: MaxPatches, layer: str, images: PatchImages) -> Iterator[tuple[str, Pixels]]:
+    """Draws a layer's sheets (uint8 RGB), page by page, each with its file name.
 
     Raises:
         CnnvizError: an image can no longer be read.
     """
     filters = result.of(layer)
     pages = count_sheets(result, layer) // 2
-    one_scale = result.plan.spec.crop is Crop.RECEPTIVE_FIELD
+    one_scale = result.crop is Crop.RECEPTIVE_FIELD
     frame = max(_longer(patch) for entry in filters for patch in entry.patches)
     paint = _patch_painter(frame if one_scale else None)
     for page in range(pages):
         rows = filters[page * ROWS : (page + 1) * ROWS]
-        found = images.fetch(patch.index for entry in rows for patch in entry.patches)
-        of = f", page {page + 1} of {pages}" if pages > 1 else ""
+        read = images.fetch(patch.index for entry in rows for patch in entry.patches)
+        which = f", page {page + 1} of {pages}" if pages > 1 else ""
         ending = f"-{page + 1}.png" if page else ".png"
-        heading = f"{layer}: {{}} by {RANKED[result.plan.spec.score]}{of}"
+        heading = f"{layer}: {{}} by {RANKED[result.score]}{which}"
         patches, whole = (heading.format(f"strongest {what}") for what in ("patches", "images"))
-        yield f"patches{ending}", _sheet(rows, found, patches, PATCH_SIDE, paint)
-        yield f"images{ending}", _sheet(rows, found, whole, IMAGE_SIDE, _paint_image)
+        yield f"patches{ending}", _sheet(rows, read, patches, PATCH_SIDE, paint)
+        yield f"images{ending}", _sheet(rows, read, whole, IMAGE_SIDE, _paint_image)
 
 
 def _longer(patch: Patch) -> int:
@@ -95,16 +83,16 @@ def _longer(patch: Patch) -> int:
     return max(y1 - y0, x1 - x0)
 
 
-def _resized(pixels: "NDArray[np.uint8]", scale: float, blocky: bool) -> "NDArray[np.uint8]":
+def _resized(pixels: Pixels, scale: float, blocky: bool) -> Pixels:
     height, width = (max(1, round(length * scale)) for length in pixels.shape[:2])
     how = Image.Resampling.NEAREST if blocky else Image.Resampling.BICUBIC
     return np.asarray(Image.fromarray(pixels).resize((width, height), how))
 
 
 def _patch_painter(frame: int | None) -> Paint:
-    """Cuts patches and enlarges them so that `frame` pixels, or each by itself, fill a cell."""
+    """Paints patches so that `frame` pixels fill a cell; without `frame`, so that each fills it."""
 
-    def paint(patch: Patch, image: WorkingImage) -> "NDArray[np.uint8]":
+    def paint(patch: Patch, image: WorkingImage) -> Pixels:
         y0, x0, y1, x1 = patch.box
         if y0 == y1 or x0 == x1:
             return np.full((1, 1, 3), GREY, np.uint8)
@@ -114,8 +102,8 @@ def _patch_painter(frame: int | None) -> Paint:
     return paint
 
 
-def _paint_image(patch: Patch, image: WorkingImage) -> "NDArray[np.uint8]":
-    """The whole image with the patch's outline, white between thin black lines."""
+def _paint_image(patch: Patch, image: WorkingImage) -> Pixels:
+    """Paints the whole image with the outline of the patch, white between thin black lines."""
     pixels = image_pixels(image)
     scale = IMAGE_SIDE / max(pixels.shape[:2])
     shown = _resized(pixels, scale, blocky=scale >= 3).copy()
@@ -131,13 +119,13 @@ def _paint_image(patch: Patch, image: WorkingImage) -> "NDArray[np.uint8]":
 
 def _sheet(
     rows: Sequence[FilterPatches],
-    found: dict[int, WorkingImage],
+    images: dict[int, WorkingImage],
     heading: str,
     side: int,
     paint: Paint,
-) -> "NDArray[np.uint8]":
+) -> Pixels:
     columns = max(len(entry.patches) for entry in rows)
-    lines = 2 if any(patch.label is not None for entry in rows for patch in entry.patches) else 1
+    lines = 2 if any(patch.class_ is not None for entry in rows for patch in entry.patches) else 1
     step_y, step_x = side + lines * LINE + GAP, side + GAP
     width = max(MARGIN + NAMES + columns * step_x, NARROWEST)
     sheet = np.full((HEADER + len(rows) * step_y, width, 3), 255, np.uint8)
@@ -147,16 +135,16 @@ def _sheet(
         texts += _name(entry, top, side)
         for place, patch in enumerate(entry.patches):
             left = MARGIN + NAMES + place * step_x
-            _paste(sheet[top : top + side, left : left + side], paint(patch, found[patch.index]))
+            _paste(sheet[top : top + side, left : left + side], paint(patch, images[patch.index]))
             middle, under = left + side / 2, top + side + 0.6 * LINE
             texts.append(_Text(middle, under, f"{patch.score:.4g}", SMALL, side // 7, True))
-            if patch.label is not None:
-                texts.append(_Text(middle, under + LINE, patch.label, SMALL, side // 7, True))
-    return _written(sheet, texts)
+            if patch.class_ is not None:
+                texts.append(_Text(middle, under + LINE, patch.class_, SMALL, side // 7, True))
+    return _add_texts(sheet, texts)
 
 
-def _paste(cell: "NDArray[np.uint8]", picture: "NDArray[np.uint8]") -> None:
-    """Puts a picture in the middle of its cell."""
+def _paste(cell: Pixels, picture: Pixels) -> None:
+    """Puts a picture in the centre of its cell."""
     cell[:] = GREY
     height, width = (min(a, b) for a, b in zip(picture.shape[:2], cell.shape[:2], strict=True))
     top, left = (cell.shape[0] - height) // 2, (cell.shape[1] - width) // 2
@@ -164,12 +152,12 @@ def _paste(cell: "NDArray[np.uint8]", picture: "NDArray[np.uint8]") -> None:
 
 
 def _name(entry: FilterPatches, top: int, side: int) -> Iterator[_Text]:
-    """Which filter, which class prevails, how often it fires: beside the row."""
+    """The text left of a row: filter, most frequent class, share of images it is active on."""
     lines = [f"filter {entry.filter}"]
     if entry.classes:
         label, count = next(iter(entry.classes.items()))
         lines.append(f"{count} of {len(entry.patches)}: {label}")
-    lines.append("dead" if entry.active_share == 0 else f"active on {entry.active_share:.0%}")
+    lines.append("dead" if entry.dead else f"active on {entry.active_share:.0%}")
     first = top + side / 2 - (len(lines) - 1) * LINE / 2
     for number, text in enumerate(lines):
         size = SMALL if number else LARGE
@@ -181,8 +169,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(font_manager.findfont(FONT), size)
 
 
-def _written(sheet: "NDArray[np.uint8]", texts: Iterable[_Text]) -> "NDArray[np.uint8]":
-    """The sheet with text over it."""
+def _add_texts(sheet: Pixels, texts: Iterable[_Text]) -> Pixels:
+    """The sheet with text on it."""
     image = Image.fromarray(sheet)
     brush = ImageDraw.Draw(image)
     for text in texts:

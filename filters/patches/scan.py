@@ -1,15 +1,14 @@
-"""One pass over a data set that feeds the running top k of every filter of every layer.
+"""One pass over a data set that updates the top k of every filter of every watched layer.
 
-Each watched layer's output is scored the moment the layer puts it out, and only scores and the
-few winning places are kept: no layer's maps outlive the next layer, and nothing grows with the
-number of images. A batch counts as a whole or not at all, so the pass can stop after any batch
-and resume later as if nothing had happened.
+Each layer's output is scored during the forward pass, and only scores and the few winning units are
+kept, so memory does not grow with the number of images. A batch counts as a whole or not at all, so
+the pass can stop after any batch and resume later with the same results.
 
 Shapes: N images, F filters, H W rows and columns.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,48 @@ from torch import Tensor
 
 from cnnviz.core.data.datasets import Batch, ImageData, batches
 from cnnviz.core.device import in_batches
-from cnnviz.core.models.layers import Layout, replace_outputs
+from cnnviz.core.errors import UsageError
+from cnnviz.core.models.layers import Layout, note_repeats, replace_outputs
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import fast
 from cnnviz.core.output.journal import Journal
-from cnnviz.filters.patches.choices import Ranking
-from cnnviz.filters.patches.plan import ScanPlan
+from cnnviz.filters.channels import choose_filters
+from cnnviz.filters.patches.options import MaxPatchesSpec, Ranking
 from cnnviz.filters.patches.state import LayerState, of_arrays, to_arrays
 from cnnviz.filters.patches.top_k import map_scores, ranked
 
 CPU_BATCH, DEVICE_BATCH = 32, 256
+
+
+@dataclass(frozen=True)
+class ScanPlan:
+    """Which filters of which layers a scan watches.
+
+    Attributes:
+        filters: layer name to filters, ascending.
+        layouts: the layout of each layer's output.
+        spec: the options.
+    """
+
+    filters: Mapping[str, tuple[int, ...]]
+    layouts: Mapping[str, Layout]
+    spec: MaxPatchesSpec
+
+
+def make_plan(model: Model, spec: MaxPatchesSpec) -> ScanPlan:
+    """Looks up the layers and filters of a scan in the network, before any data is read.
+
+    Raises:
+        UsageError: a layer or filter does not exist or does not run, or options contradict.
+    """
+    if spec.per_image > 1 and spec.score is not Ranking.MAX:
+        raise UsageError(
+            f"--per-image {spec.per_image} needs --score max: "
+            f"'{spec.score}' ranks whole maps, and an image has one map per filter"
+        )
+    chosen, layouts = choose_filters(model, spec.filters, spec.layers, spec.seed)
+    note_repeats(model, list(chosen))
+    return ScanPlan(chosen, layouts, spec)
 
 
 @dataclass(frozen=True)
@@ -45,23 +76,8 @@ class Saving:
     resume: bool = False
 
 
-@dataclass(frozen=True)
-class ScanState:
-    """A scan after some batch.
-
-    Attributes:
-        done: index of the first image that is still to do.
-        layers: by name.
-        errors: index and message of each image that could not be used.
-    """
-
-    done: int
-    layers: Mapping[str, LayerState]
-    errors: Mapping[int, str] = field(default_factory=dict)
-
-
 def default_batch_size(device: torch.device) -> int:
-    """Images at a time where the user does not say."""
+    """The batch size if the user gives none."""
     return CPU_BATCH if device.type == "cpu" else DEVICE_BATCH
 
 
@@ -80,130 +96,116 @@ def identity(model: Model, data: ImageData, plan: ScanPlan) -> dict[str, Any]:
     }
 
 
-def empty_state(model: Model, plan: ScanPlan, start: int = 0) -> ScanState:
-    """The state before the first batch, which begins at that place of the data."""
-    layers = {
-        name: LayerState.empty(len(filters), plan.spec.top, model.device)
-        for name, filters in plan.filters.items()
-    }
-    return ScanState(start, layers)
+class Scan:
+    """A scan in progress.
 
-
-def _maps(output: Tensor, filters: tuple[int, ...], layout: Layout) -> Tensor:
-    """A layer's output as maps of the filters that are watched."""
-    maps = layout.maps(output)
-    if len(filters) == layout.shape[0]:
-        return maps
-    return maps[:, torch.tensor(filters, device=maps.device)]
-
-
-def _forward(
-    model: Model,
-    plan: ScanPlan,
-    layers: Mapping[str, LayerState],
-    images_N3HW: Tensor,
-    indices_N: Tensor,
-) -> tuple[dict[str, LayerState], dict[str, Tensor]]:
-    """One forward pass: each layer's state after it, and which scores (N, F) are finite."""
-    after: dict[str, LayerState] = {}
-    finite: dict[str, Tensor] = {}
-
-    def watch(name: str) -> Callable[[Tensor], Tensor]:
-        before = layers[name]
-
-        def take(output: Tensor) -> Tensor:
-            maps = _maps(output, plan.filters[name], plan.layouts[name])
-            scores = map_scores(maps, plan.spec.score)
-            highest = scores if plan.spec.score is Ranking.MAX else map_scores(maps, Ranking.MAX)
-            best = ranked(before.best, maps, scores, indices_N, plan.spec.per_image)
-            after[name] = LayerState(best, before.stats.with_scores(scores, highest))
-            finite[name] = scores.isfinite()
-            return output
-
-        return take
-
-    with (
-        torch.inference_mode(),
-        replace_outputs(model.module, {name: watch(name) for name in layers}),
-    ):
-        model.outputs(images_N3HW)
-    return after, finite
-
-
-def _name_broken(plan: ScanPlan, finite: Mapping[str, Tensor], row: int, path: str) -> str:
-    for name, finite_NF in finite.items():
-        broken = (~finite_NF[row]).nonzero()
-        if len(broken):
-            number = plan.filters[name][int(broken[0])]
-            return (
-                f"'{path}' is left out: filter {number} of layer '{name}' is NaN or infinite "
-                "there; use --precision fp32, or check the weights"
-            )
-    raise AssertionError("every filter is finite")
-
-
-def _with_images(
-    model: Model, plan: ScanPlan, state: ScanState, batch: Batch, data: ImageData
-) -> ScanState:
-    """The state with a batch taken in, but for images on which a filter is not finite."""
-    images_N3HW, indices_N = batch.images, batch.indices
-    errors = dict(state.errors)
-    while len(indices_N):
-        after, finite = _forward(model, plan, state.layers, images_N3HW, indices_N.to(model.device))
-        good_N = torch.stack([layer.all(1) for layer in finite.values()]).all(0).cpu()
-        if good_N.all():
-            return replace(state, layers=after, errors=errors)
-        for row in (~good_N).nonzero().flatten().tolist():
-            index = int(indices_N[row])
-            errors[index] = _name_broken(plan, finite, row, data.examples[index].path)
-        images_N3HW, indices_N = images_N3HW[good_N], indices_N[good_N]
-    return replace(state, errors=errors)
-
-
-class _Scan:
-    """A scan under way: the state, and the batch size that has fitted so far.
-
-    `unreadable` is what `batches` could not read, place in the data to message, as long as the
-    state does not list it.
+    Attributes:
+        done: index of the first image that is still to do.
+        layers: what is kept of each layer.
+        errors: index and message of each image that could not be used.
+        unreadable: the same of images that the loader failed to read, until `errors` has them.
     """
 
     def __init__(self, model: Model, data: ImageData, plan: ScanPlan, batch_size: int) -> None:
         self._model, self._data, self._plan = model, data, plan
-        self._batch_size = batch_size
-        self.state = empty_state(model, plan, data.part.start)
+        self._batch_size, self.done = batch_size, data.part.start
+        self.layers: Mapping[str, LayerState] = {
+            name: LayerState.empty(len(filters), plan.spec.top, model.device)
+            for name, filters in plan.filters.items()
+        }
+        self.errors: dict[int, str] = {}
         self.unreadable: dict[int, str] = {}
 
-    def take(self, batch: Batch) -> None:
-        """Takes a batch in, in parts if the device's memory asks for it."""
+    def add(self, batch: Batch) -> None:
+        """Adds a batch, in parts if it does not fit the device's memory."""
 
         def run(part: slice) -> None:
-            taken = Batch(batch.indices[part], batch.images[part], batch.labels[part])
-            self.state = _with_images(self._model, self._plan, self.state, taken, self._data)
+            self._add(batch.images[part], batch.indices[part])
 
         for _done, size in in_batches(len(batch.indices), self._batch_size, run):
             self._batch_size = size
+        self._finish(int(batch.indices[-1]) + 1)
 
-    def reach(self, done: int) -> None:
-        """Notes that all images before `done` are through, and which of them are unreadable.
+    def _add(self, images_N3HW: Tensor, indices_N: Tensor) -> None:
+        """Adds images, without those on which a filter is not finite."""
+        while len(indices_N):
+            layers, finite = self._forward(images_N3HW, indices_N.to(self._model.device))
+            good_N = torch.stack([layer.all(1) for layer in finite.values()]).all(0).cpu()
+            if good_N.all():
+                self.layers = layers
+                return
+            for row in (~good_N).nonzero().flatten().tolist():
+                self.errors[int(indices_N[row])] = self._reason(int(indices_N[row]), row, finite)
+            images_N3HW, indices_N = images_N3HW[good_N], indices_N[good_N]
 
-        Pictures are decoded ahead: one known to be unreadable may lie behind `done`, and a scan
-        that goes on from there would meet it again, so it is not noted yet.
+    def _forward(
+        self, images_N3HW: Tensor, indices_N: Tensor
+    ) -> tuple[dict[str, LayerState], dict[str, Tensor]]:
+        """Runs one forward pass; returns each layer's new state, and which scores are finite."""
+        spec, after, finite = self._plan.spec, dict[str, LayerState](), dict[str, Tensor]()
+
+        def watch(name: str) -> Callable[[Tensor], Tensor]:
+            before = self.layers[name]
+
+            def take(output: Tensor) -> Tensor:
+                maps = self._maps(name, output)
+                scores = map_scores(maps, spec.score)
+                highest = scores if spec.score is Ranking.MAX else map_scores(maps, Ranking.MAX)
+                best = ranked(before.best, maps, scores, indices_N, spec.per_image)
+                after[name] = LayerState(best, before.stats.with_scores(scores, highest))
+                finite[name] = scores.isfinite()
+                return output
+
+            return take
+
+        watches = {name: watch(name) for name in self.layers}
+        with torch.inference_mode(), replace_outputs(self._model.module, watches):
+            self._model.outputs(images_N3HW)
+        return after, finite
+
+    def _maps(self, name: str, output: Tensor) -> Tensor:
+        """The maps of the watched filters in a layer's output."""
+        filters, layout = self._plan.filters[name], self._plan.layouts[name]
+        maps = layout.maps(output)
+        if len(filters) == layout.shape[0]:
+            return maps
+        return maps[:, torch.tensor(filters, device=maps.device)]
+
+    def _reason(self, index: int, row: int, finite: Mapping[str, Tensor]) -> str:
+        """Names the first filter that is not finite on an image."""
+        for name, finite_NF in finite.items():
+            if broken := (~finite_NF[row]).nonzero().flatten().tolist():
+                return (
+                    f"'{self._data.examples[index].path}' is not used: filter "
+                    f"{self._plan.filters[name][broken[0]]} of layer '{name}' is NaN or infinite "
+                    "there; use --precision fp32, or check the weights"
+                )
+        raise AssertionError("every filter is finite")
+
+    def _finish(self, done: int) -> None:
+        """Records that all images before `done` are finished, and which of them are unreadable.
+
+        Images are decoded ahead. Unreadable ones behind `done` are recorded later, as a scan that
+        resumes from there meets them again.
         """
-        passed = sorted(index for index in self.unreadable if index < done)
-        new = {index: self.unreadable.pop(index) for index in passed}
-        self.state = replace(self.state, done=done, errors={**self.state.errors, **new})
+        for index in sorted(index for index in self.unreadable if index < done):
+            self.errors[index] = self.unreadable.pop(index)
+        self.done = done
 
     def load(self, journal: Journal) -> None:
         """Resumes from a journal, if it has anything."""
-        layers = self.state.layers
-        if progress := journal.load(to_arrays(layers.values())):
+        if progress := journal.load(to_arrays(self.layers.values())):
             loaded = of_arrays(progress.arrays, self._model.device)
-            states = dict(zip(layers, loaded, strict=True))
-            self.state = ScanState(progress.done, states, progress.errors)
+            self.layers = dict(zip(self.layers, loaded, strict=True))
+            self.done, self.errors = progress.done, dict(progress.errors)
 
     def save(self, journal: Journal) -> None:
         """Saves the state."""
-        journal.save(self.state.done, self.state.errors, to_arrays(self.state.layers.values()))
+        journal.save(self.done, self.errors, to_arrays(self.layers.values()))
+
+    def end(self) -> None:
+        """Records that all images are finished."""
+        self._finish(self._data.part.stop)
 
 
 def scan(
@@ -214,47 +216,45 @@ def scan(
     batch_size: int,
     saving: Saving | None = None,
     progress: Callable[[int], None] = lambda _images: None,
-) -> ScanState:
-    """Runs every image through the model once.
+) -> Scan:
+    """Runs every image through the model once; returns the finished scan.
 
-    Images that cannot be read, or on which a watched filter is not finite, are left out of every
-    filter's results and listed in the state's `errors`.
+    Images that cannot be read, or on which a watched filter is not finite, are not used and are
+    listed in its `errors`.
 
     Args:
         model: the network.
         data: the images.
-        plan: what to keep for which filters.
-        batch_size: images at a time; halved where the device's memory does not hold them.
-        saving: where to write down how far the scan has come, if anywhere.
-        progress: called with the number of images just gone through.
+        plan: which filters to watch.
+        batch_size: images at a time; halved if they do not fit the device's memory.
+        saving: where to save the scan's journal, if anywhere.
+        progress: called with the number of images just finished.
 
     Raises:
-        CnnvizError: the state file is of another scan, or one image does not fit the memory.
+        CnnvizError: the journal belongs to another scan, or one image does not fit the memory.
     """
-    run = _Scan(fast(model, list(plan.filters)), data, plan, batch_size)
-    journal, every = None, 0
+    run = Scan(fast(model, list(plan.filters)), data, plan, batch_size)
+    journal, every, reached = None, 0, data.part.start
+
+    def advance() -> None:
+        nonlocal reached
+        progress(run.done - reached)
+        reached = run.done
+
     if saving:
         of, every = identity(model, data, plan), saving.every
         journal = Journal(saving.path, of, data.block, resume=saving.resume)
         run.load(journal)
-        progress(run.state.done - data.part.start)
-    loader = batches(
-        data,
-        model.preprocess,
-        batch_size,
-        start=run.state.done,
-        on_error=run.unreadable.__setitem__,
-    )
+        advance()
+    failed, preprocess = run.unreadable.__setitem__, model.preprocess
+    loader = batches(data, preprocess, batch_size, start=run.done, on_error=failed)
     for number, batch in enumerate(loader, start=1):
-        before = run.state.done
-        run.take(batch)
-        run.reach(int(batch.indices[-1]) + 1)
+        run.add(batch)
         if journal and number % every == 0:
             run.save(journal)
-        progress(run.state.done - before)
-    before = run.state.done
-    run.reach(data.part.stop)
+        advance()
+    run.end()
     if journal:
         run.save(journal)
-    progress(run.state.done - before)
-    return run.state
+    advance()
+    return run

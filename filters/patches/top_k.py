@@ -1,17 +1,15 @@
 """The k best of a stream, for every filter at once, in memory of filters × k.
 
-Each candidate is one 64-bit key: the score's float32 bits, made to sort as whole numbers do, above
-the candidate's ticket, counted down. So the larger key is the larger score, and of equal scores
-the earlier ticket; no two candidates share a key. The k largest keys are then the same whatever
-the order and the batches in which candidates arrive, and two states merge by keeping the k
-largest of both.
+Each candidate is one 64-bit key: the score's float32 bits, mapped so that they sort as integers,
+above the candidate's ticket, counted down. So the larger key has the larger score, or among equal
+scores the earlier ticket, and all keys differ. The k largest keys do not depend on the order or the
+batches of the candidates, and two states merge by keeping the k largest keys of both.
 
-Scoring a map is a plain reduction. Where its strongest unit lies is looked up only for the maps
-that enter the top k, which after the first few batches is next to none; that is what keeps a scan
-about as fast as the bare forward pass.
+Scoring a map is a plain reduction. Its strongest unit is located only for maps that enter the top
+k, which after the first few batches are few; so a scan is about as fast as the forward pass.
 
-A ticket is `image * per_image + rank`: the image's place in the data set, and the rank of the
-unit among those that this image may contribute. Tickets stay below 2^32.
+A ticket is `image * per_image + rank`: the index of the image in the data set, and the rank of the
+unit among those of this image. Tickets are below 2^32.
 
 Shapes: N images, F filters, H W rows and columns of a map, K kept per filter, A candidates per
 filter, M maps, P patches per image.
@@ -23,12 +21,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cnnviz.filters.patches.choices import Ranking
+from cnnviz.filters.patches.options import Ranking
 
 EMPTY = -(2**63)
 _TICKETS = 2**32
-MOST = 32
-"""From one map in so many on, the rows of all are gone through sooner than these are gathered."""
+GATHERED = 32
+"""Below one map in this many, gathering the maps is faster than reducing the rows of all maps."""
 
 
 def pack(scores: Tensor, tickets: Tensor) -> Tensor:
@@ -39,7 +37,7 @@ def pack(scores: Tensor, tickets: Tensor) -> Tensor:
 
 
 def unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores (float32) and tickets (int64) of keys; NaN is the score of an empty place."""
+    """Scores (float32) and tickets (int64) of keys; the score of an empty entry is NaN."""
     ordered = (keys >> 32).to(torch.int32)
     bits = torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered)
     return bits.view(torch.float32), _TICKETS - 1 - (keys & (_TICKETS - 1))
@@ -50,8 +48,8 @@ class TopK:
     """The best candidates so far.
 
     Attributes:
-        keys: (F, K) int64, as told above; falling along K, `EMPTY` where there is none.
-        units: (F, K) int64, row-major place of the unit in its feature map; -1 where there is none.
+        keys: (F, K) int64, descending along K; `EMPTY` if there is none.
+        units: (F, K) int64, row-major index of the unit in its feature map; -1 if there is none.
     """
 
     keys: Tensor
@@ -59,7 +57,7 @@ class TopK:
 
     @classmethod
     def empty(cls, filters: int, k: int, device: torch.device | str = "cpu") -> "TopK":
-        """Nothing seen yet; `k` places for each filter."""
+        """The state before the first candidate, with `k` entries for each filter."""
         shape = (filters, k)
         return cls(
             torch.full(shape, EMPTY, dtype=torch.int64, device=device),
@@ -68,18 +66,18 @@ class TopK:
 
     @property
     def threshold(self) -> Tensor:
-        """The key that a candidate has to exceed to get in."""
+        """The key that a candidate has to exceed."""
         return self.keys[:, -1]
 
     def with_candidates(self, keys_FA: Tensor, units_FA: Tensor) -> "TopK":
-        """The k best of these and the ones kept so far, none of which may be the same."""
+        """The k best of these candidates, which must be new, and the ones kept so far."""
         keys = torch.cat([self.keys, keys_FA], dim=1)
         units = torch.cat([self.units, units_FA], dim=1)
         best = keys.topk(self.keys.shape[1], dim=1)
         return TopK(best.values, units.gather(1, best.indices))
 
     def merged(self, other: "TopK") -> "TopK":
-        """The state after both streams; they must have had no image in common."""
+        """The state after both streams, which must have no image in common."""
         return self.with_candidates(other.keys, other.units)
 
 
@@ -87,7 +85,7 @@ def _line_maxima(maps_NFHW: Tensor) -> Tensor:
     """The largest unit of each row of each map, (N, F, H)."""
     if maps_NFHW.is_contiguous() or maps_NFHW.device.type != "cpu":
         return maps_NFHW.amax(3)
-    # Channels last: pooling goes through them as they lie, in half the time of `amax`.
+    # Channels last: pooling takes half the time of `amax`.
     return functional.max_pool2d(maps_NFHW, (1, maps_NFHW.shape[3]))[..., 0]
 
 
@@ -102,17 +100,13 @@ def map_scores(maps_NFHW: Tensor, score: Ranking) -> Tensor:
 
 
 def peaks(maps_MHW: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest units of each map, those first in row-major order among equals.
+    """The `count` largest units of each float32 map; among equals the first in row-major order.
 
-    With `count` above 1 only units that no neighbour exceeds are taken, since the neighbours of a
+    With a count above 1 only units that no neighbour exceeds are used, since the neighbours of a
     strong unit are strong too and see nearly the same pixels.
 
-    Args:
-        maps_MHW: float32.
-        count: units per map, P.
-
     Returns:
-        (values (M, P), falling; row-major places (M, P) int64). Where a map has fewer such units,
+        (values (M, P), descending; row-major indices (M, P) int64). If a map has fewer such units,
         the value is -inf.
     """
     if count == 1:
@@ -130,8 +124,8 @@ def peaks(maps_MHW: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _strongest(maps_NFHW: Tensor, rows_M: Tensor, filters_M: Tensor) -> Tensor:
-    """The largest unit (M, 1) of some maps; where many are asked for, without gathering them."""
-    if MOST * len(rows_M) < maps_NFHW.shape[0] * maps_NFHW.shape[1]:
+    """The largest unit (M, 1) of some maps; of many maps without gathering them."""
+    if GATHERED * len(rows_M) < maps_NFHW.shape[0] * maps_NFHW.shape[1]:
         return peaks(maps_NFHW[rows_M, filters_M].to(torch.float32), 1)[1]
     width = maps_NFHW.shape[3]
     lines_NFH = _line_maxima(maps_NFHW)
@@ -143,14 +137,14 @@ def _strongest(maps_NFHW: Tensor, rows_M: Tensor, filters_M: Tensor) -> Tensor:
 def ranked(
     best: TopK, maps_NFHW: Tensor, scores_NF: Tensor, images_N: Tensor, per_image: int
 ) -> TopK:
-    """The top k with one batch taken in.
+    """Adds one batch to the top k.
 
     Args:
         best: the top k before.
         maps_NFHW: the batch's feature maps.
-        scores_NF: what `map_scores` makes of them; with `per_image` above 1, of `Ranking.MAX`.
-        images_N: int64, each image's place in the data set; none was taken in before.
-        per_image: patches that one image may have among a filter's top k, P.
+        scores_NF: their `map_scores`; with `per_image` above 1, by `Ranking.MAX`.
+        images_N: int64, the index of each image in the data set; none was added before.
+        per_image: maximum number of patches of one image among a filter's top k, P.
     """
     keys_FN = pack(scores_NF.T, images_N * per_image)
     keys_FA, rows_FA = keys_FN.topk(min(best.keys.shape[1], keys_FN.shape[1]), dim=1)

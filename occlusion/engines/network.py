@@ -22,22 +22,15 @@ from cnnviz.occlusion.engines.winograd import speed_up
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """The network's outputs for all positions of one image, on its device.
+    """The network's outputs for all positions of one image, on its device."""
 
-    Attributes:
-        base_logits_K: float32 logits of the original image.
-        logits_PK: float32 logits at each position.
-        base_activation: with a layer, the sum of its strongest map on the original image.
-        activation_P: the same map's sum at each position.
-        activation_channel: the channel of that map: the one with the largest sum.
-        given_up: the difference for which the incremental engine was abandoned, if it was.
-    """
-
-    base_logits_K: Tensor
-    logits_PK: Tensor
+    base_logits_K: Tensor  # float32 logits of the original image
+    logits_PK: Tensor  # float32 logits at each position
+    # with a layer, the sum of its strongest map on the original image
     base_activation: float | None = None
-    activation_P: Tensor | None = None
-    activation_channel: int | None = None
+    activation_P: Tensor | None = None  # the same map's sum at each position
+    activation_channel: int | None = None  # the channel of that map: the one with the largest sum
+    # the difference for which the incremental engine was abandoned, if it was
     given_up: float | None = None
 
 

@@ -10,10 +10,14 @@ from networks import image_of, model_of
 from PIL import Image
 from torch import nn
 
+from cnnviz.audit import audit, load
 from cnnviz.audit.experiment import concentration, typicality
 from cnnviz.audit.paste import Paster, Verdict, _against_others
 from cnnviz.audit.rows import columns
 from cnnviz.cli.main import run
+from cnnviz.core.data.datasets import open_data
+from cnnviz.core.models.load import load_model
+from cnnviz.core.output.record import to_json
 from cnnviz.core.statistics import against_others, sign_flips, suspicions
 
 SIZE = (12, 12)
@@ -81,6 +85,9 @@ def audited(network: str, *more: str, data: str = "data") -> dict:
     ]
     assert run(line) == 0
     content = json.loads(Path(f"of-{network}", "summary.json").read_text())
+    loaded = load(Path(f"of-{network}"))
+    assert to_json(loaded) == content["results"]
+    assert len(loaded.rows) == len(loaded.table) == content["results"]["images"]
     assert set(content["files"]) >= {"images.csv", "images.jsonl"}
     return content["results"]
 
@@ -120,6 +127,10 @@ def test_maps_without_evidence_are_said_to_have_none() -> None:
     assert only["concentration"] == {"area": None, "interval": None, "others": None}
     assert only["suspicion"] is None
     assert {group["pastes"] for group in only["groups"]} == {0}
+    model = load_model("net.py:constant", labels="names.txt", size=12, mean=[0.0], std=[1.0],
+                       head="softmax", device="cpu")  # fmt: skip
+    again = to_json(audit(model, open_data(["data"])))
+    assert again["classes"] == results["classes"], "the same from Python"
 
 
 @pytest.mark.slow
@@ -174,7 +185,7 @@ def test_what_the_command_refuses(place: Path, capsys: pytest.CaptureFixture[str
     assert run([*line, "--min-inside", "0.5"]) == 2
     assert "--min-inside needs --expect" in capsys.readouterr().err
     assert run([*line, "--head", "sigmoid"]) == 2
-    assert "classes that stand on their own" in capsys.readouterr().err
+    assert "independent classes" in capsys.readouterr().err
     assert run([*line, "--mask", "40"]) == 2
     assert "larger than the working image" in capsys.readouterr().err
     (place / "data" / "grey").rename(place / "data" / "gray-ish")
@@ -253,7 +264,7 @@ def verdict(rise: float, p: float = 0.001) -> Verdict:
 def suspected(rises: list[float], of: list[int], p: float = 0.001) -> list[float | None]:
     first, *others = rises
     judged = _against_others([verdict(first, p), *map(verdict, others)], of)
-    return suspicions([entry and entry.p for entry in judged])
+    return suspicions([entry.p for entry in judged])
 
 
 def test_suspicion_is_of_what_carries_over_more_than_the_other_classes() -> None:
@@ -270,9 +281,9 @@ def test_groups_of_the_same_class_do_not_hide_each_other() -> None:
 
 
 def test_too_few_other_groups_are_no_judgement() -> None:
-    judged = _against_others([verdict(0.9), verdict(0.0), None], [0, 1, 2])
-    assert judged[2] is None
-    assert suspicions([entry and entry.p for entry in judged]) == [None, None, None]
+    judged = _against_others([verdict(0.9), verdict(0.0), Verdict()], [0, 1, 2])
+    assert judged[2] == Verdict()
+    assert suspicions([entry.p for entry in judged]) == [None, None, None]
     assert against_others(0.9, [0.1, 0.1], 0.1) is None
 
 

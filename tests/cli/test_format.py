@@ -8,6 +8,7 @@ from parts import slow_but
 from PIL import Image
 
 from cnnviz.cli.main import run
+from cnnviz.core.output.run_folder import RunFolder
 
 LINES = {
     "occlude": ["occlude", "0.png", "--mask", "16"],
@@ -59,11 +60,17 @@ def test_names_are_no_markup_in_an_svg() -> None:
         assert b"<script" not in path.read_bytes()
 
 
-def test_a_run_goes_on_in_its_own_format(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_resumes_in_its_own_format(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     line = ["occlude", "0.png", "$a_{1}$<script>.png", "--mask", "16", "--out", "o", "-q"]
-    assert run(line) == 0
-    Path("o/summary.json").unlink()
-    Path("o/unfinished.json").write_text("{}")
+
+    def interrupted(_folder: RunFolder, _name: str) -> RunFolder:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "subfolder", interrupted)
+        assert run(line) == 130
     assert run([*line, "--format", "svg", "--resume"]) == 2
     assert "--format" in capsys.readouterr().err
 

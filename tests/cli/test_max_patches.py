@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from cnnviz.cli.main import run
+from cnnviz.core.output.record import to_json
+from cnnviz.filters.patches.results import load
 
 SCHEMA = Path(__file__).parent.parent.parent / "docs" / "schemas" / "max-patches.schema.json"
 NET = """
@@ -72,6 +74,7 @@ def test_a_run_writes_what_its_summary_says(
         ]
     )
     results = summary["results"]
+    assert to_json(load(out)) == results
     assert [(e["layer"], e["filters"]) for e in results["layers"]] == [("0", 30), ("2", 4)]
     assert len(results["filters"]) == 34
     assert all(len(entry["patches"]) == 3 for entry in results["filters"])
@@ -123,7 +126,7 @@ def test_unreadable_files_are_listed_the_rest_is_done_and_the_status_is_1(
         (["--filters", "random:99"], "asks for 99 filters; there are 34"),
         (["--top", "0"], "--top 0 is out of range; it takes a whole number from 1"),
         (["--save-every", "0"], "--save-every 0 is out of range; it takes a whole number from 1"),
-        (["--per-image", "2", "--score", "mean"], "--per-image 2 goes with --score max alone"),
+        (["--per-image", "2", "--score", "mean"], "--per-image 2 needs --score max"),
         (["--score", "median"], "'median'"),
     ],
 )

@@ -215,7 +215,7 @@ def test_a_share_reaches_no_files_but_its_own(capsys: pytest.CaptureFixture[str]
     entry["files"].append("../../data/a/0.png")
     path.write_text("\n".join([json.dumps(entry), *rest]) + "\n")
     assert run(["merge", "parts", "--out", "all"]) == 1
-    assert "lists what is not its own" in capsys.readouterr().err
+    assert "lists a file outside its folder" in capsys.readouterr().err
 
 
 def test_a_damaged_state_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,7 +223,7 @@ def test_a_damaged_state_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     path = Path("parts/shard-1-of-2/scan-state.npz")
     path.write_bytes(path.read_bytes()[:-300])
     assert run(["merge", "parts", "--out", "all"]) == 1
-    assert "is not the state of a scan" in capsys.readouterr().err
+    assert "is damaged; start again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["2/2", "-1/2", "1", "a/b", "0/0", "1/", "0/2/3"])
@@ -277,7 +277,7 @@ def test_everything_can_be_asked_for_whatever_a_launcher_says(
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert run([*LINES["saliency"], "--out", "parts", "--quiet"]) in (0, 1)
-    assert "share 1/3 of the images, as RANK says" in capsys.readouterr().err
+    assert "share 1/3 of the images, according to RANK" in capsys.readouterr().err
     assert Path("parts/shard-1-of-3/summary.json").exists()
     assert run([*LINES["saliency"], "--out", "whole", "--quiet", "--shard", "0/1"]) == 1
     assert len(summary("whole")["results"]) == 9
@@ -297,7 +297,7 @@ def test_images_that_came_later_are_no_part_of_the_whole(
     Path("data/b/new.png").write_bytes(Path("data/b/4.png").read_bytes())
     capsys.readouterr()
     assert run(["merge", "parts", "--out", "all"]) == 2
-    assert "holds a run with other images" in capsys.readouterr().err
+    assert "belongs to a run with other images" in capsys.readouterr().err
 
 
 @pytest.mark.slow

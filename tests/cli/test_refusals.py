@@ -20,9 +20,9 @@ from cnnviz.core.files import read_text, regular
 from cnnviz.core.models.preprocess import plain
 from cnnviz.core.output import journal
 from cnnviz.core.output.run_folder import RunFolder
-from cnnviz.embeddings.choices import EmbeddingSpec
+from cnnviz.embeddings import features
 from cnnviz.embeddings.experiment import check_spec
-from cnnviz.embeddings.features import extract
+from cnnviz.embeddings.options import EmbeddingSpec
 
 NETWORKS = """
 import torch
@@ -208,9 +208,9 @@ def test_no_perplexity() -> None:
 
 
 def test_no_room_for_features(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extract, "MEMORY_BUDGET", 0)
+    monkeypatch.setattr(features, "MEMORY_BUDGET", 0)
     monkeypatch.setattr(np, "memmap", raising(OSError(28, "No space left on device")))
-    store = extract._Store(10, place)
+    store = features._Store(10, place)
     with pytest.raises(CnnvizError, match=r"no room for 0\.0 GB of features on disk: No space"):
         store.add(np.zeros((1, 4), np.float32))
 

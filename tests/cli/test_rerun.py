@@ -100,7 +100,7 @@ def test_another_version_or_network_is_said(capsys: pytest.CaptureFixture[str]) 
 def test_what_is_no_summary_is_refused(content: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("summary.json").write_text(content)
     assert run(["rerun", "summary.json", "--out", "o"]) == 2
-    assert "is no summary of" in capsys.readouterr().err
+    assert "is not " in capsys.readouterr().err
     assert not Path("o").exists()
 
 

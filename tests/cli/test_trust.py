@@ -159,11 +159,11 @@ def test_the_users_map_is_never_written_over(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (np.ones((32, 31)), "is float64 32x31; a map of this picture has a number for each pixel"),
-        (np.ones((3, 32, 32)), "is float64 3x32x32; a map of this picture"),
+        (np.ones((32, 31)), "is float64 32x31; a map of this image has a number for each pixel"),
+        (np.ones((3, 32, 32)), "is float64 3x32x32; a map of this image"),
         (np.full((32, 32), np.nan), "holds values that are not finite"),
         (np.full((32, 32), 1e300), "holds values that are not finite"),
-        (np.full((32, 32), "a"), "a map of this picture has a number for each pixel"),
+        (np.full((32, 32), "a"), "a map of this image has a number for each pixel"),
         (np.array({"a": 1}), "cannot be read as an array"),
         (b"no array", "cannot be read as an array"),
         (b"", "cannot be read as an array"),

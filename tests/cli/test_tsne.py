@@ -8,10 +8,12 @@ import jsonschema
 import numpy as np
 import pytest
 from PIL import Image
+from rendering import rendered
 
 from cnnviz.cli.main import run
-from cnnviz.embeddings import quality
-from cnnviz.embeddings.layout import neighbors
+from cnnviz.core.errors import CnnvizError
+from cnnviz.core.output.record import to_json
+from cnnviz.embeddings import load, neighbors, quality
 
 SCHEMA = Path(__file__).parent.parent.parent / "docs" / "schemas" / "tsne.schema.json"
 NET = """
@@ -80,7 +82,8 @@ def options(tmp_path):
 def finished(tmp_path_factory):
     """A run's folder, to be looked at and left as it is."""
     root = tmp_path_factory.mktemp("finished")
-    assert run(["tsne", str(write_photos(root / "photos")), *write_net(root)]) == 0
+    with rendered():
+        assert run(["tsne", str(write_photos(root / "photos")), *write_net(root)]) == 0
     return root / "out"
 
 
@@ -204,11 +207,36 @@ def test_pca_alone_needs_no_perplexity(photos, options, tmp_path):
     assert found["quality"] == results["pca"]
 
 
-def test_torch_backend_can_be_asked_for(photos, options, tmp_path):
-    assert run(["tsne", str(photos), *options, "--backend", "torch", "--no-pictures"]) == 0
-    summary = summary_in(tmp_path / "out")
-    assert summary["results"]["maps"][0]["backend"] == "torch"
-    assert not [name for name in summary["files"] if name.endswith(".png")]
+def test_no_pictures_draws_none(out):
+    assert not [name for name in summary_in(out)["files"] if name.endswith(".png")]
+
+
+@pytest.mark.parametrize("perplexities", [["5"], ["5", "10"]])
+def test_a_run_can_be_loaded(photos, options, tmp_path, perplexities):
+    more = [word for value in perplexities[1:] for word in ("--perplexity", value)]
+    assert run(["tsne", str(photos), *options, *more, "--no-pictures"]) == 0
+    loaded = load(tmp_path / "out")
+    summary = summary_in(tmp_path / "out")["results"]
+    assert to_json(loaded) == summary
+    rows = table(tmp_path / "out" / summary["maps"][-1]["folder"] / "embedding.csv")
+    assert loaded.image_names == tuple(row["image"] for row in rows)
+    assert loaded.predicted_names == tuple(row["predicted"] for row in rows)
+    assert [place.x for place in loaded.on(loaded.maps[-1])] == pytest.approx(
+        [float(row["x"]) for row in rows]
+    )
+    nearest = {row["image"]: row["neighbor1"] for row in table(tmp_path / "out" / "neighbors.csv")}
+    first = [loaded.image_names[place] for place in loaded.nearest_Nk[:, 0]]
+    assert first == [nearest[image] for image in loaded.image_names]
+
+
+def test_a_damaged_run_is_refused(out):
+    rows = (out / "neighbors.csv").read_text().replace("01.png", "elsewhere.png")
+    (out / "neighbors.csv").write_text(rows)
+    with pytest.raises(CnnvizError, match=r"neighbors.csv is not of the images in embedding.csv"):
+        load(out)
+    (out / "embedding.csv").write_text("image,label,predicted,x\n")
+    with pytest.raises(CnnvizError, match=r"y: Field required|at least|images"):
+        load(out)
 
 
 def test_without_labels_label_measures_are_left_out(photos, options, tmp_path):
@@ -295,8 +323,8 @@ def test_of_very_many_images_neighbours_are_approximate_and_a_part_is_judged(
     loud = [option for option in options if option not in ("--quiet", "-q")]
     assert run(["tsne", str(photos), *loud, "--no-pictures", "--out", str(out)]) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "an index (Annoy) finds the neighbours" in said
-    assert "judged by 15 of the images" in said
+    assert "the neighbors are approximate (Annoy)" in said
+    assert "judged by a sample of 15 images" in said
     results = json.loads((out / "summary.json").read_text())["results"]
     assert results["judged"] == 15
     assert 0.9 < results["neighbor_recall"] <= 1

@@ -1,6 +1,7 @@
 """layers, filters, activations and saliency from the outside: files, numbers, messages."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ import torch
 from PIL import Image
 
 from cnnviz.cli.main import run
+from cnnviz.core.output.record import to_json
+from cnnviz.filters.activations import results as maps
+from cnnviz.filters.kernels import results as kernels
+from cnnviz.filters.layers import results as layers
 
 SCHEMAS = Path(__file__).parent.parent.parent / "docs" / "schemas"
 NET = """
@@ -66,14 +71,27 @@ def options(net: str, tmp_path: Path) -> list[str]:
     return ["--model", f"{net}:make", "--size", "16", "--device", "cpu", "--out", out, "--quiet"]
 
 
+LOADERS: dict[str, Callable[[Path], Any]] = {
+    "layers": layers.load,
+    "filters": kernels.load,
+    "activations": maps.load,
+}
+
+
 def checked(folder: Path, command: str) -> dict[str, Any]:
-    """The summary, held against its schema and the files that are there."""
+    """The summary, compared with its schema, the files that are there and what `load` reads."""
     content: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     schema = json.loads((SCHEMAS / f"{command}.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(content, schema)
     written = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     assert written == sorted([*content["files"], "summary.json"])
+    if command in LOADERS:
+        results = content["results"]
+        entries = results if isinstance(results, list) else [results]
+        plain = [{k: v for k, v in entry.items() if k != "folder"} for entry in entries]
+        loaded = to_json(LOADERS[command](folder))
+        assert (loaded if isinstance(loaded, list) else [loaded]) == plain
     return content
 
 

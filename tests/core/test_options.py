@@ -12,14 +12,19 @@ from cnnviz.core.errors import UsageError
 from cnnviz.core.options import Spec, images_at_a_time, numbers, options_of
 
 SPECS: list[tuple[str, type[Spec]]] = []
-for place in ("occlusion", "gradients", "embeddings", "filters.patches", "filters.ablation"):
-    module: ModuleType = import_module(f"cnnviz.{place}.choices")
+PLACES = (
+    *("occlusion", "gradients", "embeddings"),
+    *("filters.activations", "filters.patches", "filters.ablation"),
+)
+for place in PLACES:
+    module: ModuleType = import_module(f"cnnviz.{place}.options")
     SPECS += [(place, v) for k, v in vars(module).items() if k.endswith("Spec") and v is not Spec]
 COMMAND_OF = {
     "OcclusionSpec": "occlude",
     "PanelSpec": "render",
     "SaliencySpec": "saliency",
     "EmbeddingSpec": "tsne",
+    "ActivationsSpec": "activations",
     "MaxPatchesSpec": "max-patches",
     "AblationSpec": "ablate",
 }

@@ -183,11 +183,11 @@ def refused(capsys: pytest.CaptureFixture[str], *line: str) -> str:
 
 
 def test_refusals_say_why(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "was given 1" in refused(capsys, "first-audit")
+    assert "two runs; 1 given" in refused(capsys, "first-audit")
     assert "no finished run in data" in refused(capsys, "data", "first-audit")
     assert "command (audit and occlude)" in refused(capsys, "first-audit", "second-occlude")
     told = refused(capsys, "first-filters", "second-filters", "--max-flips", "0.1")
-    assert "tell of no predictions" in told
+    assert "needs runs with predictions" in told
     other = [*LINES["occlude"], *MODEL, "--model", "net.py:second", "--overwrite"]
     other[other.index("--mask") + 1] = "6"
     assert run([*other, "--out", "second-occlude"]) == 0
@@ -198,14 +198,16 @@ def test_refusals_say_why(place: Path, capsys: pytest.CaptureFixture[str]) -> No
     Image.new("RGB", (16, 16)).save(place / "data" / "bluish" / "0.png")
     again = [*LINES["audit"], *MODEL, "--model", "net.py:second", "--overwrite"]
     assert run([*again, "--out", "second-audit"]) == 0
-    assert "shown other pixels of" in refused(capsys, "first-audit", "second-audit")
+    assert "received other pixels of" in refused(capsys, "first-audit", "second-audit")
     shared = [*LINES["audit"], *MODEL, "--model", "net.py:first", "--shard", "0/2"]
     assert run([*shared, "--out", "shares"]) == 0
     share = "shares/shard-0-of-2"
     assert "cnnviz merge joins" in refused(capsys, share, "first-audit")
     models = ["layers", "--model", "net.py:first", *MODEL, "--out", "inventory"]
     assert run(models) == 0
-    assert "is of layers; diff compares runs of" in refused(capsys, "inventory", "first-audit")
+    assert "is a run of layers; diff compares runs of" in refused(
+        capsys, "inventory", "first-audit"
+    )
 
 
 @pytest.mark.usefixtures("place")
@@ -259,4 +261,4 @@ def test_what_a_summary_lists_outside_its_folder_is_not_read(
     content = json.loads(path.read_text())
     content["results"][0]["folder"] = "../first-occlude/0"
     path.write_text(json.dumps(content))
-    assert "not its own" in refused(capsys, "first-occlude", "second-occlude")
+    assert "outside its folder" in refused(capsys, "first-occlude", "second-occlude")

@@ -92,7 +92,7 @@ def test_pointing_at_a_place_says_what_covering_it_does(
     page.mouse.move(frame["x"] + 60, frame["y"] + 90)
     page.wait_for_timeout(300)
     told = page.get_by_text(
-        re.compile(r"^rows \d+ to \d+, columns \d+ to \d+ covered")
+        re.compile(r"^rows \d+ to \d+, columns \d+ to \d+ occluded")
     ).inner_text()
     y0, y1, x0, x1 = map(int, re.findall(r"\d+", told)[:4])
     boxes = measured.grids[0].boxes_P4.tolist()
@@ -209,7 +209,7 @@ def test_a_small_page_says_what_it_leaves_out(
     text = page.read_text()
     assert 'id="left-out"' in text
     assert run([*line, "--max-mb", "1", "--overwrite"]) == 2
-    assert "what makes a page work takes" in capsys.readouterr().err
+    assert "an empty page takes" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("runs")
@@ -274,7 +274,9 @@ def test_refusals_say_why(
     content["files"] = ["../mine.html", "../secret.png"]
     content["results"] = []
     (copy / "summary.json").write_text(json.dumps(content))
-    assert "lists what is not its own" in refused(str(copy), "--out", str(tmp_path / "x.html"))
+    assert "lists a file outside its folder" in refused(
+        str(copy), "--out", str(tmp_path / "x.html")
+    )
     (copy / "summary.json").write_text('{"schema": "cnnviz.x/1", "command": "x"}')
-    assert "no summary of cnnviz" in refused(str(copy), "--out", str(tmp_path / "x.html"))
+    assert "not a summary of cnnviz" in refused(str(copy), "--out", str(tmp_path / "x.html"))
     assert not (tmp_path / "x.html").exists()

@@ -41,7 +41,8 @@ class Outer(Record):
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:
     spec = importlib.util.spec_from_file_location("write_schemas", SCRIPT)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     made: dict[str, Any] = TypeAdapter(Outer).json_schema(schema_generator=module.Generator)

@@ -57,15 +57,18 @@ def timm_architecture(name: str) -> Architecture:
     order = sorted(configs, key=lambda key: key != chosen)
 
     def make(classes: int | None, size: tuple[int, int]) -> nn.Module:
-        return _timm_network(name, f"{base}.{tag}" if tag else base, size, num_classes=classes)
+        return _timm_network(
+            timm, name, f"{base}.{tag}" if tag else base, size, num_classes=classes
+        )
 
     published = {key: _timm_weights(timm, base, key, configs[key]) for key in order}
     return Architecture(name, make, True, published, chosen)
 
 
-def _timm_network(name: str, full: str, size: tuple[int, int], **options: Any) -> nn.Module:
+def _timm_network(
+    timm: Any, name: str, full: str, size: tuple[int, int], **options: Any
+) -> nn.Module:
     """Build timm's network, for an input size if it takes one (transformers)."""
-    timm = required("timm", name, "timm")
     given = {key: value for key, value in options.items() if value is not None}
     try:
         try:
@@ -84,7 +87,7 @@ def _timm_network(name: str, full: str, size: tuple[int, int], **options: Any) -
 def _timm_weights(timm: Any, base: str, tag: str, config: Any) -> Published:
     name, values = f"timm:{base}", config.to_dict()
     data = timm.data.resolve_data_config(pretrained_cfg=values)
-    preprocess, notes = _timm_preprocess(name, tuple(data.items()))
+    preprocess, notes = _timm_preprocess(timm, name, tuple(data.items()))
     subset = timm.data.infer_imagenet_subset(values)
     labels: tuple[str, ...] = ()
     if subset is not None:
@@ -94,17 +97,16 @@ def _timm_weights(timm: Any, base: str, tag: str, config: Any) -> Published:
 
     def network(size: tuple[int, int]) -> nn.Module:
         with fetched(f"the weights {tag} of {name}", config.hf_hub_id or config.url, ANOTHER_FILE):
-            return _timm_network(name, full, size, pretrained=True)
+            return _timm_network(timm, name, full, size, pretrained=True)
 
     return Published(tag, preprocess, labels, network=network, notes=notes)
 
 
 @cache
 def _timm_preprocess(
-    name: str, data: tuple[tuple[str, Any], ...]
+    timm: Any, name: str, data: tuple[tuple[str, Any], ...]
 ) -> tuple[Preprocess, tuple[str, ...]]:
     """Cached, since many weights of a network share one transform."""
-    timm = required("timm", name, "timm")
     given = dict(data)
     resize = (math.floor(min(given["input_size"][1:]) / given["crop_pct"]),)
     return measured(timm.data.create_transform(**given), resize, name)

@@ -84,13 +84,13 @@ def test_splits_and_columns_are_chosen(tmp_path: Path) -> None:
     for text, message in (
         (name, "splits train, test; choose with ,split="),
         (f"{name},split=val", "splits"),
-        (f"{name},split=test", "columns of pictures left, right"),
+        (f"{name},split=test", "columns of images left, right"),
         (f"{name},split=test,image=left", "columns of classes fine, coarse"),
         (f"{name},split=test,image=left,label=none", "no column none"),
         (f"{name},splits=test", "takes ,split="),
         (f"{name},test", "takes ,split="),
-        ("hf-dataset:gone", "holds no data set"),
-        (f"hf-dataset:{tmp_path}", "holds no data set"),
+        ("hf-dataset:gone", "is not a data set written by"),
+        (f"hf-dataset:{tmp_path}", "is not a data set written by"),
     ):
         with pytest.raises(CnnvizError, match=message):
             open_data([text])
@@ -101,5 +101,5 @@ def test_splits_and_columns_are_chosen(tmp_path: Path) -> None:
 
 def test_a_row_without_a_picture_is_its_own_error(tmp_path: Path) -> None:
     text = saved(tmp_path / "d", {"image": [*cells(1), None]}, {"image": datasets.Image()})
-    with pytest.raises(CnnvizError, match="holds no picture"):
+    with pytest.raises(CnnvizError, match="has no image"):
         open_data([text]).open(1)

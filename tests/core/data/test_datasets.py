@@ -113,7 +113,7 @@ def test_manifest_with_class_indices_keeps_their_order(tmp_path: Path) -> None:
         ("m.csv", b'a.png,"cat\n', "is not CSV"),
         ("m.csv", b"\xff\xfe\x00", "is not UTF-8"),
         ("m.jsonl", b'{"path": "a"\n', "line 1: "),
-        ("m.jsonl", b'{"path": "a"}\n{"label": 3}\n', "line 2: it takes an object with path"),
+        ("m.jsonl", b'{"path": "a"}\n{"label": 3}\n', "line 2: expected an object with path"),
         ("m.jsonl", b"[1]\n", "line 1: it takes an object"),
     ],
 )
@@ -133,9 +133,11 @@ def test_sources_that_are_not_there_are_refused(tmp_path: Path) -> None:
         open_data([str(tmp_path)])
     with pytest.raises(UsageError, match=r"the manifest cannot be used: no file '.*gone\.csv'"):
         open_data([str(tmp_path / "gone.csv")])
-    with pytest.raises(CnnvizError, match=r"no whole cifar10 in .*cifar-10-batches-py is missing"):
+    with pytest.raises(
+        CnnvizError, match=r"no complete cifar10 in .*cifar-10-batches-py is missing"
+    ):
         open_data([f"cifar10:{tmp_path}"])
-    with pytest.raises(CnnvizError, match=r"no whole mnist in .*MNIST/raw is missing"):
+    with pytest.raises(CnnvizError, match=r"no complete mnist in .*MNIST/raw is missing"):
         open_data([f"mnist:{tmp_path}"])
     with pytest.raises(UsageError, match="--limit 0: it takes a whole number from 1"):
         open_data([str(tmp_path)], limit=0)
@@ -269,20 +271,22 @@ def test_folders_match_by_index_and_by_wnid(tmp_path: Path) -> None:
 def test_unmatched_classes_are_an_error_that_lists_both_sides(tmp_path: Path) -> None:
     for name in ("cat", "unicorn", "3"):
         picture(tmp_path / name / "a.png")
-    message = r"2 of the 3 classes of .* are none of net's: 3, unicorn; the model's are cat, dog, "
+    message = (
+        r"2 of the 3 classes of .* are not classes of net: 3, unicorn; the model's are cat, dog, "
+    )
     with pytest.raises(UsageError, match=message):
         match_labels(open_data([str(tmp_path)]), model("cat", "dog", "horse"))
 
 
 def test_folder_named_like_two_classes_is_unmatched(tmp_path: Path) -> None:
     picture(tmp_path / "crane" / "a.png")
-    with pytest.raises(UsageError, match="are none of net's: crane"):
+    with pytest.raises(UsageError, match="are not classes of net: crane"):
         match_labels(open_data([str(tmp_path)]), model("crane", "crane"))
 
 
 def test_part_of_a_word_is_no_match(tmp_path: Path) -> None:
     picture(tmp_path / "cat" / "a.png")
-    with pytest.raises(UsageError, match="are none of net's: cat"):
+    with pytest.raises(UsageError, match="are not classes of net: cat"):
         match_labels(open_data([str(tmp_path)]), model("catamaran", "dog"))
 
 
@@ -334,8 +338,8 @@ def test_mnist_is_read_from_its_own_files(tmp_path: Path, name: str, folder: str
         ((5, 28, 28), [1, 2, 3], "has 5 test pictures of mnist and 3 labels"),
         ((2, 28, 28), [1, 2, 3], "has 2 test pictures of mnist and 3 labels"),
         ((3, 28, 28), [1, 200, 3], "has the label 200; mnist has the classes 0 to 9"),
-        ((3, 28, 28), [[1], [2], [3]], "no whole mnist in"),
-        ((9, 28), [1, 2, 3], "no whole mnist in"),
+        ((3, 28, 28), [[1], [2], [3]], "no complete mnist in"),
+        ((9, 28), [1, 2, 3], "no complete mnist in"),
     ],
 )
 def test_parts_of_mnist_that_disagree(
@@ -360,7 +364,7 @@ def test_cut_files_of_mnist(tmp_path: Path, part: str, share: float) -> None:
         (raw / f"{split}-labels-idx1-ubyte").write_bytes(idx(np.zeros(9)))
     path = raw / f"t10k-{part}-ubyte"
     path.write_bytes(path.read_bytes()[: int(share * len(path.read_bytes()))])
-    with pytest.raises(CnnvizError, match="no whole mnist in"):
+    with pytest.raises(CnnvizError, match="no complete mnist in"):
         open_data([f"mnist:{tmp_path}"])
 
 
@@ -380,7 +384,7 @@ def test_cifar10_with_code_in_it_is_not_unpickled(tmp_path: Path) -> None:
     names = ["batches.meta", "test_batch", *(f"data_batch_{number}" for number in range(1, 6))]
     for name in names:
         (folder / name).write_bytes(pickle.dumps(Harmful(tmp_path / "mark")))
-    with pytest.raises(CnnvizError, match="no whole cifar10 in"):
+    with pytest.raises(CnnvizError, match="no complete cifar10 in"):
         open_data([f"cifar10:{tmp_path}"])
     assert not (tmp_path / "mark").exists()
 
@@ -390,9 +394,9 @@ def test_cifar10_with_code_in_it_is_not_unpickled(tmp_path: Path) -> None:
     [
         ({"data": np.zeros((4, 3072), np.uint8), "labels": [1, 2]}, "has 4 test pictures of cifar"),
         ({"data": np.zeros((2, 3072), np.uint8), "labels": [1, 12]}, "has the label 12"),
-        ({"data": np.zeros((2, 99), np.uint8), "labels": [1, 2]}, "no whole cifar10"),
-        ({"labels": [1, 2]}, "no whole cifar10"),
-        ([1, 2], "no whole cifar10"),
+        ({"data": np.zeros((2, 99), np.uint8), "labels": [1, 2]}, "no complete cifar10"),
+        ({"labels": [1, 2]}, "no complete cifar10"),
+        ([1, 2], "no complete cifar10"),
     ],
 )
 def test_parts_of_cifar10_that_disagree(
@@ -430,7 +434,9 @@ def test_named_classes_need_the_models_names_unless_it_has_none(tmp_path: Path) 
         (raw / f"{split}-labels-idx1-ubyte").write_bytes(idx(np.zeros(1)))
     data = open_data([f"fashionmnist:{tmp_path}"])
     assert match_labels(data, model(*map(str, range(10)))) == tuple(range(10))
-    with pytest.raises(UsageError, match=r"10 of the 10 classes of .* are none of net's: T-shirt"):
+    with pytest.raises(
+        UsageError, match=r"10 of the 10 classes of .* are not classes of net: T-shirt"
+    ):
         match_labels(data, model(*"abcdefghij"))
 
 
@@ -505,7 +511,7 @@ def test_all_suffixes_pillow_reads_are_read_and_others_counted(
         (tmp_path / name).write_bytes(b"")
     data = open_data([str(tmp_path)])
     assert labelled(data) == [("a.PNG", "cat"), ("b.ppm", "cat"), ("c.jfif", "dog")]
-    assert "no pictures by their suffix: 2 .heif2" in caplog.text
+    assert "not images by their suffix: 2 .heif2" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -529,5 +535,7 @@ def test_csv_as_people_write_it(tmp_path: Path, text: str) -> None:
 
 def test_an_unknown_header_is_named(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("foto,race\na.png,cat\n")
-    with pytest.raises(UsageError, match="names no picture: foto,race; call a header's columns"):
+    with pytest.raises(
+        UsageError, match="does not name an image: foto,race; call a header's columns"
+    ):
         open_data([str(tmp_path / "m.csv")])

@@ -116,7 +116,7 @@ def test_every_format_gives_the_same_channels(write: Write, channels: int, tmp_p
 def test_range_says_what_stands_for_0_and_1(write: Write, kind: type, tmp_path: Path) -> None:
     values = (bands().astype(np.int64) * 40).astype(kind)
     path = write(tmp_path / "x", values)
-    with pytest.raises(CnnvizError, match=r"--range LOW,HIGH says which stand for 0 and 1"):
+    with pytest.raises(CnnvizError, match=r"name with --range LOW,HIGH those that become 0 and 1"):
         read_image(path, wants(4))
     pixels = read_image(path, wants(4, scale=(100.0, 10_000.0))).pixels.numpy()
     right = (values.astype(np.float64) - 100) / 9900

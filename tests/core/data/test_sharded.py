@@ -149,12 +149,12 @@ def bad_tars(folder: Path) -> dict[str, tuple[list[Path], str]]:
     label = [("a.png", picture(1)), ("a.json", b"{")]
     return {
         "missing": ([folder / "gone.tar"], "no file"),
-        "cut": ([cut], "no whole tar"),
-        "text": ([text], "no whole tar"),
-        "packed": ([tar(folder / "packed.tar", [("a.png", b"")], "w:gz")], "unpacked"),
+        "cut": ([cut], "not a complete tar"),
+        "text": ([text], "not a complete tar"),
+        "packed": ([tar(folder / "packed.tar", [("a.png", b"")], "w:gz")], "unpack it first"),
         "without": ([tar(folder / "none.tar", [("a.txt", b"x")])], "no image .* but txt"),
         "empty": ([tar(folder / "empty.tar", [])], "but no file"),
-        "mixed": ([whole, other], "tar files alone"),
+        "mixed": ([whole, other], "only with tar files"),
         "label": ([tar(folder / "label.tar", label)], "label of a cannot be read"),
         "backwards": ([folder / "x-{3..1}.tar"], "backwards"),
         "folder": ([folder / "d.tar"], "is a folder"),

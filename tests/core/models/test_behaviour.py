@@ -14,7 +14,7 @@ from cnnviz.core.models.load import Model
 from cnnviz.core.models.trained import choose
 from cnnviz.core.models.zoo.factories import unwrapped
 from cnnviz.filters.ablation.replay import ablated_logits
-from cnnviz.filters.channels.spec import expand, parse
+from cnnviz.filters.channels import expand, parse
 from cnnviz.occlusion import OcclusionSpec, occlude
 from cnnviz.occlusion.options import EngineChoice
 

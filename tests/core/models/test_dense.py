@@ -20,7 +20,7 @@ from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.heads import Head, Region
 from cnnviz.core.models.load import Model
-from cnnviz.core.output.entries import model_entry
+from cnnviz.core.output.summary import ModelRecord
 from cnnviz.gradients import SaliencySpec, saliency
 from cnnviz.occlusion import OcclusionSpec, occlude
 from cnnviz.occlusion.measurement import load
@@ -195,7 +195,7 @@ def test_classes_on_their_own_one_channel_and_values(source: str) -> None:
     image = picture()
     near = functional.avg_pool2d(image.pixels[None], NEAR, 1, 2, count_include_pad=False)[0]
     own = made(source, "sigmoid")
-    assert model_entry(own)["head"] == "probabilities per class per pixel"
+    assert ModelRecord.of(own).head == "probabilities per class per pixel"
     red = (4 * near[0]).sigmoid()
     found = occlude(own, image, spec(targets=("1",))).panels[0]
     assert found.probability == pytest.approx(float(red[red >= 0.5].mean()), abs=1e-5)
@@ -272,7 +272,7 @@ def test_refusals(source: str, network: str, options: dict[str, object], message
 
 def test_rows_have_no_place() -> None:
     image = image_of(torch.rand(3, 32, 32))
-    with pytest.raises(UsageError, match="bundled puts out one row a picture"):
+    with pytest.raises(UsageError, match="bundled has one row of scores per image"):
         occlude(load_model(), image, OcclusionSpec(at=(1, 1)))
 
 
@@ -294,6 +294,6 @@ def test_commands(source: str, tmp_path: Path) -> None:
         assert entry["targets"][0]["pixels"] > 0.05
     assert entry["targets"][0]["comparison"]["rank_correlation"] > 0.5  # of the same place
     rows = CliRunner().invoke(app, ["saliency", str(file), "--at", "3,4", "--quiet"])
-    assert "bundled puts out one row a picture" in str(rows.exception)
+    assert "bundled has one row of scores per image" in str(rows.exception)
     done = CliRunner().invoke(app, ["ablate", *common, "--filters", "tell:0"])
     assert "gives a class to each pixel" in str(done.exception)

@@ -20,9 +20,9 @@ from cnnviz.core.models.files.archives import FixedBatch, open_archive
 from cnnviz.core.models.files.checkpoints import Kind, kind_of
 from cnnviz.core.models.files.exported import load_exported
 from cnnviz.core.models.load import load_model
-from cnnviz.embeddings.features.penultimate import FeatureExtractor
-from cnnviz.filters.patches.choices import MaxPatchesSpec
-from cnnviz.filters.patches.plan import make_plan
+from cnnviz.embeddings.penultimate import FeatureExtractor
+from cnnviz.filters.patches.options import MaxPatchesSpec
+from cnnviz.filters.patches.scan import make_plan
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine
 from cnnviz.occlusion.engines.network import prepare
 

@@ -19,8 +19,7 @@ from cnnviz.core.models.layers import find_layer, note_repeats, replace_outputs,
 from cnnviz.core.models.load import Model
 from cnnviz.filters.kernels.weights import choose_layers
 from cnnviz.filters.layers.inventory import take_inventory
-from cnnviz.filters.layers.spread import LOWEST_EXPONENT, OCTAVES, Spread, spread_of
-from cnnviz.filters.layers.statistics import measure
+from cnnviz.filters.layers.statistics import LOWEST_EXPONENT, OCTAVES, Spread, measure, spread_of
 
 SIZE = (16, 20)
 
@@ -79,8 +78,8 @@ def test_tapped_values_are_those_before_an_inplace_relu() -> None:
 
 
 def test_rows_are_what_runs_in_order_with_shapes_and_calls() -> None:
-    rows = take_inventory(model_of(network())).rows
-    assert [(row.name, row.kind, row.calls) for row in rows] == [
+    rows = take_inventory(model_of(network())).layers
+    assert [(row.name, row.type_, row.calls) for row in rows] == [
         ("0", "Conv2d", 1),
         ("1", "BatchNorm2d", 1),
         ("2.conv1", "Conv2d", 1),
@@ -98,7 +97,7 @@ def test_rows_are_what_runs_in_order_with_shapes_and_calls() -> None:
 def test_parameters_and_macs_are_those_counted_by_hand() -> None:
     module = network()
     found = take_inventory(model_of(module))
-    by_name = {row.name: row for row in found.rows}
+    by_name = {row.name: row for row in found.layers}
     assert by_name["0"].parameters == 4 * 3 * 15 + 4
     assert by_name["0"].macs == 4 * 3 * 15 * 7 * 8
     assert by_name["2.conv1"].macs == 4 * 2 * 9 * 7 * 8
@@ -106,10 +105,10 @@ def test_parameters_and_macs_are_those_counted_by_hand() -> None:
     assert by_name["5"].macs == 4 * 3
     assert by_name["2"].macs == by_name["1"].macs == 0
     assert by_name["2"].parameters == 4 + 8  # the scale, and a layer that never runs
-    assert found.unused == 0
+    assert found.parameters_unused == 0
     assert found.parameters == sum(p.numel() for p in module.parameters())
-    assert sum(row.parameters for row in found.rows) == found.parameters
-    assert sum(row.macs for row in found.rows) == found.macs
+    assert sum(row.parameters for row in found.layers) == found.parameters
+    assert sum(row.macs for row in found.layers) == found.macs
 
 
 def test_a_head_that_does_not_run_is_counted_apart() -> None:
@@ -126,7 +125,7 @@ def test_a_head_that_does_not_run_is_counted_apart() -> None:
     module = WithHead().eval()
     module(torch.zeros(1, 3, *SIZE))
     found = take_inventory(model_of(module))
-    assert found.unused + sum(row.parameters for row in found.rows) == found.parameters
+    assert found.parameters_unused + sum(row.parameters for row in found.layers) == found.parameters
 
 
 @pytest.mark.slow
@@ -141,13 +140,13 @@ def test_torchvision_counts_are_the_published_ones(
     found = take_inventory(model_of(module, (224, 224)))
     assert found.parameters == parameters
     assert found.macs / 1e9 == pytest.approx(giga_macs, rel=0.005)
-    assert sum(row.macs for row in found.rows) == found.macs
+    assert sum(row.macs for row in found.layers) == found.macs
 
 
 def test_another_image_size_changes_shapes_and_macs() -> None:
     small, large = (take_inventory(model_of(network()), (side, side)) for side in (17, 33))
-    assert small.rows[0].output_shape == (4, 8, 7)
-    assert large.rows[0].output_shape == (4, 16, 15)
+    assert small.layers[0].output_shape == (4, 8, 7)
+    assert large.layers[0].output_shape == (4, 16, 15)
     assert large.macs > small.macs
     with pytest.raises(UsageError, match="net does not run on images of 2x2"):
         take_inventory(model_of(network()), (2, 2))
@@ -161,8 +160,8 @@ def test_a_network_that_cannot_be_traced_is_still_listed() -> None:
 
     found = take_inventory(model_of(Moody(*network()).eval()))
     assert found.untraceable is not None
-    assert len(found.rows) == 9
-    assert all(row.field is None for row in found.rows)
+    assert len(found.layers) == 9
+    assert all(row.receptive_field is None for row in found.layers)
 
 
 def test_a_layer_that_takes_a_parameter_is_listed() -> None:
@@ -176,7 +175,7 @@ def test_a_layer_that_takes_a_parameter_is_listed() -> None:
             return self.norm(self.token) + self.conv(x).mean((2, 3))
 
     model = model_of(Token())
-    rows = take_inventory(model).rows
+    rows = take_inventory(model).layers
     assert [row.name for row in rows] == ["norm", "conv", ""]
     assert all(parameter.requires_grad for parameter in model.module.parameters())
 

@@ -15,7 +15,8 @@ from cnnviz.core.models.bundled import CifarNet
 from cnnviz.core.models.files import checkpoints
 from cnnviz.core.models.load import Model, load_model
 from cnnviz.core.models.zoo import find_architecture
-from cnnviz.core.output.entries import model_entry
+from cnnviz.core.output.record import to_json
+from cnnviz.core.output.summary import ModelRecord
 
 RESNETS = Path(__file__).with_name("cifar_resnet.py")
 
@@ -245,7 +246,7 @@ def test_same_weights_have_one_fingerprint_whatever_the_file(tmp_path: Path) -> 
 
 def test_summary_names_the_model() -> None:
     model = load_model(device="cpu")
-    assert model_entry(model) == {
+    assert to_json(ModelRecord.of(model)) == {
         "name": "bundled",
         "weights_sha256": model.weights_sha256,
         "classes": 10,

@@ -260,7 +260,7 @@ def test_hugging_face_folders_with_faults(tmp_path: Path) -> None:
         load_model(f"hf:{tmp_path / 'vit'}")
     (tmp_path / "text").mkdir()
     T.BertConfig().save_pretrained(tmp_path / "text")
-    with pytest.raises(CnnvizError, match="of the type 'bert', which transformers has no image"):
+    with pytest.raises(CnnvizError, match="of the type 'bert', for which transformers has no"):
         load_model(f"hf:{tmp_path / 'text'}")
     (tmp_path / "code").mkdir()
     asked = {"auto_map": {"AutoConfig": "evil.Config"}, "model_type": "evil"}

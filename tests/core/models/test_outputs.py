@@ -15,7 +15,7 @@ from cnnviz.core import load_model, read_image
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.heads import Head, Kind
 from cnnviz.core.models.load import Model
-from cnnviz.core.output.entries import model_entry
+from cnnviz.core.output.summary import ModelRecord
 from cnnviz.gradients import SaliencySpec, saliency
 from cnnviz.occlusion import OcclusionSpec, PanelSpec, Score, load, look, occlude
 from cnnviz.occlusion.engines.choose import make_engine
@@ -134,8 +134,8 @@ def test_a_sigmoid_inside_gives_the_maps_of_head_sigmoid_on_the_plain_network(
 ) -> None:
     inside, outside = network("Sigmoid"), network("Plain", head="sigmoid")
     assert inside.head == Head(Kind.SIGMOID, True)
-    assert model_entry(inside)["head"] == "probabilities per class"
-    assert model_entry(outside)["head"] == "sigmoid"
+    assert ModelRecord.of(inside).head == "probabilities per class"
+    assert ModelRecord.of(outside).head == "sigmoid"
     torch.testing.assert_close(maps(inside, picture), maps(outside, picture), rtol=1e-5, atol=1e-5)
     image = read_image(picture, outside.preprocess)
     with torch.no_grad():

@@ -13,7 +13,7 @@ from cnnviz.core.data.shards import Block
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.output.journal import LINES, Arrays, Journal, Lines, join
 from cnnviz.core.output.run_folder import UNFINISHED, RunFolder
-from cnnviz.embeddings.features import file as features
+from cnnviz.embeddings import features
 from cnnviz.filters.ablation import tally
 from cnnviz.filters.patches import state
 

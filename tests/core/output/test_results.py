@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.output import run_folder as results
-from cnnviz.core.output.run_folder import SUMMARY, RunFolder, safe_name, summary
+from cnnviz.core.output.run_folder import RunFolder, safe_name, summary
+from cnnviz.core.output.summary import SUMMARY
 
 
 def finished(path: Path, overwrite: bool = False) -> RunFolder:

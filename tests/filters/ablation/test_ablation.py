@@ -29,7 +29,7 @@ from cnnviz.filters.ablation.sweep import (
     removal_orders,
     steps,
 )
-from cnnviz.filters.channels.shapes import LayerChannels, channel_strengths
+from cnnviz.filters.channels import LayerChannels, channel_strengths
 
 COLOURS = {"blue": (20, 20, 220), "green": (20, 220, 20), "red": (220, 20, 20)}
 

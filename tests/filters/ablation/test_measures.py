@@ -184,14 +184,9 @@ def test_labels_of_folders_are_one_class_each(place: Path) -> None:
     [
         ("0.png,violet", "labels", "sigmoid", "no class 'violet'"),
         ("00.png,red|violet", "labels", "sigmoid", "no class 'violet'"),
-        ("00.png,1|2", "values", "none", r"the label '1\|2' is no value of .*as 1.5\|1.5\|1.5"),
-        (
-            "00.png,red",
-            "value",
-            "none",
-            "the label 'red' is no value of .* has it as 1.5",
-        ),
-        ("00.png,nan", "value", "none", "the label 'nan' is no value"),
+        ("00.png,1|2", "values", "none", r"invalid label '1\|2': .* as 1.5\|1.5\|1.5"),
+        ("00.png,red", "value", "none", "invalid label 'red': .* has 1 values, .* as 1.5"),
+        ("00.png,nan", "value", "none", "invalid label 'nan'"),
         ("path,label\n00.png,", "labels", "sigmoid", "1 of the 1 images .* have no label"),
     ],
 )

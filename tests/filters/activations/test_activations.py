@@ -11,12 +11,12 @@ from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph.receptive_field import receptive_fields
 from cnnviz.core.models.load import Model
+from cnnviz.core.output.record import to_json
 from cnnviz.core.output.sheets import grid, matrix
-from cnnviz.filters.activations.choices import MapOrder
 from cnnviz.filters.activations.figures import draw_maps, draw_overlays
 from cnnviz.filters.activations.maps import Observer, nearest_units
-from cnnviz.filters.activations.report import report
-from cnnviz.filters.channels.shapes import choose_filters
+from cnnviz.filters.activations.options import MapOrder
+from cnnviz.filters.channels import choose_filters
 from cnnviz.filters.kernels.figures import draw_kernels
 from cnnviz.filters.kernels.weights import examine
 
@@ -62,7 +62,7 @@ def test_maps_are_what_the_layer_puts_out_even_before_an_inplace_relu() -> None:
 def test_numbers_of_each_channel_equal_a_plain_loop() -> None:
     found = Observer(model_of(network()), ["1"]).observe(picture())
     maps = found.layers[0].maps_CHW.numpy()
-    entry = report(found)["layers"][0]
+    entry = to_json(found)["layers"][0]
     for channel, numbers in enumerate(entry["per_channel"]):
         assert numbers["highest"] == pytest.approx(maps[channel].max(), rel=1e-5)
         assert numbers["mean"] == pytest.approx(maps[channel].mean(), rel=1e-5)
@@ -150,9 +150,9 @@ def test_random_filters_are_drawn_from_the_layers_together() -> None:
         ("5-3", "the range '5-3' runs backwards; write 3-5"),
         ("1,5-3", "the range '5-3' in '1,5-3' runs backwards"),
         ("5-6", "no channel 6 in '5-6'; layer '0' has 6 channels, 0 to 5"),
-        ("a", "^'a' is no channel or range"),
-        ("", "^'' is no channel or range"),
-        ("random:0", "'0' in 'random:0' is no number of filters"),
+        ("a", "^invalid channel or range 'a'"),
+        ("", "^invalid channel or range ''"),
+        ("random:0", "invalid number of filters '0' in 'random:0'"),
         ("random:99", "'random:99' asks for 99 filters; there are 11"),
     ],
 )

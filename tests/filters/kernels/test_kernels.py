@@ -34,7 +34,7 @@ def planted() -> nn.Sequential:
 def test_planted_dead_duplicate_and_gabor_filters_are_found() -> None:
     report = examine(planted(), "0", gabor=True)
     assert report.dead == (2,)
-    assert [(d.first, d.second) for d in report.duplicates] == [(1, 5), (3, 7)]
+    assert [d.filters for d in report.duplicates] == [(1, 5), (3, 7)]
     assert [d.cosine for d in report.duplicates] == pytest.approx([1, -1])
     assert report.gabor is not None
     assert [i for i, fit in enumerate(report.gabor.fits) if fit and fit.r2 > 0.7] == [9]
@@ -44,7 +44,7 @@ def test_planted_dead_duplicate_and_gabor_filters_are_found() -> None:
     assert fit.wavelength == pytest.approx(4, rel=0.05)
     assert report.gabor.fits[2] is None
     assert report.gabor.share == pytest.approx(1 / 12)
-    assert report.gabor.shuffled_share == 0
+    assert report.gabor.share_by_chance == 0
 
 
 def test_norms_duplicates_and_chromaticity_equal_plain_loops() -> None:
@@ -67,7 +67,7 @@ def test_norms_duplicates_and_chromaticity_equal_plain_loops() -> None:
         cosine = torch.cosine_similarity(kernels[i].flatten(), kernels[j].flatten(), dim=0)
         if abs(cosine) > 0.95:
             pairs.append((i, j))
-    assert pairs == [(d.first, d.second) for d in report.duplicates]
+    assert pairs == [d.filters for d in report.duplicates]
 
 
 def test_grey_filters_have_no_colour_and_opponent_filters_nothing_else() -> None:
@@ -82,7 +82,7 @@ def test_grey_filters_have_no_colour_and_opponent_filters_nothing_else() -> None
 def test_filters_that_read_different_channels_are_no_duplicates() -> None:
     module = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))
     module[0].weight.data = module[0].weight.data[:1].expand(4, 2, 3, 3).clone()
-    found = [(d.first, d.second) for d in examine(module, "0").duplicates]
+    found = [d.filters for d in examine(module, "0").duplicates]
     assert found == [(0, 1), (2, 3)]
 
 
@@ -90,7 +90,7 @@ def test_duplicates_are_found_across_chunks(monkeypatch: pytest.MonkeyPatch) -> 
     whole = examine(planted(), "0").duplicates
     monkeypatch.setattr("cnnviz.filters.kernels.weights._CHUNK", 2)
     chunked = examine(planted(), "0").duplicates
-    assert [(d.first, d.second) for d in chunked] == [(d.first, d.second) for d in whole]
+    assert [d.filters for d in chunked] == [d.filters for d in whole]
     assert [d.cosine for d in chunked] == pytest.approx([d.cosine for d in whole])
 
 

@@ -11,11 +11,12 @@ from torch import nn
 from cnnviz.core.data.datasets import ImageData, open_data
 from cnnviz.core.models.load import Model
 from cnnviz.filters.patches import figures as patch_figures
-from cnnviz.filters.patches.choices import MaxPatchesSpec
+from cnnviz.filters.patches.boxes import PatchImages
 from cnnviz.filters.patches.figures import GAP, HEADER, IMAGE_SIDE, LINE, MARGIN, NAMES, PATCH_SIDE
-from cnnviz.filters.patches.images import PatchImages
-from cnnviz.filters.patches.max_patches import MaxPatches, find_patches
-from cnnviz.filters.patches.plan import make_plan
+from cnnviz.filters.patches.max_patches import find_patches
+from cnnviz.filters.patches.options import MaxPatchesSpec
+from cnnviz.filters.patches.results import MaxPatches
+from cnnviz.filters.patches.scan import make_plan
 
 SIZE = (28, 28)
 

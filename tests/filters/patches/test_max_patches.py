@@ -22,10 +22,11 @@ from cnnviz.core.data.images import Preprocess
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.layers import Layouts
 from cnnviz.core.models.load import Model
-from cnnviz.filters.patches.choices import Crop, MaxPatchesSpec, Ranking
-from cnnviz.filters.patches.effective_field import SHARE, box_of_energy, gradient_energy
-from cnnviz.filters.patches.max_patches import FilterPatches, MaxPatches, find_patches, max_patches
-from cnnviz.filters.patches.plan import make_plan
+from cnnviz.filters.patches.boxes import SHARE, box_of_energy, gradient_energy
+from cnnviz.filters.patches.max_patches import find_patches, max_patches
+from cnnviz.filters.patches.options import Crop, MaxPatchesSpec, Ranking
+from cnnviz.filters.patches.results import FilterPatches, MaxPatches
+from cnnviz.filters.patches.scan import make_plan
 
 SIZE = (24, 20)
 LAYERS = ("stem", "wide", "narrow", "last")
@@ -283,7 +284,7 @@ def test_classes_among_the_patches_and_their_entropy(net: Branches, data: ImageD
         assert entry.classes == {name: labels.count(name) for name in set(labels)}
         shares = [labels.count(name) / 6 for name in set(labels)]
         bits = -sum(share * math.log2(share) for share in shares)
-        assert entry.entropy == pytest.approx(bits, abs=1e-12)
+        assert entry.class_entropy_bits == pytest.approx(bits, abs=1e-12)
 
 
 def test_a_filter_that_never_fires_is_dead_and_the_others_are_not(
@@ -363,7 +364,7 @@ def test_unreadable_images_in_the_middle_are_listed_and_the_rest_goes_on(
 
 def test_several_patches_of_one_image_need_the_max_score(net: Branches, data: ImageData) -> None:
     model = as_model(net)
-    with pytest.raises(UsageError, match="--per-image 2 goes with --score max alone"):
+    with pytest.raises(UsageError, match="--per-image 2 needs --score max"):
         make_plan(model, MaxPatchesSpec(score=Ranking.NORM, per_image=2))
     result = find_patches(model, data, make_plan(model, MaxPatchesSpec(per_image=2, top=9)))
     most = max(
@@ -518,7 +519,7 @@ class Untraced(nn.Module):
 def test_a_network_without_a_graph_needs_the_effective_crop(data: ImageData) -> None:
     model = as_model(Untraced())
     plan = make_plan(model, MaxPatchesSpec(top=2))
-    with pytest.raises(CnnvizError, match="--crop effective does without"):
+    with pytest.raises(CnnvizError, match="use --crop effective, which does not need it"):
         find_patches(model, data, plan)
     result = find_patches(model, data, replace(plan, spec=replace(plan.spec, crop=Crop.EFFECTIVE)))
     for entry in result.filters:

@@ -19,10 +19,9 @@ from cnnviz.core.data.datasets import ImageData, open_data
 from cnnviz.core.data.images import Preprocess
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.load import Model
-from cnnviz.filters.patches.choices import MaxPatchesSpec
 from cnnviz.filters.patches.max_patches import find_patches
-from cnnviz.filters.patches.plan import ScanPlan, make_plan
-from cnnviz.filters.patches.scan import Saving
+from cnnviz.filters.patches.options import MaxPatchesSpec
+from cnnviz.filters.patches.scan import Saving, ScanPlan, make_plan
 
 
 def make_model() -> Model:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cnnviz.filters.patches import top_k
-from cnnviz.filters.patches.choices import Ranking
-from cnnviz.filters.patches.score_stats import RELATIVE_ERROR, ScoreStats
+from cnnviz.filters.patches.options import Ranking
+from cnnviz.filters.patches.state import RELATIVE_ERROR, ScoreStats
 from cnnviz.filters.patches.top_k import TopK, map_scores, pack, peaks, ranked, unpack
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -211,6 +211,6 @@ def test_the_first_strongest_unit_is_found_without_gathering_the_maps(shape, lay
     wanted = maps[rows, filters].float().flatten(1).numpy().argmax(1)
     for most in (0, 10**9):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(top_k, "MOST", most)
+            patch.setattr(top_k, "GATHERED", most)
             found = top_k._strongest(maps, rows, filters)
         assert found[:, 0].tolist() == wanted.tolist()

@@ -1,0 +1,161 @@
+"""The audit of one image: its map, its evidence patch, and what the network loses without it.
+
+Three analyses meet here: occlusion makes the map, the features are those of the embeddings, and the
+row is the audit's.
+
+Shapes: C H W channels, rows and columns of the working image, D features.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cnnviz.audit.options import AuditSpec
+from cnnviz.audit.rows import Row, digest, packed
+from cnnviz.core.data.datasets import ImageData
+from cnnviz.core.data.images import WorkingImage
+from cnnviz.core.data.labels import match_labels
+from cnnviz.core.data.outlines import Outlines, outline_mask
+from cnnviz.core.errors import UsageError
+from cnnviz.core.models.heads import Kind
+from cnnviz.core.models.load import Model
+from cnnviz.embeddings.penultimate import FeatureExtractor
+from cnnviz.occlusion.experiment import Occluder
+from cnnviz.occlusion.maps import judge
+from cnnviz.occlusion.masks import fill_picture
+from cnnviz.occlusion.options import OcclusionSpec
+from cnnviz.occlusion.results import Panel
+
+
+class Auditor:
+    """An audit set up once for a model and a data set, and run on any of its images.
+
+    Attributes:
+        occluder: makes the maps.
+        layer: whose features describe the patches.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        data: ImageData,
+        spec: AuditSpec,
+        expectations: Outlines | None = None,
+        note: Callable[[str], None] = lambda _line: None,
+    ) -> None:
+        """Checks that the model predicts one class per image, and prepares the engine.
+
+        Args:
+            model: borrowed.
+            data: the images.
+            spec: what to compute.
+            expectations: where the objects are.
+            note: called with a line that the user should see.
+
+        Raises:
+            UsageError: the model, the classes of the data or the spec do not fit.
+        """
+        if model.unjudged:
+            raise UsageError(f"audit needs one class per image; {model.unjudged}")
+        if model.head.kind is Kind.SIGMOID:
+            raise UsageError(
+                f"audit needs one class per image; {model.name} has independent classes"
+            )
+        self.model, self.data, self.spec = model, data, spec
+        self.occluder = Occluder(
+            model,
+            OcclusionSpec(
+                masks=(spec.mask,) if spec.mask else (),
+                stride=spec.stride,
+                fill=spec.fill,
+                batch_size=spec.batch_size,
+                seed=spec.seed,
+            ),
+        )
+        if self.occluder.note:
+            note(self.occluder.note)
+        self._expectations, self._classes = expectations, match_labels(data, model)
+        self._place = {example.path: place for place, example in enumerate(data.examples)}
+        self._at_a_time = model.batch_size(2) or 2
+        self._extract: Callable[[Tensor], tuple[Tensor, Tensor]]
+        try:
+            extractor = FeatureExtractor(model)
+        except UsageError:
+            note("note: no penultimate features found; patches are grouped by scores")
+            self._extract, self.layer = lambda images: (model.logits(images),) * 2, "scores"
+        else:
+            self._extract, self.layer = extractor, extractor.layer
+
+    def row(self, path: Path | str, image: WorkingImage, progress: Callable[[int], None]) -> Row:
+        """Measures an image; `progress` is called with the number of positions just done."""
+        place = self._place[str(path)]
+        label = self._label(place, image)
+        text = None if label is None else str(label)
+        result = self.occluder.run(image, label=text, progress=progress)
+        predicted = int(result.measured.ranking_K.argmax())
+        by_class = {panel.target: panel for panel in result.targets}
+        row = self._row(place, label, image, by_class[predicted])
+        if self._expectations is not None:
+            object_HW = outline_mask(self._expectations.for_image(image.path), image)
+            verdict = judge(by_class[predicted].map_HW, object_HW)
+            row = replace(
+                row,
+                inside=verdict.inside,
+                object_share=verdict.object_share,
+                hit=verdict.pointing_game_hit,
+            )
+        if label is not None and label != predicted:
+            panel = by_class[label]
+            row = replace(
+                row,
+                label_probability=panel.reading,
+                label_max_drop=panel.max_drop,
+                label_box=panel.max_drop_box,
+            )
+        return row
+
+    def _label(self, place: int, image: WorkingImage) -> int | None:
+        """The true class, from the data set or else from the expectations."""
+        known = self.data.examples[place].label
+        if known is not None:
+            return self._classes[known]
+        expected = self._expectations.for_image(image.path) if self._expectations else None
+        if expected is None or expected.label is None:
+            return None
+        return self.model.class_index(expected.label)
+
+    def _row(self, place: int, label: int | None, image: WorkingImage, panel: Panel) -> Row:
+        """What the map of the predicted class shows."""
+        return Row(
+            image=image.path,
+            place=place,
+            label=label,
+            predicted=panel.target,
+            probability=panel.reading,
+            max_drop=panel.max_drop,
+            mean_drop=panel.mean_drop,
+            box=panel.max_drop_box,
+            reliance=panel.reliance or 0.0,
+            flips=panel.flips.share if panel.flips else 0.0,
+            covered=int(panel.winners_P[int(torch.as_tensor(panel.values_P).argmax())]),
+            pixels=digest(image.pixels.numpy()),
+            crop=tuple(image.box_original),
+            grid=tuple(panel.grid.shape),
+            map=packed(panel.values_P.numpy()),
+            features=packed(self._lost(image, panel.max_drop_box).numpy()),
+        )
+
+    def _lost(self, image: WorkingImage, box: tuple[int, ...]) -> Tensor:
+        """(D,) what the features of the image lose when the box is covered."""
+        y0, x0, y1, x1 = box
+        preprocess = self.model.preprocess
+        fill = fill_picture(self.spec.fill, image.pixels, preprocess, self.spec.seed)
+        covered = image.pixels.clone()
+        covered[:, y0:y1, x0:x1] = fill[:, y0:y1, x0:x1]
+        pair = torch.stack([preprocess.normalise(image.pixels), preprocess.normalise(covered)])
+        parts = [self._extract(part)[0] for part in torch.split(pair, self._at_a_time)]
+        features_2D = torch.cat(parts).float().detach().cpu()
+        return features_2D[0] - features_2D[1]

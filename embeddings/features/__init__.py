@@ -1,1 +1,0 @@
-"""One vector per image: what goes into the head, or any layer's output."""

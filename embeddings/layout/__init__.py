@@ -1,1 +1,0 @@
-"""Vectors to places in the plane: PCA, neighbours, t-SNE."""

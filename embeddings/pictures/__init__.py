@@ -1,1 +1,0 @@
-"""The pictures of a map: points, thumbnails, a grid, its quality."""

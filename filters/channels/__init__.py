@@ -1,1 +1,0 @@
-"""Which channels are meant (`spec`), and how many a layer has (`shapes`)."""
