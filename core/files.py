@@ -56,19 +56,20 @@ def shown_path(path: str) -> str:
 
 def regular(path: str | Path) -> Path:
     """Return the path of a regular file; CnnvizError if it is missing, or anything else."""
+    shown = "".join(letter if letter.isprintable() else "?" for letter in str(path))
     try:
         mode = Path(path).stat().st_mode
     except FileNotFoundError as error:
-        raise CnnvizError(f"no file '{path}'") from error
+        raise CnnvizError(f"no file '{shown}'") from error
     except PermissionError as error:
-        raise CnnvizError(f"'{path}' may not be read: permission denied") from error
+        raise CnnvizError(f"'{shown}' may not be read: permission denied") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise CnnvizError(f"'{path}' is not a file name: {reason}") from error
+        raise CnnvizError(f"'{shown}' is not a file name: {reason}") from error
     if stat.S_ISDIR(mode):
-        raise CnnvizError(f"'{path}' is a folder, not a file")
+        raise CnnvizError(f"'{shown}' is a folder, not a file")
     if not stat.S_ISREG(mode):
-        raise CnnvizError(f"'{path}' is not a file but a pipe, socket or device")
+        raise CnnvizError(f"'{shown}' is not a file but a pipe, socket or device")
     return Path(path)
 
 

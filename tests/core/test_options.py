@@ -12,15 +12,12 @@ from cnnviz.core.errors import UsageError
 from cnnviz.core.options import Spec, images_at_a_time, numbers, options_of
 
 SPECS: list[tuple[str, type[Spec]]] = []
-for place in (
-    "occlusion.choices",
-    "gradients.choices",
-    "embeddings.choices",
-    "filters.activations.options",
-    "filters.patches.options",
-    "filters.ablation.options",
-):
-    module: ModuleType = import_module(f"cnnviz.{place}")
+PLACES = (
+    *("occlusion", "gradients", "embeddings"),
+    *("filters.activations", "filters.patches", "filters.ablation"),
+)
+for place in PLACES:
+    module: ModuleType = import_module(f"cnnviz.{place}.options")
     SPECS += [(place, v) for k, v in vars(module).items() if k.endswith("Spec") and v is not Spec]
 COMMAND_OF = {
     "OcclusionSpec": "occlude",
