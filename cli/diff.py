@@ -115,7 +115,7 @@ def _cells(a: ComparedRun, b: ComparedRun) -> tuple[Cells, str] | None:
 
 def _kernels(a: FilterResults, b: FilterResults) -> tuple[Cells, str]:
     """The kernels of a filter: a's, b's and the most similar one of b."""
-    kernels_a, kernels_b = ({own.layer: own.kernels for own in side.layers} for side in (a, b))
+    kernels_a, kernels_b = ({layer.layer: layer.kernels for layer in run.layers} for run in (a, b))
 
     def cells(change: FilterChange) -> Sequence[Sequence[Small]]:
         kernel = kernel_pixels(kernels_a[change.layer][change.filter])
@@ -133,7 +133,7 @@ def _kernels(a: FilterResults, b: FilterResults) -> tuple[Cells, str]:
 
 def _patches(a: MaxPatches, b: MaxPatches, data: RunData) -> tuple[Cells, str]:
     """The strongest patches of a filter in both networks."""
-    sides = [{(own.layer, own.filter): own.patches for own in side.filters} for side in (a, b)]
+    sides = [{(f.layer, f.filter): f.patches for f in result.filters} for result in (a, b)]
 
     def cells(change: FilterChange) -> Sequence[Sequence[Small]]:
         pair = [side[change.layer, change.filter] for side in sides]

@@ -115,22 +115,22 @@ class Units:
             Name, address, width and height of each, and how many have no address.
         """
         needed = {patch[0] for unit in units for patch in unit.patches}
-        found: list[dict[str, Any]] = []
+        pictures: list[dict[str, Any]] = []
         sizes: list[tuple[int, int]] = []
         for name, place in self._names.items():
             image = None
             if place in needed:
                 images = (run.data.image(name) for run in self._runs)
-                image = next((found for found in images if found is not None), None)
+                image = next((i for i in images if i is not None), None)
             size = (1, 1) if image is None else image.size
             address = "" if image is None else picture_address(image, LONGEST)
             if address and not take(len(address)):
                 address = ""
             sizes.append(size)
-            found.append({"name": name, "data": address, "width": size[0], "height": size[1]})
+            pictures.append({"name": name, "data": address, "width": size[0], "height": size[1]})
         for unit in units:
             for patch in unit.patches:
                 width, height = sizes[patch[0]]
                 shares = zip(patch[1:5], (height, width, height, width), strict=True)
                 patch[1:5] = [round(edge / side, 4) for edge, side in shares]
-        return found, sum(not picture["data"] for picture in found)
+        return pictures, sum(not picture["data"] for picture in pictures)

@@ -40,8 +40,8 @@ def rerun(given: RerunCommand) -> None:
         raise UsageError(f"{root} holds the run itself; give --out another folder")
     if not output.quiet:
         say(f"cnnviz {shlex.join([command, *line])}"[:SHOWN])
-    own = ["--out", str(root), *["--overwrite"] * output.overwrite, *passed_on(output)]
-    status = run([command, *line, *own, *["--quiet"] * output.json])
+    line += ["--out", str(root), *["--overwrite"] * output.overwrite, *passed_on(output)]
+    status = run([command, *line, *["--quiet"] * output.json])
     if status not in (0, 1, 3):
         raise typer.Exit(status)
     if status == 1 and not before.summary.errors:

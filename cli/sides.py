@@ -32,7 +32,7 @@ from cnnviz.occlusion.results import OcclusionResult, load_run
 
 Pixels = NDArray[np.uint8]
 Mapped = Callable[[str], tuple[NDArray[np.floating], Pixels | None]]
-"""An image's map (H, W) of its own prediction, and the picture below it, (h, w, 3) or None."""
+"""An image's map (H, W) of its predicted class, and the picture below it, (h, w, 3) or None."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -87,11 +87,11 @@ def compare_classes(answers: Answers, images: Images, seed: int) -> list[ClassCh
     for row, name in enumerate(answers.labels if any(answers.labels) else answers.predicted):
         if name:
             members.setdefault(name, []).append(row)
-    rows = {name: np.array(own, np.int64) for name, own in sorted(members.items())}
+    rows = {name: np.array(places, np.int64) for name, places in sorted(members.items())}
     changes: dict[str, dict[str, SignChange]] = {name: {} for name in rows}
     for sign in signs_of(images):
         draw = np.random.default_rng(seed)
-        measured = {name: _measured(sign, own, draw) for name, own in rows.items()}
+        measured = {name: _measured(sign, rows_M, draw) for name, rows_M in rows.items()}
         for name, change in _against_others(measured).items():
             changes[name][sign.name] = change
     certainties = suspicions([_combined(signs.values()) for signs in changes.values()])
@@ -147,12 +147,14 @@ def _measured(sign: Sign, rows: NDArray[np.int64], draw: np.random.Generator) ->
 
 def _against_others(measured: dict[str, _Measured | None]) -> dict[str, SignChange]:
     """Compares each class with the others."""
-    known = {name: own for name, own in measured.items() if own is not None}
+    known = {name: sign for name, sign in measured.items() if sign is not None}
     changes: dict[str, SignChange] = {}
-    for name, own in known.items():
+    for name, sign in known.items():
         others = [other for key, other in known.items() if key != name]
         judged = [other.beyond for other in others if other.judged]
-        p = against_others(own.beyond, judged, max(own.scatter, TINY)) if own.judged else None
+        p = against_others(sign.beyond, judged, max(sign.scatter, TINY)) if sign.judged else None
         middle = float(np.median([other.value for other in others])) if others else None
-        changes[name] = SignChange(own.value, middle, 1.0 if p is not None and own.p > ALONE else p)
+        if p is not None and sign.p > ALONE:
+            p = 1.0
+        changes[name] = SignChange(sign.value, middle, p)
     return changes

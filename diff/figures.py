@@ -183,7 +183,7 @@ def draw_layers(result: DiffResult, strength: str) -> Figure:
     shown = layers[:MOST_LAYERS]
     figure = new_figure(7.5, 1.4 + 0.3 * len(shown))
     axes = figure.add_subplot()
-    values = [[f.likeness for f in own.changes if f.likeness is not None] for own in shown]
+    values = [[f.likeness for f in layer.changes if f.likeness is not None] for layer in shown]
     axes.boxplot(
         values,
         orientation="horizontal",
@@ -191,11 +191,11 @@ def draw_layers(result: DiffResult, strength: str) -> Figure:
         flierprops={"markersize": 2.5, "markeredgecolor": KEPT},
         medianprops={"color": ink()},
     )
-    names = [f"{own.layer} ({own.filters})" for own in shown]
+    names = [f"{layer.layer} ({layer.filters})" for layer in shown]
     axes.set_yticks(range(1, len(shown) + 1), [escape(n, 40) for n in names])
     axes.tick_params(labelsize=FONT_SIZE - 1)
     axes.invert_yaxis()
-    axes.set_xlim(min(-0.05, *(min(own) for own in values)), 1.05)
+    axes.set_xlim(min(-0.05, *(min(likeness) for likeness in values)), 1.05)
     axes.set_xlabel("likeness of the filters", fontsize=FONT_SIZE)
     axes.spines[["top", "right"]].set_visible(False)
     more = len(layers) - len(shown)
@@ -206,36 +206,41 @@ def draw_layers(result: DiffResult, strength: str) -> Figure:
 def _draw_strengths(result: DiffResult, strength: str) -> Figure:
     shown = result.layers[:MOST_PANELS]
     figure, cells = grid_of_axes(len(shown), (3.2, 3.2))
-    for axes, own in zip(cells, shown, strict=True):
-        a, b = [f.a for f in own.changes], [f.b for f in own.changes]
+    for axes, layer in zip(cells, shown, strict=True):
+        a, b = [f.a for f in layer.changes], [f.b for f in layer.changes]
         ends = [min(*a, *b), max(*a, *b)]
         axes.plot(ends, ends, color="grey", linewidth=0.7, linestyle=":")
         axes.scatter(a, b, s=14, color=KEPT, alpha=0.7, linewidths=0)
-        for change in sorted(own.changes, key=lambda f: -abs(f.b - f.a))[:3]:
+        for change in sorted(layer.changes, key=lambda f: -abs(f.b - f.a))[:3]:
             axes.annotate(str(change.filter), (change.a, change.b), fontsize=FONT_SIZE - 2)
         axes.set_xlabel(f"{strength}, a", fontsize=FONT_SIZE - 1)
         axes.set_ylabel(f"{strength}, b", fontsize=FONT_SIZE - 1)
         axes.tick_params(labelsize=FONT_SIZE - 2)
         axes.spines[["top", "right"]].set_visible(False)
-        rank = own.rank_correlation
-        title(axes, own.layer + ("" if rank is None else f"\nrank correlation {rank:.2f}"))
+        rank = layer.rank_correlation
+        title(axes, layer.layer + ("" if rank is None else f"\nrank correlation {rank:.2f}"))
     return figure
 
 
 def draw_classes(result: DiffResult) -> Figure:
     """Draws all classes, those first that changed more than the others."""
     classes = result.classes
-    names = list(dict.fromkeys(name for own in classes for name in own.signs))
+    names = list(dict.fromkeys(name for change in classes for name in change.signs))
     columns = [
-        Column("changed more than others", [own.certainty for own in classes], NAMED, "not judged"),
-        Column("other predictions", [own.flips for own in classes]),
+        Column(
+            "changed more than others",
+            [change.certainty for change in classes],
+            NAMED,
+            "not judged",
+        ),
+        Column("other predictions", [change.flips for change in classes]),
     ]
     for name in names:
-        values = [own.signs[name].value if name in own.signs else None for own in classes]
+        values = [change.signs[name].value if name in change.signs else None for change in classes]
         columns.append(Column(name, values))
     labelled = any(change.label for change in result.worst_images)
     return draw_bars(
-        [f"{own.class_} ({own.images})" for own in classes],
+        [f"{change.class_} ({change.images})" for change in classes],
         columns,
         f"{result.images} images, by " + ("label" if labelled else "a's prediction"),
         "classes",

@@ -65,8 +65,8 @@ class Generator(GenerateJsonSchema):
 
     def dataclass_schema(self, schema: Any) -> dict[str, Any]:
         """Gives a record the keys that `to_json` writes, in their order."""
-        found = super().dataclass_schema(schema)
-        described, keys, required = found["properties"], {}, []
+        made = super().dataclass_schema(schema)
+        described, keys, required = made["properties"], {}, []
         for field in fields_of(schema["cls"]):
             if not field.has("json"):
                 continue
@@ -79,12 +79,12 @@ class Generator(GenerateJsonSchema):
             elif not any(says.null for says in field.says):
                 key = without_null(key)
             keys[field.key] = key
-        found |= {"properties": keys, "required": required, "additionalProperties": False}
+        made |= {"properties": keys, "required": required, "additionalProperties": False}
         if not required:
-            del found["required"]
-        if "description" in found:  # the rest is about fields that JSON lacks
-            found["description"] = found["description"].split("\n\n")[0]
-        return found
+            del made["required"]
+        if "description" in made:  # the rest is about fields that JSON lacks
+            made["description"] = made["description"].split("\n\n")[0]
+        return made
 
     def field_title_should_be_set(self, schema: Any) -> bool:  # noqa: ARG002
         """Omits titles, which repeat the keys."""

@@ -137,7 +137,7 @@ def explore(explored: Explored, classes: int | None = None) -> Any:
         "cells": cells,
         "said": said,
         "names": names,
-        "palettes": {name: _palette(own) for name, own in PALETTES.items()},
+        "palettes": {name: _palette(colours) for name, colours in PALETTES.items()},
     }
     draw = parts.CustomJS(args=arguments, code=script("explorer.js"))
     for control in controls.values():

@@ -22,16 +22,16 @@ return found;
 
 def _numbers(cells: Sequence[object]) -> list[float] | None:
     """The cells as numbers, NaN where empty; None unless all are numbers."""
-    found = []
+    numbers = []
     for cell in cells:
         if cell is None or cell == "":
-            found.append(math.nan)
+            numbers.append(math.nan)
             continue
         try:
-            found.append(float(cell))  # type: ignore[arg-type]
+            numbers.append(float(cell))  # type: ignore[arg-type]
         except (TypeError, ValueError):
             return None
-    return found if any(not math.isnan(value) for value in found) else None
+    return numbers if any(not math.isnan(value) for value in numbers) else None
 
 
 def make_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> tuple[Any, Any]:
