@@ -1,5 +1,6 @@
 """`cnnviz occlude`: occlude an image piece by piece and see what the prediction depends on."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -140,9 +141,9 @@ class _Study(ImageStudy[OcclusionResult, OcclusionResult]):
 def _check_inside(entries: Iterable[OcclusionResult], minimum: float) -> None:
     checked = {entry.image: first_target(entry).inside for entry in entries}
     low = {
-        image: "no positive evidence at all" if inside is None else f"{inside:.3f}"
+        image: "no positive evidence at all" if math.isnan(inside) else f"{inside:.3f}"
         for image, inside in checked.items()
-        if inside is None or inside < minimum
+        if not inside >= minimum
     }
     if low:
         image, share = next(iter(low.items()))

@@ -33,9 +33,6 @@ from cnnviz.core.output.summary import SUMMARY
 
 Advance = Callable[[int], None]
 """Takes the number of steps just done."""
-Study = Callable[
-    [Path, WorkingImage, Advance], tuple[Mapping[str, Any], Callable[[RunFolder], None]]
-]
 Result = TypeVar("Result")
 Entry = TypeVar("Entry")
 MOST_SHOWN = 200
@@ -143,22 +140,16 @@ class ImageRun(Run):
         self.open_for(paths, model, depends, inputs=inputs, resume=resume)
         self.go_through(study, model)
         if study.title:
-
-            def rows(entry: dict[str, Any]) -> list[Sequence[object]]:
-                return list(study.rows(from_json(study.kind, entry)))
-
-            self.table(study.title, study.columns, rows)
+            self._table(study)
         checks = [partial(check, _Records(self.entries, study.kind)) for check in study.checks]
         self.finish_images(model, seed=seed, show=study.show, checks=checks)
 
     def go_through(self, study: ImageStudy[Any, Any], model: Model) -> None:
-        """Reads, studies and writes every image; the folder is open."""
-
-        def one(path: Path, image: WorkingImage, advance: Advance) -> Any:
-            result = study.one(image, path, advance)
-            return to_json(study.entry(result)), partial(study.files, result)
-
-        self.study(study.work, model, one, study.steps)
+        """Reads, studies and writes every image under one progress bar; the folder is open."""
+        with self.console.progress(study.work, study.steps * len(self._paths)) as advance:
+            for path in self._paths:
+                done = self._one(path, model, study, advance)
+                advance(study.steps - done)
 
     def open_for(
         self,
@@ -208,18 +199,8 @@ class ImageRun(Run):
         if done:
             self.console.note(f"{len(paths) - len(self._paths)} of the {len(paths)} are done")
 
-    def study(self, what: str, model: Model, study: Study, steps: int) -> None:
-        """Reads, studies and writes every image under one progress bar, titled `what`.
-
-        `study` gets the path, the image and the function to report steps to, of which an image has
-        `steps`; it returns the image's entry and the function that writes its files.
-        """
-        with self.console.progress(what, steps * len(self._paths)) as advance:
-            for path in self._paths:
-                done = self._one(path, model, study, advance)
-                advance(steps - done)
-
-    def _one(self, path: Path, model: Model, study: Study, advance: Advance) -> int:
+    def _one(self, path: Path, model: Model, study: ImageStudy[Any, Any], advance: Advance) -> int:
+        """Studies one image; returns the steps that it has reported."""
         done = 0
 
         def progress(steps: int) -> None:
@@ -230,11 +211,11 @@ class ImageRun(Run):
         before = len(self.folder.files)
         try:
             image = self._data.working(self._places[path], model.preprocess)
-            content, write = study(path, image, progress)
-            entry = dict(content)
+            result = study.one(image, path, progress)
+            entry = to_json(study.entry(result))
             if self._folders:
                 target = self.folder if self._index is None else self.folder.subfolder(path.stem)
-                write(target)
+                study.files(result, target)
                 relative = target.path.relative_to(self.folder.path).as_posix()
                 entry["folder"] = relative
             if self._index is None:
@@ -245,15 +226,11 @@ class ImageRun(Run):
             self.errors.append((str(path), str(error)))
         return done
 
-    def table(
-        self,
-        title: str,
-        columns: Sequence[str],
-        rows_of: Callable[[dict[str, Any]], Sequence[Sequence[object]]],
-    ) -> None:
+    def _table(self, study: ImageStudy[Any, Any]) -> None:
         """Prints the rows of the first images."""
-        first = islice(self.entries, MOST_SHOWN)
-        self.console.table(title, columns, [row for entry in first for row in rows_of(entry)])
+        first = islice(_Records(self.entries, study.kind), MOST_SHOWN)
+        rows = [row for entry in first for row in study.rows(entry)]
+        self.console.table(study.title, study.columns, rows)
         if len(self.entries) > MOST_SHOWN:
             more = len(self.entries) - MOST_SHOWN
             self.console.line(f"… and {more} more images, all of them in images.jsonl")

@@ -14,7 +14,7 @@ from cnnviz.core.output.summary import FinishedRun
 from cnnviz.embeddings import results as embeddings
 from cnnviz.occlusion.measurement import SCORES, load, load_crop
 from cnnviz.occlusion.options import Upsample
-from cnnviz.occlusion.results import Occluded, OcclusionResult
+from cnnviz.occlusion.results import OcclusionResult
 from cnnviz.report.explorer import Explored
 from cnnviz.report.scatter import Scattered, tile
 
@@ -88,12 +88,12 @@ def scorecard(entry: OcclusionResult) -> str:
     return f"Scorecard: {card.verdict}{trust}. {'; '.join(card.reasons)}".strip()
 
 
-def has_scores(run: FinishedRun, entry: Occluded) -> bool:
+def has_scores(run: FinishedRun, entry: OcclusionResult) -> bool:
     """Whether the scores of an image were written."""
     return (run.file(entry.folder) / SCORES).exists()
 
 
-def explored(run: FinishedRun, entry: Occluded) -> Explored:
+def explored(run: FinishedRun, entry: OcclusionResult) -> Explored:
     """An image of `occlude` with its scores."""
     folder = run.file(entry.folder)
     measured, crop = load(folder), load_crop(folder)

@@ -12,7 +12,7 @@ Shapes: C channels, H W rows and columns of the image, h w of a layer's maps, K 
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -80,9 +80,7 @@ def saliency(
     layer = None
     if method is Method.GRAD_CAM:
         layer = default_layer(model) if spec.layer == LAST_CONV else spec.layer
-        logits_K, slopes = _class_activations(model, pixels, targets_of, layer)
-    else:
-        logits_K, slopes = _input_gradients(model, pixels, targets_of)
+    logits_K, slopes = _slopes(model, pixels, targets_of, layer)
     raw_maps = {target: slope.float().cpu() for target, slope in slopes.items()}
     if not all(values.isfinite().all() for values in (logits_K, *raw_maps.values())):
         raise CnnvizError(
@@ -176,31 +174,8 @@ def _matters(model: Model, layer: str, layout: Layout) -> bool:
     return gradient is not None and bool(layout.maps(gradient).any())
 
 
-def _input_gradients(
-    model: Model, pixels_13HW: Tensor, targets_of: _Targets
-) -> tuple[Tensor, dict[int, Tensor]]:
-    """Logits (K,) and, for each target's index, the gradient (3, H, W) of its logit."""
-    leaf = pixels_13HW.detach().requires_grad_(True)
-    slopes = {}
-    with frozen(model.module):
-        # A copy, since the network's first layer may work in place.
-        logits_K = model.logits(leaf.clone())[0]
-        logit_K = model.head.own_logits(logits_K)
-        for target in targets_of(logits_K):
-            (gradient,) = gradients(logit_K[target], [leaf], model.name)
-            if gradient is None:
-                raise CnnvizError(
-                    f"the gradient of {model.name} does not reach the image; "
-                    "cnnviz occlude needs none"
-                )
-            slopes[target] = gradient[0]
-    return logits_K.detach().cpu(), slopes
-
-
-def _class_activations(
-    model: Model, pixels_13HW: Tensor, targets_of: _Targets, layer: str
-) -> tuple[Tensor, dict[int, Tensor]]:
-    """Logits (K,) and, for each target's index, the signed Grad-CAM (h, w) at the layer."""
+def _layout(model: Model, layer: str) -> Layout:
+    """The maps of a layer that the user named."""
     find_layer(model.module, layer, model.name)
     layout = Layouts(model).of([layer]).get(layer)
     if layout is None:
@@ -210,16 +185,33 @@ def _class_activations(
             f"layer '{layer}' of {model.name} returns a vector, not channels of maps; name a "
             "convolution or a block of them with --layer"
         )
+    return layout
+
+
+def _slopes(
+    model: Model, pixels_13HW: Tensor, targets_of: _Targets, layer: str | None
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Logits (K,) and by class the gradient (3, H, W) of its logit, or its Grad-CAM (h, w)."""
+    layout = None if layer is None else _layout(model, layer)
     leaf = pixels_13HW.detach().requires_grad_(True)
     slopes = {}
     with frozen(model.module):
-        with _kept(model.module, layer) as outputs:
+        with nullcontext([leaf]) if layer is None else _kept(model.module, layer) as outputs:
+            # A copy, since the network's first layer may work in place.
             logits_K = model.logits(leaf.clone())[0]
         logit_K = model.head.own_logits(logits_K)
         for target in targets_of(logits_K):
             (gradient,) = gradients(logit_K[target], outputs[-1:], model.name)
+            if gradient is None and layer is None:
+                raise CnnvizError(
+                    f"the gradient of {model.name} does not reach the image; "
+                    "cnnviz occlude needs none"
+                )
             if gradient is None:
                 raise UsageError(f"layer '{layer}' of {model.name} has no influence on the classes")
+            if layout is None:
+                slopes[target] = gradient[0]
+                continue
             weights_C = layout.maps(gradient)[0].float().mean(dim=(1, 2))
             maps_CHW = layout.maps(outputs[-1])[0].detach().float()
             slopes[target] = torch.einsum("c,chw->hw", weights_C, maps_CHW)

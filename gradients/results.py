@@ -69,7 +69,8 @@ class SaliencyResult(Record):
 
     `working` is the working image, `labels` are the class names, `logits_K` the float32 logits on
     the CPU, `head` is what they mean, `reading` the pixels of a dense output that were read, and
-    `place` the place that the user named there (empty for each class's own pixels).
+    `place` the place that the user named there (empty for each class's own pixels). `folder` holds
+    the files of an image of a finished run, relative to the run's.
     """
 
     image: str
@@ -87,6 +88,7 @@ class SaliencyResult(Record):
     head: Hidden[Head] = ABSENT
     reading: Hidden[Reading | None] = ABSENT
     place: Hidden[str] = ABSENT
+    folder: Hidden[str] = ABSENT
 
     @property
     def ranking_K(self) -> Tensor:  # noqa: N802 (a shape)
@@ -99,17 +101,10 @@ class SaliencyResult(Record):
         return self.targets
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Traced(SaliencyResult):
-    """One image of a finished run."""
-
-    folder: Annotated[str, Says("where its files are, relative to the folder of this summary")]
-
-
-def load_run(run: FinishedRun) -> tuple[Traced, ...]:
+def load_run(run: FinishedRun) -> tuple[SaliencyResult, ...]:
     """Reads the images of a run of `saliency`.
 
     Raises:
         CnnvizError: the summary holds something else.
     """
-    return from_json(tuple[Traced, ...], run.summary.results)
+    return from_json(tuple[SaliencyResult, ...], run.summary.results)

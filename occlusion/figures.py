@@ -224,9 +224,9 @@ def _sufficiencies(result: OcclusionResult, entries: Sequence[Sufficiency]) -> F
         _draw_replaced(left, image, entry.fill_CHW, kept_HW)
         title(
             left,
-            f"{region.share:.1%} of the image is enough:\n"
-            f"p({entry.class_}) = {region.probability:.3f} (full image {entry.reading:.3f}, "
-            f"without this region {entry.without:.3f})",
+            f"{entry.class_}: {100 * region.share:.1f} % of the image is enough,\n"
+            f"p = {region.probability:.3f} "
+            f"(full image {entry.reading:.3f}, rest {entry.without:.3f})",
         )
         if losing is None:
             _draw_replaced(middle, image, entry.fill_CHW, torch.zeros_like(kept_HW))
@@ -235,7 +235,7 @@ def _sufficiencies(result: OcclusionResult, entries: Sequence[Sufficiency]) -> F
             _draw_replaced(middle, image, entry.fill_CHW, ~entry.pixels_of(losing))
             title(
                 middle,
-                f"occluding {losing.share:.1%} leaves p = {losing.probability:.3f}:\n"
+                f"occluding {100 * losing.share:.1f} % leaves p = {losing.probability:.3f}:\n"
                 f"{entry.lost_when}",
             )
         _curves(right, entry)
@@ -263,7 +263,7 @@ def _curves(axes: Axes, entry: Sufficiency) -> None:
     axes.tick_params(labelsize=FONT_SIZE - 2)
     axes.legend(fontsize=FONT_SIZE - 1, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    title(axes, f"dotted: {HELD:.0%} of the original probability")
+    title(axes, f"dotted: {100 * HELD:.0f} % of the original probability")
 
 
 def _edges(grid: Grid, axis: int, length: int) -> np.ndarray:
@@ -328,7 +328,9 @@ def _labels(result: OcclusionResult, beneath: Pixels) -> Figure:
     if len(rest):
         names.append((f"{len(rest)} other classes", float(np.isin(winners, rest).mean())))
     handles = [
-        Patch(facecolor=colour, edgecolor="#555555", label=escape(f"{name[:40]}  {share:.1%}"))
+        Patch(
+            facecolor=colour, edgecolor="#555555", label=escape(f"{name[:40]}  {100 * share:.1f} %")
+        )
         for colour, (name, share) in zip(colours, names, strict=False)
     ]
     figure.legend(handles=handles, loc="outside right upper", fontsize=FONT_SIZE - 1, frameon=False)

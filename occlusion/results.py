@@ -162,7 +162,8 @@ def in_pixels(cells_Nrc: Tensor, cell: int, size: tuple[int, ...]) -> Tensor:
 class OcclusionResult(Record):
     """One image: a measurement, and a panel per class and mask, classes outermost.
 
-    `compared` is the score that the panels compare; of a regression `score` is "value".
+    `compared` is the score that the panels compare; of a regression `score` is "value". `folder`
+    holds the files of an image of a finished run, relative to the run's.
     """
 
     image: str
@@ -207,6 +208,7 @@ class OcclusionResult(Record):
     activation: Annotated[Activation | None, OPTIONAL] = None
     measured: Hidden[Measurement] = ABSENT
     compared: Hidden[Score] = ABSENT
+    folder: Hidden[str] = ABSENT
 
     @property
     def panels(self) -> tuple[Panel, ...]:
@@ -226,20 +228,13 @@ class OcclusionResult(Record):
         return tuple(both.map_HW for both in self.agreements if both is not None)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Occluded(OcclusionResult):
-    """One image of a finished run."""
-
-    folder: Annotated[str, Says("where its files are, relative to the folder of this summary")]
-
-
-def load_run(run: FinishedRun) -> tuple[Occluded, ...]:
+def load_run(run: FinishedRun) -> tuple[OcclusionResult, ...]:
     """The images of a run of `occlude`; their measurements are read by `load`, image by image.
 
     Raises:
         CnnvizError: the summary holds something else.
     """
-    return from_json(tuple[Occluded, ...], run.summary.results)
+    return from_json(tuple[OcclusionResult, ...], run.summary.results)
 
 
 def to_arrays(result: OcclusionResult) -> dict[str, np.ndarray]:

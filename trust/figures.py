@@ -130,12 +130,13 @@ def _draw_certainty(
     """Each map, hatched where a variant has another sign."""
     figure, axes = _maps_figure(maps, look)
     for cell, shown in zip(axes, maps, strict=True):
-        certain_HW, share = shown.card.certain_HW, shown.card.certain
+        certain_HW = shown.card.certain_HW
         assert certain_HW is not None  # noqa: S101 (only those are drawn)
+        share = float(certain_HW.double().mean())
         draw_map(cell, shown.map_HW.numpy(), look, unit, over=beneath, limit=look.scale)
         _text, colour, hatch = UNCERTAIN[0]
         hatch_pixels(cell, ~certain_HW.numpy(), colour, hatch)
-        title(cell, f"{shown.name}\nsign certain on {share:.0%} of the image")
+        title(cell, f"{shown.name}\nsign certain on {100 * share:.0f} % of the image")
         bare(cell)
     legend(figure, UNCERTAIN)
     return figure

@@ -23,28 +23,25 @@ class JudgedMap(Judged, ClassRecord):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TrustResult(Record):
-    """One image; `occlusion` is what its maps are compared with."""
+    """One image; `occlusion` is what its maps are compared with.
+
+    `folder` holds the files of an image of a finished run, relative to the run's.
+    """
 
     image: str
     map: Annotated[str, Says("the file it came from, or 'occlusion'")]
     targets: tuple[JudgedMap, ...]
     occlusion: Hidden[OcclusionResult] = ABSENT
+    folder: Hidden[str] = ABSENT
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Trusted(TrustResult):
-    """One image of a finished run."""
-
-    folder: Annotated[str, Says("where its files are, relative to the folder of this summary")]
-
-
-def load_run(run: FinishedRun) -> tuple[Trusted, ...]:
+def load_run(run: FinishedRun) -> tuple[TrustResult, ...]:
     """Reads the images of a run of `trust`.
 
     Raises:
         CnnvizError: the summary holds something else.
     """
-    return from_json(tuple[Trusted, ...], run.summary.results)
+    return from_json(tuple[TrustResult, ...], run.summary.results)
 
 
 def first_target(entry: Any) -> Any:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from cnnviz.core.data.rasters import Raster, is_array, is_raster, read_raster
+from cnnviz.core.data.rasters import Raster, formats, is_array, is_raster, read_raster
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import exists, regular
 from cnnviz.core.models.preprocess import Preprocess
@@ -45,8 +45,6 @@ __all__ = [
     "to_rgb",
 ]
 
-# Formats that Pillow only recognises, or that need another program.
-_NO_PICTURES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 _COMPANIONS = frozenset(
     {".cfg", ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".md", ".py", ".txt", ".xml"}
     | {".yaml", ".yml"}
@@ -186,7 +184,7 @@ def read_rgb(path: str | Path) -> Image.Image:
 def decode_rgb(content: Path | BinaryIO, path: str | Path) -> Image.Image:
     """Decodes the content of an image file, which messages call `path`; see `read_rgb`."""
     try:
-        with Image.open(content) as file:
+        with Image.open(content, formats=formats()) as file:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and file.width * file.height > limit:
                 raise Image.DecompressionBombError(f"{file.width}x{file.height} is over {limit}")
@@ -286,7 +284,7 @@ def file_crop(image: WorkingImage, longest: int = 640) -> NDArray[np.uint8] | No
 def suffixes() -> frozenset[str]:
     """The lower-case suffixes of the formats that Pillow can decode here."""
     known = Image.registered_extensions()
-    return frozenset(s for s, kind in known.items() if kind in Image.OPEN.keys() - _NO_PICTURES)
+    return frozenset(s for s, kind in known.items() if kind in formats())
 
 
 def _is_hidden(path: Path) -> bool:

@@ -6,6 +6,7 @@ values are refused with the remedy.
 """
 
 import math
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,10 @@ from cnnviz.core.files import DAMAGE, LARGEST, open_arrays, regular
 from cnnviz.core.models.preprocess import Preprocess
 
 ARRAYS = frozenset({".npy", ".npz"})
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"),
+    *("AVIF", "DIB", "ICO", "JPEG2000", "MPO", "PCX", "PPM", "SGI", "TGA"),
+)
 TIFFS = frozenset({".tif", ".tiff"})
 Raster = NDArray[np.float32]
 
@@ -91,6 +96,16 @@ def _read_npy(path: Path) -> NDArray[np.generic]:
     return array
 
 
+@cache
+def formats() -> tuple[str, ...]:
+    """The formats that may be decoded, by Pillow's names, regardless of a file's suffix.
+
+    Other decoders are never called: one of them starts another program (EPS: Ghostscript).
+    """
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
 def _most_pixels() -> float:
     return Image.MAX_IMAGE_PIXELS or math.inf
 
@@ -109,7 +124,7 @@ def _read(path: Path) -> NDArray[np.generic]:
             if series.nbytes > LARGEST:
                 raise ValueError(f"it is larger than {LARGEST:,} bytes")
             return np.asarray(series.asarray())
-    with Image.open(path) as picture:
+    with Image.open(path, formats=formats()) as picture:
         if picture.width * picture.height > _most_pixels():
             raise ValueError("it has more pixels than Pillow's safety limit")
         return np.asarray(ImageOps.exif_transpose(picture))

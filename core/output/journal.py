@@ -177,11 +177,12 @@ def _read(path: Path) -> tuple[dict[str, Any], Progress]:
     try:
         with open_arrays(path) as file:
             header = _header(path, bytes(file[_HEADER]).decode() if _HEADER in file else "{}")
-            names = [name for name in file if name != _HEADER]
-            if path.stat().st_size > IN_MEMORY:
-                arrays = {name: mapped(path, name) for name in names}
-            else:
-                arrays = {name: file[name] for name in names}
+            large = _mapped(path) if path.stat().st_size > IN_MEMORY else {}
+            arrays = {
+                name: large[name] if name in large else file[name]
+                for name in file
+                if name != _HEADER
+            }
         block, done = Block(*map(int, header["block"])), int(header["done"])
         errors = {int(place): str(message) for place, message in header["errors"]}
         if not 0 <= block.start <= done <= block.stop <= block.total:
@@ -195,20 +196,22 @@ def _read(path: Path) -> tuple[dict[str, Any], Progress]:
         raise _damaged(path) from error
 
 
-def mapped(path: Path, name: str) -> NDArray[Any]:
-    """An array of an .npz file, mapped from the file if it is large and stored uncompressed."""
-    with zipfile.ZipFile(path) as archive:
-        entry = archive.getinfo(f"{name}.npy")
-    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size <= IN_MEMORY:
-        with open_arrays(path) as file:
-            return file[name]
-    with path.open("rb") as stream:
-        stream.seek(entry.header_offset + 26)
-        lengths = struct.unpack("<HH", stream.read(4))
-        stream.seek(sum(lengths), os.SEEK_CUR)
-        np.lib.format.read_magic(stream)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-        return np.memmap(stream, dtype, "r", stream.tell(), shape)
+def _mapped(path: Path) -> dict[str, NDArray[Any]]:
+    """The large, uncompressed arrays of an .npz file, mapped from the file."""
+    arrays: dict[str, NDArray[Any]] = {}
+    with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
+        for entry in archive.infolist():
+            if entry.compress_type == zipfile.ZIP_STORED and entry.file_size > IN_MEMORY:
+                stream.seek(entry.header_offset + 26)
+                lengths = struct.unpack("<HH", stream.read(4))
+                stream.seek(sum(lengths), os.SEEK_CUR)
+                np.lib.format.read_magic(stream)
+                shape, by_column, dtype = np.lib.format.read_array_header_1_0(stream)
+                if by_column or dtype.hasobject:  # numpy would take bytes of the file for pointers
+                    raise ValueError(f"{entry.filename} is not a plain array")
+                name = entry.filename.removesuffix(".npy")
+                arrays[name] = np.memmap(stream, dtype, "r", stream.tell(), shape)
+    return arrays
 
 
 def _check_arrays(progress: Progress, like: Arrays, axes: Mapping[str, int]) -> None:

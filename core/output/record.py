@@ -53,7 +53,7 @@ class Says:
         Args:
             description: for the schema.
             optional: the key is absent where the value is None (NaN becomes null).
-            null: for the schema: an optional key may be null, too (the value can be NaN).
+            null: an optional key may be null, too, where the value is NaN.
             hidden: for Python alone: neither in JSON nor in tables (tensors, member rows).
             only: "json" or "csv", for what only one of them has.
             digits: significant digits in JSON; the record's `DIGITS` if None.
@@ -69,7 +69,12 @@ class Says:
         """The type's own check, then the ranges."""
         if self.hidden:
             return core_schema.any_schema()
-        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+        checked = core_schema.no_info_after_validator_function(self._checked, handler(source))
+        if not self.null:
+            return checked
+        return core_schema.no_info_before_validator_function(
+            lambda value: math.nan if value is None else value, checked
+        )
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
         """The schema of the type, with the description and the keywords."""

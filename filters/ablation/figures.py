@@ -19,7 +19,6 @@ from matplotlib.patches import Patch
 from cnnviz.core.choices import Colormap
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.models.load import Model
-from cnnviz.core.output import style
 from cnnviz.core.output.drawing import (
     add_colorbar,
     bare,

@@ -11,7 +11,7 @@ Shapes: C channels, H W rows and columns.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -30,6 +30,9 @@ from cnnviz.core.models.zoo.published import ANOTHER_FILE, Architecture, Publish
 PRETRAINED = "pretrained"
 SIDES = (320, 240)
 """Columns and rows of the test images; neither equals a usual crop."""
+MAX_LABELS = 1_000_000
+IMPLEMENTATIONS = (None, "eager", "sdpa")
+"""Of attention and experts, those whose code is in torch and transformers."""
 MODES = ("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming")
 ALIKE = 2 / 255
 """Mean difference of pixels up to which two ways to resize are the same: they round differently."""
@@ -121,7 +124,9 @@ def transformers_architecture(name: str) -> Architecture:
         raise UsageError(f"--model {name}: there is no config.json in that folder")
     kind = transformers.AutoModelForImageClassification
     with fetched(f"the configuration and weights of {name}", source, "name a folder that has them"):
-        config = transformers.AutoConfig.from_pretrained(source)
+        _check_labels(transformers.PretrainedConfig.get_config_dict(source)[0], name)
+        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+    _use_own_kernels(config)
     if type(config) not in kind._model_mapping:
         raise CnnvizError(
             f"{name} is a network of the type '{config.model_type}', for which transformers has no "
@@ -136,20 +141,41 @@ def transformers_architecture(name: str) -> Architecture:
             options["image_size"] = size[0]
         options.pop("num_labels", None)
         try:
-            module: nn.Module = kind.from_config(type(config)(**options))
+            module: nn.Module = kind.from_config(
+                _use_own_kernels(type(config)(**options)), trust_remote_code=False
+            )
         except USER_CODE_ERRORS as error:  # of the library, and of the file's content
             raise CnnvizError(f"{name} cannot be built: {one_line(error)}") from error
         return module
 
     def network(_size: tuple[int, int]) -> nn.Module:
         with fetched(f"the weights of {name}", source, ANOTHER_FILE):
-            module: nn.Module = kind.from_pretrained(source)
+            module: nn.Module = kind.from_pretrained(source, config=config, trust_remote_code=False)
         return module
 
     preprocess, notes = _transformers_preprocess(transformers, source, name, config)
     labels = _transformers_labels(config)
     entry = Published(PRETRAINED, preprocess, labels, network=network, notes=notes)
     return Architecture(name, make, True, {PRETRAINED: entry}, PRETRAINED)
+
+
+def _use_own_kernels(config: Any) -> Any:
+    """The configuration without implementations of layers that transformers would download."""
+    parts = [getattr(config, key, None) for key in getattr(config, "sub_configs", {})]
+    for part in [config, *filter(None, parts)]:
+        for key in ("_attn_implementation", "_experts_implementation"):
+            if getattr(part, key, None) not in IMPLEMENTATIONS:
+                setattr(part, key, None)
+    return config
+
+
+def _check_labels(content: Mapping[str, Any], name: str) -> None:
+    """Refuses a number of classes for which transformers would fill the memory with names."""
+    count = content.get("num_labels", 0)
+    if not isinstance(count, int) or count > MAX_LABELS:
+        raise CnnvizError(
+            f"{name}: num_labels is {str(count)[:40]}; at most {MAX_LABELS:,} classes are read"
+        )
 
 
 def _transformers_labels(config: Any) -> tuple[str, ...]:
@@ -164,7 +190,7 @@ def _transformers_preprocess(
 ) -> tuple[Preprocess, tuple[str, ...]]:
     """The preprocessing of its image processor; ImageNet's, with a note, if it has none."""
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(source)
+        processor = transformers.AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     except USER_CODE_ERRORS as error:  # of the library, and of its dependencies
         size = config.image_size if isinstance(getattr(config, "image_size", None), int) else None
         return plain(size), (

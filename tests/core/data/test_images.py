@@ -1,5 +1,8 @@
 import math
 import os
+import re
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from cnnviz.core.data.images import (
     read_image,
     read_rgb,
 )
+from cnnviz.core.data.rasters import read_raster
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.zoo.published import of_torchvision
 
@@ -342,3 +346,31 @@ def test_linked_folders_are_read_once_and_folders_left_out_are_said(
     monkeypatch.setattr(os, "scandir", closed)  # root may read anything
     assert images_below(tmp_path / "data") == found[:1]
     assert "dog (Permission denied)" in caplog.text
+
+
+EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 20 20
+%%EndComments
+(%pipe%touch mark) (w) file
+showpage
+%%EOF
+"""
+FITS = b"SIMPLE  =                    T".ljust(80) + b"BITPIX  =                    8".ljust(80)
+PSD = b"8BPS\0\1" + bytes(6) + b"\0\3" + b"\0\0\0\x14" * 2 + b"\0\x08\0\3" + bytes(64)
+WMF = b"\xd7\xcd\xc6\x9a" + bytes(100)
+
+
+@pytest.mark.parametrize("content", [EPS, FITS, PSD, WMF], ids=["eps", "fits", "psd", "wmf"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".eps"])
+def test_only_decoders_of_pictures_are_called(
+    content: bytes, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *words, **_: started.append(words))
+    path = tmp_path / f"c{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(CnnvizError, match="is not an image that can be read"):
+        read_rgb(path)
+    with pytest.raises(CnnvizError, match=re.escape(str(path))):
+        read_raster(path, replace(SMALL, mean=(0.5,), std=(0.5,)))
+    assert started == []

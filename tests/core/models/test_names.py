@@ -1,5 +1,6 @@
 """Networks by timm's and Hugging Face's names, and ONNX files: the libraries' own numbers."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -133,10 +134,10 @@ NETWORKS: dict[str, tuple[Any, Any]] = {
         T.ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1]),
         T.ConvNextImageProcessor(size={"shortest_edge": 384}),
     ),
-    "vit": (T.ViTConfig(**VIT), T.ViTImageProcessor(size=SQUARE)),
+    "vit": (transformers.ViTConfig(**VIT), transformers.ViTImageProcessor(size=SQUARE)),
     "swin": (
         T.SwinConfig(image_size=SIDE, embed_dim=8, depths=[2, 2], num_heads=[2, 2], window_size=4),
-        T.ViTImageProcessor(size=SQUARE, image_mean=[0.4, 0.5, 0.6]),
+        transformers.ViTImageProcessor(size=SQUARE, image_mean=[0.4, 0.5, 0.6]),
     ),
     "beit": (T.BeitConfig(**VIT), T.BeitImageProcessor(size=SQUARE, do_center_crop=False)),
     "deit": (
@@ -245,7 +246,7 @@ def test_a_hugging_face_network_by_its_id_from_the_cache(hub: Path, tmp_path: Pa
     assert not torch.allclose(random.logits(images), network(images).logits)
 
 
-def test_hugging_face_folders_with_faults(tmp_path: Path) -> None:
+def test_hugging_face_folders_with_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hugging_face("vit", tmp_path / "vit")
     (tmp_path / "vit" / "preprocessor_config.json").unlink()
     model = load_model(f"hf:{tmp_path / 'vit'}")
@@ -263,12 +264,41 @@ def test_hugging_face_folders_with_faults(tmp_path: Path) -> None:
     with pytest.raises(CnnvizError, match="of the type 'bert', for which transformers has no"):
         load_model(f"hf:{tmp_path / 'text'}")
     (tmp_path / "code").mkdir()
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))  # nobody may agree to run it
     asked = {"auto_map": {"AutoConfig": "evil.Config"}, "model_type": "evil"}
     (tmp_path / "code" / "config.json").write_text(json.dumps(asked))
     (tmp_path / "code" / "evil.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')")
     with pytest.raises(CnnvizError, match="hf:"):
         load_model(f"hf:{tmp_path / 'code'}")
     assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
+def test_code_that_comes_with_a_known_architecture_is_not_run(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        image_size=8, patch_size=4, num_labels=3,
+    )  # fmt: skip
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+    transformers.ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path)
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')")
+    names = ("AutoConfig", "AutoModelForImageClassification", "AutoImageProcessor")
+    content = json.loads((tmp_path / file).read_text())
+    content["auto_map"] = dict.fromkeys(names, "evil.Evil")
+    content["_attn_implementation_internal"] = content["_attn_implementation"] = "some/kernel"
+    (tmp_path / file).write_text(json.dumps(content))
+    model = load_model(f"hf:{tmp_path}")
+    assert model.classes == 3
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_configuration_of_a_billion_classes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "num_labels": 1000000000}')
+    with pytest.raises(CnnvizError, match="num_labels is 1000000000; at most 1,000,000 classes"):
+        load_model(f"hf:{tmp_path}")
 
 
 def onnx_file(path: Path, batch: int | str = "n", outputs: int = 1, last: bool = False) -> Path:

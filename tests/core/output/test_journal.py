@@ -11,6 +11,7 @@ import torch
 
 from cnnviz.core.data.shards import Block
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.output import journal
 from cnnviz.core.output.journal import LINES, Arrays, Journal, Lines, join
 from cnnviz.core.output.run_folder import UNFINISHED, RunFolder
 from cnnviz.embeddings import features
@@ -64,8 +65,8 @@ def _write(folder: Path, make: Callable[[range], Arrays]) -> list[Path]:
     paths = []
     for start, stop in BLOCKS:
         paths.append(folder / f"{start}.npz")
-        journal = Journal(paths[-1], IDENTITY, Block(start, stop, 20))
-        journal.save(stop, {start: f"image {start}"}, make(range(start, stop)))
+        saved = Journal(paths[-1], IDENTITY, Block(start, stop, 20))
+        saved.save(stop, {start: f"image {start}"}, make(range(start, stop)))
     return paths
 
 
@@ -163,6 +164,38 @@ def test_arrays_of_other_shapes_are_refused(tmp_path: Path, changes: dict[str, A
     np.savez(path, **arrays)
     with pytest.raises(CnnvizError, match="is damaged"):
         again.load(like, tally.AXES)
+
+
+def test_large_arrays_are_mapped_and_objects_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, arrays = tmp_path / "tally.npz", _tally(range(3))
+    Journal(path, IDENTITY, Block(0, 3, 20)).save(3, {}, arrays)
+    monkeypatch.setattr(journal, "IN_MEMORY", 150)
+    again = Journal(path, IDENTITY, Block(0, 3, 20), resume=True)
+    progress = again.load({})
+    assert progress is not None
+    assert isinstance(progress.arrays["answers"], np.memmap)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(progress.arrays[name], array)
+    with np.load(path) as file:
+        stored = dict(file)
+    stored["answers"] = np.asfortranarray(np.ones((20, 20)))
+    np.savez(path, **stored)
+    with pytest.raises(CnnvizError, match="is damaged"):
+        again.load({})
+    stored["answers"] = np.zeros(100, np.int64)
+    np.savez(path, **stored)
+    content = path.read_bytes()
+    assert content.count(b"'<i8', 'fortran_order': False, 'shape': (100,)") == 1
+    path.write_bytes(
+        content.replace(
+            b"'<i8', 'fortran_order': False, 'shape': (100,)",
+            b"'|O8', 'fortran_order': False, 'shape': (100,)",
+        )
+    )
+    with pytest.raises(CnnvizError, match="is damaged"):
+        again.load({})
 
 
 def test_another_share_and_another_version_are_refused(tmp_path: Path) -> None:
