@@ -30,12 +30,12 @@ REFUSALS: dict[str, dict[str, str]] = {
     "SplitColumns": NO_GRAPH,
     "OneAtATime": {"activations": "is invalid for input", "max-patches": "is invalid for input"},
     "TestTimeFlip": {
-        "activations": "nobody knows where the units of 'a' look",
+        "activations": "the positions of the units of 'a' are not known",
         "tsne": "the classifier head was not found",
     },
     "Detached": NO_GRADIENT,
     "NoGradient": NO_GRADIENT,
-    "Sigmoid": {"audit": "classes that stand on their own"},
+    "Sigmoid": {"audit": "has independent classes"},
 }
 # How many pixels a unit of `b` sees, where the place is kept; else it sees everything.
 SIZES = {
@@ -53,9 +53,9 @@ NOTES = {
     **dict.fromkeys(("OneAtATime", "AssertsOne"), "mixes the images"),
     **dict.fromkeys(RANDOM, "is stochastic"),
     "Softmax": "returns probabilities: ",
-    "Sigmoid": "a probability for each class on its own",
-    **dict.fromkeys(("Tuple", "Dict", "Dataclass", "NamedTuple"), "is taken"),
-    **dict.fromkeys(("OneLogit", "OneFlatLogit", "OneProbability"), "one number a picture"),
+    "Sigmoid": "an independent probability for each class",
+    **dict.fromkeys(("Tuple", "Dict", "Dataclass", "NamedTuple"), "is used"),
+    **dict.fromkeys(("OneLogit", "OneFlatLogit", "OneProbability"), "one number per image"),
 }
 MASK, STRIDE = 6, 5
 # One of each kind: an odd forward pass, outputs, heads, batches, gradients, randomness, tracing.

@@ -10,6 +10,7 @@ from PIL import Image
 
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.output import summary
+from cnnviz.core.output.record import from_json
 from cnnviz.core.output.summary import FinishedRun, read_summary, run_folders
 
 CONTENT: dict[str, Any] = {
@@ -120,10 +121,14 @@ def _division() -> None:
     raise ZeroDivisionError
 
 
-@pytest.mark.parametrize("work", [_lookup, _division])
+def _invalid() -> None:
+    from_json(tuple[int, ...], ["x"])
+
+
+@pytest.mark.parametrize("work", [_lookup, _division, _invalid])
 def test_damage_is_an_error_of_one_line(tmp_path: Path, work: Callable[[], None]) -> None:
     run = read_summary(written(tmp_path))
-    with pytest.raises(CnnvizError, match="damaged or incomplete"), run.reading():
+    with pytest.raises(CnnvizError, match="are damaged or "), run.reading():
         work()
 
 

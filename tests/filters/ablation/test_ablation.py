@@ -271,9 +271,9 @@ class ChannelsLast(nn.Module):
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        ("head", r"layer 'head' puts out \(N, C\), no maps"),
-        ("wide", r"layer 'wide' puts out \(N, H, W, C\), no maps"),
-        ("gelu", r"layer 'gelu' puts out \(N, H, W, C\), no maps"),
+        ("head", r"layer 'head' outputs \(N, C\), not maps"),
+        ("wide", r"layer 'wide' outputs \(N, H, W, C\), not maps"),
+        ("gelu", r"layer 'gelu' outputs \(N, H, W, C\), not maps"),
         ("unused", "layer 'unused' does not run in a forward pass"),
         ("convv", "no layer 'convv' in planted; the nearest are conv"),
     ],
@@ -304,7 +304,7 @@ def test_archives_are_refused_with_the_remedy(model: Model) -> None:
         (AblationSpec(), "nothing to ablate; give --filters"),
         (AblationSpec(filters=("conv:0",), cumulative=True), "--cumulative needs --sweep"),
         (AblationSpec(filters=("conv:4",)), "no channel 4 .* 0 to 3"),
-        (AblationSpec(sweep=("linear",)), "layer 'linear' puts out"),
+        (AblationSpec(sweep=("linear",)), "layer 'linear' outputs"),
         (AblationSpec(sweep=("nothing*",)), r"no layer matches 'nothing\*'"),
     ],
 )
