@@ -34,7 +34,7 @@ from cnnviz.core.output.record import (
     from_json,
     from_table,
 )
-from cnnviz.core.output.summary import DataRecord, read_summary
+from cnnviz.core.output.summary import DataRecord, FinishedRun, read_summary
 
 TABLE = "images.csv"
 
@@ -219,7 +219,7 @@ def _unknown(value: object) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def load(folder: Path) -> AuditResult:
+def load(folder: Path | FinishedRun) -> AuditResult:
     """Reads the results of a finished run of `cnnviz audit`.
 
     Raises:

@@ -118,7 +118,7 @@ def explored(run: FinishedRun, entry: OcclusionResult) -> Explored:
 
 def scattered(run: FinishedRun) -> Scattered:
     """The maps of `tsne`, with small pictures of the images."""
-    result = embeddings.load(run.folder)
+    result = embeddings.load(run)
     return Scattered(
         names=result.image_names,
         maps={map_.name: map_.places_N2.astype(np.float64) for map_ in result.maps},

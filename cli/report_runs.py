@@ -179,7 +179,7 @@ def page_of(runs: Sequence[FinishedRun], megabytes: float, title: str) -> tuple[
         if room.left < 0:
             minimum = (limit - room.left) / 1e6
             raise UsageError(
-                f"--max-mb {megabytes:g} is too small: an empty page has {minimum:.1f}"
+                f"--max-mb {megabytes:g} is too small: an empty page takes {minimum:.1f} MB"
             )
         pages = Pages(room)
         page = render(title, list(_sections(pages, runs)), pages.left_out)

@@ -47,7 +47,7 @@ class Units:
 
     def _read_patches(self, run: FinishedRun) -> None:
         self._runs.append(run)
-        for entry in patches.load(run.folder).filters:
+        for entry in patches.load(run).filters:
             unit = self._unit(entry.layer, entry.filter)
             unit.numbers["fires on"] = entry.active_share
             unit.numbers["highest"] = entry.highest
@@ -67,7 +67,7 @@ class Units:
                 unit.patches.append([place, *box, patch.score, patch.class_ or ""])
 
     def _read_kernels(self, run: FinishedRun) -> None:
-        for layer in kernels.load(run.folder).layers:
+        for layer in kernels.load(run).layers:
             twin_F, cosine_F = most_similar(layer.kernels)
             for number, kernel in enumerate(layer.kernels):
                 unit = self._unit(layer.layer, number)
@@ -84,7 +84,7 @@ class Units:
                 unit.kernel = pixels_address(kernel_pixels(kernel))
 
     def _read_sweep(self, run: FinishedRun) -> None:
-        for effect in ablation.load(run.folder).effects:
+        for effect in ablation.load(run).effects:
             unit = self._unit(effect.layer, effect.filter)
             unit.numbers["off: change"] = effect.change
             if effect.p_value is not None:
@@ -94,7 +94,7 @@ class Units:
                 unit.numbers["hurts by"] = effect.hurts_change
 
     def _read_layers(self, run: FinishedRun) -> None:
-        rows = {row.name: row for row in layers.load(run.folder).layers}
+        rows = {row.name: row for row in layers.load(run).layers}
         for (layer, _), unit in self._units.items():
             if layer in rows and (field := rows[layer].receptive_field):
                 size_y, size_x, jump_y, jump_x, *_ = field.texts

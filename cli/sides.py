@@ -145,7 +145,7 @@ def _occlude(run: FinishedRun) -> ComparedRun:
 
 
 def _audit(run: FinishedRun) -> ComparedRun:
-    result = audits.load(run.folder)
+    result = audits.load(run)
     rows, size = result.rows, run.summary.model.input_size if run.summary.model else (0, 0)
     place_of = {image: place for place, image in enumerate(rows.images)}
     maps_NP = rows.maps_NRC.reshape(len(rows), -1)
@@ -181,7 +181,7 @@ def _pair(sides: Sequence[int]) -> tuple[int, int]:
 
 
 def _tsne(run: FinishedRun) -> ComparedRun:
-    result = embeddings.load(run.folder)
+    result = embeddings.load(run)
     features_ND, images = read_vectors(run.file(FEATURES))
     if result.image_names != images:
         raise CnnvizError(f"{run.folder}: its table and its features are of other images")
@@ -191,7 +191,7 @@ def _tsne(run: FinishedRun) -> ComparedRun:
 
 
 def _filters(run: FinishedRun) -> ComparedRun:
-    result = kernels.load(run.folder)
+    result = kernels.load(run)
     layers = {
         layer.layer: Layer(
             tuple(range(layer.filters)),
@@ -223,7 +223,7 @@ def _by_layer(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
 
 
 def _max_patches(run: FinishedRun) -> ComparedRun:
-    result = patches.load(run.folder)
+    result = patches.load(run)
     layers = {
         name: Layer(
             tuple(entry.filter for entry in entries),
@@ -244,7 +244,7 @@ def _max_patches(run: FinishedRun) -> ComparedRun:
 
 
 def _ablate(run: FinishedRun) -> ComparedRun:
-    result, answers = ablation.load(run.folder), None
+    result, answers = ablation.load(run), None
     if stored := result.predictions:
         classes = stored["classes"]
         answers = Answers(

@@ -30,7 +30,7 @@ from cnnviz.core.output.record import (
     from_table,
     rounded,
 )
-from cnnviz.core.output.summary import DataRecord, read_summary
+from cnnviz.core.output.summary import DataRecord, FinishedRun, read_summary
 from cnnviz.embeddings.features import Features
 from cnnviz.embeddings.neighbors import Neighbors
 from cnnviz.embeddings.options import Method
@@ -196,7 +196,7 @@ def _neighbor_rows(result: EmbeddingResult) -> Iterator[tuple[object, ...]]:
         yield tuple(row)
 
 
-def load(folder: Path) -> Embedding:
+def load(folder: Path | FinishedRun) -> Embedding:
     """Reads the results of a finished run of `cnnviz tsne`.
 
     Raises:

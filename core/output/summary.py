@@ -218,13 +218,15 @@ def run_folders(named: Path) -> list[Path]:
     return below
 
 
-def read_summary(folder: Path) -> FinishedRun:
+def read_summary(folder: Path | FinishedRun) -> FinishedRun:
     """Reads and checks the summary of a finished run, from its folder or its own path.
 
     Raises:
         UsageError: it is not a summary of cnnviz.
         CnnvizError: it does not exist or cannot be read.
     """
+    if isinstance(folder, FinishedRun):  # whose summary may not be on disk yet (`--report`)
+        return folder
     path = folder / SUMMARY if folder.is_dir() else folder
     if (size := regular(path).stat().st_size) > LARGEST:
         raise UsageError(f"'{path}' has {size:,} bytes; a summary has at most {LARGEST:,}")

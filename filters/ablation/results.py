@@ -27,7 +27,7 @@ from cnnviz.core.output.record import (
     table,
 )
 from cnnviz.core.output.run_folder import RunFolder
-from cnnviz.core.output.summary import DataRecord, read_summary
+from cnnviz.core.output.summary import DataRecord, FinishedRun, read_summary
 from cnnviz.filters.ablation import evaluation
 from cnnviz.filters.ablation.evaluation import (
     ClassChange,
@@ -313,7 +313,7 @@ def write(result: AblationResult, folder: RunFolder) -> None:
         folder.write_npz(PREDICTIONS, **result.predictions)
 
 
-def load(folder: Path) -> AblationResult:
+def load(folder: Path | FinishedRun) -> AblationResult:
     """Reads the result of a finished run.
 
     Raises:

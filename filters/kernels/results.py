@@ -21,7 +21,7 @@ from cnnviz.core.output.record import (
     Unsigned,
     from_json,
 )
-from cnnviz.core.output.summary import ModelRecord, read_summary
+from cnnviz.core.output.summary import FinishedRun, ModelRecord, read_summary
 
 KERNELS = "kernels.npz"
 """The kernels (F, C, H, W) of each layer, as `kernels.<layer>`."""
@@ -134,7 +134,7 @@ class FilterResults(Record):
     compared: tuple[Compared, ...] = ()
 
 
-def load(folder: Path) -> FilterResults:
+def load(folder: Path | FinishedRun) -> FilterResults:
     """Reads the results of a finished run, with the kernels of its layers.
 
     Raises:

@@ -18,7 +18,7 @@ from cnnviz.core.output.record import (
     Unsigned,
     from_json,
 )
-from cnnviz.core.output.summary import read_summary
+from cnnviz.core.output.summary import FinishedRun, read_summary
 
 Pair = Annotated[tuple[float | None, ...], Says(minItems=2, maxItems=2, digits=17)]
 """Vertical, horizontal; None for infinity, which JSON does not have."""
@@ -147,7 +147,7 @@ class Inventory(Record):
         return [row for row in rows if row.activations is not None]
 
 
-def load(folder: Path) -> Inventory:
+def load(folder: Path | FinishedRun) -> Inventory:
     """Reads the results of a finished run.
 
     Raises:

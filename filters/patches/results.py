@@ -19,7 +19,7 @@ from cnnviz.core.output.record import (
     Unsigned,
     from_json,
 )
-from cnnviz.core.output.summary import DataRecord, read_summary
+from cnnviz.core.output.summary import DataRecord, FinishedRun, read_summary
 from cnnviz.filters.patches.options import Crop, Ranking
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -120,7 +120,7 @@ class MaxPatches(Record):
         return replace(self, layers=tuple(layers))
 
 
-def load(folder: Path) -> MaxPatches:
+def load(folder: Path | FinishedRun) -> MaxPatches:
     """Reads the results of a finished run.
 
     Raises:

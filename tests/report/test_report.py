@@ -260,7 +260,7 @@ def test_refusals_say_why(
     assert "is a folder" in refused(own, "--out", str(tmp_path))
     (tmp_path / "mine.html").write_text("<p>mine</p>")
     mine = refused(own, "--out", str(tmp_path / "mine.html"), "--overwrite")
-    assert "no page of cnnviz" in mine
+    assert "not a page of cnnviz" in mine
     assert (tmp_path / "mine.html").read_text() == "<p>mine</p>"
     assert run(["report", own, "--out", str(page), "--quiet"]) == 0
     assert "use --overwrite" in refused(own, "--out", str(page))

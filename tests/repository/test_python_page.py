@@ -11,7 +11,7 @@ BLOCKS = {page: re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.S
 DEEP = re.compile(r"(?:from|import) cnnviz\.\w+\.\w+")
 ANALYSES = (
     "occlude", "render", "saliency", "trust", "layers", "filters", "activations", "max-patches",
-    "ablate", "tsne",
+    "ablate", "tsne", "audit",
 )  # fmt: skip
 
 
