@@ -93,10 +93,10 @@ def test_more_neighbours_than_points_are_refused(k):
 
 
 def test_whole_rows_hold_no_more_pairs_than_allowed():
-    tiles = list(neighbors.row_tiles(500, most_pairs=5000))
+    tiles = list(neighbors.row_tiles(500, max_pairs=5000))
     assert np.concatenate(tiles).tolist() == list(range(500))
     assert max(len(rows) for rows in tiles) * 500 == 5000
-    assert len(next(neighbors.row_tiles(10, most_pairs=3))) == 1
+    assert len(next(neighbors.row_tiles(10, max_pairs=3))) == 1
 
 
 def test_of_very_many_points_nearly_all_neighbours_are_found(monkeypatch):

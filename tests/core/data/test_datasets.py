@@ -114,7 +114,7 @@ def test_manifest_with_class_indices_keeps_their_order(tmp_path: Path) -> None:
         ("m.csv", b"\xff\xfe\x00", "is not UTF-8"),
         ("m.jsonl", b'{"path": "a"\n', "line 1: "),
         ("m.jsonl", b'{"path": "a"}\n{"label": 3}\n', "line 2: expected an object with path"),
-        ("m.jsonl", b"[1]\n", "line 1: it takes an object"),
+        ("m.jsonl", b"[1]\n", "line 1: expected an object"),
     ],
 )
 def test_malformed_manifest_is_one_line(

@@ -156,7 +156,7 @@ def bad_tars(folder: Path) -> dict[str, tuple[list[Path], str]]:
         "empty": ([tar(folder / "empty.tar", [])], "but no file"),
         "mixed": ([whole, other], "only with tar files"),
         "label": ([tar(folder / "label.tar", label)], "label of a cannot be read"),
-        "backwards": ([folder / "x-{3..1}.tar"], "backwards"),
+        "backwards": ([folder / "x-{3..1}.tar"], "is empty"),
         "folder": ([folder / "d.tar"], "is a folder"),
     }
 
