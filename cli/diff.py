@@ -39,7 +39,7 @@ def diff(given: DiffCommand) -> None:
     """Runs `cnnviz diff`."""
     run = Run("diff", given.output)
     _check_folders(given.runs, run.root)
-    a, b = map(read_run, given.runs)
+    a, b = (read_run(folder, given.data) for folder in given.runs)
     result = compare(a.side, b.side, given.spec)
     if given.max_flips is not None and result.predictions is None:
         raise UsageError("--max-flips needs runs with predictions (occlude, audit, tsne, ablate)")

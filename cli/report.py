@@ -19,7 +19,10 @@ def report(given: ReportCommand) -> None:
     current().command = "report"
     required("bokeh", "report", EXTRA)
     _check_page(given.out, overwrite=given.overwrite)
-    runs = [read_summary(folder) for named in given.runs for folder in run_folders(named)]
+    folders = [folder for named in given.runs for folder in run_folders(named)]
+    runs = [read_summary(folder, given.data) for folder in folders]
+    if not given.quiet and any(run.data.closed for run in runs):
+        say("note: images of data sets are shown only from folders named with --data")
     title = ", ".join(dict.fromkeys(f"cnnviz {run.command}" for run in runs))
     page, left_out = page_of(runs, given.max_mb, title)
     given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -210,5 +210,5 @@ def page_of_new(
     results = content["results"]
     plain = results if results is None or isinstance(results, dict | list) else list(results)
     written: dict[str, Any] = json.loads(json.dumps({**content, "results": plain}))
-    run = FinishedRun.of(folder, written)
+    run = FinishedRun.of(folder, written, images_below=None)
     return page_of([run], megabytes, f"cnnviz {run.command}")

@@ -54,8 +54,8 @@ class ComparedRun:
     result: FilterResults | MaxPatches | None = None
 
 
-def read_run(named: Path) -> ComparedRun:
-    """Reads a finished run that can be compared.
+def read_run(named: Path, images_below: Sequence[Path] = ()) -> ComparedRun:
+    """Reads a finished run that can be compared; `read_summary` says what `images_below` is.
 
     Raises:
         UsageError: there is none in the folder, or it is a shard, or its command is not compared.
@@ -64,7 +64,7 @@ def read_run(named: Path) -> ComparedRun:
     folders = run_folders(named)
     if len(folders) > 1:
         raise UsageError(f"{named} holds {len(folders)} runs; name one of them: {folders[0]}")
-    run = read_summary(folders[0])
+    run = read_summary(folders[0], images_below)
     if run.command not in READERS:
         raise UsageError(
             f"{run.folder} is a run of {run.command}; diff compares runs of "

@@ -12,6 +12,17 @@ from cnnviz.core.output.look import Look
 from cnnviz.diff.options import DiffSpec
 from cnnviz.report.options import MEGABYTES, PAGE
 
+Data = Annotated[
+    tuple[Path, ...],
+    Option(
+        "Folder of the images of the runs' data set; repeatable. Pictures are shown only from here "
+        "and from the runs' own folders.",
+        ("--data",),
+        lambda text, _: Path(text),
+        metavar="<folder>",
+    ),
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiffCommand:
@@ -46,6 +57,7 @@ class DiffCommand:
         ),
     ] = None
     pictures: Annotated[bool, Option("Draw what changed.")] = True
+    data: Data = ()
     output: OutputOptions
 
 
@@ -66,6 +78,7 @@ class ReportCommand:
     out: Annotated[Path, Option("File of the page.", ("--out", "-o"), metavar="<file>")] = Path(
         PAGE
     )
+    data: Data = ()
     max_mb: Annotated[
         float,
         Option("Maximum size of the page in megabytes; it lists what was left out.", least=1),

@@ -1,8 +1,13 @@
-"""The images of a finished run's data set, opened again if they still exist."""
+"""The images of a finished run's data set, opened again if they still exist.
+
+A run's files come from strangers and may name any path. Only images below folders that the user
+named are opened, or any if the run has just been made by this process.
+"""
 
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +24,30 @@ LONGEST = 640
 class RunData:
     """The images of a finished run's data set, by the names that the run's files have for them."""
 
-    def __init__(self, sources: Sequence[str]) -> None:
-        self._sources = sources
+    def __init__(self, sources: Sequence[str], folders: Sequence[Path] | None) -> None:
+        """Takes the sources as the run names them, and where images may be; None for anywhere."""
+        self._sources, self._folders = sources, folders
+
+    @cached_property
+    def closed(self) -> bool:
+        """Whether the run has images that may not be opened."""
+        return not all(map(self._may_open, self._sources))
+
+    def _may_open(self, source: str) -> bool:
+        if self._folders is None:
+            return True
+        scheme, colon, rest = source.partition(":")
+        path = Path(rest if colon and len(scheme) > 1 and rest else source)
+        try:
+            resolved = path.resolve()
+            return any(resolved.is_relative_to(folder.resolve()) for folder in self._folders)
+        except (OSError, ValueError, RuntimeError):
+            return False
 
     @cached_property
     def _data(self) -> ImageData | None:
         try:
-            return open_data(self._sources) if self._sources else None
+            return open_data(self._sources) if self._sources and not self.closed else None
         except CnnvizError:
             return None
 
@@ -37,7 +59,7 @@ class RunData:
     def image(self, name: str) -> Image.Image | None:
         """An image in its original size; None if it no longer exists, or is an array."""
         place = self._places.get(name)
-        if self._data is None or place is None:
+        if self._data is None or place is None or not self._may_open(name):
             return None
         try:
             image = self._data.open(place)

@@ -140,9 +140,12 @@ class FinishedRun:
     folder: Path
     summary: Summary
     content: Mapping[str, Any] = field(repr=False)
+    images_below: Sequence[Path] | None = ()
 
     @classmethod
-    def of(cls, folder: Path, content: Mapping[str, Any]) -> "FinishedRun":
+    def of(
+        cls, folder: Path, content: Mapping[str, Any], images_below: Sequence[Path] | None = ()
+    ) -> "FinishedRun":
         """Checks the content of a summary.
 
         Raises:
@@ -151,7 +154,7 @@ class FinishedRun:
         summary = from_json(Summary, content)
         if summary.schema != f"cnnviz.{summary.command}/1":
             raise CnnvizError(f"unknown schema '{summary.schema[:60]}'")
-        return cls(folder, summary, content)
+        return cls(folder, summary, content, images_below)
 
     @property
     def command(self) -> str:
@@ -169,7 +172,9 @@ class FinishedRun:
         results = self.summary.results
         data = results.get("data") if isinstance(results, Mapping) else None
         sources = data.get("sources", ()) if isinstance(data, Mapping) else ()
-        return RunData(from_json(tuple[str, ...], sources))
+        below = self.images_below
+        allowed = None if below is None else [*below, self.folder]
+        return RunData(from_json(tuple[str, ...], sources), allowed)
 
     def file(self, name: str) -> Path:
         """The path of a file of the run.
@@ -218,8 +223,10 @@ def run_folders(named: Path) -> list[Path]:
     return below
 
 
-def read_summary(folder: Path | FinishedRun) -> FinishedRun:
+def read_summary(folder: Path | FinishedRun, images_below: Sequence[Path] = ()) -> FinishedRun:
     """Reads and checks the summary of a finished run, from its folder or its own path.
+
+    Images of its data set are opened only below its folder and below `images_below`.
 
     Raises:
         UsageError: it is not a summary of cnnviz.
@@ -233,7 +240,7 @@ def read_summary(folder: Path | FinishedRun) -> FinishedRun:
     text = read_text(path)
     try:
         content: Any = parsed(text)
-        return FinishedRun.of(path.parent, content)
+        return FinishedRun.of(path.parent, content, images_below)
     except (ValueError, CnnvizError) as error:
         raise UsageError(f"'{path}' is not a summary of cnnviz ({one_line(error)})") from error
 

@@ -32,7 +32,7 @@ def written(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def write(*names: str) -> Path:
         page = tmp_path / f"{'-'.join(names)[:40]}.html"
         line = [str(folder(runs, name)) for name in names]
-        assert run(["report", *line, "--out", str(page), "--quiet"]) == 0
+        assert run(["report", *line, "--out", str(page), "--quiet", "--data", "data"]) == 0
         return page
 
     return write
