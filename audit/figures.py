@@ -20,8 +20,8 @@ from cnnviz.core.output.drawing import (
     title,
     under,
 )
-from cnnviz.core.output.look import Look
-from cnnviz.core.output.panels import draw_map
+from cnnviz.core.output.options import Look
+from cnnviz.core.output.overlays import draw_map
 
 CELL = 1.15
 """Inches of a patch."""

@@ -24,8 +24,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from cnnviz.cli.ci_reports import current
 from cnnviz.cli.options import OutputOptions
-from cnnviz.cli.outcome import current
 
 PLAIN_STEPS = 4
 PIPED_WIDTH = 140

@@ -9,7 +9,7 @@ from cnnviz.cli.commands.runs import DiffCommand
 from cnnviz.cli.run import Run
 from cnnviz.cli.sides import ComparedRun, read_run
 from cnnviz.core.errors import CheckFailed, UsageError
-from cnnviz.core.output.look import Look
+from cnnviz.core.output.options import Look
 from cnnviz.core.output.record import rounded, table, to_json
 from cnnviz.core.output.run_data import RunData
 from cnnviz.diff import figures

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cnnviz.cli.ci_reports import current, listening, print_error
 from cnnviz.cli.commands.datasets import AblateCommand, AuditCommand, MaxPatchesCommand, TsneCommand
 from cnnviz.cli.commands.images import (
     ActivationsCommand,
@@ -27,11 +28,9 @@ from cnnviz.cli.commands.images import (
 from cnnviz.cli.commands.networks import FiltersCommand, LayersCommand, ModelsCommand
 from cnnviz.cli.commands.runs import DiffCommand, MergeCommand, ReportCommand, RerunCommand
 from cnnviz.cli.console import findings, say, show_warnings, stdout_kept
-from cnnviz.cli.expand import Grouped, expand, name_of
-from cnnviz.cli.outcome import current, listening, print_error
-from cnnviz.core.errors import CnnvizError
+from cnnviz.cli.signatures import Grouped, expand, name_of
+from cnnviz.core.errors import INTERRUPTED, CnnvizError
 
-INTERRUPTED = 130
 SHOWN = 300
 _MOMENT = 0.02  # seconds
 # Typer brings its own copy of Click from some version on; both name the base of their errors alike.

@@ -8,10 +8,10 @@ from typing import Any
 
 import typer
 
+from cnnviz.cli.ci_reports import current
 from cnnviz.cli.commands.runs import MergeCommand
 from cnnviz.cli.console import say
 from cnnviz.cli.options import OutputOptions
-from cnnviz.cli.outcome import current
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.output.journal import LINES, Merge, join, join_lines
 from cnnviz.core.output.run_folder import RunFolder

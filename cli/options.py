@@ -1,4 +1,4 @@
-"""Options that commands share, in groups; `expand.py` makes a command line of them."""
+"""Options that commands share, in groups; `signatures.py` makes a command line of them."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -17,9 +17,9 @@ from typing import Any, Generic, TypeVar
 
 import typer
 
+from cnnviz.cli.ci_reports import current
 from cnnviz.cli.console import say
 from cnnviz.cli.options import OutputOptions
-from cnnviz.cli.outcome import current
 from cnnviz.cli.run import Run
 from cnnviz.core.data.datasets import ImageData, open_images
 from cnnviz.core.data.images import WorkingImage

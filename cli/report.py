@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
+from cnnviz.cli.ci_reports import current
 from cnnviz.cli.commands.runs import ReportCommand
 from cnnviz.cli.console import findings, say
-from cnnviz.cli.outcome import current
 from cnnviz.cli.report_runs import page_of
 from cnnviz.core.errors import UsageError
 from cnnviz.core.extras import required

@@ -8,11 +8,11 @@ from typing import Any
 
 import typer
 
+from cnnviz.cli.ci_reports import current
 from cnnviz.cli.commands.runs import RerunCommand
 from cnnviz.cli.console import findings, say
 from cnnviz.cli.merge import SHOWN, passed_on, without_own
 from cnnviz.cli.options import OutputOptions
-from cnnviz.cli.outcome import current
 from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
 from cnnviz.core.output.summary import SUMMARY, FinishedRun, read_summary
 

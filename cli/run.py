@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import typer
 
+from cnnviz.cli.ci_reports import current
 from cnnviz.cli.console import Console, findings, say
 from cnnviz.cli.options import ModelOptions, OutputOptions
-from cnnviz.cli.outcome import current
 from cnnviz.core.choices import FigureFormat, whole_number
 from cnnviz.core.data.datasets import ImageData, open_data
 from cnnviz.core.data.shards import Shard, of_environment

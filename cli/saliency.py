@@ -20,7 +20,7 @@ from cnnviz.core.models.heads import resolve_targets
 from cnnviz.core.models.layers import find_layer, note_repeats
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.drawing import image_pixels
-from cnnviz.core.output.panels import photograph
+from cnnviz.core.output.overlays import photograph
 from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.gradients.experiment import default_layer
 from cnnviz.gradients.experiment import saliency as trace_back

@@ -14,7 +14,7 @@ from cnnviz.core.data.rasters import read_map
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.drawing import image_pixels
-from cnnviz.core.output.panels import photograph
+from cnnviz.core.output.overlays import photograph
 from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.core.output.summary import class_fields
 from cnnviz.occlusion.figures import unit

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
     from cnnviz.core.maps import agreement, rank_correlation
     from cnnviz.core.models.load import Model, load_model
-    from cnnviz.core.output.look import Look
+    from cnnviz.core.output.options import Look
 else:
     __getattr__ = lazily(
         __name__,
@@ -22,7 +22,7 @@ else:
             "models.load": ("Model", "load_model"),
             "data.datasets": ("ImageData", "open_data"),
             "data.images": ("WorkingImage", "read_image"),
-            "output.look": ("Look",),
+            "output.options": ("Look",),
         },
     )
 

@@ -1,8 +1,10 @@
-"""Errors that the user can correct; anything else is a bug and may crash loudly.
+"""Exit codes, and the errors that the user can correct; anything else is a bug and may crash.
 
+    0                    done
     CnnvizError          exit status 1: the run, or this input of it, failed
     ├── UsageError       exit status 2: the command line asks for something that does not exist
     └── CheckFailed      exit status 3: a check that the user requested failed
+    INTERRUPTED          exit status 130: Ctrl-C
 
 A message is one line: the offending value, what is accepted, and the remedy.
 """
@@ -11,6 +13,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+INTERRUPTED = 130
 USER_CODE_ERRORS = (Exception, SystemExit)
 """What a user's code may raise when it is imported or called: its exceptions, and `sys.exit()`,
 which is its failure, not the end of our run."""

@@ -1,7 +1,7 @@
 """Options: the fields of a spec, each described once.
 
 A spec is a frozen dataclass whose fields carry an `Option`: a line of help, a parser, a range. The
-command line is generated from it (`cli.expand.expand`), and a spec made in Python checks itself
+command line is generated from it (`cli.signatures.expand`), and a spec made in Python checks itself
 against it. Imports nothing heavy, so that `--help` is fast.
 """
 

@@ -25,8 +25,8 @@ from cnnviz.core.output.drawing import (
     title,
     under,
 )
-from cnnviz.core.output.look import Look
-from cnnviz.core.output.panels import draw_map, grid_of_axes, panels
+from cnnviz.core.output.options import Look
+from cnnviz.core.output.overlays import draw_map, grid_of_axes, panels
 from cnnviz.core.output.style import BLUE, FONT_SIZE, ink
 from cnnviz.diff.options import NAMED
 from cnnviz.diff.results import DiffResult, FilterChange, ImageChange

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from cnnviz.core.output.drawing import bare, escape, new_figure
-from cnnviz.core.output.panels import grid_of_axes
+from cnnviz.core.output.overlays import grid_of_axes
 from cnnviz.core.output.style import FONT_SIZE, ink
 from cnnviz.embeddings.quality import UNKNOWN, LabelQuality
 from cnnviz.embeddings.results import MEASURES, EmbeddingResult, Map

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from cnnviz.core.output.drawing import bare, title, under
-from cnnviz.core.output.look import Look
-from cnnviz.core.output.panels import draw_map, draw_picture, outline_pixels, panels, photograph
+from cnnviz.core.output.options import Look
+from cnnviz.core.output.overlays import draw_map, draw_picture, outline_pixels, panels, photograph
 from cnnviz.gradients.options import Method
 from cnnviz.gradients.results import ClassMap, SaliencyResult
 

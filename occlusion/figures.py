@@ -21,8 +21,8 @@ from torch import Tensor
 
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.output.drawing import add_colorbar, bare, escape, image_pixels, title, under
-from cnnviz.core.output.look import Look
-from cnnviz.core.output.panels import (
+from cnnviz.core.output.options import Look
+from cnnviz.core.output.overlays import (
     MOST_COLUMNS,
     draw_map,
     draw_picture,

@@ -20,7 +20,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from cnnviz.core.data.replaced import replaced_logits
+from cnnviz.core.data.replaced_pixels import replaced_logits
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models.heads import Kind
 from cnnviz.core.models.load import Model

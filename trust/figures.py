@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnviz.core.output.drawing import bare, title, under
-from cnnviz.core.output.look import Look
-from cnnviz.core.output.panels import draw_map, grid_of_axes, hatch_pixels, legend, panels
+from cnnviz.core.output.options import Look
+from cnnviz.core.output.overlays import draw_map, grid_of_axes, hatch_pixels, legend, panels
 from cnnviz.core.output.style import BLUE, FONT_SIZE, RED, ink
 from cnnviz.core.output.summary import Scorecard
 from cnnviz.trust.removal import Curve, Order

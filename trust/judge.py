@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.data.replaced import replaced_logits
+from cnnviz.core.data.replaced_pixels import replaced_logits
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.maps import rank_correlation
 from cnnviz.core.models.load import Model

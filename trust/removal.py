@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.data.replaced import replaced_logits
+from cnnviz.core.data.replaced_pixels import replaced_logits
 from cnnviz.core.models.load import Model
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)

@@ -10,7 +10,7 @@ import typer
 from cnnviz.cli.options import IMAGES, Expect, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.core.choices import pixels
 from cnnviz.core.options import Option
-from cnnviz.core.output.look import Look
+from cnnviz.core.output.options import Look
 from cnnviz.filters.activations.options import ActivationsSpec
 from cnnviz.gradients.options import SaliencySpec
 from cnnviz.occlusion.options import OcclusionSpec, PanelSpec

@@ -8,7 +8,7 @@ import typer
 
 from cnnviz.cli.options import OutputOptions
 from cnnviz.core.options import Option
-from cnnviz.core.output.look import Look
+from cnnviz.core.output.options import Look
 from cnnviz.diff.options import DiffSpec
 from cnnviz.report.options import MEGABYTES, PAGE
 

@@ -28,7 +28,7 @@ from cnnviz.core.output.drawing import (
     new_figure,
     title,
 )
-from cnnviz.core.output.panels import MOST_COLUMNS, grid_of_axes
+from cnnviz.core.output.overlays import MOST_COLUMNS, grid_of_axes
 from cnnviz.core.output.style import BLUE, FONT_SIZE, GAIN, GREEN, HARM, PURPLE, RED, ink
 from cnnviz.filters.ablation.evaluation import ClassChange, confusion_matrix
 from cnnviz.filters.ablation.measures import Measured

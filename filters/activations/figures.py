@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from cnnviz.core.choices import Scaling
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.output.drawing import bare, title
-from cnnviz.core.output.look import Look
-from cnnviz.core.output.panels import draw_map, panels, photograph
+from cnnviz.core.output.options import Look
+from cnnviz.core.output.overlays import draw_map, panels, photograph
 from cnnviz.core.output.sheets import draw_sheet, grid
 from cnnviz.filters.activations.options import MapOrder
 from cnnviz.filters.activations.results import LayerActivation

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cnnviz.core.choices import Scaling
 from cnnviz.core.output.drawing import new_figure, title, to_uint8
-from cnnviz.core.output.panels import grid_of_axes
+from cnnviz.core.output.overlays import grid_of_axes
 from cnnviz.core.output.sheets import Scale, Sheet, draw_on, draw_sheet, grid, matrix
 from cnnviz.core.output.style import BLUE, FONT_SIZE, ink
 from cnnviz.filters.kernels.results import GABOR_LIKE, GaborFit, GaborStats, KernelStats

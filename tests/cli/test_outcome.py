@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnnviz.cli import outcome as module
+from cnnviz.cli import ci_reports as module
+from cnnviz.cli.ci_reports import Outcome
 from cnnviz.cli.main import run
-from cnnviz.cli.outcome import Outcome
 from cnnviz.core.errors import CheckFailed
 
 MASK = ["--mask", "16", "--stride", "16", "--pictures", "none"]

@@ -11,8 +11,8 @@ from cnnviz.core.choices import Colormap
 from cnnviz.core.data.images import read_image
 from cnnviz.core.models.preprocess import Preprocess
 from cnnviz.core.output.drawing import image_pixels
-from cnnviz.core.output.look import Look
-from cnnviz.core.output.panels import draw_map, draw_picture, grid_of_axes, panels, photograph
+from cnnviz.core.output.options import Look
+from cnnviz.core.output.overlays import draw_map, draw_picture, grid_of_axes, panels, photograph
 
 SMALL = Preprocess(8, (8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
 

@@ -25,7 +25,7 @@ from cnnviz.core.output.drawing import (
     new_figure,
     symmetric_limit,
 )
-from cnnviz.core.output.look import Look
+from cnnviz.core.output.options import Look
 from cnnviz.core.output.style import FONT_SIZE
 
 PANEL_WIDTH = 3.6  # inches
