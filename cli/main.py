@@ -5,11 +5,13 @@ and shows its traceback.
 """
 
 import _thread
+import io
+import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import wraps
 from types import FrameType
 from typing import Annotated, Any
@@ -28,8 +30,8 @@ from cnnviz.cli.commands.images import (
 from cnnviz.cli.commands.networks import FiltersCommand, LayersCommand, ModelsCommand
 from cnnviz.cli.commands.runs import DiffCommand, MergeCommand, ReportCommand, RerunCommand
 from cnnviz.cli.console import findings, say, show_warnings, stdout_kept
-from cnnviz.cli.signatures import Grouped, expand, name_of
-from cnnviz.core.errors import INTERRUPTED, CnnvizError
+from cnnviz.cli.signatures import Grouped, expand, name_of, parsed_only, start
+from cnnviz.core.errors import INTERRUPTED, CnnvizError, UsageError
 
 SHOWN = 300
 _MOMENT = 0.02  # seconds
@@ -151,14 +153,34 @@ def _called_with(arguments: Sequence[str]) -> Iterator[None]:
         sys.argv = before
 
 
-def run(arguments: Sequence[str]) -> int:
+def parse(arguments: Sequence[str]) -> Any:
+    """Returns the record of a command line, without running it.
+
+    Raises:
+        UsageError: it is not valid, or not of a command.
+    """
+    try:
+        with parsed_only(), redirect_stdout(io.StringIO()):
+            record = app(list(arguments), prog_name="cnnviz", standalone_mode=False)
+    except UsageMistake as error:
+        raise UsageError(getattr(error, "format_message", error.__str__)()) from error
+    if not hasattr(record, "__dataclass_fields__"):
+        raise UsageError(f"'{shlex.join(arguments)[:SHOWN]}' does not run a command")
+    return record
+
+
+def run(arguments: Sequence[str], record: object = None) -> int:
     """Runs one command line; returns the exit status.
 
     0 done, 1 failed in part or whole, 2 wrong usage, 3 a check did not hold, 130 interrupted.
+
+    Args:
+        arguments: the command line, which the summary records.
+        record: the same, parsed and changed; what runs if it is given.
     """
     given, caller = list(arguments) or ["--help"], current()
     with listening() as outcome:
-        status, message, error = _ended(given)
+        status, message, error = _ended(given, record)
         if message and not outcome.interrupted:
             say(f"cnnviz: {message}")
         caller.interrupted = status == INTERRUPTED
@@ -172,12 +194,17 @@ def run(arguments: Sequence[str]) -> int:
     return status
 
 
-def _ended(given: list[str]) -> tuple[int, str, Exception | None]:
+def _ended(given: list[str], record: object) -> tuple[int, str, Exception | None]:
     """Runs a command line; returns exit status, message and the error that ended it."""
     try:
         with _interruptions_kept() as came, _called_with(given):
             try:
-                status = app(given, prog_name="cnnviz", standalone_mode=False)
+                if record is None:
+                    status = app(given, prog_name="cnnviz", standalone_mode=False)
+                else:
+                    with _exit_status() as ended:
+                        start(record)
+                    status = ended[0]
                 if status == INTERRUPTED or (came and status):  # an image failed because of it
                     raise KeyboardInterrupt
                 return int(status or 0), "", None
@@ -198,6 +225,16 @@ def _ended(given: list[str]) -> tuple[int, str, Exception | None]:
         message = message.replace("Value error, ", "")  # added by pydantic
         command = getattr(getattr(error, "ctx", None), "command_path", "cnnviz")
         return 2, f"{message} ({command} --help)", error
+
+
+@contextmanager
+def _exit_status() -> Iterator[list[int]]:
+    """Turns `typer.Exit` into a status, as Typer does."""
+    status = [0]
+    try:
+        yield status
+    except typer.Exit as error:
+        status[0] = error.exit_code
 
 
 def main() -> None:

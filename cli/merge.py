@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from cnnviz.cli.ci_reports import current
 from cnnviz.cli.commands.runs import MergeCommand
 from cnnviz.cli.console import say
 from cnnviz.cli.options import OutputOptions
+from cnnviz.cli.repeat import repeated
+from cnnviz.core.data.shards import Shard
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.output.journal import LINES, Merge, join, join_lines
 from cnnviz.core.output.run_folder import RunFolder
@@ -35,6 +38,8 @@ def merge(given: MergeCommand) -> None:
     shares = _checked([_read(folder) for folder in _share_folders(given.folders)])
     command, line = shares[0].command, _line(shares[0])
     root = output.out or Path("cnnviz-out") / "merged"
+    whole = replace(output, out=root, overwrite=False)
+    record = repeated(shares[0], whole, allow_code=given.allow_code, shard=Shard(0, 1), resume=True)
     folder = RunFolder.open(root, overwrite=output.overwrite)
     _join([share.folder for share in shares], folder, _shard(shares[0]).of)
     del folder  # releases its lock: the command opens it
@@ -42,16 +47,16 @@ def merge(given: MergeCommand) -> None:
         say(f"{len(shares)} shares of: cnnviz {shlex.join([command, *line])}"[:SHOWN])
     from cnnviz.cli.main import run  # which imports all commands
 
-    resumed = ["--out", str(root), "--resume", "--shard", "0/1", *passed_on(output)]
-    status = run([command, *line, *resumed, *["--json"] * output.json])
+    status = run([command, *line_of(output, root), "--resume", "--shard", "0/1", *line], record)
     current().printed = output.json  # by that run
     raise typer.Exit(status)
 
 
-def passed_on(output: OutputOptions) -> list[str]:
-    """The options of a command that the command it runs gets too."""
-    quiet, report = ["--quiet"] * output.quiet, ["--report"] * output.report
-    return [*report, *quiet, *(["--junit", str(output.junit)] if output.junit else [])]
+def line_of(output: OutputOptions, root: Path) -> list[str]:
+    """The output options of the command that is run, for its summary."""
+    flags = {"--report": output.report, "--quiet": output.quiet, "--json": output.json}
+    junit = ["--junit", str(output.junit)] if output.junit else []
+    return ["--out", str(root), *(name for name, on in flags.items() if on), *junit]
 
 
 def _join(shares: Sequence[Path], folder: RunFolder, identity: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import typer
 from cnnviz.cli.ci_reports import current
 from cnnviz.cli.commands.runs import RerunCommand
 from cnnviz.cli.console import findings, say
-from cnnviz.cli.merge import SHOWN, passed_on, without_own
+from cnnviz.cli.merge import SHOWN, line_of, without_own
 from cnnviz.cli.options import OutputOptions
+from cnnviz.cli.repeat import repeated
+from cnnviz.core.data.shards import Shard
 from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
 from cnnviz.core.output.summary import SUMMARY, FinishedRun, read_summary
 
@@ -25,23 +28,22 @@ ABOUT = ("version", "device", "precision", "seed")
 
 def rerun(given: RerunCommand) -> None:
     """Runs `cnnviz rerun`."""
-    from cnnviz.cli.main import COMMANDS, run
+    from cnnviz.cli.main import run  # which imports all commands
 
     current().command = "rerun"
     before = read_summary(given.summary)
-    command, argv, shard = before.command, before.summary.argv, before.summary.shard
-    if command not in COMMANDS or argv[:1] != (command,):
-        raise UsageError(f"'{before.folder / SUMMARY}' is not of a command that can be repeated")
-    line = without_own(argv[1:])
-    if shard is not None:
-        line += ["--shard", f"{shard.number}/{shard.count}"]
-    output, root = given.output, given.output.out or Path("cnnviz-out") / "rerun"
+    command, shard, output = before.command, before.summary.shard, given.output
+    root = output.out or Path("cnnviz-out") / "rerun"
+    own = Shard(shard.number, shard.count) if shard is not None else Shard(0, 1)
+    quiet = replace(output, out=root, json=False, quiet=output.quiet or output.json)
+    record = repeated(before, quiet, allow_code=given.allow_code, shard=own)
+    line = [*line_of(quiet, root), *["--shard", str(own)] * (shard is not None)]
+    line += without_own(before.summary.argv[1:])
     if before.folder.resolve().is_relative_to(root.resolve()):
         raise UsageError(f"{root} holds the run itself; give --out another folder")
     if not output.quiet:
         say(f"cnnviz {shlex.join([command, *line])}"[:SHOWN])
-    line += ["--out", str(root), *["--overwrite"] * output.overwrite, *passed_on(output)]
-    status = run([command, *line, *["--quiet"] * output.json])
+    status = run([command, *line], record)
     if status not in (0, 1, 3):
         raise typer.Exit(status)
     if status == 1 and not before.summary.errors:

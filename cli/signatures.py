@@ -10,7 +10,9 @@ group may name its `HEADING` in the command's help.
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import import_module
@@ -22,6 +24,7 @@ from typer.core import TyperCommand
 from cnnviz.cli.options import OutputOptions
 from cnnviz.core.options import Option
 
+_PARSED_ONLY: ContextVar[bool] = ContextVar("parsed_only", default=False)
 ARGUMENTS, OWN = "What to look at", "How"
 """Headings of a command's help."""
 
@@ -110,12 +113,28 @@ def name_of(command: type) -> str:
     return re.sub("(?<!^)(?=[A-Z])", "-", command.__name__.removesuffix("Command")).lower()
 
 
-def expand(command: type) -> Callable[..., None]:
-    """A function with all fields of a command as its parameters, which calls the command's body.
+def start(record: Any) -> Any:
+    """Calls the body of a command.
 
-    The body is the function of the command's name in the module of that name: `MaxPatchesCommand`
-    is handed to `cnnviz.cli.max_patches.max_patches`, imported when it runs.
+    It is the function of the command's name in the module of that name: a `MaxPatchesCommand` is
+    handed to `cnnviz.cli.max_patches.max_patches`, imported when it runs.
     """
+    name = name_of(type(record)).replace("-", "_")
+    return getattr(import_module(f"cnnviz.cli.{name}"), name)(record)
+
+
+@contextmanager
+def parsed_only() -> Iterator[None]:
+    """Lets commands return their record instead of running."""
+    before = _PARSED_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _PARSED_ONLY.reset(before)
+
+
+def expand(command: type) -> Callable[..., Any]:
+    """A function with all fields of a command as its parameters, which runs the command."""
     groups: dict[str, tuple[Any, list[str]]] = {}
     found: dict[str, _Parameter] = {}
     headings: dict[str, str] = {}
@@ -130,15 +149,15 @@ def expand(command: type) -> Callable[..., None]:
             found[member.name] = member
             headings[member.name] = getattr(kind, "HEADING", OWN)
 
-    def spread(**given: object) -> None:
+    def spread(**given: object) -> Any:
         values = {name: found[name].value(item) for name, item in given.items()}
         made = {
             name: kind(**{member: values[member] for member in members})
             for name, (kind, members) in groups.items()
         }
         own = {p.name: values[p.name] for p in _members(command) if p.name not in groups}
-        name = name_of(command).replace("-", "_")
-        getattr(import_module(f"cnnviz.cli.{name}"), name)(command(**own, **made))
+        record = command(**own, **made)
+        return record if _PARSED_ONLY.get() else start(record)
 
     spread.__name__, spread.__doc__ = name_of(command), command.__doc__
     parameters = [parameter.for_typer for parameter in found.values()]

@@ -24,6 +24,12 @@ Data = Annotated[
 ]
 
 
+AllowCode = Annotated[
+    bool,
+    Option("Run code that the summary names (a factory, --output file.py:function)."),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class DiffCommand:
     """What changed from one network to another, in two runs over the same data?
@@ -104,6 +110,7 @@ class MergeCommand:
             metavar="DIR", help="The folders of all shares, or the folder that contains them."
         ),
     ]
+    allow_code: AllowCode = False
     output: OutputOptions
 
 
@@ -120,6 +127,7 @@ class RerunCommand:
     summary: Annotated[
         Path, typer.Argument(metavar="SUMMARY", help="A summary.json, or its folder.")
     ]
+    allow_code: AllowCode = False
     tolerance: Annotated[
         float,
         Option("Relative difference of two numbers that is ignored.", least=0, most=1),

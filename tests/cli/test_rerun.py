@@ -134,3 +134,75 @@ def test_a_run_that_cannot_be_repeated_ends_as_it_does(capsys: pytest.CaptureFix
 )
 def test_values_are_compared_with_room(was: Any, now: Any, tolerance: float, same: bool) -> None:
     assert _same(was, now, tolerance) is same
+
+
+MARK = """
+from pathlib import Path
+from torch import nn
+
+def make():
+    Path("mark").touch()
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+def read(output):
+    Path("mark").touch()
+    return output
+"""
+
+
+@pytest.mark.parametrize(
+    "named",
+    [["--model", "net.py:make"], ["--output", "net.py:read"], ["-m", "net:make"]],
+    ids=["factory", "function", "module"],
+)
+def test_code_that_a_summary_names_runs_only_if_it_is_allowed(
+    named: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(".")
+    Path("net.py").write_text(MARK)
+    summary = ran("one")
+    changed(summary, lambda c: c["argv"].extend(named))
+    assert run(["rerun", str(summary), "--out", "second"]) == 2
+    assert "names code that would run: " in capsys.readouterr().err
+    assert not Path("mark").exists()
+    assert run(["rerun", str(summary), "--out", "second", "--allow-code"]) in (0, 1, 3)
+    assert Path("mark").exists()
+
+
+@pytest.mark.parametrize("more", [["-oelsewhere"], ["--out=elsewhere"], ["--report", "--json"]])
+def test_a_summary_does_not_say_where_results_go(
+    more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = ran("one")
+    changed(summary, lambda c: c["argv"].extend(more))
+    assert run(["rerun", str(summary), "--out", "second", "--quiet"]) == 0
+    assert not Path("elsewhere").exists()
+    assert not Path("second", "0", "report.html").exists()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["occlude", "--help"], "does not run a command"),
+        (["occlude", "0.png", "--mask", "x"], "invalid mask 'x'"),
+        (["occlude", "0.png", "--no-such"], "No such option"),
+        (["occlude", "--", "--out", "elsewhere"], "no file or folder '--out'"),
+    ],
+)
+def test_a_command_line_that_is_not_valid_is_refused(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = ran("one")
+    changed(summary, lambda c: c.update(argv=argv))
+    assert run(["rerun", str(summary), "--out", "second"]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("elsewhere").exists()
+
+
+def test_a_rerun_of_rerun_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    summary = ran("one")
+    changed(summary, lambda c: c.update(command="rerun", schema="cnnviz.rerun/1"))
+    changed(summary, lambda c: c.update(argv=["rerun", str(summary)]))
+    assert run(["rerun", str(summary), "--out", "second"]) == 2
+    assert "that can be repeated" in capsys.readouterr().err

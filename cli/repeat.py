@@ -1,0 +1,63 @@
+"""The command of a finished run, to be run again with other outputs (`merge`, `rerun`).
+
+A summary may come from a stranger. Its command line is parsed and checked like one that is typed,
+the options that say where results go are replaced in the parsed record, and code that it names
+runs only with `--allow-code`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from cnnviz.cli.options import OutputOptions
+from cnnviz.core.data.shards import Shard
+from cnnviz.core.errors import UsageError
+from cnnviz.core.output.summary import SUMMARY, FinishedRun
+
+LIBRARIES = ("timm:", "hf:")
+"""Prefixes of networks whose code is a library's."""
+NOT_REPEATED = ("merge", "rerun")
+
+
+def repeated(
+    run: FinishedRun,
+    output: OutputOptions,
+    *,
+    allow_code: bool,
+    shard: Shard | None,
+    resume: bool = False,
+) -> Any:
+    """Returns the record of a run's command, with another output and shard.
+
+    Raises:
+        UsageError: the command line is not valid, its command cannot be repeated, or it names code
+            and `allow_code` is not set.
+    """
+    from cnnviz.cli.main import parse  # which imports this module's users
+
+    place, argv = run.folder / SUMMARY, run.summary.argv
+    if run.command in NOT_REPEATED or argv[:1] != (run.command,):
+        raise UsageError(f"'{place}' is not of a command that can be repeated")
+    record = parse(argv)
+    if not isinstance(getattr(record, "output", None), OutputOptions):
+        raise UsageError(f"'{place}' is not of a command that can be repeated")
+    code = list(_code(record))
+    if code and not allow_code:
+        raise UsageError(
+            f"'{place}' names code that would run: {', '.join(code)[:200]}; use --allow-code if "
+            "you trust it"
+        )
+    drawn = replace(output, format=record.output.format, dark=record.output.dark)
+    changes = {"output": drawn, "shard": shard, "resume": resume}
+    return replace(record, **{k: v for k, v in changes.items() if hasattr(record, k)})
+
+
+def _code(record: Any) -> Iterator[str]:
+    """The factories and functions that a command's options name."""
+    model = getattr(record, "model", None)
+    compare = getattr(record, "compare", ())  # of filters: networks
+    networks = [getattr(model, "model", ""), *(compare if isinstance(compare, tuple) else ())]
+    yield from (name for name in networks if ":" in name and not name.startswith(LIBRARIES))
+    pick = getattr(model, "pick", None)
+    if pick is not None and ":" in pick:
+        yield f"--output {pick}"
