@@ -29,7 +29,7 @@ LINES = {
     "max-patches-all": ["max-patches", "data", "--model", "mobilenet_v2", *NET, *FEW],
     "ablate": ["ablate", "data", "--filters", "stem.conv:1", "--sweep", "stem.conv"],
     "ablate-mean": ["ablate", "data", "--sweep", "stem.conv", "--cumulative", "--mode", "mean"],
-    "tsne": ["tsne", "data", "--perplexity", "2", "--backend", "torch"],
+    "tsne": ["tsne", "data", "--perplexity", "2"],
     "saliency": ["saliency", "data/cat/0.png"],
     "grad-cam": ["saliency", "data/cat/0.png", "--method", "grad-cam", "--compare", "occlusion"],
     "trust": ["trust", "data/cat/0.png"],
