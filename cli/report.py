@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cnnviz.cli.ci_reports import current
 from cnnviz.cli.commands.runs import ReportCommand
-from cnnviz.cli.console import findings, say
+from cnnviz.cli.console import findings, printable, say
 from cnnviz.cli.report_runs import page_of
 from cnnviz.core.errors import UsageError
 from cnnviz.core.extras import required
@@ -35,7 +35,7 @@ def report(given: ReportCommand) -> None:
     for line in left_out if not given.quiet else ():
         say(f"left out: {line}")
     if not given.quiet:
-        findings().write(f"{given.out}\n")
+        findings().write(f"{printable(given.out)}\n")
 
 
 def _check_page(out: Path, *, overwrite: bool) -> None:

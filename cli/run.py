@@ -18,6 +18,7 @@ from cnnviz.core.data.datasets import ImageData, open_data
 from cnnviz.core.data.shards import Shard, of_environment
 from cnnviz.core.errors import UsageError
 from cnnviz.core.extras import required
+from cnnviz.core.files import well_formed
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.run_folder import RunFolder, json_parts, summary
 from cnnviz.core.output.style import style
@@ -175,7 +176,7 @@ class Run:
         written = self.folder.finish(content)
         current().errors = errors
         if self._output.json:
-            findings().writelines(json_parts(content))
+            findings().writelines(map(well_formed, json_parts(content)))
             current().printed = True
         files = self.folder.files
         pictures = [self.folder.path / name for name in files if name.endswith(_PICTURES)]

@@ -6,6 +6,7 @@ to a pipe that never ends. Text from strangers can be nested deeper than a parse
 
 import json
 import os
+import re
 import secrets
 import stat
 import tokenize
@@ -21,6 +22,7 @@ from cnnviz.core.errors import CnnvizError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 LARGEST = 8 * 2**30
 """Maximum bytes of the arrays in a file, unpacked; more are refused before they are read."""
 
@@ -47,6 +49,11 @@ def exists(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def well_formed(text: str) -> str:
+    """The text with U+FFFD for what UTF-8 cannot express, as single bytes of file names."""
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def shown_path(path: str) -> str:

@@ -105,7 +105,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-HOSTILE = ("hostile_input", "foreign_folders", "odd_networks", "trial", "doors", "faults", "fuzz")
+HOSTILE = (
+    "hostile_input",
+    "foreign_folders",
+    "odd_networks",
+    "trial",
+    "doors",
+    "faults",
+    "fuzz",
+    "undecodable_names",
+)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -31,6 +31,7 @@ from cnnviz.core.files import (
     open_arrays,
     read_text,
     replace_file,
+    well_formed,
     write_atomically,
 )
 from cnnviz.core.output.run_folder import UNFINISHED, RunFolder
@@ -287,7 +288,7 @@ class Lines:
         before = self._path.stat().st_size
         try:
             with self._path.open("ab") as stream:
-                stream.write(line.encode())
+                stream.write(well_formed(line).encode())
                 stream.flush()
         except BaseException as error:
             os.truncate(self._path, before)

@@ -4,6 +4,8 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
+from cnnviz.core.files import well_formed
+
 SUFFIX = ".parquet"
 
 
@@ -33,4 +35,4 @@ def _typed(cells: list[Any], pyarrow: Any) -> tuple[list[Any], Any]:
         return [None if cell == "" else cell for cell in cells], pyarrow.int64()
     if known and all(isinstance(cell, int | float) for cell in known):
         return [None if cell == "" else cell for cell in cells], pyarrow.float64()
-    return [None if cell is None else str(cell) for cell in cells], pyarrow.string()
+    return [None if cell is None else well_formed(str(cell)) for cell in cells], pyarrow.string()

@@ -27,7 +27,14 @@ from PIL import Image
 
 from cnnviz.core.choices import FigureFormat
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
-from cnnviz.core.files import exists, from_json, read_text, replace_file, write_atomically
+from cnnviz.core.files import (
+    exists,
+    from_json,
+    read_text,
+    replace_file,
+    well_formed,
+    write_atomically,
+)
 from cnnviz.core.models.load import Model
 from cnnviz.core.output import parquet
 from cnnviz.core.output.drawing import escape
@@ -279,7 +286,7 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> Path:
         """Writes UTF-8 text."""
-        return self.write_bytes(name, text.encode())
+        return self.write_bytes(name, well_formed(text).encode())
 
     def write_csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
         """Writes comma-separated values with a header; also as Parquet, if pyarrow is installed."""
@@ -330,7 +337,8 @@ class RunFolder:
         """Writes `summary.json`, which marks the folder as complete; call it last."""
         path = self.path / SUMMARY
         self._check_kept(path)
-        replace_file(path, lambda stream: stream.writelines(map(str.encode, json_parts(content))))
+        parts = (well_formed(part).encode() for part in json_parts(content))
+        replace_file(path, lambda stream: stream.writelines(parts))
         return path
 
 
