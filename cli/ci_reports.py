@@ -57,7 +57,7 @@ class Outcome:
         if junit is None:
             return
         required("junitparser", "--junit", EXTRA)
-        if junit.exists() and (junit.is_dir() or b"<testsuite" not in _beginning(junit)):
+        if junit.exists() and (not junit.is_file() or b"<testsuite" not in _beginning(junit)):
             raise UsageError(f"--junit {junit} exists and is not a JUnit report; name another file")
         self.junit = junit
 

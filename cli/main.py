@@ -34,6 +34,8 @@ from cnnviz.cli.signatures import Grouped, expand, name_of, parsed_only, start
 from cnnviz.core.errors import INTERRUPTED, CnnvizError, UsageError
 
 SHOWN = 300
+LONGEST = 2_000
+"""Maximum characters of a message, which may quote an argument."""
 _MOMENT = 0.02  # seconds
 # Typer brings its own copy of Click from some version on; both name the base of their errors alike.
 UsageMistake: type[Exception] = next(
@@ -182,7 +184,7 @@ def run(arguments: Sequence[str], record: object = None) -> int:
     with listening() as outcome:
         status, message, error = _ended(given, record)
         if message and not outcome.interrupted:
-            say(f"cnnviz: {message}")
+            say(f"cnnviz: {message if len(message) <= LONGEST else message[:LONGEST] + '…'}")
         caller.interrupted = status == INTERRUPTED
         if status and not outcome.printed and "--json" in given:
             print_error(findings(), message or f"exit status {status}", status)

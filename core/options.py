@@ -47,6 +47,8 @@ class Option:
         for number in value if isinstance(value, tuple) else (value,):
             if not isinstance(number, int | float) or isinstance(number, bool):
                 continue
+            if not math.isfinite(number):
+                raise UsageError(f"{name} {number:g} is not a finite number")
             low = self.least is not None and not number >= self.least
             if low or (self.most is not None and not number <= self.most):
                 raise UsageError(

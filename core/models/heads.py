@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from cnnviz.core.choices import HeadChoice
+from cnnviz.core.choices import HeadChoice, whole_number
 from cnnviz.core.device import rounding
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.labels import class_index, normalised_name
@@ -178,9 +178,9 @@ def resolve_targets(
         elif target == "predicted":
             indices.append(ranked[0])
         elif top:
-            count = int(top[1])
-            if not 1 <= count <= len(labels):
-                raise UsageError(f"'{target}' asks for {count} of {len(labels)} classes")
+            count = whole_number(top[1])
+            if count is None or not 1 <= count <= len(labels):
+                raise UsageError(f"'{target[:40]}' asks for {top[1][:40]} of {len(labels)} classes")
             indices += ranked[:count]
         else:
             indices.append(class_index(target, labels))

@@ -82,6 +82,8 @@ def read_out(
         return ReadOut(module, 0, Head(Kind.NONE), Behaviour())
     shape = (preprocess.channels, *preprocess.crop)
     answer_shape: tuple[int, ...] = tuple(raw.shape[1:]) if isinstance(raw, Tensor) else ()
+    if 0 in answer_shape:
+        raise CnnvizError(f"{name} returns no scores: its output has shape {(1, *answer_shape)}")
 
     def outputs(images: Tensor) -> Tensor:
         run = partial(module, images.to(device, dtype))

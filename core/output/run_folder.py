@@ -169,8 +169,9 @@ class RunFolder:
             occupied = any(path.iterdir())
         except (FileExistsError, NotADirectoryError) as error:
             raise UsageError(f"{path} is not a folder; give --out another one") from error
-        except OSError as error:
-            raise CnnvizError(f"cannot write to {path}: {error.strerror or error}") from error
+        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+            reason = getattr(error, "strerror", None) or one_line(error)
+            raise CnnvizError(f"cannot write to {path}: {reason}") from error
         if not os.access(path, os.W_OK):
             raise CnnvizError(
                 f"cannot write to {path}: permission denied; give --out another folder"

@@ -1,6 +1,7 @@
 """Refusals that no other test meets, each with the words it should have."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,3 +226,55 @@ def test_a_configuration_that_makes_no_network(
     line = ["layers", "--model", "hf:hf", "--weights", "none", "--out", "out", "--quiet"]
     assert run(line) == 1
     assert "cannot be built" in capsys.readouterr().err
+
+
+ABSURD = """
+import torch
+from torch import nn
+
+def zero():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Nothing())
+
+class Nothing(nn.Module):
+    def forward(self, x):
+        return x[:, :0]
+
+def expanded():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network.register_buffer("huge", torch.zeros(1).expand(10**13))
+    return network
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "message"),
+    [
+        (["--target", "top" + "9" * 5000], 2, "of 10 classes"),
+        (["--target", "9" * 5000], 2, "no class 999"),
+        (["--out", "loop"], 1, "cannot write to loop"),
+        (["--scale", "inf"], 2, "--scale inf is not a finite number"),
+        (["--alpha", "nan"], 2, "--alpha nan is not a finite number"),
+        (["--junit", "pipe"], 2, "pipe exists and is not a JUnit report"),
+        (["--model", "nets.py:zero"], 1, "returns no scores: its output has shape (1, 0)"),
+        (["--model", "nets.py:expanded"], 1, "the tensor 'huge' of shape (10000000000000,)"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_absurd_values_are_one_line(
+    more: list[str],
+    status: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    Path("nets.py").write_text(ABSURD)
+    os.mkfifo("pipe")
+    Image.new("RGB", (32, 32), (9, 99, 199)).save("x.png")
+    assert run(["occlude", "x.png", "--mask", "16", *more]) == status
+    said = capsys.readouterr().err.strip().splitlines()
+    assert message in said[-1]
+    assert not any("Traceback" in line for line in said)
+    assert len(said[-1]) < 2_100

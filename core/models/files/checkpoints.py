@@ -215,7 +215,12 @@ def weights_sha256(module: nn.Module) -> str:
         if not isinstance(value, Tensor) or name.endswith(COUNTER):
             continue
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        flat = value.detach().cpu().contiguous().reshape(-1)
+        try:
+            flat = value.detach().cpu().contiguous().reshape(-1)
+        except RuntimeError as error:  # as an expanded tensor of one number may be
+            raise CnnvizError(
+                f"the tensor '{name}' of shape {tuple(value.shape)} does not fit the memory"
+            ) from error
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
