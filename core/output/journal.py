@@ -30,6 +30,7 @@ from cnnviz.core.files import (
     from_json,
     open_arrays,
     read_text,
+    regular,
     replace_file,
     well_formed,
     write_atomically,
@@ -313,7 +314,7 @@ class Lines:
     def _keep_whole_lines(self) -> None:
         """Drops lines that were cut off, and images whose files are missing or out of date."""
         try:
-            text = self._path.read_bytes() if self._path.exists() else b""
+            text = regular(self._path).read_bytes() if self._path.exists() else b""
         except OSError as error:
             raise CnnvizError(f"cannot read {self._path}: {one_line(error)}") from error
         lines = text.splitlines(keepends=True)
@@ -348,6 +349,8 @@ def join_lines(shares: Sequence[Path], folder: RunFolder, identity: Mapping[str,
     whole = Lines(folder, identity, resume=False)
     for share in shares:
         inside = share.resolve()
+        if not (share / LINES).resolve().is_relative_to(inside):
+            raise CnnvizError(f"{share / LINES} is a link out of its folder")
         try:
             for entry in _json_lines(share / LINES):
                 before, files = len(folder.files), entry.pop("files")
@@ -368,7 +371,7 @@ def join_lines(shares: Sequence[Path], folder: RunFolder, identity: Mapping[str,
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as stream:
+    with regular(path).open("rb") as stream:
         for line in stream:
             yield json.loads(line)
 

@@ -1,6 +1,8 @@
 """Journals: joined in any tree they are the same, and foreign or damaged files are refused."""
 
 import json
+import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from cnnviz.core.data.shards import Block
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.output import journal
-from cnnviz.core.output.journal import LINES, Arrays, Journal, Lines, join
+from cnnviz.core.output.journal import LINES, Arrays, Journal, Lines, join, join_lines
 from cnnviz.core.output.run_folder import UNFINISHED, RunFolder
 from cnnviz.embeddings import features
 from cnnviz.filters.ablation import tally
@@ -235,3 +237,19 @@ def test_lines_of_another_version_or_run_are_refused(tmp_path: Path) -> None:
         with pytest.raises(CnnvizError, match="is damaged; start again"):
             Lines(folder, {"a": 1}, resume=True)
     assert (tmp_path / "out" / LINES).exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs pipes")
+def test_a_pipe_or_a_link_in_place_of_lines_is_refused(tmp_path: Path) -> None:
+    share, other = tmp_path / "share", tmp_path / "other"
+    share.mkdir()
+    other.mkdir()
+    os.mkfifo(share / LINES)
+    with pytest.raises(CnnvizError, match="pipe"):
+        join_lines([share], RunFolder.open(tmp_path / "one"), {})
+    with pytest.raises(CnnvizError, match="pipe"):
+        Lines(RunFolder(share), {}, resume=True)
+    (other / LINES).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").write_text('{"image": "x.png", "files": []}\n')
+    with pytest.raises(CnnvizError, match="is a link out of its folder"):
+        join_lines([other], RunFolder.open(tmp_path / "two"), {})
