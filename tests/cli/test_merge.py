@@ -339,6 +339,7 @@ def test_an_interrupted_merge_says_so_once(
 
 
 @pytest.mark.slow
+@pytest.mark.pictures  # the child renders its figures
 @pytest.mark.skipif(sys.platform != "linux", reason="runs are killed")
 @pytest.mark.parametrize("command", ["saliency", "max-patches"])
 def test_a_share_that_is_killed_goes_on_by_itself(command: str) -> None:
