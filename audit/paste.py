@@ -56,7 +56,8 @@ class Verdict(Record):
     rise: Annotated[Change | None, Says("mean rise of the class's probability in them")] = None
     rise_random: Annotated[Change | None, Says("the same for patches from random positions")] = None
     lost: Annotated[
-        Share | None, Says("share of its own images that change when the patch is covered")
+        Share | None,
+        Says("share of the class's images whose prediction changes when the patch is covered"),
     ] = None
     lost_random: Annotated[Share | None, Says("the same for any position covered")] = None
     p_random: Annotated[

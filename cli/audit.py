@@ -24,7 +24,7 @@ COLUMNS = ("class", "images", "precision", "reliance", "spread", "groups", "susp
 
 
 class _Study(ImageStudy[Row, Row]):
-    """Measures each image; it has no files of its own."""
+    """Measures each image; it writes no files."""
 
     kind, work = Row, "occluding"
 

@@ -88,7 +88,7 @@ class ImageRun(Run):
     """
 
     def __init__(self, command: str, output: OutputOptions, *, folders: bool = True) -> None:
-        """Starts the clock; `folders`: whether each image has files in a folder of its own."""
+        """Starts the clock; `folders`: whether each image has files in a separate folder."""
         super().__init__(command, output)
         self._folders = folders
         self._paths: Sequence[Path] = ()

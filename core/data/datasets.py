@@ -170,7 +170,7 @@ def _fingerprint(examples: Sequence[Example], source: ImageSource) -> str:
 
 
 def open_data(sources: Sequence[str], *, limit: int | None = None, seed: int = 0) -> ImageData:
-    """Lists the images that `sources` stand for; see `find_source` for what they can be.
+    """Lists the images of `sources`; `find_source` says what a source can be.
 
     Args:
         sources: names as on the command line.

@@ -1,6 +1,6 @@
 """Sources of images: folders, files, manifests, tars, data sets of torchvision and Hugging Face.
 
-`find_source` lists the images that names on the command line stand for.
+`find_source` lists the images that are named on the command line.
 """
 
 import io
@@ -263,7 +263,7 @@ def is_set(source: str) -> bool:
 
 
 def find_source(sources: Sequence[str]) -> ImageSource:
-    """Lists the images that some names on the command line stand for.
+    """Lists the images that are named on the command line.
 
     Args:
         sources: one folder (a folder per class in it, flat, or of tar files), one manifest (.csv,

@@ -1,7 +1,7 @@
 """Layers by name: finding them, reading and changing their outputs, and viewing these as maps.
 
 A layer is a submodule under its dotted name (`layer1.0.conv1`). Hooks are borrowed:
-`watch_outputs` and `replace_outputs` remove them in `finally`, whatever is raised.
+`watch_outputs` and `replace_outputs` remove them in `finally`.
 
 Convolutions return (N, C, H, W). Blocks behind a permute return (N, H, W, C), transformers a row of
 tokens (N, T, C): those of a grid of patches, row by row, after some without a position (class

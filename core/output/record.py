@@ -34,7 +34,7 @@ SLACK = 1e-5
 
 
 class Says:
-    """What a field means, to stand in `Annotated`: a description and keywords of JSON Schema."""
+    """The meaning of a field, for `Annotated`: a description and keywords of JSON Schema."""
 
     def __init__(
         self,

@@ -208,7 +208,7 @@ class FinishedRun:
 
 
 def run_folders(named: Path) -> list[Path]:
-    """The run in a folder, or the runs in its subfolders; a summary stands for its folder.
+    """The run in a folder, or the runs in its subfolders; a summary's path means its folder.
 
     Raises:
         UsageError: there is none.
