@@ -17,7 +17,7 @@ from torch import Tensor
 from cnnviz.core.choices import Precision
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
-from cnnviz.core.files import DAMAGE, read_text, regular
+from cnnviz.core.files import DAMAGE, SUMMARY, read_text, regular
 from cnnviz.core.files import from_json as parsed
 from cnnviz.core.models.heads import Head, Reading
 from cnnviz.core.models.load import Model
@@ -38,7 +38,6 @@ from cnnviz.core.output.record import (
 )
 from cnnviz.core.output.run_data import RunData
 
-SUMMARY = "summary.json"
 LARGEST = 2**30
 """Bytes of a summary; larger files are refused before they are read."""
 TOP = 5
