@@ -233,7 +233,7 @@ class ImageRun(Run):
         self.console.table(study.title, study.columns, rows)
         if len(self.entries) > MOST_SHOWN:
             more = len(self.entries) - MOST_SHOWN
-            self.console.line(f"… and {more} more images, all of them in images.jsonl")
+            self.console.sentence(f"… and {more} more images, all of them in images.jsonl")
 
     def finish_images(
         self,

@@ -21,8 +21,10 @@ from cnnviz.core.extras import required
 from cnnviz.core.files import well_formed
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.trained import BUNDLED
+from cnnviz.core.output.record import to_json
 from cnnviz.core.output.run_folder import RunFolder, json_parts, summary
 from cnnviz.core.output.style import style
+from cnnviz.core.output.summary import Finding
 from cnnviz.report.options import EXTRA, MEGABYTES, PAGE
 
 _PICTURES = tuple(f".{kind}" for kind in FigureFormat)
@@ -165,6 +167,10 @@ class Run:
             files=self.folder.files,
             errors=errors,
         )
+        content["findings"] = [
+            to_json(Finding(title, tuple(columns), tuple(tuple(map(str, row)) for row in rows)))
+            for title, columns, rows in current().tables
+        ]
         if self._output.report:
             self._write_page(content)
         if self.shard:

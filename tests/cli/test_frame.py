@@ -82,7 +82,7 @@ def test_the_programs_help_fits_80_columns_and_cuts_nothing(capsys):
     assert run(["--help"]) == 0
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
-    assert "..." not in text
+    assert "..." not in text.replace("[ARGS]...", "")
     listed = {line.split()[0] for line in text.splitlines() if line.startswith("  ")}
     assert set(COMMANDS) <= listed
 
