@@ -54,7 +54,7 @@ class Run:
         self._started = time.perf_counter()
         self.command, self._output = command, output
         self._inputs: Sequence[str | Path] = ()
-        self.caption = f"cnnviz {command}"
+        self.caption, self._demo = f"cnnviz {command}", ""
         self.shard: Shard | None = None
         self.identity: Mapping[str, Any] = {}
         if output.report:
@@ -101,7 +101,7 @@ class Run:
         """
         model = self._placed(options).load(scores=scores)
         if options.model == BUNDLED and BUNDLED not in " ".join(sys.argv):
-            self.console.note(
+            self._demo = (
                 "no --model: this is the demo network that ships with cnnviz, for pictures of "
                 f"32 x 32 pixels ({', '.join(model.labels)}); for photographs: --model resnet18"
             )
@@ -132,6 +132,8 @@ class Run:
             within=self.root,
             inputs=self._inputs,
         )
+        if self._demo:
+            self.console.note(self._demo)
         self.folder.figures = self._output.format
         self.folder.caption = self.caption
         current().at_end.enter_context(style(dark=self._output.dark))

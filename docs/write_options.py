@@ -10,7 +10,6 @@ import argparse
 import inspect
 import sys
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, get_args
 
@@ -39,19 +38,19 @@ def names_of(parameter: inspect.Parameter, info: Any) -> str:
     return ", ".join(f"`{name}`" for name in declared or ["--" + parameter.name.replace("_", "-")])
 
 
-def choices_of(annotation: Any) -> str:
-    """The values of a choice, however it is wrapped (a list of it, or None); else nothing."""
-    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
-        return " One of " + ", ".join(f"`{choice}`" for choice in annotation) + "."
-    return "".join(choices_of(part) for part in get_args(annotation))
+def choices_of(metavar: str | None) -> str:
+    """The values of a choice, which are its placeholder; else nothing."""
+    if not metavar or not metavar.islower():
+        return ""
+    return " One of " + ", ".join(f"`{choice}`" for choice in metavar.split("|")) + "."
 
 
 def table_of(command: Callable[..., None]) -> str:
     """The command's parameters as a Markdown table."""
     lines = ["| option | what it does | default |", "|---|---|---|"]
     for parameter in inspect.signature(command).parameters.values():
-        annotation, info = get_args(parameter.annotation)
-        text = (info.help or "").replace("|", "\\|") + choices_of(annotation)
+        _, info = get_args(parameter.annotation)
+        text = (info.help or "").replace("|", "\\|") + choices_of(info.metavar)
         lines.append(f"| {names_of(parameter, info)} | {text} | {default_of(parameter)} |")
     return "\n".join(lines)
 
