@@ -17,7 +17,6 @@ from cnnviz.cli.options import ModelOptions, OutputOptions
 from cnnviz.core.choices import FigureFormat, whole_number
 from cnnviz.core.data.datasets import ImageData, open_data
 from cnnviz.core.data.shards import Shard, of_environment
-from cnnviz.core.extras import required
 from cnnviz.core.files import well_formed
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.trained import BUNDLED
@@ -25,7 +24,7 @@ from cnnviz.core.output.record import to_json
 from cnnviz.core.output.run_folder import RunFolder, json_parts, summary
 from cnnviz.core.output.style import style
 from cnnviz.core.output.summary import Finding
-from cnnviz.report.options import EXTRA, MEGABYTES, PAGE
+from cnnviz.report.options import MEGABYTES, PAGE
 
 _PICTURES = tuple(f".{kind}" for kind in FigureFormat)
 
@@ -57,8 +56,6 @@ class Run:
         self.caption, self._demo = f"cnnviz {command}", ""
         self.shard: Shard | None = None
         self.identity: Mapping[str, Any] = {}
-        if output.report:
-            required("bokeh", "--report", EXTRA)
         self.console = Console(output)
         current().begin(command, output.junit)
 
