@@ -17,7 +17,7 @@ from torch import Tensor
 from cnnviz.core.data.datasets import ImageData, batches, none_usable
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models.heads import Kind
-from cnnviz.core.models.labels import find_class
+from cnnviz.core.models.labels import find_class, is_wnid
 from cnnviz.core.models.load import Model
 
 SHOWN = 8
@@ -35,17 +35,13 @@ def _shown(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def _is_wnid(name: str) -> bool:
-    return len(name) == 9 and name[0] == "n" and name[1:].isdecimal()
-
-
 def _by_position(data: ImageData, model: Model) -> bool:
     """Whether the data's classes are the model's in the same order, by convention, not by name."""
     classes = data.classes or ()
     if len(classes) != model.classes:
         return False
     unnamed = model.labels == tuple(map(str, range(model.classes)))
-    all_wnids = len(classes) == IMAGENET_CLASSES and all(map(_is_wnid, classes))
+    all_wnids = len(classes) == IMAGENET_CLASSES and all(map(is_wnid, classes))
     return (data.canonical and unnamed) or all_wnids
 
 
@@ -87,7 +83,7 @@ def match_labels(data: ImageData, model: Model) -> tuple[int, ...]:
         _warn_of_order(data, model, matched)
         return matched
     remedy = "name the model's classes with --labels"
-    if all(map(_is_wnid, lost)):
+    if all(map(is_wnid, lost)):
         remedy += " (a JSON map from index to [wnid, name] gives the wnids)"
     raise UsageError(
         f"{len(lost)} of the {len(classes)} classes of {data.name} are not classes of "

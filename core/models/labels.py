@@ -77,6 +77,11 @@ def _matches(sought: str, names: Sequence[str], wnids: Sequence[str] | None) -> 
     yield [index for index in range(len(names)) if str(index) == sought]
 
 
+def is_wnid(name: str) -> bool:
+    """Whether a name is a WordNet id, as ImageNet's folders are called."""
+    return len(name) == 9 and name[0] == "n" and name[1:].isdecimal()
+
+
 def _classes(sought: str, names: Sequence[str], wnids: Sequence[str] | None) -> list[int]:
     """The classes of the strictest comparison that matches any."""
     return next(filter(None, _matches(sought, names, wnids)), []) if sought else []
