@@ -92,12 +92,13 @@ class Run:
             )
         return data
 
-    def load(self, options: ModelOptions, *, scores: bool = True) -> Model:
+    def load(self, options: ModelOptions, *, scores: bool = True, features: bool = False) -> Model:
         """Loads the model, and prints notes about it.
 
-        Without `scores`, a network that has no class scores is accepted, too.
+        Without `scores`, a network that has no class scores is accepted, too; with `features`, one
+        whose weights hold no classifier.
         """
-        model = self._placed(options).load(scores=scores)
+        model = self._placed(options).load(scores=scores, features=features)
         for note in model.notes:
             say(note)
         self.caption = caption(self.command, model.name, model.weights_sha256)

@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 
 from cnnviz.core.errors import UsageError, nearest
 from cnnviz.core.graph.trace import Untraceable, describe, trace
+from cnnviz.core.models.behaviour import Wrapper
 from cnnviz.core.models.load import Model
 
 _log = logging.getLogger("cnnviz")
@@ -37,8 +38,19 @@ MapShape = tuple[int, int, int]
 
 
 def named_layers(module: nn.Module) -> dict[str, nn.Module]:
-    """Every submodule except the root, by dotted name, in order of definition."""
-    return {name: layer for name, layer in module.named_modules() if name}
+    """Every submodule except the root, by dotted name, in order of definition.
+
+    What lies inside a part that TorchScript compiled cannot be reached, and is left out.
+    """
+    modules = {name: layer for name, layer in module.named_modules() if name}
+    inside = _inside_compiled(modules)
+    return {name: layer for name, layer in modules.items() if not name.startswith(inside)}
+
+
+def _inside_compiled(modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
+    """The prefixes of names inside compiled parts."""
+    scripts = (name for name, part in modules.items() if isinstance(part, torch.jit.ScriptModule))
+    return tuple(f"{name}." for name in scripts)
 
 
 def conv_layers(module: nn.Module) -> list[str]:
@@ -57,6 +69,12 @@ def find_layer(module: nn.Module, name: str, model_name: str) -> nn.Module:
             f"no layer '{name}' in {model_name}, which has no visible layers (a black box, or a "
             "single layer); those of a network in Python are visible: --model FILE.py:FACTORY"
         )
+    hidden = _inside_compiled(layers)
+    if part := next((prefix for prefix in hidden if name.startswith(prefix)), None):
+        raise UsageError(
+            f"layer '{name}' of {model_name} lies inside '{part[:-1]}', which is TorchScript: name "
+            "that layer, or build it without torch.jit.script"
+        )
     near = ", ".join(nearest(name, layers))
     raise UsageError(
         f"no layer '{name}' in {model_name}; the nearest are {near} "
@@ -66,9 +84,16 @@ def find_layer(module: nn.Module, name: str, model_name: str) -> nn.Module:
 
 def check_open(module: nn.Module, model_name: str) -> None:
     """Raise UsageError for a TorchScript or torch.export archive, whose layers are out of reach."""
-    kinds = [type(layer) for layer in module.modules()]
-    scripted = any(issubclass(kind, torch.jit.ScriptModule) for kind in kinds)
-    exported = any(issubclass(kind, fx.GraphModule) for kind in kinds)
+    inner = module
+    while isinstance(inner, Wrapper):
+        inner = inner.network
+    scripted = isinstance(inner, torch.jit.ScriptModule)
+    exported = any(isinstance(layer, fx.GraphModule) for layer in module.modules())
+    if scripted and ":" in model_name:
+        raise UsageError(
+            f"{model_name} returns a TorchScript network, whose layers cannot be reached; return "
+            "it as it is before torch.jit.script or torch.jit.trace"
+        )
     if scripted or (exported and not conv_layers(module)):
         raise UsageError(
             f"{model_name} is an archive, whose layers cannot be reached; load its weights into "
