@@ -163,6 +163,11 @@ class Console:
             table.add_row(*[Text(printable(cell)) for cell in row])
         self._out.print(table)
 
+    def sentence(self, text: str) -> None:
+        """Prints a line of the findings, which the summary and pages have, too."""
+        current().tables.append((text, (), ()))
+        self.line(text)
+
     def line(self, text: str) -> None:
         """Prints a line of the results."""
         if self._shows_findings:

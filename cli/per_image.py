@@ -25,11 +25,11 @@ from cnnviz.core.data.datasets import ImageData, open_images
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.shards import Shard
 from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
+from cnnviz.core.files import SUMMARY, safe_name
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.journal import Lines
 from cnnviz.core.output.record import from_json, to_json
-from cnnviz.core.output.run_folder import RunFolder, safe_name
-from cnnviz.core.output.summary import SUMMARY
+from cnnviz.core.output.run_folder import RunFolder
 
 Advance = Callable[[int], None]
 """Takes the number of steps just done."""
@@ -233,7 +233,7 @@ class ImageRun(Run):
         self.console.table(study.title, study.columns, rows)
         if len(self.entries) > MOST_SHOWN:
             more = len(self.entries) - MOST_SHOWN
-            self.console.line(f"… and {more} more images, all of them in images.jsonl")
+            self.console.sentence(f"… and {more} more images, all of them in images.jsonl")
 
     def finish_images(
         self,

@@ -6,7 +6,7 @@ from pathlib import Path
 from cnnviz.cli.ci_reports import current
 from cnnviz.cli.commands.runs import ReportCommand
 from cnnviz.cli.console import findings, printable, say
-from cnnviz.cli.report_runs import page_of
+from cnnviz.cli.report_runs import page_of, page_title
 from cnnviz.core.errors import UsageError
 from cnnviz.core.extras import required
 from cnnviz.core.files import write_atomically
@@ -23,8 +23,7 @@ def report(given: ReportCommand) -> None:
     runs = [read_summary(folder, given.data) for folder in folders]
     if not given.quiet and any(run.data.closed for run in runs):
         say("note: images of data sets are shown only from folders named with --data")
-    title = ", ".join(dict.fromkeys(f"cnnviz {run.command}" for run in runs))
-    page, left_out = page_of(runs, given.max_mb, title)
+    page, left_out = page_of(runs, given.max_mb, given.title or page_title(runs))
     given.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(given.out, page.encode("utf-8", "replace"))
     if given.json_:

@@ -48,13 +48,24 @@ class Gallery:
     pictures: Sequence[Picture]
 
 
+@dataclass(frozen=True)
+class Findings:
+    """A small table as the terminal shows it, or a sentence, which has no columns."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
 @dataclass
 class Section:
-    """The part of a page about one run; a fact is a name and a value."""
+    """The part of a page about one run: findings, blocks, and folded ones; a fact has a name."""
 
     title: str
     facts: list[tuple[str, str]]
+    findings: list[Findings] = field(default_factory=list)
     blocks: list[Widget | Gallery] = field(default_factory=list)
+    folded: list[Widget] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -118,7 +129,8 @@ def render(title: str, sections: Sequence[Section], left_out: Sequence[str]) -> 
     """Makes the page; `left_out` has a line for everything that did not fit."""
     embed: Any = required("bokeh.embed", "report", EXTRA)
     jinja: Any = required("jinja2", "report", EXTRA)
-    widgets = [b for s in sections for b in s.blocks if isinstance(b, Widget)]
+    blocks = [block for section in sections for block in (*section.blocks, *section.folded)]
+    widgets = [block for block in blocks if isinstance(block, Widget)]
     code, divs = embed.components([w.model for w in widgets]) if widgets else ("", [])
     place = {id(widget): div for widget, div in zip(widgets, divs, strict=True)}
     loaded, styles = _resources()

@@ -139,6 +139,14 @@ def _fed_with_grey(module: nn.Module, device: torch.device, dtype: torch.dtype) 
     return grey
 
 
+def compiled_parts(module: nn.Module) -> list[str]:
+    """Names of the parts of a network in Python that are TorchScript, without those in them."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return []
+    names = [n for n, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]
+    return [n for n in names if not any(n != m and n.startswith(f"{m}.") for m in names)]
+
+
 @dataclass(frozen=True)
 class FirstRun:
     """A network on its device that has run on a blank image."""
@@ -164,6 +172,8 @@ def run_first(
     Code can fix a number format (`x.half()`), so in single precision a network of other formats is
     first run as it was made. Complex weights stay complex.
     """
+    parts = [] if isinstance(module, Wrapper) else compiled_parts(module)
+    notes = [f"{name}: {part} is TorchScript, whose layers cannot be reached" for part in parts]
     tensors = (*module.parameters(), *module.buffers())
     formats = {t.dtype for t in tensors if t.is_floating_point() and t.dtype is not dtype}
     if formats and dtype is torch.float32:
@@ -174,8 +184,9 @@ def run_first(
         else:
             kept = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in formats))
             note = f"{name} runs with weights of {kept}, as its code converts images itself"
-            return replace(ran, notes=(note,))
-    return probe(_converted(module, device, dtype), name, channels, size, dtype, device)
+            return replace(ran, notes=(*notes, note))
+    ran = probe(_converted(module, device, dtype), name, channels, size, dtype, device)
+    return replace(ran, notes=tuple(notes))
 
 
 def _converted(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -277,7 +288,7 @@ _REMEDIES = (
 )
 """What an error of the first run says, and what to do about it. For any other, nothing is known."""
 _FORMATS = re.compile(
-    r"scalar type|same dtype|should be the same|not implemented for '|mixed dtype"
+    r"scalar type|same dtype|should be the same|not implemented for '|[Uu]nsupported dtype"
 )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from cnnviz.core.choices import whole_number
 from cnnviz.core.errors import CnnvizError, UsageError, nearest
 from cnnviz.core.files import from_json, lines, read_text
+from cnnviz.core.lazy import torchvision
 
 SHOWN = 5
 WNIDS = (
@@ -47,9 +48,7 @@ def imagenet_wnids(names: tuple[str, ...]) -> tuple[str, ...] | None:
 
     Publishers shorten and separate the names differently, so that not all have to be the same.
     """
-    from torchvision.models import ResNet18_Weights
-
-    known = ResNet18_Weights.DEFAULT.meta["categories"]
+    known = torchvision("models").ResNet18_Weights.DEFAULT.meta["categories"]
     if len(names) != len(known):
         return None
     pairs = zip(map(normalised_name, names), map(normalised_name, known), strict=True)

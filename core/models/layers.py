@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 
 from cnnviz.core.errors import UsageError, nearest
 from cnnviz.core.graph.trace import Untraceable, describe, trace
-from cnnviz.core.models.behaviour import Wrapper
+from cnnviz.core.models.behaviour import Wrapper, compiled_parts
 from cnnviz.core.models.load import Model
 
 _log = logging.getLogger("cnnviz")
@@ -40,17 +40,19 @@ MapShape = tuple[int, int, int]
 def named_layers(module: nn.Module) -> dict[str, nn.Module]:
     """Every submodule except the root, by dotted name, in order of definition.
 
-    What lies inside a part that TorchScript compiled cannot be reached, and is left out.
+    Parts that TorchScript compiled take no hooks: they and what lies inside are left out.
     """
-    modules = {name: layer for name, layer in module.named_modules() if name}
-    inside = _inside_compiled(modules)
-    return {name: layer for name, layer in modules.items() if not name.startswith(inside)}
+    parts = compiled_parts(module)
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if name and _part_of(name, parts) is None
+    }
 
 
-def _inside_compiled(modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
-    """The prefixes of names inside compiled parts."""
-    scripts = (name for name, part in modules.items() if isinstance(part, torch.jit.ScriptModule))
-    return tuple(f"{name}." for name in scripts)
+def _part_of(name: str, parts: Sequence[str]) -> str | None:
+    """The part that a layer is, or lies in."""
+    return next((part for part in parts if f"{name}.".startswith(f"{part}.")), None)
 
 
 def conv_layers(module: nn.Module) -> list[str]:
@@ -64,16 +66,15 @@ def find_layer(module: nn.Module, name: str, model_name: str) -> nn.Module:
     layers = named_layers(module)
     if name in layers:
         return layers[name]
+    if part := _part_of(name, compiled_parts(module)):
+        raise UsageError(
+            f"layer '{name}' of {model_name} cannot be reached: '{part}' is TorchScript; build it "
+            "without torch.jit.script"
+        )
     if not layers:
         raise UsageError(
             f"no layer '{name}' in {model_name}, which has no visible layers (a black box, or a "
             "single layer); those of a network in Python are visible: --model FILE.py:FACTORY"
-        )
-    hidden = _inside_compiled(layers)
-    if part := next((prefix for prefix in hidden if name.startswith(prefix)), None):
-        raise UsageError(
-            f"layer '{name}' of {model_name} lies inside '{part[:-1]}', which is TorchScript: name "
-            "that layer, or build it without torch.jit.script"
         )
     near = ", ".join(nearest(name, layers))
     raise UsageError(

@@ -156,7 +156,8 @@ def _assumed(
         return entry.assumed
     if entry.holds(file) or architecture.names_weights:
         return None
-    return Assumed(f"'{file}'", f"for {entry.name} of {architecture.name}", "--weights")
+    option = "--weights" if len(architecture.published) > 1 else ""
+    return Assumed(f"'{file}'", f"for {entry.name} of {architecture.name}", option)
 
 
 def _published_entry(

@@ -15,7 +15,7 @@ class Look(Spec):
         UsageError: `alpha` is out of range.
     """
 
-    HEADING: ClassVar[str] = "Pictures"
+    HEADING: ClassVar[str] = "figures"
 
     colormap: Annotated[
         Colormap,
@@ -34,7 +34,7 @@ class Look(Spec):
             "compared. Default: each map's own largest.",
             least=1e-12,
             most=1e12,
-            metavar="<float>",
+            metavar="NUMBER",
         ),
     ] = None
     columns: Annotated[

@@ -28,10 +28,13 @@ from PIL import Image
 from cnnviz.core.choices import FigureFormat
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import (
+    SUMMARY,
+    check_free,
     exists,
     from_json,
     read_text,
     replace_file,
+    safe_name,
     well_formed,
     write_atomically,
 )
@@ -40,12 +43,10 @@ from cnnviz.core.output import parquet
 from cnnviz.core.output.drawing import escape
 from cnnviz.core.output.record import to_json as to_data
 from cnnviz.core.output.style import WRITING, sign
-from cnnviz.core.output.summary import SUMMARY, ModelRecord
+from cnnviz.core.output.summary import ModelRecord
 
-UNFINISHED = "unfinished.json"
-"""In the folder of a run over many images that is not complete: see `journal.py`."""
 DPI = 150
-LONGEST_NAME, LONGEST_CAPTION = 80, 160
+LONGEST_CAPTION = 160
 _UNDATED: dict[FigureFormat, dict[str, None]] = {
     FigureFormat.PNG: {"Software": None},
     FigureFormat.PDF: {"Creator": None, "Producer": None, "CreationDate": None},
@@ -62,12 +63,6 @@ def version() -> str:
         return metadata.version("cnnviz")
     except metadata.PackageNotFoundError:
         return "unknown"
-
-
-def safe_name(text: str) -> str:
-    """`text` as the name of a file in a folder: no separators, no leading dots, not long."""
-    kept = re.sub(r"[^\w .+,()=@-]", "_", text).strip(" .")
-    return kept.encode()[:LONGEST_NAME].decode(errors="ignore") or "unnamed"
 
 
 def identity(path: Path) -> tuple[int, int]:
@@ -165,10 +160,8 @@ class RunFolder:
         try:
             if within is not None and not path.resolve().is_relative_to(within.resolve()):
                 raise UsageError(f"{path} leads out of {within}; give --out another folder")
+            occupied = check_free(path, overwrite=overwrite, resume=resume)
             path.mkdir(parents=True, exist_ok=True)
-            occupied = any(path.iterdir())
-        except (FileExistsError, NotADirectoryError) as error:
-            raise UsageError(f"{path} is not a folder; give --out another one") from error
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
             reason = getattr(error, "strerror", None) or one_line(error)
             raise CnnvizError(f"cannot write to {path}: {reason}") from error
@@ -176,11 +169,6 @@ class RunFolder:
             raise CnnvizError(
                 f"cannot write to {path}: permission denied; give --out another folder"
             )
-        unfinished = resume and not (path / SUMMARY).exists()
-        if occupied and not overwrite and not unfinished:
-            cut_off = (path / UNFINISHED).exists()
-            remedy = "--resume to go on, --overwrite" if cut_off else "--overwrite"
-            raise UsageError(f"{path} is not empty; use {remedy}, or another folder with --out")
         folder = cls(path, inputs=inputs)
         folder._lock = Lock.of(path)
         folder._clear_leftovers()

@@ -248,7 +248,7 @@ class ChannelsLast(Plain):
 
 class Views(Plain):
     def forward(self, x: Tensor) -> Tensor:
-        n, views, *_ = n, views, _c, _h, _w = x.shape
+        n, views, _c, _h, _w = x.shape
         return super().forward(x.flatten(0, 1)).view(n, views, -1).mean(1)
 
 
@@ -274,7 +274,7 @@ class OneSize(Plain):
         (failing(RuntimeError("Found no NVIDIA driver on your system")), r"write \.to\(x.device\)"),
         (failing(RuntimeError("Input type (float) and bias type (Half) should be the same")),
          "its code fixes a number format: let it convert to that of its input"),
-        (failing(ValueError("Expected more than 1 value per channel when training")), "another size"),
+        (failing(ValueError("Expected more than 1 value per channel")), "gives another size"),
         (failing(KeyError("feats")), "'feats'"),
     ],
 )  # fmt: skip
