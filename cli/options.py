@@ -139,7 +139,7 @@ class ModelOptions:
     ] = 1
     seed: Seed = 0
 
-    def load(self, *, scores: bool = True) -> "Model":
+    def load(self, *, scores: bool = True, features: bool = False) -> "Model":
         """Loads the model (see `load_model`)."""
         from cnnviz.core.models.load import load_model
 
@@ -162,6 +162,7 @@ class ModelOptions:
             threshold=self.threshold,
             repeat=self.repeat,
             scores=scores,
+            features=features,
         )
 
 

@@ -91,13 +91,14 @@ class Run:
             )
         return data
 
-    def load(self, options: ModelOptions, *, scores: bool = True) -> Model:
+    def load(self, options: ModelOptions, *, scores: bool = True, features: bool = False) -> Model:
         """Loads the model, and prints notes about it.
 
-        Without `scores`, a network that has no class scores is accepted, too.
+        Without `scores`, a network that has no class scores is accepted, too; with `features`, one
+        whose weights hold no classifier.
         """
-        model = self._placed(options).load(scores=scores)
-        if options.model == BUNDLED and BUNDLED not in " ".join(sys.argv):
+        model = self._placed(options).load(scores=scores, features=features)
+        if model.name == BUNDLED and BUNDLED not in " ".join(sys.argv):
             self._demo = (
                 "no --model: this is the demo network that ships with cnnviz, for pictures of "
                 f"32 x 32 pixels ({', '.join(model.labels)}); for photographs: --model resnet18"
