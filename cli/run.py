@@ -134,7 +134,7 @@ class Run:
             self.console.note(self._demo)
         self.folder.figures = self._output.format
         self.folder.caption = self.caption
-        current().at_end.enter_context(style(dark=self._output.dark))
+        current().at_end.enter_context(style(dark=self._output.dark, width=self._output.width))
         return self.folder
 
     def finish(
