@@ -21,7 +21,6 @@ from cnnviz.core.output.drawing import (
     image_pixels,
     in_colour,
     new_figure,
-    symmetric_limit,
     title,
     to_uint8,
     under,
@@ -154,7 +153,8 @@ def _verdict(entry: ClassAudit) -> str:
 
 def _draw_residual(axes: Axes, residual: NDArray[np.float32]) -> None:
     """Draws a residual (rows, columns, 3) around grey, its contrast stretched."""
-    axes.imshow(to_uint8(0.5 + residual / (2 * symmetric_limit(residual))), interpolation="nearest")
+    limit = max(float(np.abs(residual).max(initial=0.0)), 1e-12)
+    axes.imshow(to_uint8(0.5 + residual / (2 * limit)), interpolation="nearest")
     bare(axes)
     title(axes, "mean image minus others',\nhigh-passed, stretched")
 

@@ -139,7 +139,7 @@ class ModelOptions:
     ] = 1
     seed: Seed = 0
 
-    def load(self, *, scores: bool = True) -> "Model":
+    def load(self, *, scores: bool = True, features: bool = False) -> "Model":
         """Loads the model (see `load_model`)."""
         from cnnviz.core.models.load import load_model
 
@@ -162,6 +162,7 @@ class ModelOptions:
             threshold=self.threshold,
             repeat=self.repeat,
             scores=scores,
+            features=features,
         )
 
 
@@ -192,6 +193,15 @@ class OutputOptions:
     format: Annotated[
         FigureFormat, Option("File format of figures; sheets of pixels are always PNG.")
     ] = FigureFormat.PNG
+    width: Annotated[
+        int,
+        Option(
+            "Pixels of a figure of one panel (image and map); text scales with it, figures of more "
+            "panels are wider.",
+            least=200,
+            most=10_000,
+        ),
+    ] = 1200
     junit: Annotated[
         Path | None,
         Option(

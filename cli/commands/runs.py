@@ -79,13 +79,14 @@ class ReportCommand:
     sort tables. The page loads nothing from any network.
     """
 
-    FIRST: ClassVar[tuple[str, ...]] = ("data", "max_mb")
+    FIRST: ClassVar[tuple[str, ...]] = ("title", "data", "max_mb")
 
     runs: Annotated[
         list[Path],
         typer.Argument(metavar="RUN...", help="Folders of finished runs, of any commands."),
     ]
     out: Annotated[Path, Option("File of the page.", ("--out", "-o"), metavar="FILE")] = Path(PAGE)
+    title: Annotated[str | None, Option("Heading of the page.")] = None
     data: Data = ()
     max_mb: Annotated[
         float,

@@ -7,6 +7,7 @@ Shapes: N images of a batch, H W rows and columns, K classes, D classes of the d
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from torch import Tensor
 from cnnviz.core.data.datasets import ImageData, batches, none_usable
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models.heads import Kind
-from cnnviz.core.models.labels import find_class, is_wnid
+from cnnviz.core.models.labels import WNIDS, find_class, imagenet_wnids, is_wnid
 from cnnviz.core.models.load import Model
 
 SHOWN = 8
@@ -76,7 +77,10 @@ def match_labels(data: ImageData, model: Model) -> tuple[int, ...]:
     classes = data.classes or ()
     if _by_position(data, model):
         return tuple(range(len(classes)))
-    indices = [find_class(name, model.labels, model.wnids) for name in classes]
+    wnids = model.wnids
+    if wnids is None and any(map(is_wnid, classes)):
+        wnids = imagenet_wnids(model.labels)
+    indices = [find_class(name, model.labels, wnids) for name in classes]
     lost = [name for name, index in zip(classes, indices, strict=True) if index is None]
     if not lost:
         matched = tuple(index for index in indices if index is not None)
@@ -84,11 +88,30 @@ def match_labels(data: ImageData, model: Model) -> tuple[int, ...]:
         return matched
     remedy = "name the model's classes with --labels"
     if all(map(is_wnid, lost)):
-        remedy += " (a JSON map from index to [wnid, name] gives the wnids)"
+        remedy += f" ({WNIDS})"
     raise UsageError(
         f"{len(lost)} of the {len(classes)} classes of {data.name} are not classes of "
         f"{model.name}: {_shown(lost)}; the model's are {_shown(model.labels)}; {remedy}"
     )
+
+
+def with_class_names(data: ImageData, model: Model) -> ImageData:
+    """The data set with the model's names instead of its WordNet ids or indices, if they match.
+
+    Indices are taken for the model's classes if the data has more than half as many: a few numbers
+    can be other classes (digits).
+    """
+    codes = data.classes or ()
+    numbers = all(map(str.isdecimal, codes)) and 2 * len(codes) > model.classes
+    if not codes or not model.classes or not (numbers or all(map(is_wnid, codes))):
+        return data
+    try:
+        names = [model.labels[index] for index in match_labels(data, model)]
+    except UsageError:
+        return data
+    count = Counter(names)
+    pairs = zip(names, codes, strict=True)
+    return data.named(tuple(n if count[n] == 1 else f"{n} ({code})" for n, code in pairs))
 
 
 def check_labels(data: ImageData, model: Model) -> Tensor:

@@ -4,15 +4,23 @@ Comparisons ignore case and treat `_` as a space. ImageNet's usual JSON form, in
 also gives the WordNet ids.
 """
 
+import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from cnnviz.core.choices import whole_number
 from cnnviz.core.errors import CnnvizError, UsageError, nearest
 from cnnviz.core.files import from_json, lines, read_text
+from cnnviz.core.lazy import torchvision
 
 SHOWN = 5
+WNIDS = (
+    "WordNet ids of ImageNet's classes are known with pip install 'cnnviz[timm]', or from a "
+    "--labels JSON map from index to [wnid, name]"
+)
+_ALIKE = 0.8  # share of equal names from which classes are ImageNet's
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,31 @@ class Labels:
 def normalised_name(name: str) -> str:
     """Return a name in the form in which names are compared."""
     return " ".join(name.replace("_", " ").casefold().split())
+
+
+def is_wnid(text: str) -> bool:
+    """Whether it has the form of a WordNet id, as ImageNet's folders are called."""
+    return len(text) == 9 and text[0] == "n" and text[1:].isdecimal()
+
+
+@cache
+def imagenet_wnids(names: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The WordNet ids of ImageNet's 1,000 classes, if these are their names and timm is installed.
+
+    Publishers shorten and separate the names differently, so that not all have to be the same.
+    """
+    known = torchvision("models").ResNet18_Weights.DEFAULT.meta["categories"]
+    if len(names) != len(known):
+        return None
+    pairs = zip(map(normalised_name, names), map(normalised_name, known), strict=True)
+    alike = sum(name in map(str.strip, given.split(",")) for given, name in pairs)
+    if alike < _ALIKE * len(known):
+        return None
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError:
+        return None
+    return tuple(timm.data.ImageNetInfo("imagenet-1k").label_names())
 
 
 def _of_map(content: dict[str, object], path: Path) -> list[object]:
@@ -77,11 +110,6 @@ def _matches(sought: str, names: Sequence[str], wnids: Sequence[str] | None) -> 
     yield [index for index in range(len(names)) if str(index) == sought]
 
 
-def is_wnid(name: str) -> bool:
-    """Whether a name is a WordNet id, as ImageNet's folders are called."""
-    return len(name) == 9 and name[0] == "n" and name[1:].isdecimal()
-
-
 def _classes(sought: str, names: Sequence[str], wnids: Sequence[str] | None) -> list[int]:
     """The classes of the strictest comparison that matches any."""
     return next(filter(None, _matches(sought, names, wnids)), []) if sought else []
@@ -110,5 +138,8 @@ def class_index(text: str, names: Sequence[str], wnids: Sequence[str] | None = N
     last = len(names) - 1
     if sought.lstrip("-").isdecimal():
         raise UsageError(f"no class {text}; the model's classes are 0 to {last}")
-    near = ", ".join(f"'{name}'" for name in nearest(text.replace("_", " "), names))
-    raise UsageError(f"no class '{text}'; the nearest are {near} (or an index from 0 to {last})")
+    within = [name for name in names if sought and sought in normalised_name(name)]
+    which = "classes with this in their name are" if within else "the nearest are"
+    close = within[:SHOWN] or nearest(text.replace("_", " "), names)
+    near = ", ".join(f"'{name}'" for name in close) + " …" * (len(within) > SHOWN)
+    raise UsageError(f"no class '{text}'; {which} {near} (or an index from 0 to {last})")

@@ -111,6 +111,15 @@ class ShardRecord(Record):
     of: Annotated[Mapping[str, Any], Says("what the shares of one run have in common")]
 
 
+@dataclass(frozen=True)
+class Finding(Record):
+    """What the terminal shows of the results: a table, or a sentence, which has no columns."""
+
+    title: Annotated[str, Says("of the table; the sentence")]
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Summary(Record):
     """The content of a `summary.json`."""
@@ -129,6 +138,9 @@ class Summary(Record):
         tuple[str, ...], Says("relative to the folder of this summary", uniqueItems=True)
     ]
     errors: tuple[Failure, ...]
+    findings: Annotated[
+        tuple[Finding, ...], Says("the tables and sentences of the terminal", optional=True)
+    ] = ()
     shard: Annotated[ShardRecord | None, Says(optional=True)] = None
 
 

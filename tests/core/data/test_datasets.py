@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import pickle
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from networks import model_of
 from PIL import Image
 from torch import nn
@@ -18,9 +20,11 @@ from torchvision import datasets as torchvision_datasets
 
 from cnnviz.core.data.datasets import Batch, ImageData, batches, open_data
 from cnnviz.core.data.images import Preprocess, read_image
-from cnnviz.core.data.labels import match_labels
+from cnnviz.core.data.labels import match_labels, with_class_names
 from cnnviz.core.data.rasters import Raster
+from cnnviz.core.data.shards import Shard
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models import labels
 from cnnviz.core.models.load import Model
 
 PREPROCESS = Preprocess(8, (8, 8))
@@ -385,6 +389,47 @@ def test_wnids_without_a_list_of_wnids_point_to_labels(tmp_path: Path) -> None:
     picture(tmp_path / "n01440764" / "a.png")
     with pytest.raises(UsageError, match=r"n01440764; .*from index to \[wnid, name\]"):
         match_labels(open_data([str(tmp_path)]), model("tench", "dog"))
+
+
+def imagenet() -> Model:
+    weights = torchvision.models.ResNet18_Weights.DEFAULT
+    return model(*weights.meta["categories"])
+
+
+def test_wnid_folders_are_torchvisions_classes_where_timm_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("n02123045", "n01440764", "n03126707"):  # tabby, tench, crane (of two)
+        picture(tmp_path / name / "a.png")
+    data = open_data([str(tmp_path)])
+    labels.imagenet_wnids.cache_clear()
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UsageError, match=r"pip install 'cnnviz\[timm\]', or from a --labels JSON"):
+        match_labels(data, imagenet())
+    monkeypatch.undo()
+    labels.imagenet_wnids.cache_clear()
+    pytest.importorskip("timm")
+    assert match_labels(data, imagenet()) == (0, 281, 517)
+    assert imagenet().class_index("n02123045") == 281
+    assert with_class_names(data, imagenet()).classes == ("tench", "tabby", "crane")
+    with pytest.raises(UsageError, match="are not classes of net: n01440764"):
+        match_labels(data, model(*map(str, range(1000))))  # as many, but not ImageNet's
+
+
+def test_indices_become_the_models_names_if_they_are_the_models_classes(tmp_path: Path) -> None:
+    for name in ("0", "1", "2"):
+        picture(tmp_path / name / "a.png")
+    data = open_data([str(tmp_path)])
+    assert with_class_names(data, model("cat", "dog", "cat", "cow")).classes == (
+        "cat (0)",
+        "dog",
+        "cat (2)",
+    )
+    digits_of_another = model(*(f"class {number}" for number in range(10)))
+    assert with_class_names(data, digits_of_another).classes == ("0", "1", "2")
+    assert with_class_names(data, model("0", "1", "2")).classes == ("0", "1", "2")
+    part = data.share(Shard(1, 3))
+    assert with_class_names(part, model("cat", "dog", "cow")).part == part.part
 
 
 def test_all_thousand_wnids_are_imagenet_in_sorted_order(tmp_path: Path) -> None:
