@@ -11,10 +11,11 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,9 +29,11 @@ from PIL import Image
 from cnnviz.core.choices import FigureFormat
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import (
+    LARGEST,
     exists,
     from_json,
     read_text,
+    regular,
     replace_file,
     well_formed,
     write_atomically,
@@ -283,6 +286,17 @@ class RunFolder:
         path = self._place(name)
         self._check_kept(path)
         write_atomically(path, data)
+        return self._list(path)
+
+    def copy(self, name: str, source: Path) -> Path:
+        """Writes a copy of a file; raises a CnnvizError if it is larger than `LARGEST`."""
+        size = regular(source).stat().st_size
+        if size > LARGEST:
+            raise CnnvizError(f"'{source}' has {size:,} bytes; at most {LARGEST:,} are copied")
+        path = self._place(name)
+        self._check_kept(path)
+        with source.open("rb") as content:
+            replace_file(path, partial(shutil.copyfileobj, content))
         return self._list(path)
 
     def write_text(self, name: str, text: str) -> Path:
