@@ -6,6 +6,7 @@ users (labels, file names) is printed with control characters replaced, never re
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
@@ -27,6 +28,7 @@ from rich.text import Text
 from cnnviz.cli.ci_reports import current
 from cnnviz.cli.options import OutputOptions
 
+_EMPTY, _PERCENT = ("", "-", "None"), re.compile(r"(?<=\d)%")
 PLAIN_STEPS = 4
 PIPED_WIDTH = 140
 _STDOUT, _STDERR = 1, 2  # file descriptors
@@ -112,7 +114,7 @@ class Console:
             say(message)
 
     @contextmanager
-    def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    def progress(self, what: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
         """Shows a progress bar, or plain lines if stderr is not a terminal.
 
         Yields:
@@ -121,22 +123,23 @@ class Console:
         if self._output.quiet:
             yield lambda _steps: None
         elif self._err.is_terminal:
-            yield from self._bar(what, total)
+            yield from self._bar(what, total, unit)
         else:
-            yield self._lines(what, total)
+            yield self._lines(what, total, unit)
 
-    def _bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    def _bar(self, what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
+            TextColumn(unit),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._err, transient=True) as bar:
             task = bar.add_task(printable(what), total=total)
             yield lambda steps: bar.update(task, advance=steps)
 
-    def _lines(self, what: str, total: int) -> Callable[[int], None]:
+    def _lines(self, what: str, total: int, unit: str) -> Callable[[int], None]:
         done = shown = 0
 
         def advance(steps: int) -> None:
@@ -145,12 +148,17 @@ class Console:
             quarter = PLAIN_STEPS * done // max(total, 1)
             if quarter > shown:
                 shown = quarter
-                say(f"{what}: {done}/{total}")
+                say(f"{what}: {done}/{total} {unit}".rstrip())
 
         return advance
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Prints a table; columns of numbers are aligned to the right."""
+        """Prints a table without its empty rows and columns; numbers are aligned to the right."""
+        cells = [[_PERCENT.sub(" %", str(cell)) for cell in row] for row in rows]
+        rows = [row for row in cells if any(cell not in _EMPTY for cell in row[1:])] or cells
+        kept = [k for k in range(len(columns)) if any(row[k] not in _EMPTY for row in rows)]
+        columns = [columns[k] for k in kept] if kept else columns
+        rows = [[row[k] for k in kept] for row in rows] if kept else rows
         current().tables.append((title, columns, rows))
         if not self._shows_findings:
             return

@@ -194,6 +194,15 @@ class OutputOptions:
     format: Annotated[
         FigureFormat, Option("File format of figures; sheets of pixels are always PNG.")
     ] = FigureFormat.PNG
+    width: Annotated[
+        int,
+        Option(
+            "Pixels of a figure of one panel (image and map); text scales with it, figures of more "
+            "panels are wider.",
+            least=200,
+            most=10_000,
+        ),
+    ] = 1200
     junit: Annotated[
         Path | None,
         Option(

@@ -27,7 +27,7 @@ from cnnviz.core.data.shards import Shard
 from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
 from cnnviz.core.files import SUMMARY, safe_name
 from cnnviz.core.models.load import Model
-from cnnviz.core.output.journal import Lines
+from cnnviz.core.output.journal import LINES, Lines
 from cnnviz.core.output.record import from_json, to_json
 from cnnviz.core.output.run_folder import RunFolder
 
@@ -137,30 +137,34 @@ class ImageRun(Run):
             typer.Exit: with status 1 if an image failed.
             CheckFailed: a check does not hold.
         """
-        self.open_for(paths, model, depends, inputs=inputs, resume=resume)
+        self.open_for(paths, model, depends, study.kind, inputs=inputs, resume=resume)
         self.go_through(study, model)
-        if study.title:
+        if study.title and len(self.entries):
             self._table(study)
         checks = [partial(check, _Records(self.entries, study.kind)) for check in study.checks]
         self.finish_images(model, seed=seed, show=study.show, checks=checks)
 
     def go_through(self, study: ImageStudy[Any, Any], model: Model) -> None:
         """Reads, studies and writes every image under one progress bar; the folder is open."""
-        with self.console.progress(study.work, study.steps * len(self._paths)) as advance:
+        several = len(self._paths) > 1
+        total = len(self._paths) if several else study.steps
+        with self.console.progress(study.work, total, "images" if several else "") as advance:
             for path in self._paths:
-                done = self._one(path, model, study, advance)
-                advance(study.steps - done)
+                self._one(path, model, study, (lambda _steps: None) if several else advance)
+                if several:
+                    advance(1)
 
     def open_for(
         self,
         paths: Sequence[Path],
         model: Model,
         depends: Mapping[str, object],
+        kind: Any,
         *,
         inputs: Sequence[Path] = (),
         resume: bool = False,
     ) -> None:
-        """Opens the folder for these images; the parameters are those of `go`."""
+        """Opens the folder for these images; `kind` is the study's, the rest as in `go`."""
         self._inputs = [*self._data.files, *inputs]
         self._alone = self._folders and len(paths) == 1 and self.shard is None
         listed = "\n".join(map(str, paths)).encode("utf-8", "surrogateescape")
@@ -193,25 +197,21 @@ class ImageRun(Run):
             resume=resume,
             images=images,
             changed=lambda image: self._data.changed(self._places[Path(image)]),
+            check=partial(from_json, kind),
         )
         self.entries, done = self._index, self._index.adopt()
         self._paths = [path for path in paths if str(path) not in done]
         if done:
             self.console.note(f"{len(paths) - len(self._paths)} of the {len(paths)} are done")
+        if dropped := self._index.dropped:
+            self.console.note(f"{dropped} lines of {LINES} are damaged or out of date: done again")
 
-    def _one(self, path: Path, model: Model, study: ImageStudy[Any, Any], advance: Advance) -> int:
-        """Studies one image; returns the steps that it has reported."""
-        done = 0
-
-        def progress(steps: int) -> None:
-            nonlocal done
-            done += steps
-            advance(steps)
-
+    def _one(self, path: Path, model: Model, study: ImageStudy[Any, Any], advance: Advance) -> None:
+        """Studies one image."""
         before = len(self.folder.files)
         try:
             image = self._data.working(self._places[path], model.preprocess)
-            result = study.one(image, path, progress)
+            result = study.one(image, path, advance)
             entry = to_json(study.entry(result))
             if self._folders:
                 target = self.folder if self._index is None else self.folder.subfolder(path.stem)
@@ -224,7 +224,6 @@ class ImageRun(Run):
                 self._index.add(entry, self.folder.files[before:])
         except CnnvizError as error:
             self.errors.append((str(path), str(error)))
-        return done
 
     def _table(self, study: ImageStudy[Any, Any]) -> None:
         """Prints the rows of the first images."""

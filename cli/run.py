@@ -17,7 +17,6 @@ from cnnviz.cli.options import ModelOptions, OutputOptions
 from cnnviz.core.choices import FigureFormat, whole_number
 from cnnviz.core.data.datasets import ImageData, open_data
 from cnnviz.core.data.shards import Shard, of_environment
-from cnnviz.core.extras import required
 from cnnviz.core.files import well_formed
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.trained import BUNDLED
@@ -25,7 +24,7 @@ from cnnviz.core.output.record import to_json
 from cnnviz.core.output.run_folder import RunFolder, json_parts, summary
 from cnnviz.core.output.style import style
 from cnnviz.core.output.summary import Finding
-from cnnviz.report.options import EXTRA, MEGABYTES, PAGE
+from cnnviz.report.options import MEGABYTES, PAGE
 
 _PICTURES = tuple(f".{kind}" for kind in FigureFormat)
 
@@ -54,11 +53,9 @@ class Run:
         self._started = time.perf_counter()
         self.command, self._output = command, output
         self._inputs: Sequence[str | Path] = ()
-        self.caption = f"cnnviz {command}"
+        self.caption, self._demo = f"cnnviz {command}", ""
         self.shard: Shard | None = None
         self.identity: Mapping[str, Any] = {}
-        if output.report:
-            required("bokeh", "--report", EXTRA)
         self.console = Console(output)
         current().begin(command, output.junit)
 
@@ -102,7 +99,7 @@ class Run:
         """
         model = self._placed(options).load(scores=scores, features=features)
         if model.name == BUNDLED and BUNDLED not in " ".join(sys.argv):
-            self.console.note(
+            self._demo = (
                 "no --model: this is the demo network that ships with cnnviz, for pictures of "
                 f"32 x 32 pixels ({', '.join(model.labels)}); for photographs: --model resnet18"
             )
@@ -133,9 +130,11 @@ class Run:
             within=self.root,
             inputs=self._inputs,
         )
+        if self._demo:
+            self.console.note(self._demo)
         self.folder.figures = self._output.format
         self.folder.caption = self.caption
-        current().at_end.enter_context(style(dark=self._output.dark))
+        current().at_end.enter_context(style(dark=self._output.dark, width=self._output.width))
         return self.folder
 
     def finish(

@@ -28,6 +28,7 @@ from typer.core import TyperCommand, TyperGroup
 from cnnviz.cli.early import begin
 from cnnviz.cli.options import OutputOptions
 from cnnviz.core.choices import pixels
+from cnnviz.core.errors import UsageError
 from cnnviz.core.options import Option, channel_numbers, low_high, numbers, point
 
 _PARSED_ONLY: ContextVar[bool] = ContextVar("parsed_only", default=False)
@@ -84,26 +85,51 @@ class _Parameter:
             if kind is bool and not names:
                 name = option.name(self.name)
                 names = (f"{name}/--no-{name[2:]}" if default else name,)
+            choices = self.choices
             if self.repeatable:
-                kind = list[str if option.parse else get_args(kind)[0]] | None  # type: ignore[misc]
+                of_text = option.parse or choices
+                kind = list[str if of_text else get_args(kind)[0]] | None  # type: ignore[misc]
                 default = None
-            elif option.parse:
-                kind = str | None
+            elif option.parse or choices:
+                kind, default = str | None, default and str(default)
             metavar = option.metavar or self._placeholder(option)
-            hint = Annotated[kind, typer.Option(*names, help=option.help, metavar=metavar)]
+            made = typer.Option(*names, help=option.help, metavar=metavar)
+            if choices:
+                made.autocompletion = lambda: list(choices)
+            hint = Annotated[kind, made]
         return inspect.Parameter(
             self.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint
         )
 
-    def _placeholder(self, option: Option) -> str | None:
-        if option.parse in PLACEHOLDERS:
-            return PLACEHOLDERS[option.parse]
-        kinds = [kind for kind in _plain_types(get_args(self.hint)[0]) if kind is not NoneType]
-        if bool in kinds:
+    @cached_property
+    def _kind(self) -> type:
+        """The type of one value."""
+        kinds = _plain_types(get_args(self.hint)[0])
+        return next(kind for kind in kinds if kind is not NoneType)
+
+    @property
+    def choices(self) -> type[StrEnum] | None:
+        """The choice that the option is, if it is one."""
+        option = self.option
+        if option is None or option.parse or not issubclass(self._kind, StrEnum):
             return None
-        if issubclass(kinds[0], StrEnum):
-            return "|".join(kinds[0])
-        return PLACEHOLDERS.get(kinds[0], "TEXT")
+        return self._kind
+
+    def _placeholder(self, option: Option) -> str | None:
+        if self._kind is bool:
+            return None
+        if self.choices:
+            return "|".join(self.choices)
+        return PLACEHOLDERS.get(option.parse, PLACEHOLDERS.get(self._kind, "TEXT"))
+
+    def _chosen(self, text: str, name: str) -> StrEnum:
+        """The choice of that name, regardless of case, `-` and `_` (gradcam is grad-cam)."""
+        assert self.choices  # noqa: S101
+        for choice in self.choices:
+            if _bare(choice) == _bare(text):
+                return choice
+        known = ", ".join(f"'{choice}'" for choice in self.choices)
+        raise UsageError(f"Invalid value for '{name}': '{text}' is not one of {known}")
 
     def value(self, given: Any) -> Any:
         """Converts what Typer returns; raises a UsageError for an invalid value."""
@@ -111,10 +137,16 @@ class _Parameter:
         if option is None or given is None:
             return given if option is None else self.default
         name, parse = option.name(self.name), option.parse or (lambda text, _name: text)
+        if self.choices:
+            parse = self._chosen
         several = self.repeatable
         value = tuple(parse(item, name) for item in given) if several else parse(given, name)
         option.check(value, name)
         return value
+
+
+def _bare(text: str) -> str:
+    return text.lower().replace("-", "").replace("_", "")
 
 
 def _plain_types(hint: Any) -> list[type]:
