@@ -8,16 +8,13 @@ from cnnviz.cli.commands.runs import ReportCommand
 from cnnviz.cli.console import findings, printable, say
 from cnnviz.cli.report_runs import page_of, page_title
 from cnnviz.core.errors import UsageError
-from cnnviz.core.extras import required
 from cnnviz.core.files import write_atomically
 from cnnviz.core.output.summary import read_summary, run_folders
-from cnnviz.report.options import EXTRA
 
 
 def report(given: ReportCommand) -> None:
     """Runs `cnnviz report`."""
     current().command = "report"
-    required("bokeh", "report", EXTRA)
     _check_page(given.out, overwrite=given.overwrite)
     folders = [folder for named in given.runs for folder in run_folders(named)]
     runs = [read_summary(folder, given.data) for folder in folders]

@@ -17,7 +17,6 @@ from cnnviz.cli.options import ModelOptions, OutputOptions
 from cnnviz.core.choices import FigureFormat, whole_number
 from cnnviz.core.data.datasets import ImageData, open_data
 from cnnviz.core.data.shards import Shard, of_environment
-from cnnviz.core.extras import required
 from cnnviz.core.files import well_formed
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.trained import BUNDLED
@@ -25,7 +24,7 @@ from cnnviz.core.output.record import to_json
 from cnnviz.core.output.run_folder import RunFolder, json_parts, summary
 from cnnviz.core.output.style import style
 from cnnviz.core.output.summary import Finding
-from cnnviz.report.options import EXTRA, MEGABYTES, PAGE
+from cnnviz.report.options import MEGABYTES, PAGE
 
 _PICTURES = tuple(f".{kind}" for kind in FigureFormat)
 
@@ -57,8 +56,6 @@ class Run:
         self.caption, self._demo = f"cnnviz {command}", ""
         self.shard: Shard | None = None
         self.identity: Mapping[str, Any] = {}
-        if output.report:
-            required("bokeh", "--report", EXTRA)
         self.console = Console(output)
         current().begin(command, output.junit)
 
@@ -94,13 +91,14 @@ class Run:
             )
         return data
 
-    def load(self, options: ModelOptions, *, scores: bool = True) -> Model:
+    def load(self, options: ModelOptions, *, scores: bool = True, features: bool = False) -> Model:
         """Loads the model, and prints notes about it.
 
-        Without `scores`, a network that has no class scores is accepted, too.
+        Without `scores`, a network that has no class scores is accepted, too; with `features`, one
+        whose weights hold no classifier.
         """
-        model = self._placed(options).load(scores=scores)
-        if options.model == BUNDLED and BUNDLED not in " ".join(sys.argv):
+        model = self._placed(options).load(scores=scores, features=features)
+        if model.name == BUNDLED and BUNDLED not in " ".join(sys.argv):
             self._demo = (
                 "no --model: this is the demo network that ships with cnnviz, for pictures of "
                 f"32 x 32 pixels ({', '.join(model.labels)}); for photographs: --model resnet18"
@@ -136,7 +134,7 @@ class Run:
             self.console.note(self._demo)
         self.folder.figures = self._output.format
         self.folder.caption = self.caption
-        current().at_end.enter_context(style(dark=self._output.dark))
+        current().at_end.enter_context(style(dark=self._output.dark, width=self._output.width))
         return self.folder
 
     def finish(

@@ -46,12 +46,18 @@ class Grid:
 def masks_and_stride(
     size: tuple[int, int], masks: tuple[tuple[int, int], ...], stride: int | None
 ) -> tuple[tuple[tuple[int, int], ...], int]:
-    """Returns masks and stride; those not given are shares of the shorter side of the image."""
+    """Returns masks and stride; those not given are shares of the shorter side of the image.
+
+    The mask's side is the nearest multiple of the stride, so that every pixel lies under as many
+    masks as its neighbours and the map has no seams.
+    """
     given = bool(masks) or stride is not None
     mask_share = CLASSIC_MASK_SHARE if given else MASK_SHARE
     stride_share = CLASSIC_STRIDE_SHARE if given else STRIDE_SHARE
-    side, step = (max(1, round(share * min(size))) for share in (mask_share, stride_share))
-    return masks or ((side, side),), step if stride is None else stride
+    step = max(1, round(stride_share * min(size))) if stride is None else stride
+    side = max(1, round(mask_share * min(size) / step)) * step
+    side = side if side <= min(size) else max(1, round(mask_share * min(size)))
+    return masks or ((side, side),), step
 
 
 def inside_boxes(boxes_N4: Tensor, size: tuple[int, int]) -> Tensor:

@@ -8,15 +8,14 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import resources
+from importlib import import_module, resources
 from typing import Any
 
+import jinja2
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
-
-from cnnviz.core.extras import required
-from cnnviz.report.options import EXTRA
 
 QUALITY = 82
 LONGEST = 1800
@@ -110,9 +109,9 @@ def picture_address(picture: Image.Image | NDArray[np.uint8], longest: int = LON
 def _resources() -> tuple[str, str]:
     """Bokeh's scripts and styles."""
     if not _LOADED:
-        module: Any = required("bokeh.resources", "report", EXTRA)
+        resources_of: Any = import_module("bokeh.resources").Resources
         parts = ["bokeh", "bokeh-gl", "bokeh-widgets", "bokeh-tables"]
-        inline = module.Resources(mode="inline", components=parts)
+        inline = resources_of(mode="inline", components=parts)
         _LOADED.extend([inline.render_js(), inline.render_css()])
     return _LOADED[0], _LOADED[1]
 
@@ -127,16 +126,15 @@ def script(name: str) -> str:
 
 def render(title: str, sections: Sequence[Section], left_out: Sequence[str]) -> str:
     """Makes the page; `left_out` has a line for everything that did not fit."""
-    embed: Any = required("bokeh.embed", "report", EXTRA)
-    jinja: Any = required("jinja2", "report", EXTRA)
+    embed: Any = import_module("bokeh.embed")
     blocks = [block for section in sections for block in (*section.blocks, *section.folded)]
     widgets = [block for block in blocks if isinstance(block, Widget)]
     code, divs = embed.components([w.model for w in widgets]) if widgets else ("", [])
     place = {id(widget): div for widget, div in zip(widgets, divs, strict=True)}
     loaded, styles = _resources()
-    environment = jinja.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(script("page.html"))
-    safe = jinja.utils.markupsafe.Markup
+    safe = Markup
     return str(
         template.render(
             title=title,
