@@ -1,6 +1,7 @@
 """Makes the pictures of the commands' pages: docs/img/<command>-<figure>.webp.
 
-    CNNVIZ_TEST_ASSETS=… python docs/write_pictures.py [COMMAND…]    all commands, or these
+    CNNVIZ_TEST_ASSETS=… python docs/write_pictures.py [COMMAND…]    all, or these commands (render
+                                                 after occlude, diff after audit)
     python docs/write_pictures.py --check                            whether all of them exist
 
 Needs SqueezeNet 1.1's published weights (`$CNNVIZ_TEST_ASSETS/weights/squeezenet1_1.pth`) for the
@@ -30,7 +31,7 @@ MOST_BYTES, WIDTH = 80_000, 1000
 PICTURES = {
     "occlude": (
         f"occlude {PHOTOS}/soccer_ball.jpg {NET} --sufficient",
-        ("overlay", "agreement", "label", "sufficient"),
+        ("overlay", "agreement", "sufficient"),
     ),
     "render": (
         "render run/occlude/soccer_ball --target top3 --score probability --colormap jet",
@@ -47,14 +48,14 @@ PICTURES = {
     ),
     "layers": ("layers data --gradients", ("statistics",)),
     "filters": (f"filters {NET}", ("kernels_features.0", "gabor_features.0")),
-    "max-patches": (f"max-patches data {LAYER} --filters random:6 --top 8", ("patches", "images")),
+    "max-patches": (f"max-patches data {LAYER} --filters random:6 --top 8", ("patches",)),
     "ablate": (
         "ablate data --filters stem.conv:random:8 --sweep stem.conv",
         ("classes", "confusions", "sweep"),
     ),
-    "tsne": ("tsne data --perplexity 20", ("scatter", "images", "grid")),
+    "tsne": ("tsne data --perplexity 20", ("scatter", "grid")),
     "audit": ("audit data --stride 4", ("overview", "class_frog")),
-    "diff": ("diff run/audit run/other --data data", ("worst", "classes")),
+    "diff": ("diff run/audit run/other --data data --top 4", ("worst", "classes")),
 }
 BEFORE = {"diff": "audit data --stride 4 --mean 0.4,0.5,0.6 --out run/other"}
 
