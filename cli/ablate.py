@@ -77,7 +77,7 @@ def _show_measured(console: Console, measured: Measured) -> None:
     console.table(name.capitalize(), ("", name), rows)
     if measured.interval is not None:
         low, high = measured.interval
-        console.line(
+        console.sentence(
             f"change {measured.change:+.3g}; 95 % interval {low:+.3g} to {high:+.3g} "
             "(by resampling images)"
         )
@@ -88,7 +88,7 @@ def _show_accuracy(console: Console, result: AblationResult, accuracy: Accuracy)
     rows = [_accuracy_row(when, entry) for when, entry in entries if entry is not None]
     console.table("Accuracy", ("", "top 1", "95 % interval", "top 5", "right", "images"), rows)
     if (flips := result.flips) and accuracy.mcnemar:
-        console.line(
+        console.sentence(
             f"{flips.count} predictions changed: {flips.right_to_wrong} right to wrong, "
             f"{flips.wrong_to_right} wrong to right, {flips.wrong_to_wrong} between wrong "
             f"ones; McNemar p = {accuracy.mcnemar.p_value:.2g}"

@@ -16,8 +16,8 @@ from cnnviz.core.data.datasets import none_usable
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.outlines import read_outlines
 from cnnviz.core.errors import CheckFailed, UsageError
+from cnnviz.core.files import safe_name
 from cnnviz.core.output.record import table, to_json
-from cnnviz.core.output.run_folder import safe_name
 
 SHOWN = 20
 COLUMNS = ("class", "images", "precision", "reliance", "spread", "groups", "suspicion")

@@ -112,7 +112,7 @@ class Console:
             say(message)
 
     @contextmanager
-    def progress(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    def progress(self, what: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
         """Shows a progress bar, or plain lines if stderr is not a terminal.
 
         Yields:
@@ -121,22 +121,23 @@ class Console:
         if self._output.quiet:
             yield lambda _steps: None
         elif self._err.is_terminal:
-            yield from self._bar(what, total)
+            yield from self._bar(what, total, unit)
         else:
-            yield self._lines(what, total)
+            yield self._lines(what, total, unit)
 
-    def _bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    def _bar(self, what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
+            TextColumn(unit),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._err, transient=True) as bar:
             task = bar.add_task(printable(what), total=total)
             yield lambda steps: bar.update(task, advance=steps)
 
-    def _lines(self, what: str, total: int) -> Callable[[int], None]:
+    def _lines(self, what: str, total: int, unit: str) -> Callable[[int], None]:
         done = shown = 0
 
         def advance(steps: int) -> None:
@@ -145,7 +146,7 @@ class Console:
             quarter = PLAIN_STEPS * done // max(total, 1)
             if quarter > shown:
                 shown = quarter
-                say(f"{what}: {done}/{total}")
+                say(f"{what}: {done}/{total} {unit}".rstrip())
 
         return advance
 
@@ -162,6 +163,11 @@ class Console:
         for row in rows:
             table.add_row(*[Text(printable(cell)) for cell in row])
         self._out.print(table)
+
+    def sentence(self, text: str) -> None:
+        """Prints a line of the findings, which the summary and pages have, too."""
+        current().tables.append((text, (), ()))
+        self.line(text)
 
     def line(self, text: str) -> None:
         """Prints a line of the results."""

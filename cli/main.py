@@ -30,7 +30,7 @@ from cnnviz.cli.commands.images import (
 from cnnviz.cli.commands.networks import FiltersCommand, LayersCommand, ModelsCommand
 from cnnviz.cli.commands.runs import DiffCommand, MergeCommand, ReportCommand, RerunCommand
 from cnnviz.cli.console import findings, say, show_warnings, stdout_kept
-from cnnviz.cli.signatures import Grouped, expand, name_of, parsed_only, start
+from cnnviz.cli.signatures import Grouped, Program, expand, name_of, parsed_only, start
 from cnnviz.core.errors import INTERRUPTED, CnnvizError, UsageError
 
 SHOWN = 300
@@ -44,14 +44,15 @@ UsageMistake: type[Exception] = next(
 
 TRY = """\b
 Try:
-  cnnviz occlude dog.jpg --model resnet18            what carries the prediction?
-  cnnviz max-patches photos/ --model resnet18        what drives each filter?
-  cnnviz trust dog.jpg --model resnet18              how far can you trust the map?
+  cnnviz occlude dog.jpg --model resnet18        what carries the prediction?
+  cnnviz max-patches photos/ --model resnet18    what drives each filter?
+  cnnviz trust dog.jpg --model resnet18          how far can you trust it?
 
 Without --model, cnnviz uses the small network that ships with it."""
 
 app = typer.Typer(
     name="cnnviz",
+    cls=Program,
     help="See what a convolutional network has learned and where it looks.",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -62,19 +63,19 @@ COMMANDS = {
     name_of(command): expand(command)
     for command in (
         OccludeCommand,
-        RenderCommand,
-        MaxPatchesCommand,
-        AblateCommand,
-        AuditCommand,
-        ModelsCommand,
-        LayersCommand,
-        FiltersCommand,
-        ActivationsCommand,
         SaliencyCommand,
         TrustCommand,
+        ActivationsCommand,
+        RenderCommand,
+        LayersCommand,
+        FiltersCommand,
+        ModelsCommand,
+        MaxPatchesCommand,
+        AblateCommand,
         TsneCommand,
-        DiffCommand,
+        AuditCommand,
         ReportCommand,
+        DiffCommand,
         MergeCommand,
         RerunCommand,
     )

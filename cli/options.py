@@ -46,7 +46,7 @@ Resume = Annotated[bool, Option("Continue an interrupted run; finished images ar
 class ModelOptions:
     """The network, its weights, its preprocessing and its device."""
 
-    HEADING: ClassVar[str] = "The model"
+    HEADING: ClassVar[str] = "model"
 
     model: Annotated[
         str,
@@ -175,7 +175,7 @@ def _folder(text: str, option: str) -> Path:
 class OutputOptions:
     """Where results are written and what the terminal shows."""
 
-    HEADING: ClassVar[str] = "Output"
+    HEADING: ClassVar[str] = "output"
 
     out: Annotated[
         Path | None,
@@ -183,7 +183,7 @@ class OutputOptions:
             "Output folder (cnnviz-out/<command> if not given).",
             ("--out", "-o"),
             _folder,
-            metavar="<path>",
+            metavar="DIR",
         ),
     ] = None
     overwrite: Annotated[bool, Option("Replace the results of an earlier run.")] = False
@@ -205,7 +205,7 @@ class OutputOptions:
         Path | None,
         Option(
             "Also write a JUnit report: a test case per image, with the requested checks.",
-            metavar="<file>",
+            metavar="FILE",
         ),
     ] = None
 

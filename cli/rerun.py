@@ -17,7 +17,8 @@ from cnnviz.cli.options import OutputOptions
 from cnnviz.cli.repeat import repeated
 from cnnviz.core.data.shards import Shard
 from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
-from cnnviz.core.output.summary import SUMMARY, FinishedRun, read_summary
+from cnnviz.core.files import SUMMARY
+from cnnviz.core.output.summary import FinishedRun, read_summary
 
 LISTED = 8
 """Maximum number of differences in a message."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cnnviz.core.data.images import Preprocess
 from cnnviz.core.errors import UsageError
+from cnnviz.core.lazy import torchvision
 from cnnviz.occlusion.options import Border
 
 # Of the shorter side: what points best on images with known objects (docs/truth.md), and the
@@ -157,7 +158,6 @@ def _blur(pixels_CHW: Tensor) -> Tensor:
     reach = min(int(3 * sigma + 0.5), shorter - 1)  # reflection cannot reach past the image
     if reach == 0:
         return pixels_CHW.clone()
-    from torchvision.transforms.v2 import functional
-
+    functional = torchvision("transforms.v2.functional")
     blurred: Tensor = functional.gaussian_blur(pixels_CHW, [2 * reach + 1] * 2, [sigma] * 2)
     return blurred

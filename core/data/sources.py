@@ -29,6 +29,7 @@ from cnnviz.core.data.tables import (
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.extras import required
 from cnnviz.core.files import DAMAGE, exists
+from cnnviz.core.lazy import torchvision
 from cnnviz.core.models.preprocess import Preprocess
 
 TORCHVISION = {
@@ -64,8 +65,7 @@ def _several(paths: Sequence[Path]) -> ImageSource:
 
 
 def _load_torchvision(name: str, root: Path, split: str) -> Any:
-    from torchvision import datasets
-
+    datasets = torchvision("datasets")
     kind = {
         "cifar10": datasets.CIFAR10,
         "mnist": datasets.MNIST,

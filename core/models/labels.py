@@ -105,5 +105,8 @@ def class_index(text: str, names: Sequence[str], wnids: Sequence[str] | None = N
     last = len(names) - 1
     if sought.lstrip("-").isdecimal():
         raise UsageError(f"no class {text}; the model's classes are 0 to {last}")
-    near = ", ".join(f"'{name}'" for name in nearest(text.replace("_", " "), names))
-    raise UsageError(f"no class '{text}'; the nearest are {near} (or an index from 0 to {last})")
+    within = [name for name in names if sought and sought in normalised_name(name)]
+    which = "classes with this in their name are" if within else "the nearest are"
+    close = within[:SHOWN] or nearest(text.replace("_", " "), names)
+    near = ", ".join(f"'{name}'" for name in close) + " …" * (len(within) > SHOWN)
+    raise UsageError(f"no class '{text}'; {which} {near} (or an index from 0 to {last})")

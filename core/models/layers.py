@@ -57,7 +57,8 @@ def find_layer(module: nn.Module, name: str, model_name: str) -> nn.Module:
             f"no layer '{name}' in {model_name}, which has no visible layers (a black box, or a "
             "single layer); those of a network in Python are visible: --model FILE.py:FACTORY"
         )
-    near = ", ".join(nearest(name, layers))
+    last_first = conv_layers(module)[::-1]  # what is offered if no name is similar
+    near = ", ".join(nearest(name, [*last_first, *layers]))
     raise UsageError(
         f"no layer '{name}' in {model_name}; the nearest are {near} "
         f"(cnnviz layers --model {model_name} lists all)"

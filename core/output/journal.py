@@ -27,6 +27,7 @@ from cnnviz.core.data.shards import Block
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import (
     DAMAGE,
+    UNFINISHED,
     from_json,
     open_arrays,
     read_text,
@@ -35,7 +36,7 @@ from cnnviz.core.files import (
     well_formed,
     write_atomically,
 )
-from cnnviz.core.output.run_folder import UNFINISHED, RunFolder
+from cnnviz.core.output.run_folder import RunFolder
 
 VERSION = 2
 """The format of both kinds; files of another version are refused."""

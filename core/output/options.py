@@ -74,7 +74,7 @@ class Look(Spec):
         UsageError: `alpha` is out of range.
     """
 
-    HEADING: ClassVar[str] = "Pictures"
+    HEADING: ClassVar[str] = "figures"
 
     colormap: Annotated[
         str,

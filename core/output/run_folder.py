@@ -29,10 +29,13 @@ from matplotlib.figure import Figure
 from cnnviz.core.choices import FigureFormat
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import (
+    SUMMARY,
+    check_free,
     exists,
     from_json,
     read_text,
     replace_file,
+    safe_name,
     well_formed,
     write_atomically,
 )
@@ -41,11 +44,8 @@ from cnnviz.core.output import parquet
 from cnnviz.core.output.layout import pixels_of, sign
 from cnnviz.core.output.record import to_json as to_data
 from cnnviz.core.output.style import WRITING
-from cnnviz.core.output.summary import SUMMARY, ModelRecord
+from cnnviz.core.output.summary import ModelRecord
 
-UNFINISHED = "unfinished.json"
-"""In the folder of a run over many images that is not complete: see `journal.py`."""
-LONGEST_NAME = 80
 _UNDATED: dict[FigureFormat, dict[str, None]] = {
     FigureFormat.PDF: {"Creator": None, "Producer": None, "CreationDate": None},
     FigureFormat.SVG: {"Creator": None, "Date": None},
@@ -82,12 +82,6 @@ def version() -> str:
         return metadata.version("cnnviz")
     except metadata.PackageNotFoundError:
         return "unknown"
-
-
-def safe_name(text: str) -> str:
-    """`text` as the name of a file in a folder: no separators, no leading dots, not long."""
-    kept = re.sub(r"[^\w .+,()=@-]", "_", text).strip(" .")
-    return kept.encode()[:LONGEST_NAME].decode(errors="ignore") or "unnamed"
 
 
 def identity(path: Path) -> tuple[int, int]:
@@ -185,10 +179,8 @@ class RunFolder:
         try:
             if within is not None and not path.resolve().is_relative_to(within.resolve()):
                 raise UsageError(f"{path} leads out of {within}; give --out another folder")
+            occupied = check_free(path, overwrite=overwrite, resume=resume)
             path.mkdir(parents=True, exist_ok=True)
-            occupied = any(path.iterdir())
-        except (FileExistsError, NotADirectoryError) as error:
-            raise UsageError(f"{path} is not a folder; give --out another one") from error
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
             reason = getattr(error, "strerror", None) or one_line(error)
             raise CnnvizError(f"cannot write to {path}: {reason}") from error
@@ -196,11 +188,6 @@ class RunFolder:
             raise CnnvizError(
                 f"cannot write to {path}: permission denied; give --out another folder"
             )
-        unfinished = resume and not (path / SUMMARY).exists()
-        if occupied and not overwrite and not unfinished:
-            cut_off = (path / UNFINISHED).exists()
-            remedy = "--resume to go on, --overwrite" if cut_off else "--overwrite"
-            raise UsageError(f"{path} is not empty; use {remedy}, or another folder with --out")
         folder = cls(path, inputs=inputs)
         folder._lock = Lock.of(path)
         folder._clear_leftovers()

@@ -17,7 +17,7 @@ from torch import Tensor
 from cnnviz.core.choices import Precision
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
-from cnnviz.core.files import DAMAGE, read_text, regular
+from cnnviz.core.files import DAMAGE, SUMMARY, read_text, regular
 from cnnviz.core.files import from_json as parsed
 from cnnviz.core.models.heads import Head, Reading
 from cnnviz.core.models.load import Model
@@ -38,7 +38,6 @@ from cnnviz.core.output.record import (
 )
 from cnnviz.core.output.run_data import RunData
 
-SUMMARY = "summary.json"
 LARGEST = 2**30
 """Bytes of a summary; larger files are refused before they are read."""
 TOP = 5
@@ -112,6 +111,15 @@ class ShardRecord(Record):
     of: Annotated[Mapping[str, Any], Says("what the shares of one run have in common")]
 
 
+@dataclass(frozen=True)
+class Finding(Record):
+    """What the terminal shows of the results: a table, or a sentence, which has no columns."""
+
+    title: Annotated[str, Says("of the table; the sentence")]
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Summary(Record):
     """The content of a `summary.json`."""
@@ -130,6 +138,9 @@ class Summary(Record):
         tuple[str, ...], Says("relative to the folder of this summary", uniqueItems=True)
     ]
     errors: tuple[Failure, ...]
+    findings: Annotated[
+        tuple[Finding, ...], Says("the tables and sentences of the terminal", optional=True)
+    ] = ()
     shard: Annotated[ShardRecord | None, Says(optional=True)] = None
 
 

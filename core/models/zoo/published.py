@@ -13,6 +13,7 @@ from torch import nn
 
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, one_line
 from cnnviz.core.extras import required
+from cnnviz.core.lazy import torchvision
 from cnnviz.core.models.preprocess import Preprocess
 
 DOWNLOAD_TIMEOUT_SECONDS = 30
@@ -99,14 +100,12 @@ def cache_folder() -> Path:
 
 def torchvision_names() -> list[str]:
     """Every classification and segmentation model that torchvision can build, sorted."""
-    from torchvision import models
-
+    models = torchvision("models")
     return sorted(models.list_models(module=models) + _segmentation_names())
 
 
 def _segmentation_names() -> list[str]:
-    from torchvision import models
-
+    models = torchvision("models")
     return list(models.list_models(module=models.segmentation))
 
 
@@ -132,9 +131,7 @@ def list_torchvision() -> list[Listed]:
 
 def of_torchvision(name: str) -> tuple[dict[str, Published], str | None]:
     """All weights of a torchvision model by name, and the name of its default entry."""
-    from torchvision import models
-
-    entries = models.get_model_weights(name)
+    entries = torchvision("models").get_model_weights(name)
     published = {entry.name: _of_entry(entry) for entry in entries}
     return published, entries.DEFAULT.name if published else None
 
@@ -157,7 +154,7 @@ def _of_entry(entry: Any) -> Published:
 
 def torchvision_architecture(name: str) -> Architecture:
     """The architecture of one of `torchvision_names`."""
-    from torchvision import models
+    models = torchvision("models")
 
     def make(classes: int | None, size: tuple[int, int]) -> nn.Module:
         options = dict(_OPTIONS.get(name, {}))

@@ -175,12 +175,14 @@ def test_smooth_takes_rounding_for_no_edge_and_a_constant_map_for_constant() -> 
     tiles = np.array([[1.0, 2.0], [3.0, 5.0]], np.float32)
     noisy = tiled(tiles, 8) + np.random.default_rng(0).normal(size=(16, 16)) * 1e-7
     shown = enlarged(noisy.astype(np.float32), (64, 64), Display.SMOOTH)
-    np.testing.assert_allclose(shown, enlarged(tiled(tiles, 8), (64, 64), Display.SMOOTH), atol=1e-5)
+    np.testing.assert_allclose(
+        shown, enlarged(tiled(tiles, 8), (64, 64), Display.SMOOTH), atol=1e-5
+    )
     assert np.ptp(enlarged(np.full((4, 4), 2.0), (9, 9), Display.SMOOTH)) < 1e-6
 
 
 def test_colour_maps_are_those_of_matplotlib() -> None:
-    with pytest.raises(UsageError, match="no colour map 'virids'; colormap takes .* viridis"):
+    with pytest.raises(UsageError, match=r"no colour map 'virids'; colormap takes .* viridis"):
         scale_of([0, 1], Look("virids"))
 
 
