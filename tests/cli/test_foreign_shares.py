@@ -123,9 +123,11 @@ WRONG: dict[str, Callable[[Array], Array | None]] = {
     "complex": lambda array: array.astype("c16"),
     "negative": _filled(-1),
     "huge": _filled(10**9),
-    "largest": lambda array: _filled(np.finfo(array.dtype).max)(array)
-    if array.dtype.kind == "f"
-    else _filled(np.iinfo(array.dtype).max)(array),
+    "largest": lambda array: (
+        _filled(np.finfo(array.dtype).max)(array)
+        if array.dtype.kind == "f"
+        else _filled(np.iinfo(array.dtype).max)(array)
+    ),
     "NaN": _filled(np.nan),
     "infinite": _filled(np.inf),
 }

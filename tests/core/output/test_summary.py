@@ -89,8 +89,8 @@ def test_missing_and_large_files_are_refused(
 ) -> None:
     with pytest.raises(CnnvizError, match="no file"):
         read_summary(tmp_path)
-    monkeypatch.setattr(summary, "LARGEST", 100)
-    with pytest.raises(UsageError, match="has at most 100"):
+    monkeypatch.setattr(files, "LARGEST_TEXT", 100)
+    with pytest.raises(CnnvizError, match="at most 100 are read"):
         read_summary(written(tmp_path))
 
 
