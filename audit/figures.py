@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
 
 from cnnviz.audit.groups import SMALLEST
 from cnnviz.audit.options import ALARM
+from cnnviz.audit.residual import high_passed
 from cnnviz.audit.results import AuditResult, ClassAudit, Group, Shown
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.output.drawing import (
@@ -16,8 +19,10 @@ from cnnviz.core.output.drawing import (
     beside,
     draw_bars,
     image_pixels,
+    in_colour,
     new_figure,
     title,
+    to_uint8,
     under,
 )
 from cnnviz.core.output.options import Look
@@ -42,11 +47,15 @@ def draw_class(entry: ClassAudit, read: Read) -> Figure:
     figure = new_figure(TEXT + columns * CELL + 0.3, height)
     ratios = [WHERE, *[CELL + CAPTION] * len(strips)]
     layout = figure.add_gridspec(1 + len(strips), 1, height_ratios=ratios)
-    where = layout[0].subgridspec(1, 2, width_ratios=[1.0, 1.6])
-    left, right = (figure.add_subplot(where[place]) for place in range(2))
-    draw_map(left, entry.mean_RC, Look(), "mean drop ÷ each image's largest", one_sided=True)
+    where = layout[0].subgridspec(1, 3, width_ratios=[1.0, 0.8, 1.8])
+    left, middle, right = (figure.add_subplot(where[place]) for place in range(3))
+    bands = next(iter(read([int(entry.members_N[0])]).values())).bands
+    mean = to_uint8(in_colour(entry.image_CYX, bands))
+    label = "mean drop ÷ each image's largest"
+    draw_map(left, entry.mean_RC, Look(), label, over=mean, one_sided=True)
     bare(left)
-    title(left, f"{entry.class_}: where the evidence is")
+    title(left, f"{entry.class_}: evidence,\nover the mean image")
+    _draw_residual(middle, in_colour(high_passed(entry.residual_CYX), bands))
     beside(right, _class_text(entry))
     for number, (text, shown) in enumerate(strips, start=1):
         widths = [TEXT / CELL, *[1.0] * columns]
@@ -95,9 +104,7 @@ def _group_text(group: Group, number: int) -> str:
         f"  (random patches {_percent(group.carried_random)})",
         f"covered: {_percent(group.lost)} change (any position {_percent(group.lost_random)})",
     ]
-    if group.suspicion is None:
-        lines.append("suspicion: not judged, too few other groups")
-    else:
+    if group.suspicion is not None:
         alarm = "  SUSPICIOUS" if group.suspicion > ALARM else ""
         lines.append(f"suspicion {group.suspicion:.2f}{alarm}")
     return "\n".join(lines)
@@ -108,7 +115,7 @@ def _class_text(entry: ClassAudit) -> str:
     lines = [f"{entry.images} images predicted as {few if entry.index is None else entry.class_}"]
     if entry.accuracy is not None:
         lines.append(f"{_percent(entry.accuracy)} of the labelled ones are right")
-    reliance, spread = entry.reliance, entry.concentration
+    reliance, spread, residual = entry.reliance, entry.concentration, entry.residual
     others = "" if reliance.others is None else f"; other classes {reliance.others:.2f}"
     alarm = "  SUSPICIOUS: evidence everywhere" if (reliance.suspicion or 0.0) > ALARM else ""
     lines.append(f"reliance on one patch {reliance.mean:.2f} (mean{others}){alarm}")
@@ -123,8 +130,33 @@ def _class_text(entry: ClassAudit) -> str:
             f"spread over {_percent(spread.area)} of the frame "
             f"(95 %: {_percent(low)} to {_percent(high)}{others})"
         )
-    judged = "not judged" if entry.suspicion is None else f"{entry.suspicion:.2f}"
-    return "\n".join([*lines, f"suspicion: {judged}"])
+    if residual.plain and residual.high_passed:
+        lines.append(
+            f"mean image minus others' added to {residual.images} images of other classes:"
+        )
+        alarm = "  SUSPICIOUS" if (residual.suspicion or 0.0) > ALARM else ""
+        kinds = (("", residual.plain), ("high-passed ", residual.high_passed))
+        shares = [
+            f"{kind}{_percent(added.became)} become it (random {_percent(added.became_random)})"
+            for kind, added in kinds
+        ]
+        lines.append("  " + "; ".join(shares) + alarm)
+    return "\n".join([*lines, _verdict(entry)])
+
+
+def _verdict(entry: ClassAudit) -> str:
+    if entry.suspicion is None:
+        return f"not judged: {entry.not_judged}"
+    side = "above" if entry.suspicion > ALARM else "not above"
+    return f"suspicion {entry.suspicion:.2f}: {side} the alarm level {ALARM:g}"
+
+
+def _draw_residual(axes: Axes, residual: NDArray[np.float32]) -> None:
+    """Draws a residual (rows, columns, 3) around grey, its contrast stretched."""
+    limit = max(float(np.abs(residual).max(initial=0.0)), 1e-12)
+    axes.imshow(to_uint8(0.5 + residual / (2 * limit)), interpolation="nearest")
+    bare(axes)
+    title(axes, "mean image minus others',\nhigh-passed, stretched")
 
 
 def _draw_patch(axes: Axes, image: WorkingImage, box: Sequence[int]) -> None:
@@ -155,7 +187,8 @@ def draw_overview(result: AuditResult) -> Figure:
             Column("precision", [entry.accuracy for entry in classes]),
             Column("reliance on one patch", [entry.reliance.mean for entry in classes]),
             Column("spread of the evidence", [entry.concentration.area for entry in classes]),
+            Column("mean residual: become it", [entry.residual.became for entry in classes]),
         ],
-        f"{result.images} images, {READ_FIRST}",
+        f"{result.images} images, {READ_FIRST}: {result.verdict}",
         "classes",
     )

@@ -17,15 +17,15 @@ from cnnviz.cli.options import OutputOptions
 from cnnviz.cli.repeat import repeated
 from cnnviz.core.data.shards import Shard
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.files import exists
+from cnnviz.core.files import SUMMARY, exists
 from cnnviz.core.output.journal import LINES, Check, Merge, join, join_lines
-from cnnviz.core.output.run_folder import RunFolder
-from cnnviz.core.output.summary import SUMMARY, FinishedRun, ShardRecord, read_summary
 from cnnviz.core.output.record import from_json
+from cnnviz.core.output.run_folder import RunFolder
+from cnnviz.core.output.summary import FinishedRun, ShardRecord, read_summary
 from cnnviz.embeddings import features
-from cnnviz.filters.activations.results import Activations
 from cnnviz.filters.ablation import options as ablation
 from cnnviz.filters.ablation import tally
+from cnnviz.filters.activations.results import Activations
 from cnnviz.filters.patches import options as patches
 from cnnviz.filters.patches import state
 from cnnviz.gradients.results import SaliencyResult

@@ -25,11 +25,12 @@ from cnnviz.core.data.datasets import ImageData, open_images
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.shards import Shard
 from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
+from cnnviz.core.files import SUMMARY, safe_name
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.journal import LINES, Lines
 from cnnviz.core.output.record import from_json, to_json
-from cnnviz.core.output.run_folder import RunFolder, safe_name
-from cnnviz.core.output.summary import SUMMARY, ClassRecord
+from cnnviz.core.output.run_folder import RunFolder
+from cnnviz.core.output.summary import ClassRecord
 
 Advance = Callable[[int], None]
 """Takes the number of steps just done."""
@@ -142,17 +143,20 @@ class ImageRun(Run):
         """
         self.open_for(paths, model, depends, study, inputs=inputs, resume=resume)
         self.go_through(study, model)
-        if study.title:
+        if study.title and len(self.entries):
             self._table(study)
         checks = [partial(check, _Records(self.entries, study.kind)) for check in study.checks]
         self.finish_images(model, seed=seed, show=study.show, checks=checks)
 
     def go_through(self, study: ImageStudy[Any, Any], model: Model) -> None:
         """Reads, studies and writes every image under one progress bar; the folder is open."""
-        with self.console.progress(study.work, study.steps * len(self._paths)) as advance:
+        several = len(self._paths) > 1
+        total = len(self._paths) if several else study.steps
+        with self.console.progress(study.work, total, "images" if several else "") as advance:
             for path in self._paths:
-                done = self._one(path, model, study, advance)
-                advance(study.steps - done)
+                self._one(path, model, study, (lambda _steps: None) if several else advance)
+                if several:
+                    advance(1)
 
     def open_for(
         self,
@@ -222,19 +226,12 @@ class ImageRun(Run):
         if any(model.labels[one.index] != one.class_ for one in named):
             raise CnnvizError("it predicts a class that the network does not have")
 
-    def _one(self, path: Path, model: Model, study: ImageStudy[Any, Any], advance: Advance) -> int:
-        """Studies one image; returns the steps that it has reported."""
-        done = 0
-
-        def progress(steps: int) -> None:
-            nonlocal done
-            done += steps
-            advance(steps)
-
+    def _one(self, path: Path, model: Model, study: ImageStudy[Any, Any], advance: Advance) -> None:
+        """Studies one image."""
         before = len(self.folder.files)
         try:
             image = self._data.working(self._places[path], model.preprocess)
-            result = study.one(image, path, progress)
+            result = study.one(image, path, advance)
             entry = to_json(study.entry(result))
             if self._folders:
                 target = self.folder if self._index is None else self.folder.subfolder(path.stem)
@@ -247,7 +244,6 @@ class ImageRun(Run):
                 self._index.add(entry, self.folder.files[before:])
         except CnnvizError as error:
             self.errors.append((str(path), str(error)))
-        return done
 
     def _table(self, study: ImageStudy[Any, Any]) -> None:
         """Prints the rows of the first images."""
@@ -256,7 +252,7 @@ class ImageRun(Run):
         self.console.table(study.title, study.columns, rows)
         if len(self.entries) > MOST_SHOWN:
             more = len(self.entries) - MOST_SHOWN
-            self.console.line(f"… and {more} more images, all of them in images.jsonl")
+            self.console.sentence(f"… and {more} more images, all of them in images.jsonl")
 
     def finish_images(
         self,

@@ -5,8 +5,8 @@ from pathlib import Path
 from cnnviz.cli.commands.images import RenderCommand
 from cnnviz.cli.run import Run, caption
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.files import safe_name
 from cnnviz.core.output.record import to_json
-from cnnviz.core.output.run_folder import safe_name
 from cnnviz.core.output.summary import read_summary
 from cnnviz.occlusion.experiment import look
 from cnnviz.occlusion.figures import draw

@@ -30,7 +30,7 @@ def tsne(given: TsneCommand) -> None:
     images = run.data(given.data, given.limit, seed)
     check_spec(given.spec, len(images))
     images = images.share(run.shard) if run.shard else images
-    model = run.load(given.model)
+    model = run.load(given.model, features=True)
     embedder = Embedder(model, images, given.spec, console.progress, console.note)
     known = None
     if given.output.overwrite or given.resume:

@@ -19,11 +19,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from cnnviz.core.errors import CnnvizError
+from cnnviz.core.errors import CnnvizError, UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+SUMMARY = "summary.json"
+UNFINISHED = "unfinished.json"
+"""In the folder of a run over many images that is not complete: see `core/output/journal.py`."""
+LONGEST_NAME = 80
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 """The beginning of a formula, after any number of apostrophes."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -68,6 +72,36 @@ def well_formed(text: str) -> str:
 def shown_path(path: str) -> str:
     """A path as text that can be written: bytes that are not UTF-8 become a question mark."""
     return os.fsencode(path).decode("utf-8", "replace")
+
+
+def safe_name(text: str) -> str:
+    """`text` as the name of a file in a folder: no separators, no leading dots, not long."""
+    kept = re.sub(r"[^\w .+,()=@-]", "_", text).strip(" .")
+    return kept.encode()[:LONGEST_NAME].decode(errors="ignore") or "unnamed"
+
+
+def check_free(path: Path, *, overwrite: bool, resume: bool) -> bool:
+    """Returns whether the folder of a run has files already.
+
+    Raises:
+        UsageError: it has, and neither flag allows that (`RunFolder.open`), or it is a file.
+    """
+    try:
+        occupied = any(path.iterdir())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if isinstance(error, FileNotFoundError) and not path.is_symlink():
+            return False
+        raise UsageError(f"{path} is not a folder; give --out another one") from error
+    finished = exists(path / SUMMARY)
+    if finished and resume and not overwrite:
+        raise UsageError(
+            f"{path} holds a finished run: there is nothing to resume; "
+            "use --overwrite to repeat it, or another folder with --out"
+        )
+    if occupied and not overwrite and not resume:
+        remedy = "--resume to go on, --overwrite" if exists(path / UNFINISHED) else "--overwrite"
+        raise UsageError(f"{path} is not empty; use {remedy}, or another folder with --out")
+    return occupied
 
 
 def regular(path: str | Path) -> Path:
@@ -143,7 +177,10 @@ def csv_rows(text: str) -> list[list[str]]:
     """The rows of a CSV file that `csv_text` wrote; csv.Error if it is damaged."""
     csv.field_size_limit(LONGEST_CELL)
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    return [[cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell for cell in row] for row in rows]
+    return [
+        [cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell for cell in row]
+        for row in rows
+    ]
 
 
 def _formula(cell: str) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnviz.core.data.datasets import ImageData, failures
-from cnnviz.core.data.labels import match_labels
+from cnnviz.core.data.labels import match_labels, with_class_names
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.files import shown_path
 from cnnviz.core.models.load import Model
@@ -169,7 +169,8 @@ class Embedder:
     ) -> None:
         """Checks the spec and finds the layer; `note` takes lines about the progress of t-SNE."""
         check_spec(spec, len(data.examples))
-        self._model, self._data, self._spec = model, data, spec
+        self._model, self._spec = model, spec
+        self._data = with_class_names(data, model)
         self._extractor = FeatureExtractor(model, spec.layer, spec.pool)
         self._clock, self._note = _Clock(stage), note
 
@@ -243,7 +244,7 @@ class Embedder:
                 advance(1)
         classes = data.classes or ()
         labels = ["" if label == UNKNOWN else classes[label] for label in labels_N]
-        names = model.labels if not model.unjudged else ("",) * model.classes
+        names = model.labels if not model.unjudged else ()
         nearest_Nk = near.indices[:, :LISTED_NEIGHBORS]
         return EmbeddingResult(
             images=count,
@@ -270,7 +271,7 @@ class Embedder:
             seconds={part: round(spent, 3) for part, spent in clock.seconds.items()},
             image_names=tuple(shown_path(data.examples[i].path) for i in features.indices_N),
             label_names=tuple(labels),
-            predicted_names=tuple(names[best] for best in features.predicted_N),
+            predicted_names=tuple(names[best] if names else "" for best in features.predicted_N),
             nearest_Nk=nearest_Nk,
             image_data=data,
             preprocess=model.preprocess,

@@ -158,6 +158,7 @@ def _panel(
         max_drop=float(values_P[largest]),
         max_drop_box=tuple(grid.boxes_P4[largest].tolist()),
         mean_drop=float(values_P.mean()),
+        occluded=float(probabilities_P[largest]),
         reliance=reliance,
         flips=_flips(measured, logits_PK, target),
         agreement=_agreement(map_HW, measured.gradient, target),

@@ -89,9 +89,15 @@ class Panel(Judged, ClassRecord):
     mask: Sides
     stride: Positive
     positions: Positive
-    max_drop: Annotated[float, Says("largest position value, in the score's units")]
+    max_drop: Annotated[
+        float, Says("largest position value, in the score's units: a drop, of the loss a rise")
+    ]
     max_drop_box: Annotated[Box, Says("y0, x0, y1, x1 in the working image")]
     mean_drop: Annotated[float, Says("mean position value, in the score's units")]
+    occluded: Annotated[
+        float | None,
+        Says("the class's probability (or value) with max_drop_box occluded", optional=True),
+    ] = None
     reliance: Annotated[
         float | None,
         Says("largest drop of the probability over the probability", maximum=1, optional=True),

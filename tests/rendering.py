@@ -2,30 +2,28 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from PIL import Image
 
-_SAVE = Figure.savefig
+from cnnviz.core.output import run_folder
+
+_RENDER = run_folder.pixels_of
 
 
 def skip_rendering() -> None:
     """PNG files of figures hold one pixel, from now on."""
-    Figure.savefig = _save_one_pixel  # type: ignore[method-assign, assignment]
+    run_folder.pixels_of = _one_pixel
 
 
-def _save_one_pixel(figure: Figure, place: BinaryIO, **options: Any) -> None:
-    if options.get("format") == "png":
-        Image.new("RGB", (1, 1)).save(place, "PNG")
-    else:
-        _SAVE(figure, place, **options)
+def _one_pixel(figure: Figure) -> np.ndarray:
+    return np.zeros((1, 1, 3), np.uint8)
 
 
 @contextmanager
 def rendered() -> Iterator[None]:
     """Renders figures while the block runs; tests have the marker `pictures` for it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", _SAVE)
+        patch.setattr(run_folder, "pixels_of", _RENDER)
         yield

@@ -27,6 +27,7 @@ from cnnviz.core.data.shards import Block
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import (
     DAMAGE,
+    UNFINISHED,
     from_json,
     open_arrays,
     read_text,
@@ -37,7 +38,7 @@ from cnnviz.core.files import (
 )
 from cnnviz.core.output.record import Record
 from cnnviz.core.output.record import from_json as to_record
-from cnnviz.core.output.run_folder import UNFINISHED, RunFolder
+from cnnviz.core.output.run_folder import RunFolder
 
 VERSION = 2
 """The format of both kinds; files of another version are refused."""

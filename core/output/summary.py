@@ -17,7 +17,7 @@ from torch import Tensor
 from cnnviz.core.choices import Precision
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
-from cnnviz.core.files import DAMAGE, read_text
+from cnnviz.core.files import DAMAGE, SUMMARY, read_text
 from cnnviz.core.files import from_json as parsed
 from cnnviz.core.models.heads import Head, Reading
 from cnnviz.core.models.load import Model
@@ -38,7 +38,6 @@ from cnnviz.core.output.record import (
 )
 from cnnviz.core.output.run_data import RunData
 
-SUMMARY = "summary.json"
 TOP = 5
 HEADS = ("softmax", "sigmoid", "none", "probabilities", "probabilities per class")
 
@@ -110,6 +109,15 @@ class ShardRecord(Record):
     of: Annotated[Mapping[str, Any], Says("what the shares of one run have in common")]
 
 
+@dataclass(frozen=True)
+class Finding(Record):
+    """What the terminal shows of the results: a table, or a sentence, which has no columns."""
+
+    title: Annotated[str, Says("of the table; the sentence")]
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Summary(Record):
     """The content of a `summary.json`."""
@@ -128,6 +136,9 @@ class Summary(Record):
         tuple[str, ...], Says("relative to the folder of this summary", uniqueItems=True)
     ]
     errors: tuple[Failure, ...]
+    findings: Annotated[
+        tuple[Finding, ...], Says("the tables and sentences of the terminal", optional=True)
+    ] = ()
     shard: Annotated[ShardRecord | None, Says(optional=True)] = None
 
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.output.drawing import escape, image_pixels
+from cnnviz.core.output.drawing import image_pixels
+from cnnviz.core.output.layout import escape
 from cnnviz.filters.patches.boxes import PatchImages
 from cnnviz.filters.patches.options import Crop, Ranking
 from cnnviz.filters.patches.results import FilterPatches, MaxPatches, Patch

@@ -1,7 +1,6 @@
 """Shares that cnnviz did not write: refused in one line, or merged as one run would have been."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from parts import slow_but
 from PIL import Image
 
 from cnnviz.cli.main import run

@@ -13,9 +13,10 @@ import torch
 
 from cnnviz.core.data.shards import Block
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.files import UNFINISHED
 from cnnviz.core.output import journal
 from cnnviz.core.output.journal import LINES, Arrays, Journal, Lines, join, join_lines
-from cnnviz.core.output.run_folder import UNFINISHED, RunFolder
+from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.embeddings import features
 from cnnviz.filters.ablation import tally
 from cnnviz.filters.patches import state

@@ -11,9 +11,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.files import SUMMARY, safe_name
 from cnnviz.core.output import run_folder as results
-from cnnviz.core.output.run_folder import RunFolder, safe_name, summary
-from cnnviz.core.output.summary import SUMMARY
+from cnnviz.core.output.run_folder import RunFolder, summary
 
 
 def finished(path: Path, overwrite: bool = False) -> RunFolder:

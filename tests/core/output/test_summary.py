@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from cnnviz.core import files
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.output import summary
 from cnnviz.core.output.record import from_json
 from cnnviz.core.output.summary import FinishedRun, read_summary, run_folders
 
