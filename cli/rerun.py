@@ -11,7 +11,7 @@ import typer
 
 from cnnviz.cli.ci_reports import current
 from cnnviz.cli.commands.runs import RerunCommand
-from cnnviz.cli.console import findings, say
+from cnnviz.cli.console import findings, print_json, say
 from cnnviz.cli.merge import SHOWN, line_of, without_own
 from cnnviz.cli.options import OutputOptions
 from cnnviz.cli.repeat import repeated
@@ -92,8 +92,7 @@ def _compare(
             "told": notes,
             "first": first,
         }
-        findings().write(json.dumps(content, ensure_ascii=False) + "\n")
-        current().printed = True
+        print_json([json.dumps(content, ensure_ascii=False) + "\n"])
     for note in notes if not output.quiet else ():
         say(f"note: {note}")
     if differing:

@@ -12,12 +12,11 @@ import torch
 import typer
 
 from cnnviz.cli.ci_reports import current
-from cnnviz.cli.console import Console, findings, say
+from cnnviz.cli.console import Console, print_json, say
 from cnnviz.cli.options import ModelOptions, OutputOptions
 from cnnviz.core.choices import FigureFormat, whole_number
 from cnnviz.core.data.datasets import ImageData, open_data
 from cnnviz.core.data.shards import Shard, of_environment
-from cnnviz.core.files import well_formed
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.trained import BUNDLED
 from cnnviz.core.output.record import to_json
@@ -184,8 +183,7 @@ class Run:
         written = self.folder.finish(content)
         current().errors = errors
         if self._output.json:
-            findings().writelines(map(well_formed, json_parts(content)))
-            current().printed = True
+            print_json(json_parts(content))
         files = self.folder.files
         pictures = [self.folder.path / name for name in files if name.endswith(_PICTURES)]
         for path in [*(show or pictures), written]:
