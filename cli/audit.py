@@ -55,7 +55,7 @@ def audit(given: AuditCommand) -> None:
         "data": images.fingerprint,
         "features": auditor.layer,
     }
-    run.open_for(paths, model, depends, resume=given.resume)
+    run.open_for(paths, model, depends, Row, resume=given.resume)
     run.go_through(_Study(auditor), model)
     if run.shard:
         run.finish_images(model, seed=seed, show="overview.png", results=None)

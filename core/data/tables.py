@@ -146,7 +146,7 @@ def _header(rows: Sequence[Sequence[str]], manifest: Path) -> tuple[int, Sequenc
     if not any(exists(manifest.parent / row[0].strip()) for row in rows[:2]):
         raise UsageError(
             f"the manifest '{manifest}' names no image in its first rows ({shown}): expected file "
-            "names with their suffix (.jpg, .png, ...), and a header with path and label"
+            "names with their suffix (.jpg, .png, ...); call a header's columns path and label"
         )
     return 0, ()
 
@@ -248,7 +248,8 @@ def _objects(rows: Sequence[object], manifest: Path, what: str) -> list[Named]:
         path = next((keys[name] for name in PATH_COLUMNS if name in keys), None)
         if not isinstance(entry, dict) or path is None or not isinstance(entry[path], str):
             raise UsageError(
-                f"the manifest '{manifest}', {what} {number}: expected an object with path, label"
+                f"the manifest '{manifest}', {what} {number}: "
+                "expected an object with path and label"
             )
         label = next((keys[name] for name in LABEL_COLUMNS if name in keys), None)
         named.append((entry[path], None if label is None else label_text(entry[label])))

@@ -11,12 +11,13 @@ import io
 import json
 import os
 import re
+import shutil
 import struct
 import sys
 import textwrap
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,11 +30,13 @@ from matplotlib.figure import Figure
 from cnnviz.core.choices import FigureFormat
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import (
+    LARGEST,
     SUMMARY,
     check_free,
     exists,
     from_json,
     read_text,
+    regular,
     replace_file,
     safe_name,
     well_formed,
@@ -290,6 +293,17 @@ class RunFolder:
         path = self._place(name)
         self._check_kept(path)
         write_atomically(path, data)
+        return self._list(path)
+
+    def copy(self, name: str, source: Path) -> Path:
+        """Writes a copy of a file; raises a CnnvizError if it is larger than `LARGEST`."""
+        size = regular(source).stat().st_size
+        if size > LARGEST:
+            raise CnnvizError(f"'{source}' has {size:,} bytes; at most {LARGEST:,} are copied")
+        path = self._place(name)
+        self._check_kept(path)
+        with source.open("rb") as content:
+            replace_file(path, partial(shutil.copyfileobj, content))
         return self._list(path)
 
     def write_text(self, name: str, text: str) -> Path:

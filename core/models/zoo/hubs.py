@@ -105,6 +105,9 @@ def _timm_weights(timm: Any, base: str, tag: str, config: Any) -> Published:
     if subset is not None:
         info = timm.data.ImageNetInfo(subset)
         labels = tuple(info.index_to_description(i) for i in range(info.num_classes()))
+    elif names := values.get("label_names"):
+        described = values.get("label_descriptions") or {}
+        labels = tuple(described.get(name, name) for name in names)
     full = base if tag == "DEFAULT" else f"{base}.{tag}"
 
     def network(size: tuple[int, int]) -> tuple[nn.Module, str]:
@@ -130,7 +133,11 @@ def transformers_architecture(name: str) -> Architecture:
     transformers.utils.logging.disable_progress_bar()
     source = name.removeprefix("hf:")
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise UsageError(f"--model {name}: there is no config.json in that folder")
+        adapter = (Path(source) / "adapter_config.json").is_file()
+        remedy = ", only PEFT's adapter: save the network after merge_and_unload()"
+        raise UsageError(
+            f"--model {name}: there is no config.json in that folder{remedy if adapter else ''}"
+        )
     kind = transformers.AutoModelForImageClassification
     with fetched(f"the configuration and weights of {name}", source, "name a folder that has them"):
         _check_labels(transformers.PretrainedConfig.get_config_dict(source)[0], name)

@@ -335,6 +335,10 @@ def test_hugging_face_folders_with_faults(tmp_path: Path, monkeypatch: pytest.Mo
     weights.unlink()
     with pytest.raises(CnnvizError, match=r"the weights of hf:.* cannot be read from"):
         load_model(f"hf:{tmp_path / 'vit'}")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").touch()
+    with pytest.raises(UsageError, match=r"no config\.json .* PEFT's adapter: .*merge_and_unload"):
+        load_model(f"hf:{tmp_path / 'adapter'}")
     (tmp_path / "text").mkdir()
     T.BertConfig().save_pretrained(tmp_path / "text")
     with pytest.raises(CnnvizError, match="of the type 'bert', for which transformers has no"):
