@@ -125,7 +125,7 @@ def check_batch(outputs: Callable[[Tensor], object], images_NCHW: Tensor, name: 
     """
     images = images_NCHW[:CHECKED]
     if len(images) == 1:
-        return
+        return None
 
     def alone(image: Tensor) -> Tensor:
         answer = outputs(image)

@@ -19,8 +19,8 @@ from torch import nn
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.data.labels import LabelledImages, Progress, check_labels
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.layers import named_layers
 from cnnviz.core.models.behaviour import check_batch
+from cnnviz.core.models.layers import named_layers
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import fast
 from cnnviz.core.output.journal import Arrays, Journal

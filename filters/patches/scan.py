@@ -20,8 +20,8 @@ from torch import Tensor
 from cnnviz.core.data.datasets import Batch, ImageData, batches
 from cnnviz.core.device import in_batches
 from cnnviz.core.errors import UsageError
-from cnnviz.core.models.layers import Layout, note_repeats, replace_outputs
 from cnnviz.core.models.behaviour import check_batch
+from cnnviz.core.models.layers import Layout, note_repeats, replace_outputs
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import fast
 from cnnviz.core.output.journal import Journal
