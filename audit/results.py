@@ -3,7 +3,6 @@
 Shapes: N images, R C rows and columns of the grid of positions.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +18,8 @@ from cnnviz.audit.residual import Pictures, Residual
 from cnnviz.audit.rows import UNKNOWN, Floats, Rows, columns
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import DAMAGE, read_text
-from cnnviz.core.output.journal import LINES
+from cnnviz.core.output.journal import LINES, read_lines
+from cnnviz.core.output.notebook import Displayed
 from cnnviz.core.output.record import (
     HIDDEN,
     OPTIONAL,
@@ -178,7 +178,7 @@ class ImageRow(Record):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class AuditResult(Record):
+class AuditResult(Displayed, Record):
     """An audit: how the maps were made, and what they show of the data set and its classes.
 
     Not in the summary: the columns of all images, and their rows in `images.csv`.
@@ -246,8 +246,7 @@ def load(folder: Path | FinishedRun) -> AuditResult:
     if run.summary.results is None:
         raise UsageError(f"{folder} is a share; cnnviz merge joins the shares to a run")
     try:
-        lines = read_text(run.file(LINES)).splitlines()
-        rows = columns(json.loads(line) for line in lines)
+        rows = columns(entry for entry, _files in read_lines(run.file(LINES)))
     except DAMAGE as error:
         raise CnnvizError(f"'{run.file(LINES)}' is damaged: {one_line(error)}") from error
     table = tuple(from_table(ImageRow, read_text(run.file(TABLE))))

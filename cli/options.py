@@ -77,7 +77,8 @@ class ModelOptions:
         Option("A torchvision weights name (DEFAULT, IMAGENET1K_V1, …), or none for random ones."),
     ] = None
     labels: Annotated[
-        Path | None, Option("Class names: a text file, one per line, or a JSON list or map.")
+        Path | None,
+        Option("Class names: a text file, one per line, or a JSON list, map or config.json."),
     ] = None
     head: Annotated[
         HeadChoice,

@@ -177,7 +177,10 @@ class Embedder:
     def known_features(self, path: Path) -> Features | None:
         """The features in an earlier run's `features.npz`, if this run would compute the same."""
         key = features_key(self._model, self._data, self._extractor)
-        return load_features(path, key, self._data, self._extractor.layer)
+        known = load_features(path, key, self._data, self._extractor.layer)
+        if known is None or known.predicted_N.max(initial=0) >= self._model.classes:
+            return None
+        return known
 
     def features(self, scratch: Path | None = None) -> Features:
         """Runs every image through the network; `scratch` is for what exceeds the memory."""

@@ -27,8 +27,9 @@ from cnnviz.core.device import in_batches
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.files import open_arrays, shown_path
 from cnnviz.core.graph.trace import Untraceable, trace
+from cnnviz.core.models.behaviour import check_batch
 from cnnviz.core.models.load import Model
-from cnnviz.core.output.journal import Arrays, Journal
+from cnnviz.core.output.journal import Arrays, Journal, Progress
 from cnnviz.embeddings.penultimate import FeatureExtractor
 from cnnviz.embeddings.quality import UNKNOWN
 
@@ -165,7 +166,9 @@ def extract(
         progress(1)
 
     size = model.batch_size(batch_size) or default_batch_size(model.device)
-    for batch in batches(data, model.preprocess, size, on_error=failed):
+    for number, batch in enumerate(batches(data, model.preprocess, size, on_error=failed)):
+        if number == 0:
+            check_batch(model.outputs, batch.images, model.name)
 
         def run(part: slice, batch: Any = batch) -> None:
             features, logits = extractor(batch.images[part])
@@ -215,7 +218,7 @@ def save_features(path: Path, features: Features, data: ImageData) -> None:
 def load_features(path: Path, key: str, data: ImageData, layer: str) -> Features | None:
     """Loads the features of an earlier run; None if this run would compute others."""
     try:
-        progress = _journal(path, key, data).load(_LIKE, _AXES)
+        progress = _journal(path, key, data).load(_LIKE, _AXES, check)
         if progress is None:
             return None
         arrays = progress.arrays
@@ -227,6 +230,22 @@ def load_features(path: Path, key: str, data: ImageData, layer: str) -> Features
     return Features(
         values, arrays["indices"], arrays["predicted"], layer, tuple(errors), key, reused=True
     )
+
+
+def check(progress: Progress) -> None:
+    """Raises a ValueError unless every image has features, a prediction, or an error."""
+    arrays = progress.arrays
+    values_ND, errors = arrays["features"], arrays["errors"]
+    rows = [arrays[name] for name in ("labels", *_LIKE)]
+    shaped = values_ND.ndim == 2 and values_ND.dtype == np.float32 and errors.shape[1:] == (2,)
+    if not shaped or any(row.dtype != np.int64 for row in rows):
+        raise ValueError("its arrays have other types or shapes")
+    if any(row.shape != values_ND.shape[:1] for row in [*rows, arrays["images"]]):
+        raise ValueError("its arrays are of different images")
+    progress.check_images(arrays["indices"], len(errors))
+    finite = all(np.isfinite(row).all() for row in values_ND)  # one by one: they may be on disk
+    if not finite or (arrays["predicted"] < 0).any():
+        raise ValueError("its numbers are out of range")
 
 
 def merge(parts: Sequence[Arrays], scratch: Path) -> Arrays:

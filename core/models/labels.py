@@ -5,10 +5,12 @@ also gives the WordNet ids.
 """
 
 import importlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from cnnviz.core.choices import whole_number
 from cnnviz.core.errors import CnnvizError, UsageError, nearest
@@ -20,6 +22,7 @@ WNIDS = (
     "WordNet ids of ImageNet's classes are known with pip install 'cnnviz[timm]', or from a "
     "--labels JSON map from index to [wnid, name]"
 )
+_WNID_FIRST = re.compile(r"n\d{8}(\s|$)")
 _ALIKE = 0.8  # share of equal names from which classes are ImageNet's
 
 
@@ -62,7 +65,19 @@ def imagenet_wnids(names: tuple[str, ...]) -> tuple[str, ...] | None:
     return tuple(timm.data.ImageNetInfo("imagenet-1k").label_names())
 
 
-def _of_map(content: dict[str, object], path: Path) -> list[object]:
+def _of_map(content: dict[str, Any], path: Path) -> list[object]:
+    """The entries of a map from index to name, from name to index, or of a publisher's config."""
+    if isinstance(inner := content.get("id2label"), dict):  # Hugging Face's config.json
+        content = inner
+    elif isinstance(names := content.get("label_names"), list):  # timm's
+        described = content.get("label_descriptions")
+        known = described if isinstance(described, dict) else {}
+        return [known.get(name, name) if isinstance(name, str) else name for name in names]
+    if content and all(type(index) is int for index in content.values()):  # class_to_idx
+        inverted = {str(index): name for name, index in content.items()}
+        if len(inverted) < len(content):
+            raise UsageError(f"the labels map '{path}' gives two names the same index")
+        content = inverted
     ordered = {whole_number(key): value for key, value in content.items()}
     if None in ordered:
         wrong = next(key for key in content if whole_number(key) is None)[:40]
@@ -83,13 +98,21 @@ def _of_entries(entries: list[object], path: Path) -> Labels:
 
 
 def read_labels(path: Path) -> Labels:
-    """Read names from a .txt file (one per line) or .json (a list, or a map from index to name)."""
+    """Read names from a .txt file (one per line) or .json (a list, or a map from index to name).
+
+    Lines may begin with a WordNet id; a map may also go from name to index, or be the config.json
+    of Hugging Face or timm.
+    """
     try:
         text = read_text(path)
     except CnnvizError as error:
         raise UsageError(f"the labels file cannot be used: {error}") from error
     if path.suffix.lower() != ".json":
-        return Labels(tuple(line.strip() for line in lines(text.strip("\r\n"))), path=path)
+        names = [line.strip() for line in lines(text.strip("\r\n"))]
+        if all(map(_WNID_FIRST.match, names)):  # a wnid a line, and its name, as ImageNet's lists
+            pairs = [line.split(None, 1) for line in names]
+            return Labels(tuple(p[-1] for p in pairs), tuple(p[0] for p in pairs), path)
+        return Labels(tuple(names), path=path)
     try:
         content = from_json(text)
     except ValueError as error:

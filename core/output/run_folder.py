@@ -6,17 +6,17 @@ without `overwrite`, and then only what an earlier summary lists, or what has th
 One process at a time writes to a folder.
 """
 
-import csv
 import io
 import json
 import os
 import re
+import shutil
 import struct
 import sys
 import textwrap
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,11 +29,14 @@ from matplotlib.figure import Figure
 from cnnviz.core.choices import FigureFormat
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import (
+    LARGEST,
     SUMMARY,
     check_free,
+    csv_text,
     exists,
     from_json,
     read_text,
+    regular,
     replace_file,
     safe_name,
     well_formed,
@@ -292,21 +295,29 @@ class RunFolder:
         write_atomically(path, data)
         return self._list(path)
 
+    def copy(self, name: str, source: Path) -> Path:
+        """Writes a copy of a file; raises a CnnvizError if it is larger than `LARGEST`."""
+        size = regular(source).stat().st_size
+        if size > LARGEST:
+            raise CnnvizError(f"'{source}' has {size:,} bytes; at most {LARGEST:,} are copied")
+        path = self._place(name)
+        self._check_kept(path)
+        with source.open("rb") as content:
+            replace_file(path, partial(shutil.copyfileobj, content))
+        return self._list(path)
+
     def write_text(self, name: str, text: str) -> Path:
         """Writes UTF-8 text."""
         return self.write_bytes(name, well_formed(text).encode())
 
     def write_csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
         """Writes comma-separated values with a header; also as Parquet, if pyarrow is installed."""
-        stream, listed = io.StringIO(), list(rows)
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(listed)
+        listed = list(rows)
         if parquet.available():
             content = io.BytesIO()
             parquet.write(content, header, listed)
             self.write_bytes(Path(name).stem + parquet.SUFFIX, content.getvalue())
-        return self.write_text(name, stream.getvalue())
+        return self.write_text(name, csv_text([header, *listed]))
 
     def write_npz(self, name: str, **arrays: np.ndarray) -> Path:
         """Writes arrays, compressed; objects are refused, since they would be pickled."""

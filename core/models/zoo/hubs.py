@@ -105,6 +105,9 @@ def _timm_weights(timm: Any, base: str, tag: str, config: Any) -> Published:
     if subset is not None:
         info = timm.data.ImageNetInfo(subset)
         labels = tuple(info.index_to_description(i) for i in range(info.num_classes()))
+    elif names := values.get("label_names"):
+        described = values.get("label_descriptions") or {}
+        labels = tuple(described.get(name, name) for name in names)
     full = base if tag == "DEFAULT" else f"{base}.{tag}"
 
     def network(size: tuple[int, int]) -> tuple[nn.Module, str]:
@@ -128,9 +131,14 @@ def transformers_architecture(name: str) -> Architecture:
     """The architecture `hf:FOLDER` or `hf:ID`, as transformers' `from_pretrained` takes it."""
     transformers = required("transformers", f"--model {name}", "transformers")
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     source = name.removeprefix("hf:")
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise UsageError(f"--model {name}: there is no config.json in that folder")
+        adapter = (Path(source) / "adapter_config.json").is_file()
+        remedy = ", only PEFT's adapter: save the network after merge_and_unload()"
+        raise UsageError(
+            f"--model {name}: there is no config.json in that folder{remedy if adapter else ''}"
+        )
     kind = transformers.AutoModelForImageClassification
     with fetched(f"the configuration and weights of {name}", source, "name a folder that has them"):
         _check_labels(transformers.PretrainedConfig.get_config_dict(source)[0], name)
@@ -214,7 +222,8 @@ def _check_labels(content: Mapping[str, Any], name: str) -> None:
 
 def _transformers_labels(config: Any) -> tuple[str, ...]:
     """Class names; none if the configuration has only numbers for them."""
-    named = {int(key): str(value) for key, value in (config.id2label or {}).items()}
+    described = getattr(config, "label_descriptions", None) or {}  # timm's
+    named = {int(k): str(described.get(v, v)) for k, v in (config.id2label or {}).items()}
     labels = tuple(named.get(k, str(k)) for k in range(config.num_labels))
     return () if all(label == f"LABEL_{k}" for k, label in enumerate(labels)) else labels
 
@@ -233,8 +242,10 @@ def _transformers_preprocess(
         return torch.as_tensor(processor(images=image, return_tensors="pt")["pixel_values"][0])
 
     crop = min(transform(Image.new("RGB", SIDES)).shape[-2:])
-    sides = [side for side in dict(processor.size or {}).values() if isinstance(side, int)]
-    shares = (getattr(processor, "crop_pct", None) or 1, 224 / 256)
+    given = dict(getattr(processor, "size", None) or {})
+    sides = [side for side in given.values() if isinstance(side, int)]
+    timms = getattr(processor, "data_config", {}).get("crop_pct")  # a network of timm's
+    shares = (getattr(processor, "crop_pct", None) or timms or 1, 224 / 256)
     return *measured(transform, [*sides, *(int(crop / share) for share in shares)], name), None
 
 

@@ -301,6 +301,26 @@ def test_what_the_configuration_says_about_the_outputs_is_read(
     assert load_model(f"hf:{tmp_path / 'net'}", head="softmax").head.name == "softmax"
 
 
+def test_a_folder_of_timms_in_the_hubs_format(tmp_path: Path) -> None:
+    own = timm.create_model("test_resnet", num_classes=2).eval()
+    nn.init.normal_(own.get_classifier().weight, std=0.3)
+    (tmp_path / "model.safetensors").write_bytes(saved(own, tmp_path))
+    data = ("input_size", "mean", "std", "interpolation", "crop_pct", "classifier", "first_conv")
+    config = {
+        "architecture": "test_resnet",
+        "num_classes": 2,
+        "label_names": ["n01", "n02"],
+        "label_descriptions": {"n01": "cat", "n02": "dog"},
+        "pretrained_cfg": {key: own.pretrained_cfg[key] for key in data},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = load_model(f"hf:{tmp_path}")
+    assert model.labels == ("cat", "dog")
+    assert not any("prepares images" in note for note in model.notes)
+    images = torch.randn(2, 3, 160, 160)
+    torch.testing.assert_close(model.logits(images), own(images))
+
+
 def test_a_network_of_timm_without_classes_is_features(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(
         "import timm\ndef make(): return timm.create_model('test_resnet', num_classes=0)"
@@ -335,6 +355,10 @@ def test_hugging_face_folders_with_faults(tmp_path: Path, monkeypatch: pytest.Mo
     weights.unlink()
     with pytest.raises(CnnvizError, match=r"the weights of hf:.* cannot be read from"):
         load_model(f"hf:{tmp_path / 'vit'}")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").touch()
+    with pytest.raises(UsageError, match=r"no config\.json .* PEFT's adapter: .*merge_and_unload"):
+        load_model(f"hf:{tmp_path / 'adapter'}")
     (tmp_path / "text").mkdir()
     T.BertConfig().save_pretrained(tmp_path / "text")
     with pytest.raises(CnnvizError, match="of the type 'bert', for which transformers has no"):

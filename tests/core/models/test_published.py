@@ -110,7 +110,7 @@ def test_without_the_package_a_line_says_what_to_install(
     monkeypatch.chdir(tmp_path)
     Path("net.onnx").write_bytes(b"x")
     with pytest.raises(
-        UsageError, match=rf"needs the package {package}: pip install 'cnnviz\[{extra}\]'"
+        UsageError, match=rf"needs the package {package}: pip install '\.\[{extra}\]'"
     ):
         load_model(name)
 
@@ -166,7 +166,7 @@ def test_a_checkpoint_of_ones_own_gets_a_publishers_preprocessing_with_a_note(
     model = load_model("regnet_y_400mf", **own)  # type: ignore[arg-type]
     assert model.preprocess.resize == 256
     assert model.notes == (
-        f"'{tmp_path / 'own.pth'}' {ASSUMED} for IMAGENET1K_V1 of regnet_y_400mf, resized to 256, "
+        f"'{tmp_path / 'own.pth'}' {ASSUMED} IMAGENET1K_V1 of regnet_y_400mf, resized to 256, "
         "centre 224x224, mean 0.485,0.456,0.406, std 0.229,0.224,0.225 (--size, --mean, --std, "
         "--weights)",
     )
