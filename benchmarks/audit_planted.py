@@ -4,9 +4,10 @@
 
 FOLDER is what `benchmarks/planted.py` made. Every network is audited on its own test images, by the
 command line. Of all pairs of network and class, one in which the class had a mark is a positive;
-the score of a pair is the class's suspicion. Printed: the table, the area under the curve, the shares
-of marks that are named and of unmarked classes with an alarm (above 0.95) with 95 % intervals; and what
-two other ways give (`audit_baselines.py`). With --images all networks are audited on those, which hold no mark.
+the score of a pair is the class's suspicion. Printed: the table, the area under the curve, the
+shares of marks that are named and of unmarked classes with an alarm (above 0.95) with 95 %
+intervals; and what two other ways give (`audit_baselines.py`). With --images all networks are
+audited on those, which hold no mark.
 """
 
 import argparse
@@ -23,12 +24,11 @@ from cnnviz.audit.options import ALARM
 from cnnviz.cli.main import run
 from cnnviz.core.statistics import wilson
 
-
 Found = dict[str, tuple[float, float, float]]
 
 
 def audited(folder: Path, name: str, images: Path, out: Path, more: list[str]) -> Found:
-    """Of each class its suspicion, how often its patches carried over, and what its residual does."""
+    """Of each class its suspicion, and how often its patches and its residual carried over."""
     labels = out / "labels.txt"
     labels.write_text("\n".join(recipe.CLASSES))
     mean, std = (",".join(map(str, values)) for values in (recipe.MEAN, recipe.STD))
