@@ -20,7 +20,7 @@ from cnnviz.core.files import safe_name
 from cnnviz.core.output.record import table, to_json
 
 SHOWN = 20
-COLUMNS = ("class", "images", "precision", "reliance", "spread", "groups", "suspicion")
+COLUMNS = ("class", "images", "precision", "reliance", "spread", "groups", "residual", "suspicion")
 
 
 class _Study(ImageStudy[Row, Row]):
@@ -55,7 +55,7 @@ def audit(given: AuditCommand) -> None:
         "data": images.fingerprint,
         "features": auditor.layer,
     }
-    run.open_for(paths, model, depends, resume=given.resume)
+    run.open_for(paths, model, depends, Row, resume=given.resume)
     run.go_through(_Study(auditor), model)
     if run.shard:
         run.finish_images(model, seed=seed, show="overview.png", results=None)
@@ -67,6 +67,7 @@ def audit(given: AuditCommand) -> None:
     if given.pictures:
         result = _draw(run, result, auditor)
     run.console.table("Classes", COLUMNS, _rows(result))
+    run.console.note(result.verdict)
     checks: list[Callable[[], None]] = []
     if given.max_suspicion is not None:
         checks.append(partial(_check_suspicion, result, given.max_suspicion))
@@ -125,6 +126,7 @@ def _rows(result: AuditResult) -> list[tuple[object, ...]]:
             f"{entry.reliance.mean:.2f}",
             percent(entry.concentration.area),
             len(entry.groups),
+            percent(entry.residual.became),
             "not judged" if entry.suspicion is None else f"{entry.suspicion:.2f}",
         )
         for entry in ranked[:SHOWN]
@@ -147,8 +149,11 @@ def _check_suspicion(result: AuditResult, maximum: float) -> None:
         )
     if not known:
         raise CheckFailed(
-            "no class could be judged: groups of at least 4 classes are needed",
-            {f"class {entry.class_}": "not judged" for entry in result.classes},
+            result.verdict,
+            {
+                f"class {entry.class_}": f"not judged: {entry.not_judged}"
+                for entry in result.classes
+            },
         )
 
 

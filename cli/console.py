@@ -6,6 +6,7 @@ users (labels, file names) is printed with control characters replaced, never re
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
@@ -27,6 +28,7 @@ from rich.text import Text
 from cnnviz.cli.ci_reports import current
 from cnnviz.cli.options import OutputOptions
 
+_EMPTY, _PERCENT = ("", "-", "None"), re.compile(r"(?<=\d)%")
 PLAIN_STEPS = 4
 PIPED_WIDTH = 140
 _STDOUT, _STDERR = 1, 2  # file descriptors
@@ -101,7 +103,7 @@ class Console:
     """What one command prints."""
 
     def __init__(self, output: OutputOptions) -> None:
-        self._output = output
+        self._output, self.mark = output, ""
         self._out = RichConsole(file=findings(), highlight=False, width=_width())
         self._err = RichConsole(stderr=True, highlight=False)
         self._shows_findings = not (output.quiet or output.json)
@@ -151,7 +153,13 @@ class Console:
         return advance
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Prints a table; columns of numbers are aligned to the right."""
+        """Prints a table without its empty rows and columns; numbers are aligned to the right."""
+        title += f" ({self.mark})" if self.mark else ""
+        cells = [[_PERCENT.sub(" %", str(cell)) for cell in row] for row in rows]
+        rows = [row for row in cells if any(cell not in _EMPTY for cell in row[1:])] or cells
+        kept = [k for k in range(len(columns)) if any(row[k] not in _EMPTY for row in rows)]
+        columns = [columns[k] for k in kept] if kept else columns
+        rows = [[row[k] for k in kept] for row in rows] if kept else rows
         current().tables.append((title, columns, rows))
         if not self._shows_findings:
             return

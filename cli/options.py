@@ -75,7 +75,8 @@ class ModelOptions:
         Option("A torchvision weights name (DEFAULT, IMAGENET1K_V1, …), or none for random ones."),
     ] = None
     labels: Annotated[
-        Path | None, Option("Class names: a text file, one per line, or a JSON list or map.")
+        Path | None,
+        Option("Class names: a text file, one per line, or a JSON list, map or config.json."),
     ] = None
     head: Annotated[
         HeadChoice,
@@ -139,7 +140,7 @@ class ModelOptions:
     ] = 1
     seed: Seed = 0
 
-    def load(self, *, scores: bool = True) -> "Model":
+    def load(self, *, scores: bool = True, features: bool = False) -> "Model":
         """Loads the model (see `load_model`)."""
         from cnnviz.core.models.load import load_model
 
@@ -162,6 +163,7 @@ class ModelOptions:
             threshold=self.threshold,
             repeat=self.repeat,
             scores=scores,
+            features=features,
         )
 
 

@@ -27,7 +27,7 @@ from cnnviz.core.data.shards import Shard
 from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
 from cnnviz.core.files import SUMMARY, safe_name
 from cnnviz.core.models.load import Model
-from cnnviz.core.output.journal import Lines
+from cnnviz.core.output.journal import LINES, Lines
 from cnnviz.core.output.record import from_json, to_json
 from cnnviz.core.output.run_folder import RunFolder
 
@@ -137,7 +137,7 @@ class ImageRun(Run):
             typer.Exit: with status 1 if an image failed.
             CheckFailed: a check does not hold.
         """
-        self.open_for(paths, model, depends, inputs=inputs, resume=resume)
+        self.open_for(paths, model, depends, study.kind, inputs=inputs, resume=resume)
         self.go_through(study, model)
         if study.title and len(self.entries):
             self._table(study)
@@ -159,11 +159,12 @@ class ImageRun(Run):
         paths: Sequence[Path],
         model: Model,
         depends: Mapping[str, object],
+        kind: Any,
         *,
         inputs: Sequence[Path] = (),
         resume: bool = False,
     ) -> None:
-        """Opens the folder for these images; the parameters are those of `go`."""
+        """Opens the folder for these images; `kind` is the study's, the rest as in `go`."""
         self._inputs = [*self._data.files, *inputs]
         self._alone = self._folders and len(paths) == 1 and self.shard is None
         listed = "\n".join(map(str, paths)).encode("utf-8", "surrogateescape")
@@ -196,11 +197,14 @@ class ImageRun(Run):
             resume=resume,
             images=images,
             changed=lambda image: self._data.changed(self._places[Path(image)]),
+            check=partial(from_json, kind),
         )
         self.entries, done = self._index, self._index.adopt()
         self._paths = [path for path in paths if str(path) not in done]
         if done:
             self.console.note(f"{len(paths) - len(self._paths)} of the {len(paths)} are done")
+        if dropped := self._index.dropped:
+            self.console.note(f"{dropped} lines of {LINES} are damaged or out of date: done again")
 
     def _one(self, path: Path, model: Model, study: ImageStudy[Any, Any], advance: Advance) -> None:
         """Studies one image."""

@@ -23,7 +23,7 @@ from cnnviz.core.models.trained import BUNDLED
 from cnnviz.core.output.record import to_json
 from cnnviz.core.output.run_folder import RunFolder, json_parts, summary
 from cnnviz.core.output.style import style
-from cnnviz.core.output.summary import Finding
+from cnnviz.core.output.summary import Finding, random_mark
 from cnnviz.report.options import MEGABYTES, PAGE
 
 _PICTURES = tuple(f".{kind}" for kind in FigureFormat)
@@ -53,7 +53,7 @@ class Run:
         self._started = time.perf_counter()
         self.command, self._output = command, output
         self._inputs: Sequence[str | Path] = ()
-        self.caption, self._demo = f"cnnviz {command}", ""
+        self.caption, self._demo, self._mark = f"cnnviz {command}", "", ""
         self.shard: Shard | None = None
         self.identity: Mapping[str, Any] = {}
         self.console = Console(output)
@@ -91,13 +91,14 @@ class Run:
             )
         return data
 
-    def load(self, options: ModelOptions, *, scores: bool = True) -> Model:
+    def load(self, options: ModelOptions, *, scores: bool = True, features: bool = False) -> Model:
         """Loads the model, and prints notes about it.
 
-        Without `scores`, a network that has no class scores is accepted, too.
+        Without `scores`, a network that has no class scores is accepted, too; with `features`, one
+        whose weights hold no classifier.
         """
-        model = self._placed(options).load(scores=scores)
-        if options.model == BUNDLED and BUNDLED not in " ".join(sys.argv):
+        model = self._placed(options).load(scores=scores, features=features)
+        if model.name == BUNDLED and BUNDLED not in " ".join(sys.argv):
             self._demo = (
                 "no --model: this is the demo network that ships with cnnviz, for pictures of "
                 f"32 x 32 pixels ({', '.join(model.labels)}); for photographs: --model resnet18"
@@ -105,6 +106,9 @@ class Run:
         for note in model.notes:
             say(note)
         self.caption = caption(self.command, model.name, model.weights_sha256)
+        if model.random is not None:
+            self.console.mark = self._mark = random_mark(model.random)
+            self.caption += f" ({self._mark})"
         return model
 
     def _placed(self, options: ModelOptions) -> ModelOptions:
@@ -132,7 +136,7 @@ class Run:
         if self._demo:
             self.console.note(self._demo)
         self.folder.figures = self._output.format
-        self.folder.caption = self.caption
+        self.folder.caption, self.folder.mark = self.caption, self._mark
         current().at_end.enter_context(style(dark=self._output.dark, width=self._output.width))
         return self.folder
 

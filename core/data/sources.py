@@ -4,8 +4,10 @@
 """
 
 import io
+import logging
 import pickle
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +17,14 @@ import numpy as np
 from PIL import Image
 
 from cnnviz.core.data import tars
-from cnnviz.core.data.images import decode_rgb, find_images, images_below, read_rgb, suffixes
+from cnnviz.core.data.images import (
+    decode_rgb,
+    find_images,
+    images_below,
+    note_left_out,
+    read_rgb,
+    suffixes,
+)
 from cnnviz.core.data.rasters import ARRAYS
 from cnnviz.core.data.tables import (
     LABEL_COLUMNS,
@@ -38,6 +47,7 @@ TORCHVISION = {
     "fashionmnist": "FashionMNIST/raw",
 }
 """torchvision's data sets, and the folder of each below the root."""
+_log = logging.getLogger("cnnviz")
 SPLITS = ("test", "train")
 HF_DATASET = "hf-dataset:"
 HF_OPTIONS = ("split", "image", "label")
@@ -60,6 +70,11 @@ def _several(paths: Sequence[Path]) -> ImageSource:
             (image, folder.resolve().name)
             for folder in sorted(paths, key=lambda path: path.resolve().name)
             for image in find_images([folder])
+        )
+    if folders := [str(path) for path in paths if path.is_dir()]:
+        _log.warning(
+            "note: files are named together with folders (%s), so the folders are not classes",
+            ", ".join(folders[:3]),
         )
     return labelled((image, None) for image in find_images(paths))
 
@@ -246,8 +261,12 @@ def _tars(sources: Sequence[str]) -> list[Path]:
     if not any(source.endswith(tars.SUFFIX) for source in sources):
         only = Path(sources[0])
         alone = len(sources) == 1 and exists(only) and only.is_dir()
-        below = sorted(only.glob(f"*{tars.SUFFIX}")) if alone else []
-        return below if below and not _has_images(only) else []
+        below = sorted(only.rglob(f"*{tars.SUFFIX}")) if alone else []
+        if not below or _has_images(only):
+            return []
+        files = (path for path in only.rglob("*") if path.is_file() and path not in below)
+        note_left_out(only, Counter(path.suffix.lower() for path in files), "next to tar files")
+        return below
     if strangers := [source for source in sources if not source.endswith(tars.SUFFIX)]:
         raise UsageError(
             f"tar files can be combined only with tar files, not with '{strangers[0]}'"
@@ -266,8 +285,8 @@ def find_source(sources: Sequence[str]) -> ImageSource:
     """Lists the images that are named on the command line.
 
     Args:
-        sources: one folder (a folder per class in it, flat, or of tar files), one manifest (.csv,
-            .jsonl), one `cifar10:DIR[:train]`, `mnist:DIR` or `fashionmnist:DIR`, one
+        sources: one folder (a folder per class in it, flat, or of tar files), one manifest
+            (`MANIFESTS`), one `cifar10:DIR[:train]`, `mnist:DIR` or `fashionmnist:DIR`, one
             `hf-dataset:DIR`, tar files (`shards-{000..099}.tar`), or several files or folders.
 
     Raises:

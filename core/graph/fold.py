@@ -15,9 +15,10 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from cnnviz.core.graph.program import OUT_OF_PLACE, VIEWS, name_of, target_name, writes
-from cnnviz.core.graph.trace import Untraceable
+from cnnviz.core.graph.trace import Untraceable, replaced
 
 _DROPPED_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _DROPPED_FUNCTIONS = ("dropout", "dropout2d", "stochastic_depth")
 
 
@@ -107,7 +108,9 @@ def _overwrites(module: fx.GraphModule, node: fx.Node) -> bool:
 
 def _is_noop(module: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
-        return isinstance(module.get_submodule(str(node.target)), _DROPPED_MODULES)
+        layer = module.get_submodule(str(node.target))
+        stays = isinstance(layer, nn.Identity) or not layer.training
+        return isinstance(layer, _DROPPED_MODULES) and stays and not replaced(layer)
     # Traced in evaluation mode, these have training=False; anything else is not a no-op.
     name = getattr(node.target, "__name__", "")
     if node.op != "call_function" or name not in _DROPPED_FUNCTIONS:
@@ -124,10 +127,12 @@ def _foldable(module: fx.GraphModule, node: fx.Node, source: fx.Node) -> bool:
     convolution = module.get_submodule(str(source.target))
     calls = [n for n in module.graph.find_nodes(op="call_module") if n.target == source.target]
     return (
-        isinstance(norm, nn.BatchNorm2d)
+        isinstance(norm, _NORMS)
         and norm.running_mean is not None
+        and not norm.training
         and type(convolution) is nn.Conv2d
         and len(calls) == 1
+        and not (replaced(norm) or replaced(convolution))
     )
 
 

@@ -14,10 +14,12 @@ Rows and columns never interact, so everything here is arithmetic on one axis at
 axis 0 is the rows, axis 1 the columns, and an interval (first, last) includes both ends.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor, nn
 
 Pair = tuple[int, int]
 Ints = npt.NDArray[np.int64]
@@ -138,3 +140,38 @@ def pooling(
     size = pair(kernel)
     step = pair(stride) if stride not in (None, (), []) else size
     return Window(size, step, ((rows, rows), (columns, columns)), pair(dilation), ceil_mode)
+
+
+_PADS: dict[type[nn.Module], str] = {
+    nn.ZeroPad2d: "zeros", nn.ConstantPad2d: "zeros", nn.ReflectionPad2d: "reflect",
+    nn.ReplicationPad2d: "replicate", nn.CircularPad2d: "circular",
+}  # fmt: skip
+
+
+def window_of(module: nn.Module, value: Any) -> Window | None:
+    """The window of one of torch's modules that returned `value`; None if it is not known."""
+    if isinstance(module, nn.Conv2d):
+        return convolution(
+            pair(module.kernel_size),
+            module.stride,
+            module.padding,
+            module.dilation,
+            module.padding_mode,
+        )
+    if isinstance(module, nn.ConvTranspose2d):
+        plain = convolution(
+            pair(module.kernel_size), module.stride, module.padding, module.dilation
+        )
+        return replace(plain, transposed=True)
+    if isinstance(module, nn.MaxPool2d) and isinstance(value, Tensor):
+        return pooling(
+            module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode
+        )
+    if isinstance(module, nn.AvgPool2d):
+        return pooling(module.kernel_size, module.stride, module.padding, 1, module.ceil_mode)
+    if isinstance(module, tuple(_PADS)):
+        mode = next(mode for kind, mode in _PADS.items() if isinstance(module, kind))
+        sides: Any = module.padding
+        left, right, top, bottom = sides
+        return Window((1, 1), padding=((top, bottom), (left, right)), padding_mode=mode)
+    return None

@@ -10,7 +10,6 @@ of the result; their rules determine which ones.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -22,8 +21,8 @@ from cnnviz.core.graph.geometry import (
     Pointwise,
     Window,
     convolution,
-    pair,
     pooling,
+    window_of,
 )
 from cnnviz.core.graph.program import Axes, Call
 
@@ -31,11 +30,14 @@ Verdict = tuple[Geometry, Axes | None]
 MIXED: Verdict = (Mix(), None)
 
 _POINTWISE_MODULES = (
-    nn.BatchNorm2d, nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU,
     nn.Mish, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.Softshrink, nn.Hardshrink,
     nn.Tanhshrink, nn.Threshold, nn.LogSigmoid, nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh,
-    nn.LocalResponseNorm, nn.ChannelShuffle, nn.Softmax2d,
+)  # fmt: skip
+_PER_CHANNEL = (
+    nn.modules.batchnorm._NormBase, nn.LocalResponseNorm, nn.ChannelShuffle, nn.Softmax2d,
 )  # fmt: skip
 _POINTWISE_FUNCTIONS = frozenset((
     "relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "sigmoid",
@@ -44,14 +46,13 @@ _POINTWISE_FUNCTIONS = frozenset((
     "clip", "abs", "neg", "exp", "log", "log1p", "sqrt", "rsqrt", "square", "pow", "reciprocal",
     "sign", "floor", "round", "sin", "cos", "erf", "dropout", "dropout2d", "feature_dropout",
     "alpha_dropout", "stochastic_depth", "contiguous", "clone", "detach", "to", "float",
-    "double", "half", "bfloat16", "type_as", "local_response_norm", "channel_shuffle",
-    "native_dropout", "identity",
+    "double", "half", "bfloat16", "type_as", "native_dropout", "identity",
 ))  # fmt: skip
 _ELEMENTWISE = frozenset((
     "add", "sub", "mul", "div", "truediv", "iadd", "isub", "imul", "itruediv", "maximum",
     "minimum", "rsub", "true_divide", "subtract", "multiply", "divide",
 ))  # fmt: skip
-_MIXING_MODULES_WITH_AXES = (nn.GroupNorm, nn.InstanceNorm2d, nn.Upsample)
+_MIXING_MODULES_WITH_AXES = (nn.GroupNorm, nn.Upsample)
 
 
 def classify(call: Call) -> Verdict:
@@ -59,7 +60,7 @@ def classify(call: Call) -> Verdict:
     if call.module is not None:
         return _module(call, call.module)
     name = call.name
-    if name in _ELEMENTWISE or (name == "pow" and len(call.axes) > 1):
+    if name in _ELEMENTWISE or (name in ("pow", "max", "min") and len(call.axes) > 1):
         return _elementwise(call)
     if name in _POINTWISE_FUNCTIONS and call.map_axes is not None:
         return Pointwise(), call.map_axes
@@ -77,8 +78,10 @@ def _module(call: Call, module: nn.Module) -> Verdict:
         return Pointwise(), axes
     if isinstance(module, _MIXING_MODULES_WITH_AXES):
         return Mix(), axes
+    if isinstance(module, _PER_CHANNEL):
+        return _per_channel(call)
     if axes == (2, 3) and call.map.dim() == 4:
-        window = _window(module, call.value)
+        window = window_of(module, call.value)
         if window is not None:
             return window, axes
     return _other_module(call, module)
@@ -87,43 +90,13 @@ def _module(call: Call, module: nn.Module) -> Verdict:
 def _other_module(call: Call, module: nn.Module) -> Verdict:
     if isinstance(module, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d) and call.map_axes == (2, 3):
         return _adaptive(call, average=isinstance(module, nn.AdaptiveAvgPool2d))
-    if isinstance(module, nn.LayerNorm):
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return _on_last_axes(call, len(module.normalized_shape))
     if isinstance(module, nn.Linear):
         return _on_last_axes(call, 1)
-    if isinstance(module, nn.Softmax | nn.LogSoftmax):
+    if isinstance(module, nn.Softmax | nn.LogSoftmax | nn.GLU):
         return _along_axes(call, module.dim)
     return _reshape(call) if isinstance(module, nn.Flatten) else MIXED
-
-
-def _window(module: nn.Module, value: Any) -> Window | None:
-    if isinstance(module, nn.Conv2d):
-        return convolution(
-            pair(module.kernel_size),
-            module.stride,
-            module.padding,
-            module.dilation,
-            module.padding_mode,
-        )
-    if isinstance(module, nn.ConvTranspose2d):
-        plain = convolution(
-            pair(module.kernel_size), module.stride, module.padding, module.dilation
-        )
-        return replace(plain, transposed=True)
-    if isinstance(module, nn.MaxPool2d) and isinstance(value, Tensor):
-        return pooling(
-            module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode
-        )
-    if isinstance(module, nn.AvgPool2d):
-        return pooling(module.kernel_size, module.stride, module.padding, 1, module.ceil_mode)
-    pads = (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)
-    modes = ("zeros", "zeros", "reflect", "replicate")
-    for kind, mode in zip(pads, modes, strict=True):
-        if isinstance(module, kind):
-            sides: Any = module.padding
-            left, right, top, bottom = sides
-            return Window((1, 1), padding=((top, bottom), (left, right)), padding_mode=mode)
-    return None
 
 
 def _adaptive(call: Call, average: bool) -> Verdict:
@@ -221,9 +194,25 @@ def _avg_pool2d(call: Call) -> Verdict:
     return pooling(call.get(1, "kernel_size"), step, sides, 1, ceil), (2, 3)
 
 
+def _per_channel(call: Call) -> Verdict:
+    """Along axis 1, or with numbers for each index of it: local if that is the channels.
+
+    A norm with the statistics of its input is not.
+    """
+    axes, norm = call.map_axes, call.module
+    if isinstance(norm, nn.modules.batchnorm._NormBase) and (
+        norm.training or norm.running_mean is None
+    ):
+        return Mix(), axes
+    return (Mix() if axes is None or 1 in axes else Pointwise()), axes
+
+
 def _batch_norm(call: Call) -> Verdict:
-    axes = call.map_axes
-    return (Pointwise(), axes) if axes == (2, 3) and not call.get(5, "training", False) else MIXED
+    return (Mix(), call.map_axes) if call.get(5, "training", False) else _per_channel(call)
+
+
+def _instance_norm(call: Call) -> Verdict:
+    return (Mix(), call.map_axes) if call.get(5, "use_input_stats", True) else _per_channel(call)
 
 
 def _layer_norm(call: Call) -> Verdict:
@@ -418,6 +407,7 @@ _RULES: dict[str, Callable[[Call], Verdict]] = {
     "adaptive_max_pool2d": lambda call: _adaptive(call, average=False),
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,
+    "rms_norm": _layer_norm,
     "linear": lambda call: _on_last_axes(call, 1),
     "chunk": _split,
     "split": _split,
@@ -437,7 +427,10 @@ _RULES: dict[str, Callable[[Call], Verdict]] = {
     "softmax": lambda call: _along_axes(call, call.get(1, "dim")),
     "log_softmax": lambda call: _along_axes(call, call.get(1, "dim")),
     "normalize": lambda call: _along_axes(call, call.get(2, "dim", 1)),
+    "glu": lambda call: _along_axes(call, call.get(1, "dim", -1)),
+    "local_response_norm": _per_channel,
+    "channel_shuffle": _per_channel,
     "group_norm": _keeps_axes,
-    "instance_norm": _keeps_axes,
+    "instance_norm": _instance_norm,
     "interpolate": _keeps_axes,
 }

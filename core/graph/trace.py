@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from cnnviz.core.device import rounding
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError
 from cnnviz.core.graph.geometry import Fixed, Geometry, Image, Mix
 from cnnviz.core.graph.operations import classify
@@ -109,6 +110,11 @@ class _NamingTracer(fx.Tracer):
                 self.taps.add(path)
             self.layers[path] = output.node.name
         return output
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is one step of the graph: torch's layers, and what is compiled."""
+        compiled = isinstance(m, torch.jit.ScriptModule)
+        return compiled or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Returns the proxy of a node's value."""
@@ -219,7 +225,56 @@ class _Describer(fx.Interpreter):
         if not any(axes.values()):
             return NodeInfo(Mix(), shape, None, inputs, layer)
         geometry, out_axes = classify(Call(n, module, args, kwargs, value, axes))
+        if module is not None and replaced(module) and not _as_its_class(module, args, kwargs):
+            geometry = Mix()
         return NodeInfo(geometry, shape, out_axes, inputs, layer)
+
+
+def replaced(module: nn.Module) -> bool:
+    """Whether methods or hooks of a layer may make it different from its class in torch.
+
+    Patches and wrappers work this way. Hooks of torch itself (weight norm, pruning) only compute
+    weights.
+    """
+    kind = _torch_class(module)
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    if any(not getattr(hook, "__module__", "").startswith("torch.") for hook in hooks):
+        return True
+    methods = [name for name in ("forward", "_conv_forward") if hasattr(kind, name)]
+    return any(callable(getattr(kind, name, None)) for name in vars(module)) or any(
+        getattr(type(module), name) is not getattr(kind, name)
+        for name in methods
+        if kind is not nn.Module
+    )
+
+
+def _torch_class(module: nn.Module) -> type[nn.Module]:
+    kinds = type(module).__mro__
+    return next(kind for kind in kinds if kind.__module__.startswith("torch.nn.modules."))
+
+
+def _as_its_class(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a layer whose methods or hooks are replaced answers noise as its class does."""
+    kind, generator = _torch_class(module), torch.Generator().manual_seed(0)
+    twin = kind.__new__(kind)
+    state = {k: v for k, v in vars(module).items() if not callable(getattr(kind, k, None))}
+    computed = dict(getattr(module, "parametrizations", {}))
+    twin.__dict__ = state | {name: getattr(module, name) for name in computed}
+
+    def noise(value: Any) -> Any:
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return torch.randn(value.shape, generator=generator).to(value) if floating else value
+
+    inputs = [noise(value) for value in args], {k: noise(v) for k, v in kwargs.items()}
+    try:
+        answer, expected = module(*inputs[0], **inputs[1]), twin.forward(*inputs[0], **inputs[1])
+    except USER_CODE_ERRORS:
+        return False
+    return (
+        isinstance(answer, Tensor)
+        and answer.shape == expected.shape
+        and bool(torch.isclose(answer, expected, atol=rounding(answer.dtype), equal_nan=True).all())
+    )
 
 
 def _holds_tensors(value: Any) -> bool:

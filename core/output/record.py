@@ -72,8 +72,8 @@ class Says:
         checked = core_schema.no_info_after_validator_function(self._checked, handler(source))
         if not self.null:
             return checked
-        return core_schema.no_info_before_validator_function(
-            lambda value: math.nan if value is None else value, checked
+        return core_schema.no_info_wrap_validator_function(
+            lambda value, check: math.nan if value is None else check(value), checked
         )
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
@@ -124,6 +124,7 @@ class Record:
         "alias_generator": lambda name: name.rstrip("_"),
         "populate_by_name": True,
         "arbitrary_types_allowed": True,
+        "allow_inf_nan": False,
     }
     DERIVED: ClassVar[tuple[str, ...]] = ()
     DIGITS: ClassVar[int] = 7

@@ -11,12 +11,13 @@ import io
 import json
 import os
 import re
+import shutil
 import struct
 import sys
 import textwrap
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,11 +30,13 @@ from matplotlib.figure import Figure
 from cnnviz.core.choices import FigureFormat
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import (
+    LARGEST,
     SUMMARY,
     check_free,
     exists,
     from_json,
     read_text,
+    regular,
     replace_file,
     safe_name,
     well_formed,
@@ -136,10 +139,11 @@ class RunFolder:
         files: paths relative to the run's root folder, in order of writing; shared with subfolders.
         figures: the format of figures; of subfolders, that of the root.
         caption: small text below every figure; of subfolders, that of the root.
+        mark: a warning at the top of every figure; of subfolders, that of the root.
     """
 
     figures = FigureFormat.PNG
-    caption = ""
+    caption = mark = ""
 
     def __init__(
         self, path: Path, root: "RunFolder | None" = None, inputs: Iterable[str | Path] = ()
@@ -292,6 +296,17 @@ class RunFolder:
         write_atomically(path, data)
         return self._list(path)
 
+    def copy(self, name: str, source: Path) -> Path:
+        """Writes a copy of a file; raises a CnnvizError if it is larger than `LARGEST`."""
+        size = regular(source).stat().st_size
+        if size > LARGEST:
+            raise CnnvizError(f"'{source}' has {size:,} bytes; at most {LARGEST:,} are copied")
+        path = self._place(name)
+        self._check_kept(path)
+        with source.open("rb") as content:
+            replace_file(path, partial(shutil.copyfileobj, content))
+        return self._list(path)
+
     def write_text(self, name: str, text: str) -> Path:
         """Writes UTF-8 text."""
         return self.write_bytes(name, well_formed(text).encode())
@@ -331,8 +346,8 @@ class RunFolder:
         The same figure gives the same bytes.
         """
         kind = self._root.figures
-        if self._root.caption:
-            sign(figure, self._root.caption)
+        if self._root.caption or self._root.mark:
+            sign(figure, self._root.caption, self._root.mark)
         stream = io.BytesIO()
         if kind is FigureFormat.PNG:
             stream.write(png(pixels_of(figure)))

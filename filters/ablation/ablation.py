@@ -35,7 +35,7 @@ from cnnviz.filters.ablation.sweep import (
     effects,
     removal_orders,
 )
-from cnnviz.filters.ablation.tally import AXES, INDICES, Counts, Tally
+from cnnviz.filters.ablation.tally import AXES, INDICES, Counts, Tally, check
 from cnnviz.filters.channels import (
     Channels,
     ChannelStrength,
@@ -252,7 +252,7 @@ def _measure(
         errors = {place: text for place, text in stream.errors.items() if place < done}
         journal.save(done, errors, arrays())
 
-    if journal and (stored := journal.load(arrays(), AXES)):
+    if journal and (stored := journal.load(arrays(), AXES, check)):
         indices.append(torch.from_numpy(stored.arrays[INDICES]))
         stream.errors |= stored.errors
         tally.restore(stored.arrays)

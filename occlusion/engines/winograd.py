@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from cnnviz.core.graph.trace import replaced
+
 # Per second, on one thread of an AVX-512 CPU; only their ratios matter.
 _DIRECT_MACS = 55e9
 _PRODUCT_MACS = 47e9
@@ -128,7 +130,7 @@ def speed_up(module: nn.Module) -> None:
     """Replaces convolutions of a module by `WinogradConv2d` where that can be faster."""
     for parent in list(module.modules()):
         for name, layer in list(parent.named_children()):
-            if type(layer) is nn.Conv2d and _suits(layer):
+            if type(layer) is nn.Conv2d and _suits(layer) and not replaced(layer):
                 parent.add_module(name, _replacement(layer))
 
 

@@ -234,6 +234,40 @@ def test_folding_gives_the_same_numbers_with_fewer_operations() -> None:
     assert nn.Dropout not in kinds
 
 
+def test_what_hooks_and_training_mode_do_is_not_folded_away() -> None:
+    """Each of these would be: the norm's own statistics, a dropout, what a hook adds."""
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+    norm.running_mean.fill_(0.3)
+    dropout, identity = nn.Dropout(0.5), nn.Identity()
+    module = nn.Sequential(conv, norm, dropout, identity).eval()
+    image = torch.rand(1, 3, *SIZE)
+
+    def answer() -> Tensor:
+        torch.manual_seed(1)
+        torch.testing.assert_close(fold(trace(module))(image), module(image))
+        return module(image)
+
+    plain = answer()
+    for part in (conv, norm, identity):
+        hook = part.register_forward_hook(lambda _, _args, out: out * 2 + out.mean())
+        assert not torch.equal(answer(), plain)
+        hook.remove()
+    norm.training = True
+    norm.momentum = 0.0
+    assert not torch.equal(answer(), plain)
+    norm.training, dropout.training = False, True
+    kinds = [type(layer) for layer in fold(trace(module)).modules()]
+    assert nn.Dropout in kinds
+
+
+def test_a_norm_of_many_devices_is_folded() -> None:
+    module = lively(nn.SyncBatchNorm.convert_sync_batchnorm(Net()))
+    folded, image = fold(trace(module)), torch.rand(2, 3, *SIZE)
+    torch.testing.assert_close(folded(image), module(image), rtol=1e-5, atol=1e-6)
+    assert not any(isinstance(layer, nn.SyncBatchNorm) for layer in folded.modules())
+
+
 def test_a_kept_layer_is_not_folded_away() -> None:
     module = lively(Net())
     graph = describe(fold(trace(module), keep=["block.conv1"]), SIZE)

@@ -2,7 +2,9 @@
 
 import math
 import runpy
+from collections.abc import Callable
 from pathlib import Path
+from types import MethodType
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
 
 from cnnviz.core.graph.receptive_field import ReceptiveField, node_fields, receptive_fields
 from cnnviz.core.graph.trace import describe, trace
@@ -389,3 +392,123 @@ def test_a_parameter_times_a_pooled_map_in_either_order() -> None:
     fields = receptive_fields(Scaled().eval(), (12, 12))
     assert fields["conv"].size == (3, 3)
     assert fields["last"].is_global
+
+
+class Call(nn.Module):
+    """A function as a layer."""
+
+    def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x)
+
+
+class Columns(nn.Conv2d):
+    """Its columns wrap round, its rows are padded with zeros."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        wrapped = functional.pad(x, (1, 1, 0, 0), mode="circular")
+        return functional.conv2d(functional.pad(wrapped, (0, 0, 1, 1)), weight, bias)
+
+
+def between(middle: nn.Module) -> nn.Sequential:
+    """Two convolutions with something in between."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), middle, nn.Conv2d(4, 4, 3, padding=1))
+
+
+def in_training(layer: nn.Module) -> nn.Module:
+    """A layer that stays in training mode, as test-time adaptation has it."""
+    layer.train = lambda _mode=True: layer  # type: ignore[method-assign, assignment]
+    return layer
+
+
+def changed(conv: nn.Module, **methods: object) -> nn.Module:
+    """A layer with other methods than its class's."""
+    vars(conv).update({name: MethodType(method, conv) for name, method in methods.items()})
+    return conv
+
+
+def hooked(conv: nn.Module, hook: Callable[..., object], before: bool = False) -> nn.Module:
+    """A layer with a hook that its user registered."""
+    (conv.register_forward_pre_hook if before else conv.register_forward_hook)(hook)
+    return conv
+
+
+def padded() -> nn.Conv2d:
+    return nn.Conv2d(4, 4, 3, padding=1)
+
+
+LOCAL: dict[str, Callable[[], nn.Module]] = {
+    "batch norm": lambda: nn.BatchNorm2d(4),
+    "batch norm of many devices": lambda: nn.SyncBatchNorm(4),
+    "instance norm with kept statistics": lambda: nn.InstanceNorm2d(4, track_running_stats=True),
+    "its function": lambda: Call(
+        lambda x: functional.instance_norm(x, torch.zeros(4), torch.ones(4), use_input_stats=False)
+    ),
+    "dropout in training": lambda: in_training(nn.Dropout(1e-9)),
+    "glu over channels": lambda: nn.Sequential(nn.Conv2d(4, 8, 1), nn.GLU(1)),
+    "its function too": lambda: Call(lambda x: functional.glu(torch.cat([x, x], 1), 1)),
+    "circular padding": lambda: nn.CircularPad2d(2),
+    "root mean square over channels": lambda: Call(
+        lambda x: functional.rms_norm(x.permute(0, 2, 3, 1), [4]).permute(0, 3, 1, 2)
+    ),
+    "torch.max of two maps": lambda: Call(lambda x: torch.max(x, x * 0.5)),
+    "a hook that only looks": lambda: hooked(padded(), lambda _layer, _args, _out: None),
+    "a wrapped forward": lambda: changed(padded(), forward=nn.Conv2d.forward),
+    "weight norm": lambda: weight_norm(padded()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_what_is_local_in_its_state_has_the_gradient_s_field(name: str) -> None:
+    module = between(LOCAL[name]())
+    assert check_against_gradients(module, (9, 11)) >= 8
+    field = receptive_fields(module, (9, 11))["2"]
+    assert field.units != (1, 1)
+    assert not field.is_global
+
+
+SPREADING: dict[str, Callable[[], nn.Module]] = {
+    "batch norm without statistics": lambda: nn.BatchNorm2d(4, track_running_stats=False),
+    "batch norm in training": lambda: in_training(nn.BatchNorm2d(4, momentum=0.0)),
+    "batch norm of many devices, without": lambda: nn.SyncBatchNorm(4, track_running_stats=False),
+    "its function": lambda: Call(lambda x: functional.batch_norm(x, None, None, training=True)),
+    "instance norm": lambda: nn.InstanceNorm2d(4),
+    "batch norm along rows": lambda: nn.Sequential(
+        Call(lambda x: x.transpose(1, 2)),
+        Call(lambda x: functional.batch_norm(x, None, None, training=True)),
+        Call(lambda x: x.transpose(1, 2)),
+    ),
+    "response norm along rows": lambda: nn.Sequential(
+        Call(lambda x: x.permute(0, 2, 3, 1)),
+        nn.LocalResponseNorm(9, alpha=1.0),
+        Call(lambda x: x.permute(0, 3, 1, 2)),
+    ),
+    "a patched convolution": lambda: changed(padded(), _conv_forward=Columns._conv_forward),
+    "a replaced forward": lambda: changed(
+        padded(), forward=lambda self, x: type(self).forward(self, x) + x.mean((2, 3), keepdim=True)
+    ),
+    "a hook": lambda: hooked(padded(), lambda _, x, out: out + x[0].mean((2, 3), True)),
+    "a hook before": lambda: hooked(padded(), lambda _, x: (x[0] + x[0].flip(2, 3),), before=True),
+    "a subclass with computed weights": lambda: weight_norm(Columns(4, 4, 3)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPREADING)
+def test_what_is_not_local_in_its_state_never_has_too_small_a_field(name: str) -> None:
+    """Batch statistics, patches and hooks: the layer's class alone says another field."""
+    torch.manual_seed(0)
+    module, size = between(SPREADING[name]()).double().eval(), (9, 11)
+    fields = receptive_fields(module, size)
+    image = torch.rand(1, 3, *size, dtype=torch.float64, requires_grad=True)
+    x, wider = image, 0
+    for index, layer in enumerate(module):
+        x = layer(x)
+        seen = support(x[0, 1, 0, 0], image)
+        box = fields[str(index)].box(0, 0, clipped_to=size)
+        assert box[:2] <= seen[:2]
+        assert all(end >= other for end, other in zip(box[2:], seen[2:], strict=True))
+        wider += seen[2] > 2 * index + 2 or seen[3] > 2 * index + 2
+    assert wider == 2  # the network is a fair trial: a unit really sees more than its class says

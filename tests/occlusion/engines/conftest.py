@@ -166,6 +166,20 @@ class Mean(nn.Module):
         return x.mean([2, 3])
 
 
+class Larger(nn.Module):
+    """The larger of two maps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.max(x, x * 0.5 - 0.1)
+
+
+def hooked(block: nn.Sequential) -> nn.Sequential:
+    """The block; its convolution adds a mean, its norm only looks."""
+    block[0].register_forward_hook(lambda _, args, out: out + args[0].mean((1, 2, 3), True))
+    block[1].register_forward_hook(lambda *_: None)
+    return block
+
+
 SIZE = (33, 41)
 STEM = (9, 11)
 
@@ -208,6 +222,16 @@ def networks() -> dict[str, nn.Module]:
         "flattened": nn.Sequential(
             small, nn.AdaptiveAvgPool2d((17, 7)), nn.Flatten(), nn.Linear(8 * 17 * 7, 5)
         ),
+        "layers in their state": with_head(
+            conv(3, 8, 3),
+            nn.SyncBatchNorm(8),
+            nn.InstanceNorm2d(8, affine=True, track_running_stats=True),
+            nn.CircularPad2d(1),
+            nn.Conv2d(8, 16, 3),
+            nn.GLU(1),
+            Larger(),
+        ),
+        "hooks and patches": with_head(small, hooked(conv(8, 8, 3)), conv(8, 8, 3)),
         "no places at all": nn.Sequential(nn.Flatten(), nn.Linear(3 * 33 * 41, 5)),
     }
 
