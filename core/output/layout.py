@@ -278,8 +278,8 @@ def board(
 ) -> Figure:
     """Draws rows of cells as a figure.
 
-    A colour bar that all cells share is drawn once below all, and one that a column shares once
-    below the column.
+    A colour bar that all cells share is drawn once below all, one that a row shares once below its
+    first cell, and one that a column shares once below the column.
 
     Args:
         rows: cells, or None for an empty place.
@@ -475,6 +475,10 @@ def _bars(rows: Sequence[Sequence[Cell | None]]) -> tuple[Bar | None, list[list[
     cells = sum(cell is not None and cell.bar is not None for row in rows for cell in row)
     if len(kinds) == 1 and cells > 1:
         return kinds[0], [[None] * len(row) for row in rows]
+    for row in bars:
+        for place, bar in enumerate(row):
+            if bar is not None and bar in row[:place]:
+                row[place] = None
     for upper, lower in pairwise(bars):
         for place, bar in enumerate(upper):
             if bar is not None and bar is lower[place]:

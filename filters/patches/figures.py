@@ -1,8 +1,9 @@
 """The sheets of a scan: one row per filter, its strongest patches from left to right.
 
-`patches.png` shows the patches, cut from the file's own pixels. All of a layer have the same scale, so a patch cut off at the edge
-of its image is smaller, unless the sizes of patches differ (`Crop.EFFECTIVE`). `images.png` shows
-the whole images with each patch as a white box. Lengths are in pixels of the sheet.
+`patches.png` shows the patches, cut from the file's own pixels. All of a layer have the same scale,
+so a patch cut off at the edge of its image is smaller, unless the sizes of patches differ
+(`Crop.EFFECTIVE`). `images.png` shows the whole images with each patch as a white box. Lengths are
+in pixels of the sheet.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
