@@ -10,6 +10,7 @@ from cnnviz.cli.report_runs import page_of, page_title
 from cnnviz.core.errors import UsageError
 from cnnviz.core.files import write_atomically
 from cnnviz.core.output.summary import read_summary, run_folders
+from cnnviz.report.options import GENERATOR
 
 
 def report(given: ReportCommand) -> None:
