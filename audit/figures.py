@@ -177,6 +177,11 @@ def _draw_patch(axes: Axes, image: WorkingImage, box: Sequence[int]) -> None:
     axes.set_ylim(min(top + side, bottom) - 0.5, top - 0.5)
 
 
+def preview(result: AuditResult) -> Figure:
+    """The figure that a notebook shows."""
+    return draw_overview(result)
+
+
 def draw_overview(result: AuditResult) -> Figure:
     """Draws classes by suspicion, with precision, reliance and spread."""
     classes = sorted(result.classes, key=lambda entry: -(entry.suspicion or -1.0))

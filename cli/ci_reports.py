@@ -4,7 +4,6 @@ One `Outcome` belongs to one command line. The command notes in it what it studi
 has ended, however it ends, `close` writes the reports.
 """
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence

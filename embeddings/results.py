@@ -16,6 +16,7 @@ from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.files import csv_rows, read_text
 from cnnviz.core.models.preprocess import Preprocess
+from cnnviz.core.output.notebook import Displayed
 from cnnviz.core.output.record import (
     HIDDEN,
     Count,
@@ -124,7 +125,7 @@ class Embedding(Record):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class EmbeddingResult(Embedding):
+class EmbeddingResult(Displayed, Embedding):
     """The result of `embed`: an `Embedding` with its data.
 
     Attributes:
