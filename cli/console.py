@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console as RichConsole
 from rich.progress import (
@@ -128,13 +128,14 @@ def libraries_silenced() -> Iterator[None]:
         if path.endswith(".py") and not path.startswith(_LIBRARIES):
             say(f"{Path(path).name}: {text}")
 
-    def show(message: Warning | str, category: type, filename: str, *_more: object) -> None:
+    def show(message: Any, category: Any, filename: str, *_more: object) -> None:
         heard(filename, f"{category.__name__}: {one_line(Warning(message))}")
 
     handler, before = logging.Handler(logging.WARNING), logging.lastResort
     handler.emit = lambda record: heard(record.pathname, record.getMessage())  # type: ignore[method-assign]
     with warnings.catch_warnings():
-        warnings.showwarning, logging.lastResort = show, handler
+        show_all: Any = show
+        warnings.showwarning, logging.lastResort = show_all, handler
         try:
             yield
         finally:
