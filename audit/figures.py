@@ -128,17 +128,17 @@ def _class_text(entry: ClassAudit) -> str:
             f"spread over {_percent(spread.area)} of the frame "
             f"(95 %: {_percent(low)} to {_percent(high)}{others})"
         )
-    if residual.plain and residual.high_passed:
-        lines.append(
-            f"mean image minus others' added to {residual.images} images of other classes:"
-        )
-        alarm = "  SUSPICIOUS" if (residual.suspicion or 0.0) > ALARM else ""
-        kinds = (("", residual.plain), ("high-passed ", residual.high_passed))
-        shares = [
-            f"{kind}{_percent(added.became)} become it (random {_percent(added.became_random)})"
-            for kind, added in kinds
-        ]
-        lines.append("  " + "; ".join(shares) + alarm)
+    kinds = {
+        "mean image minus others' added": residual.plain,
+        "the same, high-passed": residual.high_passed,
+        "stored as JPEG": residual.recoded,
+    }
+    for kind, added in kinds.items():
+        if added is not None:
+            became, random = _percent(added.became), _percent(added.became_random)
+            lines.append(f"{kind}: {became} of the others become it (random {random})")
+    if (residual.suspicion or 0.0) > ALARM:
+        lines[-1] += "  SUSPICIOUS"
     return "\n".join([*lines, _verdict(entry)])
 
 
