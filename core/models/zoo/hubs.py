@@ -131,6 +131,7 @@ def transformers_architecture(name: str) -> Architecture:
     """The architecture `hf:FOLDER` or `hf:ID`, as transformers' `from_pretrained` takes it."""
     transformers = required("transformers", f"--model {name}", "transformers")
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     source = name.removeprefix("hf:")
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         adapter = (Path(source) / "adapter_config.json").is_file()
@@ -221,7 +222,8 @@ def _check_labels(content: Mapping[str, Any], name: str) -> None:
 
 def _transformers_labels(config: Any) -> tuple[str, ...]:
     """Class names; none if the configuration has only numbers for them."""
-    named = {int(key): str(value) for key, value in (config.id2label or {}).items()}
+    described = getattr(config, "label_descriptions", None) or {}  # timm's
+    named = {int(k): str(described.get(v, v)) for k, v in (config.id2label or {}).items()}
     labels = tuple(named.get(k, str(k)) for k in range(config.num_labels))
     return () if all(label == f"LABEL_{k}" for k, label in enumerate(labels)) else labels
 
@@ -240,8 +242,10 @@ def _transformers_preprocess(
         return torch.as_tensor(processor(images=image, return_tensors="pt")["pixel_values"][0])
 
     crop = min(transform(Image.new("RGB", SIDES)).shape[-2:])
-    sides = [side for side in dict(processor.size or {}).values() if isinstance(side, int)]
-    shares = (getattr(processor, "crop_pct", None) or 1, 224 / 256)
+    given = dict(getattr(processor, "size", None) or {})
+    sides = [side for side in given.values() if isinstance(side, int)]
+    timms = getattr(processor, "data_config", {}).get("crop_pct")  # a network of timm's
+    shares = (getattr(processor, "crop_pct", None) or timms or 1, 224 / 256)
     return *measured(transform, [*sides, *(int(crop / share) for share in shares)], name), None
 
 
