@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console as RichConsole
 from rich.progress import (
@@ -128,13 +128,14 @@ def libraries_silenced() -> Iterator[None]:
         if path.endswith(".py") and not path.startswith(_LIBRARIES):
             say(f"{Path(path).name}: {text}")
 
-    def show(message: Warning | str, category: type, filename: str, *_more: object) -> None:
+    def show(message: Any, category: Any, filename: str, *_more: object) -> None:
         heard(filename, f"{category.__name__}: {one_line(Warning(message))}")
 
     handler, before = logging.Handler(logging.WARNING), logging.lastResort
     handler.emit = lambda record: heard(record.pathname, record.getMessage())  # type: ignore[method-assign]
     with warnings.catch_warnings():
-        warnings.showwarning, logging.lastResort = show, handler
+        show_all: Any = show
+        warnings.showwarning, logging.lastResort = show_all, handler
         try:
             yield
         finally:
@@ -145,7 +146,7 @@ class Console:
     """What one command prints."""
 
     def __init__(self, output: OutputOptions) -> None:
-        self._output = output
+        self._output, self.mark = output, ""
         self._out = RichConsole(file=findings(), highlight=False, width=_width())
         self._err = RichConsole(stderr=True, highlight=False)
         self._shows_findings = not (output.quiet or output.json)
@@ -196,6 +197,7 @@ class Console:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Prints a table without its empty rows and columns; numbers are aligned to the right."""
+        title += f" ({self.mark})" if self.mark else ""
         cells = [[_PERCENT.sub(" %", str(cell)) for cell in row] for row in rows]
         rows = [row for row in cells if any(cell not in _EMPTY for cell in row[1:])] or cells
         kept = [k for k in range(len(columns)) if any(row[k] not in _EMPTY for row in rows)]
