@@ -76,7 +76,9 @@ def test_no_text_is_clipped_or_covered(command: str, found: dict[str, list[str]]
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_board_of_long_names_has_room_for_them(count: int) -> None:
-    bar = Bar(np.zeros((9, 3)), -1.0, 1.0, f"{LONG} over the masks that cover a pixel", (True, True))
+    bar = Bar(
+        np.zeros((9, 3)), -1.0, 1.0, f"{LONG} over the masks that cover a pixel", (True, True)
+    )
     one = picture(lambda _axes: None, (40, 60), f"{LONG}\n{'a.b' * 50}\n{LONG}", LONG, bar, 90.0)
     legend = [Entry(LONG, "red")] * 3
     figure = board([[one] * count, [one] * count], heading=LONG * 3, legend=legend)
