@@ -114,7 +114,7 @@ def main() -> int:
         return int(bool(lost))
     weights = Path(os.environ["CNNVIZ_TEST_ASSETS"], "weights", "squeezenet1_1.pth").absolute()
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
-        Path("sample_images").symlink_to(ROOT / "sample_images")
+        Path(PHOTOS).symlink_to(ROOT / PHOTOS)
         Path(weights.name).symlink_to(weights)
         make_data(Path("data"))
         for command in given.commands:
