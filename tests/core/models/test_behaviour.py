@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cnnviz.core import load_model
-from cnnviz.core.errors import CnnvizError
 from cnnviz.core.device import rounding
+from cnnviz.core.errors import CnnvizError
 from cnnviz.core.models.behaviour import check_batch, examine
 from cnnviz.core.models.files.checkpoints import StateDict
 from cnnviz.core.models.load import Model
