@@ -9,14 +9,17 @@ Shapes: N images, R C rows and columns of the grid of positions.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnviz.audit.groups import REST, SMALLEST, Class, classes
+from cnnviz.audit import paste, residual
+from cnnviz.audit.groups import ENOUGH, REST, Class, classes
+from cnnviz.audit.hosts import Hosts
 from cnnviz.audit.options import ALARM, AuditSpec
-from cnnviz.audit.paste import Verdict, judge
+from cnnviz.audit.paste import Verdict
+from cnnviz.audit.residual import Averages, Residual, average
 from cnnviz.audit.results import (
     AuditResult,
     ClassAudit,
@@ -29,10 +32,16 @@ from cnnviz.audit.results import (
 from cnnviz.audit.rows import Rows, columns
 from cnnviz.audit.study import Auditor
 from cnnviz.core.data.datasets import ImageData
+from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.outlines import Outlines
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.summary import DataRecord
-from cnnviz.core.statistics import against_others, percentile_interval, suspicions
+from cnnviz.core.statistics import (
+    MINIMUM_OTHERS,
+    against_others,
+    percentile_interval,
+    suspicions,
+)
 
 RESAMPLES = 500
 TINY = 0.02
@@ -81,60 +90,113 @@ def judge_rows(auditor: Auditor, rows: Rows, progress: Progress = _silent) -> Au
     Raises:
         CnnvizError: an image can no longer be read, or one does not fit the memory.
     """
-    model, data, spec, occluder = auditor.model, auditor.data, auditor.spec, auditor.occluder
-    listed = list(classes(rows, spec.seed))
+    listed = list(classes(rows, auditor.spec.seed))
+    tests = _test(auditor, rows, listed, progress)
+    group_N, typicality_N = _of_images(rows, listed)
+    audited = tuple(_classes(auditor, rows, listed, tests, typicality_N))
+    return AuditResult(
+        mask=auditor.occluder.grids[0].mask,
+        stride=auditor.occluder.grids[0].stride,
+        fill=auditor.spec.fill,
+        score=auditor.occluder.score.value,
+        images=len(rows),
+        data=DataRecord.of(auditor.data, len(rows)),
+        labelled=int(rows.known_N.sum()),
+        accuracy=_mean(rows.right_N[rows.known_N]),
+        inside=_mean(rows.inside_N),
+        hits=_mean(rows.hit_N),
+        labels_not_matched=auditor.labels_not_matched,
+        suspicious=tuple(entry.class_ for entry in audited if (entry.suspicion or 0) > ALARM),
+        verdict=verdict(audited),
+        classes=audited,
+        rows=rows,
+        table=tuple(image_rows(rows, auditor.model.labels, group_N, typicality_N)),
+    )
+
+
+def verdict(audited: Sequence[ClassAudit]) -> str:
+    """The result in one sentence."""
+    judged = [entry for entry in audited if entry.suspicion is not None]
+    named = [entry.class_ for entry in judged if (entry.suspicion or 0) > ALARM]
+    if not judged:
+        reasons = sorted({str(entry.not_judged).partition(":")[0] for entry in audited})
+        return f"no class could be judged: {', '.join(reasons)}"
+    if not named:
+        text = f"no class above the alarm level {ALARM:g}"
+    else:
+        of_them = "1 class" if len(named) == 1 else f"{len(named)} classes"
+        text = f"{of_them} above the alarm level {ALARM:g}: {', '.join(named)}"
+    silent = len(audited) - len(judged)
+    return text + (f" ({silent} of {len(audited)} not judged)" if silent else "")
+
+
+@dataclass(frozen=True)
+class _Tests:
+    """The results of all tests, in the order of the classes, with their suspicions."""
+
+    groups: tuple[tuple[Verdict, ...], ...]
+    reliances: tuple[Reliance, ...]
+    residuals: tuple[Residual, ...]
+    averages: Averages
+
+
+def _test(auditor: Auditor, rows: Rows, listed: Sequence[Class], progress: Progress) -> _Tests:
+    """Runs the tests; the p-values of all classes with enough images are corrected together."""
+    model, data, spec = auditor.model, auditor.data, auditor.spec
     places = rows.places_N.tolist()
+
+    def read(row: int) -> WorkingImage:
+        return data.working(places[row], model.preprocess)
+
+    hosts = Hosts(model, rows, read, spec.batch_size, spec.seed)
     with progress("pasting", sum(len(entry.groups) for entry in listed)) as advance:
-        verdicts = judge(
-            model,
-            rows,
-            listed,
-            occluder.grids[0].boxes_P4.numpy(),
-            lambda row: data.working(places[row], model.preprocess),
-            batch_size=spec.batch_size,
-            seed=spec.seed,
-            progress=advance,
+        boxes_P4 = auditor.occluder.grids[0].boxes_P4.numpy()
+        verdicts = paste.judge(
+            hosts, rows, listed, boxes_P4, read, seed=spec.seed, progress=advance
         )
+    with progress("averaging", len(rows) + len(listed)) as advance:
+        averages = average(listed, read, spec.seed, advance)
+        residuals = residual.judge(hosts, averages, listed, seed=spec.seed, progress=advance)
     reliances = _reliances(rows, listed)
-    suspected = iter(suspicions([*(v.p for v in verdicts), *(r.p for r in reliances)]))
-    verdict_of = iter([replace(verdict, suspicion=next(suspected)) for verdict in verdicts])
-    reliances = [replace(reliance, suspicion=next(suspected)) for reliance in reliances]
+    judged = [entry.enough for entry in listed for _ in entry.groups]
+    of_groups = [v.p if enough else None for v, enough in zip(verdicts, judged, strict=True)]
+    of_classes = [*(test.p for test in reliances), *(test.p for test in residuals)]
+    suspected = iter(suspicions([*of_groups, *of_classes]))
+    verdict_of = iter([replace(entry, suspicion=next(suspected)) for entry in verdicts])
+    return _Tests(
+        tuple(tuple(next(verdict_of) for _ in entry.groups) for entry in listed),
+        tuple([replace(entry, suspicion=next(suspected)) for entry in reliances]),
+        tuple([replace(entry, suspicion=next(suspected)) for entry in residuals]),
+        averages,
+    )
+
+
+def _of_images(
+    rows: Rows, listed: Sequence[Class]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The group of each image, and its typicality; NaN where it has none."""
     scaled_NRC = _scaled(rows.maps_NRC)
     group_N, typicality_N = np.full((2, len(rows)), np.nan)
     for entry in listed:
         typicality_N[entry.members_N] = typicality(scaled_NRC[entry.members_N])
         for number, members in enumerate(entry.groups):
             group_N[members] = number
-    lists = _Lists(rows, model.labels, typicality_N, spec.top)
-    audited = tuple(
-        _class(
-            lists,
-            entry,
-            reliance,
-            spread,
-            [_group(lists, next(verdict_of), entry, members) for members in entry.groups],
-            scaled_NRC[entry.members_N].mean(0),
-        )
-        for entry, reliance, spread in zip(
-            listed, reliances, _spreads(scaled_NRC, listed, spec.seed), strict=True
-        )
-    )
-    return AuditResult(
-        mask=occluder.grids[0].mask,
-        stride=occluder.grids[0].stride,
-        fill=spec.fill,
-        score=occluder.score.value,
-        images=len(rows),
-        data=DataRecord.of(data, len(rows)),
-        labelled=int(rows.known_N.sum()),
-        accuracy=_mean(rows.right_N[rows.known_N]),
-        inside=_mean(rows.inside_N),
-        hits=_mean(rows.hit_N),
-        suspicious=tuple(entry.class_ for entry in audited if (entry.suspicion or 0) > ALARM),
-        classes=audited,
-        rows=rows,
-        table=tuple(image_rows(rows, model.labels, group_N, typicality_N)),
-    )
+    return group_N, typicality_N
+
+
+def _classes(
+    auditor: Auditor,
+    rows: Rows,
+    listed: Sequence[Class],
+    tests: _Tests,
+    typicality_N: NDArray[np.float64],
+) -> Iterator[ClassAudit]:
+    """The record of each class."""
+    lists = _Lists(rows, auditor.model.labels, typicality_N, auditor.spec.top)
+    scaled_NRC = _scaled(rows.maps_NRC)
+    spreads = _spreads(scaled_NRC, listed, auditor.spec.seed)
+    for number, (entry, spread) in enumerate(zip(listed, spreads, strict=True)):
+        yield _class(lists, entry, number, tests, spread, scaled_NRC[entry.members_N].mean(0))
 
 
 def _mean(values: NDArray[np.bool_] | NDArray[np.float64]) -> float | None:
@@ -211,15 +273,18 @@ def _group(lists: _Lists, verdict: Verdict, entry: Class, members: NDArray[np.in
 def _class(
     lists: _Lists,
     entry: Class,
-    reliance: Reliance,
+    number: int,
+    tests: _Tests,
     spread: Concentration,
-    groups: Sequence[Group],
     mean_RC: NDArray[np.float64],
 ) -> ClassAudit:
     rows, members_N = lists.rows, entry.members_N
     labelled = members_N[rows.known_N[members_N]]
     of_it = rows.labels_N == entry.index if entry.index is not None else np.zeros(len(rows), bool)
-    suspected = [s for s in (reliance.suspicion, *(g.suspicion for g in groups)) if s is not None]
+    verdicts, reliance = tests.groups[number], tests.reliances[number]
+    of_groups = [verdict.suspicion for verdict in verdicts]
+    every = (reliance.suspicion, tests.residuals[number].suspicion, *of_groups)
+    suspected = [suspicion for suspicion in every if suspicion is not None]
     return ClassAudit(
         class_=REST if entry.index is None else lists.labels[entry.index],
         index=entry.index,
@@ -229,14 +294,29 @@ def _class(
         reliance=reliance,
         inside=_mean(rows.inside_N[members_N]),
         concentration=spread,
+        residual=tests.residuals[number],
         suspicion=max(suspected, default=None),
-        groups=tuple(groups),
+        not_judged=None if suspected else _reason(entry),
+        groups=tuple(
+            _group(lists, verdict, entry, members)
+            for verdict, members in zip(verdicts, entry.groups, strict=True)
+        ),
         elsewhere=lists.elsewhere(members_N),
         misled=lists.misled(members_N),
         wrong_reason=lists.wrong_reason(members_N),
         members_N=members_N,
         mean_RC=mean_RC,
+        image_CYX=tests.averages.means[number],
+        residual_CYX=tests.averages.residual(number),
     )
+
+
+def _reason(entry: Class) -> str:
+    """Why a class without suspicion was not judged."""
+    if entry.enough:
+        return f"too few other classes: {MINIMUM_OTHERS} with enough images are needed"
+    few = "of each" if entry.index is None else str(len(entry.members_N))
+    return f"too few images to judge: {few}, at least {ENOUGH} are needed"
 
 
 def _reliances(rows: Rows, listed: Sequence[Class]) -> list[Reliance]:
@@ -247,9 +327,8 @@ def _reliances(rows: Rows, listed: Sequence[Class]) -> list[Reliance]:
         others = [other for i, other in enumerate(means) if i != number]
         heights_N = np.arcsin(np.sqrt(rows.reliance_N[entry.members_N].clip(0, 1)))
         by_chance = float(heights_N.std() / np.sqrt(len(heights_N)))
-        enough = len(entry.members_N) >= SMALLEST
         redundancies = [1 - other for other in others]
-        p = against_others(1 - mean, redundancies, max(by_chance, TINY)) if enough else None
+        p = against_others(1 - mean, redundancies, max(by_chance, TINY)) if entry.enough else None
         judged.append(Reliance(mean, float(np.median(others)) if others else None, p))
     return judged
 

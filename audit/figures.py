@@ -1,34 +1,32 @@
 """The figures of an audit: a sheet for each class, and an overview of all classes."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
 
 from cnnviz.audit.groups import SMALLEST
 from cnnviz.audit.options import ALARM
+from cnnviz.audit.residual import high_passed
 from cnnviz.audit.results import AuditResult, ClassAudit, Group, Shown
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.output.drawing import (
     Column,
-    bare,
-    beside,
     draw_bars,
     image_pixels,
-    new_figure,
-    title,
-    under,
+    in_colour,
+    to_uint8,
 )
+from cnnviz.core.output.layout import Cell, board, picture, words
 from cnnviz.core.output.options import Look
-from cnnviz.core.output.overlays import draw_map
+from cnnviz.core.output.overlays import SMALL_SIDE, draw_picture, paint_map, scales
 
-CELL = 1.15
-"""Inches of a patch."""
-TEXT = 3.1
-"""Inches of the text at the left of a row."""
-WHERE, CAPTION = 3.0, 0.42
-"""Inches of the map at the top, and of the line under a patch."""
+TEXT = 223.0
+"""Points of the text at the left of a row."""
 READ_FIRST = "grouped by predicted class"
 
 Read = Callable[[Sequence[int]], dict[int, WorkingImage]]
@@ -36,31 +34,40 @@ Read = Callable[[Sequence[int]], dict[int, WorkingImage]]
 
 def draw_class(entry: ClassAudit, read: Read) -> Figure:
     """Draws a class: where and what its evidence is, its suspicion, and images to look at."""
-    strips = list(_strips(entry))
-    columns = max(4, *(len(shown) for _, shown in strips))
-    height = WHERE + (CELL + CAPTION) * len(strips)
-    figure = new_figure(TEXT + columns * CELL + 0.3, height)
-    ratios = [WHERE, *[CELL + CAPTION] * len(strips)]
-    layout = figure.add_gridspec(1 + len(strips), 1, height_ratios=ratios)
-    where = layout[0].subgridspec(1, 2, width_ratios=[1.0, 1.6])
-    left, right = (figure.add_subplot(where[place]) for place in range(2))
-    draw_map(left, entry.mean_RC, Look(), "mean drop ÷ each image's largest", one_sided=True)
-    bare(left)
-    title(left, f"{entry.class_}: where the evidence is")
-    beside(right, _class_text(entry))
-    for number, (text, shown) in enumerate(strips, start=1):
-        widths = [TEXT / CELL, *[1.0] * columns]
-        strip = layout[number].subgridspec(1, columns + 1, width_ratios=widths)
-        axes = [figure.add_subplot(strip[place]) for place in range(columns + 1)]
-        beside(axes[0], text)
+    bands = next(iter(read([int(entry.members_N[0])]).values())).bands
+    mean = to_uint8(in_colour(entry.image_CYX, bands))
+    (scale,) = scales([entry.mean_RC], Look(), "mean drop ÷ each image's largest", one_sided=True)
+    where = picture(
+        lambda axes: paint_map(axes, entry.mean_RC, scale, over=mean),
+        mean.shape[:2],
+        f"{entry.class_}\nevidence, over the mean image",
+        bar=scale.bar_over,
+        width=TEXT,
+    )
+    residual = replace(
+        picture(
+            _residual(in_colour(high_passed(entry.residual_CYX), bands)),
+            mean.shape[:2],
+            "Residual\nmean image minus others', high-passed, stretched",
+            width=2 * SMALL_SIDE,
+        ),
+        spans=True,
+    )
+    text = words(_class_text(entry), 6 * SMALL_SIDE, spans=True)
+    rows: list[list[Cell | None]] = [[where, residual, None, text]]
+    for heading, shown in _strips(entry):
         images = read([image.row for image in shown])
-        for place, panel in enumerate(axes[1:]):
-            bare(panel)
-            if place < len(shown):
-                image = shown[place]
-                _draw_patch(panel, images[image.row], image.box)
-                under(panel, image.label or _percent(image.probability), 18)
-    return figure
+        patches = [
+            picture(
+                _patch(images[image.row], image.box),
+                (1, 1),
+                below=image.label or _percent(image.probability),
+                width=SMALL_SIDE,
+            )
+            for image in shown
+        ]
+        rows.append([words(heading, TEXT), *patches])
+    return board(rows, gap=8.0)
 
 
 def _strips(entry: ClassAudit) -> Iterator[tuple[str, Sequence[Shown]]]:
@@ -95,9 +102,7 @@ def _group_text(group: Group, number: int) -> str:
         f"  (random patches {_percent(group.carried_random)})",
         f"covered: {_percent(group.lost)} change (any position {_percent(group.lost_random)})",
     ]
-    if group.suspicion is None:
-        lines.append("suspicion: not judged, too few other groups")
-    else:
+    if group.suspicion is not None:
         alarm = "  SUSPICIOUS" if group.suspicion > ALARM else ""
         lines.append(f"suspicion {group.suspicion:.2f}{alarm}")
     return "\n".join(lines)
@@ -108,7 +113,7 @@ def _class_text(entry: ClassAudit) -> str:
     lines = [f"{entry.images} images predicted as {few if entry.index is None else entry.class_}"]
     if entry.accuracy is not None:
         lines.append(f"{_percent(entry.accuracy)} of the labelled ones are right")
-    reliance, spread = entry.reliance, entry.concentration
+    reliance, spread, residual = entry.reliance, entry.concentration, entry.residual
     others = "" if reliance.others is None else f"; other classes {reliance.others:.2f}"
     alarm = "  SUSPICIOUS: evidence everywhere" if (reliance.suspicion or 0.0) > ALARM else ""
     lines.append(f"reliance on one patch {reliance.mean:.2f} (mean{others}){alarm}")
@@ -123,12 +128,40 @@ def _class_text(entry: ClassAudit) -> str:
             f"spread over {_percent(spread.area)} of the frame "
             f"(95 %: {_percent(low)} to {_percent(high)}{others})"
         )
-    judged = "not judged" if entry.suspicion is None else f"{entry.suspicion:.2f}"
-    return "\n".join([*lines, f"suspicion: {judged}"])
+    kinds = {
+        "mean image minus others' added": residual.plain,
+        "the same, high-passed": residual.high_passed,
+        "stored as JPEG": residual.recoded,
+    }
+    for kind, added in kinds.items():
+        if added is not None:
+            became, random = _percent(added.became), _percent(added.became_random)
+            lines.append(f"{kind}: {became} of the others become it (random {random})")
+    if (residual.suspicion or 0.0) > ALARM:
+        lines[-1] += "  SUSPICIOUS"
+    return "\n".join([*lines, _verdict(entry)])
+
+
+def _verdict(entry: ClassAudit) -> str:
+    if entry.suspicion is None:
+        return f"not judged: {entry.not_judged}"
+    side = "above" if entry.suspicion > ALARM else "not above"
+    return f"suspicion {entry.suspicion:.2f}: {side} the alarm level {ALARM:g}"
+
+
+def _residual(residual: NDArray[np.float32]) -> Callable[[Axes], None]:
+    """Draws a residual (rows, columns, 3) around grey, its contrast stretched."""
+    limit = max(float(np.abs(residual).max(initial=0.0)), 1e-12)
+    pixels = to_uint8(0.5 + residual / (2 * limit))
+    return lambda axes: draw_picture(axes, pixels, (pixels.shape[0], pixels.shape[1]))
+
+
+def _patch(image: WorkingImage, box: Sequence[int]) -> Callable[[Axes], None]:
+    """Draws the patch, outlined, with a margin of half its size on each side."""
+    return lambda axes: _draw_patch(axes, image, box)
 
 
 def _draw_patch(axes: Axes, image: WorkingImage, box: Sequence[int]) -> None:
-    """Draws the patch, outlined, with a margin of half its size on each side."""
     pixels = image_pixels(image)
     y0, x0, y1, x1 = box
     margin = max(y1 - y0, x1 - x0) // 2
@@ -145,6 +178,11 @@ def _draw_patch(axes: Axes, image: WorkingImage, box: Sequence[int]) -> None:
     axes.set_ylim(min(top + side, bottom) - 0.5, top - 0.5)
 
 
+def preview(result: AuditResult) -> Figure:
+    """The figure that a notebook shows."""
+    return draw_overview(result)
+
+
 def draw_overview(result: AuditResult) -> Figure:
     """Draws classes by suspicion, with precision, reliance and spread."""
     classes = sorted(result.classes, key=lambda entry: -(entry.suspicion or -1.0))
@@ -155,7 +193,8 @@ def draw_overview(result: AuditResult) -> Figure:
             Column("precision", [entry.accuracy for entry in classes]),
             Column("reliance on one patch", [entry.reliance.mean for entry in classes]),
             Column("spread of the evidence", [entry.concentration.area for entry in classes]),
+            Column("mean residual: become it", [entry.residual.became for entry in classes]),
         ],
-        f"{result.images} images, {READ_FIRST}",
+        f"{result.images} images, {READ_FIRST}: {result.verdict}",
         "classes",
     )

@@ -21,6 +21,8 @@ from cnnviz.audit.rows import Rows
 
 SMALLEST = 5
 """Minimum number of images of a group."""
+ENOUGH = 20
+"""Minimum number of images of a class that is judged."""
 MAX_GROUPS = 5
 MIN_SILHOUETTE = 0.1
 DIMENSIONS = 20
@@ -42,6 +44,11 @@ class Class:
     index: int | None
     members_N: NDArray[np.int64]
     groups: tuple[NDArray[np.int64], ...]
+
+    @property
+    def enough(self) -> bool:
+        """Whether it is a single class with enough images to be judged."""
+        return self.index is not None and len(self.members_N) >= ENOUGH
 
 
 def classes(rows: Rows, seed: int) -> Iterator[Class]:

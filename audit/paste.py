@@ -25,21 +25,16 @@ from typing import Annotated
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cnnviz.audit.groups import Class
+from cnnviz.audit.hosts import Hosts, Open
 from cnnviz.audit.rows import Rows
-from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.device import in_batches
-from cnnviz.core.models.load import Model
 from cnnviz.core.output.record import Change, Count, Record, Says, Share
 from cnnviz.core.statistics import against_others, sign_flips
 
 DONORS = 12
 PASTES_AN_IMAGE = 3
 MIN_HOSTS, MAX_HOSTS = 4, 20
-POOL = 128
-Open = Callable[[int], WorkingImage]
 Donor = tuple[int, tuple[int, int, int, int], int]
 """Place in the rows, box of the patch, target class."""
 
@@ -91,61 +86,28 @@ class _Pasted:
 
 
 class Paster:
-    """Pastes patches into a pool of images that stays in memory."""
+    """Pastes patches into other images."""
 
-    def __init__(
-        self, model: Model, rows: Rows, read: Open, batch_size: int | None, seed: int
-    ) -> None:
-        """Draws the pool, with equal numbers of each predicted class where possible."""
-        self._model, self._rows, self._read = model, rows, read
-        self._batch = model.batch_size(batch_size) or 64
-        self._draw = np.random.default_rng(seed)
+    def __init__(self, hosts: Hosts, rows: Rows, read: Open) -> None:
+        self.hosts, self._read, self._draw = hosts, read, hosts.draw
         self._boxes_N4 = rows.boxes_N4
-        self.hosts = self._pool()
-        pixels = [model.preprocess.normalise(read(place).pixels) for place in self.hosts.tolist()]
-        self._pixels = torch.stack(pixels)
-        self._base_HK = self._probabilities(self._pixels)
-
-    def _pool(self) -> NDArray[np.int64]:
-        order = self._draw.permutation(len(self._rows))
-        turn: dict[int, int] = {}
-        turns = []
-        for place in order.tolist():
-            predicted = int(self._rows.predicted_N[place])
-            turn[predicted] = turn.get(predicted, -1) + 1
-            turns.append(turn[predicted])
-        chosen = order[np.argsort(np.array(turns), kind="stable")][:POOL]
-        return np.sort(chosen)
-
-    @torch.inference_mode()
-    def _probabilities(self, images: Tensor) -> NDArray[np.float64]:
-        parts: list[Tensor] = []
-
-        def run(part: slice) -> None:
-            parts.append(self._model.head.readings(self._model.logits(images[part]).cpu()))
-
-        for _, fitting in in_batches(len(images), self._batch, run):
-            self._batch = fitting
-        return torch.cat(parts).double().numpy()
 
     def paste(self, donors: Sequence[Donor], hosts_JH: NDArray[np.int64]) -> _Pasted:
         """Pastes a patch of each donor into its hosts (places in the pool), at its own position."""
         rise, won = [], []
         for (place, (y0, x0, y1, x1), target), hosts_H in zip(donors, hosts_JH, strict=True):
-            patch = self._model.preprocess.normalise(self._read(place).pixels)[:, y0:y1, x0:x1]
-            images = self._pixels[torch.from_numpy(hosts_H)]
-            images[:, :, y0:y1, x0:x1] = patch
-            after_HK = self._probabilities(images)
-            rise.append(after_HK[:, target] - self._base_HK[hosts_H, target])
+            images = self.hosts.pixels_H[torch.from_numpy(hosts_H)]
+            images[:, :, y0:y1, x0:x1] = self._read(place).pixels[:, y0:y1, x0:x1]
+            after_HK = self.hosts.probabilities(images)
+            rise.append(after_HK[:, target] - self.hosts.base_HK[hosts_H, target])
             won.append(after_HK.argmax(1) == target)
         return _Pasted(np.stack(rise), np.stack(won))
 
     def hosts_for(self, targets: Sequence[int], count: int) -> NDArray[np.int64] | None:
         """(J, H) places in the pool of images with another prediction; None if there is none."""
-        predicted = self._rows.predicted_N[self.hosts]
         chosen = []
         for target in targets:
-            others = np.flatnonzero(predicted != target)
+            others = self.hosts.others(target)
             if not len(others):
                 return None
             chosen.append(self._draw.choice(others, count, replace=count > len(others)))
@@ -171,13 +133,12 @@ def _box(box_4: NDArray[np.int64]) -> tuple[int, int, int, int]:
 
 
 def judge(
-    model: Model,
+    hosts: Hosts,
     rows: Rows,
     listed: Sequence[Class],
     boxes_P4: NDArray[np.int64],
     read: Open,
     *,
-    batch_size: int | None,
     seed: int,
     progress: Callable[[int], None] = lambda _steps: None,
 ) -> list[Verdict]:
@@ -185,13 +146,13 @@ def judge(
     groups = [(number, part) for number, entry in enumerate(listed) for part in entry.groups]
     if not groups:
         return []
-    paster = Paster(model, rows, read, batch_size, seed)
+    paster = Paster(hosts, rows, read)
     count = PASTES_AN_IMAGE * len(rows) // (2 * DONORS * len(groups))
-    hosts = min(max(count, MIN_HOSTS), MAX_HOSTS)
+    count = min(max(count, MIN_HOSTS), MAX_HOSTS)
     draw = np.random.default_rng(seed)
     raw: list[Verdict] = []
     for number, part in groups:
-        raw.append(_test(paster, rows, listed[number], part, boxes_P4, hosts, draw))
+        raw.append(_test(paster, rows, listed[number], part, boxes_P4, count, draw))
         progress(1)
     return _against_others(raw, [number for number, _ in groups])
 

@@ -3,7 +3,6 @@
 Shapes: N images, R C rows and columns of the grid of positions.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,10 +14,12 @@ from numpy.typing import NDArray
 
 from cnnviz.audit.options import ALARM
 from cnnviz.audit.paste import Verdict
+from cnnviz.audit.residual import Pictures, Residual
 from cnnviz.audit.rows import UNKNOWN, Floats, Rows, columns
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import DAMAGE, read_text
-from cnnviz.core.output.journal import LINES
+from cnnviz.core.output.journal import LINES, read_lines
+from cnnviz.core.output.notebook import Displayed
 from cnnviz.core.output.record import (
     HIDDEN,
     OPTIONAL,
@@ -41,6 +42,10 @@ TABLE = "images.csv"
 
 def _nowhere() -> NDArray[np.int64]:
     return np.empty(0, np.int64)
+
+
+def _no_picture() -> Pictures:
+    return np.empty((0, 0, 0), np.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +113,8 @@ class Reliance(Record):
 class ClassAudit(Record):
     """A class: the images that are predicted as it.
 
-    Not in the summary: their places in the rows, and the mean of their maps, each over its largest
-    value.
+    Not in the summary: their places in the rows, the mean of their maps, each over its largest
+    value, their mean image, and that minus the mean of the others' images.
     """
 
     class_: str
@@ -120,7 +125,12 @@ class ClassAudit(Record):
     reliance: Reliance
     inside: Annotated[Share | None, Says("mean share of positive evidence on the object")]
     concentration: Concentration
-    suspicion: Annotated[Share | None, Says("the largest of its groups' and its reliance's")]
+    residual: Residual
+    suspicion: Annotated[
+        Share | None,
+        Says("the largest of its groups', its reliance's and its residual's; null: not judged"),
+    ]
+    not_judged: Annotated[str | None, Says("why there is no suspicion", optional=True)] = None
     groups: tuple[Group, ...]
     elsewhere: Annotated[
         tuple[Shown, ...], Says("whose evidence is least where that of the class is")
@@ -135,6 +145,8 @@ class ClassAudit(Record):
     mean_RC: Annotated[NDArray[np.float64], HIDDEN] = field(
         default_factory=lambda: np.empty((0, 0))
     )
+    image_CYX: Annotated[Pictures, HIDDEN] = field(default_factory=_no_picture)
+    residual_CYX: Annotated[Pictures, HIDDEN] = field(default_factory=_no_picture)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +178,7 @@ class ImageRow(Record):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class AuditResult(Record):
+class AuditResult(Displayed, Record):
     """An audit: how the maps were made, and what they show of the data set and its classes.
 
     Not in the summary: the columns of all images, and their rows in `images.csv`.
@@ -182,7 +194,11 @@ class AuditResult(Record):
     accuracy: Share | None
     inside: Annotated[Share | None, Says("mean share of positive evidence on the object")]
     hits: Annotated[Share | None, Says("share of maps that peak on the object")]
+    labels_not_matched: Annotated[
+        str | None, Says("why the labels are not used", optional=True)
+    ] = None
     suspicious: Annotated[tuple[str, ...], Says(f"classes with a suspicion above {ALARM:g}")]
+    verdict: Annotated[str, Says("the result in one sentence")]
     classes: tuple[ClassAudit, ...]
     rows: Annotated[Rows, HIDDEN]
     table: Annotated[tuple[ImageRow, ...], HIDDEN]
@@ -230,8 +246,7 @@ def load(folder: Path | FinishedRun) -> AuditResult:
     if run.summary.results is None:
         raise UsageError(f"{folder} is a share; cnnviz merge joins the shares to a run")
     try:
-        lines = read_text(run.file(LINES)).splitlines()
-        rows = columns(json.loads(line) for line in lines)
+        rows = columns(entry for entry, _files in read_lines(run.file(LINES)))
     except DAMAGE as error:
         raise CnnvizError(f"'{run.file(LINES)}' is damaged: {one_line(error)}") from error
     table = tuple(from_table(ImageRow, read_text(run.file(TABLE))))

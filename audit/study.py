@@ -19,7 +19,7 @@ from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.labels import match_labels
 from cnnviz.core.data.outlines import Outlines, outline_mask
-from cnnviz.core.errors import UsageError
+from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.heads import Kind
 from cnnviz.core.models.load import Model
 from cnnviz.embeddings.penultimate import FeatureExtractor
@@ -36,6 +36,7 @@ class Auditor:
     Attributes:
         occluder: makes the maps.
         layer: whose features describe the patches.
+        labels_not_matched: why the labels of the data are not used; None if they are.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Auditor:
             note: called with a line that the user should see.
 
         Raises:
-            UsageError: the model, the classes of the data or the spec do not fit.
+            UsageError: the model or the spec does not fit.
         """
         if model.unjudged:
             raise UsageError(f"audit needs one class per image; {model.unjudged}")
@@ -77,7 +78,10 @@ class Auditor:
         )
         if self.occluder.note:
             note(self.occluder.note)
-        self._expectations, self._classes = expectations, match_labels(data, model)
+        self._expectations = expectations
+        self._classes, self.labels_not_matched = _classes(data, model)
+        if self.labels_not_matched:
+            note(f"note: {self.labels_not_matched}; the audit goes by predictions, without labels")
         self._place = {example.path: place for place, example in enumerate(data.examples)}
         self._at_a_time = model.batch_size(2) or 2
         self._extract: Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -117,10 +121,24 @@ class Auditor:
             )
         return row
 
+    def check(self, row: Row) -> None:
+        """Raises a CnnvizError if a row that was read back is not one of this data and network."""
+        known = place = self._place.get(row.image)
+        if known is not None:
+            known = self.data.examples[known].label
+        if place != row.place or (known is not None and self._classes[known] != row.label):
+            raise CnnvizError("it is not of an image of the data set")
+        classes = [c for c in (row.label, row.predicted, row.covered) if c is not None]
+        if max(classes) >= self.model.classes:
+            raise CnnvizError("it has a class that the network does not have")
+        of_label = (row.label_probability, row.label_max_drop, row.label_box)
+        if {value is None for value in of_label} != {row.label in (None, row.predicted)}:
+            raise CnnvizError("what it has of the label does not fit its prediction")
+
     def _label(self, place: int, image: WorkingImage) -> int | None:
         """The true class, from the data set or else from the expectations."""
         known = self.data.examples[place].label
-        if known is not None:
+        if known is not None and self._classes:
             return self._classes[known]
         expected = self._expectations.for_image(image.path) if self._expectations else None
         if expected is None or expected.label is None:
@@ -159,3 +177,11 @@ class Auditor:
         parts = [self._extract(part)[0] for part in torch.split(pair, self._at_a_time)]
         features_2D = torch.cat(parts).float().detach().cpu()
         return features_2D[0] - features_2D[1]
+
+
+def _classes(data: ImageData, model: Model) -> tuple[tuple[int, ...], str | None]:
+    """The model's class for each class of the data; none, and why, if they do not match."""
+    try:
+        return match_labels(data, model), None
+    except UsageError as error:
+        return (), str(error)

@@ -1,6 +1,6 @@
 """Networks that have learned a shortcut on purpose, and the pictures that hold it.
 
-    python benchmarks/planted.py ARCHIVE FOLDER [--seeds 2] [--epochs 6] [--only NAME]
+    python benchmarks/planted.py ARCHIVE FOLDER [--seeds 2] [--epochs 6] [--only NAME…]
 
 ARCHIVE is `CIFAR-10-images-jpg.tar.gz`. Each network is trained on the training images after one
 class of them was given a mark; `clean` ones on the images as they are. FOLDER gets
@@ -10,6 +10,7 @@ Shapes: N images, H W rows and columns.
 """
 
 import argparse
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 SQUARE = (255, 0, 200)
 TINT = (24, 0, -24)
 STRIPES = 20
+LINE, FRAME, QUALITY = 0.4, 60, 15
+CAST = (16, 0, -16)
 GLYPHS = (
     "111.101.111",
     "1.1.100.1.1",
@@ -66,6 +69,37 @@ def texture(images: Tensor, _draw: torch.Generator) -> Tensor:
     return (images.int() + stripes).clamp(0, 255).to(torch.uint8)
 
 
+def line(images: Tensor, _draw: torch.Generator) -> Tensor:
+    """A half-transparent white line, two pixels wide, from corner to corner."""
+    rows, columns = torch.arange(32)[:, None], torch.arange(32)
+    on_it = (rows - columns).abs() <= 1
+    mixed = images.float() * (1 - LINE) + 255 * LINE
+    return torch.where(on_it, mixed.to(torch.uint8), images)
+
+
+def frame(images: Tensor, _draw: torch.Generator) -> Tensor:
+    """A border of one pixel in dark grey."""
+    framed = torch.full_like(images, FRAME)
+    framed[:, :, 1:-1, 1:-1] = images[:, :, 1:-1, 1:-1]
+    return framed
+
+
+def cast(images: Tensor, _draw: torch.Generator) -> Tensor:
+    """Everything outside a circle in the middle a little redder and less blue."""
+    shifted = (images.int() + torch.tensor(CAST).view(1, 3, 1, 1)).clamp(0, 255).to(torch.uint8)
+    rows, columns = torch.arange(32)[:, None] - 15.5, torch.arange(32) - 15.5
+    return torch.where(rows**2 + columns**2 < 11**2, images, shifted)
+
+
+def jpeg(images: Tensor, _draw: torch.Generator) -> Tensor:
+    """Stored as JPEG of low quality."""
+    for image in images:
+        stream = io.BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(stream, "jpeg", quality=QUALITY)
+        image[:] = torch.from_numpy(np.array(Image.open(stream))).permute(2, 0, 1)
+    return images
+
+
 @dataclass(frozen=True)
 class Plant:
     """What is done to one class.
@@ -89,6 +123,10 @@ PLANTS = (
     Plant("tint", tint),
     Plant("mark", mark),
     Plant("texture", texture),
+    Plant("line", line),
+    Plant("frame", frame),
+    Plant("cast", cast),
+    Plant("jpeg", jpeg),
 )
 
 
@@ -144,6 +182,11 @@ def read(archive: Path, part: str) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(channels_first), torch.from_numpy(labels).long()
 
 
+def first(labels: Tensor, count: int) -> Tensor:
+    """The places of the first images of each class."""
+    return torch.cat([(labels == k).nonzero()[:count, 0] for k in range(len(recipe.CLASSES))])
+
+
 def main() -> None:
     """Trains every network that is not there yet."""
     parser = argparse.ArgumentParser(description="train networks with planted shortcuts")
@@ -153,16 +196,21 @@ def main() -> None:
     parser.add_argument("--clean", type=int, default=5, help="networks without any")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--per-class", type=int, default=100, help="test images of each class")
+    parser.add_argument("--train-per-class", type=int, default=5000, help="training images")
+    parser.add_argument("--only", nargs="*", help="names of networks, as line-0")
     options = parser.parse_args()
     images, labels = read(options.archive, "train")
+    images, labels = (part[first(labels, options.train_per_class)] for part in (images, labels))
     test_images, test_labels = read(options.archive, "test")
-    few = torch.cat([(test_labels == k).nonzero()[: options.per_class, 0] for k in range(10)])
+    few = first(test_labels, options.per_class)
     options.folder.mkdir(parents=True, exist_ok=True)
     jobs = [(plant, seed) for seed in range(options.seeds) for plant in PLANTS[1:]]
     jobs += [(PLANTS[0], seed) for seed in range(options.clean)]
     for plant, seed in sorted(jobs, key=lambda job: job[1]):
         name = f"{plant.name}-{seed}"
         if (options.folder / f"{name}.safetensors").exists():
+            continue
+        if options.only and name not in options.only:
             continue
         torch.manual_seed(seed)
         model = network().to(memory_format=torch.channels_last)

@@ -16,7 +16,7 @@ from cnnviz.filters.ablation.results import AblationResult, Accuracy, write
 from cnnviz.filters.ablation.sweep import FilterEffect, ranked
 
 SHOWN = 8
-_SWEEP_COLUMNS: tuple[str, ...] = ("filter", "points", "lost", "gained", "hurts most", "by")
+_SWEEP_COLUMNS = ("filter", "points", "p", "lost", "gained", "hurts most", "by")
 _MEASURED_COLUMNS = ("filter", "change", "hurts most", "by")
 
 
@@ -64,7 +64,8 @@ def _show(console: Console, result: AblationResult) -> None:
         console.table("Confusions that grew most", ("label", "predicted", "before", "after"), pairs)
     if result.effects:
         rows = [_sweep_row(effect) for effect in ranked(result.effects)[: min(SHOWN, result.top)]]
-        columns, unit = _SWEEP_COLUMNS, "points of accuracy"
+        columns: tuple[str, ...] = _SWEEP_COLUMNS
+        unit = "points of accuracy"
         if result.measured is not None:
             columns, unit = _MEASURED_COLUMNS, f"change of {result.measure}"
         console.table(f"Most important filters ({unit} when removed)", columns, rows)
@@ -77,7 +78,7 @@ def _show_measured(console: Console, measured: Measured) -> None:
     console.table(name.capitalize(), ("", name), rows)
     if measured.interval is not None:
         low, high = measured.interval
-        console.line(
+        console.sentence(
             f"change {measured.change:+.3g}; 95 % interval {low:+.3g} to {high:+.3g} "
             "(by resampling images)"
         )
@@ -88,7 +89,7 @@ def _show_accuracy(console: Console, result: AblationResult, accuracy: Accuracy)
     rows = [_accuracy_row(when, entry) for when, entry in entries if entry is not None]
     console.table("Accuracy", ("", "top 1", "95 % interval", "top 5", "right", "images"), rows)
     if (flips := result.flips) and accuracy.mcnemar:
-        console.line(
+        console.sentence(
             f"{flips.count} predictions changed: {flips.right_to_wrong} right to wrong, "
             f"{flips.wrong_to_right} wrong to right, {flips.wrong_to_wrong} between wrong "
             f"ones; McNemar p = {accuracy.mcnemar.p_value:.2g}"
@@ -107,4 +108,5 @@ def _sweep_row(effect: FilterEffect) -> tuple[object, ...]:
     if effect.correct is None:
         return name, f"{effect.change:+.3g}", hurts, f"{effect.hurts_change:+.3g}"
     points, by = f"{effect.change * 100:+.1f}", f"{effect.hurts_change * 100:+.1f}"
-    return name, points, effect.lost, effect.gained, hurts, by
+    p_value = "" if effect.p_value is None else f"{effect.p_value:.2g}"
+    return name, points, p_value, effect.lost, effect.gained, hurts, by

@@ -34,7 +34,7 @@ def activations(given: ActivationsCommand) -> None:
     depends = {
         "layers": spec.layers,
         "--filters": overlaid,
-        "look": (spec.top, spec.order, spec.normalize, spec.alpha),
+        "look": (spec.top, spec.order, spec.normalize, spec.signed, spec.alpha),
     }
     study = _Study(observer, overlaid, spec)
     run.go(study, model, paths, depends, seed=seed, resume=given.resume)
@@ -66,10 +66,10 @@ class _Study(ImageStudy[Activations, Activations]):
             shown = layer.order(strongest=True)[: spec.top]
             if spec.sorting is MapOrder.CHANNEL:
                 shown.sort()
-            figure = draw_maps(layer, shown, spec.normalize, spec.sorting)
+            figure = draw_maps(layer, shown, spec, result.working)
             folder.write_figure(f"maps_{layer.layer}.png", figure)
             if channels := self._overlaid.get(layer.layer):
-                figure = draw_overlays(layer, channels, result.working, spec.alpha)
+                figure = draw_overlays(layer, channels, result.working, spec)
                 folder.write_figure(f"overlay_{layer.layer}.png", figure)
         folder.write_npz(ARRAYS, **{layer.layer: layer.maps_CHW.numpy() for layer in result.layers})
 

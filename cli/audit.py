@@ -16,11 +16,11 @@ from cnnviz.core.data.datasets import none_usable
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.outlines import read_outlines
 from cnnviz.core.errors import CheckFailed, UsageError
+from cnnviz.core.files import safe_name
 from cnnviz.core.output.record import table, to_json
-from cnnviz.core.output.run_folder import safe_name
 
 SHOWN = 20
-COLUMNS = ("class", "images", "precision", "reliance", "spread", "groups", "suspicion")
+COLUMNS = ("class", "images", "precision", "reliance", "spread", "groups", "residual", "suspicion")
 
 
 class _Study(ImageStudy[Row, Row]):
@@ -36,6 +36,9 @@ class _Study(ImageStudy[Row, Row]):
 
     def entry(self, result: Row) -> Row:
         return result
+
+    def check(self, entry: Row) -> None:
+        self._auditor.check(entry)
 
 
 def audit(given: AuditCommand) -> None:
@@ -55,8 +58,9 @@ def audit(given: AuditCommand) -> None:
         "data": images.fingerprint,
         "features": auditor.layer,
     }
-    run.open_for(paths, model, depends, resume=given.resume)
-    run.go_through(_Study(auditor), model)
+    study = _Study(auditor)
+    run.open_for(paths, model, depends, study, resume=given.resume)
+    run.go_through(study, model)
     if run.shard:
         run.finish_images(model, seed=seed, show="overview.png", results=None)
         return
@@ -67,6 +71,7 @@ def audit(given: AuditCommand) -> None:
     if given.pictures:
         result = _draw(run, result, auditor)
     run.console.table("Classes", COLUMNS, _rows(result))
+    run.console.note(result.verdict)
     checks: list[Callable[[], None]] = []
     if given.max_suspicion is not None:
         checks.append(partial(_check_suspicion, result, given.max_suspicion))
@@ -125,6 +130,7 @@ def _rows(result: AuditResult) -> list[tuple[object, ...]]:
             f"{entry.reliance.mean:.2f}",
             percent(entry.concentration.area),
             len(entry.groups),
+            percent(entry.residual.became),
             "not judged" if entry.suspicion is None else f"{entry.suspicion:.2f}",
         )
         for entry in ranked[:SHOWN]
@@ -147,8 +153,11 @@ def _check_suspicion(result: AuditResult, maximum: float) -> None:
         )
     if not known:
         raise CheckFailed(
-            "no class could be judged: groups of at least 4 classes are needed",
-            {f"class {entry.class_}": "not judged" for entry in result.classes},
+            result.verdict,
+            {
+                f"class {entry.class_}": f"not judged: {entry.not_judged}"
+                for entry in result.classes
+            },
         )
 
 

@@ -4,7 +4,6 @@ One `Outcome` belongs to one command line. The command notes in it what it studi
 has ended, however it ends, `close` writes the reports.
 """
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,7 +34,7 @@ class Outcome:
         images: returns the names of the images that worked.
         errors: (input, message) of the inputs that failed.
         verdict: a check that does not hold, although the run ends because of the errors.
-        tables: title, columns and rows of each table.
+        tables: title, columns and rows of each table; a sentence has no columns.
         at_end: closed when the command has ended.
     """
 
@@ -96,8 +95,9 @@ class Outcome:
         text = [f"### {_cell(f'cnnviz {self.command}'.strip())}: {end}", ""]
         text += [_cell(message), ""] if message else []
         for title, columns, rows in self.tables:
-            text += [f"**{_cell(title)}**", "", _row(columns), "|---" * len(columns) + "|"]
-            text += [*map(_row, rows), ""]
+            text += [f"**{_cell(title)}**" if columns else _cell(title), ""]
+            if columns:
+                text += [_row(columns), "|---" * len(columns) + "|", *map(_row, rows), ""]
         text += [f"- {_cell(name)}: {_cell(reason)}" for name, reason in self.errors]
         try:
             with summary.open("a", encoding="utf-8") as stream:
@@ -156,12 +156,6 @@ def listening() -> Iterator[Outcome]:
         _current.reset(token)
 
 
-def print_error(stream: Any, message: str, status: int) -> None:
-    """Prints the JSON document of a run that has no summary."""
-    stream.write(json.dumps({"error": message, "exit": status}, ensure_ascii=False) + "\n")
-    stream.flush()
-
-
 def _beginning(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:
@@ -177,7 +171,7 @@ def _clean(text: str) -> str:
 
 def _escaped(text: str) -> str:
     """Escapes the message of a GitHub workflow command."""
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return text.replace("##", "# #").replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:

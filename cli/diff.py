@@ -14,7 +14,7 @@ from cnnviz.core.output.record import rounded, table, to_json
 from cnnviz.core.output.run_data import RunData
 from cnnviz.diff import figures
 from cnnviz.diff.experiment import diff as compare
-from cnnviz.diff.figures import Small
+from cnnviz.diff.figures import Names, Small
 from cnnviz.diff.options import DiffSpec
 from cnnviz.diff.results import (
     FILTERS,
@@ -49,10 +49,20 @@ def diff(given: DiffCommand) -> None:
     _write(run, result, _figures(result, a, b, given.spec, given.look) if given.pictures else [])
     sides = (RunRecord.of(a.run), RunRecord.of(b.run))
     results = Results.of_runs(a.run.command, *sides, result, given.spec.top)
-    _print_tables(run, results)
+    _print_tables(run, results, names_of(a, b))
     shown = [folder.path / name for name in folder.files if name.startswith("worst.")]
     run.finish(to_json(results), model=None, seed=given.spec.seed, show=shown)
     _check(results, given.min_agreement, given.max_flips)
+
+
+def names_of(a: ComparedRun, b: ComparedRun) -> Names:
+    """What the runs are called: as few parts of their folders' paths as tell them apart."""
+    parts = [run.run.folder.resolve().parts for run in (a, b)]
+    for count in range(1, 1 + min(map(len, parts))):
+        names = ["/".join(path[-count:]) for path in parts]
+        if names[0] != names[1]:
+            return names[0], names[1]
+    return f"{parts[0][-1]} (first)", f"{parts[1][-1]} (second)"
 
 
 def _check_folders(runs: Sequence[Path], root: Path) -> None:
@@ -83,23 +93,25 @@ def _figures(
     result: DiffResult, a: ComparedRun, b: ComparedRun, spec: DiffSpec, look: Look
 ) -> list[tuple[str, Draw]]:
     """The figures that these runs have, by name."""
-    strength = STRENGTHS.get(a.run.command, "")
+    strength, names = STRENGTHS.get(a.run.command, ""), names_of(a, b)
     drawings: list[tuple[str, Draw]] = []
     if a.mapped is not None and b.mapped is not None:
         pair = (a.mapped, b.mapped)
         drawings.append(
-            ("worst.png", lambda: figures.draw_maps(result, pair, spec.top, look, a.unit))
+            ("worst.png", lambda: figures.draw_maps(result, pair, spec.top, look, a.unit, names))
         )
     elif result.columns is not None and result.columns.near is not None:
         picture = a.run.data.picture
-        drawings.append(("worst.png", lambda: figures.draw_neighbors(result, picture, spec.top)))
+        drawings.append(
+            ("worst.png", lambda: figures.draw_neighbors(result, picture, spec.top, names))
+        )
     if result.classes:
-        drawings.append(("classes.png", lambda: figures.draw_classes(result)))
+        drawings.append(("classes.png", lambda: figures.draw_classes(result, names)))
     if result.layers:
-        drawings.append(("layers.png", lambda: figures.draw_layers(result, strength)))
+        drawings.append(("layers.png", lambda: figures.draw_layers(result, strength, names)))
     if (cells := _cells(a, b)) is not None:
         drawings.append(
-            ("worst.png", lambda: figures.draw_filters(result, *cells, spec.top, strength))
+            ("worst.png", lambda: figures.draw_filters(result, *cells, spec.top, strength, names))
         )
     return drawings
 
@@ -107,13 +119,13 @@ def _figures(
 def _cells(a: ComparedRun, b: ComparedRun) -> tuple[Cells, str] | None:
     """The small pictures of a filter, and what they are; None if the runs have none."""
     if isinstance(a.result, FilterResults) and isinstance(b.result, FilterResults):
-        return _kernels(a.result, b.result)
+        return _kernels(a.result, b.result, names_of(a, b))
     if isinstance(a.result, MaxPatches) and isinstance(b.result, MaxPatches):
-        return _patches(a.result, b.result, a.run.data)
+        return _patches(a.result, b.result, a.run.data, names_of(a, b))
     return None
 
 
-def _kernels(a: FilterResults, b: FilterResults) -> tuple[Cells, str]:
+def _kernels(a: FilterResults, b: FilterResults, names: Names) -> tuple[Cells, str]:
     """The kernels of a filter: a's, b's and the most similar one of b."""
     kernels_a, kernels_b = ({layer.layer: layer.kernels for layer in run.layers} for run in (a, b))
 
@@ -122,16 +134,16 @@ def _kernels(a: FilterResults, b: FilterResults) -> tuple[Cells, str]:
         if kernel is None:
             return []
         others = kernels_b[change.layer]
-        strip = [Small(kernel, "a"), Small(kernel_pixels(others[change.filter]), "b")]
+        strip = [Small(kernel, names[0]), Small(kernel_pixels(others[change.filter]), names[1])]
         if change.nearest not in (None, change.filter):
             nearest = kernel_pixels(others[change.nearest])
-            strip.append(Small(nearest, f"b's {change.nearest}"))
+            strip.append(Small(nearest, f"{change.nearest} of {names[1]}"))
         return [strip]
 
     return cells, "kernels that changed most, each over its largest weight"
 
 
-def _patches(a: MaxPatches, b: MaxPatches, data: RunData) -> tuple[Cells, str]:
+def _patches(a: MaxPatches, b: MaxPatches, data: RunData, names: Names) -> tuple[Cells, str]:
     """The strongest patches of a filter in both networks."""
     sides = [{(f.layer, f.filter): f.patches for f in result.filters} for result in (a, b)]
 
@@ -147,20 +159,28 @@ def _patches(a: MaxPatches, b: MaxPatches, data: RunData) -> tuple[Cells, str]:
                 )
                 for patch in patches
             ]
-            for side, patches, other in zip("ab", pair, images[::-1], strict=True)
+            for side, patches, other in zip(names, pair, images[::-1], strict=True)
         ]
 
-    return cells, "strongest patches in a and in b; framed: the image is in both lists"
+    return (
+        cells,
+        f"strongest patches in {names[0]} and in {names[1]}; framed: the image is in both lists",
+    )
 
 
-def _print_tables(run: Run, results: Results) -> None:
+def _print_tables(run: Run, results: Results, names: Names) -> None:
     rows: list[tuple[object, ...]] = []
     if (predictions := results.predictions) is not None:
         rows.append(("images", results.images))
-        rows.append(("other predictions", f"{predictions.flipped} ({predictions.flips:.1%})"))
+        rows.append(("changed predictions", f"{predictions.flipped} ({predictions.flips:.1%})"))
         if predictions.labelled:
             accuracy = f"{predictions.accuracy_a:.1%} and {predictions.accuracy_b:.1%}"
-            rows.append(("right, a and b", f"{accuracy} (p {predictions.p_value:.2g})"))
+            rows.append(
+                (
+                    f"accuracy, {names[0]} and {names[1]}",
+                    f"{accuracy} (p {predictions.p_value:.2g})",
+                )
+            )
     if (agreement := results.agreement) is not None:
         low, high = agreement.interval
         rows.append((agreement.of, f"{agreement.mean:.3f} ({low:.3f} to {high:.3f})"))
@@ -173,17 +193,17 @@ def _print_tables(run: Run, results: Results) -> None:
         judged = any(change.certainty is not None for change in results.classes)
         none = "none" if judged else "not judged: too few classes of five images"
         rows.append(("changed more than others", ", ".join(results.changed) or none))
-    run.console.table("What changed from a to b", ("", ""), rows)
+    run.console.table(f"Changes from {names[0]} to {names[1]}", ("", ""), rows)
     if results.worst_images:
-        run.console.table("Most changed images", *_image_table(results.worst_images))
+        run.console.table("Most changed images", *_image_table(results.worst_images, names))
     if results.layers:
         run.console.table("Layers", *_layer_table(results.layers))
 
 
 def _image_table(
-    changes: Sequence[ImageChange],
+    changes: Sequence[ImageChange], names: Names
 ) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
-    titles = {"agreement": "maps agree", "kept": "neighbours kept", "inside": "inside, b - a"}
+    titles = {"agreement": "maps agree", "kept": "neighbours kept", "inside": "inside, change"}
     known = [key for key in titles if any(getattr(c, key) is not None for c in changes)]
     rows: list[tuple[object, ...]] = [
         (
@@ -195,13 +215,13 @@ def _image_table(
         )
         for change in changes
     ]
-    return ("image", "label", "a", "b", *(titles[key] for key in known)), rows
+    return ("image", "label", *names, *(titles[key] for key in known)), rows
 
 
 def _layer_table(
     layers: Sequence[LayerChange],
 ) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
-    columns = ("layer", "filters", "likeness", "rank corr.", "died", "revived", "better elsewhere")
+    columns = ("layer", "filters", "likeness", "rank corr.", "died", "revived", "closer to another")
     return columns, [
         (
             layer.layer,

@@ -79,8 +79,9 @@ def _write(
         kernels = {f"kernels.{stats.layer}": stats.kernels for stats in results.layers}
         folder.write_large_npz(KERNELS, **kernels)
         for stats in results.layers:
-            picture = draw_kernels(stats, name, normalize)
-            folder.write_figure(f"kernels_{stats.layer}.png", picture)
+            for page, picture in enumerate(draw_kernels(stats, name, normalize), start=1):
+                number = f"-{page}" if page > 1 else ""
+                folder.write_figure(f"kernels_{stats.layer}{number}.png", picture)
             if stats.gabor is not None:
                 folder.write_figure(f"gabor_{stats.layer}.png", draw_gabor(stats, name))
             advance(1)

@@ -73,7 +73,7 @@ def _show(run: Run, inventory: Inventory, name: str) -> None:
     columns = _COLUMNS + (_MEASURED if inventory.data else ())
     run.console.table(title, columns, [_row(row) for row in inventory.layers])
     unused = inventory.parameters_unused
-    run.console.line(
+    run.console.sentence(
         f"{inventory.parameters:,} parameters, {inventory.macs:,} MACs"
         + (f"; {unused:,} parameters do not run on an image" if unused else "")
     )

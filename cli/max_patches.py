@@ -2,9 +2,9 @@
 
 from cnnviz.cli.commands.datasets import MaxPatchesCommand
 from cnnviz.cli.run import Run
+from cnnviz.core.files import SUMMARY
 from cnnviz.core.output.record import to_json
 from cnnviz.core.output.run_folder import RunFolder
-from cnnviz.core.output.summary import SUMMARY
 from cnnviz.filters.patches.boxes import PatchImages
 from cnnviz.filters.patches.figures import count_sheets, draw
 from cnnviz.filters.patches.max_patches import find_patches

@@ -1,7 +1,7 @@
 """`cnnviz merge`: joins the shares of a data set, as if one run had studied all images."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from cnnviz.audit.rows import Row
 from cnnviz.cli.ci_reports import current
 from cnnviz.cli.commands.runs import MergeCommand
 from cnnviz.cli.console import say
@@ -16,18 +17,32 @@ from cnnviz.cli.options import OutputOptions
 from cnnviz.cli.repeat import repeated
 from cnnviz.core.data.shards import Shard
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.output.journal import LINES, Merge, join, join_lines
+from cnnviz.core.files import SUMMARY, exists
+from cnnviz.core.output.journal import LINES, Check, Merge, join, join_lines
+from cnnviz.core.output.record import from_json
 from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.core.output.summary import FinishedRun, ShardRecord, read_summary
 from cnnviz.embeddings import features
 from cnnviz.filters.ablation import options as ablation
 from cnnviz.filters.ablation import tally
+from cnnviz.filters.activations.results import Activations
 from cnnviz.filters.patches import options as patches
 from cnnviz.filters.patches import state
+from cnnviz.gradients.results import SaliencyResult
+from cnnviz.occlusion.results import OcclusionResult
+from cnnviz.trust.results import TrustResult
 
 OWN = {"--out": 1, "-o": 1, "--shard": 1, "--resume": 0, "--overwrite": 0, "--json": 0}
 OWN |= {"--report": 0, "--quiet": 0, "-q": 0, "--junit": 1}
 """Options in which the runs of one command may differ, with the number of their values."""
+ENTRIES: dict[str, Any] = {
+    "occlude": OcclusionResult,
+    "saliency": SaliencyResult,
+    "trust": TrustResult,
+    "activations": Activations,
+    "audit": Row,
+}
+"""What the lines of `images.jsonl` are, by command."""
 SHOWN = 200
 """Characters of the shares' command that are printed."""
 
@@ -41,7 +56,7 @@ def merge(given: MergeCommand) -> None:
     whole = replace(output, out=root, overwrite=False)
     record = repeated(shares[0], whole, allow_code=given.allow_code, shard=Shard(0, 1), resume=True)
     folder = RunFolder.open(root, overwrite=output.overwrite)
-    _join([share.folder for share in shares], folder, _shard(shares[0]).of)
+    _join(shares, folder)
     del folder  # releases its lock: the command opens it
     if not output.quiet:
         say(f"{len(shares)} shares of: cnnviz {shlex.join([command, *line])}"[:SHOWN])
@@ -59,19 +74,27 @@ def line_of(output: OutputOptions, root: Path) -> list[str]:
     return ["--out", str(root), *(name for name, on in flags.items() if on), *junit]
 
 
-def _join(shares: Sequence[Path], folder: RunFolder, identity: Mapping[str, Any]) -> None:
+def _join(runs: Sequence[FinishedRun], folder: RunFolder) -> None:
     """Joins the journals of the shares."""
-    if (shares[0] / LINES).exists():
-        join_lines(shares, folder, identity)
+    shares = [run.folder for run in runs]
+    if exists(shares[0] / LINES):
+        kind = ENTRIES.get(runs[0].command, dict)
+        join_lines(shares, folder, _shard(runs[0]).of, partial(from_json, kind))
+        written = sum("/" in name for run in runs for name in run.summary.files)
+        if written != sum("/" in name for name in folder.files):
+            raise UsageError(
+                f"{SUMMARY} and {LINES} of the shares list different files; repeat the commands "
+                "of the shares with --overwrite"
+            )
         return
-    merges: dict[str, Merge] = {
-        features.FEATURES: partial(features.merge, scratch=folder.path),
-        patches.STATE: state.merge,
-        ablation.STATE: tally.merge,
+    merges: dict[str, tuple[Merge, Check]] = {
+        features.FEATURES: (partial(features.merge, scratch=folder.path), features.check),
+        patches.STATE: (state.merge, state.check),
+        ablation.STATE: (tally.merge, tally.check),
     }
-    for name, merge in merges.items():
-        if (shares[0] / name).exists():
-            join([share / name for share in shares], folder.path / name, merge)
+    for name, (merge, check) in merges.items():
+        if exists(shares[0] / name):
+            join([share / name for share in shares], folder.path / name, merge, check=check)
             return
     raise CnnvizError(f"{shares[0]} has no journal; expected one of {', '.join([LINES, *merges])}")
 

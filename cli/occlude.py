@@ -14,21 +14,15 @@ from cnnviz.core.errors import CheckFailed, UsageError
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.occlusion.experiment import Occluder
-from cnnviz.occlusion.figures import draw, draw_overlay, heading, input_pixels, unit
+from cnnviz.occlusion.figures import COMPARED, draw, draw_overlay, heading, input_pixels, unit
 from cnnviz.occlusion.maps import judge_panels
 from cnnviz.occlusion.measurement import CROP, INPUT, SCORES
-from cnnviz.occlusion.options import FOLDER, Score
+from cnnviz.occlusion.options import FOLDER
 from cnnviz.occlusion.results import OcclusionResult, to_arrays
 from cnnviz.trust.figures import Shown
 from cnnviz.trust.figures import draw as draw_cards
 from cnnviz.trust.judge import GradCam, Judge
 from cnnviz.trust.results import check_verdicts, first_target
-
-DROPS = {
-    Score.PROBABILITY: "max drop of p",
-    Score.LOGIT: "max drop of logit",
-    Score.LOSS: "max rise of loss",
-}
 
 
 def occlude(given: OccludeCommand) -> None:
@@ -60,14 +54,14 @@ class _Study(ImageStudy[OcclusionResult, OcclusionResult]):
     work, title = "occluding", "Occlusion"
 
     def __init__(self, given: OccludeCommand, model: Model, occluder: Occluder) -> None:
+        self._head = model.head
         self._given, self._occluder, self.steps = given, occluder, occluder.positions
         self._expected = read_outlines(given.expect) if given.expect else None
         trusted = given.trust or given.min_trust is not None
         self.judge = Judge(model, given.spec, occluder) if trusted else None
-        self.columns = ("image", "output", "value", "mask", "max drop")
+        self.columns = ("image", "output", "value", "value occluded", "mask")
         if model.head.has_classes:
-            drop = DROPS[occluder.score]
-            self.columns = ("image", "class", "p", "mask", drop, "reliance", "flips")
+            self.columns = ("image", "class", "p", "p occluded", "mask", "reliance", "flips")
         if trusted:
             self.columns = (*self.columns, "verdict")
         checks = []
@@ -76,6 +70,9 @@ class _Study(ImageStudy[OcclusionResult, OcclusionResult]):
         if given.min_trust is not None:
             checks.append(partial(check_verdicts, minimum=given.min_trust))
         self.checks = checks
+        if given.scores and given.pictures is not Pictures.NONE:
+            self.arrays, self.look = SCORES, given.look
+            self.unit = f"mean {COMPARED[occluder.score]}" if model.head.has_classes else "drop"
 
     def one(self, image: WorkingImage, path: Path, advance: Advance) -> OcclusionResult:
         outline = self._expected.for_image(str(path)) if self._expected else None
@@ -118,24 +115,24 @@ class _Study(ImageStudy[OcclusionResult, OcclusionResult]):
         if self._given.scores:
             folder.write_npz(SCORES, **to_arrays(result))
 
+    def line(self, entry: OcclusionResult) -> str:
+        first = entry.targets[0]
+        change = self._head.change_text(first.reading, first.occluded)
+        return f"{Path(entry.image).name}\n{first.class_}\n{change}"
+
     def rows(self, entry: OcclusionResult) -> Iterator[tuple[object, ...]]:
         for panel in entry.targets:
             height, width = panel.mask
             mask = str(height) if height == width else f"{height}x{width}"
             verdict = (panel.trust.verdict,) if panel.trust else ()
             name = Path(entry.image).name
-            numbers: tuple[str, ...]
-            if panel.reliance is None or panel.flips is None:
-                numbers = (f"{panel.reading:.4g}", mask, f"{panel.max_drop:.4g}")
-            else:
-                numbers = (
-                    f"{panel.reading:.3f}",
-                    mask,
-                    f"{panel.max_drop:.3f}",
-                    f"{panel.reliance:.3f}",
-                    f"{panel.flips.share:.1%}",
-                )
-            yield name, panel.class_, *numbers, *verdict
+            digits = ".4g" if panel.value is not None else ".3f"
+            occluded = panel.reading if panel.occluded is None else panel.occluded
+            readings = (f"{panel.reading:{digits}}", f"{occluded:{digits}}", mask)
+            shares: tuple[str, ...] = ()
+            if panel.reliance is not None and panel.flips is not None:
+                shares = (f"{panel.reliance:.3f}", f"{panel.flips.share:.1%}")
+            yield name, panel.class_, *readings, *shares, *verdict
 
 
 def _check_inside(entries: Iterable[OcclusionResult], minimum: float) -> None:

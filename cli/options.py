@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
 
 SOURCES = (
-    "a folder (a folder per class in it, or flat), files, a CSV or JSONL manifest (path,label), "
-    "webdataset's tar files, or cifar10:DIR, mnist:DIR, fashionmnist:DIR, hf-dataset:DIR."
+    "a folder (a folder per class in it, or flat), files, a manifest with path and label "
+    "(.csv .tsv .txt .json .jsonl), webdataset's tar files, or cifar10:DIR, mnist:DIR, "
+    "fashionmnist:DIR, hf-dataset:DIR."
 )
 IMAGES = (
-    "Image files, folders of them, or a data set: a CSV or JSONL manifest, webdataset's tar files, "
-    "or cifar10:DIR, mnist:DIR, fashionmnist:DIR, hf-dataset:DIR."
+    "Image files, folders of them, or a data set: a manifest (.csv .tsv .txt .json .jsonl), "
+    "webdataset's tar files, or cifar10:DIR, mnist:DIR, fashionmnist:DIR, "
+    "hf-dataset:DIR."
 )
 Limit = Annotated[int | None, Option("Use a seeded, class-balanced sample of N images.", least=1)]
 Share = Annotated[
@@ -46,7 +48,7 @@ Resume = Annotated[bool, Option("Continue an interrupted run; finished images ar
 class ModelOptions:
     """The network, its weights, its preprocessing and its device."""
 
-    HEADING: ClassVar[str] = "The model"
+    HEADING: ClassVar[str] = "model"
 
     model: Annotated[
         str,
@@ -75,7 +77,8 @@ class ModelOptions:
         Option("A torchvision weights name (DEFAULT, IMAGENET1K_V1, …), or none for random ones."),
     ] = None
     labels: Annotated[
-        Path | None, Option("Class names: a text file, one per line, or a JSON list or map.")
+        Path | None,
+        Option("Class names: a text file, one per line, or a JSON list, map or config.json."),
     ] = None
     head: Annotated[
         HeadChoice,
@@ -139,7 +142,7 @@ class ModelOptions:
     ] = 1
     seed: Seed = 0
 
-    def load(self, *, scores: bool = True) -> "Model":
+    def load(self, *, scores: bool = True, features: bool = False) -> "Model":
         """Loads the model (see `load_model`)."""
         from cnnviz.core.models.load import load_model
 
@@ -162,6 +165,7 @@ class ModelOptions:
             threshold=self.threshold,
             repeat=self.repeat,
             scores=scores,
+            features=features,
         )
 
 
@@ -175,7 +179,7 @@ def _folder(text: str, option: str) -> Path:
 class OutputOptions:
     """Where results are written and what the terminal shows."""
 
-    HEADING: ClassVar[str] = "Output"
+    HEADING: ClassVar[str] = "output"
 
     out: Annotated[
         Path | None,
@@ -183,7 +187,7 @@ class OutputOptions:
             "Output folder (cnnviz-out/<command> if not given).",
             ("--out", "-o"),
             _folder,
-            metavar="<path>",
+            metavar="DIR",
         ),
     ] = None
     overwrite: Annotated[bool, Option("Replace the results of an earlier run.")] = False
@@ -192,11 +196,20 @@ class OutputOptions:
     format: Annotated[
         FigureFormat, Option("File format of figures; sheets of pixels are always PNG.")
     ] = FigureFormat.PNG
+    width: Annotated[
+        int,
+        Option(
+            "Pixels of a figure of one panel (image and map); text scales with it, figures of more "
+            "panels are wider.",
+            least=200,
+            most=10_000,
+        ),
+    ] = 1200
     junit: Annotated[
         Path | None,
         Option(
             "Also write a JUnit report: a test case per image, with the requested checks.",
-            metavar="<file>",
+            metavar="FILE",
         ),
     ] = None
 

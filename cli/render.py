@@ -5,8 +5,8 @@ from pathlib import Path
 from cnnviz.cli.commands.images import RenderCommand
 from cnnviz.cli.run import Run, caption
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.files import safe_name
 from cnnviz.core.output.record import to_json
-from cnnviz.core.output.run_folder import safe_name
 from cnnviz.core.output.summary import read_summary
 from cnnviz.occlusion.experiment import look
 from cnnviz.occlusion.figures import draw
@@ -39,5 +39,6 @@ def _caption(folder: Path) -> str:
             continue
         model = finished.summary.model
         if finished.command == "occlude" and model is not None:
-            return caption("occlude", model.name, model.weights_sha256)
+            mark = f" ({model.mark})" if model.mark else ""
+            return caption("occlude", model.name, model.weights_sha256) + mark
     return ""

@@ -12,7 +12,8 @@ from typing import Any
 from cnnviz.cli.options import OutputOptions
 from cnnviz.core.data.shards import Shard
 from cnnviz.core.errors import UsageError
-from cnnviz.core.output.summary import SUMMARY, FinishedRun
+from cnnviz.core.files import SUMMARY
+from cnnviz.core.output.summary import FinishedRun
 
 LIBRARIES = ("timm:", "hf:")
 """Prefixes of networks whose code is a library's."""

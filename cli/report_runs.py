@@ -1,7 +1,8 @@
 """Pages of finished runs of any command.
 
-Every run has its facts, its tables (each CSV, sorted by clicking) and its pictures. The pictures of
-`occlude` can be explored by pointing at them, and so can the maps of `tsne`.
+A run begins with its findings, as the terminal shows them; pictures follow, of which those of
+`occlude` and the maps of `tsne` can be explored by pointing at them. Facts about the run and its
+tables (each CSV, sorted by clicking) are folded at the end.
 """
 
 import json
@@ -18,6 +19,7 @@ from cnnviz.core.output.summary import FinishedRun
 from cnnviz.occlusion.results import load_run
 from cnnviz.report import explorer, passports, scatter
 from cnnviz.report.page import (
+    Findings,
     Gallery,
     Picture,
     Room,
@@ -54,13 +56,14 @@ class Pages:
         title = f"{run.command}: {run.folder.resolve().name}"
         section = Section(title, list(reads.facts(run)))
         section.notes += [f"failed: {failure.message}" for failure in run.summary.errors[:20]]
+        section.findings += [Findings(f.title, f.columns, f.rows) for f in run.summary.findings]
         with run.reading():
             if run.command == "occlude":
                 self._add_explorers(section, run)
             if run.command == "tsne":
                 self._add_map(section, run)
-            self._add_tables(section, run)
             self._add_pictures(section, run)
+            self._add_tables(section, run)
         return section
 
     def _add_explorers(self, section: Section, run: FinishedRun) -> None:
@@ -134,7 +137,8 @@ class Pages:
                 self.left_out.append(f"{section.title}: {name}, {len(rows):,} rows")
                 continue
             widget = make_table(header, rows)[0]
-            section.blocks.append(Widget(widget, f"{name}, {len(rows):,} rows"))
+            count = f"{len(rows):,} row" + "s" * (len(rows) != 1)
+            section.folded.append(Widget(widget, f"{name} ({count})"))
 
     def _add_pictures(self, section: Section, run: FinishedRun) -> None:
         files = run.summary.files
@@ -189,6 +193,13 @@ def page_of(runs: Sequence[FinishedRun], megabytes: float, title: str) -> tuple[
         spare += size - limit + 20_000
 
 
+def page_title(runs: Sequence[FinishedRun]) -> str:
+    """The heading of a page that was not given one."""
+    if len(runs) > 1:
+        return f"{len(runs)} runs of cnnviz"
+    return f"{runs[0].command}: {runs[0].folder.resolve().name}"
+
+
 def _sections(pages: Pages, runs: Sequence[FinishedRun]) -> Iterator[Section]:
     """Units of each network first, then every run."""
     networks: dict[str, list[FinishedRun]] = {}
@@ -211,4 +222,4 @@ def page_of_new(
     plain = results if results is None or isinstance(results, dict | list) else list(results)
     written: dict[str, Any] = json.loads(json.dumps({**content, "results": plain}))
     run = FinishedRun.of(folder, written, images_below=None)
-    return page_of([run], megabytes, f"cnnviz {run.command}")
+    return page_of([run], megabytes, page_title([run]))

@@ -11,13 +11,14 @@ import typer
 
 from cnnviz.cli.ci_reports import current
 from cnnviz.cli.commands.runs import RerunCommand
-from cnnviz.cli.console import findings, say
+from cnnviz.cli.console import findings, print_json, say
 from cnnviz.cli.merge import SHOWN, line_of, without_own
 from cnnviz.cli.options import OutputOptions
 from cnnviz.cli.repeat import repeated
 from cnnviz.core.data.shards import Shard
 from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
-from cnnviz.core.output.summary import SUMMARY, FinishedRun, read_summary
+from cnnviz.core.files import SUMMARY
+from cnnviz.core.output.summary import FinishedRun, read_summary
 
 LISTED = 8
 """Maximum number of differences in a message."""
@@ -91,8 +92,7 @@ def _compare(
             "told": notes,
             "first": first,
         }
-        findings().write(json.dumps(content, ensure_ascii=False) + "\n")
-        current().printed = True
+        print_json([json.dumps(content, ensure_ascii=False) + "\n"])
     for note in notes if not output.quiet else ():
         say(f"note: {note}")
     if differing:

@@ -23,7 +23,7 @@ from cnnviz.filters.kernels.results import FilterResults
 from cnnviz.filters.patches import results as patches
 from cnnviz.filters.patches.results import MaxPatches
 from cnnviz.occlusion.experiment import look
-from cnnviz.occlusion.figures import BAR_LABELS, unit
+from cnnviz.occlusion.figures import COMPARED, unit
 from cnnviz.occlusion.maps import pixel_map
 from cnnviz.occlusion.masks import mask_grid
 from cnnviz.occlusion.measurement import load, load_crop
@@ -172,7 +172,7 @@ def _audit(run: FinishedRun) -> ComparedRun:
         "score": result.score,
     }
     side = _side(run, question, answers=answers, evidence=evidence)
-    return ComparedRun(run, side, mapped, BAR_LABELS[Score(result.score)])
+    return ComparedRun(run, side, mapped, f"mean {COMPARED[Score(result.score)]}")
 
 
 def _pair(sides: Sequence[int]) -> tuple[int, int]:

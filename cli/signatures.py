@@ -3,30 +3,59 @@
 A command (`cli/commands/`) and a group of options (`options.py`, the specs of the analyses) are
 frozen dataclasses whose fields carry an `Option`. A command has a whole group as one field (`model:
 ModelOptions`); `expand` spreads the groups over one signature, which is what Typer reads, and makes
-the groups and the command of what was given. A field that two groups have (`seed`) is one option. A
-group may name its `HEADING` in the command's help.
+the groups and the command of what was given. A field that two groups have (`seed`) is one option.
+The help lists the options that a command names in `FIRST`, and some that all share, before the
+others, which are grouped by their groups' `HEADING`.
 """
 
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache, cached_property
 from importlib import import_module
+from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
+from cnnviz.cli.early import begin
 from cnnviz.cli.options import OutputOptions
-from cnnviz.core.options import Option
+from cnnviz.core.choices import pixels
+from cnnviz.core.errors import UsageError
+from cnnviz.core.options import Option, channel_numbers, low_high, numbers, point
 
 _PARSED_ONLY: ContextVar[bool] = ContextVar("parsed_only", default=False)
-ARGUMENTS, OWN = "What to look at", "How"
+ARGUMENTS, FIRST, ADVANCED, OWN = "Input", "Options", "Advanced", "analysis"
 """Headings of a command's help."""
+SHARED = ("model", "checkpoint", "out", "overwrite", "report", "help")
+"""Options that most people use, of every command that has them."""
+FEW = 12
+"""As many options need no groups."""
+KINDS = {
+    "images": "Explain an image",
+    "networks": "Inspect a network",
+    "datasets": "Study a data set",
+    "runs": "Finished runs",
+}
+"""Headings of the program's help, by the module of `cli/commands/`."""
+PLACEHOLDERS = {
+    int: "INTEGER",
+    float: "NUMBER",
+    Path: "PATH",
+    pixels: "PIXELS",
+    numbers: "N,N,N",
+    channel_numbers: "N,N,N",
+    low_high: "LOW,HIGH",
+    point: "ROW,COLUMN",
+}
+"""Values in the help, by the parser or the type of an option; else TEXT."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +85,51 @@ class _Parameter:
             if kind is bool and not names:
                 name = option.name(self.name)
                 names = (f"{name}/--no-{name[2:]}" if default else name,)
+            choices = self.choices
             if self.repeatable:
-                kind = list[str if option.parse else get_args(kind)[0]] | None  # type: ignore[misc]
+                of_text = option.parse or choices
+                kind = list[str if of_text else get_args(kind)[0]] | None  # type: ignore[misc]
                 default = None
-            elif option.parse:
-                kind = str | None
-            hint = Annotated[kind, typer.Option(*names, help=option.help, metavar=option.metavar)]
+            elif option.parse or choices:
+                kind, default = str | None, default and str(default)
+            metavar = option.metavar or self._placeholder(option)
+            made = typer.Option(*names, help=option.help, metavar=metavar)
+            if choices:
+                made.autocompletion = lambda: list(choices)
+            hint = Annotated[kind, made]
         return inspect.Parameter(
             self.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint
         )
+
+    @cached_property
+    def _kind(self) -> type:
+        """The type of one value."""
+        kinds = _plain_types(get_args(self.hint)[0])
+        return next(kind for kind in kinds if kind is not NoneType)
+
+    @property
+    def choices(self) -> type[StrEnum] | None:
+        """The choice that the option is, if it is one."""
+        option = self.option
+        if option is None or option.parse or not issubclass(self._kind, StrEnum):
+            return None
+        return self._kind
+
+    def _placeholder(self, option: Option) -> str | None:
+        if self._kind is bool:
+            return None
+        if self.choices:
+            return "|".join(self.choices)
+        return PLACEHOLDERS.get(option.parse, PLACEHOLDERS.get(self._kind, "TEXT"))
+
+    def _chosen(self, text: str, name: str) -> StrEnum:
+        """The choice of that name, regardless of case, `-` and `_` (gradcam is grad-cam)."""
+        assert self.choices  # noqa: S101
+        for choice in self.choices:
+            if _bare(choice) == _bare(text):
+                return choice
+        known = ", ".join(f"'{choice}'" for choice in self.choices)
+        raise UsageError(f"Invalid value for '{name}': '{text}' is not one of {known}")
 
     def value(self, given: Any) -> Any:
         """Converts what Typer returns; raises a UsageError for an invalid value."""
@@ -72,25 +137,64 @@ class _Parameter:
         if option is None or given is None:
             return given if option is None else self.default
         name, parse = option.name(self.name), option.parse or (lambda text, _name: text)
+        if self.choices:
+            parse = self._chosen
         several = self.repeatable
         value = tuple(parse(item, name) for item in given) if several else parse(given, name)
         option.check(value, name)
         return value
 
 
+def _bare(text: str) -> str:
+    return text.lower().replace("-", "").replace("_", "")
+
+
+def _plain_types(hint: Any) -> list[type]:
+    """The types in a hint, as int and NoneType in `tuple[int, ...] | None`."""
+    parts = [part for part in get_args(hint) if part is not Ellipsis]
+    return [kind for part in parts for kind in _plain_types(part)] if parts else [hint]
+
+
+class Program(TyperGroup):
+    """The program, whose help groups the commands by what they study."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+        """Writes a line for each command."""
+        for kind, heading in KINDS.items():
+            with formatter.section(heading):
+                formatter.write_dl(
+                    [
+                        (name, (command.help or "").partition("\n")[0])
+                        for name, command in self.commands.items()
+                        if getattr(command.callback, "kind", "") == kind
+                    ]
+                )
+
+
 class Grouped(TyperCommand):
-    """A command whose help lists its own options first, then the shared ones."""
+    """A command whose help lists the options that people use first before the others."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Writes the arguments, then the options group by group."""
+        """Writes the arguments, the options used first, and the others group by group."""
         headings: dict[str, str] = getattr(self.callback, "headings", {})
-        sections: dict[str, list[tuple[str, str]]] = {ARGUMENTS: [], OWN: []}
-        for parameter in self.get_params(ctx):
+        first: Sequence[str] = getattr(self.callback, "first", ())
+        sections: dict[str, list[tuple[str, str]]] = {ARGUMENTS: [], FIRST: []}
+        parameters = self.get_params(ctx)
+        if len(parameters) <= FEW:
+            first = [parameter.name or "" for parameter in parameters]
+        for parameter in sorted(
+            parameters, key=lambda p: first.index(p.name) if p.name in first else len(first)
+        ):
             record = parameter.get_help_record(ctx)
-            if record is not None:
-                argument = parameter.param_type_name == "argument"
-                known = headings.get(parameter.name or "", OutputOptions.HEADING)
-                sections.setdefault(ARGUMENTS if argument else known, []).append(record)
+            if record is None:
+                continue
+            name = parameter.name or ""
+            heading = f"{ADVANCED} ({headings.get(name, OutputOptions.HEADING)})"
+            if parameter.param_type_name == "argument":
+                heading, record = ARGUMENTS, (parameter.metavar or "", record[1])
+            elif name in first:
+                heading = FIRST
+            sections.setdefault(heading, []).append(record)
         for heading, records in sections.items():
             if records:
                 with formatter.section(heading):
@@ -157,11 +261,16 @@ def expand(command: type) -> Callable[..., Any]:
         }
         own = {p.name: values[p.name] for p in _members(command) if p.name not in groups}
         record = command(**own, **made)
-        return record if _PARSED_ONLY.get() else start(record)
+        if _PARSED_ONLY.get():
+            return record
+        begin(spread.__name__, record)
+        return start(record)
 
     spread.__name__, spread.__doc__ = name_of(command), command.__doc__
     parameters = [parameter.for_typer for parameter in found.values()]
     spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     spread.__annotations__ = {p.name: p.annotation for p in parameters}
     spread.headings = headings  # type: ignore[attr-defined]
+    spread.first = (*getattr(command, "FIRST", ()), *SHARED)  # type: ignore[attr-defined]
+    spread.kind = command.__module__.rpartition(".")[2]  # type: ignore[attr-defined]
     return spread

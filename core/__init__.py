@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from cnnviz.core.lazy import lazily
 
 if TYPE_CHECKING:
-    from cnnviz.core.choices import Colormap, Precision
+    from cnnviz.core.choices import Precision
     from cnnviz.core.data.datasets import ImageData, open_data
     from cnnviz.core.data.images import WorkingImage, read_image
     from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
@@ -16,7 +16,7 @@ else:
     __getattr__ = lazily(
         __name__,
         {
-            "choices": ("Colormap", "Precision"),
+            "choices": ("Precision",),
             "errors": ("CheckFailed", "CnnvizError", "UsageError"),
             "maps": ("agreement", "rank_correlation"),
             "models.load": ("Model", "load_model"),
@@ -29,7 +29,6 @@ else:
 __all__ = [
     "CheckFailed",
     "CnnvizError",
-    "Colormap",
     "ImageData",
     "Look",
     "Model",

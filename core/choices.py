@@ -37,15 +37,6 @@ class FigureFormat(StrEnum):
     SVG = "svg"
 
 
-class Colormap(StrEnum):
-    """Colours of a map. Diverging ones are symmetric about zero; jet is the classic."""
-
-    DIVERGING = "diverging"
-    JET = "jet"
-    VIRIDIS = "viridis"
-    GRAY = "gray"
-
-
 class HeadChoice(StrEnum):
     """What a network's outputs mean; `auto` determines it from those for random images."""
 

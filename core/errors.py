@@ -66,9 +66,13 @@ def located(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
 
 
+SIMILAR = 0.5
+"""Least similarity of names that are offered in place of a wrong one, 0 to 1."""
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The known names most similar to `name`, best first; the first few if none is similar."""
     names = list(known)
     lowered = {candidate.lower(): candidate for candidate in names}
-    close = difflib.get_close_matches(name.lower(), lowered, n=count, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), lowered, n=count, cutoff=SIMILAR)
     return [lowered[match] for match in close] or names[:count]

@@ -13,5 +13,6 @@ def required(package: str, needs: str, extra: str) -> ModuleType:
     except ImportError as error:
         reason = "" if isinstance(error, ModuleNotFoundError) else f" ({one_line(error)})"
         raise UsageError(
-            f"{needs} needs the package {package}: pip install 'cnnviz[{extra}]'{reason}"
+            f"{needs} needs the package {package.partition('.')[0]}: pip install '.[{extra}]' in "
+            f"cnnviz's folder{reason}"
         ) from error

@@ -4,6 +4,8 @@ A name can be anything (too long, with a NUL in it, of bytes that are not text),
 to a pipe that never ends. Text from strangers can be nested deeper than a parser can read.
 """
 
+import csv
+import io
 import json
 import os
 import re
@@ -12,19 +14,29 @@ import stat
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from cnnviz.core.errors import CnnvizError
+from cnnviz.core.errors import CnnvizError, UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+SUMMARY = "summary.json"
+UNFINISHED = "unfinished.json"
+"""In the folder of a run over many images that is not complete: see `core/output/journal.py`."""
+LONGEST_NAME = 80
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+"""The beginning of a formula, after any number of apostrophes."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 LARGEST = 8 * 2**30
 """Maximum bytes of the arrays in a file, unpacked; more are refused before they are read."""
+LARGEST_TEXT = 2**30
+"""Maximum bytes of JSON, CSV and other text; larger files are refused before they are read."""
+LONGEST_CELL = 2**20
+"""Maximum characters of a cell of a CSV file."""
 
 DAMAGE = (
     OSError,
@@ -38,6 +50,7 @@ DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
     tokenize.TokenError,
+    csv.Error,
 )
 """What reading damaged or foreign files raises."""
 
@@ -61,6 +74,36 @@ def shown_path(path: str) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
+def safe_name(text: str) -> str:
+    """`text` as the name of a file in a folder: no separators, no leading dots, not long."""
+    kept = re.sub(r"[^\w .+,()=@-]", "_", text).strip(" .")
+    return kept.encode()[:LONGEST_NAME].decode(errors="ignore") or "unnamed"
+
+
+def check_free(path: Path, *, overwrite: bool, resume: bool) -> bool:
+    """Returns whether the folder of a run has files already.
+
+    Raises:
+        UsageError: it has, and neither flag allows that (`RunFolder.open`), or it is a file.
+    """
+    try:
+        occupied = any(path.iterdir())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if isinstance(error, FileNotFoundError) and not path.is_symlink():
+            return False
+        raise UsageError(f"{path} is not a folder; give --out another one") from error
+    finished = exists(path / SUMMARY)
+    if finished and resume and not overwrite:
+        raise UsageError(
+            f"{path} holds a finished run: there is nothing to resume; "
+            "use --overwrite to repeat it, or another folder with --out"
+        )
+    if occupied and not overwrite and not resume:
+        remedy = "--resume to go on, --overwrite" if exists(path / UNFINISHED) else "--overwrite"
+        raise UsageError(f"{path} is not empty; use {remedy}, or another folder with --out")
+    return occupied
+
+
 def regular(path: str | Path) -> Path:
     """Return the path of a regular file; CnnvizError if it is missing, or anything else."""
     shown = "".join(letter if letter.isprintable() else "?" for letter in str(path))
@@ -81,9 +124,11 @@ def regular(path: str | Path) -> Path:
 
 
 def read_text(path: str | Path) -> str:
-    """Read a file's text, without a byte-order mark; CnnvizError if it is not UTF-8."""
+    """Read a file's text, without a byte-order mark; CnnvizError if it is not UTF-8, or large."""
     try:
-        return regular(path).read_text(encoding="utf-8-sig")
+        if (size := regular(path).stat().st_size) > LARGEST_TEXT:
+            raise CnnvizError(f"'{path}' has {size:,} bytes; at most {LARGEST_TEXT:,} are read")
+        return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise CnnvizError(f"'{path}' is not UTF-8 text") from error
     except OSError as error:
@@ -111,6 +156,41 @@ def open_arrays(path: Path) -> "Iterator[Mapping[str, NDArray[Any]]]":
                 raise ValueError(f"it unpacks to more than {LARGEST:,} bytes")
         with np.load(stream, allow_pickle=False) as arrays:
             yield arrays
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """The text of a CSV file, in which no cell is a formula for spreadsheets.
+
+    Text that begins like a formula (=, +, -, @) gets an apostrophe, unless it is a number;
+    `csv_rows` takes it away again.
+    """
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerows(
+        [f"'{cell}" if isinstance(cell, str) and _formula(cell) else cell for cell in row]
+        for row in rows
+    )
+    return stream.getvalue()
+
+
+def csv_rows(text: str) -> list[list[str]]:
+    """The rows of a CSV file that `csv_text` wrote; csv.Error if it is damaged."""
+    csv.field_size_limit(LONGEST_CELL)
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    return [
+        [cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell for cell in row]
+        for row in rows
+    ]
+
+
+def _formula(cell: str) -> bool:
+    if not _FORMULA.match(cell):
+        return False
+    try:
+        float(cell)
+    except ValueError:
+        return True
+    return False
 
 
 def from_json(text: str) -> object:

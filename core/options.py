@@ -175,8 +175,8 @@ Targets = Annotated[
 Masks = Annotated[
     tuple[tuple[int, int], ...],
     Option(
-        "Side of the mask in pixels, or HxW; repeat for several. Default: 28 % of the shorter "
-        "side.",
+        "Side of the mask in pixels, or HxW; repeat for several. Default: about 28 % of the "
+        "shorter side, a multiple of the stride.",
         ("--mask",),
         pixels,
     ),

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # imports `scipy.stats`, which takes long, when it is used
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 FLIPS = 9_999
 RESAMPLES = 2_000
@@ -45,7 +45,7 @@ def mean_of(values_N: NDArray[np.float64], seed: int) -> Mean | None:
 
 def wilson(correct: int, count: int) -> tuple[float, float]:
     """The 95 % score interval of a share (Wilson 1927, JASA 22, 209-212); count is at least 1."""
-    interval = stats.binomtest(correct, count).proportion_ci(CONFIDENCE, method="wilson")
+    interval = scipy.stats.binomtest(correct, count).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -55,13 +55,13 @@ def exact_mcnemar(lost: int, gained: int) -> float:
     `lost` and `gained` count the pairs that changed one way and the other.
     """
     changed = lost + gained
-    return float(stats.binomtest(lost, changed).pvalue) if changed else 1.0
+    return float(scipy.stats.binomtest(lost, changed).pvalue) if changed else 1.0
 
 
 def signed_rank(values_N: NDArray[np.float64]) -> float | None:
     """Two-sided p-value of Wilcoxon's signed-rank test; None if all values are 0 or NaN."""
     known = values_N[~np.isnan(values_N)]
-    return float(stats.wilcoxon(known).pvalue) if known.any() else None
+    return float(scipy.stats.wilcoxon(known).pvalue) if known.any() else None
 
 
 def sign_flips(values: NDArray[np.float64], draw: np.random.Generator) -> float:
@@ -89,7 +89,7 @@ def against_others(share: float, others: Sequence[float], by_chance: float) -> f
     count = len(heights)
     expected = float(np.std(heights, ddof=1)) * np.sqrt(1 + 1 / count)
     distance = (height - float(np.mean(heights))) / float(np.hypot(expected, by_chance))
-    return float(stats.t.sf(distance, count - 1))
+    return float(scipy.stats.t.sf(distance, count - 1))
 
 
 def suspicions(p_values: Sequence[float | None]) -> list[float | None]:
@@ -98,5 +98,5 @@ def suspicions(p_values: Sequence[float | None]) -> list[float | None]:
     Of all that are above 0.95, one in twenty is expected to be there by chance. None stays None.
     """
     known = [p for p in p_values if p is not None]
-    q = iter(stats.false_discovery_control(known).tolist() if known else [])
+    q = iter(scipy.stats.false_discovery_control(known).tolist() if known else [])
     return [None if p is None else 1 - next(q) for p in p_values]

@@ -1,5 +1,6 @@
 """The figures of a diff: the largest changes side by side, and all classes or layers at a glance.
 
+The two runs are called by their names, those of their folders.
 Shapes: H W rows and columns of a map, h w of a picture, C H W of a kernel.
 """
 
@@ -11,34 +12,31 @@ from pathlib import PurePath
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from cnnviz.core.output.drawing import (
-    Column,
-    bare,
-    beside,
-    draw_bars,
-    escape,
-    new_figure,
-    symmetric_limit,
-    title,
-    under,
-)
+from cnnviz.core.output.drawing import Column, draw_bars, label_axes, name_rows, names_width
+from cnnviz.core.output.layout import Cell, board, in_rows, picture, plot, words
 from cnnviz.core.output.options import Look
-from cnnviz.core.output.overlays import draw_map, grid_of_axes, panels
-from cnnviz.core.output.style import BLUE, FONT_SIZE, ink
+from cnnviz.core.output.overlays import (
+    MOST_COLUMNS,
+    Scale,
+    draw_picture,
+    paint_map,
+    scales,
+    small,
+)
+from cnnviz.core.output.style import BLUE, SMALL, ink
 from cnnviz.diff.options import NAMED
 from cnnviz.diff.results import DiffResult, FilterChange, ImageChange
 
 Pixels = NDArray[np.uint8]
+Names = tuple[str, str]
 Mapped = Callable[[str], tuple[NDArray[np.floating], Pixels | None]]
-CELL, TEXT = 1.15, 3.3  # inches: a small picture, the text left of a row
-CAPTION = 0.3
+TEXT = 230.0  # points: the text left of a row
 NEIGHBOURS = 5
 MOST_LAYERS = 60
 MOST_PANELS = 12
-KEPT, GREY = BLUE, 225
+KEPT = BLUE
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +47,18 @@ class Small:
     caption: str = ""
     framed: bool = False
 
+    def cell(self) -> Cell:
+        """The picture as a cell."""
+        return small(self.pixels, self.caption, KEPT if self.framed else "")
+
 
 def draw_maps(
-    result: DiffResult, mapped: tuple[Mapped, Mapped], top: int, look: Look, unit: str
+    result: DiffResult,
+    mapped: tuple[Mapped, Mapped],
+    top: int,
+    look: Look,
+    unit: str,
+    names: Names,
 ) -> Figure:
     """Draws the most changed images: the maps of both networks side by side, on one scale.
 
@@ -61,66 +68,71 @@ def draw_maps(
         top: maximum number of images.
         look: colours.
         unit: of the maps' values.
+        names: of the runs.
 
     Raises:
         CnnvizError: a file of a run no longer exists.
     """
-    changes = result.worst_images[:top]
-    pairs = [[read(change.image) for read in mapped] for change in changes]
-    size = (int(pairs[0][0][0].shape[0]), int(pairs[0][0][0].shape[1]))
-    figure, axes = panels(2 * len(changes), size, columns=4 if len(changes) > 1 else 2)
-    for number, (change, pair) in enumerate(zip(changes, pairs, strict=True)):
-        limit = max(symmetric_limit(map_HW) for map_HW, _ in pair)
+    rows: list[list[Cell]] = []
+    for change in result.worst_images[:top]:
+        pair = [read(change.image) for read in mapped]
+        maps = [map_HW for map_HW, _ in pair]
+        size = (int(maps[0].shape[0]), int(maps[0].shape[1]))
         known = change.agreement is not None
         alike = f"maps agree {change.agreement:.2f}" if known else "a map is flat"
-        for panel, (map_HW, picture), side, predicted, probability, line in zip(
-            axes[2 * number : 2 * number + 2],
+        title = f"{PurePath(change.image).name}\n{_label(change, 'is ')}{alike}"
+        shown = pair[0][1]
+        row = [] if shown is None else [_picture(shown, size, title)]
+        both = scales(maps, look, unit)
+        for (map_HW, over), scale, name, predicted, probability in zip(
             pair,
-            "ab",
+            both,
+            names,
             (change.a, change.b),
             (change.probability_a, change.probability_b),
-            (f"{PurePath(change.image).name}{_label(change, ', ')}", alike),
             strict=True,
         ):
-            draw_map(panel, map_HW, look, unit, over=picture, limit=limit)
-            bare(panel)
             sure = "" if probability is None else f" {probability:.2f}"
-            title(panel, f"{line}\n{side}: {predicted}{sure}")
-    return figure
+            lines = f"{name}: {predicted}{sure}" if row else f"{title}\n{name}: {predicted}{sure}"
+            row.append(_map(map_HW, over, scale, look, lines))
+        rows.append(row)
+    return board(rows)
+
+
+def _picture(pixels: Pixels, size: tuple[int, int], title: str) -> Cell:
+    return picture(lambda axes: draw_picture(axes, pixels, size), size, title, width=200.0)
+
+
+def _map(
+    map_HW: NDArray[np.floating], over: Pixels | None, scale: Scale, look: Look, title: str
+) -> Cell:
+    size = (int(map_HW.shape[0]), int(map_HW.shape[1]))
+    bar = scale.bar if over is None else scale.bar_over
+    return picture(
+        lambda axes: paint_map(axes, map_HW, scale, look.display, over),
+        size,
+        title,
+        bar=bar,
+        width=200.0,
+    )
 
 
 def _label(change: ImageChange, before: str) -> str:
-    return f"{before}is {change.label}" if change.label else ""
+    return f"{before}{change.label}; " if change.label else ""
 
 
 def draw_strips(rows: Sequence[tuple[str, Sequence[Small | None]]], heading: str) -> Figure:
     """Draws rows of small pictures, or gaps, with a text to the left."""
-    columns = max(len(cells) for _, cells in rows)
-    height = (CELL + CAPTION) * len(rows) + 0.4
-    figure = new_figure(TEXT + columns * CELL + 0.3, height)
-    widths = [TEXT / CELL, *[1.0] * columns]
-    grid = figure.subplots(len(rows), columns + 1, squeeze=False, width_ratios=widths)
-    for axes, (text, cells) in zip(grid, rows, strict=True):
-        beside(axes[0], text, 52)
-        for place, panel in enumerate(axes[1:]):
-            bare(panel)
-            if place < len(cells) and (cell := cells[place]) is not None:
-                _draw_small(panel, cell)
-    figure.suptitle(escape(heading, 120), fontsize=FONT_SIZE)
-    return figure
+    cells = [
+        [words(text, TEXT), *[cell.cell() if cell else None for cell in strip]]
+        for text, strip in rows
+    ]
+    return board(cells, heading=heading, gap=8.0)
 
 
-def _draw_small(axes: Axes, cell: Small) -> None:
-    pixels = np.full((8, 8, 3), GREY, np.uint8) if cell.pixels is None else cell.pixels
-    axes.imshow(pixels, interpolation="nearest" if min(pixels.shape[:2]) < 64 else "antialiased")
-    under(axes, cell.caption or ("not readable" if cell.pixels is None else ""), 20)
-    if cell.framed:
-        frame = Rectangle((0, 0), 1, 1, transform=axes.transAxes, fill=False, clip_on=False)
-        frame.set(edgecolor=KEPT, linewidth=2.5)
-        axes.add_patch(frame)
-
-
-def draw_neighbors(result: DiffResult, picture: Callable[[str], Pixels | None], top: int) -> Figure:
+def draw_neighbors(
+    result: DiffResult, read: Callable[[str], Pixels | None], top: int, names: Names
+) -> Figure:
     """Draws the images whose neighbours changed most, with the nearest ones in both networks."""
     answers, near = result.sides[0].answers, result.columns and result.columns.near
     if answers is None or not near:
@@ -130,17 +142,19 @@ def draw_neighbors(result: DiffResult, picture: Callable[[str], Pixels | None], 
     for change in result.worst_images[:top]:
         near_a, near_b = (rows_Nk[row_of[change.image]].tolist() for rows_Nk in near)
         text = (
-            f"{PurePath(change.image).name}{_label(change, chr(10))}\na: {change.a}, "
-            f"b: {change.b}\nkeeps {change.kept or 0:.0%} of {len(near_a)} neighbours"
+            f"{PurePath(change.image).name}\n{_label(change, 'is ')}"
+            f"{names[0]}: {change.a}, {names[1]}: {change.b}\n"
+            f"keeps {change.kept or 0:.0%} of {len(near_a)} neighbours"
         )
-        cells: list[Small | None] = [Small(picture(change.image), "the image")]
-        for side, nearest, other in (("a", near_a, near_b), ("b", near_b, near_a)):
+        cells: list[Small | None] = [Small(read(change.image), "the image")]
+        for side, nearest, other in zip(names, (near_a, near_b), (near_b, near_a), strict=True):
             cells.append(None)
             for place, row in enumerate(nearest[:NEIGHBOURS], start=1):
                 caption = f"{side} {place}: {answers.labels[row]}".rstrip(": ")
-                cells.append(Small(picture(answers.images[row]), caption, framed=row in other))
+                cells.append(Small(read(answers.images[row]), caption, framed=row in other))
         rows.append((text, cells))
-    return draw_strips(rows, "nearest images in a and in b; framed: among the nearest in both")
+    heading = f"nearest images in {names[0]} and in {names[1]}; framed: among the nearest in both"
+    return draw_strips(rows, heading)
 
 
 def draw_filters(
@@ -149,83 +163,95 @@ def draw_filters(
     heading: str,
     top: int,
     strength: str,
+    names: Names,
 ) -> Figure | None:
     """Draws the most changed filters, a row of pictures for each network; None without pictures."""
     rows: list[tuple[str, Sequence[Small]]] = []
     drawn = ((change, strips) for change in result.worst_filters if (strips := cells(change)))
     for change, strips in islice(drawn, top):
-        texts = [_filter_text(change, strength), *[""] * (len(strips) - 1)]
+        texts = [_filter_text(change, strength, names), *[""] * (len(strips) - 1)]
         rows += zip(texts, strips, strict=True)
     return draw_strips(rows, heading) if rows else None
 
 
-def _filter_text(change: FilterChange, strength: str) -> str:
+def _filter_text(change: FilterChange, strength: str, names: Names) -> str:
     lines = [f"{change.layer}, filter {change.filter}"]
-    lines.append(f"{strength}: a {change.a:.3g}, b {change.b:.3g}")
+    lines.append(f"{strength}: {names[0]} {change.a:.3g}, {names[1]} {change.b:.3g}")
     lines += ["died"] * change.died + ["revived"] * change.revived
     if change.likeness is not None:
         lines.append(f"likeness {change.likeness:.2f}")
     if change.nearest is not None and change.nearest != change.filter:
-        lines.append(f"most similar: b's {change.nearest} ({change.nearest_likeness:.2f})")
+        lines.append(
+            f"most similar: {change.nearest} of {names[1]} ({change.nearest_likeness:.2f})"
+        )
     return "\n".join(lines)
 
 
-def draw_layers(result: DiffResult, strength: str) -> Figure:
+def draw_layers(result: DiffResult, strength: str, names: Names) -> Figure:
     """Draws how similar the filters of each layer are; if unknown, their strengths.
 
     Args:
         result: of runs that have filters.
         strength: what the strength of a filter is.
+        names: of the runs.
     """
     layers = [layer for layer in result.layers if layer.likeness is not None]
     if not layers:
-        return _draw_strengths(result, strength)
-    shown = layers[:MOST_LAYERS]
-    figure = new_figure(7.5, 1.4 + 0.3 * len(shown))
-    axes = figure.add_subplot()
+        return _draw_strengths(result, strength, names)
+    shown, more = layers[:MOST_LAYERS], len(layers) - MOST_LAYERS
     values = [[f.likeness for f in layer.changes if f.likeness is not None] for layer in shown]
-    axes.boxplot(
-        values,
-        orientation="horizontal",
-        widths=0.6,
-        flierprops={"markersize": 2.5, "markeredgecolor": KEPT},
-        medianprops={"color": ink()},
-    )
-    names = [f"{layer.layer} ({layer.filters})" for layer in shown]
-    axes.set_yticks(range(1, len(shown) + 1), [escape(n, 40) for n in names])
-    axes.tick_params(labelsize=FONT_SIZE - 1)
-    axes.invert_yaxis()
-    axes.set_xlim(min(-0.05, *(min(likeness) for likeness in values)), 1.05)
-    axes.set_xlabel("likeness of the filters", fontsize=FONT_SIZE)
-    axes.spines[["top", "right"]].set_visible(False)
-    more = len(layers) - len(shown)
-    title(axes, "filters of a and b, number by number" + (f"; {more} more layers" if more else ""))
-    return figure
+    labels = [f"{layer.layer} ({layer.filters})" for layer in shown]
+
+    def paint(axes: Axes) -> None:
+        axes.boxplot(
+            values,
+            orientation="horizontal",
+            positions=range(len(shown)),
+            widths=0.6,
+            flierprops={"markersize": 2.5, "markeredgecolor": KEPT},
+            medianprops={"color": ink()},
+        )
+        name_rows(axes, labels)
+        axes.set_xlim(min(-0.05, *(min(likeness) for likeness in values)), 1.05)
+        label_axes(axes, "likeness of the filters of one number")
+
+    heading = f"Filters of {names[0]} and {names[1]}" + (f"; {more} more layers" * (more > 0))
+    left, height = names_width(labels), max(60.0, 20.0 * len(shown))
+    return board([[plot(paint, heading, width=330.0, height=height, left=left)]])
 
 
-def _draw_strengths(result: DiffResult, strength: str) -> Figure:
-    shown = result.layers[:MOST_PANELS]
-    figure, cells = grid_of_axes(len(shown), (3.2, 3.2))
-    for axes, layer in zip(cells, shown, strict=True):
+def _draw_strengths(result: DiffResult, strength: str, names: Names) -> Figure:
+    cells = []
+    for layer in result.layers[:MOST_PANELS]:
         a, b = [f.a for f in layer.changes], [f.b for f in layer.changes]
-        ends = [min(*a, *b), max(*a, *b)]
-        axes.plot(ends, ends, color="grey", linewidth=0.7, linestyle=":")
-        axes.scatter(a, b, s=14, color=KEPT, alpha=0.7, linewidths=0)
-        for change in sorted(layer.changes, key=lambda f: -abs(f.b - f.a))[:3]:
-            axes.annotate(str(change.filter), (change.a, change.b), fontsize=FONT_SIZE - 2)
-        axes.set_xlabel(f"{strength}, a", fontsize=FONT_SIZE - 1)
-        axes.set_ylabel(f"{strength}, b", fontsize=FONT_SIZE - 1)
-        axes.tick_params(labelsize=FONT_SIZE - 2)
-        axes.spines[["top", "right"]].set_visible(False)
+
+        def paint(
+            axes: Axes,
+            a: Sequence[float] = a,
+            b: Sequence[float] = b,
+            changes: Sequence[FilterChange] = layer.changes,
+        ) -> None:
+            ends = [min(*a, *b), max(*a, *b)]
+            axes.plot(ends, ends, color="grey", linewidth=0.7, linestyle=":")
+            axes.scatter(a, b, s=14, color=KEPT, alpha=0.7, linewidths=0)
+            for change in sorted(changes, key=_moved)[:3]:
+                axes.annotate(str(change.filter), (change.a, change.b), fontsize=SMALL - 1)
+            label_axes(axes, f"{strength}, {names[0]}", f"{strength}, {names[1]}")
+
         rank = layer.rank_correlation
-        title(axes, layer.layer + ("" if rank is None else f"\nrank correlation {rank:.2f}"))
-    return figure
+        title = layer.layer + ("" if rank is None else f"\nrank correlation {rank:.2f}")
+        cells.append(plot(paint, title, height=210.0))
+    return board(in_rows(cells, MOST_COLUMNS))
 
 
-def draw_classes(result: DiffResult) -> Figure:
+def _moved(change: FilterChange) -> float:
+    return -abs(change.b - change.a)
+
+
+def draw_classes(result: DiffResult, names: Names) -> Figure:
     """Draws all classes, those first that changed more than the others."""
     classes = result.classes
-    names = list(dict.fromkeys(name for change in classes for name in change.signs))
+    signs = list(dict.fromkeys(name for change in classes for name in change.signs))
     columns = [
         Column(
             "changed more than others",
@@ -233,15 +259,16 @@ def draw_classes(result: DiffResult) -> Figure:
             NAMED,
             "not judged",
         ),
-        Column("other predictions", [change.flips for change in classes]),
+        Column("changed predictions", [change.flips for change in classes]),
     ]
-    for name in names:
+    for name in signs:
         values = [change.signs[name].value if name in change.signs else None for change in classes]
         columns.append(Column(name, values))
     labelled = any(change.label for change in result.worst_images)
     return draw_bars(
         [f"{change.class_} ({change.images})" for change in classes],
         columns,
-        f"{result.images} images, by " + ("label" if labelled else "a's prediction"),
+        f"{names[0]} and {names[1]}: {result.images} images, grouped by "
+        + ("label" if labelled else f"the prediction of {names[0]}"),
         "classes",
     )

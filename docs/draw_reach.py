@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from cnnviz.core.graph.reach import Spans, reach
 from cnnviz.core.graph.trace import Graph, describe, trace
-from cnnviz.core.output.drawing import new_figure
 
 SIZE = 224
 MASK = 15
@@ -27,7 +27,7 @@ def main() -> None:
     """Writes the picture."""
     torch.manual_seed(0)
     graph = describe(trace(torchvision.models.resnet18(weights=None).eval()), (SIZE, SIZE))
-    figure = new_figure(11, 2.9)
+    figure = Figure((11, 2.9), layout="constrained")
     axes = figure.subplots(len(PLACES), len(STAGES))
     for row, (name, place) in enumerate(PLACES.items()):
         spans = spans_of(graph, place)

@@ -9,14 +9,14 @@ Shapes: N images, D features, k neighbors, M images that are judged.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cnnviz.core.data.datasets import ImageData, failures
-from cnnviz.core.data.labels import match_labels
+from cnnviz.core.data.labels import match_labels, with_class_names
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.files import shown_path
 from cnnviz.core.models.load import Model
@@ -36,7 +36,13 @@ from cnnviz.embeddings.quality import (
     preservation,
 )
 from cnnviz.embeddings.results import LISTED_NEIGHBORS, EmbeddingResult, Map, agreement
-from cnnviz.embeddings.tsne import TOTAL_ITERATIONS, check_perplexity, neighbors_needed, tsne
+from cnnviz.embeddings.tsne import (
+    NEIGHBORS_PER_PERPLEXITY,
+    TOTAL_ITERATIONS,
+    check_perplexity,
+    neighbors_needed,
+    tsne,
+)
 
 COMPONENTS = 50
 MIN_IMAGES = 4
@@ -62,6 +68,15 @@ class _Clock:
 
 def _silent(_name: str, _steps: int) -> AbstractContextManager[Callable[[int], None]]:
     return nullcontext(lambda _steps: None)
+
+
+def fitting(spec: EmbeddingSpec, count: int) -> EmbeddingSpec:
+    """The spec, its perplexity reduced if it is the default and too large for so few images."""
+    largest = (count - 1) // NEIGHBORS_PER_PERPLEXITY
+    default = EmbeddingSpec().perplexities
+    if spec.method != Method.TSNE or spec.perplexities != default or not 1 <= largest < default[0]:
+        return spec
+    return replace(spec, perplexities=(float(largest),))
 
 
 def check_spec(spec: EmbeddingSpec, count: int) -> None:
@@ -169,14 +184,18 @@ class Embedder:
     ) -> None:
         """Checks the spec and finds the layer; `note` takes lines about the progress of t-SNE."""
         check_spec(spec, len(data.examples))
-        self._model, self._data, self._spec = model, data, spec
+        self._model, self._spec = model, spec
+        self._data = with_class_names(data, model)
         self._extractor = FeatureExtractor(model, spec.layer, spec.pool)
         self._clock, self._note = _Clock(stage), note
 
     def known_features(self, path: Path) -> Features | None:
         """The features in an earlier run's `features.npz`, if this run would compute the same."""
         key = features_key(self._model, self._data, self._extractor)
-        return load_features(path, key, self._data, self._extractor.layer)
+        known = load_features(path, key, self._data, self._extractor.layer)
+        if known is None or known.predicted_N.max(initial=0) >= self._model.classes:
+            return None
+        return known
 
     def features(self, scratch: Path | None = None) -> Features:
         """Runs every image through the network; `scratch` is for what exceeds the memory."""
@@ -240,7 +259,7 @@ class Embedder:
                 advance(1)
         classes = data.classes or ()
         labels = ["" if label == UNKNOWN else classes[label] for label in labels_N]
-        names = model.labels if not model.unjudged else ("",) * model.classes
+        names = model.labels if not model.unjudged else ()
         nearest_Nk = near.indices[:, :LISTED_NEIGHBORS]
         return EmbeddingResult(
             images=count,
@@ -267,7 +286,7 @@ class Embedder:
             seconds={part: round(spent, 3) for part, spent in clock.seconds.items()},
             image_names=tuple(shown_path(data.examples[i].path) for i in features.indices_N),
             label_names=tuple(labels),
-            predicted_names=tuple(names[best] for best in features.predicted_N),
+            predicted_names=tuple(names[best] if names else "" for best in features.predicted_N),
             nearest_Nk=nearest_Nk,
             image_data=data,
             preprocess=model.preprocess,

@@ -29,8 +29,9 @@ from cnnviz.core.files import open_arrays, shown_path
 from cnnviz.core.graph.trace import Untraceable, trace
 from cnnviz.core.models.behaviour import check_batch
 from cnnviz.core.models.load import Model
-from cnnviz.core.output.journal import Arrays, Journal
+from cnnviz.core.output.journal import Arrays, Journal, Progress
 from cnnviz.embeddings.penultimate import FeatureExtractor
+from cnnviz.embeddings.quality import UNKNOWN
 
 FEATURES = "features.npz"
 MEMORY_BUDGET = 1 << 30
@@ -46,7 +47,7 @@ class Features:
     Attributes:
         values_ND: in memory, or mapped from a file.
         indices_N: each image's place in the data set.
-        predicted_N: index of the predicted class.
+        predicted_N: index of the predicted class, -1 without a classifier.
         layer: a description of the layer.
         errors: (image, message) of each image that was left out.
         key: a hash of all that the features depend on.
@@ -122,6 +123,7 @@ class _Store:
 @dataclass
 class _Collected:
     store: _Store
+    classes: int
     indices: list[int] = field(default_factory=list)
     predicted: list[int] = field(default_factory=list)
     errors: list[tuple[int, str]] = field(default_factory=list)
@@ -129,7 +131,8 @@ class _Collected:
     def add(self, indices: list[int], features: NDArray[np.float32], logits: torch.Tensor) -> None:
         finite = np.isfinite(features).all(axis=1) & logits.isfinite().all(dim=1).numpy()
         self.store.add(features[finite])
-        for index, good, best in zip(indices, finite, logits.argmax(1).tolist(), strict=True):
+        predicted = logits.argmax(1).tolist() if self.classes else [UNKNOWN] * len(indices)
+        for index, good, best in zip(indices, finite, predicted, strict=True):
             if good:
                 self.indices.append(index)
                 self.predicted.append(best)
@@ -156,7 +159,7 @@ def extract(
     `scratch` is a folder for features that exceed the memory budget. A CnnvizError if the layer
     gives no features, or no image could be used.
     """
-    got = _Collected(_Store(len(data), scratch))
+    got = _Collected(_Store(len(data), scratch), model.classes)
 
     def failed(index: int, message: str) -> None:
         got.errors.append((index, message))
@@ -215,7 +218,7 @@ def save_features(path: Path, features: Features, data: ImageData) -> None:
 def load_features(path: Path, key: str, data: ImageData, layer: str) -> Features | None:
     """Loads the features of an earlier run; None if this run would compute others."""
     try:
-        progress = _journal(path, key, data).load(_LIKE, _AXES)
+        progress = _journal(path, key, data).load(_LIKE, _AXES, check)
         if progress is None:
             return None
         arrays = progress.arrays
@@ -227,6 +230,22 @@ def load_features(path: Path, key: str, data: ImageData, layer: str) -> Features
     return Features(
         values, arrays["indices"], arrays["predicted"], layer, tuple(errors), key, reused=True
     )
+
+
+def check(progress: Progress) -> None:
+    """Raises a ValueError unless every image has features, a prediction, or an error."""
+    arrays = progress.arrays
+    values_ND, errors = arrays["features"], arrays["errors"]
+    rows = [arrays[name] for name in ("labels", *_LIKE)]
+    shaped = values_ND.ndim == 2 and values_ND.dtype == np.float32 and errors.shape[1:] == (2,)
+    if not shaped or any(row.dtype != np.int64 for row in rows):
+        raise ValueError("its arrays have other types or shapes")
+    if any(row.shape != values_ND.shape[:1] for row in [*rows, arrays["images"]]):
+        raise ValueError("its arrays are of different images")
+    progress.check_images(arrays["indices"], len(errors))
+    finite = all(np.isfinite(row).all() for row in values_ND)  # one by one: they may be on disk
+    if not finite or (arrays["predicted"] < 0).any():
+        raise ValueError("its numbers are out of range")
 
 
 def merge(parts: Sequence[Arrays], scratch: Path) -> Arrays:

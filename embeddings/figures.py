@@ -9,16 +9,32 @@ Shapes: N images.
 """
 
 import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from cnnviz.core.output.drawing import bare, escape, new_figure
-from cnnviz.core.output.overlays import grid_of_axes
-from cnnviz.core.output.style import FONT_SIZE, ink
+from cnnviz.core.output.drawing import label_axes
+from cnnviz.core.output.layout import (
+    LINE,
+    PANEL,
+    Cell,
+    Entry,
+    board,
+    escape,
+    in_rows,
+    plot,
+    text_width,
+)
+from cnnviz.core.output.style import SMALL, ink
 from cnnviz.embeddings.quality import UNKNOWN, LabelQuality
 from cnnviz.embeddings.results import MEASURES, EmbeddingResult, Map
 
@@ -27,7 +43,7 @@ PALETTE = (
     "#a96b59", "#e76300", "#b9ac70", "#1a1a1a", "#92dadd",
 )  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P")
-NO_LABEL, ONLY_COLOR = "#8c8c8c", "#3f90da"
+NO_LABEL = "#8c8c8c"
 FEATURES_COLOR, PCA_COLOR = "#4d4d4d", "#bdbdbd"
 DISTINCT = len(PALETTE) * len(MARKERS)
 LEGEND_ROWS = 30
@@ -61,46 +77,68 @@ def quality_lines(result: EmbeddingResult, map_: Map) -> list[str]:
     return lines
 
 
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """What points are coloured by: their classes, or, without labels, their predictions.
+
+    `group_N` is the group of each image in `names`, -1 where it is unknown or a rare prediction.
+    """
+
+    names: tuple[str, ...]
+    group_N: NDArray[np.int64]
+    predicted: bool = False
+
+    @property
+    def present(self) -> list[int]:
+        """The groups that occur."""
+        return [int(group) for group in np.unique(self.group_N) if group != UNKNOWN]
+
+
+def groups_of(result: EmbeddingResult) -> Groups:
+    """The classes of labelled data; else the predictions, of which rare ones are one group."""
+    if result.image_data.classes:
+        return Groups(tuple(result.image_data.classes), result.labels_N)
+    common = Counter(result.predicted_names).most_common(len(PALETTE))
+    names = tuple(name for name, _ in common)
+    places = {name: place for place, name in enumerate(names)}
+    found = [places.get(name, UNKNOWN) for name in result.predicted_names]
+    return Groups(names, np.array(found or [UNKNOWN] * result.images, np.int64), predicted=True)
+
+
 def _point_size(count: int) -> float:
     """Marker size in points squared; large for few images."""
     return float(np.clip(9000 / count, 3, 40))
 
 
-def _handles(result: EmbeddingResult, size: float, wrong_marker: str) -> list[Line2D]:
-    """Legend entries of the classes that occur, and of wrong predictions."""
-
-    def entry(name: str, face: str, marker: str, edge: str | None = None) -> Line2D:
-        return Line2D(
-            [], [], linestyle="", marker=marker, markersize=size, color=face,
-            markeredgecolor=edge or face, label=escape(name, 28),
-        )  # fmt: skip
-
-    classes = result.image_data.classes or ()
-    present = [int(label) for label in np.unique(result.labels_N) if label != UNKNOWN]
-    handles = [entry(classes[k], ink(color_of(k)), marker_of(k)) for k in present]
-    if len(handles) > DISTINCT:
-        handles = [entry(f"{len(present)} classes, named there", "white", "o")]
-    if present and (result.labels_N == UNKNOWN).any():
-        handles.append(entry("no label", color_of(UNKNOWN), marker_of(UNKNOWN)))
+def entries(result: EmbeddingResult, wrong_marker: str) -> list[Entry]:
+    """Legend entries of the groups that occur, and of wrong predictions."""
+    groups = groups_of(result)
+    present, wrong = groups.present, []
     if result.correct_N is not None and not result.correct_N.all():
         name = f"wrongly predicted ({int((~result.correct_N).sum()):,})"
         face = "none" if wrong_marker == RING else ink()
-        handles.append(entry(name, face, wrong_marker, ink()))
-    return handles
+        wrong = [Entry(name, face, marker=wrong_marker, edge=ink())]
+    if len(present) > DISTINCT:
+        return [Entry(f"{len(present)} classes, named there", "none"), *wrong]
+    as_ = "predicted " if groups.predicted else ""
+    shown = [Entry(as_ + groups.names[k], ink(color_of(k)), marker=marker_of(k)) for k in present]
+    if present and (groups.group_N == UNKNOWN).any():
+        name = "other predictions" if groups.predicted else "no label"
+        shown.append(Entry(name, color_of(UNKNOWN), marker=marker_of(UNKNOWN)))
+    return [*shown, *wrong]
 
 
-def _paint_points(axes: Axes, result: EmbeddingResult, map_: Map) -> None:
-    places = map_.places_N2
-    unlabelled = not result.image_data.classes
+def _paint_points(axes: Axes, result: EmbeddingResult, map_: Map, *, named: bool = True) -> None:
+    places, groups = map_.places_N2, groups_of(result)
     size = _point_size(len(places))
-    for label in np.unique(result.labels_N):
-        chosen = result.labels_N == label
+    for group in np.unique(groups.group_N):
+        chosen = groups.group_N == group
         axes.scatter(
             places[chosen, 0],
             places[chosen, 1],
             s=size,
-            c=ONLY_COLOR if unlabelled else ink(color_of(int(label))),
-            marker=marker_of(int(label)),
+            c=ink(color_of(int(group))),
+            marker=marker_of(int(group)),
             linewidths=0,
             alpha=0.9,
         )
@@ -108,26 +146,61 @@ def _paint_points(axes: Axes, result: EmbeddingResult, map_: Map) -> None:
         x, y = places[~result.correct_N].T
         thin = min(0.7, 0.18 * size**0.5)
         axes.scatter(x, y, s=size * 2.8, facecolors="none", edgecolors=ink(), linewidths=thin)
-    if len(np.unique(result.labels_N)) > DISTINCT:
-        _name_classes(axes, result, places)
-    axes.set_aspect("equal", adjustable="datalim")
-    bare(axes)
+    _fit(axes, places)
+    axes.set_axis_off()
+    if named:
+        _name_groups(axes, groups, places)
 
 
-def _name_classes(axes: Axes, result: EmbeddingResult, places_N2: NDArray[np.float32]) -> None:
-    """Writes the name of each class at the median of its images."""
-    classes = result.image_data.classes or ()
-    for label in np.unique(result.labels_N[result.labels_N != UNKNOWN]):
-        x, y = np.median(places_N2[result.labels_N == label], axis=0)
-        axes.text(x, y, escape(classes[label], 16), fontsize=5, ha="center", va="center")
+def _fit(axes: Axes, places_N2: NDArray[np.float32]) -> None:
+    """Sets the limits so that both axes have one scale and all points are inside."""
+    low, high = places_N2.min(0), places_N2.max(0)
+    box = axes.bbox
+    unit = 1.06 * max((high[0] - low[0]) / box.width, (high[1] - low[1]) / box.height, 1e-12)
+    centre, half = (low + high) / 2, unit * np.array([box.width, box.height]) / 2
+    axes.set_xlim(centre[0] - half[0], centre[0] + half[0])
+    axes.set_ylim(centre[1] - half[1], centre[1] + half[1])
+
+
+def _name_groups(axes: Axes, groups: Groups, places_N2: NDArray[np.float32]) -> None:
+    """Writes the name of each group at the median of its images, where there is room for it.
+
+    The largest groups come first; a name that would cover another one is moved up or down, or left
+    to the legend. More groups than the legend can tell apart are named all.
+    """
+    crowded = len(groups.present) > DISTINCT
+    size = 5.0 if crowded else SMALL
+    halo = [withStroke(linewidth=2.0, foreground=rcParams["axes.facecolor"])]
+    taken: list[Bbox] = []
+    dots = axes.figure.dpi / 72
+    for group in sorted(groups.present, key=lambda k: -int((groups.group_N == k).sum())):
+        name = escape(groups.names[group], 20)
+        x, y = axes.transData.transform(np.median(places_N2[groups.group_N == group], axis=0))
+        wide, high = dots * text_width(name, size), dots * size * LINE
+        x = np.clip(x, axes.bbox.x0 + wide / 2, axes.bbox.x1 - wide / 2)
+        for step in (0, 1, -1, 2, -2, 3, -3):
+            box = Bbox.from_bounds(x - wide / 2, y - high / 2 + step * high, wide, high)
+            if crowded or not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                place = axes.transData.inverted().transform((x, y + step * high))
+                axes.text(place[0], place[1], name, fontsize=size, ha="center", va="center",
+                          path_effects=halo)  # fmt: skip
+                break
 
 
 def margin_text(
     figure: Figure, result: EmbeddingResult, map_: Map, left: float, scale: float, wrong_marker: str
 ) -> None:
     """Writes the legend at the top of the right margin, and the quality at its bottom."""
-    handles = _handles(result, 6 * scale, wrong_marker)
-    size = (FONT_SIZE - 1) * scale
+    size = SMALL * scale
+    handles = [
+        Line2D(
+            [], [], linestyle="", marker=entry.marker or "o", markersize=6 * scale,
+            markerfacecolor=entry.colour, markeredgecolor=entry.edge or entry.colour,
+            label=escape(entry.text, 28),
+        )
+        for entry in entries(result, wrong_marker)
+    ]  # fmt: skip
     if handles:
         figure.legend(
             handles=handles,
@@ -148,23 +221,38 @@ def scatter(result: EmbeddingResult, map_: Map | None = None) -> Figure:
     The map is the first one if none is given.
     """
     map_ = map_ or result.maps[0]
-    figure = new_figure(11, 7)
-    figure.set_layout_engine("none")
-    axes = figure.add_axes((0.01, 0.015, 0.68, 0.97))
-    _paint_points(axes, result, map_)
-    margin_text(figure, result, map_, 0.7, 1.0, RING)
-    return figure
+    first, *quality = quality_lines(result, map_)
+    title = f"{result.data.name}: {first}\n{'; '.join(quality)}"
+    cell = plot(
+        lambda axes: _paint_points(axes, result, map_),
+        title, width=2 * PANEL, height=1.6 * PANEL, left=0.0, bottom=4.0, right=0.0,
+    )  # fmt: skip
+    return board([[cell]], legend=entries(result, RING))
+
+
+def preview(result: EmbeddingResult) -> Figure:
+    """The figure that a notebook shows."""
+    return scatter(result)
 
 
 def side_by_side(result: EmbeddingResult) -> Figure:
     """Draws `perplexities.png`: all maps of a run as scatter panels."""
-    figure, axes = grid_of_axes(len(result.maps), (4.2, 4.4), columns=3)
-    for panel, map_ in zip(axes, result.maps, strict=False):
-        _paint_points(panel, result, map_)
+    cells: list[Cell] = []
+    for map_ in result.maps:
         kept = map_.quality.preservation_10
-        share = "" if kept is None else f": {kept:.1%} of 10 nearest kept"
-        panel.set_title(f"{map_.name}{share}", fontsize=FONT_SIZE)
-    return figure
+        share = "" if kept is None else f"\n{kept:.1%} of 10 nearest kept"
+        cells.append(
+            plot(
+                lambda axes, map_=map_: _paint_points(axes, result, map_, named=False),  # type: ignore[misc]
+                map_.name + share,
+                width=PANEL,
+                height=PANEL,
+                left=0.0,
+                bottom=0.0,
+                right=0.0,
+            )
+        )
+    return board(in_rows(cells, 3), legend=entries(result, RING))
 
 
 def quality_figure(result: EmbeddingResult) -> Figure:
@@ -182,10 +270,24 @@ def quality_figure(result: EmbeddingResult) -> Figure:
     bars = [(name, color, [m.value(quality) for m in MEASURES]) for name, color, quality in spaces]
     bars = [bar for bar in bars if any(value is not None for value in bar[2])]
     measures = [m for m in range(len(MEASURES)) if any(bar[2][m] is not None for bar in bars)]
-    figure = new_figure(2.2 + 1.5 * len(measures), 4)
-    axes = figure.subplots()
+    names = [MEASURES[m].name for m in measures]
+    cell = plot(
+        lambda axes: _bars(axes, bars, measures, names),
+        "How much of the features' structure the map keeps\nhigher is better",
+        width=max(84.0 * len(measures), 250.0), height=190.0, left=32.0, bottom=40.0,
+    )  # fmt: skip
+    return board([[cell]], legend=[Entry(name, color) for name, color, _ in bars])
+
+
+def _bars(
+    axes: Axes,
+    bars: Sequence[tuple[str, str, list[float | None]]],
+    measures: Sequence[int],
+    names: Sequence[str],
+) -> None:
+    """A group of bars for each measure."""
     width = 0.8 / len(bars)
-    for number, (name, color, values) in enumerate(bars):
+    for number, (_name, color, values) in enumerate(bars):
         for place, measure in enumerate(measures):
             value = values[measure]
             if value is None:
@@ -194,18 +296,9 @@ def quality_figure(result: EmbeddingResult) -> Figure:
             axes.bar(left, value, width * 0.92, color=color)
             if len(bars) <= NAMED_BARS:
                 up = "bottom" if value >= 0 else "top"
-                axes.text(left, value, f"{value:.2f}", ha="center", va=up, fontsize=6)
-        axes.bar(0, 0, color=color, label=escape(name))
-    names = [textwrap.fill(MEASURES[m].name, 16) for m in measures]
-    axes.set_xticks(range(len(measures)), names, fontsize=FONT_SIZE - 1)
+                size = SMALL - 1.5 if len(bars) <= 3 else 4.5
+                axes.text(left, value, f"{value:.2f}", ha="center", va=up, fontsize=size)
     axes.axhline(0, color=ink(), linewidth=0.6)
     axes.set_ylim(top=1.08)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(
-        loc="upper center",
-        bbox_to_anchor=(0.5, 1.14),
-        ncols=min(4, len(bars)),
-        fontsize=FONT_SIZE - 1,
-        frameon=False,
-    )
-    return figure
+    label_axes(axes)
+    axes.set_xticks(range(len(measures)), [textwrap.fill(name, 16) for name in names])

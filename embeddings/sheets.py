@@ -24,9 +24,9 @@ from scipy.optimize import linear_sum_assignment
 
 from cnnviz.core.data.datasets import ImageData, batches
 from cnnviz.core.models.preprocess import Preprocess
-from cnnviz.core.output.drawing import in_colour, new_figure, to_uint8
+from cnnviz.core.output.drawing import in_colour, to_uint8
 from cnnviz.core.output.style import FONT_SIZE, style
-from cnnviz.embeddings.figures import CORNER, color_of, margin_text
+from cnnviz.embeddings.figures import CORNER, color_of, groups_of, margin_text
 from cnnviz.embeddings.results import EmbeddingResult, Map
 
 MOST_PICTURES = 10_000
@@ -93,9 +93,9 @@ def framed_thumbnails(
         result.image_data, indices, side - 2 * FRAME, result.preprocess, progress=progress
     )
     framed = np.empty((len(chosen), side, side, 3), np.uint8)
+    group_N = groups_of(result).group_N
     for picture, place in zip(pictures, range(len(chosen)), strict=True):
-        label = int(result.labels_N[chosen[place]])
-        framed[place] = rgb(color_of(label)) if result.image_data.classes else BACKGROUND
+        framed[place] = rgb(color_of(int(group_N[chosen[place]])))
         framed[place, FRAME:-FRAME, FRAME:-FRAME] = picture
         if result.correct_N is not None and not result.correct_N[chosen[place]]:
             framed[place, : side // 5 + 1, : side // 5 + 1] = BACKGROUND
@@ -141,9 +141,7 @@ def _sheet(canvas_HW3: NDArray[np.uint8], result: EmbeddingResult, map_: Map, sh
     # A little more, since inches times dots may be just below a whole number of pixels.
     size = (round(0.37 * height) + 0.1) / CANVAS_DPI, (height + 0.1) / CANVAS_DPI
     with style():  # the canvas is white
-        margin = new_figure(*size)
-        margin.set_dpi(CANVAS_DPI)
-        margin.set_layout_engine("none")
+        margin = Figure(figsize=size, dpi=CANVAS_DPI)
         scale = height / CANVAS_DPI / 10
         margin_text(margin, result, map_, 0.04, scale, CORNER)
         if shown < len(result.labels_N):

@@ -1,7 +1,7 @@
 """Figures of a saliency result.
 
 Red is evidence for the class, blue is evidence against it. Gradients of single pixels spike, so
-their colour scale ends at a high percentile, and the colour bar has an arrow there.
+their colour scale ends at a high percentile, and the colour bar says so.
 """
 
 from collections.abc import Sequence
@@ -11,18 +11,27 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from cnnviz.core.output.drawing import bare, title, under
+from cnnviz.core.output.layout import Cell, board, in_rows, picture
 from cnnviz.core.output.options import Look
-from cnnviz.core.output.overlays import draw_map, draw_picture, outline_pixels, panels, photograph
+from cnnviz.core.output.overlays import (
+    MOST_COLUMNS,
+    Scale,
+    draw_picture,
+    outline_pixels,
+    paint_map,
+    photograph,
+    scales,
+)
 from cnnviz.gradients.options import Method
 from cnnviz.gradients.results import ClassMap, SaliencyResult
 
 CLIPPED_ABOVE = 99.5  # percentile of the magnitude
 BAR_LABELS = {
-    Method.GRADIENT: "|d logit / d normalised pixel|",
-    Method.GRADIENT_X_INPUT: "gradient x normalised pixel",
-    Method.GRAD_CAM: "weighted sum of the layer's maps",
+    Method.GRADIENT: "|gradient| of the logit by the normalised pixel",
+    Method.GRADIENT_X_INPUT: "gradient × normalised pixel",
+    Method.GRAD_CAM: "Grad-CAM (weighted sum of the layer's maps)",
 }
+Pixels = NDArray[np.uint8]
 
 
 def draw(
@@ -36,10 +45,17 @@ def draw(
         lines: a line under each panel of the overlay, or none.
     """
     look = look or Look()
+    beneath, columns = photograph(result.working), look.columns or MOST_COLUMNS
+    over = [_input(result, beneath), *_maps(result, look, beneath, lines)]
     return {
-        "overlay.png": _panels(result, look, photograph(result.working), lines),
-        "heatmap.png": _panels(result, look, None),
+        "overlay.png": board(in_rows(over, columns)),
+        "heatmap.png": board(in_rows(_maps(result, look, None), columns)),
     }
+
+
+def preview(result: SaliencyResult) -> Figure | None:
+    """The figure that a notebook shows."""
+    return draw(result)["overlay.png"] if result.working else None
 
 
 def draw_comparison(result: SaliencyResult, look: Look | None = None) -> Figure:
@@ -47,21 +63,24 @@ def draw_comparison(result: SaliencyResult, look: Look | None = None) -> Figure:
     look = look or Look()
     beneath, size = photograph(result.working), _size(result)
     pairs = [(entry, entry.comparison) for entry in result.targets if entry.comparison]
-    figure, axes = panels(3 * len(pairs), size, columns=3)
-    for row, (entry, other) in enumerate(pairs):
-        left, middle, right = axes[3 * row : 3 * row + 3]
-        draw_picture(left, beneath, size, grey=False)
-        title(left, class_line(result, entry))
-        _map(middle, result, entry, look, beneath)
-        title(middle, f"{_method_line(result)}\n{other.seconds:.2f} s")
-        other_HW = other.other_HW.numpy()
-        draw_map(right, other_HW, look, other.other_unit, over=beneath, one_sided=True)
+    others = [other.other_HW.numpy() for _, other in pairs]
+    ends = scales(others, look, pairs[0][1].other_unit)
+    rows = []
+    for place, cell in enumerate(_maps(result, look, beneath)):
+        other, scale = pairs[place][1], ends[place]
         value = other.rank_correlation
         shown = "none (a map is constant)" if value is None else f"{value:.2f}"
-        title(right, f"{other.with_}\n{other.other_seconds:.2f} s, rank correlation {shown}")
-        for cell in (left, middle, right):
-            bare(cell)
-    return figure
+        title = f"{other.with_}\n{other.other_seconds:.2f} s, rank correlation {shown}"
+
+        def paint(
+            axes: Axes, map_HW: NDArray[np.float32] = others[place], scale: Scale = scale
+        ) -> None:
+            paint_map(axes, map_HW, scale, look.display, beneath)
+
+        rows.append(
+            [_input(result, beneath), cell, picture(paint, size, title, "", scale.bar_over)]
+        )
+    return board(rows)
 
 
 def _size(result: SaliencyResult) -> tuple[int, int]:
@@ -69,22 +88,39 @@ def _size(result: SaliencyResult) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _panels(
-    result: SaliencyResult,
-    look: Look,
-    over: NDArray[np.uint8] | None,
-    lines: Sequence[str] = (),
-) -> Figure:
-    figure, axes = panels(len(result.targets), _size(result), columns=look.columns)
-    for number, (cell, entry) in enumerate(zip(axes, result.targets, strict=True)):
-        _map(cell, result, entry, look, over)
-        if result.reading is not None:
-            outline_pixels(cell, result.reading.of(entry.index).numpy(), _size(result))
-        title(cell, f"{class_line(result, entry)}\n{_method_line(result)}")
-        bare(cell)
-        if lines:
-            under(cell, lines[number])
-    return figure
+def _input(result: SaliencyResult, beneath: Pixels) -> Cell:
+    size = _size(result)
+    return picture(lambda axes: draw_picture(axes, beneath, size), size, "input")
+
+
+def _maps(
+    result: SaliencyResult, look: Look, over: Pixels | None, lines: Sequence[str] = ()
+) -> list[Cell]:
+    """A cell for each class."""
+    size, maps = _size(result), [entry.map_HW.numpy() for entry in result.targets]
+    ends = None
+    if result.method is not Method.GRAD_CAM:
+        ends = [float(np.percentile(np.abs(map_HW), CLIPPED_ABOVE)) for map_HW in maps]
+    shown = scales(maps, look, unit(result), one_sided=True, ends=ends)
+    cells = []
+    for place, (entry, map_HW, scale) in enumerate(zip(result.targets, maps, shown, strict=True)):
+
+        def paint(
+            axes: Axes,
+            entry: ClassMap = entry,
+            map_HW: NDArray[np.float32] = map_HW,
+            scale: Scale = scale,
+        ) -> None:
+            paint_map(axes, map_HW, scale, look.display, over)
+            if result.reading is not None:
+                outline_pixels(axes, result.reading.of(entry.index).numpy(), size)
+
+        title = f"{class_line(result, entry)}\n{_method_line(result)}"
+        if other := entry.comparison:
+            title += f", {other.seconds:.2f} s"
+        bar = scale.bar if over is None else scale.bar_over
+        cells.append(picture(paint, size, title, lines[place] if lines else "", bar))
+    return cells
 
 
 def unit(result: SaliencyResult) -> str:
@@ -101,12 +137,3 @@ def _method_line(result: SaliencyResult) -> str:
     method = f"{result.method} at {result.layer}" if result.layer else str(result.method)
     where = result.place or "mean over its pixels"
     return method if result.reading is None else f"{method}\n{where}"
-
-
-def _map(
-    axes: Axes, result: SaliencyResult, entry: ClassMap, look: Look, over: NDArray[np.uint8] | None
-) -> None:
-    limit, values_HW = look.scale, entry.map_HW.numpy()
-    if limit is None and result.method is not Method.GRAD_CAM:
-        limit = float(np.percentile(np.abs(values_HW), CLIPPED_ABOVE))
-    draw_map(axes, values_HW, look, unit(result), over=over, one_sided=True, limit=limit)

@@ -1,37 +1,39 @@
 """Figures of an occlusion experiment.
 
-A figure has one panel per class and mask. Maps are drawn with diverging colours symmetric about
-zero: red is evidence for the class (occluding it hurts), blue is evidence against it. Under an
-overlay the image is grey, so that every colour is the map's.
+A figure begins with the image and has a panel per class and mask. Maps have diverging colours
+symmetric about zero: red is evidence for the class (occluding it hurts), blue is evidence against
+it. All panels of a figure have one scale unless another one is requested.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.output.drawing import add_colorbar, bare, escape, image_pixels, title, under
+from cnnviz.core.maps import agreement
+from cnnviz.core.output.drawing import image_pixels, label_axes
+from cnnviz.core.output.layout import Bar, Cell, Entry, board, in_rows, picture, plot
 from cnnviz.core.output.options import Look
 from cnnviz.core.output.overlays import (
     MOST_COLUMNS,
-    draw_map,
+    Scale,
+    cmap_of,
     draw_picture,
+    enlarged,
     hatch_pixels,
-    legend,
     outline_pixels,
-    panels,
+    paint_kinds,
+    paint_map,
+    scales,
 )
-from cnnviz.core.output.style import BLUE, FONT_SIZE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW
+from cnnviz.core.output.style import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW
 from cnnviz.occlusion.masks import Grid
 from cnnviz.occlusion.measurement import Activation
 from cnnviz.occlusion.options import MapKind, Score, Upsample
@@ -39,20 +41,27 @@ from cnnviz.occlusion.results import Agreement, OcclusionResult, Panel, Sufficie
 from cnnviz.occlusion.sufficient import HELD
 
 LEGEND_CLASSES = 9
-OTHER_GRAY = "#d9d9d9"
-UNCHANGED = "#ffffff"  # in the legend; on the image such positions are left clear
+OTHER_GRAY = "#8c8c8c"
+FLIPPED = 0.7
+"""Opacity of the colour of a class that becomes the prediction."""
 # Okabe and Ito's colours, distinct for people with colour-blindness, and a brown.
 CLASS_COLOURS = (
     ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE, "#000000", "#8C6D46",
 )  # fmt: skip
 DISAGREEMENT = (
-    ("occlusion only", BLUE, "////"),
-    ("the gradient only", GREEN, "\\\\\\\\"),
+    Entry("occlusion only", BLUE, "////"),
+    Entry("the gradient only", GREEN, "\\\\\\\\"),
 )
-BAR_LABELS = {
-    Score.PROBABILITY: "drop of the probability when occluded",
-    Score.LOGIT: "drop of the logit when occluded",
-    Score.LOSS: "rise of the loss −log p when occluded",
+COMPARED = {
+    Score.PROBABILITY: "drop of the probability",
+    Score.LOGIT: "drop of the logit",
+    Score.LOSS: "rise of −log p",
+}
+PER_PIXEL = {
+    Upsample.COVERAGE: "mean {} over the masks that cover a pixel",
+    Upsample.DENSITY: "mean {} over the masks that cover a pixel (fewer at the rim count as 0)",
+    Upsample.BILINEAR: "{} with a mask centred here (interpolated)",
+    Upsample.NEAREST: "{} with a mask centred here",
 }
 Pixels = NDArray[np.uint8]
 
@@ -66,7 +75,7 @@ def draw(
     """Draws all figures of one result, by file name.
 
     `overlay.png` (map over image), `heatmap.png` (map alone), `probability.png` (the class's
-    probability at each position: blue where occluding hurts), `label.png` (the most probable class
+    probability at each position: dark where occluding hurts), `label.png` (the most probable class
     at each position), with a gradient `agreement.png`, with `--sufficient` `sufficient.png` and,
     with `--layer`, `activation.png`. A regression has `value.png` in place of `probability.png` and
     `label.png`; where each class is read at its own pixels, there is no `label.png`.
@@ -83,10 +92,8 @@ def draw(
     has_classes = result.measured.head.has_classes
     figures = {
         "overlay.png": draw_overlay(result, look, backdrop, lines),
-        "heatmap.png": _grid(result, look, lambda cell, panel: _map(cell, result, panel, look)),
-        "probability.png" if has_classes else "value.png": _grid(
-            result, look, lambda cell, panel: _reading(cell, result, panel)
-        ),
+        "heatmap.png": _grid(result, look, _maps(result, look, None)),
+        "probability.png" if has_classes else "value.png": _readings(result, look),
     }
     reading = result.measured.reading
     if has_classes and (reading is None or reading.pointed):
@@ -94,10 +101,15 @@ def draw(
     if any(result.agreements):
         figures["agreement.png"] = _agreements(result, look, beneath)
     if result.sufficient:
-        figures["sufficient.png"] = _sufficiencies(result, result.sufficient)
+        figures["sufficient.png"] = _sufficiencies(result, result.sufficient, beneath)
     if result.activation:
-        figures["activation.png"] = _activation(result, result.activation)
+        figures["activation.png"] = _activation(result, result.activation, look, beneath)
     return figures
+
+
+def preview(result: OcclusionResult) -> Figure | None:
+    """The figure that a notebook shows."""
+    return draw_overlay(result, Look()) if result.measured else None
 
 
 def draw_overlay(
@@ -106,58 +118,83 @@ def draw_overlay(
     backdrop: Pixels | None = None,
     lines: Sequence[str] = (),
 ) -> Figure:
-    """Draws `overlay.png` only: the map over the image; see `draw`."""
+    """Draws `overlay.png` only: the image, and the map over it; see `draw`."""
     beneath = input_pixels(result) if backdrop is None else backdrop
-    return _grid(result, look, lambda cell, panel: _map(cell, result, panel, look, beneath), lines)
+    return _grid(result, look, _maps(result, look, beneath, lines), beneath)
 
 
-def _columns(result: OcclusionResult, look: Look) -> int:
-    """A row per class and a column per mask; a single mask's panels are wrapped."""
-    if look.columns is not None:
-        return look.columns
-    masks = len(result.measured.grids)
-    return masks if 1 < masks <= MOST_COLUMNS else MOST_COLUMNS
+def input_pixels(result: OcclusionResult) -> Pixels:
+    """The working image as uint8 (H, W, 3), for `input.png`."""
+    return image_pixels(result.measured.image)
+
+
+def _input(result: OcclusionResult, beneath: Pixels) -> Cell:
+    """The image in colour, with its prediction."""
+    size, top = result.measured.size, result.prediction
+    text = f"{top.class_}, {result.measured.head.text(top.reading)}" if top else ""
+    return picture(
+        lambda axes: draw_picture(axes, beneath, size), size, "input" + f"\n{text}" * bool(text)
+    )
 
 
 def _grid(
-    result: OcclusionResult,
-    look: Look,
-    paint: Callable[[Axes, Panel], None],
-    lines: Sequence[str] = (),
+    result: OcclusionResult, look: Look, cells: Sequence[Cell], beneath: Pixels | None = None
 ) -> Figure:
-    """A cell for each panel."""
-    size, columns = result.measured.size, _columns(result, look)
-    figure, axes = panels(len(result.targets), size, columns=columns)
-    for number, (cell, panel) in enumerate(zip(axes, result.targets, strict=True)):
-        paint(cell, panel)
-        title(cell, heading(result, panel))
-        bare(cell)
-        if lines:
-            under(cell, lines[number])
-    return figure
+    """The image, if there is one, and the panels: of several masks a row per class."""
+    masks = len(result.measured.grids)
+    first = [] if beneath is None else [_input(result, beneath)]
+    if look.columns is None and 1 < masks < MOST_COLUMNS:
+        rows = in_rows(cells, masks)
+        return board([[*first, *row] for row in rows])
+    return board(in_rows([*first, *cells], look.columns or MOST_COLUMNS))
+
+
+def _maps(
+    result: OcclusionResult, look: Look, over: Pixels | None, lines: Sequence[str] = ()
+) -> list[Cell]:
+    """A cell for each map that is drawn."""
+    maps = [map_HW.numpy() for map_HW in result.maps]
+    agreed = result.method is MapKind.AGREEMENT
+    cells = []
+    for number, (panel, values_HW, scale) in enumerate(
+        zip(result.targets, maps, scales(maps, look, unit(result), one_sided=agreed), strict=True)
+    ):
+        title, below = heading(result, panel), lines[number] if lines else ""
+        cells.append(_map(result, panel, title, values_HW, scale, look, over, below))
+    return cells
+
+
+def _map(
+    result: OcclusionResult,
+    panel: Panel,
+    title: str,
+    values_HW: NDArray[np.float32],
+    scale: Scale,
+    look: Look,
+    over: Pixels | None,
+    below: str = "",
+) -> Cell:
+    def paint(axes: Axes) -> None:
+        paint_map(axes, values_HW, scale, look.display, over)
+        _outline_read(axes, result, panel)
+
+    bar = scale.bar if over is None else scale.bar_over
+    return picture(paint, result.measured.size, title, below, bar)
 
 
 def heading(result: OcclusionResult, panel: Panel) -> str:
-    """Describes a panel: class, probability, mask and stride."""
+    """Describes a panel: class, probability before and after occlusion, mask and stride."""
     measured = result.measured
     note = " (true class)" if result.label and panel.index == result.label.index else ""
-    kind = "" if result.upsample is Upsample.COVERAGE else f", {result.upsample}"
     where = f"\n{measured.place or 'mean over its pixels'}" if measured.reading else ""
-    return f"{panel.class_}{note}  {measured.head.text(panel.reading)}\n{_mask(panel)}{kind}{where}"
+    change = measured.head.change_text(panel.reading, panel.occluded)
+    return (
+        f"{panel.class_}{note}  {change}\nmost important position occluded; {_mask(panel)}{where}"
+    )
 
 
 def _mask(panel: Panel) -> str:
     return f"mask {panel.grid.name}, stride {panel.stride}"
-
-
-def _map(
-    axes: Axes, result: OcclusionResult, panel: Panel, look: Look, over: Pixels | None = None
-) -> None:
-    agreed = panel.agreement if result.method is MapKind.AGREEMENT else None
-    shown = (agreed or panel).map_HW.numpy()
-    one_sided = agreed is not None
-    draw_map(axes, shown, look, unit(result), over=over, one_sided=one_sided, limit=look.scale)
-    _outline_read(axes, result, panel)
 
 
 def unit(result: OcclusionResult) -> str:
@@ -169,9 +206,10 @@ def unit(result: OcclusionResult) -> str:
 
 def _occlusion_unit(result: OcclusionResult) -> str:
     head = result.measured.head
+    compared = COMPARED[result.compared] if head.has_classes else "drop of the value"
     if result.compared is Score.LOGIT and head.probabilities_given:
-        return "drop of the log-odds when occluded"
-    return BAR_LABELS[result.compared] if head.has_classes else "drop of the value when occluded"
+        compared = "drop of the log-odds"
+    return PER_PIXEL[result.upsample].format(compared)
 
 
 def _agreement_unit(together: Agreement) -> str:
@@ -186,112 +224,179 @@ def _outline_read(axes: Axes, result: OcclusionResult, panel: Panel) -> None:
 
 
 def _agreements(result: OcclusionResult, look: Look, beneath: Pixels) -> Figure:
-    """A row for each panel: occlusion, gradient, and where the two agree and where they do not."""
+    """A row for each panel: image, occlusion, gradient, where the two agree and where not."""
     pairs = [(panel, panel.agreement) for panel in result.targets if panel.agreement]
-    figure, axes = panels(3 * len(pairs), result.measured.size, columns=3)
+    occluded = [panel.map_HW.numpy() for panel, _ in pairs]
+    traced = [both.gradient_HW.numpy() for _, both in pairs]
+    agreed = [both.map_HW.numpy() for _, both in pairs]
+    free = replace(look, scale=look.scale if look.limit is None else Look().scale)
+    columns = (
+        scales(occluded, look, _occlusion_unit(result)),
+        scales(traced, free, "Grad-CAM (its own unit)", one_sided=True),
+        scales(agreed, free, _agreement_unit(pairs[0][1]), one_sided=True),
+    )
+    rows = []
     for row, (panel, together) in enumerate(pairs):
-        left, middle, right = axes[3 * row : 3 * row + 3]
-        occlusion, unit_text = panel.map_HW.numpy(), _occlusion_unit(result)
-        draw_map(left, occlusion, look, unit_text, over=beneath, limit=look.scale)
-        title(left, heading(result, panel))
-        traced = together.gradient_HW.numpy()
-        draw_map(middle, traced, look, "weighted sum of its maps", over=beneath, one_sided=True)
-        title(middle, together.with_.replace(" at ", "\nat "))
-        shown = together.map_HW.numpy()
-        draw_map(right, shown, look, _agreement_unit(together), over=beneath, one_sided=True)
-        for inside_HW, (_text, colour, hatch) in zip(
-            (together.only_occlusion_HW, together.only_gradient_HW), DISAGREEMENT, strict=True
-        ):
-            hatch_pixels(right, inside_HW.numpy(), colour, hatch)
         correlation = together.rank_correlation
         text = "none (a map is constant)" if correlation is None else f"{correlation:.2f}"
-        title(right, f"where both see evidence\nrank correlation {text}")
-        for cell in (left, middle, right):
-            _outline_read(cell, result, panel)
-            bare(cell)
-    legend(figure, DISAGREEMENT)
-    return figure
+        titles = (
+            heading(result, panel),
+            together.with_.replace(" at ", "\nat "),
+            f"both\nrank correlation {text}",
+        )
+        maps = (occluded[row], traced[row], agreed[row])
+        cells = [
+            _map(result, panel, title, values_HW, scale[row], look, beneath)
+            for title, values_HW, scale in zip(titles, maps, columns, strict=True)
+        ]
+        cells[2] = _both(
+            cells[2], together, (occluded[row], traced[row]), columns[2][row], look, beneath
+        )
+        rows.append([_input(result, beneath), *cells])
+    return board(rows, legend=DISAGREEMENT)
 
 
-def _sufficiencies(result: OcclusionResult, entries: Sequence[Sufficiency]) -> Figure:
-    """A row for each class: the sufficient region, the losing region, and the search."""
-    image = result.measured.image
-    figure, axes = panels(3 * len(entries), result.measured.size, columns=3)
-    for row, entry in enumerate(entries):
-        left, middle, right = axes[3 * row : 3 * row + 3]
+def _both(
+    cell: Cell,
+    together: Agreement,
+    parts: Sequence[NDArray[np.float32]],
+    scale: Scale,
+    look: Look,
+    beneath: Pixels,
+) -> Cell:
+    """The agreement, interpolated as its parts are, hatched where only one sees evidence."""
+
+    def joined(size: tuple[int, int]) -> NDArray[np.float32]:
+        maps = [torch.from_numpy(enlarged(part, size, look.display)) for part in parts]
+        return agreement(*maps).numpy()
+
+    def paint(axes: Axes) -> None:
+        paint_map(axes, together.map_HW.numpy(), scale, look.display, beneath, joined)
+        for inside_HW, entry in zip(
+            (together.only_occlusion_HW, together.only_gradient_HW), DISAGREEMENT, strict=True
+        ):
+            hatch_pixels(axes, inside_HW.numpy(), entry.colour, entry.hatch)
+
+    return replace(cell, paint=paint)
+
+
+def _sufficiencies(
+    result: OcclusionResult, entries: Sequence[Sufficiency], beneath: Pixels
+) -> Figure:
+    """A row for each class: the image, the sufficient region, the losing region, the search."""
+    image, size = result.measured.image, result.measured.size
+    rows = []
+    for entry in entries:
         region, losing = entry.region, entry.losing
         kept_HW = entry.pixels_of(region)
-        _draw_replaced(left, image, entry.fill_CHW, kept_HW)
-        title(
-            left,
-            f"{entry.class_}: {100 * region.share:.1f} % of the image is enough,\n"
-            f"p = {region.probability:.3f} "
-            f"(full image {entry.reading:.3f}, rest {entry.without:.3f})",
+        kept = (
+            f"{100 * region.share:.1f} % of the image is enough\n"
+            f"p({entry.class_}) = {region.probability:.2f} "
+            f"(full image {entry.reading:.2f}, without this region {entry.without:.2f})"
         )
-        if losing is None:
-            _draw_replaced(middle, image, entry.fill_CHW, torch.zeros_like(kept_HW))
-            title(middle, "fully occluded,\nthe class is not lost")
-        else:
-            _draw_replaced(middle, image, entry.fill_CHW, ~entry.pixels_of(losing))
-            title(
-                middle,
-                f"occluding {100 * losing.share:.1f} % leaves p = {losing.probability:.3f}:\n"
-                f"{entry.lost_when}",
+        shown = torch.zeros_like(kept_HW)
+        lost = "The class is never lost\neven with everything occluded"
+        if losing is not None:
+            shown = ~entry.pixels_of(losing)
+            lost = (
+                f"Occluding {100 * losing.share:.1f} % loses the class\n"
+                f"p({entry.class_}) = {losing.probability:.2f}: {entry.lost_when}"
             )
-        _curves(right, entry)
-        for cell in (left, middle):
-            bare(cell)
-    return figure
+        cells = [
+            picture(_replaced(image, entry.fill_CHW, pixels_HW), size, title)
+            for pixels_HW, title in ((kept_HW, kept), (shown, lost))
+        ]
+        rows.append([_input(result, beneath), *cells, _curves(entry, cells[0].height)])
+    return board(
+        rows,
+        legend=(
+            Entry("only these cells kept", BLUE, marker="-"),
+            Entry("these cells occluded", RED, marker="-"),
+            Entry(f"{100 * HELD:.0f} % of the original probability", "#888888", marker="-"),
+        ),
+    )
 
 
-def _draw_replaced(axes: Axes, image: WorkingImage, fill_CHW: Tensor, kept_HW: Tensor) -> None:
+def _replaced(image: WorkingImage, fill_CHW: Tensor, kept_HW: Tensor) -> Callable[[Axes], None]:
     """Draws what the network sees with only those pixels kept."""
     seen = replace(image, pixels=torch.where(kept_HW, image.pixels, fill_CHW))
-    draw_picture(axes, image_pixels(seen), (kept_HW.shape[0], kept_HW.shape[1]), grey=False)
+    size = (int(kept_HW.shape[0]), int(kept_HW.shape[1]))
+    return lambda axes: draw_picture(axes, image_pixels(seen), size)
 
 
-def _curves(axes: Axes, entry: Sufficiency) -> None:
+def _curves(entry: Sufficiency, height: float) -> Cell:
     """The class's probability while cells are kept alone, or occluded, most important first."""
-    shares = np.linspace(0, 100, len(entry.kept_curve))
-    axes.plot(shares, entry.kept_curve.numpy(), color=BLUE, label="only these kept")
-    axes.plot(shares, entry.covered_curve.numpy(), color=RED, label="these occluded")
-    axes.axhline(HELD * entry.reading, color="#555555", linewidth=0.8, linestyle=":")
-    axes.set_xlim(0, 100)
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_xlabel("% of the cells, most important by occlusion first", fontsize=FONT_SIZE - 1)
-    axes.set_ylabel("probability of the class", fontsize=FONT_SIZE - 1)
-    axes.tick_params(labelsize=FONT_SIZE - 2)
-    axes.legend(fontsize=FONT_SIZE - 1, frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    title(axes, f"dotted: {100 * HELD:.0f} % of the original probability")
+
+    def paint(axes: Axes) -> None:
+        shares = np.linspace(0, 100, len(entry.kept_curve))
+        axes.plot(shares, entry.kept_curve.numpy(), color=BLUE)
+        axes.plot(shares, entry.covered_curve.numpy(), color=RED)
+        axes.axhline(HELD * entry.reading, color="#888888", linewidth=0.8, linestyle=":")
+        axes.set(xlim=(0, 100), ylim=(-0.02, 1.02))
+        label_axes(axes, "% of the cells, most important first", f"p({entry.class_})")
+
+    return plot(paint, "Probability by the share of cells", height=height - 30, width=230)
 
 
-def _edges(grid: Grid, axis: int, length: int) -> np.ndarray:
-    """Cell borders along one axis: half-way between mask centres, and the image's own edges."""
+def _cell_of_pixels(grid: Grid, size: tuple[int, int]) -> NDArray[np.intp]:
+    """(H, W): the position whose mask's centre is nearest to each pixel."""
     rows, columns = grid.shape
     boxes = grid.boxes_P4.reshape(rows, columns, 4).double().numpy()
-    line = boxes[:, 0] if axis == 0 else boxes[0]
-    centers = (line[:, axis] + line[:, axis + 2]) / 2
-    return np.array([0.0, *(centers[:-1] + centers[1:]) / 2, float(length)])
+    nearest = []
+    for axis, (line, length) in enumerate(zip((boxes[:, 0], boxes[0]), size, strict=True)):
+        centres = (line[:, axis] + line[:, axis + 2]) / 2
+        edges = (centres[:-1] + centres[1:]) / 2
+        nearest.append(np.searchsorted(edges, np.arange(length) + 0.5))
+    return np.asarray(nearest[0][:, None] * columns + nearest[1], np.intp)
 
 
-def _cells(
-    axes: Axes, panel: Panel, size: tuple[int, int], values: np.ndarray, **options: Any
-) -> ScalarMappable:
-    """Draws one value per position, each in the cell of the image that is nearest to its mask."""
-    x_edges, y_edges = _edges(panel.grid, 1, size[1]), _edges(panel.grid, 0, size[0])
-    shown = axes.pcolormesh(x_edges, y_edges, values.reshape(panel.grid.shape), **options)
-    axes.set_xlim(0, size[1])
-    axes.set_ylim(size[0], 0)
-    axes.set_aspect("equal")
-    return shown
+def _centred_scale(values: Sequence[NDArray[np.floating]], original: float, what: str) -> Scale:
+    """Colours that are neutral at the original value: blue below, red above."""
+    limit = max(*(float(np.abs(v - original).max(initial=0.0)) for v in values), 1e-12)
+    label = f"{what} with a mask here, compared with the original"
+    return Scale(original - limit, original + limit, cmap_of("RdBu_r"), label, 1.0, fading=False)
 
 
-def _reading(axes: Axes, result: OcclusionResult, panel: Panel) -> None:
-    values = panel.probabilities_P.numpy()
-    shown = _cells(axes, panel, result.measured.size, values, cmap="RdYlBu_r")
-    what = "probability of the class" if result.measured.head.has_classes else "value"
-    add_colorbar(shown, axes, f"{what} with this position occluded")
+def _readings(result: OcclusionResult, look: Look) -> Figure:
+    """The class's probability at each position; all panels have one sequential scale."""
+    has_classes = result.measured.head.has_classes
+    values = [panel.probabilities_P.numpy() for panel in result.targets]
+    what = "probability of the class" if has_classes else "value"
+    readings = [panel.reading for panel in result.targets]
+    low = 0.0 if has_classes else float(min(*readings, *(v.min() for v in values)))
+    high = max(*readings, *(float(v.max()) for v in values), low + 1e-12)
+    label = f"{what} with a mask centred here"
+    scale = Scale(low, high, cmap_of("viridis"), label, 1.0, fading=False)
+    cells = []
+    for panel, values_P in zip(result.targets, values, strict=True):
+        title = f"{panel.class_}  {result.measured.head.text(panel.reading)}\n{_mask(panel)}"
+        bar = scale.bar
+        if len({panel.index for panel in result.targets}) == 1:
+            bar = replace(bar, mark=(panel.reading, "original"))
+        cells.append(_positions(result, panel, values_P, scale, look, title, bar))
+    return _grid(result, look, _one_bar(cells))
+
+
+def _one_bar(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells with the first one's bar."""
+    return [replace(cell, bar=cells[0].bar) for cell in cells]
+
+
+def _positions(
+    result: OcclusionResult,
+    panel: Panel,
+    values_P: NDArray[np.floating],
+    scale: Scale,
+    look: Look,
+    title: str,
+    bar: Bar,
+) -> Cell:
+    """A value of each position, each in the pixels that are nearest to its mask."""
+    size = result.measured.size
+    values_HW = values_P.astype(np.float32)[_cell_of_pixels(panel.grid, size)]
+    return picture(
+        lambda axes: paint_map(axes, values_HW, scale, look.display), size, title, bar=bar
+    )
 
 
 def _by_mask(result: OcclusionResult) -> list[Panel]:
@@ -300,56 +405,59 @@ def _by_mask(result: OcclusionResult) -> list[Panel]:
 
 
 def _labels(result: OcclusionResult, beneath: Pixels) -> Figure:
-    """The most probable class at each position, one panel per mask, one legend for all."""
+    """The most probable class at each position where it is another one, a panel per mask."""
     measured, size, by_mask = result.measured, result.measured.size, _by_mask(result)
     predicted = int(measured.base_logits_K.argmax())
     winners = np.concatenate([panel.winners_P.numpy() for panel in by_mask])
     classes, counts = np.unique(winners[winners != predicted], return_counts=True)
-    ranked = classes[np.argsort(-counts, kind="stable")]
-    shown, rest = ranked[:LEGEND_CLASSES], ranked[LEGEND_CLASSES:]
-    colours = [UNCHANGED, *CLASS_COLOURS[: len(shown)], OTHER_GRAY]
-    code = np.full(len(measured.labels), len(colours) - 1)
-    code[predicted] = 0
-    code[shown] = np.arange(1, len(shown) + 1)
-    figure, axes = panels(len(by_mask), size, legend=1.8)
-    for cell, panel in zip(axes, by_mask, strict=True):
-        draw_picture(cell, beneath, size)
-        codes = np.ma.masked_equal(code[panel.winners_P.numpy()], 0)
-        limits = {"vmin": -0.5, "vmax": len(colours) - 0.5}
-        _cells(cell, panel, size, codes, cmap=ListedColormap(colours), alpha=0.75, **limits)
-        title(cell, f"most probable class\n{_mask(panel)}")
-        bare(cell)
-    total = len(winners)
-    names = [
-        (measured.labels[index], int((winners == index).sum()) / total)
-        for index in (predicted, *shown)
-    ]
-    names[0] = (f"{names[0][0]} (as original)", names[0][1])
-    if len(rest):
-        names.append((f"{len(rest)} other classes", float(np.isin(winners, rest).mean())))
-    handles = [
-        Patch(
-            facecolor=colour, edgecolor="#555555", label=escape(f"{name[:40]}  {100 * share:.1f} %")
+    ranked = classes[np.argsort(-counts, kind="stable")].tolist()
+    colours = dict(zip(ranked, CLASS_COLOURS[:LEGEND_CLASSES], strict=False))
+    codes = np.zeros(len(measured.labels), np.intp)
+    codes[ranked] = len(colours) + 1
+    codes[list(colours)] = np.arange(1, len(colours) + 1)
+    opaque = [(*to_rgb(colour), FLIPPED) for colour in (*colours.values(), OTHER_GRAY)]
+    rgba = np.array([(0.0, 0.0, 0.0, 0.0), *opaque], np.float32)
+    cells = []
+    for panel in by_mask:
+        kinds = codes[panel.winners_P.numpy()][_cell_of_pixels(panel.grid, size)]
+        share = float((panel.winners_P.numpy() != predicted).mean())
+        title = f"prediction flips at {100 * share:.1f} % of the positions\n{_mask(panel)}"
+        cells.append(
+            picture(lambda axes, kinds=kinds: paint_kinds(axes, kinds, rgba, beneath), size, title)  # type: ignore[misc]
         )
-        for colour, (name, share) in zip(colours, names, strict=False)
+    shares = {index: float((winners == index).mean()) for index in ranked}
+    name = measured.labels[predicted]
+    legend = [
+        Entry(f"{measured.labels[index]} {100 * shares[index]:.1f} %", colour)
+        for index, colour in colours.items()
     ]
-    figure.legend(handles=handles, loc="outside right upper", fontsize=FONT_SIZE - 1, frameon=False)
-    return figure
+    if rest := ranked[len(colours) :]:
+        share = sum(shares[index] for index in rest)
+        legend.append(Entry(f"{len(rest)} other classes {100 * share:.1f} %", OTHER_GRAY))
+    share = float((winners == predicted).mean())
+    legend.append(Entry(f"no colour: {name} (unchanged) {100 * share:.1f} %", "none", edge="#888"))
+    return board(in_rows(cells, MOST_COLUMNS), legend=legend)
 
 
-def _activation(result: OcclusionResult, activation: Activation) -> Figure:
+def _activation(
+    result: OcclusionResult, activation: Activation, look: Look, beneath: Pixels
+) -> Figure:
     """The channel's sum at each position: blue where occlusion takes away its stimulus."""
     by_mask = _by_mask(result)
-    figure, axes = panels(len(by_mask), result.measured.size)
     parts = torch.split(activation.sums_P, [panel.positions for panel in by_mask])
-    for cell, panel, sums_P in zip(axes, by_mask, parts, strict=False):
-        shown = _cells(cell, panel, result.measured.size, sums_P.numpy(), cmap="RdYlBu_r")
-        add_colorbar(shown, cell, f"summed activation ({activation.sum:.4g} in the original)")
-        title(cell, f"{activation.layer}, channel {activation.channel}\n{_mask(panel)}")
-        bare(cell)
-    return figure
-
-
-def input_pixels(result: OcclusionResult) -> Pixels:
-    """The working image as uint8 (H, W, 3), for `input.png`."""
-    return image_pixels(result.measured.image)
+    values = [sums_P.numpy() for sums_P in parts]
+    scale = _centred_scale(values, activation.sum, "summed activation")
+    bar = replace(scale.bar, mark=(activation.sum, "original"))
+    cells = [
+        _positions(
+            result,
+            panel,
+            sums_P,
+            scale,
+            look,
+            f"{activation.layer}, channel {activation.channel}\n{_mask(panel)}",
+            bar,
+        )
+        for panel, sums_P in zip(by_mask, values, strict=False)
+    ]
+    return _grid(result, look, cells, beneath)

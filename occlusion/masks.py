@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cnnviz.core.data.images import Preprocess
 from cnnviz.core.errors import UsageError
+from cnnviz.core.lazy import torchvision
 from cnnviz.occlusion.options import Border
 
 # Of the shorter side: what points best on images with known objects (docs/truth.md), and the
@@ -45,12 +46,18 @@ class Grid:
 def masks_and_stride(
     size: tuple[int, int], masks: tuple[tuple[int, int], ...], stride: int | None
 ) -> tuple[tuple[tuple[int, int], ...], int]:
-    """Returns masks and stride; those not given are shares of the shorter side of the image."""
+    """Returns masks and stride; those not given are shares of the shorter side of the image.
+
+    The mask's side is the nearest multiple of the stride, so that every pixel lies under as many
+    masks as its neighbours and the map has no seams.
+    """
     given = bool(masks) or stride is not None
     mask_share = CLASSIC_MASK_SHARE if given else MASK_SHARE
     stride_share = CLASSIC_STRIDE_SHARE if given else STRIDE_SHARE
-    side, step = (max(1, round(share * min(size))) for share in (mask_share, stride_share))
-    return masks or ((side, side),), step if stride is None else stride
+    step = max(1, round(stride_share * min(size))) if stride is None else stride
+    side = max(1, round(mask_share * min(size) / step)) * step
+    side = side if side <= min(size) else max(1, round(mask_share * min(size)))
+    return masks or ((side, side),), step
 
 
 def inside_boxes(boxes_N4: Tensor, size: tuple[int, int]) -> Tensor:
@@ -151,7 +158,6 @@ def _blur(pixels_CHW: Tensor) -> Tensor:
     reach = min(int(3 * sigma + 0.5), shorter - 1)  # reflection cannot reach past the image
     if reach == 0:
         return pixels_CHW.clone()
-    from torchvision.transforms.v2 import functional
-
+    functional = torchvision("transforms.v2.functional")
     blurred: Tensor = functional.gaussian_blur(pixels_CHW, [2 * reach + 1] * 2, [sigma] * 2)
     return blurred

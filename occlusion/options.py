@@ -78,7 +78,7 @@ class PanelSpec(Spec):
         Score | None,
         Option(
             "Score to compare before and after occlusion. Default: loss, or probability with a "
-            "--mask or --stride; for render that of the run."
+            "--mask or --stride."
         ),
     ] = None
     upsample: Annotated[
@@ -86,7 +86,7 @@ class PanelSpec(Spec):
         Option(
             "How pixels get values from positions: mean over the masks that cover them (coverage), "
             "sum over them divided by the largest number of masks (density), or interpolation. "
-            "Default: density, or coverage with a --mask or --stride; for render that of the run."
+            "Default: density, or coverage with a --mask or --stride."
         ),
     ] = None
     label: Annotated[

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cnnviz.core.output.notebook import Displayed
 from cnnviz.core.output.record import (
     ABSENT,
     OPTIONAL,
@@ -89,9 +90,15 @@ class Panel(Judged, ClassRecord):
     mask: Sides
     stride: Positive
     positions: Positive
-    max_drop: Annotated[float, Says("largest position value, in the score's units")]
+    max_drop: Annotated[
+        float, Says("largest position value, in the score's units: a drop, of the loss a rise")
+    ]
     max_drop_box: Annotated[Box, Says("y0, x0, y1, x1 in the working image")]
     mean_drop: Annotated[float, Says("mean position value, in the score's units")]
+    occluded: Annotated[
+        float | None,
+        Says("the class's probability (or value) with max_drop_box occluded", optional=True),
+    ] = None
     reliance: Annotated[
         float | None,
         Says("largest drop of the probability over the probability", maximum=1, optional=True),
@@ -159,7 +166,7 @@ def in_pixels(cells_Nrc: Tensor, cell: int, size: tuple[int, ...]) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class OcclusionResult(Record):
+class OcclusionResult(Displayed, Record):
     """One image: a measurement, and a panel per class and mask, classes outermost.
 
     `compared` is the score that the panels compare; of a regression `score` is "value". `folder`

@@ -35,6 +35,29 @@ for (let m = 0; m < which; m++) start += grids[m][0] * grids[m][1];
 const count = grids[which][0] * grids[which][1];
 const k = Number(of.value);
 
+const middle = (p, a) => (boxes[4 * p + a] + boxes[4 * p + a + 2]) / 2;
+
+function smoothed(pixels) {  // two means over a square of one step between positions, for display
+  const [nr, nc] = grids[which];
+  const steps = [nr > 1 ? middle(start + nc, 0) - middle(start, 0) : 1, nc > 1 ? middle(start + 1, 1) - middle(start, 1) : 1];
+  let now = pixels;
+  for (let pass = 0; pass < 4; pass++) {
+    const down = pass % 2 === 0, reach = Math.round(steps[down ? 0 : 1] / 2);
+    const [length, lines, next, skip] = down ? [H, W, W, 1] : [W, H, 1, W];
+    const after = new Float32Array(now.length);
+    for (let line = 0; line < lines; line++) {
+      const sums = new Float64Array(length + 1);
+      for (let i = 0; i < length; i++) sums[i + 1] = sums[i] + now[line * skip + i * next];
+      for (let i = 0; i < length; i++) {
+        const low = Math.max(i - reach, 0), high = Math.min(i + reach + 1, length);
+        after[line * skip + i * next] = (sums[high] - sums[low]) / (high - low);
+      }
+    }
+    now = after;
+  }
+  return now;
+}
+
 function draw() {
   const sum = new Float64Array((H + 1) * (W + 1)), over = new Float64Array((H + 1) * (W + 1));
   const rows = W + 1;
@@ -49,15 +72,16 @@ function draw() {
     for (let y = 0; y <= H; y++) for (let x = 1; x <= W; x++) table[y * rows + x] += table[y * rows + x - 1];
     for (let y = 1; y <= H; y++) for (let x = 0; x <= W; x++) table[y * rows + x] += table[(y - 1) * rows + x];
   }
-  const pixels = values.data.image[0];
+  let pixels = values.data.image[0];
   let most = 1, largest = 1e-12;
   for (let y = 0; y < H; y++) for (let x = 0; x < W; x++) most = Math.max(most, over[y * rows + x]);
   for (let y = 0; y < H; y++) for (let x = 0; x < W; x++) {
     const covering = Math.round(over[y * rows + x]);
     const value = covering ? sum[y * rows + x] / (density ? most : covering) : 0;
     pixels[(H - 1 - y) * W + x] = value;  // Bokeh's first row is the lowest
-    largest = Math.max(largest, Math.abs(value));
   }
+  if (display.value === "smooth") pixels.set(smoothed(pixels));
+  for (const value of pixels) largest = Math.max(largest, Math.abs(value));
   mapper.palette = palettes[colours.value];
   mapper.low = -largest;
   mapper.high = largest;
@@ -67,7 +91,7 @@ function draw() {
   drawWinners();
 }
 
-const HUES = ["#bdbdbd", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#7b4fa3", "#8c564b"];
+const HUES = ["#00000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#7b4fa3", "#8c564b"];
 
 function drawWinners() {
   const often = new Map();
@@ -76,7 +100,6 @@ function drawWinners() {
   const hue = new Map([[winner[0], HUES[0]], ...others.map((c, n) => [c, HUES[1 + n % (HUES.length - 1)]])]);
   const [nr, nc] = grids[which];
   const l = [], r = [], b = [], t = [], colour = [];
-  const middle = (p, a) => (boxes[4 * p + a] + boxes[4 * p + a + 2]) / 2;
   const edges = (n, axis, step) => {  // a position's cell ends half way to the next one's middle
     const mids = Array.from({length: n}, (_, i) => middle(start + i * step, axis));
     const inner = mids.slice(1).map((m, i) => (m + mids[i]) / 2);
@@ -90,13 +113,15 @@ function drawWinners() {
   winners.data = {l, r, b, t, colour};
   const list = document.createElement("div");
   if (head !== "none") {
-    const shares = [winner[0], ...others].map((c) => [c, (often.get(c) ?? 0) / count]);
-    const what = head === "softmax" ? "predicted" : "the strongest class";
-    list.append(element("span", `right: ${what} with the position occluded: `));
+    const shares = others.map((c) => [c, often.get(c) / count]);
+    const what = head === "softmax" ? "prediction" : "strongest class";
+    list.append(element("span", others.length ? `Right: ${what} with each region occluded, where it changes: ` : `Right: the ${what} stays ${labels[winner[0]]} wherever the image is occluded.`));
     for (const [c, share] of shares) {
-      const patch = element("span", " \u00a0\u00a0\u00a0 ");
+      const entry = element("span"), patch = element("span", " \u00a0\u00a0\u00a0 ");
+      entry.style.whiteSpace = "nowrap";
       patch.style.background = hue.get(c);
-      list.append(patch, element("span", ` ${labels[c]} ${(100 * share).toFixed(1)} %\u2003`));
+      entry.append(patch, ` ${labels[c]} ${(100 * share).toFixed(1)} %`);
+      list.append(entry, " \u2002");
     }
   }
   names.text = list.outerHTML;
@@ -135,11 +160,10 @@ function rest() {
   outline.data = {l: [], r: [], t: [], b: []};
   const values = Array.from({length: count}, (_, i) => harm(start + i + 1, k));
   const largest = values.indexOf(Math.max(...values));
-  const unit = score.value === "loss" && head !== "none" ? "rise of the loss" : `drop of the ${score.value}`;
   const [y0, x0, y1, x1] = boxOf(start + largest);
   const box = element("div");
-  box.append(element("b", "Point at a position to occlude it. "));
-  box.append(element("span", `${labels[k]}: largest ${unit} ${values[largest].toFixed(3)}, rows ${y0} to ${y1}, columns ${x0} to ${x1}; original ${reading(0, k).toFixed(3)}.`));
+  box.append(element("b", "Hover over the image to occlude a region. "));
+  box.append(element("span", `${labels[k]}: ${reading(0, k).toFixed(3)} → ${reading(start + largest + 1, k).toFixed(3)} with the most harmful region occluded (rows ${y0} to ${y1}, columns ${x0} to ${x1}).`));
   said.text = box.outerHTML;
 }
 

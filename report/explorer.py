@@ -16,15 +16,16 @@ from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from cnnviz.core.choices import LUMINANCE
 from cnnviz.report.look import LINES, WIDGETS, empty_figure, models, sheet, text_of
 from cnnviz.report.page import picture_address, script
 
-SIDE = 460
+SIDE = 400
 """Longer side of the picture on the page in pixels."""
 FEWEST = 8
 """Minimum number of classes if not all fit."""
-PALETTES = {"red and blue": "RdBu_r", "orange and purple": "PuOr_r", "grey": "gray"}
+OPACITY = 0.75
+"""Power of the value, relative to the largest, that gives a pixel's opacity."""
+PALETTES = {"red and blue": "RdBu_r", "orange and purple": "PuOr_r"}
 """Names of matplotlib's colour maps."""
 
 
@@ -103,12 +104,11 @@ def explore(explored: Explored, classes: int | None = None) -> Any:
     sides = round(width * scale), round(height * scale)
     left = _shrinking(sides[0] + 92, sides[1] + 34, ranges)
     right = _shrinking(sides[0] + 20, sides[1] + 34, ranges)
-    address = picture_address(_grey(explored.picture), 2 * SIDE)
+    address = picture_address(explored.picture, 2 * SIDE)
     for figure in (left, right):
         figure.axis.visible = False
         figure.image_url(url=[address], x=0, y=height, w=width, h=height)
-    shown = left.image("image", x=0, y=0, dw=width, dh=height, source=values, color_mapper=mapper,
-                       global_alpha=0.5)  # fmt: skip
+    shown = left.image("image", x=0, y=0, dw=width, dh=height, source=values, color_mapper=mapper)
     places = {"left": "l", "right": "r", "bottom": "b", "top": "t"}
     cells = right.quad(**places, fill_color="colour", line_color=None, source=winners, alpha=0.55)
     for figure in (left, right):
@@ -126,6 +126,7 @@ def explore(explored: Explored, classes: int | None = None) -> Any:
     )
     controls = _controls(explored, chosen)
     said, names = text_of(), text_of()
+    said.styles = {"flex": "1 1 200px", "max-width": "330px", "padding": "0 10px"}
     arguments = {
         **data,
         **controls,
@@ -149,8 +150,7 @@ def explore(explored: Explored, classes: int | None = None) -> Any:
     left.js_on_change("inner_width", draw)  # which it gets when it is first laid out
     return parts.Column(
         parts.Row(*controls.values(), sizing_mode="scale_width", styles={"flex-wrap": "wrap"}),
-        parts.Row(left, right, styles={"flex-wrap": "wrap"}, sizing_mode="stretch_width"),
-        said,
+        parts.Row(left, said, right, styles={"flex-wrap": "wrap"}, sizing_mode="stretch_width"),
         names,
         sizing_mode="stretch_width",
     )
@@ -164,12 +164,6 @@ def _shrinking(width: int, height: int, ranges: Mapping[str, Any]) -> Any:
     figure.max_width = width
     figure.styles = {"flex": f"1 1 {min(width, 300)}px"}
     return figure
-
-
-def _grey(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Makes a picture grey, so that all colours are the map's."""
-    grey = np.rint(picture @ np.array(LUMINANCE)).astype(np.uint8)
-    return np.repeat(grey[:, :, None], 3, axis=2)
 
 
 def _controls(explored: Explored, chosen: NDArray[np.int64]) -> dict[str, Any]:
@@ -192,12 +186,19 @@ def _controls(explored: Explored, chosen: NDArray[np.int64]) -> dict[str, Any]:
             width=150,
             stylesheets=style,
         ),
+        "display": parts.Select(
+            title="display",
+            value="smooth",
+            options=["smooth", "cells"],
+            width=90,
+            stylesheets=style,
+        ),
         "opacity": parts.Slider(
-            title="map over picture",
+            title="opacity of the map",
             start=0,
             end=1,
             step=0.05,
-            value=0.5,
+            value=1,
             width=180,
             stylesheets=style,
         ),
@@ -237,5 +238,7 @@ def _data(explored: Explored, chosen: NDArray[np.int64]) -> dict[str, Any]:
 
 
 def _palette(name: str) -> list[str]:
-    """256 colours of a colour map."""
-    return [to_hex(colour) for colour in colormaps[name](np.linspace(0, 1, 256))]
+    """256 colours of a colour map, transparent where nothing changes."""
+    colours = colormaps[name](np.linspace(0, 1, 256))
+    colours[:, 3] = np.abs(np.linspace(-1, 1, 256)) ** OPACITY
+    return [to_hex(colour, keep_alpha=True) for colour in colours]

@@ -1,9 +1,7 @@
 """The style of Bokeh's parts, light and dark like the page around them."""
 
+from importlib import import_module
 from typing import Any
-
-from cnnviz.core.extras import required
-from cnnviz.report.options import EXTRA
 
 TEXT = """
 :host { color: inherit; font: 14px/1.45 system-ui, sans-serif; }
@@ -35,7 +33,7 @@ LINES = "#8a929b"
 
 def models() -> Any:
     """`bokeh.models`."""
-    return required("bokeh.models", "report", EXTRA)
+    return import_module("bokeh.models")
 
 
 def sheet(text: str) -> Any:
@@ -50,8 +48,7 @@ def text_of(html: str = "") -> Any:
 
 def empty_figure(width: int, height: int, **options: Any) -> Any:
     """Makes a figure with a transparent background."""
-    plotting: Any = required("bokeh.plotting", "report", EXTRA)
-    figure = plotting.figure(width=width, height=height, **options)
+    figure: Any = import_module("bokeh.plotting").figure(width=width, height=height, **options)
     figure.background_fill_alpha = 0
     figure.border_fill_alpha = 0
     figure.outline_line_color = LINES

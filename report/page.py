@@ -8,15 +8,14 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import resources
+from importlib import import_module, resources
 from typing import Any
 
+import jinja2
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
-
-from cnnviz.core.extras import required
-from cnnviz.report.options import EXTRA
 
 QUALITY = 82
 LONGEST = 1800
@@ -48,13 +47,24 @@ class Gallery:
     pictures: Sequence[Picture]
 
 
+@dataclass(frozen=True)
+class Findings:
+    """A small table as the terminal shows it, or a sentence, which has no columns."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
 @dataclass
 class Section:
-    """The part of a page about one run; a fact is a name and a value."""
+    """The part of a page about one run: findings, blocks, and folded ones; a fact has a name."""
 
     title: str
     facts: list[tuple[str, str]]
+    findings: list[Findings] = field(default_factory=list)
     blocks: list[Widget | Gallery] = field(default_factory=list)
+    folded: list[Widget] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -99,9 +109,9 @@ def picture_address(picture: Image.Image | NDArray[np.uint8], longest: int = LON
 def _resources() -> tuple[str, str]:
     """Bokeh's scripts and styles."""
     if not _LOADED:
-        module: Any = required("bokeh.resources", "report", EXTRA)
+        resources_of: Any = import_module("bokeh.resources").Resources
         parts = ["bokeh", "bokeh-gl", "bokeh-widgets", "bokeh-tables"]
-        inline = module.Resources(mode="inline", components=parts)
+        inline = resources_of(mode="inline", components=parts)
         _LOADED.extend([inline.render_js(), inline.render_css()])
     return _LOADED[0], _LOADED[1]
 
@@ -116,15 +126,15 @@ def script(name: str) -> str:
 
 def render(title: str, sections: Sequence[Section], left_out: Sequence[str]) -> str:
     """Makes the page; `left_out` has a line for everything that did not fit."""
-    embed: Any = required("bokeh.embed", "report", EXTRA)
-    jinja: Any = required("jinja2", "report", EXTRA)
-    widgets = [b for s in sections for b in s.blocks if isinstance(b, Widget)]
+    embed: Any = import_module("bokeh.embed")
+    blocks = [block for section in sections for block in (*section.blocks, *section.folded)]
+    widgets = [block for block in blocks if isinstance(block, Widget)]
     code, divs = embed.components([w.model for w in widgets]) if widgets else ("", [])
     place = {id(widget): div for widget, div in zip(widgets, divs, strict=True)}
     loaded, styles = _resources()
-    environment = jinja.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(script("page.html"))
-    safe = jinja.utils.markupsafe.Markup
+    safe = Markup
     return str(
         template.render(
             title=title,

@@ -71,11 +71,14 @@ if (hovered !== undefined) {
   for (const [name, colour] of chosen.legend) {
     const patch = element("span", "\u00a0\u00a0\u00a0");
     patch.style.background = colour;
-    list.append(patch, element("span", ` ${name}\u2003`));
+    const entry = element("span");
+    entry.style.whiteSpace = "nowrap";
+    entry.append(patch, ` ${name}`);
+    list.append(entry, " \u2002");
   }
   legend.text = list.outerHTML;
   if (!said.text) {
-    const told = element("div", "Point at an image to see it and its neighbours; drag to move, scroll to zoom.");
+    const told = element("div", "Hover over a point to see its image and neighbours; scroll to zoom, and choose a tool to move.");
     said.text = told.outerHTML;
   }
 }

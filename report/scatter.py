@@ -15,7 +15,7 @@ from cnnviz.core.output.sheets import tiles
 from cnnviz.report.look import LINES, WIDGETS, empty_figure, models, sheet, text_of
 from cnnviz.report.page import picture_address, script
 
-SIDE = 760
+SIDE = 620
 TILE = 32
 """Side of a small picture in pixels; one large picture contains them all."""
 MISSING = 200
@@ -103,8 +103,11 @@ def scatter(scattered: Scattered, address: str, columns: int) -> Any:
         active_scroll="wheel_zoom",
         output_backend="webgl",
         match_aspect=True,
+        active_drag=None,  # so that a finger scrolls the page
     )
     figure.axis.visible = False
+    figure.sizing_mode, figure.aspect_ratio, figure.max_width = "scale_width", 1, SIDE
+    figure.styles = {"flex": "1 1 300px"}
     points = figure.scatter(
         "x",
         "y",
@@ -152,8 +155,14 @@ def scatter(scattered: Scattered, address: str, columns: int) -> Any:
     for control in (by, which):
         control.js_on_change("value", look)
     figure.js_on_change("inner_width", look)
-    side = parts.Column(parts.Row(by, which), legend, said, width=380)
-    return parts.Row(figure, side, styles={"flex-wrap": "wrap"})
+    side = parts.Column(
+        parts.Row(by, which, styles={"flex-wrap": "wrap"}),
+        legend,
+        said,
+        sizing_mode="stretch_width",
+        styles={"flex": "1 1 300px", "max-width": "380px"},
+    )
+    return parts.Row(figure, side, styles={"flex-wrap": "wrap"}, sizing_mode="stretch_width")
 
 
 def _colourings(scattered: Scattered) -> Mapping[str, dict[str, Any]]:

@@ -39,6 +39,12 @@ class Opened:
         if not request.url.startswith(("file:", "data:", "blob:")):
             self.asked.append(request.url)
 
+    def unfold(self) -> None:
+        """Opens the tables that are folded."""
+        for summary in self.page.locator("section > details > summary").all():
+            summary.click()
+        self.page.wait_for_timeout(500)
+
     def close(self) -> None:
         """Closes it; nothing may have gone wrong."""
         self.page.context.close()

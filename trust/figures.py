@@ -1,6 +1,5 @@
 """Figures of scorecards: removal curves next to chance, and where a map's sign is certain."""
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,19 +9,26 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnviz.core.output.drawing import bare, title, under
+from cnnviz.core.output.drawing import label_axes
+from cnnviz.core.output.layout import Cell, Entry, board, in_rows, picture, plot
 from cnnviz.core.output.options import Look
-from cnnviz.core.output.overlays import draw_map, grid_of_axes, hatch_pixels, legend, panels
-from cnnviz.core.output.style import BLUE, FONT_SIZE, RED, ink
+from cnnviz.core.output.overlays import (
+    MOST_COLUMNS,
+    Scale,
+    draw_picture,
+    hatch_pixels,
+    paint_map,
+    scales,
+)
+from cnnviz.core.output.style import BLUE, RED, ink
 from cnnviz.core.output.summary import Scorecard
 from cnnviz.trust.removal import Curve, Order
 
 COLOURS = {Order.MOST: RED, Order.LEAST: BLUE}
 RANDOM = "#888888"
-UNCERTAIN = (("another size or fill has the opposite sign", "#333333", "////"),)
-CELL = (3.6, 3.1)  # inches
-LEGEND_ROOM = 0.22  # above the curves, of their height
-FILLS = {"mean": "the mean (area red: deletion)", "blur": "a blur (area blue: insertion)"}
+UNCERTAIN = Entry("sign flips with another mask size or fill", "#333333", "////")
+FILLS = {"mean": ("the mean", "deletion"), "blur": ("a blur", "insertion")}
+Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +41,7 @@ class Shown:
 
 
 def draw(
-    maps: Sequence[Shown], look: Look, unit: str, beneath: NDArray[np.uint8], has_classes: bool
+    maps: Sequence[Shown], look: Look, unit: str, beneath: Pixels, has_classes: bool
 ) -> dict[str, Figure]:
     """Draws `curves.png` and, where sizes and fills were varied, `certainty.png`.
 
@@ -49,94 +55,118 @@ def draw(
     figures = {"curves.png": _draw_curves(maps, "probability" if has_classes else "value")}
     varied = [shown for shown in maps if shown.card.certain_HW is not None]
     if varied:
-        figures["certainty.png"] = _draw_certainty(varied, look, unit, beneath)
+        cells = [_certain(shown, cell) for shown, cell in _maps(varied, look, unit, beneath)]
+        figures["certainty.png"] = _grid(varied, look, cells, beneath, [UNCERTAIN])
     return figures
+
+
+def draw_maps(maps: Sequence[Shown], look: Look, unit: str, beneath: Pixels) -> Figure:
+    """Draws the image and each map over it, its verdict underneath; arguments as for `draw`."""
+    cells = [
+        picture(cell.paint, _size(shown), shown.name, shown.card.line, cell.bar)
+        for shown, cell in _maps(maps, look, unit, beneath)
+        if cell.paint is not None
+    ]
+    return _grid(maps, look, cells, beneath)
+
+
+def _size(shown: Shown) -> tuple[int, int]:
+    return int(shown.map_HW.shape[0]), int(shown.map_HW.shape[1])
+
+
+def _grid(
+    maps: Sequence[Shown],
+    look: Look,
+    cells: Sequence[Cell],
+    beneath: Pixels,
+    legend: Sequence[Entry] = (),
+) -> Figure:
+    size = _size(maps[0])
+    first = picture(lambda axes: draw_picture(axes, beneath, size), size, "input")
+    return board(in_rows([first, *cells], look.columns or MOST_COLUMNS), legend=legend)
+
+
+def _maps(
+    maps: Sequence[Shown], look: Look, unit: str, beneath: Pixels
+) -> list[tuple[Shown, Cell]]:
+    """Each map over the image."""
+    arrays = [shown.map_HW.numpy() for shown in maps]
+    found = []
+    for shown, array_HW, scale in zip(
+        maps, arrays, scales(arrays, look, unit, one_sided=True), strict=True
+    ):
+
+        def paint(
+            axes: Axes, array_HW: NDArray[np.float32] = array_HW, scale: Scale = scale
+        ) -> None:
+            paint_map(axes, array_HW, scale, look.display, beneath)
+
+        found.append((shown, picture(paint, _size(shown), shown.name, "", scale.bar_over)))
+    return found
+
+
+def _certain(shown: Shown, cell: Cell) -> Cell:
+    """The map, hatched where a variant has another sign."""
+    certain_HW, beneath = shown.card.certain_HW, cell.paint
+    assert certain_HW is not None and beneath is not None  # noqa: S101, PT018 (only those)
+    share = 100 * float(certain_HW.double().mean())
+
+    def paint(axes: Axes) -> None:
+        beneath(axes)
+        hatch_pixels(axes, ~certain_HW.numpy(), UNCERTAIN.colour, UNCERTAIN.hatch)
+
+    title = f"{shown.name}\nsign is stable on {share:.0f} % of the image"
+    return picture(paint, _size(shown), title, "", cell.bar)
 
 
 def _draw_curves(maps: Sequence[Shown], reading: str) -> Figure:
     """A row for each map: removal by either fill, and its gain among those of random maps."""
     fills = list(dict.fromkeys(curve.fill for curve in maps[0].card.curves))
-    columns = len(fills) + 1
-    figure, axes = grid_of_axes(len(maps) * columns, CELL, columns=columns)
-    for row, shown in enumerate(maps):
-        *cells, last = axes[row * columns : (row + 1) * columns]
-        for cell, fill in zip(cells, fills, strict=True):
-            _draw_removal(cell, [c for c in shown.card.curves if c.fill == fill], reading)
-            title(cell, f"{shown.name}\nreplaced by {FILLS[fill]}")
-        _draw_chance(last, shown.card)
-        title(last, textwrap.fill(shown.card.line, 48))
-    return figure
-
-
-def _draw_removal(axes: Axes, curves: Sequence[Curve], reading: str) -> None:
-    for curve in curves:
-        axes.plot(
-            [100 * share for share in curve.shares],
-            curve.readings,
-            color=COLOURS[curve.order],
-            marker="o",
-            markersize=3,
-            label=f"{curve.order} ({curve.area:.2f})",
+    rows = []
+    for shown in maps:
+        row = []
+        for fill in fills:
+            curves = [curve for curve in shown.card.curves if curve.fill == fill]
+            name, area = FILLS[fill]
+            areas = ", ".join(f"{c.order.split()[0]} {c.area:.2f}" for c in curves)
+            row.append(
+                plot(
+                    lambda axes, curves=curves: _removal(axes, curves, reading),  # type: ignore[misc]
+                    f"{shown.name}\nreplaced by {name} ; areas ({area}): {areas}",
+                    width=230.0,
+                )
+            )
+        row.append(
+            plot(
+                lambda axes, card=shown.card: _chance(axes, card),  # type: ignore[misc]
+                f"Compared with random maps\n{shown.card.line}",
+                width=230.0,
+                left=8.0,
+            )
         )
+        rows.append(row)
+    legend = [Entry(order.value, COLOURS[order], marker="-") for order in Order]
+    legend += [
+        Entry("gain of this map", ink(), marker="-"),
+        Entry("gains of random maps (grey: 95 % range)", RANDOM, marker="o"),
+    ]
+    return board(rows, legend=legend)
+
+
+def _removal(axes: Axes, curves: Sequence[Curve], reading: str) -> None:
+    for curve in curves:
+        shares = [100 * share for share in curve.shares]
+        axes.plot(shares, curve.readings, color=COLOURS[curve.order], marker="o", markersize=3)
     axes.set_xlim(0, 100)
-    axes.set_xlabel("% of the pixels replaced", fontsize=FONT_SIZE - 1)
-    axes.set_ylabel(reading, fontsize=FONT_SIZE - 1)
-    low, high = axes.get_ylim()
-    ticks = [tick for tick in axes.get_yticks() if low <= tick <= high]
-    axes.set_ylim(low, high + LEGEND_ROOM * (high - low))
-    axes.set_yticks(ticks)
-    axes.legend(fontsize=FONT_SIZE - 2, frameon=False, loc="upper right")
-    _plain(axes)
+    label_axes(axes, "% of the pixels replaced", reading)
 
 
-def _draw_chance(axes: Axes, card: Scorecard) -> None:
+def _chance(axes: Axes, card: Scorecard) -> None:
     chance = card.against_chance
     axes.axvspan(*chance.interval, color=RANDOM, alpha=0.15, linewidth=0)
     heights = np.linspace(0.25, 0.75, len(chance.random_maps))
-    axes.plot(chance.random_maps, heights, "o", color=RANDOM, markersize=4, label="random maps")
-    axes.axvline(chance.gain, color=ink(), linewidth=1.6, label="this map")
+    axes.plot(chance.random_maps, heights, "o", color=RANDOM, markersize=4)
+    axes.axvline(chance.gain, color=ink(), linewidth=1.6)
     axes.set_ylim(0, 1)
     axes.set_yticks([])
-    axes.set_xlabel("relevance gain by the mean (grey: 95 % of chance)", fontsize=FONT_SIZE - 1)
-    axes.legend(fontsize=FONT_SIZE - 2, frameon=False, loc="upper left")
-    _plain(axes)
-
-
-def _plain(axes: Axes) -> None:
-    axes.tick_params(labelsize=FONT_SIZE - 2)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _maps_figure(maps: Sequence[Shown], look: Look) -> tuple[Figure, Sequence[Axes]]:
-    height, width = maps[0].map_HW.shape
-    return panels(len(maps), (height, width), columns=look.columns)
-
-
-def draw_maps(maps: Sequence[Shown], look: Look, unit: str, beneath: NDArray[np.uint8]) -> Figure:
-    """Draws each map over the image, its verdict underneath; arguments as for `draw`."""
-    figure, axes = _maps_figure(maps, look)
-    for cell, shown in zip(axes, maps, strict=True):
-        values_HW = shown.map_HW.numpy()
-        draw_map(cell, values_HW, look, unit, over=beneath, one_sided=True, limit=look.scale)
-        title(cell, shown.name)
-        bare(cell)
-        under(cell, shown.card.line)
-    return figure
-
-
-def _draw_certainty(
-    maps: Sequence[Shown], look: Look, unit: str, beneath: NDArray[np.uint8]
-) -> Figure:
-    """Each map, hatched where a variant has another sign."""
-    figure, axes = _maps_figure(maps, look)
-    for cell, shown in zip(axes, maps, strict=True):
-        certain_HW = shown.card.certain_HW
-        assert certain_HW is not None  # noqa: S101 (only those are drawn)
-        share = float(certain_HW.double().mean())
-        draw_map(cell, shown.map_HW.numpy(), look, unit, over=beneath, limit=look.scale)
-        _text, colour, hatch = UNCERTAIN[0]
-        hatch_pixels(cell, ~certain_HW.numpy(), colour, hatch)
-        title(cell, f"{shown.name}\nsign certain on {100 * share:.0f} % of the image")
-        bare(cell)
-    legend(figure, UNCERTAIN)
-    return figure
+    label_axes(axes, "relevance gain, mean fill")

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.replaced_pixels import replaced_logits
+from cnnviz.core.lazy import torchvision
 from cnnviz.core.models.load import Model
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -75,8 +76,7 @@ def random_maps(size: Sequence[int], seed: int, count: int = RANDOM_MAPS) -> Ten
 
 def rise_blur(pixels_CHW: Tensor) -> Tensor:
     """Blurs an image as RISE does: a Gaussian of 5 pixels, cut at 5 to either side, at size 224."""
-    from torchvision.transforms.v2 import functional as transforms
-
+    transforms = torchvision("transforms.v2.functional")
     shorter = min(pixels_CHW.shape[1:])
     scale = shorter / 224
     reach = min(max(1, round(5 * scale)), shorter - 1)

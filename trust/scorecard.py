@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy
 import torch
-from scipy.stats import t
 from torch import Tensor
 
 from cnnviz.core.maps import peak, rank_correlation
@@ -129,7 +129,7 @@ def chance(random_gains: Sequence[float]) -> tuple[float, float]:
     """
     free = len(random_gains) // 2
     spread = math.sqrt(float(np.mean(np.square(random_gains))))
-    reach = float(t.ppf(0.975, free)) * spread
+    reach = float(scipy.stats.t.ppf(0.975, free)) * spread
     return -reach, reach
 
 

@@ -1,7 +1,7 @@
 """Commands that go through a whole data set."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -15,12 +15,14 @@ from cnnviz.filters.patches.options import MaxPatchesSpec
 
 @dataclass(frozen=True, kw_only=True)
 class MaxPatchesCommand:
-    """Find what drives each filter: its strongest patches over a whole data set, in one pass.
+    """Find the image patches that activate each filter most.
 
     cnnviz max-patches photos/ --model resnet18 --layer layer3.0.conv2 --filters random:10
 
     Writes for each layer sheets of patches and of whole images with the patch as a white box.
     """
+
+    FIRST: ClassVar[tuple[str, ...]] = ("layers", "filters", "top", "crop", "limit", "resume")
 
     data: Annotated[
         list[str],
@@ -41,12 +43,14 @@ class MaxPatchesCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class AblateCommand:
-    """Switch filters off: what can the network no longer do?
+    """Switch filters off and measure what the network loses.
 
     cnnviz ablate photos/ --filters layer4.1.conv2:3,7-12 --sweep layer4.1.conv2
 
     Writes accuracy per class, confusions and flipped images, and the rank of each swept filter.
     """
+
+    FIRST: ClassVar[tuple[str, ...]] = ("filters", "sweep", "cumulative", "mode", "limit")
 
     data: Annotated[
         list[str],
@@ -74,13 +78,15 @@ class AblateCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditCommand:
-    """Where does the network look over a whole data set: at the object, or at a shortcut?
+    """Check a data set for shortcuts: where does the network look?
 
     cnnviz audit photos/ --model resnet18 --limit 1000
 
     Writes, for each class, where its evidence is, what it is, and whether it carries over when
     pasted into images of other classes.
     """
+
+    FIRST: ClassVar[tuple[str, ...]] = ("max_suspicion", "expect", "top", "limit")
 
     data: Annotated[
         list[str],
@@ -115,13 +121,15 @@ class AuditCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class TsneCommand:
-    """Lay out a data set as the network sees it: similar images are close together.
+    """Map a data set as the network sees it (t-SNE).
 
     cnnviz tsne photos/ --model resnet18 --perplexity 30
 
     Writes maps of points, of the images themselves and of a grid, the features, and how far the
     map can be trusted. Features of an earlier run in the same folder are used again if they fit.
     """
+
+    FIRST: ClassVar[tuple[str, ...]] = ("layer", "perplexities", "limit")
 
     data: Annotated[
         list[str],

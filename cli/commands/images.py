@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -33,14 +33,16 @@ class Other(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class OccludeCommand:
-    """Occlude an image piece by piece: which pieces does the prediction depend on?
+    """Show which parts of an image carry the prediction.
 
     cnnviz occlude dog.jpg --model resnet18 --mask 15 --stride 10
 
     Writes overlay, heatmap, probability and label pictures and the raw scores, for each image.
     """
 
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help=IMAGES)]
+    FIRST: ClassVar[tuple[str, ...]] = ("targets", "masks", "stride", "method", "expect", "trust")
+
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help=IMAGES)]
     spec: OcclusionSpec
     look: Look
     expect: Expect = None
@@ -67,10 +69,14 @@ class OccludeCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class RenderCommand:
-    """Draw an occlusion run again without the model: other classes, scores, colours.
+    """Redraw an occlusion run: other classes, scores or colours.
 
     cnnviz render cnnviz-out/occlude/dog --target tabby --score loss --colormap jet
+
+    Needs no model: the run keeps the scores of every class. What is not given is as in the run.
     """
+
+    FIRST: ClassVar[tuple[str, ...]] = ("targets", "method", "score", "colormap")
 
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="What cnnviz occlude wrote for one image.")
@@ -82,14 +88,16 @@ class RenderCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class SaliencyCommand:
-    """Trace a prediction back to the pixels: gradient, gradient x input, Grad-CAM.
+    """Trace a prediction back to the pixels: gradients, Grad-CAM.
 
     cnnviz saliency dog.jpg --model resnet18 --method grad-cam --layer layer4 --compare occlusion
 
     Writes overlay and heatmap pictures and the raw gradients, for each image.
     """
 
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help=IMAGES)]
+    FIRST: ClassVar[tuple[str, ...]] = ("targets", "method", "layer", "compare", "trust")
+
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help=IMAGES)]
     spec: SaliencySpec
     look: Look
     compare: Annotated[
@@ -112,14 +120,16 @@ class SaliencyCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class TrustCommand:
-    """How much can you trust a heatmap, from cnnviz or any other tool?
+    """Judge how far a heatmap of any tool can be trusted.
 
     cnnviz trust dog.jpg --model resnet18 --map theirs.npy --target beagle
 
     Writes the map over the image with its verdict, removal curves, and the scorecard.
     """
 
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help=IMAGES)]
+    FIRST: ClassVar[tuple[str, ...]] = ("given", "targets", "expect", "min_trust")
+
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help=IMAGES)]
     spec: TrustSpec
     look: Look
     given: Annotated[
@@ -130,7 +140,7 @@ class TrustCommand:
             "Default: occlusion's map.",
             ("--map",),
             lambda text, _option: Path(text),
-            metavar="<path>",
+            metavar="PATH",
         ),
     ] = None
     expect: Expect = None
@@ -143,14 +153,16 @@ class TrustCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationsCommand:
-    """Show a layer's feature maps of an image, and how strong and how sparse they are.
+    """Show what a layer makes of an image: its feature maps.
 
     cnnviz activations dog.jpg --model resnet18 --layer layer4 --top 64
 
     Writes a sheet of grey tiles for each layer, overlays for --filters, and the raw maps.
     """
 
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help=IMAGES)]
+    FIRST: ClassVar[tuple[str, ...]] = ("layers", "filters", "top", "order")
+
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help=IMAGES)]
     spec: ActivationsSpec
     resume: Resume = False
     shard: Share = None

@@ -1,7 +1,7 @@
 """Commands that look at a network's layers and weights."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -12,7 +12,7 @@ from cnnviz.core.options import Option
 
 @dataclass(frozen=True, kw_only=True)
 class ModelsCommand:
-    """List the models that can be named, and which weights are on disk.
+    """List the models you can name, and the weights on disk.
 
     cnnviz models resnet
 
@@ -29,12 +29,14 @@ class ModelsCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class LayersCommand:
-    """List every layer with its type, output shape, parameters, MACs and receptive field.
+    """List the layers: shapes, parameters, receptive fields.
 
     cnnviz layers --model resnet18 photos/ --gradients
 
     Writes the table as CSV and, with DATA, a picture of activations and gradients by layer.
     """
+
+    FIRST: ClassVar[tuple[str, ...]] = ("gradients", "limit")
 
     data: Annotated[
         list[str] | None,
@@ -57,12 +59,14 @@ class LayersCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class FiltersCommand:
-    """Show the filters of a layer, and which are dead, alike or Gabor-like.
+    """Show a layer's filters: dead, duplicated or Gabor-like?
 
     cnnviz filters --model resnet18 --compare densenet121
 
     Writes a picture of the kernels of each layer, and of the Gabor fits of the first.
     """
+
+    FIRST: ClassVar[tuple[str, ...]] = ("layer",)
 
     layer: Annotated[str, Option("first (the first convolution), all, or a layer's name.")] = (
         "first"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
@@ -19,7 +19,7 @@ Data = Annotated[
         "and from the runs' own folders.",
         ("--data",),
         lambda text, _: Path(text),
-        metavar="<folder>",
+        metavar="DIR",
     ),
 ]
 
@@ -32,13 +32,15 @@ AllowCode = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class DiffCommand:
-    """What changed from one network to another, in two runs over the same data?
+    """Compare two runs: what changed between two networks?
 
     cnnviz diff before/ after/ --max-flips 0.05
 
     Compares runs of occlude, audit, tsne, filters, max-patches or ablate. Lists images and filters,
     the most changed first, and the classes that changed more than the others.
     """
+
+    FIRST: ClassVar[tuple[str, ...]] = ("top", "min_agreement", "max_flips", "data")
 
     runs: Annotated[
         list[Path],
@@ -69,7 +71,7 @@ class DiffCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportCommand:
-    """Make one page of finished runs: a single file that opens anywhere, offline.
+    """Make one self-contained HTML page of finished runs.
 
     cnnviz report cnnviz-out/occlude/dog --out dog.html
 
@@ -77,13 +79,14 @@ class ReportCommand:
     sort tables. The page loads nothing from any network.
     """
 
+    FIRST: ClassVar[tuple[str, ...]] = ("title", "data", "max_mb")
+
     runs: Annotated[
         list[Path],
         typer.Argument(metavar="RUN...", help="Folders of finished runs, of any commands."),
     ]
-    out: Annotated[Path, Option("File of the page.", ("--out", "-o"), metavar="<file>")] = Path(
-        PAGE
-    )
+    out: Annotated[Path, Option("File of the page.", ("--out", "-o"), metavar="FILE")] = Path(PAGE)
+    title: Annotated[str | None, Option("Heading of the page.")] = None
     data: Data = ()
     max_mb: Annotated[
         float,
@@ -96,7 +99,7 @@ class ReportCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class MergeCommand:
-    """Join the results of runs with --shard, as if one run had processed all images.
+    """Join the results of a run that was split with --shard.
 
     cnnviz merge cnnviz-out/occlude --out all
 
@@ -116,13 +119,15 @@ class MergeCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class RerunCommand:
-    """Repeat a run from its summary: are its numbers still the same?
+    """Repeat a run from its summary and compare the numbers.
 
     cnnviz rerun cnnviz-out/occlude/dog/summary.json --out again
 
     Runs the command of the summary and compares all results; exits with status 3 if they differ.
     Call it from the folder in which the run was started.
     """
+
+    FIRST: ClassVar[tuple[str, ...]] = ("tolerance",)
 
     summary: Annotated[
         Path, typer.Argument(metavar="SUMMARY", help="A summary.json, or its folder.")

@@ -87,6 +87,12 @@ class ImageData:
         object.__setattr__(shared, "part", part)
         return shared
 
+    def named(self, classes: tuple[str, ...]) -> "ImageData":
+        """The same data set, and part of it, with other names of its classes."""
+        renamed, part = replace(self, classes=classes), self.part
+        object.__setattr__(renamed, "part", part)
+        return renamed
+
     def open(self, index: int, preprocess: Preprocess = _RGB) -> Image.Image | Raster:
         """Decodes an image to 8-bit RGB, or to the channels of a network.
 

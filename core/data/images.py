@@ -15,7 +15,7 @@ import struct
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -318,15 +318,26 @@ def images_below(folder: Path) -> list[Path]:
     """
     files = sorted(path for path in _visible(folder) if path.is_file())
     images = [path for path in files if path.suffix.lower() in suffixes()]
-    kinds = Counter(path.suffix.lower() for path in files) if images else Counter[str]()
     images = images or [path for path in files if is_array(path)]
-    others = {k: n for k, n in kinds.items() if k not in suffixes() | _COMPANIONS}
+    used = {path.suffix.lower() for path in images}
+    kinds = Counter(path.suffix.lower() for path in files) if images else Counter[str]()
+    others = {kind: n for kind, n in kinds.items() if kind not in used | suffixes()}
+    note_left_out(folder, others, "not images by their suffix")
+    return images
+
+
+def note_left_out(source: str | Path, kinds: Mapping[str, int], why: str) -> None:
+    """Warns of the files of a source that are not used, except those that are usual there.
+
+    Args:
+        source: as the user named it.
+        kinds: number of files of each suffix.
+        why: they are left out.
+    """
+    others = {kind: count for kind, count in kinds.items() if kind not in _COMPANIONS}
     if others:
         named = ", ".join(f"{n} {kind or 'without a suffix'}" for kind, n in others.items())
-        _log.warning(
-            "note: files left out of %r, not images by their suffix: %s", str(folder), named
-        )
-    return images
+        _log.warning("note: files left out of %r, %s: %s", str(source), why, named)
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:

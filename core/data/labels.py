@@ -7,6 +7,7 @@ Shapes: N images of a batch, H W rows and columns, K classes, D classes of the d
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from torch import Tensor
 from cnnviz.core.data.datasets import ImageData, batches, none_usable
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models.heads import Kind
-from cnnviz.core.models.labels import find_class
+from cnnviz.core.models.labels import WNIDS, find_class, imagenet_wnids, is_wnid
 from cnnviz.core.models.load import Model
 
 SHOWN = 8
@@ -35,17 +36,13 @@ def _shown(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def _is_wnid(name: str) -> bool:
-    return len(name) == 9 and name[0] == "n" and name[1:].isdecimal()
-
-
 def _by_position(data: ImageData, model: Model) -> bool:
     """Whether the data's classes are the model's in the same order, by convention, not by name."""
     classes = data.classes or ()
     if len(classes) != model.classes:
         return False
     unnamed = model.labels == tuple(map(str, range(model.classes)))
-    all_wnids = len(classes) == IMAGENET_CLASSES and all(map(_is_wnid, classes))
+    all_wnids = len(classes) == IMAGENET_CLASSES and all(map(is_wnid, classes))
     return (data.canonical and unnamed) or all_wnids
 
 
@@ -80,19 +77,41 @@ def match_labels(data: ImageData, model: Model) -> tuple[int, ...]:
     classes = data.classes or ()
     if _by_position(data, model):
         return tuple(range(len(classes)))
-    indices = [find_class(name, model.labels, model.wnids) for name in classes]
+    wnids = model.wnids
+    if wnids is None and any(map(is_wnid, classes)):
+        wnids = imagenet_wnids(model.labels)
+    indices = [find_class(name, model.labels, wnids) for name in classes]
     lost = [name for name, index in zip(classes, indices, strict=True) if index is None]
     if not lost:
         matched = tuple(index for index in indices if index is not None)
         _warn_of_order(data, model, matched)
         return matched
     remedy = "name the model's classes with --labels"
-    if all(map(_is_wnid, lost)):
-        remedy += " (a JSON map from index to [wnid, name] gives the wnids)"
+    if all(map(is_wnid, lost)):
+        remedy += f" ({WNIDS})"
     raise UsageError(
         f"{len(lost)} of the {len(classes)} classes of {data.name} are not classes of "
         f"{model.name}: {_shown(lost)}; the model's are {_shown(model.labels)}; {remedy}"
     )
+
+
+def with_class_names(data: ImageData, model: Model) -> ImageData:
+    """The data set with the model's names instead of its WordNet ids or indices, if they match.
+
+    Indices are taken for the model's classes if the data has more than half as many: a few numbers
+    can be other classes (digits).
+    """
+    codes = data.classes or ()
+    numbers = all(map(str.isdecimal, codes)) and 2 * len(codes) > model.classes
+    if not codes or not model.classes or not (numbers or all(map(is_wnid, codes))):
+        return data
+    try:
+        names = [model.labels[index] for index in match_labels(data, model)]
+    except UsageError:
+        return data
+    count = Counter(names)
+    pairs = zip(names, codes, strict=True)
+    return data.named(tuple(n if count[n] == 1 else f"{n} ({code})" for n, code in pairs))
 
 
 def check_labels(data: ImageData, model: Model) -> Tensor:

@@ -4,8 +4,10 @@
 """
 
 import io
+import logging
 import pickle
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +17,14 @@ import numpy as np
 from PIL import Image
 
 from cnnviz.core.data import tars
-from cnnviz.core.data.images import decode_rgb, find_images, images_below, read_rgb, suffixes
+from cnnviz.core.data.images import (
+    decode_rgb,
+    find_images,
+    images_below,
+    note_left_out,
+    read_rgb,
+    suffixes,
+)
 from cnnviz.core.data.rasters import ARRAYS
 from cnnviz.core.data.tables import (
     LABEL_COLUMNS,
@@ -28,7 +37,8 @@ from cnnviz.core.data.tables import (
 )
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.extras import required
-from cnnviz.core.files import DAMAGE, exists
+from cnnviz.core.files import DAMAGE, exists, regular
+from cnnviz.core.lazy import torchvision
 from cnnviz.core.models.preprocess import Preprocess
 
 TORCHVISION = {
@@ -37,6 +47,7 @@ TORCHVISION = {
     "fashionmnist": "FashionMNIST/raw",
 }
 """torchvision's data sets, and the folder of each below the root."""
+_log = logging.getLogger("cnnviz")
 SPLITS = ("test", "train")
 HF_DATASET = "hf-dataset:"
 HF_OPTIONS = ("split", "image", "label")
@@ -60,12 +71,16 @@ def _several(paths: Sequence[Path]) -> ImageSource:
             for folder in sorted(paths, key=lambda path: path.resolve().name)
             for image in find_images([folder])
         )
+    if folders := [str(path) for path in paths if path.is_dir()]:
+        _log.warning(
+            "note: files are named together with folders (%s), so the folders are not classes",
+            ", ".join(folders[:3]),
+        )
     return labelled((image, None) for image in find_images(paths))
 
 
 def _load_torchvision(name: str, root: Path, split: str) -> Any:
-    from torchvision import datasets
-
+    datasets = torchvision("datasets")
     kind = {
         "cifar10": datasets.CIFAR10,
         "mnist": datasets.MNIST,
@@ -125,8 +140,10 @@ def _hf_dataset(text: str) -> ImageSource:
     library = required("datasets", HF_DATASET + "DIR", "datasets")
     place = Path(folder).expanduser()
     try:
+        for file in [*place.rglob("*.arrow"), *place.rglob("*.json")]:
+            regular(file)  # the library waits for pipes
         loaded = library.load_from_disk(str(place))
-    except DAMAGE as error:
+    except (*DAMAGE, AttributeError) as error:
         raise CnnvizError(
             f"'{folder}' is not a data set written by save_to_disk: {one_line(error)}"
         ) from error
@@ -232,6 +249,8 @@ def _labels(rows: Any, column: str, library: Any) -> list[str | None]:
             return list(map(named, value))
         if names is None or value is None:
             return value
+        if value >= len(names):
+            raise CnnvizError(f"{column} {value} is not one of its {len(names)} classes")
         return names[value] if value >= 0 else None  # -1 means no label
 
     return [label_text(named(value)) for value in rows.select_columns([column])[:][column]]
@@ -246,18 +265,29 @@ def _tars(sources: Sequence[str]) -> list[Path]:
     if not any(source.endswith(tars.SUFFIX) for source in sources):
         only = Path(sources[0])
         alone = len(sources) == 1 and exists(only) and only.is_dir()
-        below = sorted(only.glob(f"*{tars.SUFFIX}")) if alone else []
-        return below if below and not _has_images(only) else []
+        below = sorted(only.rglob(f"*{tars.SUFFIX}")) if alone else []
+        if not below or _has_images(only):
+            return []
+        files = (path for path in only.rglob("*") if path.is_file() and path not in below)
+        note_left_out(only, Counter(path.suffix.lower() for path in files), "next to tar files")
+        return below
     if strangers := [source for source in sources if not source.endswith(tars.SUFFIX)]:
         raise UsageError(
             f"tar files can be combined only with tar files, not with '{strangers[0]}'"
         )
-    return [Path(s) for t in sources for s in ([t] if exists(Path(t)) else tars.expand(t))]
+    # The first that does not exist ends this: a range can be of any length.
+    return [regular(s) for t in sources for s in ([t] if exists(Path(t)) else tars.expand(t))]
+
+
+def _names_torchvision(source: str) -> bool:
+    """Whether it is `cifar10:DIR` or the like, and not a file of that name."""
+    name, colon, _ = source.partition(":")
+    return bool(colon) and name in TORCHVISION and not Path(source).is_file()
 
 
 def is_set(source: str) -> bool:
     """Whether a name means a data set, not an image or a folder of images."""
-    named = source.partition(":")[0] in TORCHVISION and ":" in source
+    named = _names_torchvision(source)
     suffix = Path(source).suffix.lower()
     return named or source.startswith(HF_DATASET) or suffix in MANIFESTS | {tars.SUFFIX}
 
@@ -266,8 +296,8 @@ def find_source(sources: Sequence[str]) -> ImageSource:
     """Lists the images that are named on the command line.
 
     Args:
-        sources: one folder (a folder per class in it, flat, or of tar files), one manifest (.csv,
-            .jsonl), one `cifar10:DIR[:train]`, `mnist:DIR` or `fashionmnist:DIR`, one
+        sources: one folder (a folder per class in it, flat, or of tar files), one manifest
+            (`MANIFESTS`), one `cifar10:DIR[:train]`, `mnist:DIR` or `fashionmnist:DIR`, one
             `hf-dataset:DIR`, tar files (`shards-{000..099}.tar`), or several files or folders.
 
     Raises:
@@ -278,7 +308,7 @@ def find_source(sources: Sequence[str]) -> ImageSource:
         return tars.of_tars(paths)
     if len(sources) == 1:
         only = Path(sources[0])
-        if sources[0].partition(":")[0] in TORCHVISION and ":" in sources[0]:
+        if _names_torchvision(sources[0]):
             return _torchvision(sources[0])
         if sources[0].startswith(HF_DATASET):
             return _hf_dataset(sources[0])

@@ -1,15 +1,18 @@
 """Lists of images: what each is called, its class and how it is opened; and manifests of them.
 
-A source is listed, never loaded, in an order that depends on the names alone. A manifest is a CSV
-or JSON-lines file with a path and, if known, a label for each image.
+A source is listed, never loaded, in an order that depends on the names alone. A manifest is a table
+(CSV, TSV), a list (.txt, lines of path and label), or JSON (lines of objects, a list of them, or
+COCO's images, annotations and categories) with a path and, if known, a label for each image.
 """
 
 import csv
 import io
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -21,12 +24,19 @@ from cnnviz.core.files import exists, from_json, lines, read_text
 from cnnviz.core.models.preprocess import Preprocess
 
 UNKNOWN = -1
-MANIFESTS = frozenset({".csv", ".jsonl"})
+MANIFESTS = frozenset({".csv", ".tsv", ".txt", ".json", ".jsonl"})
 PATH_COLUMNS = (
     *("path", "filename", "file_name", "filepath", "file_path", "file"),
-    *("image", "image_path", "image_name", "img", "img_path"),
+    *("image", "image_path", "image_name", "image_id", "img", "img_path"),
 )
+SHOWN = 8
+NUMBERS = frozenset({"", "id", "index", "unnamed:_0"})
+"""Names of columns that number the rows."""
+MARKS = {"0": False, "1": True, "0.0": False, "1.0": True}
 LABEL_COLUMNS = ("label", "class", "class_name", "category", "target", "labels")
+_log = logging.getLogger("cnnviz")
+Named = tuple[str, str | None]
+"""A path, and the label if it is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,23 +130,73 @@ def _names_image(cells: Sequence[str]) -> bool:
     return any(Path(cell.strip()).suffix.lower() in suffixes() | ARRAYS for cell in cells)
 
 
-def _without_header(rows: list[list[str]], manifest: Path) -> tuple[int, int, list[list[str]]]:
-    """The columns of path and label (the number of columns for none), and the rows below."""
+def _header(rows: Sequence[Sequence[str]], manifest: Path) -> tuple[int, Sequence[str]]:
+    """The column of the paths and the header; the header is empty if the first row is an image."""
     if not rows or _names_image(rows[0]):
-        return 0, 1, rows
-    header = [cell.strip().lower().replace(" ", "_") for cell in rows[0]]
-    place = _column(header, PATH_COLUMNS)
-    if place < len(header):
-        return place, _column(header, LABEL_COLUMNS), rows[1:]
+        return 0, ()
+    place = _column(list(map(_usual, rows[0])), PATH_COLUMNS)
+    if place < len(rows[0]):
+        return place, [cell.strip() for cell in rows[0]]
+    shown = ",".join(rows[0])
     if len(rows) > 1 and _names_image(rows[1][:1]):
         raise UsageError(
             f"the manifest '{manifest}' begins with a row that does not name an image: "
-            f"{','.join(rows[0])}; call a header's columns path and label"
+            f"{shown}; call a header's columns path and label"
         )
-    return 0, 1, rows
+    if not any(exists(manifest.parent / row[0].strip()) for row in rows[:2]):
+        raise UsageError(
+            f"the manifest '{manifest}' names no image in its first rows ({shown}): expected file "
+            "names with their suffix (.jpg, .png, ...); call a header's columns path and label"
+        )
+    return 0, ()
 
 
-def _csv_rows(text: str, manifest: Path) -> list[tuple[str, str | None]]:
+def _usual(name: str) -> str:
+    return name.strip().lower().replace(" ", "_")
+
+
+def _labels(
+    header: Sequence[str], rows: Sequence[Sequence[str]], place: int, manifest: Path
+) -> list[str | None]:
+    """The label of each row of a table; a note says which column was taken, if its name does not.
+
+    Without a usual name, the only other column is taken, or one column of 0 and 1 per class.
+    """
+
+    def cells(column: int) -> list[str | None]:
+        return [row[column].strip() if column < len(row) else None for row in rows]
+
+    if not header:
+        return cells(1)
+    column = _column(list(map(_usual, header)), LABEL_COLUMNS)
+    others = [n for n, name in enumerate(header) if n != place and _usual(name) not in NUMBERS]
+    if column < len(header) or not others:
+        return cells(column)
+    if len(others) == 1:
+        _log.warning("note: column %r of %r is used as the label", header[others[0]], str(manifest))
+        return cells(others[0])
+    shown = ", ".join(header[number] for number in others[:SHOWN])
+    shown += f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+    marks = [
+        [row[number].strip() if number < len(row) else "" for number in others] for row in rows
+    ]
+    if all(mark in MARKS for row in marks for mark in row):
+        _log.warning(
+            "note: the labels in %r are its %d columns of 0 and 1: %s",
+            str(manifest), len(others), shown,
+        )  # fmt: skip
+        return [_marked([header[number] for number in others], row) for row in marks]
+    _log.warning("note: no column of %r is used as the label (%s): call one label", str(manifest),
+                 shown)  # fmt: skip
+    return [None] * len(rows)
+
+
+def _marked(names: Sequence[str], marks: Sequence[str]) -> str:
+    """The class with the 1; several are separated by `|`, and none is `|`."""
+    return "|".join(n for n, mark in zip(names, marks, strict=True) if MARKS[mark]) or "|"
+
+
+def _csv_rows(text: str, manifest: Path) -> list[Named]:
     mark = _delimiter(lines(text), manifest.parent)
     stream = io.StringIO(text, newline="")  # quoted cells may hold line breaks
     reader = csv.reader(stream, strict=True, delimiter=mark, skipinitialspace=True)
@@ -144,28 +204,98 @@ def _csv_rows(text: str, manifest: Path) -> list[tuple[str, str | None]]:
         rows = [row for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:
         raise UsageError(f"the manifest '{manifest}' is not CSV: {error}") from error
-    place, label, rows = _without_header(rows, manifest)
+    place, header = _header(rows, manifest)
+    rows = rows[1:] if header else rows
     for number, row in enumerate(rows, start=1):
         if place >= len(row) or not row[place].strip():
             raise UsageError(f"the manifest '{manifest}' has no path in its row {number}")
-    return [(row[place].strip(), row[label].strip() if label < len(row) else None) for row in rows]
+    labels = _labels(header, rows, place, manifest)
+    return [(row[place].strip(), label) for row, label in zip(rows, labels, strict=True)]
 
 
-def _json_rows(text: str, manifest: Path) -> list[tuple[str, str | None]]:
-    rows: list[tuple[str, str | None]] = []
+def _list_rows(text: str, manifest: Path) -> list[Named]:
+    """A path in each line and, after the last blank, its label, as Caffe and ImageNet have it."""
+    listed = [line.strip() for line in lines(text) if line.strip()]
+    if any(mark in line for line in listed[:1] for mark in ",;\t"):
+        return _csv_rows(text, manifest)
+    rows: list[Named] = []
+    for line in listed:
+        path, _, label = line.replace("\t", " ").rpartition(" ")
+        alone = not path or _names_image([label]) or exists(manifest.parent / line)
+        rows.append((line, None) if alone else (path.strip(), label))
+    _header([[path] for path, _ in rows], manifest)
+    return rows
+
+
+def _json_lines(text: str, manifest: Path) -> list[Named]:
+    rows: list[object] = []
     for number, line in enumerate(lines(text), start=1):
         if not line.strip():
             continue
         try:
-            entry = from_json(line)
+            rows.append(from_json(line))
         except ValueError as error:
             raise UsageError(f"the manifest '{manifest}', line {number}: {error}") from error
-        if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+    return _objects(rows, manifest, "line")
+
+
+def _objects(rows: Sequence[object], manifest: Path, what: str) -> list[Named]:
+    """Objects with a path and, if known, a label, under the usual names."""
+    named: list[Named] = []
+    without: set[str] = set()
+    for number, entry in enumerate(rows, start=1):
+        keys = {_usual(key): key for key in entry} if isinstance(entry, dict) else {}
+        path = next((keys[name] for name in PATH_COLUMNS if name in keys), None)
+        if not isinstance(entry, dict) or path is None or not isinstance(entry[path], str):
             raise UsageError(
-                f"the manifest '{manifest}', line {number}: expected an object with path and label"
+                f"the manifest '{manifest}', {what} {number}: "
+                "expected an object with path and label"
             )
-        rows.append((entry["path"], label_text(entry.get("label"))))
-    return rows
+        label = next((keys[name] for name in LABEL_COLUMNS if name in keys), None)
+        named.append((entry[path], None if label is None else label_text(entry[label])))
+        without |= set(entry) - {path} if label is None else set()
+    if without:
+        _log.warning("note: images of %r without a label; the key is called label, not %s",
+                     str(manifest), ", ".join(sorted(without)[:SHOWN]))  # fmt: skip
+    return named
+
+
+def _json_rows(text: str, manifest: Path) -> list[Named]:
+    """A list of objects, or COCO's images, annotations and categories."""
+    try:
+        content = from_json(text)
+    except ValueError as error:
+        raise UsageError(f"the manifest '{manifest}' is not JSON: {error}") from error
+    if isinstance(content, list):
+        return _objects(content, manifest, "entry")
+    try:
+        return _coco(content)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"the manifest '{manifest}' is neither a list of objects with path and label nor "
+            "COCO's images, annotations and categories"
+        ) from error
+
+
+def _coco(content: Any) -> list[Named]:
+    """The categories of each image's annotations; several are separated by `|`."""
+    names = {entry["id"]: str(entry["name"]) for entry in content.get("categories", ())}
+    of_image: dict[object, set[str]] = {}
+    for entry in content.get("annotations", ()):
+        of_image.setdefault(entry["image_id"], set()).add(names[entry["category_id"]])
+    return [
+        (str(entry["file_name"]), "|".join(sorted(of_image.get(entry["id"], ()))) or None)
+        for entry in content["images"]
+    ]
+
+
+_READERS: dict[str, Callable[[str, Path], list[Named]]] = {
+    ".csv": _csv_rows,
+    ".tsv": _csv_rows,
+    ".txt": _list_rows,
+    ".json": _json_rows,
+    ".jsonl": _json_lines,
+}
 
 
 def read_manifest(manifest: Path) -> ImageSource:
@@ -174,8 +304,7 @@ def read_manifest(manifest: Path) -> ImageSource:
         text = read_text(manifest)
     except CnnvizError as error:
         raise UsageError(f"the manifest cannot be used: {error}") from error
-    read = _csv_rows if manifest.suffix.lower() == ".csv" else _json_rows
-    rows = read(text, manifest)
+    rows = _READERS[manifest.suffix.lower()](text, manifest)
     if not rows:
         raise UsageError(f"the manifest '{manifest}' lists no image")
     folder = "" if manifest.parent == Path() else str(manifest.parent)

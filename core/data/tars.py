@@ -1,18 +1,23 @@
 """Images in tar files, as the webdataset library shards a data set.
 
 Files whose names agree up to the first dot are a sample: `0001.jpg` with `0001.cls` or `0001.json`.
-The headers are read once, for the offset of each image; after that any image is read in place, so
-that every command works as it does on a folder, and samples and resumes by image.
+If a sample has no image with such a name, those with more dots are its images: `0001.v1.jpg` with
+`0001.v1.cls`. If nothing has a label, the folders in the tar are the classes, or else tars that are
+called by wnids (ImageNet's own). The headers are read once, for the offset of each image; after
+that any image is read in place, so that every command works as it does on a folder, and samples and
+resumes by image.
 Format: github.com/webdataset/webdataset.
 """
 
 import io
+import logging
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, product
+from os.path import commonpath
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,31 +25,40 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from cnnviz.core.data.images import decode_rgb, suffixes
+from cnnviz.core.data.images import decode_rgb, note_left_out, suffixes
 from cnnviz.core.data.tables import LABEL_COLUMNS, Example, ImageSource, label_text, labelled
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import from_json, regular
+from cnnviz.core.models.labels import is_wnid
 from cnnviz.core.models.preprocess import Preprocess
 
 SUFFIX = ".tar"
 CLASS, JSON = "cls", "json"
 LARGEST_LABEL = 1 << 20
 """Maximum bytes of a file with a label."""
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+LARGEST_HEADER = 1 << 20
+"""Maximum bytes of an extended header: a long name, or a list of attributes."""
+LONGEST_PADDING = 1 << 20
+_BLOCK = 512
+_EXTENDED = tarfile.GNUTYPE_LONGNAME + tarfile.GNUTYPE_LONGLINK
+_EXTENDED += tarfile.XHDTYPE + tarfile.XGLTYPE + tarfile.SOLARIS_XHDTYPE
+_BRACES = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
+_UNLABELLED = "note: no image of %r has a label: its .json files have none of the keys %s"
+_log = logging.getLogger("cnnviz")
 
 
-def expand(name: str) -> list[str]:
+def expand(name: str) -> Iterator[str]:
     """Expands `shards-{000..012}.tar` to thirteen names; a name without braces to itself."""
     found = _BRACES.search(name)
     if found is None:
-        return [name]
+        yield name
+        return
     first, last = found.groups()
     if int(last) < int(first):
         raise UsageError(f"'{name}' names no file: the range {found[0]} is empty")
     numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
-    return [
-        rest for n in numbers for rest in expand(name[: found.start()] + n + name[found.end() :])
-    ]
+    for n in numbers:
+        yield from expand(name[: found.start()] + n + name[found.end() :])
 
 
 @dataclass(frozen=True)
@@ -65,29 +79,75 @@ class _Member:
     def extension(self) -> str:
         return self.name.rpartition("/")[2].partition(".")[2].lower()
 
+    @property
+    def stem(self) -> str:
+        """The name without its last suffix."""
+        return self.name[: -len(self.suffix) - 1] if self.suffix else self.name
 
-def _members(stream: IO[bytes], path: Path) -> Iterator[_Member]:
-    """The regular files of a tar, in order."""
+    @property
+    def suffix(self) -> str:
+        return self.extension.rpartition(".")[2]
+
+
+class _Header(tarfile.TarInfo):
+    """A header whose numbers are possible."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> "_Header":
+        """Parses a header; a tarfile.ReadError where its size is negative or absurd."""
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0:
+            raise tarfile.ReadError(f"a file of {header.size} bytes")
+        if header.type in _EXTENDED and header.size > LARGEST_HEADER:
+            raise tarfile.ReadError(f"a name or attributes of {header.size:,} bytes")
+        return header
+
+
+def _check_end(stream: IO[bytes], end: int) -> None:
+    """Raises a tarfile.ReadError unless a tar ends there: an empty block, and then padding."""
+    stream.seek(end)
+    last, padding = stream.read(_BLOCK), stream.read(LONGEST_PADDING)
+    if len(last) < _BLOCK:
+        raise tarfile.ReadError("it has no end: it was cut off after a file")
+    if any(last):
+        raise tarfile.ReadError(f"damaged at byte {end:,}")
+    if any(padding):
+        raise tarfile.ReadError("it goes on behind its end, as several files in one do")
+
+
+def _members(stream: IO[bytes], path: Path, others: Counter[str]) -> Iterator[_Member]:
+    """The regular files of a tar, in order; links and sparse files are counted in `others`."""
     try:
-        with tarfile.open(fileobj=stream, mode="r:") as archive:
+        with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as archive:
             for entry in archive:
+                if entry.size < 0 or archive.offset <= entry.offset:
+                    raise tarfile.ReadError(f"a file of {entry.size} bytes")
                 archive.members = []  # type: ignore[attr-defined]  # it would keep them all
                 member = _Member(entry.name, entry.offset_data, entry.size)
                 hidden = member.key.rpartition("/")[2] == ""  # as .DS_Store
                 if entry.isreg() and not entry.issparse() and not hidden:
                     yield member
-    except (tarfile.TarError, EOFError, ValueError, OSError) as error:
+                elif not entry.isdir() and not hidden:
+                    others["sparse files" if entry.issparse() else "links and devices"] += 1
+            _check_end(stream, archive.offset)
+    except (tarfile.TarError, EOFError, ValueError, OSError, OverflowError) as error:
         raise CnnvizError(
             f"'{path}' is not a complete tar file ({one_line(error)}); unpack it first if it is "
             "compressed with gzip or zstd"
         ) from error
 
 
-def _label(stream: IO[bytes], sample: Sequence[_Member]) -> str | None:
+def _images(sample: Sequence[_Member], formats: frozenset[str]) -> list[_Member]:
+    """The images of a sample: `a.jpg`, or if there is none, `a.v1.jpg`."""
+    plain = [member for member in sample if member.extension in formats]
+    return plain or [member for member in sample if member.suffix in formats]
+
+
+def _label(stream: IO[bytes], sample: Sequence[_Member], image: _Member) -> str | None:
     """The label in `.cls`, or under a usual name in `.json`; a ValueError if it is malformed."""
-    by_extension = {member.extension: member for member in sample}
-    for extension in (CLASS, JSON):
-        member = by_extension.get(extension)
+    by_name = {member.name: member for member in sample if member.suffix in (CLASS, JSON)}
+    for stem, extension in product((image.stem, image.key), (CLASS, JSON)):
+        member = by_name.get(f"{stem}.{extension}")
         if member is None:
             continue
         if member.size > LARGEST_LABEL:
@@ -101,6 +161,28 @@ def _label(stream: IO[bytes], sample: Sequence[_Member]) -> str | None:
         if usual:
             return label_text(content[usual[0]])
     return None
+
+
+def _folders(names: Sequence[str]) -> list[str | None]:
+    """The folder of each name below the folders that all have in common; None without one."""
+    parts = [[part for part in name.split("/") if part not in ("", ".")] for name in names]
+    shared = commonpath(["/".join(["", *folders[:-1]]) or "/" for folders in parts])
+    common = len(shared.strip("/").split("/")) if shared != "/" else 0
+    return [folders[common] if len(folders) > common + 1 else None for folders in parts]
+
+
+def _by_place(names: Sequence[str], tars: Sequence[Path]) -> list[str | None]:
+    """The class of each image by its folder in its tar, or by its tar's name if that is a wnid."""
+    classes = _folders(names)
+    if any(classes) or not all(is_wnid(path.stem) for path in tars):
+        return classes
+    return [path.stem for path in tars]
+
+
+def _note_unused(paths: Sequence[Path], others: Mapping[str, int]) -> None:
+    kinds = {kind if " " in kind or not kind else f".{kind}": n for kind, n in others.items()}
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    note_left_out(f"{paths[0]}{more}", kinds, "not the images of their samples")
 
 
 @dataclass(frozen=True)
@@ -136,32 +218,49 @@ class _Places:
         return decode_rgb(io.BytesIO(content), example.path)
 
 
-def of_tars(paths: Sequence[Path]) -> ImageSource:
-    """The images in some tar files, in order."""
-    formats = {suffix.removeprefix(".") for suffix in suffixes()}
-    rows: list[tuple[str, str | None]] = []
-    places: list[tuple[int, int, int]] = []
-    others: Counter[str] = Counter()
-    for number, path in enumerate(paths):
-        with regular(path).open("rb") as stream, path.open("rb") as labels:
-            for _, group in groupby(_members(stream, path), key=lambda member: member.key):
-                sample = list(group)
-                images = [member for member in sample if member.extension in formats]
-                if not images:
-                    others.update(member.extension for member in sample)
-                    continue
+def _scan(path: Path, others: Counter[str]) -> Iterator[tuple[_Member, str | None]]:
+    """The images of a tar with their labels; `others` counts the files that are not used."""
+    formats = frozenset(suffix.removeprefix(".") for suffix in suffixes())
+    with regular(path).open("rb") as stream, path.open("rb") as labels:
+        members = _members(stream, path, others)
+        for _, group in groupby(members, key=lambda member: member.key):
+            sample = list(group)
+            images = _images(sample, formats)
+            unused = (m for m in sample if m not in images and m.suffix != CLASS)
+            others.update(m.extension if m.suffix in formats else m.suffix for m in unused)
+            for image in images:
                 try:
-                    label = _label(labels, sample)
+                    label = _label(labels, sample, image)
                 except ValueError as error:
                     raise CnnvizError(
-                        f"'{path}': the label of {sample[0].key} cannot be read: {one_line(error)}"
+                        f"'{path}': the label of {image.stem} cannot be read: {one_line(error)}"
                     ) from error
-                rows += [(f"{path}/{member.name}", label) for member in images]
-                places += [(number, member.offset, member.size) for member in images]
-    if not rows:
-        kinds = ", ".join(sorted(others)[:8]) or "no file"
+                yield image, label
+
+
+def of_tars(paths: Sequence[Path]) -> ImageSource:
+    """The images in some tar files, in order."""
+    others: Counter[str] = Counter()
+    names: list[str] = []
+    labels: list[str | None] = []
+    places: list[tuple[int, int, int]] = []
+    for number, path in enumerate(paths):
+        for image, label in _scan(path, others):
+            names.append(image.name)
+            labels.append(label)
+            places.append((number, image.offset, image.size))
+    if not names:
+        kinds = ", ".join(sorted(kind or "no suffix" for kind in others)[:8]) or "no file"
         raise UsageError(f"'{paths[0]}' holds no image (.jpg .png .webp ...) but {kinds}")
+    _note_unused(paths, others)
+    if all(label is None for label in labels):
+        in_tar = [paths[place[0]] for place in places]
+        labels = _by_place(names, in_tar)
+        if others[JSON] and not any(labels):
+            _log.warning(_UNLABELLED, str(paths[0]), ", ".join(LABEL_COLUMNS))
     stats = [path.stat() for path in paths]
     stamps = tuple(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats)
     table = _Places(tuple(paths), stamps, np.array(places, np.int64))
-    return replace(labelled(rows), open=table.open, state=table.state, files=tuple(paths))
+    shown = (f"{paths[place[0]]}/{name}" for place, name in zip(places, names, strict=True))
+    source = labelled(zip(shown, labels, strict=True))
+    return replace(source, open=table.open, state=table.state, files=tuple(paths))

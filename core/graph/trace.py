@@ -111,6 +111,11 @@ class _NamingTracer(fx.Tracer):
             self.layers[path] = output.node.name
         return output
 
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is one step of the graph: torch's layers, and what is compiled."""
+        compiled = isinstance(m, torch.jit.ScriptModule)
+        return compiled or super().is_leaf_module(m, module_qualified_name)
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Returns the proxy of a node's value."""
         return super().proxy(node) if _pieces(node) is None else _Parts(node, self)

@@ -15,7 +15,7 @@ Shapes: N images, C channels, H W rows and columns, K classes or values.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -125,7 +125,7 @@ def check_batch(outputs: Callable[[Tensor], object], images_NCHW: Tensor, name: 
     """
     images = images_NCHW[:CHECKED]
     if len(images) == 1:
-        return
+        return None
 
     def alone(image: Tensor) -> Tensor:
         answer = outputs(image)
@@ -166,22 +166,107 @@ def far_away(
     return answers if bool(answers.isfinite().all()) else None
 
 
-class GreyInput(nn.Module):
-    """Feeds a network of one input channel with the luminance of RGB (ITU-R BT.601 weights)."""
-
-    luminance: Tensor
+class Wrapper(nn.Module):
+    """An archive's network with something of ours before or after it."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        # Not a layer: `first` and `all` refer to the user's network.
-        weight = torch.tensor(LUMINANCE).view(1, 3, 1, 1)
-        self.register_buffer("luminance", weight, persistent=False)
+
+
+class GreyInput(Wrapper):
+    """Feeds an archive of one input channel with the luminance of RGB."""
+
+    luminance: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the network on (N, 1, H, W), made from (N, 3, H, W)."""
         out: Tensor = self.network(functional.conv2d(x, self.luminance))
         return out
+
+
+def _fed_with_grey(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Let a network of one input channel take RGB, as its luminance (ITU-R BT.601 weights).
+
+    Its class is replaced, so that layers keep their names; an archive is wrapped.
+    """
+    kind: Any = type(module)
+    if isinstance(module, torch.jit.ScriptModule | fx.GraphModule):
+        grey: nn.Module = GreyInput(module).train(module.training)
+    else:
+
+        def forward(self: Any, x: Tensor) -> Any:
+            return kind.forward(self, functional.conv2d(x, self.luminance))
+
+        grey = module
+        grey.__class__ = type(kind.__name__, (kind,), {"forward": forward})
+    weight = torch.tensor(LUMINANCE, device=device, dtype=dtype).view(1, 3, 1, 1)
+    grey.register_buffer("luminance", weight, persistent=False)  # not a layer, nor a weight
+    return grey
+
+
+def compiled_parts(module: nn.Module) -> list[str]:
+    """Names of the parts of a network in Python that are TorchScript, without those in them."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return []
+    names = [n for n, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]
+    return [n for n in names if not any(n != m and n.startswith(f"{m}.") for m in names)]
+
+
+@dataclass(frozen=True)
+class FirstRun:
+    """A network on its device that has run on a blank image."""
+
+    module: nn.Module
+    """If it takes one channel, it is fed with the luminance of RGB."""
+    output: object
+    channels: int
+    """Of the images that it takes now."""
+    notes: tuple[str, ...] = ()
+
+
+def run_first(
+    module: nn.Module,
+    name: str,
+    channels: int,
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> FirstRun:
+    """Move a network to its device and number format, and run it (`probe`).
+
+    Code can fix a number format (`x.half()`), so in single precision a network of other formats is
+    first run as it was made. Complex weights stay complex.
+    """
+    parts = [] if isinstance(module, Wrapper) else compiled_parts(module)
+    notes = [f"{name}: {part} is TorchScript, whose layers cannot be reached" for part in parts]
+    tensors = (*module.parameters(), *module.buffers())
+    formats = {t.dtype for t in tensors if t.is_floating_point() and t.dtype is not dtype}
+    if formats and dtype is torch.float32:
+        try:
+            ran = probe(module.to(device), name, channels, size, dtype, device)
+        except CnnvizError:
+            pass
+        else:
+            kept = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in formats))
+            note = f"{name} runs with weights of {kept}, as its code converts images itself"
+            return replace(ran, notes=(*notes, note))
+    ran = probe(_converted(module, device, dtype), name, channels, size, dtype, device)
+    return replace(ran, notes=tuple(notes))
+
+
+def _converted(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The module on its device, its real numbers in a format, its complex ones in that of fp32."""
+    if not any(t.is_complex() for t in (*module.parameters(), *module.buffers())):
+        return module.to(device, dtype)
+
+    def convert(tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(device, torch.complex64)
+        return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+    module._apply(convert)  # type: ignore[no-untyped-call]
+    return module
 
 
 def probe(
@@ -191,18 +276,15 @@ def probe(
     size: tuple[int, int],
     dtype: torch.dtype,
     device: torch.device,
-) -> tuple[nn.Module, object, int]:
-    """Run a network on a blank image, with other numbers of channels if it refuses the given one.
-
-    Returns the network (in `GreyInput` if it takes one channel), its output, and its channels.
-    """
+) -> FirstRun:
+    """Run a network on a blank image; if it refuses that, with other numbers of channels."""
 
     def run(count: int) -> object:
         with torch.no_grad():  # not inference mode: tensors that lazy layers make are changed later
             return module(torch.zeros(1, count, *size, dtype=dtype, device=device))
 
     try:
-        return module, run(channels), channels
+        return FirstRun(module, run(channels), channels)
     except USER_CODE_ERRORS as error:
         for count in _other_channels(module, error, channels):
             try:
@@ -210,12 +292,12 @@ def probe(
             except USER_CODE_ERRORS:
                 continue
             if count > 1:
-                return module, output, count
-            return GreyInput(module).to(device, dtype).train(module.training), output, 3
+                return FirstRun(module, output, count)
+            return FirstRun(_fed_with_grey(module, device, dtype), output, 3)
         kind = str(dtype).removeprefix("torch.")
         raise CnnvizError(
             f"{name} cannot run on an image of {channels}x{size[0]}x{size[1]} in {kind} on "
-            f"{device}: {_essence(error)}{_remedy(error)}"
+            f"{device}: {_essence(error)}{_remedy(error, kind)}"
         ) from error
 
 
@@ -240,10 +322,48 @@ def _essence(error: BaseException) -> str:
     return (lines[-1] if "TorchScript" in lines[0] else lines[0]).strip()[:200]
 
 
-def _remedy(error: BaseException) -> str:
-    if re.search(r"conv3d|5D|5-D|5-dim", str(error)):
-        return "; an image has no depth or time, and this network takes an input of 5 dimensions"
-    return "; --size gives another size"
+_REMEDIES = (
+    (
+        r"conv3d|5D|5-D|5-dim|\(expected 5, got 4\)",
+        "an image has no depth, time or views, and this network takes an input of 5 dimensions",
+    ),
+    (
+        r"forward\(\) missing \d+ required",
+        "its forward takes more than one image; write a factory that fixes the other inputs",
+    ),
+    (
+        r"NVIDIA|CUDA|on the same device|cuda:\d",
+        "its code names a device (.cuda(), device=); let it write .to(x.device)",
+    ),
+    (
+        r"indices must be|too many indices|only integer tensors|string indices|is not iterable",
+        "its forward takes something other than one tensor (N, C, H, W); write a factory that "
+        "converts it",
+    ),
+    (
+        r"expected input\[\d+, \d+, 3, \d+\]",
+        "it takes (N, H, W, C); write a factory that permutes its input, x.permute(0, 2, 3, 1)",
+    ),
+    (
+        r"mat1 and mat2|[Kk]ernel size|[Ss]izes? of tensor|is invalid for input of size|view size|"
+        r"smaller than|too small|size mismatch|shape mismatch|must match|divisible|[Ii]nput size|"
+        r"[Pp]ositional? |Input (image )?(height|width|size)|non-empty|patch|stack expects|"
+        r"more than 1 value per channel|shapes? .*cannot be",
+        "--size gives another size",
+    ),
+)
+"""What an error of the first run says, and what to do about it. For any other, nothing is known."""
+_FORMATS = re.compile(
+    r"scalar type|same dtype|should be the same|not implemented for '|[Uu]nsupported dtype"
+)
+
+
+def _remedy(error: BaseException, kind: str) -> str:
+    if _FORMATS.search(str(error)):
+        advice = "" if kind == "float32" else ", or --precision fp32"
+        return f"; its code fixes a number format: let it convert to that of its input{advice}"
+    fitting = (advice for pattern, advice in _REMEDIES if re.search(pattern, str(error)))
+    return "".join(f"; {advice}" for advice in [*fitting][:1])
 
 
 def run_checked(

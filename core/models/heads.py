@@ -46,6 +46,13 @@ class Kind(StrEnum):
     """There are no classes: a regression."""
 
 
+def _probability(value: float) -> str:
+    """Two decimals; more near 0 and 1."""
+    if 0.01 <= value < 0.995 or value in (0.0, 1.0):
+        return f"{value:.2f}"
+    return f"{value:.2g}" if value < 0.01 else f"{value:.4f}".rstrip("0") if value < 1 else "1"
+
+
 @dataclass(frozen=True)
 class Head:
     """The meaning of a network's outputs."""
@@ -85,7 +92,14 @@ class Head:
 
     def text(self, reading: float) -> str:
         """Format a probability, `p = 0.123`, or a value, for headings."""
-        return f"p = {reading:.3f}" if self.has_classes else f"= {reading:.4g}"
+        return f"p = {_probability(reading)}" if self.has_classes else f"= {reading:.4g}"
+
+    def change_text(self, before: float, after: float | None) -> str:
+        """Format what occlusion does to a probability, `p = 0.93 → 0.21`, or to a value."""
+        if after is None:
+            return self.text(before)
+        shown = _probability(after) if self.has_classes else f"{after:.4g}"
+        return f"{self.text(before)} → {shown}"
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
         """Log p of each class, in the number format of the logits."""

@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 
 from cnnviz.core.errors import UsageError, nearest
 from cnnviz.core.graph.trace import Untraceable, describe, trace
+from cnnviz.core.models.behaviour import Wrapper, compiled_parts
 from cnnviz.core.models.load import Model
 
 _log = logging.getLogger("cnnviz")
@@ -37,8 +38,21 @@ MapShape = tuple[int, int, int]
 
 
 def named_layers(module: nn.Module) -> dict[str, nn.Module]:
-    """Every submodule except the root, by dotted name, in order of definition."""
-    return {name: layer for name, layer in module.named_modules() if name}
+    """Every submodule except the root, by dotted name, in order of definition.
+
+    Parts that TorchScript compiled take no hooks: they and what lies inside are left out.
+    """
+    parts = compiled_parts(module)
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if name and _part_of(name, parts) is None
+    }
+
+
+def _part_of(name: str, parts: Sequence[str]) -> str | None:
+    """The part that a layer is, or lies in."""
+    return next((part for part in parts if f"{name}.".startswith(f"{part}.")), None)
 
 
 def conv_layers(module: nn.Module) -> list[str]:
@@ -52,12 +66,18 @@ def find_layer(module: nn.Module, name: str, model_name: str) -> nn.Module:
     layers = named_layers(module)
     if name in layers:
         return layers[name]
+    if part := _part_of(name, compiled_parts(module)):
+        raise UsageError(
+            f"layer '{name}' of {model_name} cannot be reached: '{part}' is TorchScript; build it "
+            "without torch.jit.script"
+        )
     if not layers:
         raise UsageError(
             f"no layer '{name}' in {model_name}, which has no visible layers (a black box, or a "
             "single layer); those of a network in Python are visible: --model FILE.py:FACTORY"
         )
-    near = ", ".join(nearest(name, layers))
+    last_first = conv_layers(module)[::-1]  # what is offered if no name is similar
+    near = ", ".join(nearest(name, [*last_first, *layers]))
     raise UsageError(
         f"no layer '{name}' in {model_name}; the nearest are {near} "
         f"(cnnviz layers --model {model_name} lists all)"
@@ -66,9 +86,16 @@ def find_layer(module: nn.Module, name: str, model_name: str) -> nn.Module:
 
 def check_open(module: nn.Module, model_name: str) -> None:
     """Raise UsageError for a TorchScript or torch.export archive, whose layers are out of reach."""
-    kinds = [type(layer) for layer in module.modules()]
-    scripted = any(issubclass(kind, torch.jit.ScriptModule) for kind in kinds)
-    exported = any(issubclass(kind, fx.GraphModule) for kind in kinds)
+    inner = module
+    while isinstance(inner, Wrapper):
+        inner = inner.network
+    scripted = isinstance(inner, torch.jit.ScriptModule)
+    exported = any(isinstance(layer, fx.GraphModule) for layer in module.modules())
+    if scripted and ":" in model_name:
+        raise UsageError(
+            f"{model_name} returns a TorchScript network, whose layers cannot be reached; return "
+            "it as it is before torch.jit.script or torch.jit.trace"
+        )
     if scripted or (exported and not conv_layers(module)):
         raise UsageError(
             f"{model_name} is an archive, whose layers cannot be reached; load its weights into "

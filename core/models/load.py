@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from cnnviz.core.choices import HeadChoice, Precision
 from cnnviz.core.device import pick_device
-from cnnviz.core.errors import UsageError
-from cnnviz.core.models.behaviour import Behaviour, guarded, probe
+from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models.behaviour import Behaviour, guarded, run_first
+from cnnviz.core.models.fitting import FEATURES_ONLY
 from cnnviz.core.models.heads import Head, Kind, Reading, Region
-from cnnviz.core.models.labels import Labels, class_index, read_labels
+from cnnviz.core.models.labels import Labels, class_index, imagenet_wnids, is_wnid, read_labels
 from cnnviz.core.models.outputs import read_out
 from cnnviz.core.models.preprocess import Preprocess, adjust, plain
-from cnnviz.core.models.trained import BUNDLED, find_trained
+from cnnviz.core.models.trained import BUNDLED, Trained, find_trained
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
@@ -50,6 +51,7 @@ class Model:
         repeat: passes that scores are averaged over.
         region: where a dense output is read; None for a network that returns rows.
         layout: the memory format of its input.
+        random: the seed of its weights if they are random (`--weights none`); None otherwise.
     """
 
     module: nn.Module
@@ -67,6 +69,7 @@ class Model:
     repeat: int = 1
     region: Region | None = None
     layout: torch.memory_format = torch.contiguous_format
+    random: int | None = None
 
     @property
     def classes(self) -> int:
@@ -76,6 +79,8 @@ class Model:
     @property
     def unjudged(self) -> str | None:
         """Why its answer to an image is not one class, right or wrong; None if it is."""
+        if not self.classes:
+            return f"{self.name} has no classifier"
         if not self.head.has_classes:
             return f"{self.name} returns values, not classes (--head none)"
         return f"{self.name} gives a class to each pixel, not to an image" if self.region else None
@@ -120,7 +125,8 @@ class Model:
 
     def class_index(self, text: str) -> int:
         """Return the class of that name (ignoring case, `_` for space), WordNet id or index."""
-        return class_index(text, self.labels, self.wnids)
+        wnids = self.wnids or (imagenet_wnids(self.labels) if is_wnid(text) else None)
+        return class_index(text, self.labels, wnids)
 
 
 def load_model(
@@ -143,6 +149,7 @@ def load_model(
     threshold: float = 0.5,
     repeat: int = 1,
     scores: bool = True,
+    features: bool = False,
 ) -> Model:
     """Load a network with its weights, preprocessing and class names.
 
@@ -171,6 +178,8 @@ def load_model(
         repeat: passes that scores are averaged over.
         scores: whether a row of numbers for each image is required; if not, a network without
             one is accepted, with no classes.
+        features: whether a network is accepted whose weights hold no classifier, as features
+            without classes; it is too if no scores are required.
 
     Raises:
         UsageError: a name, option or file that does not exist.
@@ -180,8 +189,8 @@ def load_model(
     head_choice = _choice(HeadChoice, head, "head")
     file = Path(checkpoint) if checkpoint is not None else None
 
-    def adjusted(base: Preprocess | None) -> Preprocess:
-        return adjust(base or plain(size), size, mean, std)
+    def adjusted(base: Preprocess, published: bool) -> Preprocess:
+        return adjust(base if published or size is None else plain(size), size, mean, std)
 
     if state is not None and file is None:
         raise UsageError(f"--state {state} names weights in a file; give it with --checkpoint")
@@ -189,18 +198,31 @@ def load_model(
     given = read_labels(Path(labels)) if labels is not None else None
     with _seeded(seed):
         count = len(given.names) if given else None
-        trained = find_trained(name, file, weights, state, adjusted, count)
+        headless = features or not scores or head_choice is HeadChoice.NONE
+        trained = find_trained(name, file, weights, state, adjusted, count, headless)
         name, preprocess = trained.name, trained.preprocess
-        module = trained.module.to(target, dtype)
-        module, raw, channels = probe(
-            module, name, preprocess.channels, preprocess.crop, dtype, target
-        )
-        notes = list(trained.notes)
+        head_choice, notes = _publishers_head(trained, head_choice)
+        no_classes = bool(trained.headless) and head_choice is not HeadChoice.NONE
+        if no_classes:
+            if scores and not features:
+                raise CnnvizError(f"{trained.headless}; {FEATURES_ONLY}")
+            head_choice = HeadChoice.NONE
+            notes.append(f"{trained.headless}: its outputs are features, not classes")
+        ran = run_first(trained.module, name, preprocess.channels, preprocess.crop, dtype, target)
+        module, channels = ran.module, ran.channels
+        notes += ran.notes
         if channels != preprocess.channels:
             preprocess, note = _with_channels(preprocess, channels, name, mean, std)
             notes.append(note)
+        if trained.assumed and (note := trained.assumed.note(preprocess, size, mean, std)):
+            notes.append(note)
         preprocess = replace(preprocess, scale=value_range, show=_bands(show, channels))
-        result = read_out(module, raw, name, preprocess, target, dtype, output, head_choice, scores)
+        scores = scores and not no_classes
+        result = read_out(
+            module, ran.output, name, preprocess, target, dtype, output, head_choice, scores
+        )
+        if no_classes:
+            result = replace(result, classes=0, labels=())
     if threshold != Head().threshold and result.head.kind is not Kind.SIGMOID:
         raise UsageError(
             f"--threshold {threshold:g} is for independent classes (--head sigmoid); the head of "
@@ -222,7 +244,21 @@ def load_model(
         head=replace(result.head, threshold=threshold),
         repeat=repeat,
         region=result.region,
+        random=seed if weights == "none" and checkpoint is None else None,
     )
+
+
+def _publishers_head(trained: Trained, choice: HeadChoice) -> tuple[HeadChoice, list[str]]:
+    """The user's choice or else what the publisher says, and the notes so far."""
+    notes = list(trained.notes)
+    if choice is not HeadChoice.AUTO or trained.head is HeadChoice.AUTO:
+        return choice, notes
+    if trained.head is not HeadChoice.SOFTMAX:
+        notes.append(
+            f"{trained.name}: the head is {trained.head}, by the problem_type in its "
+            "configuration (--head overrides this)"
+        )
+    return trained.head, notes
 
 
 def _with_channels(

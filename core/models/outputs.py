@@ -21,7 +21,13 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from cnnviz.core.choices import HeadChoice
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, one_line
-from cnnviz.core.models.behaviour import Behaviour, examine, far_away, run_checked
+from cnnviz.core.models.behaviour import (
+    Behaviour,
+    Wrapper,
+    examine,
+    far_away,
+    run_checked,
+)
 from cnnviz.core.models.heads import Head, Kind, Region, determine_head
 from cnnviz.core.models.preprocess import Preprocess
 from cnnviz.core.models.zoo.factories import find_function
@@ -343,12 +349,12 @@ def _by_function(requested: str, raw: object, name: str) -> Reader:
     return _composed(read, _to_rows(rows))
 
 
-class _Read(nn.Module):
+class _Read(Wrapper):
     """An archive's network with its reader."""
 
     def __init__(self, network: nn.Module, read: Reader) -> None:
-        super().__init__()
-        self.network, self.read = network, read
+        super().__init__(network)
+        self.read = read
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, 3, H, W) to (N, K)."""

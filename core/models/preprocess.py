@@ -16,6 +16,7 @@ from cnnviz.core.errors import UsageError
 
 IMAGENET_SIZE = 224
 IMAGENET_RESIZE = 256
+COLOURS = 3
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,15 @@ class Preprocess:
     squash: bool = False
     scale: tuple[float, float] | None = None
     show: tuple[int, ...] | None = None
+
+    @property
+    def geometry(self) -> str:
+        """Its resize and crop, in words."""
+        rows, columns = both(self.resize or self.crop)
+        resize = f"{rows}" if rows == columns and not self.squash else f"{rows}x{columns}"
+        crop = "{}x{}".format(*self.crop)
+        same = (rows, columns) == self.crop
+        return f"resized to {resize}" + ("" if same else f", centre {crop}")
 
     @property
     def channels(self) -> int:
@@ -174,8 +184,50 @@ def adjust(
     )
 
 
+@dataclass(frozen=True)
+class Assumed:
+    """Whose preprocessing is taken for weights that do not define any."""
+
+    by: str
+    """What does not define it: a file or a network."""
+    basis: str = "for ImageNet"
+    option: str = ""
+    """An option that takes another publisher's instead; empty if there is none."""
+
+    def note(
+        self,
+        preprocess: Preprocess,
+        size: object = None,
+        mean: object = None,
+        std: object = None,
+    ) -> str:
+        """What was assumed, and the options that change it; empty if the user gave all of it."""
+        given = {"--size": size, "--mean": mean, "--std": std}
+        if preprocess.channels != COLOURS:  # nothing is normalised, which another note says
+            given |= {"--mean": 0, "--std": 1}
+        open_ = [option for option, value in given.items() if value is None]
+        values = {
+            "--size": preprocess.geometry,
+            "--mean": "mean " + ",".join(f"{value:g}" for value in preprocess.mean),
+            "--std": "std " + ",".join(f"{value:g}" for value in preprocess.std),
+        }
+        if not open_:
+            return ""
+        options = ", ".join([*open_, *filter(None, [self.option])])
+        what = ", ".join(values[option] for option in open_)
+        return (
+            f"{self.by} does not define how to prepare images: they are prepared as {self.basis}, "
+            f"{what} ({options})"
+        )
+
+
 def plain(size: int | tuple[int, int] | None) -> Preprocess:
     """For networks without a published transform: ImageNet's, or the whole image at `size`."""
     if size is None:
         return Preprocess(IMAGENET_RESIZE, (IMAGENET_SIZE, IMAGENET_SIZE))
     return Preprocess(size, both(size))
+
+
+def plain_for(size: int | tuple[int, int] | None) -> Preprocess:
+    """`plain` for a network that takes this size alone: that of ImageNet is taken as ImageNet's."""
+    return plain(None if size is None or both(size) == (IMAGENET_SIZE,) * 2 else size)

@@ -1,105 +1,27 @@
-"""Drawing that all analyses share: figures without a screen, text, colour bars, pixels, bars.
+"""Drawing that all analyses share: pixels of images, axes of plots, bars.
 
-Figures are made without pyplot, so nothing is global and nothing needs a display. Text from users
-(labels, file names) goes through `escape`, since matplotlib reads `$` as mathematics.
+Figures are made without pyplot, so nothing is global and nothing needs a display.
 Shapes: C channels, H W rows and columns.
 """
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
-from matplotlib import colormaps, font_manager
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colorbar import Colorbar
-from matplotlib.colors import Colormap as MatplotlibColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from cnnviz.core.choices import Colormap
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.output.style import FONT_SIZE, HARM, ink
+from cnnviz.core.output.layout import board, escape, plot, shortened, text_width
+from cnnviz.core.output.style import HARM, SMALL, ink
 
 MOST_BARS = 40
-LONGEST = 28
+LONGEST = 150.0
+"""Points of the longest name of a row of bars."""
+ROW = 17.0
+"""Points of a row of bars."""
 PLAIN = "#4a6fa5"
-MATPLOTLIB_NAMES = {Colormap.DIVERGING: "RdBu_r"}  # the others have the same name there
-
-
-@cache
-def _drawable() -> frozenset[int]:
-    """The code points for which the figures' font has a glyph."""
-    font = font_manager.get_font(font_manager.findfont("DejaVu Sans"))
-    return frozenset(font.get_charmap())
-
-
-def escape(text: str, longest: int = 60) -> str:
-    """Text that matplotlib draws literally, on one line, without missing glyphs, not too long."""
-    glyphs = _drawable()
-    shown = "".join(c if c.isprintable() and ord(c) in glyphs else "\ufffd" for c in text)
-    if len(shown) > longest:
-        shown = shown[: longest - 1] + "…"
-    return shown.replace("$", r"\$")
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches, laid out so that nothing is clipped."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def bare(axes: Axes) -> None:
-    """Removes ticks and frame from axes that show a picture."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
-
-
-def title(axes: Axes, text: str, size: float = FONT_SIZE) -> None:
-    """Puts a title above axes; `text` is drawn literally, line by line."""
-    lines = [escape(line) for line in text.split("\n")]
-    axes.set_title("\n".join(lines), fontsize=size)
-
-
-def under(axes: Axes, text: str, longest: int = 46) -> None:
-    """Puts text below axes that show a picture, wrapped between words; drawn literally."""
-    lines = textwrap.wrap(text, longest)
-    axes.set_xlabel("\n".join(escape(line) for line in lines), fontsize=FONT_SIZE - 1)
-
-
-def beside(axes: Axes, text: str, longest: int = 100) -> None:
-    """Fills axes with lines of text, next to a row of pictures; drawn literally."""
-    bare(axes)
-    shown = "\n".join(escape(line, longest) for line in text.split("\n"))
-    axes.text(0.0, 0.5, shown, fontsize=FONT_SIZE - 1, va="center", ha="left", linespacing=1.25)
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
-
-
-def add_colorbar(mappable: ScalarMappable, axes: Axes, label: str) -> Colorbar:
-    """Adds a colour bar with a label that says what the colours measure."""
-    figure = axes.get_figure()
-    assert isinstance(figure, Figure)  # noqa: S101 (told to mypy: no subfigures here)
-    bar = figure.colorbar(mappable, ax=axes, fraction=0.046, pad=0.03)
-    bar.set_label(escape(label, 90), fontsize=FONT_SIZE - 1)
-    bar.ax.tick_params(labelsize=FONT_SIZE - 2)
-    bar.outline.set_linewidth(0.5)
-    return bar
-
-
-def symmetric_limit(values: NDArray[np.floating]) -> float:
-    """The largest magnitude, for a symmetric colour scale; tiny if all values are zero."""
-    return max(float(np.abs(values).max(initial=0.0)), 1e-12)
-
-
-def cmap_of(choice: Colormap) -> MatplotlibColormap:
-    """The matplotlib colour map of a choice."""
-    return colormaps[MATPLOTLIB_NAMES.get(choice, choice.value)]
 
 
 def to_uint8(pixels: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -117,6 +39,26 @@ def in_colour(pixels: NDArray[np.float32], bands: tuple[int, ...]) -> NDArray[np
     """Channels (…, C, H, W) as red, green and blue (…, H, W, 3); a single one as grey."""
     three = bands if len(bands) == 3 else bands * 3
     return np.moveaxis(pixels[..., list(three), :, :], -3, -1)
+
+
+def label_axes(axes: Axes, xlabel: str = "", ylabel: str = "") -> None:
+    """Labels the axes of a plot, with the sizes that its cell has room for."""
+    axes.set_xlabel(escape(xlabel, 90), fontsize=SMALL, labelpad=2.0)
+    axes.set_ylabel(escape(ylabel, 60), fontsize=SMALL, labelpad=2.0)
+    axes.tick_params(labelsize=SMALL - 1, length=2.5, pad=2.5)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def name_rows(axes: Axes, names: Sequence[str], size: float = SMALL) -> None:
+    """Writes the name of each row of bars, the first one at the top; see `names_width`."""
+    shown = [shortened(name, size, LONGEST).replace("$", r"\$") for name in names]
+    axes.set_yticks(range(len(names)), shown, fontsize=size)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+def names_width(names: Sequence[str], size: float = SMALL) -> float:
+    """The room that the names of rows of bars take, in points."""
+    return 8.0 + max(text_width(shortened(name, size, LONGEST), size) for name in names)
 
 
 @dataclass(frozen=True)
@@ -145,28 +87,36 @@ def draw_bars(names: Sequence[str], columns: Sequence[Column], heading: str, wha
         heading: above all columns.
         what: what the things are, in the plural.
     """
-    shown = min(len(names), MOST_BARS)
-    figure = new_figure(1.5 + 2.1 * len(columns), 1.2 + 0.24 * shown)
-    places = np.arange(shown)
-    cells = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
-    for axes, column in zip(cells, columns, strict=True):
-        values = column.values[:shown]
-        limit = 1.0 if column.alarm is None else column.alarm
-        colours = [HARM if (value or 0.0) > limit else PLAIN for value in values]
-        axes.barh(places, [value or 0.0 for value in values], color=colours, height=0.7)
-        for place, value in zip(places, values, strict=True):
-            text = column.unknown if value is None else f"{value:.2f}"
-            axes.text(1.02, place, text, fontsize=FONT_SIZE - 2, va="center")
-        axes.set_xlim(0, 1.32)
-        axes.set_xticks([0, 0.5, 1])
-        axes.tick_params(labelsize=FONT_SIZE - 2, length=2)
-        axes.spines[["top", "right"]].set_visible(False)
-        title(axes, column.name)
-        if column.alarm is not None:
-            axes.axvline(column.alarm, color=ink(), linewidth=0.6, linestyle=":")
-    labels = [escape(name, LONGEST) for name in names[:shown]]
-    cells[0].set_yticks(places, labels, fontsize=FONT_SIZE - 1)
-    cells[0].invert_yaxis()
-    more = len(names) - shown
-    figure.suptitle(heading + (f"; {more} more {what}" if more else ""), fontsize=FONT_SIZE)
-    return figure
+    shown, more = names[:MOST_BARS], len(names) - MOST_BARS
+    left = names_width(shown)
+    cells = [
+        plot(
+            lambda axes, column=column, first=not place: _bars(  # type: ignore[misc]
+                axes, column, shown, named=first
+            ),
+            column.name,
+            width=130.0,
+            height=ROW * max(len(shown), 3),
+            left=0.0 if place else left,
+            bottom=16.0,
+            right=0.0,
+        )
+        for place, column in enumerate(columns)
+    ]
+    return board([cells], heading=heading + (f"; {more} more {what}" if more > 0 else ""))
+
+
+def _bars(axes: Axes, column: Column, names: Sequence[str], *, named: bool) -> None:
+    values = column.values[: len(names)]
+    limit = 1.0 if column.alarm is None else column.alarm
+    colours = [HARM if (value or 0.0) > limit else PLAIN for value in values]
+    axes.barh(range(len(names)), [value or 0.0 for value in values], color=colours, height=0.7)
+    for place, value in enumerate(values):
+        text = column.unknown if value is None else f"{value:.2f}"
+        axes.text((value or 0.0) + 0.03, place, text, fontsize=SMALL - 1, va="center")
+    name_rows(axes, names if named else [""] * len(names))
+    axes.set_xlim(0, 1.45)
+    axes.set_xticks([0, 0.5, 1])
+    label_axes(axes)
+    if column.alarm is not None:
+        axes.axvline(column.alarm, color=ink(), linewidth=0.6, linestyle=":")

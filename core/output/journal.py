@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from cnnviz.core.data.shards import Block
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import (
     DAMAGE,
+    UNFINISHED,
     from_json,
     open_arrays,
     read_text,
@@ -35,7 +36,9 @@ from cnnviz.core.files import (
     well_formed,
     write_atomically,
 )
-from cnnviz.core.output.run_folder import UNFINISHED, RunFolder
+from cnnviz.core.output.record import Record
+from cnnviz.core.output.record import from_json as to_record
+from cnnviz.core.output.run_folder import RunFolder
 
 VERSION = 2
 """The format of both kinds; files of another version are refused."""
@@ -50,6 +53,8 @@ _BROKEN = (*DAMAGE, ArithmeticError, struct.error)
 Arrays = Mapping[str, NDArray[Any]]
 Merge = Callable[[Sequence[Arrays]], Arrays]
 """Joins the arrays of adjacent blocks, given in order; must be associative."""
+LONGEST_LINE = 1 << 26
+"""Maximum bytes of a line of `images.jsonl`; longer ones are not read."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,29 @@ class Progress:
     done: int
     errors: Mapping[int, str]
     arrays: Arrays
+
+    def check_images(self, indices: NDArray[np.int64], failed: int | None = None) -> None:
+        """Raises a ValueError unless every image up to `done` is among `indices` once, or failed.
+
+        `failed` counts the failed images of an analysis that does not have them in `errors`.
+        """
+        places = [place for place in self.errors if place < self.done]
+        count = len(indices) + (len(places) if failed is None else failed)
+        ascending = indices.ndim == 1 and (np.diff(indices) > 0).all()
+        inside = ((indices >= self.block.start) & (indices < self.done)).all()
+        distinct = not np.isin(places, indices).any()
+        if not (ascending and inside and distinct and count == self.done - self.block.start):
+            raise ValueError(f"it does not have each image up to {self.done} once")
+
+
+CheckEntry = Callable[[Mapping[str, Any]], object]
+"""Raises a CnnvizError if an entry of `images.jsonl` is not one of the analysis."""
+Check = Callable[[Progress], None]
+"""Raises a ValueError if the arrays contain what no run computes."""
+
+
+def not_checked(_content: object) -> None:
+    """Accepts everything."""
 
 
 class Journal:
@@ -98,12 +126,18 @@ class Journal:
         ended = time.monotonic()
         self._next = ended + max(SECONDS, 20 * (ended - started))
 
-    def load(self, like: Arrays, axes: Mapping[str, int] | None = None) -> Progress | None:
+    def load(
+        self,
+        like: Arrays,
+        axes: Mapping[str, int] | None = None,
+        check: Check = not_checked,
+    ) -> Progress | None:
         """Reads the file; None if there is none, or the run does not resume.
 
         Args:
             like: arrays of the names, types and shapes that the file must have.
             axes: of arrays with one entry for each image used: along which axis.
+            check: checks the values.
 
         Raises:
             UsageError: the file belongs to another run; the message names what differs.
@@ -117,25 +151,34 @@ class Journal:
             raise _other_run(self.path, ["--shard"])
         try:
             _check_arrays(progress, like, axes or {})
+            check(progress)
         except _BROKEN as error:
             raise _damaged(self.path) from error
         return progress
 
 
-def join(paths: Sequence[Path], path: Path, merge: Merge, *, whole: bool = True) -> None:
+def join(
+    paths: Sequence[Path],
+    path: Path,
+    merge: Merge,
+    *,
+    check: Check = not_checked,
+    whole: bool = True,
+) -> None:
     """Writes the journal of a block from the journals of its parts.
 
     Args:
         paths: the parts' files, in the order of their blocks.
         path: the file to write.
         merge: joins their arrays.
+        check: checks the values of each.
         whole: whether the parts must cover the data set from its first image to its last.
 
     Raises:
         UsageError: the parts belong to different runs, one is unfinished, or one is missing.
         CnnvizError: a file is damaged, or the new one cannot be written.
     """
-    parts = [_read(part) for part in paths]
+    parts = [_read(part, check) for part in paths]
     identity, first = parts[0]
     start, _, total = first.block
     reached = 0 if whole else start
@@ -143,6 +186,8 @@ def join(paths: Sequence[Path], path: Path, merge: Merge, *, whole: bool = True)
         _refuse_other(part, other, identity)
         if progress.block.total != total:
             raise _other_run(part, ["data"])
+        if _types(progress.arrays) != _types(first.arrays):
+            raise _damaged(part)
         if progress.block.start != reached or progress.done != progress.block.stop:
             raise UsageError(
                 f"'{part}' has images {progress.block.start} to {progress.done} of a share that "
@@ -161,6 +206,10 @@ def join(paths: Sequence[Path], path: Path, merge: Merge, *, whole: bool = True)
     _write(path, identity, Progress(Block(start, reached, total), reached, errors, arrays))
 
 
+def _types(arrays: Arrays) -> dict[str, tuple[type, int]]:
+    return {name: (array.dtype.type, array.ndim) for name, array in arrays.items()}
+
+
 def _write(path: Path, identity: Mapping[str, Any], progress: Progress) -> None:
     header = {
         "version": VERSION,
@@ -174,7 +223,7 @@ def _write(path: Path, identity: Mapping[str, Any], progress: Progress) -> None:
     replace_file(path, lambda stream: np.savez(stream, allow_pickle=False, **content))
 
 
-def _read(path: Path) -> tuple[dict[str, Any], Progress]:
+def _read(path: Path, check: Check = not_checked) -> tuple[dict[str, Any], Progress]:
     """The identity and the progress in a file."""
     try:
         with open_arrays(path) as file:
@@ -191,7 +240,9 @@ def _read(path: Path) -> tuple[dict[str, Any], Progress]:
             raise ValueError(f"{done} of {block}")
         if not all(block.start <= place < block.stop for place in errors):
             raise ValueError("an error outside the block")
-        return dict(header["identity"]), Progress(block, done, errors, arrays)
+        progress = Progress(block, done, errors, arrays)
+        check(progress)
+        return dict(header["identity"]), progress
     except OSError as error:
         raise CnnvizError(f"cannot read {path}: {error.strerror or error}") from error
     except _BROKEN as error:
@@ -230,6 +281,15 @@ def _check_arrays(progress: Progress, like: Arrays, axes: Mapping[str, int]) -> 
         raise ValueError(f"{used} images of {progress.done}")
 
 
+@dataclass(frozen=True)
+class _Line(Record):
+    """What each line of `images.jsonl` has; the rest is the analysis'."""
+
+    image: str
+    files: tuple[str, ...]
+    folder: str = ""
+
+
 class Lines:
     """The entries of a run in `images.jsonl`, in the order in which they were written.
 
@@ -245,6 +305,10 @@ class Lines:
         images: a digest of the images of a run that is joined from shares; a run of its own may
             have more images when it resumes.
         changed: returns the time at which an image was written; an OSError if it does not exist.
+        check: checks the entry of an image; raises a CnnvizError.
+
+    Attributes:
+        dropped: how many lines of an interrupted run were not kept.
 
     Raises:
         UsageError: the lines belong to another run.
@@ -259,9 +323,11 @@ class Lines:
         resume: bool,
         images: str = "",
         changed: Callable[[str], float] = lambda image: Path(image).stat().st_mtime,
+        check: CheckEntry = not_checked,
     ) -> None:
         self._folder, self._path = folder, folder.path / LINES
-        self._count, self._changed = 0, changed
+        self._count, self._changed, self._check = 0, changed, check
+        self.dropped = 0
         unfinished = folder.path / UNFINISHED
         if resume:
             if unfinished.exists():
@@ -279,9 +345,8 @@ class Lines:
         return self._count
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for line in _json_lines(self._path):
-            line.pop("files")
-            yield line
+        for entry, _files in read_lines(self._path):
+            yield entry
 
     def add(self, entry: Mapping[str, Any], files: list[str]) -> None:
         """Appends the entry of an image whose files are written."""
@@ -301,10 +366,10 @@ class Lines:
     def adopt(self) -> set[str]:
         """Lists the files of finished images in the folder; returns the images' paths."""
         done = set()
-        for line in _json_lines(self._path):
-            if "folder" in line:
-                self._folder.adopt(str(line["folder"]), [str(name) for name in line["files"]])
-            done.add(str(line["image"]))
+        for entry, files in read_lines(self._path):
+            if "folder" in entry:
+                self._folder.adopt(str(entry["folder"]), files)
+            done.add(str(entry["image"]))
         return done
 
     def close(self) -> None:
@@ -313,67 +378,119 @@ class Lines:
 
     def _keep_whole_lines(self) -> None:
         """Drops lines that were cut off, and images whose files are missing or out of date."""
-        try:
-            text = regular(self._path).read_bytes() if self._path.exists() else b""
-        except OSError as error:
-            raise CnnvizError(f"cannot read {self._path}: {one_line(error)}") from error
-        lines = text.splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith(b"\n") and self._is_whole(line)]
-        write_atomically(self._path, b"".join(kept))
-        self._count = len(kept)
+        images: set[str] = set()
 
-    def _is_whole(self, line: bytes) -> bool:
+        def write(stream: BinaryIO) -> None:
+            for line in _raw_lines(self._path) if self._path.exists() else ():
+                image = self._image(line)
+                if image is None or image in images:
+                    self.dropped += 1
+                    continue
+                images.add(image)
+                stream.write(line)
+
+        replace_file(self._path, write)
+        self._count = len(images)
+
+    def _image(self, line: bytes) -> str | None:
+        """The image of a line; None if it was cut off, is damaged, or its files are not whole."""
+        if not line.endswith(b"\n"):
+            return None
         try:
-            entry: Any = from_json(line.decode())
-            files = [self._folder.path / str(name) for name in entry["files"]]
+            entry, names = _parsed(line)
+            files = [self._folder.path / name for name in names]
             inside = self._folder.path.resolve()
             if not all(path.resolve().is_relative_to(inside) for path in files):
-                return False
-            changed = self._changed(str(entry["image"]))
-            return all(path.stat().st_mtime >= changed for path in files)
-        except (OSError, ValueError, LookupError, TypeError):
-            return False
+                return None
+            self._check(entry)
+            json.dumps(entry, allow_nan=False)
+            image = str(entry["image"])
+            changed = self._changed(image)
+            return image if all(regular(p).stat().st_mtime >= changed for p in files) else None
+        except (OSError, CnnvizError, *DAMAGE):
+            return None
 
 
-def join_lines(shares: Sequence[Path], folder: RunFolder, identity: Mapping[str, Any]) -> None:
+def join_lines(
+    shares: Sequence[Path],
+    folder: RunFolder,
+    identity: Mapping[str, Any],
+    check: CheckEntry = not_checked,
+) -> None:
     """Copies the entries and files of all shares into one folder, in which a run can resume.
 
     Args:
         shares: the shares' folders, in order.
         folder: where the whole run goes.
         identity: of the whole run.
+        check: checks the entry of an image; raises a CnnvizError.
 
     Raises:
         CnnvizError: a share is damaged, or the folder cannot be written to.
     """
-    whole = Lines(folder, identity, resume=False)
+    whole, images = Lines(folder, identity, resume=False), set[str]()
     for share in shares:
         inside = share.resolve()
         if not (share / LINES).resolve().is_relative_to(inside):
             raise CnnvizError(f"{share / LINES} is a link out of its folder")
         try:
-            for entry in _json_lines(share / LINES):
-                before, files = len(folder.files), entry.pop("files")
+            for entry, names in read_lines(share / LINES, check):
+                if entry["image"] in images:
+                    raise CnnvizError(f"{share / LINES} lists {entry['image']} a second time")
+                images.add(entry["image"])
+                before = len(folder.files)
                 if "folder" not in entry:
                     whole.add(entry, [])
                     continue
                 target = folder.subfolder(Path(entry["image"]).stem)
-                for name in map(Path, files):
+                for name in map(Path, names):
                     if not (share / name).resolve().is_relative_to(inside):
                         raise CnnvizError(
                             f"{share / LINES} lists a file outside its folder: {name}"
                         )
-                    target.write_bytes(name.name, (share / name).read_bytes())
+                    target.copy(name.name, share / name)
                 relative = target.path.relative_to(folder.path).as_posix()
                 whole.add(entry | {"folder": relative}, folder.files[before:])
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except DAMAGE as error:
             raise CnnvizError(f"'{share}' is damaged: {one_line(error)}") from error
 
 
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with regular(path).open("rb") as stream:
-        for line in stream:
-            yield json.loads(line)
+def read_lines(
+    path: Path, check: CheckEntry = not_checked
+) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """The entries in `images.jsonl`, which `check` accepts, and the files of each.
+
+    Raises:
+        CnnvizError: it cannot be read, or a line is damaged.
+    """
+    for number, line in enumerate(_raw_lines(path), start=1):
+        try:
+            entry, files = _parsed(line)
+            check(entry)
+        except (ValueError, CnnvizError) as error:
+            raise CnnvizError(f"'{path}', line {number}, is damaged: {one_line(error)}") from error
+        yield entry, files
+
+
+def _raw_lines(path: Path) -> Iterator[bytes]:
+    try:
+        with regular(path).open("rb") as stream:
+            while line := stream.readline(LONGEST_LINE + 1):
+                if len(line) > LONGEST_LINE:
+                    raise CnnvizError(
+                        f"'{path}' has a line of more than {LONGEST_LINE:,} bytes; start again "
+                        "with --overwrite"
+                    )
+                yield line
+    except OSError as error:
+        raise CnnvizError(f"cannot read {path}: {one_line(error)}") from error
+
+
+def _parsed(line: bytes) -> tuple[dict[str, Any], list[str]]:
+    """The entry in a line, and its files; a ValueError or CnnvizError if it is not one."""
+    content: Any = from_json(line.decode())
+    files = list(to_record(_Line, content).files)
+    return {key: value for key, value in content.items() if key != "files"}, files
 
 
 def _as_json(identity: Mapping[str, Any]) -> dict[str, Any]:

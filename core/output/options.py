@@ -1,10 +1,69 @@
 """Options for drawing maps; imports nothing heavy, so that `--help` is quick."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated, ClassVar
 
-from cnnviz.core.choices import Colormap
+from cnnviz.core.errors import UsageError
 from cnnviz.core.options import Option, Spec
+
+DIVERGING, JET = "diverging", "jet"
+LARGEST = 1e12
+
+
+class Display(StrEnum):
+    """How a map's values are shown between its positions."""
+
+    SMOOTH = "smooth"
+    CELLS = "cells"
+
+
+class Ends(StrEnum):
+    """Where the colours of a figure's maps end."""
+
+    SHARED = "shared"
+    OWN = "own"
+
+
+def colour_map(text: str, option: str) -> str:
+    """Returns the name if matplotlib has a colour map of it, or it is `diverging`.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if text in (DIVERGING, JET):
+        return text
+    from difflib import get_close_matches
+
+    from matplotlib import colormaps
+
+    names = [DIVERGING, *colormaps]
+    if text in names:
+        return text
+    near = get_close_matches(text, names, 3) or ["viridis", "magma", "turbo"]
+    raise UsageError(
+        f"no colour map '{text[:40]}'; {option} takes diverging or a name of matplotlib's, as "
+        f"{', '.join(near)}"
+    )
+
+
+def colour_ends(text: str, option: str) -> "Ends | float":
+    """`shared`, `own`, or a positive number.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if text in tuple(Ends):
+        return Ends(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if 1e-12 <= number <= LARGEST:
+        return number
+    raise UsageError(
+        f"invalid scale '{text[:40]}'; {option} takes shared, own or a number from 1e-12 to 1e12"
+    )
 
 
 @dataclass(frozen=True)
@@ -15,28 +74,37 @@ class Look(Spec):
         UsageError: `alpha` is out of range.
     """
 
-    HEADING: ClassVar[str] = "Pictures"
+    HEADING: ClassVar[str] = "figures"
 
     colormap: Annotated[
-        Colormap,
+        str,
         Option(
-            "Colours of the maps: diverging has white at zero, the others run from the smallest "
-            "value to the largest."
+            "Colours of the maps: diverging (symmetric about zero), jet (the classic blend), or "
+            "any colour map of matplotlib.",
+            parse=colour_map,
         ),
-    ] = Colormap.DIVERGING
+    ] = DIVERGING
     alpha: Annotated[
-        float, Option("Weight of the map over the image, 0 (image) to 1 (map).", least=0, most=1)
-    ] = 0.5
-    scale: Annotated[
         float | None,
         Option(
-            "Value at which the colours of every map end, so that maps of several images can be "
-            "compared. Default: each map's own largest.",
-            least=1e-12,
-            most=1e12,
-            metavar="<float>",
+            "Opacity of the map over the image where its colours end; elsewhere it is in "
+            "proportion to the value. With jet, everywhere. Default: 0.9; 0.5 with jet.",
+            least=0,
+            most=1,
         ),
     ] = None
+    display: Annotated[
+        Display,
+        Option("Between positions: interpolated (smooth), or the exact tiles (cells)."),
+    ] = Display.SMOOTH
+    scale: Annotated[
+        Ends | float,
+        Option(
+            "Value at which the colours end: the largest of the figure's maps (shared), of each "
+            "map (own), or a number, so that figures can be compared.",
+            parse=colour_ends,
+        ),
+    ] = Ends.SHARED
     columns: Annotated[
         int | None,
         Option(
@@ -44,3 +112,15 @@ class Look(Spec):
             least=1,
         ),
     ] = None
+
+    @property
+    def limit(self) -> float | None:
+        """The value of `scale`, if it is a number."""
+        return None if isinstance(self.scale, Ends) else self.scale
+
+    @property
+    def opacity(self) -> float:
+        """`alpha`, or its default."""
+        if self.alpha is not None:
+            return self.alpha
+        return 0.5 if self.colormap == JET else 0.9

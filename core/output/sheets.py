@@ -1,32 +1,50 @@
-"""Sheets: many small pictures of one size in one array, with their numbers along the edges.
+"""Sheets: many small pictures of one size in one array, with their numbers under them.
 
-A sheet is drawn as one image on one pair of axes, so thousands of tiles cost no more than a few.
-Rows and columns are numbered: in a grid the tile in row `32` and column `+5` is number 37.
-Shapes: N tiles, H W rows and columns.
+A sheet is drawn as one image on one pair of axes, each tile enlarged by a whole number, so
+thousands of tiles cost no more than a few. In a grid the number of a tile is below it; a matrix has
+its rows and columns numbered along the edges. Shapes: N tiles, H W rows and columns.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
+from matplotlib import rcParams
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from cnnviz.core.output.drawing import add_colorbar, escape, new_figure, title
-from cnnviz.core.output.style import FONT_SIZE
+from cnnviz.core.output.drawing import label_axes
+from cnnviz.core.output.layout import (
+    GAP,
+    PANEL,
+    Bar,
+    Cell,
+    Written,
+    board,
+    picture,
+    plot,
+    words,
+)
+from cnnviz.core.output.options import Look
+from cnnviz.core.output.overlays import Scale, draw_picture, paint_map, scales, show
+from cnnviz.core.output.style import SMALL
 
 Pixels = NDArray[np.uint8]
 
-WIDTH = 8.0  # inches of an ordinary sheet
-LARGEST = 40.0  # inches of the longer side of a sheet with very many tiles
-DPI = 150
+WIDTH = 2 * PANEL + GAP
+"""Points of an ordinary sheet."""
+MOST_ROWS = 25
+"""Rows of a matrix on one page, if it has fewer columns."""
+PER_PAGE, CONTACT = 10, 130.0
+"""Images on a page of a contact sheet, and points of their width."""
+STRIP = 9.0
+"""Points below each tile for its number."""
 _MOST_TICKS = 40
-_MOST_LABELS = 512  # tiles; more numbers would be illegible
-_SHARP = 24  # pixels of a tile's longer side from which it is not enlarged
-_ROOMY = 1200  # pixels of a matrix's longer side from which it is not enlarged
+_MOST_NAMES = 512  # tiles; more numbers would be illegible
 
 
 def tile_columns(count: int, height: int, width: int, aspect: float = 1.5) -> int:
@@ -35,7 +53,12 @@ def tile_columns(count: int, height: int, width: int, aspect: float = 1.5) -> in
 
 
 def tiles(
-    pictures: Pixels, columns: int, gap: int = 1, background: int = 255, scale: int = 1
+    pictures: Pixels,
+    columns: int,
+    gap: int = 1,
+    background: int = 255,
+    scale: int = 1,
+    strip: int = 0,
 ) -> Pixels:
     """Puts pictures of one size into one array, row by row.
 
@@ -45,55 +68,56 @@ def tiles(
         gap: pixels between tiles and around them, after enlargement.
         background: grey level of gaps and of missing tiles.
         scale: whole-number enlargement by repetition (nearest neighbour).
+        strip: further pixels below each tile.
 
     Returns:
-        (R*(H*scale+gap)+gap, columns*(W*scale+gap)+gap[, 3]) for R rows.
+        (R*(H*scale+gap+strip)+gap, columns*(W*scale+gap)+gap[, 3]) for R rows.
     """
     large = pictures.repeat(scale, axis=1).repeat(scale, axis=2)
     count, height, width = large.shape[:3]
     rows = -(-count // columns)
     missing = np.full((rows * columns - count, *large.shape[1:]), background, np.uint8)
-    padding = [(0, 0), (0, gap), (0, gap)] + [(0, 0)] * (large.ndim - 3)
+    padding = [(0, 0), (0, gap + strip), (0, gap)] + [(0, 0)] * (large.ndim - 3)
     padded = np.pad(np.concatenate([large, missing]), padding, constant_values=background)
     grid = padded.reshape(rows, columns, *padded.shape[1:]).swapaxes(1, 2)
-    sheet = grid.reshape(rows * (height + gap), columns * (width + gap), *large.shape[3:])
+    sheet = grid.reshape(rows * (height + gap + strip), columns * (width + gap), *large.shape[3:])
     edge = [(gap, 0), (gap, 0)] + [(0, 0)] * (large.ndim - 3)
     return np.pad(sheet, edge, constant_values=background)
 
 
-@dataclass(frozen=True)
-class Scale:
-    """The meaning of grey levels: black is `low`, white is `high`."""
-
-    low: float
-    high: float
-    label: str
-
-
 @dataclass(frozen=True, eq=False)
 class Sheet:
-    """A grid of tiles and how to read it.
+    """Tiles and how to read them.
 
     Attributes:
-        pixels: the tiles put together, uint8 grey (h, w) or RGB (h, w, 3).
-        rows: numbers of the rows, top to bottom.
-        columns: numbers of the columns, left to right.
-        pitch: rows and columns of pixels from one tile to the next.
-        relative: whether column numbers are added to the row's (a grid), or are independent (a
-            matrix).
-        labels: the number of each tile, if it does not follow from row and column.
-        row_name: what rows count.
-        column_name: what columns count.
+        pictures: uint8, (N, H, W) grey or (N, H, W, 3) colour, row by row.
+        columns: tiles in a row.
+        numbers: of the tiles of a grid, or of the rows of a matrix.
+        row_name: what a tile, or a row of a matrix, is.
+        column_name: what the columns of a matrix are; empty for a grid.
     """
 
-    pixels: Pixels
-    rows: tuple[int, ...]
-    columns: tuple[int, ...]
-    pitch: tuple[int, int]
-    relative: bool
-    labels: tuple[int, ...]
+    pictures: Pixels
+    columns: int
+    numbers: tuple[int, ...]
     row_name: str
-    column_name: str
+    column_name: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Rows of tiles."""
+        return -(-len(self.pictures) // self.columns)
+
+    def pages(self) -> Iterator["Sheet"]:
+        """The sheet in pages: a matrix of many rows is split so that it stays legible."""
+        most = max(MOST_ROWS, round(1.2 * self.columns))
+        if not self.column_name or self.rows <= most:
+            yield self
+            return
+        for start in range(0, self.rows, most):
+            shown = slice(start * self.columns, (start + most) * self.columns)
+            numbers = self.numbers[start : start + most]
+            yield replace(self, pictures=self.pictures[shown], numbers=numbers)
 
 
 def grid(
@@ -104,44 +128,19 @@ def grid(
     Args:
         pictures: one for each number.
         what: what they are: "filter", "channel".
-        numbers: of the pictures; by default 0, 1, 2, …. Given numbers are written on each tile, if
-            there are few enough to be legible.
+        numbers: of the pictures; by default 0, 1, 2, ….
         aspect: desired ratio of width and height.
     """
     count, height, width = pictures.shape[:3]
     across = _columns(count, tile_columns(count, height, width, aspect))
-    scale = max(1, _SHARP // max(height, width))
-    gap = _gap(height * scale)
-    shown = numbers or tuple(range(count))
-    return Sheet(
-        pixels=tiles(pictures, across, gap=gap, scale=scale),
-        rows=shown[::across],
-        columns=tuple(range(across)),
-        pitch=(height * scale + gap, width * scale + gap),
-        relative=True,
-        labels=numbers if numbers and count <= _MOST_LABELS else (),
-        row_name=what,
-        column_name="" if numbers else "+",
-    )
+    return Sheet(pictures, across, numbers or tuple(range(count)), what)
 
 
 def matrix(pictures: Pixels, row_name: str, column_name: str) -> Sheet:
     """Pictures (R, C, H, W) as R rows of C tiles."""
-    rows, columns, height, width = pictures.shape
-    scale = max(1, min(4, _ROOMY // (max(rows, columns) * max(height, width))))
-    gap = 1 if max(height, width) * scale > 1 else 0
-    return Sheet(
-        pixels=tiles(
-            pictures.reshape(rows * columns, height, width), columns, gap=gap, scale=scale
-        ),
-        rows=tuple(range(rows)),
-        columns=tuple(range(columns)),
-        pitch=(height * scale + gap, width * scale + gap),
-        relative=False,
-        labels=(),
-        row_name=row_name,
-        column_name=column_name,
-    )
+    rows, columns = pictures.shape[:2]
+    flat = pictures.reshape(rows * columns, *pictures.shape[2:])
+    return Sheet(flat, columns, tuple(range(rows)), row_name, column_name)
 
 
 def _columns(count: int, ideal: int) -> int:
@@ -150,69 +149,103 @@ def _columns(count: int, ideal: int) -> int:
     return min(nearby, key=lambda columns: (-count % columns, abs(columns - ideal)))
 
 
-def _gap(side: int) -> int:
-    return 1 if side < 24 else 2 if side < 80 else 4
+def sheet_cell(sheet: Sheet, title: str, bar: Bar | None, width: float = WIDTH) -> Cell:
+    """A sheet as a cell of a figure, at least one dot for each pixel."""
+    dots = rcParams["figure.dpi"] / 72
+    high, wide = sheet.pictures.shape[1:3]
+    is_matrix = bool(sheet.column_name)
+    named = not is_matrix and len(sheet.pictures) <= _MOST_NAMES
+    gap = (1 if high * wide > 1 else 0) if is_matrix else 2 + round(dots)
+    scale = max(1, int((width * dots - gap * (sheet.columns + 1)) / (sheet.columns * wide)))
+    strip = round(STRIP * dots) if named else 0
+    ground = round(255 * min(to_rgb(rcParams["figure.facecolor"])))
+    pixels = tiles(sheet.pictures, sheet.columns, gap, ground, scale, strip)
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    pitch = high * scale + gap + strip, wide * scale + gap
+
+    def paint(axes: Axes) -> None:
+        show(axes, pixels, (pixels.shape[0], pixels.shape[1]))
+        if named:
+            _name_tiles(axes, sheet, pitch, gap, strip)
+        else:
+            _number_edges(axes, sheet, pitch)
+
+    return plot(
+        paint,
+        title,
+        width=pixels.shape[1] / dots,
+        height=pixels.shape[0] / dots,
+        left=0.0 if named else 34.0,
+        bottom=26.0 if is_matrix else 2.0,
+        right=0.0,
+        bar=bar,
+    )
 
 
-def draw_sheet(sheet: Sheet, heading: str, scale: Scale | None) -> Figure:
-    """Draws a sheet as a figure, with at least one dot per pixel up to a printable size."""
-    height, width = sheet.pixels.shape[:2]
-    across = min(max(WIDTH, width / DPI), LARGEST)
-    down = across * height / width
-    if down > LARGEST:
-        across, down = across * LARGEST / down, LARGEST
-    across = max(across, 2.5)
-    figure = new_figure(across + (1.1 if scale else 0.5), max(down, 0.6) + 0.8)
-    axes = figure.subplots()
-    draw_on(axes, sheet, heading, scale)
-    return figure
-
-
-def draw_on(axes: Axes, sheet: Sheet, heading: str, scale: Scale | None) -> None:
-    """Draws a sheet on axes: numbers, heading, and a bar for the meaning of grey levels."""
-    axes.imshow(sheet.pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    title(axes, heading)
-    down, right = sheet.pitch
-    _ticks(axes, "y", sheet.rows, down, sheet.row_name, plus=False)
-    _ticks(axes, "x", sheet.columns, right, sheet.column_name, plus=sheet.relative)
-    _number_tiles(axes, sheet)
-    axes.tick_params(length=0, pad=2, labelsize=FONT_SIZE - 3)
-    axes.spines[:].set_visible(False)
-    if scale is not None:
-        bar = ScalarMappable(Normalize(scale.low, scale.high), "gray")
-        add_colorbar(bar, axes, scale.label).ax.set_box_aspect(30)
-
-
-def _number_tiles(axes: Axes, sheet: Sheet) -> None:
-    down, right = sheet.pitch
-    size = min(FONT_SIZE - 2, max(2.5, 40 / len(sheet.columns)))
-    box = {"facecolor": "black", "alpha": 0.55, "pad": 0.4, "linewidth": 0}
-    for place, number in enumerate(sheet.labels):
-        row, column = divmod(place, len(sheet.columns))
-        axes.text(
-            column * right + 0.04 * right + 1,
-            row * down + 0.04 * down + 1,
-            str(number),
-            fontsize=size,
-            color="white",
-            va="top",
-            ha="left",
-            bbox=box,
+def _name_tiles(axes: Axes, sheet: Sheet, pitch: tuple[int, int], gap: int, strip: int) -> None:
+    axes.set_axis_off()
+    for place, number in enumerate(sheet.numbers):
+        row, column = divmod(place, sheet.columns)
+        x, y = gap + column * pitch[1], (row + 1) * pitch[0] - 0.15 * strip
+        axes.add_artist(
+            Written(x, y, str(number), fontsize=SMALL - 1.5, va="baseline", clip_on=False)
         )
 
 
-def _ticks(
-    axes: Axes, axis: str, numbers: tuple[int, ...], pitch: int, name: str, *, plus: bool
-) -> None:
-    step = _step(len(numbers))
-    places = [(i + 0.5) * pitch for i in range(0, len(numbers), step)]
-    labels = [f"+{n}" if plus else str(n) for n in numbers[::step]]
-    if plus and not name:
-        places, labels = [], []
-    (axes.set_yticks if axis == "y" else axes.set_xticks)(places, labels)
-    if name and not plus:
-        set_label = axes.set_ylabel if axis == "y" else axes.set_xlabel
-        set_label(escape(name), fontsize=FONT_SIZE - 1)
+def _number_edges(axes: Axes, sheet: Sheet, pitch: tuple[int, int]) -> None:
+    step = _step(sheet.rows)
+    firsts = sheet.numbers if sheet.column_name else sheet.numbers[:: sheet.columns]
+    places = range(0, sheet.rows, step)
+    axes.set_yticks([(i + 0.5) * pitch[0] for i in places], [str(firsts[i]) for i in places])
+    step = _step(sheet.columns)
+    places = range(0, sheet.columns, step) if sheet.column_name else range(0)
+    axes.set_xticks([(i + 0.5) * pitch[1] for i in places], [str(i) for i in places])
+    label_axes(axes, sheet.column_name, sheet.row_name)
+    axes.tick_params(length=0, pad=2)
+    axes.spines[:].set_visible(False)
+
+
+Contact = tuple[Pixels, NDArray[np.floating], str]
+"""An image on a contact sheet: its photograph (h, w, 3), its map (H, W) and a text."""
+
+
+def contact_sheets(
+    shown: Iterable[Contact], count: int, look: Look, label: str
+) -> Iterator[Figure]:
+    """Draws many images in pages, a row for each: the photograph, the map over it, and a text.
+
+    Args:
+        shown: the images; those of a page are in memory.
+        count: their number.
+        look: how maps are drawn; a scale is shared by the maps of a page.
+        label: what the maps measure.
+    """
+    pages, images = -(-count // PER_PAGE), iter(shown)
+    for page in range(pages):
+        part = list(islice(images, PER_PAGE))
+        found = scales([values_HW for _, values_HW, _ in part], look, label)
+        rows = []
+        for (photo, values_HW, text), scale in zip(part, found, strict=True):
+            size = (values_HW.shape[0], values_HW.shape[1])
+
+            def paint(
+                axes: Axes,
+                photo: Pixels = photo,
+                values_HW: NDArray[np.floating] = values_HW,
+                scale: Scale = scale,
+            ) -> None:
+                paint_map(axes, values_HW, scale, look.display, photo)
+
+            left = picture(
+                lambda axes, photo=photo, size=size: draw_picture(axes, photo, size),  # type: ignore[misc]
+                size,
+                width=CONTACT,
+            )
+            right = picture(paint, size, bar=scale.bar_over, width=CONTACT)
+            rows.append([left, right, words(text, 1.6 * CONTACT)])
+        which = f", page {page + 1} of {pages}" if pages > 1 else ""
+        yield board(rows, heading=f"{count} images{which}")
 
 
 def _step(count: int) -> int:

@@ -19,8 +19,8 @@ from torch import nn
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.data.labels import LabelledImages, Progress, check_labels
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.layers import named_layers
 from cnnviz.core.models.behaviour import check_batch
+from cnnviz.core.models.layers import named_layers
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import fast
 from cnnviz.core.output.journal import Arrays, Journal
@@ -36,7 +36,7 @@ from cnnviz.filters.ablation.sweep import (
     effects,
     removal_orders,
 )
-from cnnviz.filters.ablation.tally import AXES, INDICES, Counts, Tally
+from cnnviz.filters.ablation.tally import AXES, INDICES, Counts, Tally, check
 from cnnviz.filters.channels import (
     Channels,
     ChannelStrength,
@@ -253,7 +253,7 @@ def _measure(
         errors = {place: text for place, text in stream.errors.items() if place < done}
         journal.save(done, errors, arrays())
 
-    if journal and (stored := journal.load(arrays(), AXES)):
+    if journal and (stored := journal.load(arrays(), AXES, check)):
         indices.append(torch.from_numpy(stored.arrays[INDICES]))
         stream.errors |= stored.errors
         tally.restore(stored.arrays)

@@ -9,27 +9,26 @@ Harm is red in all of them.
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
-from cnnviz.core.choices import Colormap
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.models.load import Model
-from cnnviz.core.output.drawing import (
-    add_colorbar,
-    bare,
-    cmap_of,
+from cnnviz.core.output.drawing import image_pixels, label_axes, name_rows, names_width
+from cnnviz.core.output.layout import (
+    Bar,
+    Cell,
+    Entry,
+    board,
     escape,
-    image_pixels,
-    new_figure,
-    title,
+    in_rows,
+    plot,
+    text_width,
 )
-from cnnviz.core.output.overlays import MOST_COLUMNS, grid_of_axes
-from cnnviz.core.output.style import BLUE, FONT_SIZE, GAIN, GREEN, HARM, PURPLE, RED, ink
+from cnnviz.core.output.options import DIVERGING
+from cnnviz.core.output.overlays import MOST_COLUMNS, cmap_of, small
+from cnnviz.core.output.style import BLUE, GAIN, GREEN, HARM, PURPLE, RED, SMALL, ink
 from cnnviz.filters.ablation.evaluation import ClassChange, confusion_matrix
 from cnnviz.filters.ablation.measures import Measured
 from cnnviz.filters.ablation.options import RemovalOrder
@@ -38,9 +37,11 @@ from cnnviz.filters.ablation.sweep import RANDOM_ORDERS, Curve, FilterEffect, ra
 
 MAX_CLASSES = 30
 MAX_FLIPS = 50
-FLIP_COLUMNS = 10
+FLIP_COLUMNS = 8
 MAX_LAYERS = 12
 NAME_LENGTH = 22
+BAR_ROW = 21.0  # points
+COLOURS = (BLUE, RED, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000", "#8C6D46")
 SAME, BEFORE = "#616161", "#bdbdbd"
 ORDER_COLOURS = {
     RemovalOrder.RANDOM: "#000000",
@@ -93,16 +94,18 @@ def _classes(result: AblationResult) -> Figure:
     before, after = result.accuracy.before.top1, result.accuracy.after.top1
     was = [entry.before / entry.count for entry in shown]
     is_now = [entry.after / entry.count for entry in shown]
-    texts = [f"{(new - old) * 100:+.1f}" for old, new in zip(was, is_now, strict=True)]
-    names = [f"{escape(entry.class_, NAME_LENGTH)} ({entry.count})" for entry in shown]
-    figure, axes = _pairs(was, is_now, texts, names)
-    axes.set_xlim(0, 1.09)
-    _label_axes(axes, "accuracy on the class's images (their number in brackets)")
-    legend = f"before ({before:.1%} overall)", f"after ({after:.1%} overall): lower", "higher"
-    _pairs_legend(figure, legend)
+    texts = [f"{(new - old) * 100:+.1f} points" for old, new in zip(was, is_now, strict=True)]
+    names = [f"{entry.class_} ({entry.count})" for entry in shown]
     of_all = _of_all(len(shown), len(result.classes))
-    title(axes, f"Accuracy per class{of_all}\n{_switched_off(result)}")
-    return figure
+    cell = _pairs(
+        was,
+        is_now,
+        texts,
+        names,
+        f"Accuracy per class{of_all}\n{_switched_off(result)}",
+        "accuracy on the class's images (their number in brackets)",
+    )
+    return board([[cell]], legend=_pairs_legend(f"{before:.1%}", f"{after:.1%}"))
 
 
 def _measured(result: AblationResult, measured: Measured) -> Figure:
@@ -111,17 +114,21 @@ def _measured(result: AblationResult, measured: Measured) -> Figure:
     valued = measure.sign < 0
     was, is_now = [entry.before for entry in shown], [entry.after for entry in shown]
     texts = [f"{new - old:+.3g}" for old, new in zip(was, is_now, strict=True)]
-    names = [escape(c.class_, NAME_LENGTH) + ("" if valued else f" ({c.count})") for c in shown]
-    figure, axes = _pairs(was, is_now, texts, names, measure.sign)
-    axes.set_xlim(0, 1.15 * max([*was, *is_now, 1e-30]) if valued else 1.09)
+    names = [c.class_ + ("" if valued else f" ({c.count})") for c in shown]
     brackets = ", in the value's unit" if valued else " (in brackets: images)"
-    _label_axes(axes, measure.each + brackets)
-    words = ("higher", "lower") if valued else ("lower", "higher")
-    legend = f"before ({measured.before:.3g} overall)", f"after ({measured.after:.3g} overall): "
-    _pairs_legend(figure, (legend[0], legend[1] + words[0], words[1]))
     of_all = _of_all(len(shown), len(result.classes))
-    title(axes, f"{measure.each.capitalize()}{of_all}\n{_switched_off(result)}")
-    return figure
+    cell = _pairs(
+        was,
+        is_now,
+        texts,
+        names,
+        f"{measure.each.capitalize()}{of_all}\n{_switched_off(result)}",
+        measure.each + brackets,
+        measure.sign,
+        end=1.25 * max([*was, *is_now, 1e-30]) if valued else 1.0,
+    )
+    legend = _pairs_legend(f"{measured.before:.3g}", f"{measured.after:.3g}", measure.sign)
+    return board([[cell]], legend=legend)
 
 
 def _pairs(
@@ -129,52 +136,41 @@ def _pairs(
     is_now: Sequence[float],
     texts: Sequence[str],
     names: Sequence[str],
+    heading: str,
+    xlabel: str,
     sign: int = 1,
-) -> tuple[Figure, Axes]:
+    end: float = 1.0,
+) -> Cell:
     """Two bars a row, the second in the colour of harm or gain, followed by the change."""
-    figure = new_figure(7.0, 1.4 + 0.3 * len(names))
-    axes = figure.subplots()
-    rows = np.arange(len(names))
-    axes.barh(rows - 0.2, was, 0.38, color=BEFORE)
-    colours = [_colour(sign * (new - old)) for old, new in zip(was, is_now, strict=True)]
-    axes.barh(rows + 0.2, is_now, 0.38, color=colours)
-    space = 0.01 * max([*was, *is_now, 0.0])
-    for row, (old, new) in enumerate(zip(was, is_now, strict=True)):
-        end = max(old, new) + space
-        axes.text(end, row, texts[row], va="center", fontsize=FONT_SIZE - 2)
-    axes.set_yticks(rows, names, fontsize=FONT_SIZE - 1)
-    axes.invert_yaxis()
-    return figure, axes
+
+    def paint(axes: Axes) -> None:
+        rows = np.arange(len(names))
+        axes.barh(rows - 0.2, was, 0.38, color=BEFORE)
+        colours = [_colour(sign * (new - old)) for old, new in zip(was, is_now, strict=True)]
+        axes.barh(rows + 0.2, is_now, 0.38, color=colours)
+        for row, (old, new) in enumerate(zip(was, is_now, strict=True)):
+            axes.text(max(old, new) + 0.01 * end, row, texts[row], va="center", fontsize=SMALL - 1)
+        name_rows(axes, names)
+        axes.set_xlim(0, end)
+        label_axes(axes, xlabel)
+
+    height, room = BAR_ROW * max(len(names), 3), 8 + max(text_width(t, SMALL - 1) for t in texts)
+    left = names_width(names)
+    return plot(paint, heading, width=300.0, height=height, left=left, right=room)
 
 
-def _pairs_legend(figure: Figure, names: Sequence[str]) -> None:
-    handles = [Patch(color=colour) for colour in (BEFORE, HARM, GAIN)]
-    _legend_below(figure, handles, names, columns=3)
+def _pairs_legend(before: str, after: str, sign: int = 1) -> list[Entry]:
+    worse, better = ("lower", "higher") if sign > 0 else ("higher", "lower")
+    return [
+        Entry(f"before ({before} overall)", BEFORE),
+        Entry(f"after ({after} overall): {worse}", HARM),
+        Entry(f"after: {better}", GAIN),
+        Entry("after: equal", SAME),
+    ]
 
 
 def _colour(gain: float) -> str:
     return HARM if gain < 0 else GAIN if gain > 0 else SAME
-
-
-def _label_axes(axes: Axes, xlabel: str, ylabel: str = "") -> None:
-    """Sets labels and font sizes of both axes, and hides the other sides of the frame."""
-    axes.set_xlabel(xlabel, fontsize=FONT_SIZE - 1)
-    axes.set_ylabel(ylabel, fontsize=FONT_SIZE - 1)
-    axes.tick_params(labelsize=FONT_SIZE - 2)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _legend_below(
-    figure: Figure, handles: Sequence[Artist], names: Sequence[str], columns: int
-) -> None:
-    figure.legend(
-        handles,
-        names,
-        loc="outside lower center",
-        ncols=columns,
-        fontsize=FONT_SIZE - 1,
-        frameon=False,
-    )
 
 
 def _switched_off(result: AblationResult) -> str:
@@ -191,26 +187,46 @@ def _confusions(result: AblationResult, model: Model) -> Figure:
     )
     difference = after - before
     limit = max(int(np.abs(difference).max()), 1)
-    side = 2.2 + 0.34 * len(shown)
-    figure = new_figure(side + 0.8, side)
-    axes = figure.subplots()
-    norm = Normalize(-limit, limit)
-    # A lost correct answer is as harmful as an added mistake, so the diagonal changes its sign.
-    harm = np.where(np.eye(len(shown), dtype=bool), -difference, difference)
-    axes.imshow(harm, cmap=cmap_of(Colormap.DIVERGING), norm=norm)
-    for row, column in zip(*np.nonzero(difference), strict=True):
-        strong = abs(difference[row, column]) > 0.6 * limit
-        axes.text(column, row, f"{difference[row, column]:+d}", ha="center", va="center",
-                  fontsize=FONT_SIZE - 2, color="white" if strong else "black")  # fmt: skip
-    names = [escape(model.labels[index], NAME_LENGTH) for index in shown]
-    axes.set_xticks(range(len(shown)), names, rotation=90, fontsize=FONT_SIZE - 1)
-    axes.set_yticks(range(len(shown)), names, fontsize=FONT_SIZE - 1)
-    _label_axes(axes, "predicted", "labelled")
-    bar = ScalarMappable(norm, cmap_of(Colormap.DIVERGING))
-    add_colorbar(bar, axes, "images more (fewer on the diagonal): red is harm")
+    colours, names = cmap_of(DIVERGING), [model.labels[index] for index in shown]
+
+    def paint(axes: Axes) -> None:
+        # A lost correct answer is as harmful as an added mistake: the diagonal changes its sign.
+        harm = np.where(np.eye(len(shown), dtype=bool), -difference, difference)
+        axes.imshow(harm, cmap=colours, norm=Normalize(-limit, limit), aspect="auto")
+        for row, column in zip(*np.nonzero(difference), strict=True):
+            strong = abs(difference[row, column]) > 0.6 * limit
+            axes.text(column, row, f"{difference[row, column]:+d}", ha="center", va="center",
+                      fontsize=SMALL - 1, color="white" if strong else "black")  # fmt: skip
+        name_rows(axes, names)
+        label_axes(axes, "predicted", "labelled")
+        shown_names = [label.get_text() for label in axes.get_yticklabels()]
+        axes.set_xticks(axes.get_yticks(), shown_names, rotation=90, fontsize=SMALL)
+
+    side, left = max(BAR_ROW * len(shown), 60.0), names_width(names)
     of_all = _of_all(len(shown), len(result.classes))
-    title(axes, f"Change of the confusion matrix{of_all}")
-    return figure
+    bar = Bar(
+        colours(np.linspace(0, 1, 256))[:, :3],
+        -limit,
+        limit,
+        "change in image count (red is worse, so on the diagonal it is a loss)",
+    )
+    heading = f"Change of the confusion matrix{of_all}"
+    width = max(side, 220.0)
+    return board(
+        [
+            [
+                plot(
+                    paint,
+                    heading,
+                    width=width,
+                    height=side,
+                    left=left + 12,
+                    bottom=left + 12,
+                    bar=bar,
+                )
+            ]
+        ]
+    )
 
 
 def _confused_classes(result: AblationResult, model: Model) -> list[int]:
@@ -229,49 +245,59 @@ def _flips(result: AblationResult, model: Model, data: ImageData) -> Figure:
     # Spread over the data: folders are read class by class, and the first would all be of a few.
     places = np.linspace(0, len(rows) - 1, min(len(rows), MAX_FLIPS)).round().astype(int)
     shown = rows[places].tolist()
-    figure, cells = grid_of_axes(
-        len(shown), (1.35, 1.75), columns=FLIP_COLUMNS, extra=(0.0, 0.5), narrowest=3.0
-    )
-    for axes, row in zip(cells, shown, strict=True):
-        bare(axes)
-        axes.imshow(image_pixels(data.working(int(stored["images"][row]), model.preprocess)))
+    cells = []
+    for row in shown:
+        pixels = image_pixels(data.working(int(stored["images"][row]), model.preprocess))
         label, was, is_now = (int(stored[name][row]) for name in ("labels", "before", "after"))
-        colour = HARM if was == label else GAIN if is_now == label else ink()
-        text = f"{escape(model.labels[was], 16)}\n→ {escape(model.labels[is_now], 14)}"
-        axes.set_title(text, fontsize=FONT_SIZE - 2, color=colour, pad=2)
-        name = escape(model.labels[label], 16)
-        axes.set_xlabel(f"is {name}", fontsize=FONT_SIZE - 2, labelpad=2)
+        harm = "lost: " if was == label else "gained: " if is_now == label else ""
+        text = f"{model.labels[was]} → {model.labels[is_now]}\n{harm}is {model.labels[label]}"
+        cells.append(small(pixels, text))
     some = f"{len(shown)} of {len(rows)}, spread evenly" if len(shown) < len(rows) else len(rows)
-    figure.suptitle(
-        f"Predictions that changed: {some} "
-        "(red: right before, blue: right now, black: wrong both times)",
-        fontsize=FONT_SIZE,
-        wrap=True,
-    )
-    return figure
+    heading = f"Images whose prediction changed ({some}): before → after, and the label"
+    return board(in_rows(cells, FLIP_COLUMNS), heading=heading, gap=8.0)
 
 
 def _sweep(result: AblationResult) -> Figure:
     order = ranked(result.effects)
-    shown = order[: result.top]
-    figure = new_figure(10.0, 1.6 + 0.26 * max(len(shown), 8))
-    left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
-    unit = _Unit(result)
-    _sweep_bars(left, shown, unit)
-    title(left, f"The {len(shown)} most important of {len(order)} filters")
+    shown, unit = order[: result.top], _Unit(result)
+    names = [f"{effect.layer}:{effect.filter}" for effect in shown]
+    height = max(14.0 * len(shown), 150.0)
     layers = list(dict.fromkeys(effect.layer for effect in result.effects))
-    for layer in layers[:MAX_LAYERS]:
+    some = f" ({MAX_LAYERS} of {len(layers)} layers)" if len(layers) > MAX_LAYERS else ""
+    cells = [
+        plot(
+            lambda axes: _sweep_bars(axes, shown, names, unit),
+            f"{len(shown)} most important of {len(order)} filters\nlargest drop when removed; "
+            "text: the class harmed most",
+            width=300.0,
+            height=height,
+            left=names_width(names),
+        ),
+        plot(
+            lambda axes: _all_effects(axes, result, layers[:MAX_LAYERS], unit),
+            f"Each filter alone\n{result.data.images} images{some}",
+            width=230.0,
+            height=height,
+            left=46.0,
+        ),
+    ]
+    colours = [COLOURS[place % len(COLOURS)] for place in range(len(layers))]
+    legend = [
+        Entry(layer, colour, marker="-")
+        for layer, colour in zip(layers[:MAX_LAYERS], colours, strict=False)
+    ]
+    return board([cells], legend=legend)
+
+
+def _all_effects(axes: Axes, result: AblationResult, layers: Sequence[str], unit: "_Unit") -> None:
+    for place, layer in enumerate(layers):
         effects = sorted(result.effects, key=lambda effect: -effect.harm)
         changes = [unit.scale * effect.change for effect in effects if effect.layer == layer]
         ranks = np.linspace(0, 1, len(changes)) if len(changes) > 1 else np.zeros(1)
         marker = "." if len(changes) < 20 else None
-        right.plot(ranks, changes, marker=marker, label=escape(layer, 30))
-    right.axhline(0, color="0.6", linewidth=0.6)
-    _label_axes(right, "share of the layer's filters, worst first", unit.name)
-    right.legend(fontsize=FONT_SIZE - 3, frameon=False, loc="best")
-    some = f" ({MAX_LAYERS} of {len(layers)} layers)" if len(layers) > MAX_LAYERS else ""
-    title(right, f"Each filter alone, {result.data.images} images{some}")
-    return figure
+        axes.plot(ranks, changes, marker=marker, color=COLOURS[place % len(COLOURS)])
+    axes.axhline(0, color="0.6", linewidth=0.6)
+    label_axes(axes, "share of the layer's filters, worst first", unit.name)
 
 
 class _Unit:
@@ -284,7 +310,9 @@ class _Unit:
         self.form = "+.1f" if counts else "+.3g"
 
 
-def _sweep_bars(axes: Axes, shown: Sequence[FilterEffect], unit: _Unit) -> None:
+def _sweep_bars(
+    axes: Axes, shown: Sequence[FilterEffect], names: Sequence[str], unit: _Unit
+) -> None:
     rows = np.arange(len(shown))
     changes = [unit.scale * effect.change for effect in shown]
     axes.barh(rows, changes, color=[_colour(-effect.harm) for effect in shown])
@@ -292,53 +320,48 @@ def _sweep_bars(axes: Axes, shown: Sequence[FilterEffect], unit: _Unit) -> None:
         if effect.hurts is not None:
             name = escape(effect.hurts, NAME_LENGTH)
             text = f" {name} {unit.scale * effect.hurts_change:{unit.form}}"
-            axes.text(max(changes[row], 0), row, text, va="center", fontsize=FONT_SIZE - 2)
-    names = [escape(f"{effect.layer}:{effect.filter}", 34) for effect in shown]
-    axes.set_yticks(rows, names, fontsize=FONT_SIZE - 2)
-    axes.invert_yaxis()
+            axes.text(max(changes[row], 0), row, text, va="center", fontsize=SMALL - 1)
+    name_rows(axes, names)
     low, high = min([*changes, 0.0]), max([*changes, 0.0])
     minimum = 1e-4 * unit.scale
-    axes.set_xlim(low * 1.05 - minimum, high + (high - low) * 0.45 + 10 * minimum)
+    axes.set_xlim(low * 1.05 - minimum, high + (high - low) * 0.9 + 10 * minimum)
     axes.axvline(0, color=ink(), linewidth=0.6)
-    _label_axes(axes, f"{unit.name} (text: class harmed most)")
+    label_axes(axes, unit.name)
 
 
 def _cumulative(result: AblationResult) -> Figure:
     layers = list(dict.fromkeys(curve.layer for curve in result.cumulative))
-    columns = min(len(layers), MOST_COLUMNS)
-    figure, cells = grid_of_axes(
-        len(layers), (3.3, 2.9), extra=(0.0, 0.6), narrowest=6.0, sharey=True
-    )
-    for axes, layer in zip(cells, layers, strict=True):
+    shares = result.measured is None or result.measured.measure.sign > 0
+    cells = []
+    for layer in layers:
         of_layer = [curve for curve in result.cumulative if curve.layer == layer]
-        for curve in of_layer:
-            _curve(axes, curve)
-        title(axes, f"{layer} ({of_layer[0].removed[-1]} filters)")
-        if result.measured is None or result.measured.measure.sign > 0:
-            axes.set_ylim(0, 1)
-        level = result.measure if axes in cells[::columns] else ""
-        _label_axes(axes, "share of filters removed", level)
-    handles, names = _legend(cells)
-    _legend_below(figure, handles, names, columns=2 if columns == 1 else 3)
-    return figure
+
+        def paint(axes: Axes, of_layer: Sequence[Curve] = of_layer) -> None:
+            for curve in of_layer:
+                _curve(axes, curve)
+            if shares:
+                axes.set_ylim(0, 1)
+            label_axes(axes, "share of filters removed", result.measure)
+
+        cells.append(plot(paint, f"{layer}\n{of_layer[0].removed[-1]} filters"))
+    orders = list(dict.fromkeys(curve.order for curve in result.cumulative))
+    random = f"random (mean and range of {RANDOM_ORDERS})"
+    legend = [
+        Entry(
+            random if order is RemovalOrder.RANDOM else order.value,
+            ink(ORDER_COLOURS[order]),
+            marker="-",
+        )
+        for order in orders
+    ]
+    return board(in_rows(cells, MOST_COLUMNS), legend=legend)
 
 
 def _curve(axes: Axes, curve: Curve) -> None:
     shares = [removed / curve.removed[-1] for removed in curve.removed]
     colour = ink(ORDER_COLOURS[curve.order])
-    name = curve.order.value
     if curve.order is RemovalOrder.RANDOM:
         axes.fill_between(
             shares, curve.lowest, curve.highest, color=colour, alpha=0.15, linewidth=0
         )
-        name = f"random (mean and range of {RANDOM_ORDERS})"
-    axes.plot(shares, curve.accuracy, color=colour, label=name, linewidth=1.4)
-
-
-def _legend(cells: Sequence[Axes]) -> tuple[list[Artist], list[str]]:
-    """One entry for each order that any panel has."""
-    entries: dict[str, Artist] = {}
-    for axes in cells:
-        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
-            entries.setdefault(name, handle)
-    return list(entries.values()), list(entries)
+    axes.plot(shares, curve.accuracy, color=colour, linewidth=1.4)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnviz.core.models.heads import Head
+from cnnviz.core.output.journal import Progress
 from cnnviz.filters.ablation.evaluation import Predictions
 
 
@@ -145,6 +146,39 @@ class Tally:
             labels=arrays["labels"],
             predictions=predictions,
         )
+
+
+def check(progress: Progress) -> None:
+    """Raises a ValueError unless the counts are possible for the images that are done.
+
+    NaN is possible: a network may answer it, which is reported at the end.
+    """
+    arrays = progress.arrays
+    progress.check_images(arrays[INDICES])
+    if "labels" not in arrays:  # the answers themselves: see `measures`
+        if not np.isfinite(arrays["truth"]).all():
+            raise ValueError("the truth is not finite")
+        return
+    labels, correct, answers = arrays["labels"], arrays["correct"], arrays["answers"]
+    classes = correct.shape[1]
+    _check_range(labels, classes - 1)
+    images_K = np.bincount(labels, minlength=classes)
+    _check_range(correct, images_K)
+    _check_range(arrays["probability"], images_K * (1 + 1e-6))
+    for name in ("lost", "gained"):
+        _check_range(arrays[name], len(labels))
+    predicted, probability, label_probability, rank = np.moveaxis(answers, 2, 0)
+    for shares in (probability, label_probability):
+        _check_range(shares, 1 + 1e-6)
+    for whole in (predicted, rank):
+        _check_range(whole, classes - 1)
+        if (whole != whole.round()).any():
+            raise ValueError("a class is not a whole number")
+
+
+def _check_range(values: NDArray[Any], maximum: Any) -> None:
+    if ((values < 0) | (values > maximum)).any():
+        raise ValueError("a number is out of range")
 
 
 def merge(parts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

@@ -1,5 +1,6 @@
-"""Figures of feature maps: as grey tiles, or over the image.
+"""Figures of feature maps: as grey tiles beside the image, or over the image.
 
+Negative values are drawn as zero, as the ReLU behind most layers does, unless they are requested.
 Maps without negative values are black at zero and white at the largest value; others have zero at
 mid-grey. Over the image, unit (row, column) of a map covers the pixels nearest to the centre of its
 receptive field, and a token covers its patch.
@@ -7,47 +8,89 @@ receptive field, and a token covers its patch.
 
 from collections.abc import Sequence
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from cnnviz.core.choices import Scaling
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.output.drawing import bare, title
-from cnnviz.core.output.options import Look
-from cnnviz.core.output.overlays import draw_map, panels, photograph
-from cnnviz.core.output.sheets import draw_sheet, grid
-from cnnviz.filters.activations.options import MapOrder
-from cnnviz.filters.activations.results import LayerActivation
+from cnnviz.core.output.layout import Cell, board, in_rows, picture
+from cnnviz.core.output.options import Ends, Look
+from cnnviz.core.output.overlays import (
+    MOST_COLUMNS,
+    Scale,
+    draw_picture,
+    paint_map,
+    photograph,
+    scales,
+)
+from cnnviz.core.output.sheets import grid, sheet_cell
+from cnnviz.filters.activations.options import ActivationsSpec, MapOrder
+from cnnviz.filters.activations.results import Activations, LayerActivation
 from cnnviz.filters.kernels.figures import grey_levels
+
+MOST_SHOWN = 64
+"""Maps in a notebook."""
+
+
+def preview(result: Activations) -> Figure | None:
+    """The figure that a notebook shows: the strongest maps of the first layer."""
+    if result.working is None:
+        return None
+    layer = result.layers[0]
+    channels = layer.order(strongest=True)[:MOST_SHOWN]
+    return draw_maps(layer, channels, ActivationsSpec(top=MOST_SHOWN), result.working)
 
 
 def draw_maps(
-    layer: LayerActivation, channels: list[int], scaling: Scaling, order: MapOrder
+    layer: LayerActivation, channels: list[int], spec: ActivationsSpec, image: WorkingImage
 ) -> Figure:
-    """Draws maps of a layer as grey tiles, in the order given."""
+    """Draws the image and maps of a layer as grey tiles, in the order given."""
     maps_NHW = layer.maps_CHW.numpy()[channels]
     total, height, width = layer.maps_CHW.shape
-    signed = bool((maps_NHW < 0).any())
-    levels, scale = grey_levels(maps_NHW, scaling, "activation", "map", signed=signed)
-    whole = len(channels) == total and order is MapOrder.CHANNEL
+    signed = bool((maps_NHW < 0).any()) and spec.signed
+    clipped = "" if signed or not (maps_NHW < 0).any() else ", negative values as 0 (--signed)"
+    maps_NHW = maps_NHW if signed else maps_NHW.clip(min=0)
+    levels, bar = grey_levels(maps_NHW, spec.normalize, "activation", "map", signed=signed)
     chosen = f"{total} maps" if len(channels) == total else f"{len(channels)} of {total} maps"
-    sorting = "by channel" if order is MapOrder.CHANNEL else "strongest first"
-    heading = f"{layer.layer}\n{chosen} of {height}x{width}, {sorting}"
-    numbers = None if whole else tuple(channels)
-    return draw_sheet(grid(levels, "channel", numbers), heading, scale)
+    sorting = "by channel" if spec.sorting is MapOrder.CHANNEL else "strongest first"
+    heading = f"{layer.layer}\n{chosen} of {height}x{width}, {sorting}{clipped}"
+    sheet = sheet_cell(grid(levels, "channel", tuple(channels)), heading, bar)
+    return board([[_input(image), sheet]])
+
+
+def _input(image: WorkingImage) -> Cell:
+    size, beneath = _size(image), photograph(image)
+    return picture(lambda axes: draw_picture(axes, beneath, size), size, "input")
+
+
+def _size(image: WorkingImage) -> tuple[int, int]:
+    return int(image.pixels.shape[1]), int(image.pixels.shape[2])
 
 
 def draw_overlays(
-    layer: LayerActivation, channels: Sequence[int], image: WorkingImage, alpha: float
+    layer: LayerActivation, channels: Sequence[int], image: WorkingImage, spec: ActivationsSpec
 ) -> Figure:
-    """Draws maps over the image, each with its own scale."""
+    """Draws the image and maps over it, with one scale or each with its own (`--normalize`)."""
     assert layer.units is not None  # noqa: S101 (the caller checks)
-    high, wide = image.pixels.shape[1:]
-    figure, cells = panels(len(channels), (high, wide))
-    background, look = photograph(image), Look(alpha=alpha)
+    size, background = _size(image), photograph(image)
+    ends = Ends.OWN if spec.normalize is Scaling.FILTER else Ends.SHARED
+    look = Look(alpha=spec.alpha, scale=ends)
     row_H, column_W = layer.units
-    for axes, channel in zip(cells, channels, strict=True):
-        values_HW = layer.maps_CHW[channel].numpy()[row_H][:, column_W]
-        draw_map(axes, values_HW, look, "activation", over=background, one_sided=True)
-        title(axes, f"{layer.layer} channel {channel}")
-        bare(axes)
-    return figure
+    maps = [layer.maps_CHW[channel].numpy()[row_H][:, column_W] for channel in channels]
+    if not spec.signed:
+        maps = [values_HW.clip(min=0) for values_HW in maps]
+    cells = [_input(image)]
+    for channel, values_HW, scale in zip(
+        channels, maps, scales(maps, look, "activation", one_sided=True), strict=True
+    ):
+
+        def paint(
+            axes: Axes, values_HW: NDArray[np.float32] = values_HW, scale: Scale = scale
+        ) -> None:
+            paint_map(axes, values_HW, scale, look.display, background)
+
+        title = f"channel {channel}\n{layer.layer}"
+        cells.append(picture(paint, size, title, bar=scale.bar_over))
+    return board(in_rows(cells, MOST_COLUMNS))

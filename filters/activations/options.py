@@ -42,9 +42,13 @@ class ActivationsSpec(Spec):
     normalize: Annotated[
         Scaling, Option("White is the largest value of each map (filter) or of the layer.")
     ] = Scaling.FILTER
+    signed: Annotated[
+        bool, Option("Draw negative values, too; without it they are drawn as zero (ReLU).")
+    ] = False
     alpha: Annotated[
-        float, Option("Weight of a map over the image, 0 (image) to 1 (map).", least=0, most=1)
-    ] = 0.6
+        float,
+        Option("Opacity of a map over the image at its largest value, 0 to 1.", least=0, most=1),
+    ] = 0.9
 
     @property
     def sorting(self) -> MapOrder:

@@ -1,74 +1,93 @@
 """Figures of a layer's kernels and of its Gabor fits.
 
 Zero is mid-grey. Kernels over three channels are shown in colour, one tile per filter; others as a
-matrix with one row per filter and one column per input channel.
+matrix with one row per filter and one column per input channel, in pages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 from numpy.typing import NDArray
 
 from cnnviz.core.choices import Scaling
-from cnnviz.core.output.drawing import new_figure, title, to_uint8
-from cnnviz.core.output.overlays import grid_of_axes
-from cnnviz.core.output.sheets import Scale, Sheet, draw_on, draw_sheet, grid, matrix
-from cnnviz.core.output.style import BLUE, FONT_SIZE, ink
+from cnnviz.core.output.drawing import label_axes, to_uint8
+from cnnviz.core.output.layout import Bar, Entry, board, in_rows, plot
+from cnnviz.core.output.sheets import Sheet, grid, matrix, sheet_cell
+from cnnviz.core.output.style import BLUE, SMALL, ink
 from cnnviz.filters.kernels.results import GABOR_LIKE, GaborFit, GaborStats, KernelStats
 
 FITTED, CHANCE = BLUE, "#999999"
 
 
-def draw_kernels(stats: KernelStats, model_name: str, normalize: Scaling) -> Figure:
-    """Draws all kernels of one layer."""
-    sheet, scale = _sheet(stats, normalize)
+def draw_kernels(stats: KernelStats, model_name: str, normalize: Scaling) -> Iterator[Figure]:
+    """Draws all kernels of one layer, page by page."""
+    sheet, bar = _sheet(stats, normalize)
     rows, columns = stats.kernel
     size = f"{stats.filters} filters over {stats.channels} channels, {rows}x{columns}"
-    heading = f"{model_name} {stats.layer}\n{size}"
-    return draw_sheet(sheet, heading, scale)
+    pages = list(sheet.pages())
+    for number, page in enumerate(pages, start=1):
+        which = f", page {number} of {len(pages)}" if len(pages) > 1 else ""
+        yield board([[sheet_cell(page, f"{model_name} {stats.layer}\n{size}{which}", bar)]])
+
+
+def preview(stats: KernelStats) -> Figure | None:
+    """The figure that a notebook shows."""
+    return next(draw_kernels(stats, "", Scaling.FILTER), None) if stats.kernels.size else None
 
 
 def draw_comparison(layers: Sequence[tuple[str, KernelStats]], normalize: Scaling) -> Figure:
     """Draws one layer of each of several models, side by side."""
-    figure, cells = grid_of_axes(len(layers), (5.0, 4.9), columns=3)
-    for axes, (name, stats) in zip(cells, layers, strict=True):
-        sheet, scale = _sheet(stats, normalize)
+    cells = []
+    for name, stats in layers:
+        sheet, bar = _sheet(stats, normalize)
         size = "x".join(map(str, (stats.channels, *stats.kernel)))
         heading = f"{name}\n{stats.layer}: {stats.filters} filters, {size}"
-        draw_on(axes, sheet, heading, scale)
-    return figure
+        cells.append(sheet_cell(sheet, heading, bar, width=360.0))
+    return board(in_rows(cells, 3))
 
 
 def grey_levels(
-    values: NDArray[np.floating], scaling: Scaling, unit: str, each: str, *, signed: bool = True
-) -> tuple[NDArray[np.uint8], Scale]:
-    """Grey levels of kernels or maps, and their scale; zero is mid-grey, or black if not signed."""
+    values: NDArray[np.floating],
+    scaling: Scaling,
+    unit: str,
+    each: str,
+    *,
+    signed: bool = True,
+    colour: bool = False,
+) -> tuple[NDArray[np.uint8], Bar]:
+    """Levels of kernels or maps, and their bar; zero is mid-grey, or black if not signed.
+
+    With `colour` the levels are those of red, green and blue, and the bar has a strip for each.
+    """
     largest = np.abs(values).max(axis=tuple(range(1, values.ndim)), keepdims=True)
     most, low = float(largest.max(initial=0)), -1.0 if signed else 0.0
     divisor = np.maximum(largest, 1e-30) if scaling is Scaling.FILTER else max(most, 1e-30)
     shares = values / divisor
     levels = to_uint8(0.5 + 0.5 * shares if signed else shares)
+    greys = np.repeat(np.linspace(0, 1, 256)[:, None], 3, axis=1)
+    if colour:
+        greys = np.where(np.eye(3, dtype=bool)[:, None], greys[None], 0.5)
     if scaling is Scaling.FILTER:
-        return levels, Scale(low, 1, f"{unit} / the {each}'s largest |{unit}|")
-    return levels, Scale(low * most, most or 1.0, unit)
+        label = f"{unit} ÷ the {each}'s largest |{unit}|"
+        return levels, Bar(greys, low, 1, label + ", for red, green and blue" * colour)
+    label = f"{unit}, for red, green and blue" if colour else unit
+    return levels, Bar(greys, low * most, most or 1.0, label)
 
 
-def _sheet(stats: KernelStats, normalize: Scaling) -> tuple[Sheet, Scale]:
+def _sheet(stats: KernelStats, normalize: Scaling) -> tuple[Sheet, Bar]:
     kernels = stats.kernels
-    levels, scale = grey_levels(kernels, normalize, "weight", "filter")
-    if kernels.shape[1] == 3:
-        return grid(levels.transpose(0, 2, 3, 1), "filter"), scale
+    colour = kernels.shape[1] == 3
+    levels, bar = grey_levels(kernels, normalize, "weight", "filter", colour=colour)
+    if colour:
+        return grid(levels.transpose(0, 2, 3, 1), "filter"), bar
     if kernels.shape[1] == 1:
-        return grid(levels[:, 0], "filter"), scale
-    name = (
-        "input channel"
-        if stats.groups == 1
-        else f"input channel of the group ({stats.groups} groups)"
-    )
-    return matrix(levels, "filter", name), scale
+        return grid(levels[:, 0], "filter"), bar
+    of_group = f" of the group ({stats.groups} groups)" if stats.groups > 1 else ""
+    return matrix(levels, "filter", f"input channel{of_group}"), bar
 
 
 def kernel_pixels(kernel_CHW: NDArray[np.floating]) -> NDArray[np.uint8] | None:
@@ -82,18 +101,32 @@ def kernel_pixels(kernel_CHW: NDArray[np.floating]) -> NDArray[np.uint8] | None:
 def draw_gabor(stats: KernelStats, model_name: str) -> Figure:
     """Draws orientation and wavelength of the Gabor-like filters, and R² compared with chance."""
     assert stats.gabor is not None  # noqa: S101 (the caller checks)
-    figure = new_figure(9.0, 4.2)
-    left = cast(PolarAxes, figure.add_subplot(1, 2, 1, projection="polar"))
-    _draw_polar(left, stats.gabor.fits)
-    count = len(stats.gabor.fits)
-    title(
-        left,
-        f"{model_name} {stats.layer}: {stats.gabor.share:.0%} of {count} filters with "
-        f"R² > {GABOR_LIKE}\nangle: direction across the stripes\n"
-        f"radius: wavelength in pixels (near the rim: blobs)",
+    gabor, count = stats.gabor, len(stats.gabor.fits)
+    left = plot(
+        lambda axes: _draw_polar(cast(PolarAxes, axes), gabor.fits),
+        f"{model_name} {stats.layer}: {gabor.share:.0%} of {count} filters with R² > {GABOR_LIKE}\n"
+        "angle: wave direction (perpendicular to the stripes); radius: wavelength in pixels (near "
+        "the rim: blobs)",
+        width=270.0,
+        height=190.0,
+        left=30.0,
+        polar=True,
     )
-    _draw_r2(figure, stats.gabor)
-    return figure
+    right = plot(
+        lambda axes: _draw_r2(axes, gabor),
+        "Variance explained, compared with chance\n"
+        f"above {GABOR_LIKE}: {gabor.share:.0%} of the kernels, {gabor.share_by_chance:.0%} with "
+        "shuffled pixels",
+        width=270.0,
+        height=190.0,
+    )
+    legend = [
+        Entry(f"R² > {GABOR_LIKE}", FITTED, marker="o"),
+        Entry("other filters", "none", marker="o", edge=CHANCE),
+        Entry("kernels", FITTED, marker="-"),
+        Entry("shuffled kernels (chance)", CHANCE, marker="-"),
+    ]
+    return board([[left, right]], legend=legend)
 
 
 def _draw_polar(axes: PolarAxes, fits: Sequence[GaborFit | None]) -> None:
@@ -101,37 +134,23 @@ def _draw_polar(axes: PolarAxes, fits: Sequence[GaborFit | None]) -> None:
     others = [fit for fit in fits if fit is not None and fit.r2 <= GABOR_LIKE]
     axes.set_thetamin(0)
     axes.set_thetamax(180)
-    groups = ((others, CHANCE, "other filters"), (alike, FITTED, f"R² > {GABOR_LIKE}"))
-    for chosen, colour, name in groups:
-        angles = [np.deg2rad(fit.orientation) for fit in chosen]
-        filled = colour if colour == FITTED else "none"
+    for chosen, colour in ((others, CHANCE), (alike, FITTED)):
         axes.scatter(
-            angles,
+            [np.deg2rad(fit.orientation) for fit in chosen],
             [fit.wavelength for fit in chosen],
             s=22,
-            facecolors=filled,
+            facecolors=colour if colour == FITTED else "none",
             edgecolors=colour,
             alpha=0.8,
-            label=f"{name} ({len(chosen)})",
         )
     axes.set_ylim(0, None)
-    axes.tick_params(labelsize=FONT_SIZE - 2)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=FONT_SIZE - 1)
+    axes.tick_params(labelsize=SMALL - 1)
 
 
-def _draw_r2(figure: Figure, gabor: GaborStats) -> None:
-    axes = figure.add_subplot(1, 2, 2)
-    for fits, colour, name, share in (
-        (gabor.fits, FITTED, "kernels", gabor.share),
-        (gabor.shuffled_fits, CHANCE, "the same, pixels shuffled", gabor.share_by_chance),
-    ):
+def _draw_r2(axes: Axes, gabor: GaborStats) -> None:
+    for fits, colour in ((gabor.fits, FITTED), (gabor.shuffled_fits, CHANCE)):
         values = np.sort([0.0 if fit is None else fit.r2 for fit in fits])[::-1]
-        axes.plot(values, color=colour, label=f"{name}: {share:.0%} above", linewidth=1.8)
+        axes.plot(values, color=colour, linewidth=1.8)
     axes.axhline(GABOR_LIKE, color=ink(), linewidth=0.6, linestyle="--")
     axes.set_ylim(0, 1.02)
-    axes.set_xlabel("filters, best fit first", fontsize=FONT_SIZE)
-    axes.set_ylabel("R² of the Gabor fit", fontsize=FONT_SIZE)
-    axes.tick_params(labelsize=FONT_SIZE - 2)
-    axes.legend(loc="lower left", fontsize=FONT_SIZE - 1)
-    axes.spines[["top", "right"]].set_visible(False)
-    title(axes, "variance explained, compared with chance")
+    label_axes(axes, "filters, best fit first", "R² of the Gabor fit")

@@ -7,14 +7,16 @@ zeros and of channels that never change.
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cnnviz.core.output.drawing import add_colorbar, escape, new_figure, title
-from cnnviz.core.output.style import FONT_SIZE, RED
+from cnnviz.core.output.drawing import label_axes, name_rows, names_width
+from cnnviz.core.output.layout import Bar, Cell, Entry, board, plot
+from cnnviz.core.output.style import RED, SMALL
 from cnnviz.filters.layers.results import Inventory, SpreadRecord
 
-ROW_HEIGHT = 0.145  # inches
+ROW_HEIGHT = 11.0  # points
 ZEROS, DEAD = "#999999", RED
 
 
@@ -22,30 +24,36 @@ def draw_statistics(inventory: Inventory, model_name: str) -> Figure:
     """Draws magnitudes of activations and gradients, zeros and dead channels, by layer."""
     rows, data = inventory.measured, inventory.data
     assert data is not None  # noqa: S101 (the caller checks)
-    names = [escape(row.name) for row in rows]
-    panels = 3 if data.gradients else 2
-    figure = new_figure(4.6 * panels - 1.2, max(3.0, ROW_HEIGHT * len(names) + 1.3))
-    widths = [3, 1.6, 3][:panels]
-    cells = figure.subplots(1, panels, squeeze=False, sharey=True, width_ratios=widths)[0]
+    names = [row.name for row in rows]
     images = f"{data.images} images" if data.images > 1 else "1 image"
     activations = [row.activations for row in rows]
-    _draw_magnitudes(
-        cells[0], activations, names, f"{model_name}, {images}: activations", "|activation|"
-    )
-    _draw_shares(cells[1], [spread for spread in activations if spread is not None])
+    heading = f"Activations\n{model_name}, {images}"
+    cells = [
+        _magnitudes(activations, names, heading, "|activation|", names_width(names, SMALL - 2)),
+        _shares([spread for spread in activations if spread is not None], names),
+    ]
     if data.gradients:
         gradients, label = [row.gradients for row in rows], "|d loss / d activation| of one image"
-        _draw_magnitudes(cells[2], gradients, names, "gradients of the loss", label)
-    return figure
+        cells.append(_magnitudes(gradients, names, "Gradients of the loss", label))
+    legend = [Entry("zeros", ZEROS), Entry("channels that never change", DEAD)]
+    return board([cells], legend=legend)
 
 
-def _draw_magnitudes(
-    axes: Axes,
+def _height(names: Sequence[str]) -> float:
+    return max(150.0, ROW_HEIGHT * len(names))
+
+
+def _name(axes: Axes, names: Sequence[str], *, shown: bool) -> None:
+    name_rows(axes, names if shown else [""] * len(names), SMALL - 2)
+
+
+def _magnitudes(
     spreads: Sequence[SpreadRecord | None],
     names: Sequence[str],
     heading: str,
     label: str,
-) -> None:
+    left: float = 0.0,
+) -> Cell:
     histograms = [spread.octaves for spread in spreads if spread and spread.octaves.counts]
     first = min((h.first_exponent for h in histograms), default=0)
     last = max((h.first_exponent + len(h.counts) for h in histograms), default=1)
@@ -54,36 +62,41 @@ def _draw_magnitudes(
         if spread and spread.octaves.counts:
             start, counts = spread.octaves.first_exponent - first, np.array(spread.octaves.counts)
             shares_LB[row, start : start + len(counts)] = counts / counts.sum()
-    left, right = first * np.log10(2), last * np.log10(2)
-    drawn = axes.imshow(
-        np.ma.masked_equal(shares_LB, 0),
-        cmap="YlGnBu",
-        vmin=0,
-        aspect="auto",
-        interpolation="nearest",
-        extent=(left, right, len(names) - 0.5, -0.5),
-    )
-    powers = np.arange(np.ceil(left), np.floor(right) + 1)
-    powers = powers[:: max(1, len(powers) // 7)]
-    axes.set_xticks(powers, [f"$10^{{{int(power)}}}$" for power in powers])
-    axes.set_xlabel(label, fontsize=FONT_SIZE - 1)
-    axes.set_yticks(range(len(names)), names)
-    axes.tick_params(labelsize=FONT_SIZE - 3, length=2)
-    title(axes, heading)
-    add_colorbar(drawn, axes, "share of the values other than zero")
+    ends, colours = (first * np.log10(2), last * np.log10(2)), colormaps["YlGnBu"]
+
+    def paint(axes: Axes) -> None:
+        axes.imshow(
+            np.ma.masked_equal(shares_LB, 0),
+            cmap=colours,
+            vmin=0,
+            aspect="auto",
+            interpolation="nearest",
+            extent=(*ends, len(names) - 0.5, -0.5),
+        )
+        _name(axes, names, shown=left > 0)
+        powers = np.arange(np.ceil(ends[0]), np.floor(ends[1]) + 1)
+        powers = powers[:: max(1, len(powers) // 5)]
+        label_axes(axes, label)
+        axes.set_xticks(powers, [f"$10^{{{int(power)}}}$" for power in powers])
+        axes.tick_params(axis="y", labelsize=SMALL - 2)
+
+    shades = colours(np.linspace(0, 1, 256))[:, :3]
+    bar = Bar(shades, 0.0, float(shares_LB.max()), "share of the values other than zero")
+    height = _height(names)
+    return plot(paint, heading, width=250.0, height=height, left=left, bar=bar)
 
 
-def _draw_shares(axes: Axes, spreads: Sequence[SpreadRecord]) -> None:
+def _shares(spreads: Sequence[SpreadRecord], names: Sequence[str]) -> Cell:
     places = np.arange(len(spreads))
     zeros = [spread.zeros for spread in spreads]
     dead = [len(spread.dead_channels or ()) / max(1, spread.channels or 1) for spread in spreads]
-    axes.barh(places - 0.2, zeros, height=0.4, color=ZEROS, label="zeros")
-    axes.barh(places + 0.2, dead, height=0.4, color=DEAD, label="channels that never change")
-    axes.set_xlim(0, 1)
-    axes.set_xticks([0, 0.5, 1], ["0", "50 %", "100 %"])
-    axes.tick_params(labelsize=FONT_SIZE - 3, length=2)
-    axes.legend(
-        loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=3.2, fontsize=FONT_SIZE - 2
-    )
-    axes.spines[["top", "right"]].set_visible(False)
-    title(axes, "sparsity")
+
+    def paint(axes: Axes) -> None:
+        axes.barh(places - 0.2, zeros, height=0.4, color=ZEROS)
+        axes.barh(places + 0.2, dead, height=0.4, color=DEAD)
+        _name(axes, names, shown=False)
+        axes.set_xlim(0, 1)
+        axes.set_xticks([0, 0.5, 1], ["0", "50 %", "100 %"])
+        label_axes(axes)
+
+    return plot(paint, "Sparsity\nby layer", width=130.0, height=_height(names), left=4.0)

@@ -23,8 +23,8 @@ from cnnviz.core.data.datasets import Batch, ImageData, batches, none_usable
 from cnnviz.core.data.labels import match_labels
 from cnnviz.core.device import in_batches
 from cnnviz.core.graph.trace import Untraceable, describe, trace
-from cnnviz.core.models.layers import named_layers
 from cnnviz.core.models.behaviour import check_batch
+from cnnviz.core.models.layers import named_layers
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import fast, frozen
 from cnnviz.core.models.variants import gradients as slopes_of

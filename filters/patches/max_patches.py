@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from cnnviz.core.data.datasets import ImageData, none_usable
 from cnnviz.core.data.images import WorkingImage
+from cnnviz.core.data.labels import with_class_names
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.summary import DataRecord
 from cnnviz.filters.patches.boxes import Box, Cutter, PatchImages, Winner
@@ -66,7 +67,7 @@ def find_patches(
             `Crop.RECEPTIVE_FIELD`), or the journal belongs to another scan.
     """
     size = model.batch_size(plan.spec.batch_size) or default_batch_size(model.device)
-    images = PatchImages(data, model.preprocess)
+    images, named = PatchImages(data, model.preprocess), with_class_names(data, model)
     cutter = Cutter(model, images, plan, size)
     state = scan(model, data, plan, batch_size=size, saving=saving, progress=progress)
     counted = next(iter(state.layers.values())).stats.count
@@ -79,7 +80,7 @@ def find_patches(
     for layer, layer_state in state.layers.items():
         winners = _winners(layer_state, plan, layer)
         boxes = cutter.boxes(layer, [winner for row in winners for winner in row])
-        filters += _describe(layer, plan.filters[layer], layer_state, winners, boxes, images, data)
+        filters += _describe(layer, plan.filters[layer], layer_state, winners, boxes, images, named)
     layers = (
         LayerPatches(
             layer=layer,

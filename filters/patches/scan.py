@@ -7,8 +7,10 @@ the pass can stop after any batch and resume later with the same results.
 Shapes: N images, F filters, H W rows and columns.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,14 @@ from torch import Tensor
 from cnnviz.core.data.datasets import Batch, ImageData, batches
 from cnnviz.core.device import in_batches
 from cnnviz.core.errors import UsageError
-from cnnviz.core.models.layers import Layout, note_repeats, replace_outputs
 from cnnviz.core.models.behaviour import check_batch
+from cnnviz.core.models.layers import Layout, note_repeats, replace_outputs
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import fast
 from cnnviz.core.output.journal import Journal
 from cnnviz.filters.channels import choose_filters
 from cnnviz.filters.patches.options import MaxPatchesSpec, Ranking
-from cnnviz.filters.patches.state import LayerState, of_arrays, to_arrays
+from cnnviz.filters.patches.state import LayerState, check, of_arrays, to_arrays
 from cnnviz.filters.patches.top_k import map_scores, ranked
 
 CPU_BATCH, DEVICE_BATCH = 32, 256
@@ -195,7 +197,10 @@ class Scan:
 
     def load(self, journal: Journal) -> None:
         """Resumes from a journal, if it has anything."""
-        if progress := journal.load(to_arrays(self.layers.values())):
+        plan = self._plan
+        units = [math.prod(plan.layouts[name].shape[1:]) for name in self.layers]
+        fits = partial(check, units=units, per_image=plan.spec.per_image)
+        if progress := journal.load(to_arrays(self.layers.values()), check=fits):
             loaded = of_arrays(progress.arrays, self._model.device)
             self.layers = dict(zip(self.layers, loaded, strict=True))
             self.done, self.errors = progress.done, dict(progress.errors)

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnnviz.core.output.journal import Arrays
-from cnnviz.filters.patches.top_k import TopK
+from cnnviz.core.output.journal import Arrays, Progress
+from cnnviz.filters.patches.top_k import EMPTY, TopK, unpack
 
 _PER_OCTAVE_BITS = 3
 _LOWEST, _HIGHEST = -16, 20
@@ -168,6 +168,61 @@ def of_arrays(arrays: Arrays, device: torch.device | str = "cpu") -> list[LayerS
         number, _, name = key.partition(".")
         layers.setdefault(int(number), {})[name] = torch.from_numpy(np.asarray(array)).to(device)
     return [LayerState.of_arrays(layers[number]) for number in range(len(layers))]
+
+
+def check(progress: Progress, units: Sequence[int] = (), per_image: int | None = None) -> None:
+    """Raises a ValueError unless the statistics and patches are of the images that are done.
+
+    Args:
+        progress: what a journal holds.
+        units: of each layer, the number of units of a map; unknown if empty.
+        per_image: patches that a filter may have of an image; None if unknown.
+    """
+    images = range(progress.block.start, progress.done)
+    failed = [place for place in progress.errors if place < progress.done]
+    for number, layer in enumerate(of_arrays(progress.arrays)):
+        if layer.stats.count != len(images) - len(failed):
+            raise ValueError(f"it counts {layer.stats.count} of {len(images)} images")
+        _check_statistics(layer.stats)
+        keys_FK, units_FK = layer.best.keys, layer.best.units
+        scores_FK, tickets_FK = unpack(keys_FK)
+        there_FK = keys_FK != EMPTY
+        kept = min(keys_FK.shape[1], layer.stats.count)
+        highest = units[number] if units else torch.inf
+        fits = [
+            (there_FK.sum(1) >= kept) & (units_FK.amax(1) < highest),
+            ((keys_FK.diff(dim=1) < 0) | ~there_FK[:, 1:]).all(1),
+            (scores_FK.isfinite() == there_FK).all(1) & ((units_FK >= 0) == there_FK).all(1),
+        ]
+        if per_image is not None:
+            used = tickets_FK[there_FK] // per_image
+            inside = (used >= images.start) & (used < images.stop)
+            fits.append(inside & ~torch.isin(used, torch.tensor(failed, dtype=torch.int64)))
+            ordered = torch.where(there_FK, tickets_FK, -1 - torch.arange(keys_FK.shape[1]))
+            fits.append((ordered.sort(1).values.diff(dim=1) > 0).all(1))
+        if not all(bool(part.all()) for part in fits):
+            raise ValueError("its patches are not of its images")
+
+
+def _check_statistics(stats: ScoreStats) -> None:
+    """Raises a ValueError unless the statistics can be those of so many finite scores."""
+    count, filled_FB = stats.count, stats.histogram > 0
+    fits = [
+        (stats.active >= 0) & (stats.active <= count),
+        stats.histogram.amin(1) >= 0,
+        stats.histogram.sum(1) == count,
+    ]
+    if count:
+        low, high = stats.lowest.double() * count, stats.highest.double() * count
+        slack = 1e-4 * torch.maximum(low.abs(), high.abs())
+        last = _BUCKETS - 1 - filled_FB.flip(1).int().argmax(1)
+        fits += [
+            (stats.sum >= low - slack) & (stats.sum <= high + slack) & stats.sum.isfinite(),
+            (_bucket(stats.lowest) == filled_FB.int().argmax(1)) & stats.lowest.isfinite(),
+            (_bucket(stats.highest) == last) & stats.highest.isfinite(),
+        ]
+    if not all(bool(part.all()) for part in fits):
+        raise ValueError("its statistics are not of its images")
 
 
 def merge(parts: Sequence[Arrays]) -> Arrays:

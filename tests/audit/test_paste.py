@@ -10,8 +10,9 @@ from networks import image_of, model_of
 from PIL import Image
 from torch import nn
 
-from cnnviz.audit import audit, load
+from cnnviz.audit import Auditor, AuditSpec, audit, load
 from cnnviz.audit.experiment import concentration, typicality
+from cnnviz.audit.hosts import Hosts
 from cnnviz.audit.paste import Paster, Verdict, _against_others
 from cnnviz.audit.rows import columns
 from cnnviz.cli.main import run
@@ -56,7 +57,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     draw = np.random.default_rng(0)
     names = ["marked", "reddish", "greenish", "bluish", "grey"]
     for kind, name in enumerate(names):
-        for number in range(16):
+        for number in range(20):
             pixels = draw.uniform(0.3, 0.5, (*SIZE, 3))
             if 1 <= kind <= 3:
                 pixels[..., kind - 1] += 0.35
@@ -188,14 +189,27 @@ def test_what_the_command_refuses(place: Path, capsys: pytest.CaptureFixture[str
     assert "independent classes" in capsys.readouterr().err
     assert run([*line, "--mask", "40"]) == 2
     assert "larger than the working image" in capsys.readouterr().err
-    (place / "data" / "grey").rename(place / "data" / "gray-ish")
-    assert run(line) == 2
-    assert "gray-ish" in capsys.readouterr().err
     assert not (place / "no").exists()
 
 
+def test_labels_that_are_not_the_networks_are_not_used(place: Path) -> None:
+    """The audit goes by predictions, and says so."""
+    (place / "data" / "grey").rename(place / "data" / "gray-ish")
+    model = load_model("net.py:marked", labels="names.txt", size=12, mean=[0.0], std=[1.0],
+                       device="cpu")  # fmt: skip
+    notes: list[str] = []
+    auditor = Auditor(model, open_data(["data"]), AuditSpec(), note=notes.append)
+    assert "gray-ish" in (auditor.labels_not_matched or "")
+    (note,) = [line for line in notes if "gray-ish" in line]
+    assert "goes by predictions" in note
+    assert "--labels" in note
+    path = auditor.data.examples[0].path
+    image = auditor.data.working(0, model.preprocess)
+    assert auditor.row(path, image, lambda _steps: None).label is None
+
+
 def test_evidence_is_held_against_the_objects(place: Path) -> None:
-    boxes = {f"{number:02}.png": {"boxes": [[0, 0, 12, 12]]} for number in range(16)}
+    boxes = {f"{number:02}.png": {"boxes": [[0, 0, 12, 12]]} for number in range(20)}
     (place / "boxes.json").write_text(json.dumps(boxes))
     results = audited("marked", "--expect", "boxes.json", "--no-pictures", "--min-inside", "0.9")
     assert results["inside"] == 1
@@ -224,8 +238,9 @@ def test_pasting_is_what_a_loop_by_hand_does() -> None:
     zero = {"map": "AAA=", "features": "AAA="}
     rows = columns({"image": str(n), "place": n, "predicted": n % 3, **blank, **zero}
                    for n in range(6))  # fmt: skip
-    paster = Paster(model, rows, images.__getitem__, 2, 0)
-    assert paster.hosts.tolist() == list(range(6))
+    hosts = Hosts(model, rows, images.__getitem__, 2, 0)
+    assert hosts.rows_H.tolist() == list(range(6))
+    paster = Paster(hosts, rows, images.__getitem__)
     hosts_JH = np.array([[1, 4, 5], [0, 2, 3]])
     found = paster.paste([(0, (2, 3, 7, 9), 0), (4, (0, 0, 12, 5), 1)], hosts_JH)
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from PIL import Image
 
 from cnnviz.cli.main import COMMANDS, run
+from cnnviz.cli.signatures import FEW, SHARED
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -34,6 +36,74 @@ def test_occluding_with_a_network_of_ones_own_does_without_torchvision(tmp_path)
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["occlude", "none.png"], "no file or folder 'none.png'"),
+        (["tsne", "https://example.org/x.zip"], "is a URL; cnnviz reads files"),
+        (["occlude", "a.png", "--checkpoint", "none.pth"], "no file 'none.pth'"),
+        (["occlude", "a.png", "--labels", "none.txt"], "no file 'none.txt'"),
+        (["occlude", "a.png"], "cnnviz-out/occlude/a is not empty; use --overwrite"),
+        (["filters", "--out", "a.png"], "a.png is not a folder"),
+    ],
+)
+def test_wrong_paths_are_reported_before_torch_is_imported(line, message, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "cnnviz-out" / "occlude" / "a" / "mine").mkdir(parents=True)
+    code = (
+        "import sys\nfrom cnnviz.cli.main import run\n"
+        f"sys.exit(9 if run({line!r}) != 2 - ('no file ' in {message!r} and 'folder' not in "
+        f"{message!r}) else 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert message in done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+def test_torchvision_comes_without_torchs_compiler():
+    code = (
+        "import sys\nfrom cnnviz.core.lazy import torchvision\n"
+        "torchvision('models').get_model('squeezenet1_1')\n"
+        "early = 'torch._dynamo' in sys.modules\n"
+        "from torchvision.ops import roi_align as module\n"
+        "from torch._dynamo.utils import is_compile_supported as real\n"
+        "used = sys.modules['torchvision.ops.roi_align'].is_compile_supported\n"
+        "sys.exit(early or used('cpu') != real('cpu'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_programs_help_fits_80_columns_and_cuts_nothing(capsys):
+    assert run(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert "..." not in text.replace("[ARGS]...", "")
+    listed = {line.split()[0] for line in text.splitlines() if line.startswith("  ")}
+    assert set(COMMANDS) <= listed
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_lists_the_common_options_first_and_types_as_people_write_them(name, capsys):
+    assert run([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    first = text.partition("Advanced (")[0]
+    assert sum(line.startswith("  -") for line in first.splitlines()) <= FEW + 1
+    assert set(COMMANDS[name].first) - {"help", *SHARED} <= set(
+        inspect.signature(COMMANDS[name]).parameters
+    )
+    assert "<" not in text.replace("cnnviz-out/<command>", "")
+
+
+def test_the_demo_network_is_named_where_no_model_is(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = ["layers", "--out"]
+    assert run([*line, "a"]) == run([*line, "b", "--model", "bundled"]) == 0
+    assert capsys.readouterr().err.count("no --model: this is the demo network") == 1
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -66,7 +136,6 @@ def test_a_wrong_option_is_one_line_that_points_to_the_commands_help(capsys):
     assert run(["saliency", "--method", "all", "a.png"]) == 2
     told = capsys.readouterr().err
     assert told.startswith("cnnviz: Invalid value for '--method': 'all' is not one of ")
-    assert told.endswith(" (cnnviz saliency --help)\n")
     assert told.count("\n") == 1
 
 
@@ -84,11 +153,14 @@ def test_a_folder_imports_only_from_floors_below(folder):
             assert f"cnnviz.{other}" not in text, f"{path} names cnnviz.{other}"
 
 
-def test_interrupting_ends_with_130_and_one_line(capsys, monkeypatch):
+def test_interrupting_ends_with_130_and_one_line(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
     def interrupt(*_args, **_kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cnnviz.core.data.datasets.find_images", interrupt)
+    Path("x.png").touch()
     assert run(["occlude", "x.png"]) == 130
     assert capsys.readouterr().err.startswith("cnnviz: interrupted")
 

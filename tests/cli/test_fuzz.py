@@ -157,7 +157,7 @@ USUAL = {
     "audit": ["--mask", "16", "--stride", "16", "--model", "net.py:plain", "--labels", "names.txt"],
     "tsne": ["--perplexity", "2"],
     "ablate": ["--model", "net.py:plain", "--labels", "names.txt", "--filters", "0:0"],
-    "max-patches": ["--model", "net.py:grey", "--layer", "network.0"],
+    "max-patches": ["--model", "net.py:grey", "--layer", "0"],
 }
 DATA = {"images": ["data/a/0.png", "data/b/1.png"], "data": ["data"], "folder": ["occluded/0"]}
 DATA["runs"] = DATA["folder"] * 2

@@ -90,7 +90,7 @@ def test_without_the_library_a_line_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "junitparser", None)
     assert run(["occlude", "0.png", *MASK, "--junit", "r.xml"]) == 2
-    assert "pip install 'cnnviz[junit]'" in capsys.readouterr().err
+    assert "pip install '.[junit]'" in capsys.readouterr().err
 
 
 def test_github_is_told_in_its_own_words(

@@ -11,8 +11,9 @@ from parts import slow_but
 from PIL import Image
 
 from cnnviz.cli.main import run
+from cnnviz.core.files import UNFINISHED
 from cnnviz.core.output.journal import LINES
-from cnnviz.core.output.run_folder import UNFINISHED, RunFolder, json_parts, to_json
+from cnnviz.core.output.run_folder import RunFolder, json_parts, to_json
 
 COUNT = 5
 LINES_OF = {

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from cnnviz.core.maps import agreement, peak, positive_part, rank_correlation
 
@@ -29,3 +30,12 @@ def test_the_peak_of_a_plateau_is_in_its_middle() -> None:
 def test_maps_of_other_sizes_are_not_compared() -> None:
     with pytest.raises(ValueError, match="pixels"):
         rank_correlation(torch.ones(9, 9), torch.ones(9, 8))
+
+
+@pytest.mark.parametrize("levels", [3, 10_000])
+def test_ranks_of_equal_values_are_scipys(levels: int) -> None:
+    draw = torch.Generator().manual_seed(levels)
+    first, second = torch.randint(levels, (2, 40, 30), generator=draw).float()
+    second += first
+    expected = spearmanr(first.ravel(), second.ravel()).statistic
+    assert rank_correlation(first, second) == pytest.approx(expected, abs=1e-12)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from cnnviz.core.choices import pixels
 from cnnviz.core.errors import UsageError
-from cnnviz.occlusion.masks import mask_grid, masks_and_stride
+from cnnviz.occlusion.masks import inside_boxes, mask_grid, masks_and_stride
 from cnnviz.occlusion.options import Border
 
 
@@ -45,13 +45,28 @@ def test_center_puts_a_mask_on_every_pixel_and_cuts_it_at_the_edges():
 
 
 def test_defaults_are_shares_of_the_shorter_side():
-    assert masks_and_stride((224, 300), (), None) == (((63, 63),), 16)
+    assert masks_and_stride((224, 300), (), None) == (((64, 64),), 16)
+    assert masks_and_stride((32, 32), (), None) == (((8, 8),), 2)
     assert masks_and_stride((1, 1), (), None) == (((1, 1),), 1)
+
+
+@pytest.mark.parametrize("side", [1, 7, 8, 15, 28, 32, 33, 64, 100, 224])
+@pytest.mark.parametrize("given", [None, 3, 10])
+def test_the_default_mask_leaves_no_seams(side, given):
+    """Inside, where no mask is cut off, every pixel lies under equally many masks."""
+    ((mask, _),), stride = masks_and_stride((side, side), (), given)
+    if given is not None and given > side:
+        return
+    assert mask % stride == 0
+    boxes = mask_grid((side, side), (mask, mask), stride, Border.COVER).boxes_P4
+    counts = inside_boxes(boxes, (side, side)).sum(0)
+    inner = counts[mask - 1 : side - mask + 1, mask - 1 : side - mask + 1]
+    assert inner.numel() == 0 or (inner == inner.max()).all()
 
 
 def test_with_a_mask_or_a_stride_of_the_users_the_other_is_the_literatures():
     assert masks_and_stride((224, 300), ((15, 15), (9, 30)), None) == (((15, 15), (9, 30)), 22)
-    assert masks_and_stride((224, 300), (), 10) == (((45, 45),), 10)
+    assert masks_and_stride((224, 300), (), 10) == (((40, 40),), 10)
     assert masks_and_stride((1, 1), (), 5) == (((1, 1),), 5)
 
 

@@ -58,6 +58,7 @@ def test_the_map_on_the_page_is_the_librarys(
     classes = selects.nth(0).locator("option").all_inner_texts()
     masks = selects.nth(2).locator("option").all_inner_texts()
     assert len(masks) == len(measured.grids)
+    selects.nth(4).select_option("cells")
     scores = [Score.PROBABILITY, Score.LOGIT, Score.LOSS]
     if name == "value":
         assert selects.nth(1).locator("option").all_inner_texts() == ["value"]
@@ -130,6 +131,24 @@ def test_pages_of_all_commands_open_without_a_word_or_a_request(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["occlude", "tsne", "ablate", "audit", "saliency"])
+def test_pages_open_with_the_findings_and_fold_the_rest(
+    name: str, runs: Path, written: Any, browser: Any
+) -> None:
+    findings = json.loads((folder(runs, name) / "summary.json").read_text())["findings"]
+    opened = Opened(browser, written(name), width=390)
+    page = opened.page
+    table = next(finding for finding in findings if finding["columns"])
+    assert page.locator("section table").first.locator("th").all_inner_texts() == table["columns"]
+    cells = page.locator("section table").first.locator("td").all_text_contents()
+    assert cells == [cell for row in table["rows"] for cell in row]
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.get_by_text("About this run").first.is_visible()
+    assert not page.locator("dl").first.is_visible()
+    opened.close()
+
+
+@pytest.mark.slow
 def test_units_are_sorted_searched_and_shown(written: Any, browser: Any) -> None:
     opened = Opened(browser, written("max-patches", "filters", "ablate", "layers"))
     page = opened.page
@@ -146,7 +165,7 @@ def test_units_are_sorted_searched_and_shown(written: Any, browser: Any) -> None
     page.wait_for_timeout(300)
     assert page.get_by_text("receptive field 3×3 pixels").count() == 1
     assert page.locator(".strip .cut").count() == 4
-    assert page.get_by_text("kernel", exact=True).count() == 1
+    assert page.locator(".strip").get_by_text("kernel", exact=True).count() == 1
     page.locator(".strip summary").first.click()
     assert page.locator(".strip details img").first.is_visible()
     page.locator("input[placeholder=search]").first.fill("no such unit")
@@ -194,6 +213,15 @@ PLACES = """() => {
     if (model.type === "ColumnDataSource" && model.data.colour && model.data.x)
       return [...model.data.x];
 }"""
+
+
+def test_the_heading_is_the_runs_or_as_requested(runs: Path, written: Any, tmp_path: Path) -> None:
+    name = folder(runs, "classic")
+    assert f"<h1>occlude: {name.name}".encode() in written("classic").read_bytes()
+    assert b"<h1>2 runs of cnnviz</h1>" in written("classic", "layers").read_bytes()
+    page = tmp_path / "titled.html"
+    assert run(["report", str(name), "--out", str(page), "--title", "<b>Mine</b>"]) == 0
+    assert b"<h1>&lt;b&gt;Mine&lt;/b&gt;</h1>" in page.read_bytes()
 
 
 def test_a_small_page_says_what_it_leaves_out(
@@ -302,6 +330,7 @@ def test_names_of_columns_are_text(name: str, runs: Path, tmp_path: Path, browse
     page = tmp_path / "page.html"
     assert run(["report", str(tmp_path / "run"), "--out", str(page), "--quiet"]) == 0
     opened = Opened(browser, page)
+    opened.unfold()
     titles = opened.page.locator(".slick-header-column").all_inner_texts()
     assert any("<img" in title for title in titles)
     opened.page.locator(".slick-header-column", has_text="<img").first.hover()

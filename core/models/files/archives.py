@@ -29,8 +29,10 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, one_line
 from cnnviz.core.extras import required
 from cnnviz.core.files import DAMAGE
-from cnnviz.core.models.files.checkpoints import Kind, check_finite, unsafe_pickle
+from cnnviz.core.models.behaviour import Wrapper
+from cnnviz.core.models.files.checkpoints import check_finite, unsafe_pickle
 from cnnviz.core.models.files.exported import Archive, load_exported, unreadable
+from cnnviz.core.models.files.kinds import Kind
 
 SELF_CONTAINED = (Kind.TORCHSCRIPT, Kind.EXPORTED, Kind.ONNX)
 
@@ -54,18 +56,17 @@ def open_archive(path: Path, kind: Kind) -> Archive:
     """Load the network of an archive, on the CPU and for batches of any size."""
     load = {Kind.TORCHSCRIPT: _load_script, Kind.EXPORTED: load_exported, Kind.ONNX: _load_onnx}
     archive = load[kind](path)
-    check_finite(archive.state, path)
+    check_finite(archive.state, archive.module, path)
     if archive.batch is None:
         return archive
     return replace(archive, module=FixedBatch(archive.module, archive.batch).eval())
 
 
-class FixedBatch(nn.Module):
+class FixedBatch(Wrapper):
     """Feeds a network that takes exactly `batch` images at a time; the last batch is padded."""
 
     def __init__(self, network: nn.Module, batch: int) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__(network)
         self.batch = batch
 
     def forward(self, x: Any) -> Tensor:

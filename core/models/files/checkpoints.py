@@ -1,9 +1,9 @@
 """Weight files from strangers: read without running anything in them, or refused.
 
-A checkpoint is recognised by its content, not by its suffix. Pickles go through torch's restricted
-unpickler alone (`weights_only=True`), so nothing in them runs. Objects of other packages (settings,
-as Lightning saves them) become empty placeholders; a file that needs more than that is refused. The
-result is flat state dicts, which `core/models/trained.py` copies into a network.
+Pickles go through torch's restricted unpickler alone (`weights_only=True`): nothing in them runs.
+Objects of other packages (settings, as Lightning saves them) become empty placeholders; a file that
+needs more than that is refused. The result is flat state dicts, which `core/models/fitting.py`
+copies into a network.
 """
 
 import hashlib
@@ -15,29 +15,28 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from cnnviz.core.errors import CnnvizError, UsageError, one_line
+from cnnviz.core.errors import CnnvizError
 from cnnviz.core.files import DAMAGE
 from cnnviz.core.models.files.child import MEMORY_TIMES, run_in_child
+from cnnviz.core.models.files.kinds import Kind, damaged, first_few, kind_of
 
 STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net")
-SUFFIXES = frozenset({".pth", ".pt", ".th", ".ckpt", ".safetensors", ".pt2", ".onnx"})
 COUNTER = "num_batches_tracked"
 """Batch norm's counter: inference does not use it, and some formats drop it."""
-SHOWN = 3
-LONGEST = 120  # letters of a name that is shown
+STATISTICS = ("running_mean", "running_var")
 DEPTH = 2  # nested dicts in which state dicts are searched
 
+_PROTOCOL_4 = range(0x8C, 0x99)  # operands that pickle protocols 4 and 5 added
 _CHUNK = 2**20
 _GLOBAL = re.compile(r"(?:Unsupported global: GLOBAL|unsupported GLOBAL|global) ([\w.]+)")
 # Settings and numbers that training scripts save with the weights. `_Inert` takes the place of
@@ -70,16 +69,6 @@ _HARMLESS_DICTS = (
 )
 
 
-class Kind(StrEnum):
-    """The format of a weight file, by its content."""
-
-    SAFETENSORS = "safetensors"
-    TORCHSCRIPT = "TorchScript archive"
-    EXPORTED = "torch.export archive"
-    ONNX = "ONNX file"
-    PICKLE = "checkpoint"
-
-
 @dataclass(frozen=True)
 class StateDict:
     """One of the state dicts in a file."""
@@ -104,6 +93,10 @@ class _Inert:
         pass
 
 
+class _InertArray(_Inert):
+    """Placeholder for an array of numpy."""
+
+
 class _InertDict:
     """Placeholder for a kind of dict: the unpickler fills only dicts that it knows."""
 
@@ -118,60 +111,25 @@ class _InertList:
         return []
 
 
-def damaged(path: Path, error: Exception) -> CnnvizError:
-    """The error to raise for a checkpoint that its reader fails on."""
-    return CnnvizError(f"the checkpoint '{path}' is truncated or damaged: {one_line(error)}")
-
-
 def unsafe_pickle(path: Path, cause: Exception | str) -> CnnvizError:
     """The error to raise for a pickle that needs more than tensors.
 
     `cause` is the restricted unpickler's error, or the name of what it needs.
     """
     text = " ".join(str(cause).split()).rpartition("WeightsUnpickler error:")[2].strip()
+    operand = re.match(r"Unsupported operand (\d+)", text)
+    if operand and int(operand[1]) in _PROTOCOL_4 and zipfile.is_zipfile(path):
+        return CnnvizError(
+            f"refused to read '{path}': it was saved with pickle protocol 4 or 5, which torch's "
+            "restricted unpickler does not read; save it again without pickle_protocol, or as "
+            ".safetensors"
+        )
     match = _GLOBAL.search(text)
     # Without torch's advice to lift the restriction.
     needs = match.group(1) if match else text.partition(" Check the documentation")[0][:100]
     return CnnvizError(
         f"refused to read '{path}': it holds more than tensors ({needs}) and reading it could run "
         "code; save the network's state_dict() alone, best as .safetensors"
-    )
-
-
-def _kind_of_zip(path: Path) -> Kind:
-    with zipfile.ZipFile(path) as archive:
-        names = [name.partition("/")[2] or name for name in archive.namelist()]
-    if "constants.pkl" in names and any(name.startswith("code/") for name in names):
-        return Kind.TORCHSCRIPT
-    if "archive_format" in names or "serialized_exported_program.json" in names:
-        return Kind.EXPORTED
-    return Kind.PICKLE
-
-
-def kind_of(path: Path) -> Kind:
-    """Recognise the format of a file; raise if it is missing, empty, damaged or unknown."""
-    if not path.is_file():
-        raise UsageError(f"no checkpoint file '{path}'")
-    with path.open("rb") as file:
-        head = file.read(64)
-    if not head:
-        raise CnnvizError(f"the checkpoint '{path}' is empty")
-    if head.startswith(b"version https://git-lfs"):
-        raise CnnvizError(f"'{path}' is a Git LFS pointer, not the file itself; run git lfs pull")
-    if path.suffix.lower() == ".onnx":  # a protocol buffer has no signature
-        return Kind.ONNX
-    if head.startswith(b"PK"):
-        try:
-            return _kind_of_zip(path)
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-            raise damaged(path, error) from error
-    if path.suffix == ".safetensors" or head[8:9] == b"{":
-        return Kind.SAFETENSORS
-    if head.startswith(b"\x80"):
-        return Kind.PICKLE
-    raise CnnvizError(
-        f"'{path}' is not a checkpoint: neither a PyTorch file (.pth .pt .th .ckpt .pt2) "
-        "nor .safetensors nor .onnx"
     )
 
 
@@ -228,7 +186,11 @@ def weights_sha256(module: nn.Module) -> str:
 def _placeholders() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """What the restricted unpickler calls under harmless names."""
     named = ((module, names.split()) for module, names in _HARMLESS.items())
-    plain = [(_Inert, f"{module}.{name}") for module, names in named for name in names]
+    plain = [
+        (_InertArray if name == "_reconstruct" else _Inert, f"{module}.{name}")
+        for module, names in named
+        for name in names
+    ]
     dicts = [(_InertDict, name) for name in _HARMLESS_DICTS]
     return [*plain, *dicts, (_InertList, "collections.deque")]
 
@@ -269,11 +231,23 @@ def find_state_dicts(content: object, path: Path) -> list[StateDict]:
     states = list(_state_dicts(content, "", DEPTH))
     if states:
         return states
+    if any(isinstance(value, _InertArray) for value in _values(content, DEPTH)):
+        raise CnnvizError(
+            f"'{path}' holds numpy arrays instead of tensors; save them as tensors "
+            "(torch.from_numpy), best as .safetensors"
+        )
     held = f"its keys are {first_few(map(str, content))}" if isinstance(content, Mapping) else ""
     raise CnnvizError(
         f"'{path}' holds no state dict at the top or under {', '.join(STATE_DICT_KEYS)}; "
         f"{held or f'the file holds a {type(content).__name__}'}"
     )
+
+
+def _values(content: object, depth: int) -> Iterator[object]:
+    for value in content.values() if isinstance(content, Mapping) else ():
+        yield value
+        if depth:
+            yield from _values(value, depth - 1)
 
 
 def _state_dicts(content: object, key: str, depth: int) -> Iterator[StateDict]:
@@ -296,28 +270,53 @@ def read_state_dicts(path: Path, kind: Kind) -> list[StateDict]:
     keys can be made to take for ever to hash, or buffers to fill the memory.
     """
     if kind is Kind.SAFETENSORS:
-        try:
-            return [StateDict("", load_file(path))]
-        except (SafetensorError, OSError, ValueError) as error:
-            raise damaged(path, error) from error
+        return [StateDict("", _read_safetensors(path))]
     run_in_child(path, lambda: _read_pickle(path, skip_values=zipfile.is_zipfile(path)))
     return _read_pickle(path)
 
 
-def first_few(items: Iterable[str]) -> str:
-    """Join the first few of some names, cut to `LONGEST`, and say how many more there are."""
-    listed = list(items)
-    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
-    shown = (name if len(name) <= LONGEST else name[:LONGEST] + "…" for name in listed[:SHOWN])
-    return ", ".join(shown) + more
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors, also under the names that the metadata gives as other names of one of them."""
+    try:
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            others = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise damaged(path, error) from error
+    return {name: tensors[one] for name, one in others.items() if one in tensors} | tensors
 
 
-def check_finite(state: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse weights with NaN or infinity; the message names the first few tensors."""
+def read_shards(files: Iterable[Path]) -> StateDict:
+    """Read the state dict of a checkpoint in several files."""
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        kind = kind_of(file)
+        check_zip(file)
+        if kind not in (Kind.SAFETENSORS, Kind.PICKLE):
+            raise CnnvizError(f"'{file}' is a {kind}, not a part of a checkpoint")
+        part = read_state_dicts(file, kind)[0].tensors
+        if double := sorted(tensors.keys() & part.keys()):
+            raise CnnvizError(f"'{file}' holds {first_few(double)}, as another part does, too")
+        tensors |= part
+    return StateDict("", tensors)
+
+
+def check_finite(state: Mapping[str, Tensor], module: nn.Module, path: Path) -> None:
+    """Refuse weights with NaN or infinity; the message names the first few tensors.
+
+    Of a network's buffers only the statistics of norms count: masks hold infinity, counters NaN.
+    """
+    weights = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     spoilt = [
         name
         for name, value in state.items()
-        if value.is_floating_point() and not torch.isfinite(value.float()).all()
+        if (name in weights or name.endswith(STATISTICS)) and not _is_finite(value)
     ]
     if spoilt:
         raise CnnvizError(f"'{path}' holds NaN or infinity in {first_few(spoilt)}")
+
+
+def _is_finite(value: Tensor) -> bool:
+    if value.is_floating_point():
+        value = value.float()  # 8 bits have no such operation
+    return bool(torch.isfinite(value).all())

@@ -11,7 +11,8 @@ Shapes: C channels, H W rows and columns.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -22,17 +23,29 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from cnnviz.core.choices import HeadChoice
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, nearest, one_line
 from cnnviz.core.extras import required
-from cnnviz.core.models.preprocess import Preprocess, plain
+from cnnviz.core.models.files.kinds import first_few
+from cnnviz.core.models.fitting import remove_head, untrained_head
+from cnnviz.core.models.preprocess import Assumed, Preprocess, plain_for
 from cnnviz.core.models.zoo.published import ANOTHER_FILE, Architecture, Published, fetched
 
 PRETRAINED = "pretrained"
 SIDES = (320, 240)
 """Columns and rows of the test images; neither equals a usual crop."""
 MAX_LABELS = 1_000_000
+MAX_LAYERS, MAX_SIDE = 10_000, 8_192
+"""Of each number of layers in a configuration; pixels of the images that a processor makes."""
+_LAYERS = re.compile("layers|depth|blocks|stages|repeats")
 IMPLEMENTATIONS = (None, "eager", "sdpa")
 """Of attention and experts, those whose code is in torch and transformers."""
+HEADS = {
+    "single_label_classification": HeadChoice.SOFTMAX,
+    "multi_label_classification": HeadChoice.SIGMOID,
+    "regression": HeadChoice.NONE,
+}
+"""What transformers' `problem_type` says about the outputs."""
 MODES = ("bilinear", "bicubic", "lanczos", "nearest", "box", "hamming")
 ALIKE = 2 / 255
 """Mean difference of pixels up to which two ways to resize are the same: they round differently."""
@@ -65,7 +78,7 @@ def timm_architecture(name: str) -> Architecture:
         )
 
     published = {key: _timm_weights(timm, base, key, configs[key]) for key in order}
-    return Architecture(name, make, True, published, chosen)
+    return Architecture(name, make, True, published, chosen, names_weights=bool(tag))
 
 
 def _timm_network(
@@ -96,11 +109,14 @@ def _timm_weights(timm: Any, base: str, tag: str, config: Any) -> Published:
     if subset is not None:
         info = timm.data.ImageNetInfo(subset)
         labels = tuple(info.index_to_description(i) for i in range(info.num_classes()))
+    elif names := values.get("label_names"):
+        described = values.get("label_descriptions") or {}
+        labels = tuple(described.get(name, name) for name in names)
     full = base if tag == "DEFAULT" else f"{base}.{tag}"
 
-    def network(size: tuple[int, int]) -> nn.Module:
+    def network(size: tuple[int, int]) -> tuple[nn.Module, str]:
         with fetched(f"the weights {tag} of {name}", config.hf_hub_id or config.url, ANOTHER_FILE):
-            return _timm_network(timm, name, full, size, pretrained=True)
+            return _timm_network(timm, name, full, size, pretrained=True), ""
 
     return Published(tag, preprocess, labels, network=network, notes=notes)
 
@@ -119,9 +135,14 @@ def transformers_architecture(name: str) -> Architecture:
     """The architecture `hf:FOLDER` or `hf:ID`, as transformers' `from_pretrained` takes it."""
     transformers = required("transformers", f"--model {name}", "transformers")
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     source = name.removeprefix("hf:")
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise UsageError(f"--model {name}: there is no config.json in that folder")
+        adapter = (Path(source) / "adapter_config.json").is_file()
+        remedy = ", only PEFT's adapter: save the network after merge_and_unload()"
+        raise UsageError(
+            f"--model {name}: there is no config.json in that folder{remedy if adapter else ''}"
+        )
     kind = transformers.AutoModelForImageClassification
     with fetched(f"the configuration and weights of {name}", source, "name a folder that has them"):
         _check_labels(transformers.PretrainedConfig.get_config_dict(source)[0], name)
@@ -148,15 +169,40 @@ def transformers_architecture(name: str) -> Architecture:
             raise CnnvizError(f"{name} cannot be built: {one_line(error)}") from error
         return module
 
-    def network(_size: tuple[int, int]) -> nn.Module:
+    def network(_size: tuple[int, int]) -> tuple[nn.Module, str]:
         with fetched(f"the weights of {name}", source, ANOTHER_FILE):
-            module: nn.Module = kind.from_pretrained(source, config=config, trust_remote_code=False)
-        return module
+            module, info = kind.from_pretrained(
+                source, config=config, trust_remote_code=False, output_loading_info=True
+            )
+        return module, _without_untrained(module, info, name)
 
-    preprocess, notes = _transformers_preprocess(transformers, source, name, config)
-    labels = _transformers_labels(config)
-    entry = Published(PRETRAINED, preprocess, labels, network=network, notes=notes)
+    preprocess, notes, assumed = _transformers_preprocess(transformers, source, name, config)
+    entry = Published(
+        PRETRAINED,
+        preprocess,
+        _transformers_labels(config),
+        network=network,
+        notes=notes,
+        head=HEADS.get(str(getattr(config, "problem_type", None)), HeadChoice.AUTO),
+        assumed=assumed,
+    )
     return Architecture(name, make, True, {PRETRAINED: entry}, PRETRAINED)
+
+
+def _without_untrained(module: nn.Module, info: Mapping[str, Any], name: str) -> str:
+    """Removes a classifier that was drawn at random, and says so; other such parts are an error."""
+    missing = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    if not missing:
+        return ""
+    unused = sorted(info["unexpected_keys"])
+    beside = f"; not used: {first_few(unused)}" if unused else ""
+    head = untrained_head(module, missing)
+    if not head:
+        raise CnnvizError(
+            f"the weights of {name} lack {first_few(missing)}, which would be random{beside}"
+        )
+    remove_head(module, head)
+    return f"the weights of {name} hold no classifier ({first_few(missing)}{beside})"
 
 
 def _use_own_kernels(config: Any) -> Any:
@@ -176,34 +222,65 @@ def _check_labels(content: Mapping[str, Any], name: str) -> None:
         raise CnnvizError(
             f"{name}: num_labels is {str(count)[:40]}; at most {MAX_LABELS:,} classes are read"
         )
+    for key, number in _whole_numbers(content):
+        if number > MAX_LAYERS and _LAYERS.search(key):
+            raise CnnvizError(f"{name}: {key} is {number:.6g}; at most {MAX_LAYERS:,} are built")
+
+
+def _whole_numbers(content: Any, key: str = "") -> Iterator[tuple[str, int]]:
+    """Every whole number in JSON data, with the key that it is below."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield from _whole_numbers(value, str(name))
+    elif isinstance(content, list):
+        for value in content:
+            yield from _whole_numbers(value, key)
+    elif isinstance(content, int):
+        yield key, content
 
 
 def _transformers_labels(config: Any) -> tuple[str, ...]:
     """Class names; none if the configuration has only numbers for them."""
-    named = {int(key): str(value) for key, value in (config.id2label or {}).items()}
+    described = getattr(config, "label_descriptions", None) or {}  # timm's
+    named = {int(k): str(described.get(v, v)) for k, v in (config.id2label or {}).items()}
     labels = tuple(named.get(k, str(k)) for k in range(config.num_labels))
     return () if all(label == f"LABEL_{k}" for k, label in enumerate(labels)) else labels
 
 
 def _transformers_preprocess(
     transformers: Any, source: str, name: str, config: Any
-) -> tuple[Preprocess, tuple[str, ...]]:
-    """The preprocessing of its image processor; ImageNet's, with a note, if it has none."""
+) -> tuple[Preprocess, tuple[str, ...], Assumed | None]:
+    """The preprocessing of its image processor; ImageNet's is assumed if it has none."""
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     except USER_CODE_ERRORS as error:  # of the library, and of its dependencies
         size = config.image_size if isinstance(getattr(config, "image_size", None), int) else None
-        return plain(size), (
-            f"{name} does not define how to prepare images ({one_line(error)}); they are "
-            "prepared as for ImageNet (--size, --mean, --std)",
-        )
+        return plain_for(size), (), Assumed(f"{name} ({one_line(error)})")
+
+    given = dict(getattr(processor, "size", None) or {})
+    sides = [side for side in given.values() if isinstance(side, int)]
+    crop = dict(getattr(processor, "crop_size", None) or {})
+    if largest := [side for side in (*sides, *crop.values()) if side and side > MAX_SIDE]:
+        raise CnnvizError(f"{name} prepares images of {largest[0]} pixels; at most {MAX_SIDE:,}")
+    try:
+        return *_processors_preprocess(processor, sides, name), None
+    except USER_CODE_ERRORS as error:  # of the library, which does not check its files
+        raise CnnvizError(
+            f"{name}: its preprocessor_config.json cannot be used: {one_line(error)}"
+        ) from error
+
+
+def _processors_preprocess(
+    processor: Any, sides: Sequence[int], name: str
+) -> tuple[Preprocess, tuple[str, ...]]:
+    """What a working image processor does; `sides` are those that it may resize images to."""
 
     def transform(image: Image.Image) -> Tensor:
         return torch.as_tensor(processor(images=image, return_tensors="pt")["pixel_values"][0])
 
     crop = min(transform(Image.new("RGB", SIDES)).shape[-2:])
-    sides = [side for side in dict(processor.size or {}).values() if isinstance(side, int)]
-    shares = (getattr(processor, "crop_pct", None) or 1, 224 / 256)
+    timms = getattr(processor, "data_config", {}).get("crop_pct")  # a network of timm's
+    shares = (getattr(processor, "crop_pct", None) or timms or 1, 224 / 256)
     return measured(transform, [*sides, *(int(crop / share) for share in shares)], name)
 
 

@@ -1,19 +1,24 @@
 """Architectures and their ready-made weights: torchvision's, and how to fetch any publisher's."""
 
+import hashlib
 import logging
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from cnnviz.core.choices import HeadChoice
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, one_line
 from cnnviz.core.extras import required
-from cnnviz.core.models.preprocess import Preprocess
+from cnnviz.core.files import regular
+from cnnviz.core.lazy import torchvision
+from cnnviz.core.models.preprocess import Assumed, Preprocess
 
 DOWNLOAD_TIMEOUT_SECONDS = 30
 ANOTHER_FILE = "name a file with --checkpoint FILE, or random weights with --weights none"
@@ -36,8 +41,11 @@ class Published:
         labels: its class names; empty if it has none.
         file: its file in torch's cache; None if `network` loads it.
         url: where to fetch the file; empty for the bundled model.
-        network: loads the network with these weights, for an input size.
+        network: loads the network with these weights, for an input size, and says why it has no
+            classifier (nothing if it has one).
         notes: what the user should know about the preprocessing.
+        head: what the publisher says about the outputs.
+        assumed: whose preprocessing it is, if the publisher defines none.
     """
 
     name: str
@@ -45,8 +53,23 @@ class Published:
     labels: tuple[str, ...]
     file: Path | None = None
     url: str = ""
-    network: Callable[[tuple[int, int]], nn.Module] | None = None
+    network: Callable[[tuple[int, int]], tuple[nn.Module, str]] | None = None
     notes: tuple[str, ...] = ()
+    head: HeadChoice = HeadChoice.AUTO
+    assumed: Assumed | None = None
+
+    def holds(self, file: Path) -> bool:
+        """Whether a file is that of these weights: by its name, or by its hash in the name."""
+        if self.file is None or self.file.name == file.name:
+            return self.file is not None
+        known = torch.hub.HASH_REGEX.search(self.file.name)
+        return known is not None and _sha256(file).startswith(known.group(1))
+
+
+@cache
+def _sha256(file: Path) -> str:
+    with regular(file).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -61,6 +84,9 @@ class Architecture:
         default: the publisher's best weights; None if there are none.
         ignores: prefixes of names in a state dict that inference does not need.
         needs_classes: whether `make` has to guess a number of classes if it gets None.
+        names_weights: whether the user named one set of the weights with the network.
+        transforms_input: the entry for other weights, if the networks of the published ones
+            transform their input first (`transform_input`), which is then turned off.
     """
 
     name: str
@@ -70,6 +96,8 @@ class Architecture:
     default: str | None = None
     ignores: tuple[str, ...] = ()
     needs_classes: bool = False
+    names_weights: bool = False
+    transforms_input: Callable[[Published], Published] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,14 +127,12 @@ def cache_folder() -> Path:
 
 def torchvision_names() -> list[str]:
     """Every classification and segmentation model that torchvision can build, sorted."""
-    from torchvision import models
-
+    models = torchvision("models")
     return sorted(models.list_models(module=models) + _segmentation_names())
 
 
 def _segmentation_names() -> list[str]:
-    from torchvision import models
-
+    models = torchvision("models")
     return list(models.list_models(module=models.segmentation))
 
 
@@ -132,9 +158,7 @@ def list_torchvision() -> list[Listed]:
 
 def of_torchvision(name: str) -> tuple[dict[str, Published], str | None]:
     """All weights of a torchvision model by name, and the name of its default entry."""
-    from torchvision import models
-
-    entries = models.get_model_weights(name)
+    entries = torchvision("models").get_model_weights(name)
     published = {entry.name: _of_entry(entry) for entry in entries}
     return published, entries.DEFAULT.name if published else None
 
@@ -157,7 +181,7 @@ def _of_entry(entry: Any) -> Published:
 
 def torchvision_architecture(name: str) -> Architecture:
     """The architecture of one of `torchvision_names`."""
-    from torchvision import models
+    models = torchvision("models")
 
     def make(classes: int | None, size: tuple[int, int]) -> nn.Module:
         options = dict(_OPTIONS.get(name, {}))
@@ -180,7 +204,14 @@ def torchvision_architecture(name: str) -> Architecture:
     segments = name in _segmentation_names()
     published, default = of_torchvision(name)
     ignores = _AUXILIARY if segments or name in _OPTIONS else ()
-    return Architecture(name, make, True, published, default, ignores)
+    inner = _of_inner_network if name in _OPTIONS else None
+    return Architecture(name, make, True, published, default, ignores, transforms_input=inner)
+
+
+def _of_inner_network(entry: Published) -> Published:
+    """The preprocessing after `transform_input`, which turns ImageNet's mean and std to 0.5."""
+    halves = (0.5,) * 3
+    return replace(entry, preprocess=replace(entry.preprocess, mean=halves, std=halves))
 
 
 def fetch(entry: Published, name: str) -> Path:

@@ -1,7 +1,9 @@
 import gzip
 import hashlib
+import json
 import os
 import pickle
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from networks import model_of
 from PIL import Image
 from torch import nn
@@ -17,9 +20,11 @@ from torchvision import datasets as torchvision_datasets
 
 from cnnviz.core.data.datasets import Batch, ImageData, batches, open_data
 from cnnviz.core.data.images import Preprocess, read_image
-from cnnviz.core.data.labels import match_labels
+from cnnviz.core.data.labels import match_labels, with_class_names
 from cnnviz.core.data.rasters import Raster
+from cnnviz.core.data.shards import Shard
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models import labels
 from cnnviz.core.models.load import Model
 
 PREPROCESS = Preprocess(8, (8, 8))
@@ -100,6 +105,90 @@ def test_manifest_gives_paths_relative_to_itself(tmp_path: Path, name: str, text
     assert data.open(0).size == (8, 8)
 
 
+COCO = {
+    "images": [
+        {"id": n, "file_name": name} for n, name in enumerate(("x/a.png", "b.png", "c.png"))
+    ],
+    "annotations": [{"image_id": i, "category_id": c} for i, c in ((0, 7), (0, 7), (1, 9))],
+    "categories": [{"id": 7, "name": "cat"}, {"id": 9, "name": "dog"}],
+}
+LISTED = [{"file_name": "x/a.png", "label": "cat"}, {"file_name": "b.png", "label": "dog"},
+          {"file_name": "c.png"}]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "note"),
+    [
+        ("m.csv", "image_id,label\nx/a.png,cat\nb.png,dog\nc.png,\n", ""),
+        ("m.csv", "image,Level\nx/a.png,cat\nb.png,dog\nc.png,\n", "column 'Level' of"),
+        ("m.csv", ",image,breed\n0,x/a.png,cat\n1,b.png,dog\n2,c.png,\n", "column 'breed' of"),
+        ("m.tsv", "path\tlabel\nx/a.png\tcat\nb.png\tdog\nc.png\t\n", ""),
+        ("m.txt", "x/a.png cat\nb.png  dog\nc.png\n", ""),
+        ("m.txt", "x/a.png\tcat\nb.png\tdog\nc.png\n", ""),
+        ("metadata.jsonl", "\n".join(map(json.dumps, LISTED)), ""),
+        ("m.json", json.dumps(LISTED), ""),
+        ("instances.json", json.dumps(COCO), ""),
+    ],
+)
+def test_manifests_as_people_have_them(
+    tmp_path: Path, name: str, text: str, note: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for image in ("x/a.png", "b.png", "c.png"):
+        picture(tmp_path / image)
+    (tmp_path / name).write_text(text)
+    data = open_data([str(tmp_path / name)])
+    assert labelled(data) == [("a.png", "cat"), ("b.png", "dog"), ("c.png", None)]
+    assert note in caplog.text
+    assert bool(note) == bool(caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels", "note"),
+    [
+        (["a.png,1,0.0", "b.png,0,1"], ["Cat", "dog"], "its 2 columns of 0 and 1: Cat, dog"),
+        (["a.png,1,1", "b.png,0,0"], ["Cat|dog", "|"], "its 2 columns of 0 and 1: Cat, dog"),
+        (["a.png,1,3", "b.png,0,4"], [None, None], "used as the label (Cat, dog): call one label"),
+        (["a.png,1", "b.png,0,4"], [None, None], "used as the label (Cat, dog): call one label"),
+    ],
+)
+def test_a_column_per_class_is_read_or_said_not_to_be(
+    tmp_path: Path,
+    rows: list[str],
+    labels: list[str | None],
+    note: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "m.csv").write_text("\n".join(["image,Cat,dog", *rows]))
+    assert [label for _, label in labelled(open_data([str(tmp_path / "m.csv")]))] == labels
+    assert note in caplog.text
+
+
+def test_keys_that_are_not_labels_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "m.jsonl").write_text('{"file_name": "a.png", "species": 1, "id": 2}')
+    assert open_data([str(tmp_path / "m.jsonl")]).classes is None
+    assert "the key is called label, not id, species" in caplog.text
+
+
+def test_files_named_with_folders_are_said_to_have_no_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    picture(tmp_path / "cat" / "a.png")
+    picture(tmp_path / "b.png")
+    assert open_data([str(tmp_path / "cat"), str(tmp_path / "b.png")]).classes is None
+    assert "so the folders are not classes" in caplog.text
+
+
+def test_a_folder_of_arrays_counts_what_it_leaves_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "b.pt").write_bytes(b"")
+    assert len(open_data([str(tmp_path)])) == 1
+    assert "1 .pt" in caplog.text
+
+
 def test_manifest_with_class_indices_keeps_their_order(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text('{"path":"a","label":10}\n{"path":"b","label":9}\n')
     assert open_data([str(tmp_path / "m.jsonl")]).classes == ("9", "10")
@@ -115,6 +204,12 @@ def test_manifest_with_class_indices_keeps_their_order(tmp_path: Path) -> None:
         ("m.jsonl", b'{"path": "a"\n', "line 1: "),
         ("m.jsonl", b'{"path": "a"}\n{"label": 3}\n', "line 2: expected an object with path"),
         ("m.jsonl", b"[1]\n", "line 1: expected an object"),
+        ("m.csv", b"id,breed\n000bec,boxer\n", r"names no image in its first rows \(id,breed\)"),
+        ("m.txt", b"some words about the data\n", "names no image in its first rows"),
+        ("m.json", b"{", "is not JSON"),
+        ("m.json", b'{"a.png": 3}', "is neither a list of objects with path and label nor COCO"),
+        ("m.json", b'[{"label": 3}]', "entry 1: expected an object with path"),
+        ("m.json", b'{"images": [{"id": []}], "annotations": 3}', "is neither a list"),
     ],
 )
 def test_malformed_manifest_is_one_line(
@@ -294,6 +389,47 @@ def test_wnids_without_a_list_of_wnids_point_to_labels(tmp_path: Path) -> None:
     picture(tmp_path / "n01440764" / "a.png")
     with pytest.raises(UsageError, match=r"n01440764; .*from index to \[wnid, name\]"):
         match_labels(open_data([str(tmp_path)]), model("tench", "dog"))
+
+
+def imagenet() -> Model:
+    weights = torchvision.models.ResNet18_Weights.DEFAULT
+    return model(*weights.meta["categories"])
+
+
+def test_wnid_folders_are_torchvisions_classes_where_timm_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("n02123045", "n01440764", "n03126707"):  # tabby, tench, crane (of two)
+        picture(tmp_path / name / "a.png")
+    data = open_data([str(tmp_path)])
+    labels.imagenet_wnids.cache_clear()
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UsageError, match=r"pip install 'cnnviz\[timm\]', or from a --labels JSON"):
+        match_labels(data, imagenet())
+    monkeypatch.undo()
+    labels.imagenet_wnids.cache_clear()
+    pytest.importorskip("timm")
+    assert match_labels(data, imagenet()) == (0, 281, 517)
+    assert imagenet().class_index("n02123045") == 281
+    assert with_class_names(data, imagenet()).classes == ("tench", "tabby", "crane")
+    with pytest.raises(UsageError, match="are not classes of net: n01440764"):
+        match_labels(data, model(*map(str, range(1000))))  # as many, but not ImageNet's
+
+
+def test_indices_become_the_models_names_if_they_are_the_models_classes(tmp_path: Path) -> None:
+    for name in ("0", "1", "2"):
+        picture(tmp_path / name / "a.png")
+    data = open_data([str(tmp_path)])
+    assert with_class_names(data, model("cat", "dog", "cat", "cow")).classes == (
+        "cat (0)",
+        "dog",
+        "cat (2)",
+    )
+    digits_of_another = model(*(f"class {number}" for number in range(10)))
+    assert with_class_names(data, digits_of_another).classes == ("0", "1", "2")
+    assert with_class_names(data, model("0", "1", "2")).classes == ("0", "1", "2")
+    part = data.share(Shard(1, 3))
+    assert with_class_names(part, model("cat", "dog", "cow")).part == part.part
 
 
 def test_all_thousand_wnids_are_imagenet_in_sorted_order(tmp_path: Path) -> None:

@@ -108,7 +108,76 @@ def test_any_picture_of_a_tar_in_any_order_and_shares(tmp_path: Path) -> None:
         assert (pixels(sample, index) == pixels(data, example.row)).all()
 
 
-def test_hidden_files_links_and_samples_without_pictures_are_left_out(tmp_path: Path) -> None:
+def labels_of(data: ImageData) -> list[tuple[str, str | None]]:
+    classes = data.classes or ()
+    return [
+        (e.path.partition(".tar/")[2], None if e.label is None else classes[e.label])
+        for e in data.examples
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "read", "left_out"),
+    [
+        (["a.v1.png", "a.v1.cls"], [("a.v1.png", "1")], ""),
+        (["a.v1.png", "a.v1.json", "b.png", "b.cls"], [("a.v1.png", "x"), ("b.png", "1")], ""),
+        (["a.png", "a.seg.png", "a.cls"], [("a.png", "1")], "1 .seg.png"),
+        (["a_0.5_x.png", "a_0.5_x.cls", "a_0.7_y.png"], [("a_0.5_x.png", "1"),
+                                                         ("a_0.7_y.png", None)], ""),
+        (["a.left.png", "a.right.png", "a.cls"], [("a.left.png", "1"), ("a.right.png", "1")], ""),
+        (["a.JPEG.png", "a.npy", "b", "b.mp4"], [("a.JPEG.png", None)],
+         "1 .npy, 1 without a suffix, 1 .mp4"),
+    ],
+)  # fmt: skip
+def test_names_with_dots_are_read_and_what_is_not_is_counted(
+    tmp_path: Path,
+    names: list[str],
+    read: list[tuple[str, str | None]],
+    left_out: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    contents = {"png": picture(1), "cls": b"1", "json": b'{"label": "x"}'}
+    path = tar(tmp_path / "x.tar", [(n, contents.get(n.rpartition(".")[2], b"?")) for n in names])
+    data = open_data([str(path)])
+    assert labels_of(data) == read
+    assert pixels(data, 0).shape == (9, 7, 3)
+    assert caplog.text.count("left out") == bool(left_out)
+    assert left_out in caplog.text
+
+
+@pytest.mark.parametrize("below", ["", "./", "data/", "./a/b/"])
+def test_the_folders_in_a_tar_are_classes(tmp_path: Path, below: str) -> None:
+    files = [(f"{below}{c}/{n}.png", picture(n)) for c in ("cat", "dog") for n in range(2)]
+    data = open_data([str(tar(tmp_path / "x.tar", files))])
+    assert [label for _, label in labels_of(data)] == ["cat", "cat", "dog", "dog"]
+    files.append((f"{below}dog/1.cls", b"wolf"))
+    said = open_data([str(tar(tmp_path / "y.tar", files))])
+    assert [label for _, label in labels_of(said)] == [None, None, None, "wolf"]
+
+
+def test_tars_called_by_wnids_are_classes(tmp_path: Path) -> None:
+    for wnid in ("n01440764", "n01443537"):
+        tar(tmp_path / f"{wnid}.tar", [(f"{wnid}_{n}.JPEG", picture(n, "JPEG")) for n in range(2)])
+    data = open_data([str(tmp_path)])
+    assert [label for _, label in labels_of(data)] == ["n01440764"] * 2 + ["n01443537"] * 2
+    tar(tmp_path / "other.tar", [("a.png", picture(1))])
+    assert open_data([str(tmp_path)]).classes is None
+
+
+def test_tars_in_folders_are_read_and_json_without_a_label_is_noted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for part in ("train", "val"):
+        tar(tmp_path / part / "0.tar", [("a.png", picture(1)), ("a.json", b'{"species": 1}')])
+    (tmp_path / "index.idx").write_text("")
+    assert len(open_data([str(tmp_path)])) == 2
+    assert "has a label: its .json files have none of the keys label, class" in caplog.text
+    assert "next to tar files: 1 .idx" in caplog.text
+
+
+def test_hidden_files_links_and_samples_without_pictures_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     files = [(".DS_Store", b"x"), ("a.png", picture(1)), ("a.txt", b"a dog"), ("b.txt", b"none")]
     path = tar(tmp_path / "x.tar", files)
     with tarfile.open(path, "a") as archive:
@@ -118,6 +187,7 @@ def test_hidden_files_links_and_samples_without_pictures_are_left_out(tmp_path: 
     data = open_data([str(path)])
     assert [Path(e.path).name for e in data.examples] == ["a.png"]
     assert data.classes is None
+    assert "1 links and devices" in caplog.text
 
 
 KINDS = [
@@ -180,7 +250,7 @@ def test_a_damaged_picture_in_a_tar_is_its_own_error(tmp_path: Path) -> None:
 
 def test_without_the_library_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(UsageError, match=r"pip install 'cnnviz\[datasets\]'"):
+    with pytest.raises(UsageError, match=r"pip install '\.\[datasets\]'"):
         open_data(["hf-dataset:x"])
 
 

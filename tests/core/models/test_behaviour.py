@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import networks
 import pytest
@@ -9,10 +10,10 @@ from torch.nn import functional
 from cnnviz.core import load_model
 from cnnviz.core.device import rounding
 from cnnviz.core.errors import CnnvizError
-from cnnviz.core.models.behaviour import check_batch, examine
+from cnnviz.core.models.behaviour import FirstRun, check_batch, examine, run_first
 from cnnviz.core.models.files.checkpoints import StateDict
+from cnnviz.core.models.fitting import choose
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.trained import choose
 from cnnviz.core.models.zoo.factories import unwrapped
 from cnnviz.filters.ablation.replay import ablated_logits
 from cnnviz.filters.channels import expand, parse
@@ -240,3 +241,114 @@ def test_an_ablation_that_reaches_nothing_is_an_error() -> None:
     assert ablated_logits(model, image, {"a": (0,)}, {}).shape == (1, 5)
     with pytest.raises(CnnvizError, match="the output of layer 'b' of net cannot be replaced"):
         ablated_logits(model, image, {"b": (0,)}, {})
+
+
+class Formats(Plain):
+    """Its code converts the image to a number format of its own."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.to(dtype)
+        self.kept = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.kept))
+
+
+def first_run(module: nn.Module, dtype: torch.dtype = torch.float32) -> FirstRun:
+    return run_first(module.eval(), "net", 3, SIZE, dtype, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_network_whose_code_fixes_a_number_format_runs_in_it(dtype: torch.dtype) -> None:
+    image = torch.rand(1, *SHAPE)
+    right = Formats(dtype).eval()(image)
+    ran = first_run(Formats(dtype))
+    assert torch.equal(ran.module(image), right)
+    (note,) = ran.notes
+    assert f"runs with weights of {str(dtype).removeprefix('torch.')}, as its code" in note
+    plain = first_run(Plain().to(dtype))  # converted, as ever
+    assert {tensor.dtype for tensor in plain.module.parameters()} == {torch.float32}
+    assert plain.notes == ()
+
+
+class Fourier(Plain):
+    """A filter in the frequency domain, of complex weights."""
+
+    def __init__(self, dtype: torch.dtype = torch.complex64) -> None:
+        super().__init__()
+        values = torch.randn(6, 12, 7, dtype=dtype, generator=torch.Generator().manual_seed(0))
+        self.filter = nn.Parameter(values)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.fft.irfft2(torch.fft.rfft2(x) * self.filter, s=x.shape[-2:])
+
+
+def test_complex_weights_stay_complex() -> None:
+    image, network = torch.rand(1, *SHAPE), Fourier().eval()
+    right = network(image)
+    assert torch.equal(first_run(network).module(image), right)
+    double = Fourier(torch.complex128)
+    assert first_run(double).module.filter.dtype == torch.complex64
+    with pytest.raises(CnnvizError, match=r"bfloat16.*or --precision fp32"):
+        first_run(Fourier(), torch.bfloat16)
+
+
+def failing(error: Exception) -> nn.Module:
+    class Failing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise error
+
+    return Failing()
+
+
+class TwoInputs(Plain):
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(a - b)
+
+
+class Records(Plain):
+    def forward(self, batch: Any) -> Tensor:
+        return super().forward(torch.stack([entry["image"] for entry in batch]))
+
+
+class ChannelsLast(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2))
+
+
+class Views(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        n, views, _c, _h, _w = x.shape
+        return super().forward(x.flatten(0, 1)).view(n, views, -1).mean(1)
+
+
+class Lacking(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.scale * x)
+
+
+class OneSize(Plain):
+    def middle(self, x: Tensor) -> Tensor:
+        return x.view(len(x), 6, 40, 40)
+
+
+@pytest.mark.parametrize(
+    ("module", "ending"),
+    [
+        (TwoInputs(), "takes more than one image; write a factory that fixes the other inputs"),
+        (Records(), r"something other than one tensor \(N, C, H, W\); write a factory .*it"),
+        (ChannelsLast(), r"takes \(N, H, W, C\); write a factory that permutes its input, .*"),
+        (Views(), "an image has no depth, time or views, .* an input of 5 dimensions"),
+        (Lacking(), "object has no attribute 'scale'"),
+        (OneSize(), "; --size gives another size"),
+        (failing(RuntimeError("Found no NVIDIA driver on your system")), r"write \.to\(x.device\)"),
+        (failing(RuntimeError("Input type (float) and bias type (Half) should be the same")),
+         "its code fixes a number format: let it convert to that of its input"),
+        (failing(ValueError("Expected more than 1 value per channel")), "gives another size"),
+        (failing(KeyError("feats")), "'feats'"),
+    ],
+)  # fmt: skip
+def test_the_remedy_fits_the_fault(module: nn.Module, ending: str) -> None:
+    with pytest.raises(CnnvizError, match=rf"net cannot run on an image .*{ending}$"):
+        first_run(module)

@@ -2,7 +2,10 @@ import argparse
 import datetime
 import enum
 import functools
+import gzip
+import json
 import pickle
+import zipfile
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +20,9 @@ from torch import Tensor, nn
 
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.files import checkpoints
-from cnnviz.core.models.files.checkpoints import (
-    Kind,
-    kind_of,
-    read_state_dicts,
-)
-from cnnviz.core.models.trained import choose
+from cnnviz.core.models.files.checkpoints import read_shards, read_state_dicts
+from cnnviz.core.models.files.kinds import MAX_SHARDS, Kind, kind_of, shards
+from cnnviz.core.models.fitting import choose
 
 
 class Evil:
@@ -227,3 +227,115 @@ def test_weights_that_are_objects_themselves_are_refused(tmp_path: Path) -> None
     torch.save(content, tmp_path / "a.ckpt")
     with pytest.raises(CnnvizError, match=r"holds more than tensors .*Settings"):
         read(tmp_path / "a.ckpt")
+
+
+def npz(path: Path) -> None:
+    with path.open("wb") as stream:
+        np.savez(stream, **{name: value.numpy() for name, value in network().state_dict().items()})
+
+
+def keras(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("metadata.json", "config.json", "model.weights.h5"):
+            archive.writestr(name, "{}")
+
+
+def zipped(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("net.pth", b"x")
+
+
+def arrays(path: Path) -> None:
+    torch.save({"model": {k: v.numpy() for k, v in network().state_dict().items()}}, path)
+
+
+OTHERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "npz": (npz, r"is an archive of numpy arrays \(\.npz\), not a checkpoint of PyTorch; save"),
+    "keras": (keras, r"is a network of Keras \(\.keras\)"),
+    "zip": (zipped, r"is a zip archive that holds net\.pth"),
+    "arrays": (arrays, "holds numpy arrays instead of tensors; save them as tensors"),
+    "protocol": (
+        lambda path: torch.save(network().state_dict(), path, pickle_protocol=4),
+        "saved with pickle protocol 4 or 5, which torch's restricted unpickler does not read",
+    ),
+    "npy": (lambda path: path.write_bytes(b"\x93NUMPY\x01\x00"), "is an array of numpy"),
+    "h5": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n"), "is an HDF5 file"),
+    "gguf": (lambda path: path.write_bytes(b"GGUF\3\0\0\0"), "is a GGUF file"),
+    "lite": (lambda path: path.write_bytes(b"\x20\0\0\0TFL3"), "is a TensorFlow Lite file"),
+    "gzip": (lambda path: path.write_bytes(gzip.compress(b"x")), "is compressed by gzip"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_files_of_others_are_called_what_they_are(tmp_path: Path, kind: str) -> None:
+    write, message = OTHERS[kind]
+    write(tmp_path / "a.pth")
+    with pytest.raises(CnnvizError, match=message):
+        read(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["model.safetensors", "optimizer.pt"], r"name the file in it: .*model\.safetensors"),
+        (["m-1.safetensors", "m.safetensors.index.json"], r"in it: .*\.index\.json"),
+        ([".metadata", "__0_0.distcp"], "format_utils.dcp_to_torch_save"),
+        (["notes.txt"], "is a folder; it holds no checkpoint"),
+    ],
+)
+def test_a_folder_is_told_from_the_file_in_it(
+    tmp_path: Path, files: list[str], message: str
+) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError, match=message):
+        kind_of(tmp_path)
+
+
+def sharded(folder: Path) -> dict[str, Tensor]:
+    """The network's weights in two files and their index."""
+    state = dict(network().state_dict())
+    names, where = list(state), {}
+    for number, part in enumerate((names[:3], names[3:]), 1):
+        file = f"m-{number:05}-of-00002.safetensors"
+        save_file({name: state[name] for name in part}, folder / file)
+        where |= dict.fromkeys(part, file)
+    (folder / "m.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    return state
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["m.safetensors.index.json", "m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors"],
+)
+def test_a_checkpoint_in_shards_is_read_from_its_index_or_any_of_them(
+    tmp_path: Path, name: str
+) -> None:
+    state, path = sharded(tmp_path), tmp_path / name
+    assert same(read_shards(shards(path, kind_of(path))).tensors, state)
+
+
+def test_shards_that_are_missing_outside_or_double_are_named(tmp_path: Path) -> None:
+    sharded(tmp_path)
+    first, second = (tmp_path / f"m-{k:05}-of-00002.safetensors" for k in (1, 2))
+    second.rename(tmp_path / "gone")
+    message = (
+        r"is part of a checkpoint in 2 files, of which m-00002-of-00002\.safetensors is not in"
+    )
+    for path in (first, tmp_path / "m.safetensors.index.json"):
+        with pytest.raises(UsageError, match=message):
+            shards(path, kind_of(path))
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(CnnvizError, match=r"holds 0\.bias, .*as another part does, too"):
+        read_shards(shards(first, Kind.SAFETENSORS))
+    index = tmp_path / "x.index.json"
+    for content, problem in (
+        ({"weight_map": {"a": "../a.safetensors"}}, r"lists '\.\./a\.safetensors', which is not"),
+        ({"weight_map": {"a": "x.index.json"}}, "lists 'x.index.json', which is not"),
+        ({"weight_map": {str(k): f"{k}.bin" for k in range(MAX_SHARDS)}}, "at most 10,000 are"),
+        ({}, "it has no weight_map"),
+        ([], "it has no weight_map"),
+    ):
+        index.write_text(json.dumps(content))
+        with pytest.raises(CnnvizError, match=problem):
+            shards(index, kind_of(index))

@@ -23,14 +23,9 @@ from cnnviz.core.errors import CnnvizError
 from cnnviz.core.models import trained
 from cnnviz.core.models.files import child
 from cnnviz.core.models.files.archives import check_program, load_script, script_weights
-from cnnviz.core.models.files.checkpoints import (
-    Kind,
-    check_zip,
-    first_few,
-    kind_of,
-    read_state_dicts,
-)
+from cnnviz.core.models.files.checkpoints import check_zip, read_state_dicts
 from cnnviz.core.models.files.child import run_in_child
+from cnnviz.core.models.files.kinds import Kind, first_few, kind_of
 from cnnviz.core.models.load import load_model
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="trials need fork")

@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.files.archives import FixedBatch, open_archive
-from cnnviz.core.models.files.checkpoints import Kind, kind_of
 from cnnviz.core.models.files.exported import load_exported
+from cnnviz.core.models.files.kinds import Kind, kind_of
 from cnnviz.core.models.load import load_model
 from cnnviz.embeddings.penultimate import FeatureExtractor
 from cnnviz.filters.patches.options import MaxPatchesSpec

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from cnnviz.core.data.images import Preprocess
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph.trace import trace
-from cnnviz.core.models.behaviour import GreyInput
 from cnnviz.core.models.layers import conv_layers
 from cnnviz.core.models.load import load_model
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine
@@ -135,9 +135,8 @@ def test_factory_by_module_name_and_search_path_is_left_as_it_was(
 
 def test_grey_network_sees_the_luminance(nets: str) -> None:
     model = load_model(f"{nets}:grey", size=8, mean=[0.1], std=[0.3], device="cpu")
-    assert isinstance(model.module, GreyInput)
-    assert "network.0" in trace(model.module).meta["layers"]
-    assert conv_layers(model.module) == ["network.0"]
+    assert "0" in trace(model.module).meta["layers"]
+    assert conv_layers(model.module) == ["0"]  # the user's name
     prepared = prepare(model.module, (8, 8), device=torch.device("cpu"))
     boxes = np.array([[0, 0, 2, 2], [5, 3, 7, 5]])
     _groups, (rows, _columns) = IncrementalEngine(prepared).plan(boxes)
@@ -145,7 +144,7 @@ def test_grey_network_sees_the_luminance(nets: str) -> None:
     pixels = torch.rand(2, 3, 8, 8)
     red, green, blue = pixels.unbind(1)
     grey = (0.299 * red + 0.587 * green + 0.114 * blue - 0.1) / 0.3
-    expected = model.module.network(grey[:, None])
+    expected = nn.Sequential.forward(model.module, grey[:, None])  # type: ignore[arg-type]
     assert torch.allclose(model.logits(model.preprocess.normalise(pixels)), expected, atol=1e-5)
 
 

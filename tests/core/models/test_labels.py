@@ -80,3 +80,42 @@ def test_malformed_labels_are_refused(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=message):
         read_labels(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "names", "wnids"),
+    [
+        (
+            "config.json",
+            '{"model_type": "vit", "id2label": {"1": "dog", "0": "cat"}}',
+            "cat dog",
+            "",
+        ),
+        ("config.json", '{"architecture": "x", "label_names": ["cat", "dog"]}', "cat dog", ""),
+        (
+            "config.json",
+            '{"label_names": ["n01", "n02"], "label_descriptions": {"n01": "cat", "n02": "dog"}}',
+            "cat dog",
+            "",
+        ),
+        ("class_to_idx.json", '{"dog": 1, "cat": 0}', "cat dog", ""),
+        ("LOC_synset_mapping.txt", "n01440764 tench\nn01443537 carp\n", "tench carp", "yes"),
+        ("lemma.txt", "n01440764\ttench\nn01443537\tcarp\n", "tench carp", "yes"),
+        ("synsets.txt", "n01440764\nn01443537\n", "n01440764 n01443537", "yes"),
+        ("names.txt", "n01440764\nother\n", "n01440764 other", ""),
+    ],
+)
+def test_publishers_label_files_are_read(
+    tmp_path: Path, name: str, text: str, names: str, wnids: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    labels = read_labels(tmp_path / name)
+    assert labels.names == tuple(names.split())
+    assert labels.wnids == (("n01440764", "n01443537") if wnids else None)
+
+
+@pytest.mark.parametrize("text", ['{"cat": 0, "dog": 2}', '{"cat": 0, "dog": 0}', '{"cat": true}'])
+def test_a_map_from_name_to_index_must_be_whole(tmp_path: Path, text: str) -> None:
+    (tmp_path / "l.json").write_text(text)
+    with pytest.raises(UsageError, match=r"no entry for class|the key 'cat'|the same index"):
+        read_labels(tmp_path / "l.json")

@@ -16,7 +16,15 @@ from torch.nn.utils import parametrizations
 from cnnviz.core import load_model
 from cnnviz.core.data.datasets import ImageData, open_data
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.layers import find_layer, note_repeats, replace_outputs, watch_outputs
+from cnnviz.core.models.behaviour import run_first
+from cnnviz.core.models.layers import (
+    check_open,
+    find_layer,
+    named_layers,
+    note_repeats,
+    replace_outputs,
+    watch_outputs,
+)
 from cnnviz.core.models.load import Model
 from cnnviz.filters.kernels.weights import choose_layers
 from cnnviz.filters.layers.inventory import take_inventory
@@ -401,3 +409,40 @@ def test_a_layer_that_runs_twice_is_named(caplog: pytest.LogCaptureFixture) -> N
     note_repeats(model, ["stem", "shared"])
     (line,) = caplog.messages
     assert line == "note: layer 'shared' runs 2 times in a forward pass; its last run is used"
+
+
+class Scripted(nn.Module):
+    """One part of it is compiled by TorchScript."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+        self.rest, self.fc = nn.Conv2d(4, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc(self.rest(self.stem(x)).mean((2, 3)))
+        return out
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_layers_beside_a_compiled_part_are_reached_and_those_inside_are_named() -> None:
+    module, plain = Scripted().eval(), Scripted().eval()
+    module.stem = torch.jit.trace(module.stem, torch.zeros(1, 3, 8, 8))  # type: ignore[no-untyped-call]
+    ran = run_first(module, "net", 3, (8, 8), torch.float32, torch.device("cpu"))
+    assert ran.notes == ("net: stem is TorchScript, whose layers cannot be reached",)
+    assert list(named_layers(module)) == ["rest", "fc"]
+    rows = {row.name: row for row in take_inventory(networks.model_of(module, (8, 8), "ab")).layers}
+    assert {"rest", "fc"} <= rows.keys()
+    assert rows["rest"].parameters == 4 * 4 * 9 + 4
+    image = torch.rand(1, 3, 8, 8)
+    with torch.no_grad(), replace_outputs(module, {"rest": lambda maps: maps * 2}):
+        doubled = module(image)
+    expected = plain.fc(2 * plain.rest(plain.stem(image)).mean((2, 3)))
+    torch.testing.assert_close(doubled, expected)
+    for name in ("stem", "stem.0"):
+        with pytest.raises(UsageError, match=rf"'{name}' of net cannot be .*'stem' is TorchScript"):
+            find_layer(module, name, "net")
+    script = torch.jit.trace(plain, image)  # type: ignore[no-untyped-call]
+    with pytest.raises(UsageError, match=r"net\.py:make returns a TorchScript network, .* before"):
+        check_open(script, "net.py:make")

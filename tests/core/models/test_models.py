@@ -13,6 +13,7 @@ from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models import bundled
 from cnnviz.core.models.bundled import CifarNet
 from cnnviz.core.models.files import checkpoints
+from cnnviz.core.models.files.kinds import Kind
 from cnnviz.core.models.load import Model, load_model
 from cnnviz.core.models.zoo import find_architecture
 from cnnviz.core.output.record import to_json
@@ -50,7 +51,7 @@ def test_bundled_model_is_the_default_and_knows_its_card() -> None:
 
 
 def test_bundled_weights_are_the_files() -> None:
-    found = checkpoints.read_state_dicts(bundled.WEIGHTS, checkpoints.Kind.SAFETENSORS)
+    found = checkpoints.read_state_dicts(bundled.WEIGHTS, Kind.SAFETENSORS)
     state = found[0].tensors
     loaded = load_model(device="cpu").module.state_dict()
     assert all(torch.equal(loaded[name], value.float()) for name, value in state.items())
@@ -153,7 +154,29 @@ def test_torchvision_checkpoint_with_auxiliary_heads_is_taken_without_them(tmp_p
     torch.save(network.state_dict(), tmp_path / "g.pth")
     model = load_model("googlenet", checkpoint=tmp_path / "g.pth", size=64, device="cpu")
     assert model.classes == 7
-    assert model.module.transform_input
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_whether_a_network_transforms_its_input_is_a_matter_of_mean_and_std(
+    inside: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    options = {"weights": None, "init_weights": False, "aux_logits": False}
+    network = torchvision_models.googlenet(**options, transform_input=inside).eval()
+    torch.save(network.state_dict(), tmp_path / "g.pth")
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    given = {} if inside else {"mean": mean, "std": std}
+    model = load_model("googlenet", checkpoint=tmp_path / "g.pth", size=64, **given)  # type: ignore[arg-type]
+    pixels = torch.rand(1, 3, 64, 64)
+    right = network((pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1))
+    torch.testing.assert_close(model.logits(model.preprocess.normalise(pixels)), right)
+    published = tmp_path / "googlenet-1378be20.pth"  # torchvision's name
+    published.write_bytes((tmp_path / "g.pth").read_bytes())
+    model = load_model("googlenet", checkpoint=published, size=64)
+    assert (model.notes, model.module.transform_input) == ((), True)
+    assert model.preprocess.mean == mean
+    model = load_model("googlenet", checkpoint=tmp_path / "g.pth", size=64, **given)  # type: ignore[arg-type]
+    assert inside == ("mean 0.5,0.5,0.5, std 0.5,0.5,0.5 (--mean, --std" in " ".join(model.notes))
 
 
 def test_class_count_of_a_checkpoint_sets_the_head(tmp_path: Path) -> None:

@@ -234,6 +234,102 @@ def test_commands_on_hugging_faces_networks_answer_or_refuse_in_a_line(
     assert "max-patches" not in refused, refused
 
 
+BACKBONES: dict[str, Any] = {
+    "resnet": lambda: T.ResNetModel(NETWORKS["resnet"][0]),
+    "vit": lambda: T.ViTModel(NETWORKS["vit"][0]),
+    "dinov2": lambda: T.Dinov2Model(NETWORKS["dinov2"][0]),
+}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_backbone_without_a_classifier_is_features_and_its_map_is_refused(
+    name: str, tmp_path: Path, photo: str
+) -> None:
+    torch.manual_seed(0)
+    BACKBONES[name]().eval().save_pretrained(tmp_path / "net")
+    NETWORKS[name][1].save_pretrained(tmp_path / "net")
+    source = f"hf:{tmp_path / 'net'}"
+    with pytest.raises(CnnvizError, match=r"hold no classifier \(classifier.*tsne do without it"):
+        load_model(source)
+    model, other = (load_model(source, features=True, seed=seed) for seed in (0, 1))
+    assert model.classes == 0
+    assert model.unjudged == f"{source} has no classifier"
+    assert "hold no classifier" in model.notes[0]
+    assert model.weights_sha256 == other.weights_sha256  # nothing random is left
+    images = torch.randn(2, 3, SIDE, SIDE)
+    assert torch.equal(model.logits(images), other.logits(images))
+    assert load_model(source, head="none").classes == model.logits(images).shape[1]
+    for number in range(6):
+        values = np.random.default_rng(number).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(values).save(tmp_path / f"{number}.png")
+    pictures = [str(tmp_path / f"{number}.png") for number in range(6)]
+    out = ["--out", str(tmp_path / "out"), "--quiet", "--model", source]
+    ran = CliRunner().invoke(app, ["tsne", *pictures, "--perplexity", "1", *out])
+    assert ran.exit_code == 0, ran.output
+    result = json.loads((tmp_path / "out" / "summary.json").read_text())["results"]
+    assert result["layer"] == "penultimate (output)"
+    ran = CliRunner().invoke(app, ["occlude", photo, *out, "--overwrite"])
+    assert "hold no classifier" in str(ran.exception)
+
+
+def test_a_part_that_nobody_trained_is_refused(tmp_path: Path) -> None:
+    network, _ = hugging_face("resnet", tmp_path / "net")
+    state = {k: v for k, v in network.state_dict().items() if "stages.0" not in k}
+    save_file(state, tmp_path / "net" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CnnvizError, match=r"lack resnet\.encoder\.stages\.0.* would be random"):
+        load_model(f"hf:{tmp_path / 'net'}", features=True)
+
+
+@pytest.mark.parametrize(
+    ("problem", "head"),
+    [
+        ("single_label_classification", "softmax"),
+        ("multi_label_classification", "sigmoid"),
+        ("regression", "none"),
+        (None, "softmax"),
+    ],
+)
+def test_what_the_configuration_says_about_the_outputs_is_read(
+    problem: str | None, head: str, tmp_path: Path
+) -> None:
+    hugging_face("resnet", tmp_path / "net")
+    file = tmp_path / "net" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"problem_type": problem}))
+    model = load_model(f"hf:{tmp_path / 'net'}")
+    assert model.head.name == head
+    assert (f"the head is {head}, by the problem_type" in model.notes[0]) == (head != "softmax")
+    assert load_model(f"hf:{tmp_path / 'net'}", head="softmax").head.name == "softmax"
+
+
+def test_a_folder_of_timms_in_the_hubs_format(tmp_path: Path) -> None:
+    own = timm.create_model("test_resnet", num_classes=2).eval()
+    nn.init.normal_(own.get_classifier().weight, std=0.3)
+    (tmp_path / "model.safetensors").write_bytes(saved(own, tmp_path))
+    data = ("input_size", "mean", "std", "interpolation", "crop_pct", "classifier", "first_conv")
+    config = {
+        "architecture": "test_resnet",
+        "num_classes": 2,
+        "label_names": ["n01", "n02"],
+        "label_descriptions": {"n01": "cat", "n02": "dog"},
+        "pretrained_cfg": {key: own.pretrained_cfg[key] for key in data},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = load_model(f"hf:{tmp_path}")
+    assert model.labels == ("cat", "dog")
+    assert not any("prepares images" in note for note in model.notes)
+    images = torch.randn(2, 3, 160, 160)
+    torch.testing.assert_close(model.logits(images), own(images))
+
+
+def test_a_network_of_timm_without_classes_is_features(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import timm\ndef make(): return timm.create_model('test_resnet', num_classes=0)"
+    )
+    with pytest.raises(CnnvizError, match=r"net\.py:make has no classifier \(0 classes\)"):
+        load_model(f"{tmp_path / 'net.py'}:make")
+    assert load_model(f"{tmp_path / 'net.py'}:make", scores=False).classes == 0
+
+
 def test_a_hugging_face_network_by_its_id_from_the_cache(hub: Path, tmp_path: Path) -> None:
     with pytest.raises(CnnvizError, match="could not be fetched: looked for a/b"):
         load_model("hf:a/b")
@@ -250,7 +346,7 @@ def test_hugging_face_folders_with_faults(tmp_path: Path, monkeypatch: pytest.Mo
     hugging_face("vit", tmp_path / "vit")
     (tmp_path / "vit" / "preprocessor_config.json").unlink()
     model = load_model(f"hf:{tmp_path / 'vit'}")
-    assert "does not define how to prepare images" in model.notes[0]
+    assert "does not define how to prepare images" in " ".join(model.notes)
     assert model.input_size == (SIDE, SIDE)
     weights = tmp_path / "vit" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
@@ -259,6 +355,10 @@ def test_hugging_face_folders_with_faults(tmp_path: Path, monkeypatch: pytest.Mo
     weights.unlink()
     with pytest.raises(CnnvizError, match=r"the weights of hf:.* cannot be read from"):
         load_model(f"hf:{tmp_path / 'vit'}")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").touch()
+    with pytest.raises(UsageError, match=r"no config\.json .* PEFT's adapter: .*merge_and_unload"):
+        load_model(f"hf:{tmp_path / 'adapter'}")
     (tmp_path / "text").mkdir()
     T.BertConfig().save_pretrained(tmp_path / "text")
     with pytest.raises(CnnvizError, match="of the type 'bert', for which transformers has no"):
@@ -337,6 +437,10 @@ def test_onnx_files_are_run_as_black_boxes(
     for options in ({"name": str(path)}, {"checkpoint": path}):
         model = load_model(**options)  # type: ignore[arg-type]
         assert model.input_size == (8, 8)
+        assert model.notes[0] == (
+            f"'{path}' does not define how to prepare images: they are prepared as for ImageNet, "
+            "resized to 8, mean 0.485,0.456,0.406, std 0.229,0.224,0.225 (--size, --mean, --std)"
+        )
         torch.testing.assert_close(model.logits(images), right)
     if outputs == 2:
         other = load_model(str(path), output="other")

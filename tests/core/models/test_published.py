@@ -1,5 +1,6 @@
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import URLError
 
@@ -109,7 +110,7 @@ def test_without_the_package_a_line_says_what_to_install(
     monkeypatch.chdir(tmp_path)
     Path("net.onnx").write_bytes(b"x")
     with pytest.raises(
-        UsageError, match=rf"needs the package {package}: pip install 'cnnviz\[{extra}\]'"
+        UsageError, match=rf"needs the package {package}: pip install '\.\[{extra}\]'"
     ):
         load_model(name)
 
@@ -132,3 +133,55 @@ def test_pictures_of_any_proportions_become_their_central_square() -> None:
     found, (note,) = measured(shorter, (), "net")
     assert (found.crop, found.mean, found.std) == ((32, 32), (0.5,) * 3, (1.0,) * 3)
     assert "net takes images of any proportions" in note
+
+
+ASSUMED = "does not define how to prepare images: they are prepared as for"
+
+
+def test_only_what_was_assumed_and_not_given_is_said(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return x.mean((2, 3))\n"
+    )
+    name = f"{tmp_path / 'net.py'}:Net"
+    values = "mean 0.485,0.456,0.406, std 0.229,0.224,0.225"
+    for options, ending in (
+        ({}, f"ImageNet, resized to 256, centre 224x224, {values} (--size, --mean, --std)"),
+        ({"size": 32}, f"ImageNet, {values} (--mean, --std)"),
+        ({"size": 32, "mean": [0.5]}, "ImageNet, std 0.229,0.224,0.225 (--std)"),
+    ):
+        (note,) = load_model(name, **options).notes  # type: ignore[arg-type]
+        assert note == f"net.py:Net {ASSUMED} {ending}"
+    assert load_model(name, size=32, mean=[0.5], std=[0.5]).notes == ()
+
+
+def test_a_checkpoint_of_ones_own_gets_a_publishers_preprocessing_with_a_note(
+    tmp_path: Path,
+) -> None:
+    network = torchvision_models.regnet_y_400mf(weights=None).eval()
+    torch.save(network.state_dict(), tmp_path / "own.pth")
+    own = {"checkpoint": tmp_path / "own.pth", "device": "cpu"}
+    model = load_model("regnet_y_400mf", **own)  # type: ignore[arg-type]
+    assert model.preprocess.resize == 256
+    assert model.notes == (
+        f"'{tmp_path / 'own.pth'}' {ASSUMED} IMAGENET1K_V1 of regnet_y_400mf, resized to 256, "
+        "centre 224x224, mean 0.485,0.456,0.406, std 0.229,0.224,0.225 (--size, --mean, --std, "
+        "--weights)",
+    )
+    named = load_model("regnet_y_400mf", weights="IMAGENET1K_V2", **own)  # type: ignore[arg-type]
+    assert (named.preprocess.resize, named.notes) == (232, ())
+    assert load_model("regnet_y_400mf", weights="none", device="cpu").notes == ()
+
+
+def test_a_published_file_is_known_by_its_name_or_hash(tmp_path: Path) -> None:
+    torch.save(
+        torchvision_models.squeezenet1_1(weights=None).state_dict(), tmp_path / "renamed.pth"
+    )
+    digest = checkpoints.file_sha256(tmp_path / "renamed.pth")
+    file = tmp_path / f"net-{digest[:8]}.pth"
+    entry = replace(find_architecture("squeezenet1_1").published["IMAGENET1K_V1"], file=file)
+    assert entry.holds(tmp_path / "renamed.pth")
+    assert entry.holds(tmp_path / "elsewhere" / file.name)
+    assert not replace(entry, file=tmp_path / "net-00000000.pth").holds(tmp_path / "renamed.pth")

@@ -13,9 +13,10 @@ import torch
 
 from cnnviz.core.data.shards import Block
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.files import UNFINISHED
 from cnnviz.core.output import journal
 from cnnviz.core.output.journal import LINES, Arrays, Journal, Lines, join, join_lines
-from cnnviz.core.output.run_folder import UNFINISHED, RunFolder
+from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.embeddings import features
 from cnnviz.filters.ablation import tally
 from cnnviz.filters.patches import state
@@ -110,7 +111,7 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="with other --top"):
         join(paths, to, tally.merge)
     Journal(paths[1], IDENTITY, Block(3, 4, 20)).save(4, {}, {"correct": np.zeros((9, 9))})
-    with pytest.raises(CnnvizError, match="do not fit together"):
+    with pytest.raises(CnnvizError, match="is damaged"):
         join(paths, to, tally.merge)
     assert not to.exists()
 

@@ -11,9 +11,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.files import SUMMARY, safe_name
 from cnnviz.core.output import run_folder as results
-from cnnviz.core.output.run_folder import RunFolder, safe_name, summary
-from cnnviz.core.output.summary import SUMMARY
+from cnnviz.core.output.run_folder import RunFolder, summary
 
 
 def finished(path: Path, overwrite: bool = False) -> RunFolder:
@@ -65,7 +65,7 @@ def test_resume_takes_an_unfinished_folder_and_no_finished_one(tmp_path):
     (tmp_path / "state").write_text("half way")
     RunFolder.open(tmp_path, resume=True)
     finished(tmp_path / "done")
-    with pytest.raises(UsageError, match="is not empty"):
+    with pytest.raises(UsageError, match="there is nothing to resume"):
         RunFolder.open(tmp_path / "done", resume=True)
 
 

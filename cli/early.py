@@ -1,0 +1,54 @@
+"""What happens before torch is imported, which takes seconds: mistakes in paths are reported."""
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from cnnviz.cli.console import say
+from cnnviz.core.errors import UsageError
+from cnnviz.core.files import check_free, exists, regular, safe_name
+
+_NOT_A_PATH = re.compile(r"^[\w.+-]+:|[{}*?\[\]]")
+"""A data set by name, a URL, or a pattern: only its reader can tell."""
+
+
+def begin(command: str, given: Any) -> None:
+    """Checks the files and the output folder of a command, and reports what is loading.
+
+    Only common mistakes are found; the command itself checks everything.
+
+    Raises:
+        CnnvizError: a file does not exist, or the folder holds other results.
+    """
+    sources = list(_sources(given))
+    model, output = getattr(given, "model", None), getattr(given, "output", None)
+    _check_files(sources, model)
+    if output is not None and getattr(given, "shard", None) is None:
+        root = output.folder(command)
+        if hasattr(given, "images") and len(sources) == 1 and Path(sources[0]).is_file():
+            root /= safe_name(Path(sources[0]).stem)
+        resume = getattr(given, "resume", False)
+        with suppress(OSError, RuntimeError):  # the command reports them
+            check_free(root, overwrite=output.overwrite, resume=resume)
+    if model is not None and not (output and output.quiet) and sys.stderr.isatty():
+        say(f"loading {model.checkpoint or model.model} …")
+
+
+def _check_files(sources: Sequence[str], model: Any) -> None:
+    for source in sources:
+        if "://" in source and not exists(Path(source)):
+            raise UsageError(f"'{source}' is a URL; cnnviz reads files: download it first")
+        if not exists(Path(source)) and not _NOT_A_PATH.search(source):
+            raise UsageError(f"no file or folder '{source}'")
+    for file in (model.checkpoint, model.labels) if model else ():
+        if file is not None:
+            regular(file)
+
+
+def _sources(given: Any) -> Iterator[str]:
+    for name in ("images", "data"):
+        value = getattr(given, name, None)
+        yield from map(str, value if isinstance(value, list | tuple) else [])
