@@ -125,7 +125,7 @@ def check_batch(outputs: Callable[[Tensor], object], images_NCHW: Tensor, name: 
     """
     images = images_NCHW[:CHECKED]
     if len(images) == 1:
-        return None
+        return
 
     def alone(image: Tensor) -> Tensor:
         answer = outputs(image)
@@ -136,7 +136,8 @@ def check_batch(outputs: Callable[[Tensor], object], images_NCHW: Tensor, name: 
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        return check_batch(outputs, images[: len(images) // 2], name)
+        check_batch(outputs, images[: len(images) // 2], name)
+        return
     got = together[-1] if isinstance(together, Tensor) else expected
     if got.shape != expected.shape or beyond_rounding(expected, got, alone, images[-1:]):
         raise CnnvizError(
