@@ -169,17 +169,18 @@ def default_layer(
     convolutions = _with_places(model, conv_layers(model.module))
     outputs, reached = _influences(model, convolutions | norms, pixels_1CHW, targets_of)
     order = list(outputs)
-    last = max((order.index(name) for name in convolutions if name in outputs), default=-1)
-    behind = [name for name in order[last + 1 :] if name in reached]
-    if len(order) - last > 2 and behind:
-        return behind[-1]
-    if last < 0:
+    ran = [name for name in order if name in convolutions]
+    connected = [name for name in ran if name in reached] or ran
+    behind = order[order.index(connected[-1]) + 1 if connected else 0 :]
+    behind = [name for name in behind if name in norms]
+    places = [name for name in behind if name in reached]
+    if len(behind) > 1 and places:
+        return places[-1]
+    if not connected:
         raise CnnvizError(
             f"{model.name} has no convolution with a map for Grad-CAM; name a layer with --layer, "
             f"or use --method gradient, which works on any model"
         )
-    ran = [name for name in order if name in convolutions]
-    connected = [name for name in ran if name in reached] or ran
     depths = _depths({name: outputs[name] for name in ran})
     return max(reversed(connected), key=lambda name: depths[name])
 

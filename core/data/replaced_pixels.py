@@ -68,7 +68,7 @@ def replaced_logits(
         return model.logits(pixels)[0].cpu()
 
     def last_differs() -> bool:
-        """Whether the last image has other logits when it is run alone (`core.models.behaviour`)."""
+        """Whether the last image has other logits when it is run alone."""
         kept_1HW = kept(slice(count - 1, count)).to(model.device)
         picture = torch.where(kept_1HW[:, None], original, replacement)
         return beyond_rounding(alone(picture), batches[-1][-1], alone, picture) > 0

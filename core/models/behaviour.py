@@ -125,7 +125,7 @@ def check_batch(outputs: Callable[[Tensor], object], images_NCHW: Tensor, name: 
     """
     images = images_NCHW[:CHECKED]
     if len(images) == 1:
-        return None
+        return
 
     def alone(image: Tensor) -> Tensor:
         answer = outputs(image)
@@ -136,7 +136,8 @@ def check_batch(outputs: Callable[[Tensor], object], images_NCHW: Tensor, name: 
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        return check_batch(outputs, images[: len(images) // 2], name)
+        check_batch(outputs, images[: len(images) // 2], name)
+        return
     got = together[-1] if isinstance(together, Tensor) else expected
     if got.shape != expected.shape or beyond_rounding(expected, got, alone, images[-1:]):
         raise CnnvizError(
@@ -148,13 +149,19 @@ def check_batch(outputs: Callable[[Tensor], object], images_NCHW: Tensor, name: 
 def far_away(
     scores: Callable[[Tensor], Tensor], shape: tuple[int, int, int], dtype: torch.dtype
 ) -> Tensor | None:
-    """The answers (2, K) to noise of extreme contrast; None if the network raises or overflows."""
+    """The answers (6, K) to noise of extreme contrast, and to coarse noise of several contrasts.
+
+    Layer norm removes contrast, but not a pattern. None if the network raises or overflows.
+    """
     generator = torch.Generator().manual_seed(1)
     contrast = 1e2 if dtype is torch.float16 else 1e4
-    noise = contrast * torch.randn(1, *shape, generator=generator)
+    fine = contrast * torch.randn(1, *shape, generator=generator)
+    coarse = torch.randn(2, shape[0], 3, 3, generator=generator)
+    coarse = functional.interpolate(coarse, shape[1:], mode="bilinear")
+    images = (fine, -fine, coarse[:1], -coarse[:1], 3 * coarse[1:], -contrast * coarse[1:])
     try:
         with torch.inference_mode():
-            answers = torch.cat([scores(noise), scores(-noise)])
+            answers = torch.cat([scores(image) for image in images])
     except USER_CODE_ERRORS:
         return None
     return answers if bool(answers.isfinite().all()) else None

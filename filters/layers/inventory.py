@@ -3,9 +3,9 @@
 The layers are those that run on an image, in the order of execution. A row is a module that has
 parameters itself or contains no other module that runs. A parameter counts once, in the first
 module that has it and runs; the parameters of all rows and those that no operation reads add up to
-the network's, as do the MACs of all rows. Shapes and MACs are counted while the network runs once on a blank image (by
-torch's operation counter; a MAC is one multiplication with its addition, in convolutions, linear
-layers and matrix products, without biases).
+the network's, as do the MACs of all rows. Shapes and MACs are counted while the network runs once
+on a blank image (by torch's operation counter; a MAC is one multiplication with its addition, in
+convolutions, linear layers and matrix products, without biases).
 """
 
 from collections.abc import Callable
