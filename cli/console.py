@@ -146,7 +146,7 @@ class Console:
     """What one command prints."""
 
     def __init__(self, output: OutputOptions) -> None:
-        self._output = output
+        self._output, self.mark = output, ""
         self._out = RichConsole(file=findings(), highlight=False, width=_width())
         self._err = RichConsole(stderr=True, highlight=False)
         self._shows_findings = not (output.quiet or output.json)
@@ -197,6 +197,7 @@ class Console:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Prints a table without its empty rows and columns; numbers are aligned to the right."""
+        title += f" ({self.mark})" if self.mark else ""
         cells = [[_PERCENT.sub(" %", str(cell)) for cell in row] for row in rows]
         rows = [row for row in cells if any(cell not in _EMPTY for cell in row[1:])] or cells
         kept = [k for k in range(len(columns)) if any(row[k] not in _EMPTY for row in rows)]

@@ -15,7 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import typer
+from PIL import Image
 
 from cnnviz.cli.ci_reports import current
 from cnnviz.cli.console import say
@@ -28,8 +30,10 @@ from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
 from cnnviz.core.files import SUMMARY, safe_name
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.journal import LINES, Lines
+from cnnviz.core.output.options import Look
 from cnnviz.core.output.record import from_json, to_json
 from cnnviz.core.output.run_folder import RunFolder
+from cnnviz.core.output.sheets import Contact, contact_sheets
 from cnnviz.core.output.summary import ClassRecord
 
 Advance = Callable[[int], None]
@@ -50,6 +54,10 @@ class ImageStudy(ABC, Generic[Result, Entry]):
         title: of the terminal's table; no table if it is empty.
         columns: of that table.
         show: pattern of the pictures that are named at the end.
+        arrays: file of an image whose `maps` are in the contact sheet; no sheet if it is empty.
+        photo: file of an image that is below its map; `input.png` if it is missing.
+        look: how the contact sheet's maps are drawn.
+        unit: of those maps.
         checks: called at the end with the records of all images; each raises `CheckFailed` if it
             does not hold.
     """
@@ -61,6 +69,10 @@ class ImageStudy(ABC, Generic[Result, Entry]):
     columns: Sequence[str] = ()
     show: str = "overlay.png"
     checks: Sequence[Callable[[Iterable[Entry]], None]] = ()
+    arrays: str = ""
+    photo: str = "crop.png"
+    look = Look()
+    unit: str = ""
 
     @abstractmethod
     def one(self, image: WorkingImage, path: Path, advance: Advance) -> Result:
@@ -75,6 +87,10 @@ class ImageStudy(ABC, Generic[Result, Entry]):
 
     def files(self, result: Result, folder: RunFolder) -> None:
         """Writes the files of an image to its folder."""
+
+    def line(self, entry: Entry) -> str:
+        """An image's text in the contact sheet."""
+        raise NotImplementedError
 
     def rows(self, entry: Entry) -> Iterable[Sequence[object]]:
         """An image's rows in the terminal's table."""
@@ -145,6 +161,8 @@ class ImageRun(Run):
         self.go_through(study, model)
         if study.title and len(self.entries):
             self._table(study)
+        if study.arrays and self._index is not None and self.shard is None:
+            self._overview(study)
         checks = [partial(check, _Records(self.entries, study.kind)) for check in study.checks]
         self.finish_images(model, seed=seed, show=study.show, checks=checks)
 
@@ -244,6 +262,25 @@ class ImageRun(Run):
                 self._index.add(entry, self.folder.files[before:])
         except CnnvizError as error:
             self.errors.append((str(path), str(error)))
+
+    def _overview(self, study: ImageStudy[Any, Any]) -> None:
+        """Writes `overview.png`, a row per image, from the files of the images."""
+        folders = [self.folder.path / raw["folder"] for raw in self.entries]
+        if len(folders) < 2 or not all((folder / study.arrays).exists() for folder in folders):
+            return
+
+        def read() -> Iterator[Contact]:
+            for folder, entry in zip(folders, _Records(self.entries, study.kind), strict=True):
+                with np.load(folder / study.arrays) as arrays:
+                    map_HW = arrays["maps"][0]
+                name = folder / study.photo
+                photo = np.asarray(Image.open(name if name.exists() else folder / "input.png"))
+                yield photo, map_HW, study.line(entry)
+
+        sheets = contact_sheets(read(), len(folders), study.look, study.unit)
+        for page, figure in enumerate(sheets, start=1):
+            number = f"-{page}" if page > 1 else ""
+            self.folder.write_figure(f"overview{number}.png", figure)
 
     def _table(self, study: ImageStudy[Any, Any]) -> None:
         """Prints the rows of the first images."""

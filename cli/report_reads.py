@@ -31,7 +31,7 @@ def facts(run: FinishedRun) -> Iterator[tuple[str, str]]:
     if model := summary.model:
         size = "×".join(map(str, model.input_size))
         yield "model", f"{model.name}, {model.classes} classes, {size}, {model.head}"
-        yield "weights", model.weights_sha256[:12]
+        yield "weights", f"{model.weights_sha256[:12]} {model.mark}".rstrip()
         yield "device", f"{summary.device}, {summary.precision}"
     yield "version", summary.version
     yield "seconds", f"{summary.elapsed_seconds:.1f}"

@@ -22,7 +22,7 @@ from cnnviz.core.models.trained import BUNDLED
 from cnnviz.core.output.record import to_json
 from cnnviz.core.output.run_folder import RunFolder, json_parts, summary
 from cnnviz.core.output.style import style
-from cnnviz.core.output.summary import Finding
+from cnnviz.core.output.summary import Finding, random_mark
 from cnnviz.report.options import MEGABYTES, PAGE
 
 _PICTURES = tuple(f".{kind}" for kind in FigureFormat)
@@ -52,7 +52,7 @@ class Run:
         self._started = time.perf_counter()
         self.command, self._output = command, output
         self._inputs: Sequence[str | Path] = ()
-        self.caption = f"cnnviz {command}"
+        self.caption, self._mark = f"cnnviz {command}", ""
         self._notes: list[str] = []
         self.shard: Shard | None = None
         self.identity: Mapping[str, Any] = {}
@@ -106,6 +106,9 @@ class Run:
             )
         self._notes += model.notes
         self.caption = caption(self.command, model.name, model.weights_sha256)
+        if model.random is not None:
+            self.console.mark = self._mark = random_mark(model.random)
+            self.caption += f" ({self._mark})"
         return model
 
     def _placed(self, options: ModelOptions) -> ModelOptions:
@@ -134,7 +137,7 @@ class Run:
             say(note)
         self._notes.clear()
         self.folder.figures = self._output.format
-        self.folder.caption = self.caption
+        self.folder.caption, self.folder.mark = self.caption, self._mark
         current().at_end.enter_context(style(dark=self._output.dark, width=self._output.width))
         return self.folder
 

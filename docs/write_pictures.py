@@ -24,24 +24,24 @@ from cnnviz.cli.main import run
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "img"
-PHOTOS = "sample_images/photos"
+PHOTOS = "sample_photos"
 NET = "--model squeezenet1_1 --checkpoint squeezenet1_1.pth"
 LAYER = "--layer features.block2.conv2"
 MOST_BYTES, WIDTH = 80_000, 1000
 PICTURES = {
     "occlude": (
-        f"occlude {PHOTOS}/soccer_ball.jpg {NET} --sufficient",
+        f"occlude {PHOTOS}/soccer-ball.jpg {NET} --sufficient",
         ("overlay", "agreement", "sufficient"),
     ),
     "render": (
-        "render run/occlude/soccer_ball --target top3 --score probability --colormap jet",
+        "render run/occlude/soccer-ball --target top3 --score probability --colormap jet",
         ("overlay",),
     ),
     "saliency": (
         f"saliency {PHOTOS}/daisy.jpg {NET} --method grad-cam --compare occlusion",
         ("comparison",),
     ),
-    "trust": (f"trust {PHOTOS}/traffic_light.jpg {NET}", ("overlay", "curves", "certainty")),
+    "trust": (f"trust {PHOTOS}/traffic-light.jpg {NET}", ("overlay", "curves", "certainty")),
     "activations": (
         f"activations {PHOTOS}/balloon.jpg {NET} --layer features.12.expand3x3_activation --top 32",
         ("maps_features.12.expand3x3_activation",),
@@ -114,7 +114,7 @@ def main() -> int:
         return int(bool(lost))
     weights = Path(os.environ["CNNVIZ_TEST_ASSETS"], "weights", "squeezenet1_1.pth").absolute()
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
-        Path("sample_images").symlink_to(ROOT / "sample_images")
+        Path(PHOTOS).symlink_to(ROOT / PHOTOS)
         Path(weights.name).symlink_to(weights)
         make_data(Path("data"))
         for command in given.commands:

@@ -27,7 +27,15 @@ from cnnviz.occlusion.engines.choose import Engine, Verifier, make_engine
 from cnnviz.occlusion.maps import class_scores, make_panels
 from cnnviz.occlusion.masks import Grid, check_fill, fill_picture, mask_grid, masks_and_stride
 from cnnviz.occlusion.measurement import Activation, Gradient, Measurement
-from cnnviz.occlusion.options import FOLDER, MapKind, OcclusionSpec, PanelSpec, Score, Upsample
+from cnnviz.occlusion.options import (
+    FOLDER,
+    Border,
+    MapKind,
+    OcclusionSpec,
+    PanelSpec,
+    Score,
+    Upsample,
+)
 from cnnviz.occlusion.results import OcclusionResult, Sufficiency
 from cnnviz.occlusion.sufficient import check_classes, sufficiency
 
@@ -197,6 +205,8 @@ def _shown(spec: OcclusionSpec, head: Head) -> tuple[Score, Upsample]:
     """
     if spec.masks or spec.stride is not None:
         score, upsample = Score.PROBABILITY, Upsample.COVERAGE
+        if spec.border is Border.CENTER and spec.stride == 1:
+            upsample = Upsample.NEAREST  # a mask per pixel: the position's own value
     else:
         score, upsample = (Score.LOSS if head.has_classes else Score.PROBABILITY), Upsample.DENSITY
     return spec.score or score, spec.upsample or upsample

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnviz.core.data.images import WorkingImage
+from cnnviz.core.maps import agreement
 from cnnviz.core.output.drawing import image_pixels, label_axes
 from cnnviz.core.output.layout import Bar, Cell, Entry, board, in_rows, picture, plot
 from cnnviz.core.output.options import Look
@@ -25,6 +26,7 @@ from cnnviz.core.output.overlays import (
     Scale,
     cmap_of,
     draw_picture,
+    enlarged,
     hatch_pixels,
     outline_pixels,
     paint_kinds,
@@ -73,7 +75,7 @@ def draw(
     """Draws all figures of one result, by file name.
 
     `overlay.png` (map over image), `heatmap.png` (map alone), `probability.png` (the class's
-    probability at each position: blue where occluding hurts), `label.png` (the most probable class
+    probability at each position: dark where occluding hurts), `label.png` (the most probable class
     at each position), with a gradient `agreement.png`, with `--sufficient` `sufficient.png` and,
     with `--layer`, `activation.png`. A regression has `value.png` in place of `probability.png` and
     `label.png`; where each class is read at its own pixels, there is no `label.png`.
@@ -186,7 +188,9 @@ def heading(result: OcclusionResult, panel: Panel) -> str:
     note = " (true class)" if result.label and panel.index == result.label.index else ""
     where = f"\n{measured.place or 'mean over its pixels'}" if measured.reading else ""
     change = measured.head.change_text(panel.reading, panel.occluded)
-    return f"{panel.class_}{note}  {change}\nat the worst position; {_mask(panel)}{where}"
+    return (
+        f"{panel.class_}{note}  {change}\nmost important position occluded; {_mask(panel)}{where}"
+    )
 
 
 def _mask(panel: Panel) -> str:
@@ -245,15 +249,29 @@ def _agreements(result: OcclusionResult, look: Look, beneath: Pixels) -> Figure:
             _map(result, panel, title, values_HW, scale[row], look, beneath)
             for title, values_HW, scale in zip(titles, maps, columns, strict=True)
         ]
-        cells[2] = _hatched(cells[2], together)
+        cells[2] = _both(
+            cells[2], together, (occluded[row], traced[row]), columns[2][row], look, beneath
+        )
         rows.append([_input(result, beneath), *cells])
     return board(rows, legend=DISAGREEMENT)
 
 
-def _hatched(cell: Cell, together: Agreement) -> Cell:
+def _both(
+    cell: Cell,
+    together: Agreement,
+    parts: Sequence[NDArray[np.float32]],
+    scale: Scale,
+    look: Look,
+    beneath: Pixels,
+) -> Cell:
+    """The agreement, interpolated as its parts are, hatched where only one sees evidence."""
+
+    def joined(size: tuple[int, int]) -> NDArray[np.float32]:
+        maps = [torch.from_numpy(enlarged(part, size, look.display)) for part in parts]
+        return agreement(*maps).numpy()
+
     def paint(axes: Axes) -> None:
-        assert cell.paint is not None  # noqa: S101 (a picture)
-        cell.paint(axes)
+        paint_map(axes, together.map_HW.numpy(), scale, look.display, beneath, joined)
         for inside_HW, entry in zip(
             (together.only_occlusion_HW, together.only_gradient_HW), DISAGREEMENT, strict=True
         ):

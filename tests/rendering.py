@@ -56,13 +56,10 @@ def _is_shown(text: Text) -> bool:
         return True
     if not axes.axison:
         return text is axes.title
-    ticks = [tick for axis in (axes.xaxis, axes.yaxis) for tick in axis.get_major_ticks()]
-    ends = {axes.xaxis: sorted(axes.get_xlim()), axes.yaxis: sorted(axes.get_ylim())}
-    for tick in ticks:
-        if text in (tick.label1, tick.label2):
-            axis = axes.xaxis if tick in axes.xaxis.get_major_ticks() else axes.yaxis
-            low, high = ends[axis]
-            return low <= tick.get_loc() <= high
+    for axis, ends in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        for tick in (*axis.majorTicks, *axis.minorTicks):
+            if text in (tick.label1, tick.label2):
+                return min(ends) <= tick.get_loc() <= max(ends)
     return True
 
 

@@ -51,6 +51,7 @@ class Model:
         repeat: passes that scores are averaged over.
         region: where a dense output is read; None for a network that returns rows.
         layout: the memory format of its input.
+        random: the seed of its weights if they are random (`--weights none`); None otherwise.
     """
 
     module: nn.Module
@@ -68,6 +69,7 @@ class Model:
     repeat: int = 1
     region: Region | None = None
     layout: torch.memory_format = torch.contiguous_format
+    random: int | None = None
 
     @property
     def classes(self) -> int:
@@ -242,6 +244,7 @@ def load_model(
         head=replace(result.head, threshold=threshold),
         repeat=repeat,
         region=result.region,
+        random=seed if weights == "none" and checkpoint is None else None,
     )
 
 

@@ -27,7 +27,7 @@ from matplotlib.transforms import Bbox, TransformedBbox
 from numpy.typing import NDArray
 from PIL import Image, ImageFont, features
 
-from cnnviz.core.output.style import FAINT, FONT_SIZE, SMALL
+from cnnviz.core.output.style import FAINT, FONT_SIZE, HARM, SMALL
 
 FONT = "DejaVu Sans"
 LINE = 1.3
@@ -187,6 +187,7 @@ class Cell:
         right: room at the right.
         frame: whether the axes keep ticks and frame.
         polar: whether the axes are polar.
+        spans: whether it reaches into the columns to its right, and does not widen its own.
     """
 
     paint: Paint | None
@@ -200,6 +201,7 @@ class Cell:
     right: float = 0.0
     frame: bool = False
     polar: bool = False
+    spans: bool = False
 
     @property
     def across(self) -> float:
@@ -240,9 +242,9 @@ def plot(
     return Cell(paint, width, height, title, below, bar, left, bottom, right, True, polar)
 
 
-def words(text: str, width: float = 200.0, height: float = 0.0) -> Cell:
-    """A cell of text to the left of pictures."""
-    return Cell(None, width, height, below=text)
+def words(text: str, width: float = 200.0, *, spans: bool = False) -> Cell:
+    """A cell of text beside pictures."""
+    return Cell(None, width, 0.0, below=text, spans=spans)
 
 
 @dataclass
@@ -276,8 +278,8 @@ def board(
 ) -> Figure:
     """Draws rows of cells as a figure.
 
-    A colour bar that all cells share is drawn once below all, and one that a column shares once
-    below the column.
+    A colour bar that all cells share is drawn once below all, one that a row shares once below its
+    first cell, and one that a column shares once below the column.
 
     Args:
         rows: cells, or None for an empty place.
@@ -287,7 +289,10 @@ def board(
     """
     columns = max(len(row) for row in rows)
     filled = [[*row, *[None] * (columns - len(row))] for row in rows]
-    widths = [max((row[c].across for row in filled if row[c]), default=0.0) for c in range(columns)]  # type: ignore[union-attr]
+    widths = [
+        max((cell.across for row in filled if (cell := row[c]) and not cell.spans), default=0.0)
+        for c in range(columns)
+    ]
     shared, bars = _bars(filled)
     measured = [_measure(row, shown, widths) for row, shown in zip(filled, bars, strict=True)]
     width = max(sum(widths) + gap * (columns - 1), 160.0)
@@ -321,13 +326,16 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def sign(figure: Figure, caption: str) -> None:
-    """Writes a caption at the bottom of a figure, in the strip that is free for it."""
+def sign(figure: Figure, caption: str, mark: str = "") -> None:
+    """Writes a caption at the bottom of a figure, and a warning above everything, in free strips."""
     sheet = _Sheet(figure)
     size = SMALL - 1.5
     text = shortened(caption, size, sheet.width - 2 * MARGIN)
     x = sheet.width - MARGIN - text_width(text, size)
     sheet.text(x, CAPTION / 4, text, size).set_color(FAINT)
+    if mark:
+        mark = shortened(mark, size, sheet.width - 2 * MARGIN)
+        sheet.text(MARGIN, sheet.height - 0.85 * MARGIN, mark, size).set_color(HARM)
 
 
 def pixels_of(figure: Figure) -> NDArray[np.uint8]:
@@ -413,14 +421,15 @@ class _Sheet:
 
 def _measure(row: Sequence[Cell | None], bars: list[Bar | None], widths: Sequence[float]) -> _Row:
     measured = _Row(row, bars=bars)
-    for cell, bar, width in zip(row, bars, widths, strict=True):
+    for cell, bar, own in zip(row, bars, widths, strict=True):
         title, below, heading = [], [], []
+        width = cell.across if cell and cell.spans else own
         if cell is not None:
             first, _, rest = cell.title.partition("\n")
             heading = wrap(first, FONT_SIZE, width, 3) if first else []
             title = wrap(rest, SMALL, width, 4) if rest else []
             size = SMALL if cell.paint else SMALL + 0.5
-            below = wrap(cell.below, size, width, 4 if cell.paint else 12) if cell.below else []
+            below = wrap(cell.below, size, width, 4 if cell.paint else 16) if cell.below else []
         measured.titles.append((heading, title))
         measured.belows.append(below)
         above = len(heading) * FONT_SIZE * LINE + len(title) * SMALL * LINE
@@ -466,6 +475,10 @@ def _bars(rows: Sequence[Sequence[Cell | None]]) -> tuple[Bar | None, list[list[
     cells = sum(cell is not None and cell.bar is not None for row in rows for cell in row)
     if len(kinds) == 1 and cells > 1:
         return kinds[0], [[None] * len(row) for row in rows]
+    for row in bars:
+        for place, bar in enumerate(row):
+            if bar is not None and bar in row[:place]:
+                row[place] = None
     for upper, lower in pairwise(bars):
         for place, bar in enumerate(upper):
             if bar is not None and bar is lower[place]:
@@ -474,7 +487,7 @@ def _bars(rows: Sequence[Sequence[Cell | None]]) -> tuple[Bar | None, list[list[
 
 
 def _bar_height(bar: Bar, width: float) -> float:
-    return 8.0 + BAR + SMALL * LINE + len(wrap(bar.label, SMALL, width, 3)) * SMALL * LINE + 2.0
+    return 8.0 + BAR + SMALL * LINE + len(wrap(bar.label, SMALL, width, 3)) * SMALL * LINE + 4.0
 
 
 def _draw_bar(sheet: _Sheet, bar: Bar, x: float, top: float, width: float) -> None:
@@ -490,7 +503,7 @@ def _draw_bar(sheet: _Sheet, bar: Bar, x: float, top: float, width: float) -> No
     frame = Rectangle((left, bottom), wide, high, fill=False, linewidth=0.4)
     frame.set(transform=sheet.figure.transFigure, edgecolor=FAINT)
     sheet.figure.add_artist(frame)
-    base = y - SMALL * LINE + 1.0
+    base = y - SMALL * LINE
     taken: list[tuple[float, float]] = []
     for place, text in bar.ticks():
         wide = text_width(text, SMALL)
@@ -500,7 +513,7 @@ def _draw_bar(sheet: _Sheet, bar: Bar, x: float, top: float, width: float) -> No
             sheet.text(x + start, base, text, SMALL)
             if 0 < place < 1:
                 _tick(sheet, x + place * across, y)
-    sheet.lines(wrap(bar.label, SMALL, width, 3), x, base, SMALL)
+    sheet.lines(wrap(bar.label, SMALL, width, 3), x, base - 1.5, SMALL)
 
 
 def _tick(sheet: _Sheet, x: float, y: float) -> None:

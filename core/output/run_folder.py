@@ -139,10 +139,11 @@ class RunFolder:
         files: paths relative to the run's root folder, in order of writing; shared with subfolders.
         figures: the format of figures; of subfolders, that of the root.
         caption: small text below every figure; of subfolders, that of the root.
+        mark: a warning at the top of every figure; of subfolders, that of the root.
     """
 
     figures = FigureFormat.PNG
-    caption = ""
+    caption = mark = ""
 
     def __init__(
         self, path: Path, root: "RunFolder | None" = None, inputs: Iterable[str | Path] = ()
@@ -342,8 +343,8 @@ class RunFolder:
         The same figure gives the same bytes.
         """
         kind = self._root.figures
-        if self._root.caption:
-            sign(figure, self._root.caption)
+        if self._root.caption or self._root.mark:
+            sign(figure, self._root.caption, self._root.mark)
         stream = io.BytesIO()
         if kind is FigureFormat.PNG:
             stream.write(png(pixels_of(figure)))

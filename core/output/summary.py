@@ -42,6 +42,11 @@ TOP = 5
 HEADS = ("softmax", "sigmoid", "none", "probabilities", "probabilities per class")
 
 
+def random_mark(seed: int) -> str:
+    """What pictures, tables and pages say of a network that is not trained."""
+    return f"random weights, seed {seed}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelRecord(Record):
     """The network of a run."""
@@ -57,6 +62,14 @@ class ModelRecord(Record):
             enum=[*HEADS, *(f"{head} per pixel" for head in HEADS)],
         ),
     ]
+    random_weights: Annotated[
+        Count | None, Says("the seed, if the weights are random (--weights none)", optional=True)
+    ] = None
+
+    @property
+    def mark(self) -> str:
+        """`random weights, seed 0`; empty for a trained network."""
+        return "" if self.random_weights is None else random_mark(self.random_weights)
 
     @classmethod
     def of(cls, model: Model) -> "ModelRecord":
@@ -67,6 +80,7 @@ class ModelRecord(Record):
             classes=model.classes,
             input_size=model.input_size,
             head=model.region.name if model.region else model.head.name,
+            random_weights=model.random,
         )
 
 

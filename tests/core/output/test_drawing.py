@@ -13,10 +13,10 @@ def test_tiles_puts_each_picture_at_its_place(count, shape):
     rng = np.random.default_rng(0)
     pictures = rng.integers(1, 200, (count, *shape), dtype=np.uint8)
     sheet = tiles(pictures, columns=3, gap=2, background=255, scale=2)
-    for index, one in enumerate(pictures):
+    for index, shown in enumerate(pictures):
         row, column = divmod(index, 3)
         y, x = 2 + row * (6 + 2), 2 + column * (8 + 2)
-        large = one.repeat(2, 0).repeat(2, 1)
+        large = shown.repeat(2, 0).repeat(2, 1)
         assert np.array_equal(sheet[y : y + 6, x : x + 8], large)
     assert (sheet[:2] == 255).all()
     assert (sheet[:, -2:] == 255).all()
