@@ -179,6 +179,7 @@ def _check_types(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
     for name, value in state.items():
         target = required.get(name)
         odd = value.is_quantized or value.is_nested or value.is_meta or value.layout is not strided
+        odd = odd or value.dtype is getattr(torch, "float4_e2m1fn_x2", None)  # two in a byte
         if odd or (name in required and not _is_like(value, target, name in weights)):
             kind = "without values" if value.is_meta else str(value.dtype).removeprefix("torch.")
             layout = "" if value.layout is strided else f", {value.layout}".replace("torch.", "")
