@@ -75,7 +75,7 @@ def draw(
     """Draws all figures of one result, by file name.
 
     `overlay.png` (map over image), `heatmap.png` (map alone), `probability.png` (the class's
-    probability at each position: blue where occluding hurts), `label.png` (the most probable class
+    probability at each position: dark where occluding hurts), `label.png` (the most probable class
     at each position), with a gradient `agreement.png`, with `--sufficient` `sufficient.png` and,
     with `--layer`, `activation.png`. A regression has `value.png` in place of `probability.png` and
     `label.png`; where each class is read at its own pixels, there is no `label.png`.
