@@ -78,12 +78,13 @@ def not_installed_by_the_readme() -> list[str]:
 RUN = """
 import json, shlex, sys
 from glob import glob
+from importlib.machinery import PathFinder
 lines, missing = json.load(sys.stdin)
-class Missing:
-    def find_spec(self, name, *_):
-        if name.partition(".")[0] in missing:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Missing())
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, *rest):
+        return None if name.partition(".")[0] in missing else super().find_spec(name, *rest)
+sys.meta_path[:] = [Finder if finder is PathFinder else finder for finder in sys.meta_path]
 from cnnviz.cli.main import run
 for line in lines:
     words = shlex.split(line, comments=True)[1:]
@@ -149,7 +150,7 @@ def test_every_command_is_in_the_readme_with_its_page(name):
 def test_every_link_leads_to_a_file(page):
     text = re.sub(r"```.*?```|`[^`]*`", "", page.read_text("utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\((?!http)([^)#]+)", text):
-        assert (page.parent / target).is_file(), target
+        assert (page.parent / target).exists(), target
 
 
 def test_the_site_has_every_page():
