@@ -128,17 +128,17 @@ def _class_text(entry: ClassAudit) -> str:
             f"spread over {_percent(spread.area)} of the frame "
             f"(95 %: {_percent(low)} to {_percent(high)}{others})"
         )
-    if residual.plain and residual.high_passed:
-        lines.append(
-            f"mean image minus others' added to {residual.images} images of other classes:"
-        )
-        alarm = "  SUSPICIOUS" if (residual.suspicion or 0.0) > ALARM else ""
-        kinds = (("", residual.plain), ("high-passed ", residual.high_passed))
-        shares = [
-            f"{kind}{_percent(added.became)} become it (random {_percent(added.became_random)})"
-            for kind, added in kinds
-        ]
-        lines.append("  " + "; ".join(shares) + alarm)
+    kinds = {
+        "mean image minus others' added": residual.plain,
+        "the same, high-passed": residual.high_passed,
+        "stored as JPEG": residual.recoded,
+    }
+    for kind, added in kinds.items():
+        if added is not None:
+            became, random = _percent(added.became), _percent(added.became_random)
+            lines.append(f"{kind}: {became} of the others become it (random {random})")
+    if (residual.suspicion or 0.0) > ALARM:
+        lines[-1] += "  SUSPICIOUS"
     return "\n".join([*lines, _verdict(entry)])
 
 
@@ -176,6 +176,11 @@ def _draw_patch(axes: Axes, image: WorkingImage, box: Sequence[int]) -> None:
     left = min(max(0, (x0 + x1 - side) // 2), max(0, right - side))
     axes.set_xlim(left - 0.5, min(left + side, right) - 0.5)
     axes.set_ylim(min(top + side, bottom) - 0.5, top - 0.5)
+
+
+def preview(result: AuditResult) -> Figure:
+    """The figure that a notebook shows."""
+    return draw_overview(result)
 
 
 def draw_overview(result: AuditResult) -> Figure:

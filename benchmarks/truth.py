@@ -13,6 +13,20 @@ ASSETS holds `weights/squeezenet1_1.pth` and `photos/imagenet/`, TRUTH `imagenet
 
 Each map is held against Grad-CAM on the same pictures: means of paired differences, with 95 %
 intervals from 10,000 resamplings of the pictures.
+
+How the agreement map is chosen (written down before the candidates were computed):
+
+- Candidates: the geometric mean, the mean or the minimum of the positive parts of the occlusion map
+  (64/16, density; log-odds, logit or loss) and of Grad-CAM (of the logit or of the log-odds), each
+  divided by its maximum or by the 99 % quantile of its pixels. All are reported.
+- A candidate is out if it hits fewer than 0.97 of the mosaics' quarters, or if its hits, the
+  strongest 5 % inside or the AUC on photographs are significantly below those of Grad-CAM.
+- The others are ranked by the sum of their hits, strongest 5 % inside and AUC on photographs. Of
+  those whose sum is not significantly below the best one's (paired, 95 %), the simplest is taken: one
+  of the default score, then of the Grad-CAM of the logit, then normalised by the maximum, then the
+  combination in the order geometric mean, minimum, mean (the first is what was used before).
+- A gain is claimed for the chosen one only in a measure whose interval excludes zero. The same
+  pictures have served to choose before: such a claim waits for other pictures.
 """
 
 import argparse

@@ -8,11 +8,14 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import sysconfig
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from contextvars import ContextVar
 from functools import cache
-from typing import TextIO
+from pathlib import Path
+from typing import Any, TextIO
 
 from rich.console import Console as RichConsole
 from rich.progress import (
@@ -27,11 +30,18 @@ from rich.text import Text
 
 from cnnviz.cli.ci_reports import current
 from cnnviz.cli.options import OutputOptions
+from cnnviz.core.errors import one_line
+from cnnviz.core.files import well_formed
 
 _EMPTY, _PERCENT = ("", "-", "None"), re.compile(r"(?<=\d)%")
 PLAIN_STEPS = 4
 PIPED_WIDTH = 140
+_CI_COMMAND = re.compile(r"##(?=\w*\[)")
 _STDOUT, _STDERR = 1, 2  # file descriptors
+_LIBRARIES = (
+    *(sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")),
+    str(Path(__file__).parents[1]),
+)
 
 
 _findings: ContextVar[TextIO | None] = ContextVar("findings", default=None)
@@ -82,8 +92,19 @@ def _own_stdout() -> Iterator[TextIO]:
 
 
 def printable(text: object) -> str:
-    """Replaces control characters, so that a file name cannot control the terminal."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in str(text))
+    """Replaces what would control the terminal, or the CI system that reads its lines.
+
+    Those are control characters, and `##[command]` or `##vso[command]` anywhere in a line.
+    """
+    shown = "".join(c if c.isprintable() else "\ufffd" for c in str(text))
+    return _CI_COMMAND.sub("# #", shown)
+
+
+def print_json(parts: Iterable[str]) -> None:
+    """Prints a JSON document to stdout; in its strings, `##` is escaped as in `printable`."""
+    findings().writelines(well_formed(part).replace("##", "#\\u0023") for part in parts)
+    findings().flush()
+    current().printed = True
 
 
 def say(message: str) -> None:
@@ -97,6 +118,28 @@ def show_warnings() -> None:
     handler = logging.Handler()
     handler.emit = lambda record: say(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("cnnviz").addHandler(handler)
+
+
+@contextmanager
+def libraries_silenced() -> Iterator[None]:
+    """Drops warnings and log lines of libraries while the block runs; a user's are printed."""
+
+    def heard(path: str, text: str) -> None:
+        if path.endswith(".py") and not path.startswith(_LIBRARIES):
+            say(f"{Path(path).name}: {text}")
+
+    def show(message: Any, category: Any, filename: str, *_more: object) -> None:
+        heard(filename, f"{category.__name__}: {one_line(Warning(message))}")
+
+    handler, before = logging.Handler(logging.WARNING), logging.lastResort
+    handler.emit = lambda record: heard(record.pathname, record.getMessage())  # type: ignore[method-assign]
+    with warnings.catch_warnings():
+        show_all: Any = show
+        warnings.showwarning, logging.lastResort = show_all, handler
+        try:
+            yield
+        finally:
+            logging.lastResort = before
 
 
 class Console:

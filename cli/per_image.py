@@ -34,6 +34,7 @@ from cnnviz.core.output.options import Look
 from cnnviz.core.output.record import from_json, to_json
 from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.core.output.sheets import Contact, contact_sheets
+from cnnviz.core.output.summary import ClassRecord
 
 Advance = Callable[[int], None]
 """Takes the number of steps just done."""
@@ -76,6 +77,9 @@ class ImageStudy(ABC, Generic[Result, Entry]):
     @abstractmethod
     def one(self, image: WorkingImage, path: Path, advance: Advance) -> Result:
         """Studies an image; a `CnnvizError` fails this image alone."""
+
+    def check(self, entry: Entry) -> None:
+        """Raises a CnnvizError if the line of an earlier run cannot be of this run."""
 
     @abstractmethod
     def entry(self, result: Result) -> Entry:
@@ -153,7 +157,7 @@ class ImageRun(Run):
             typer.Exit: with status 1 if an image failed.
             CheckFailed: a check does not hold.
         """
-        self.open_for(paths, model, depends, study.kind, inputs=inputs, resume=resume)
+        self.open_for(paths, model, depends, study, inputs=inputs, resume=resume)
         self.go_through(study, model)
         if study.title and len(self.entries):
             self._table(study)
@@ -177,12 +181,12 @@ class ImageRun(Run):
         paths: Sequence[Path],
         model: Model,
         depends: Mapping[str, object],
-        kind: Any,
+        study: ImageStudy[Any, Any],
         *,
         inputs: Sequence[Path] = (),
         resume: bool = False,
     ) -> None:
-        """Opens the folder for these images; `kind` is the study's, the rest as in `go`."""
+        """Opens the folder for these images; the parameters are those of `go`."""
         self._inputs = [*self._data.files, *inputs]
         self._alone = self._folders and len(paths) == 1 and self.shard is None
         listed = "\n".join(map(str, paths)).encode("utf-8", "surrogateescape")
@@ -215,7 +219,7 @@ class ImageRun(Run):
             resume=resume,
             images=images,
             changed=lambda image: self._data.changed(self._places[Path(image)]),
-            check=partial(from_json, kind),
+            check=partial(self._check, study, model),
         )
         self.entries, done = self._index, self._index.adopt()
         self._paths = [path for path in paths if str(path) not in done]
@@ -223,6 +227,22 @@ class ImageRun(Run):
             self.console.note(f"{len(paths) - len(self._paths)} of the {len(paths)} are done")
         if dropped := self._index.dropped:
             self.console.note(f"{dropped} lines of {LINES} are damaged or out of date: done again")
+
+    def _check(self, study: ImageStudy[Any, Any], model: Model, line: Mapping[str, Any]) -> None:
+        """Raises a CnnvizError if the line of an earlier run cannot be of this run."""
+        entry = from_json(study.kind, line)
+        study.check(entry)
+        if self._folders and "folder" not in line:
+            raise CnnvizError("it names no folder")
+        if not hasattr(entry, "top5"):
+            return
+        if (entry.top5 is not None) != model.head.has_classes:
+            raise CnnvizError("it has predictions, or none, unlike the network")
+        if (entry.prediction is None) == bool(entry.top5):
+            raise CnnvizError("it has no prediction")
+        named: list[ClassRecord] = [entry.prediction, *entry.top5] if entry.top5 else []
+        if any(model.labels[one.index] != one.class_ for one in named):
+            raise CnnvizError("it predicts a class that the network does not have")
 
     def _one(self, path: Path, model: Model, study: ImageStudy[Any, Any], advance: Advance) -> None:
         """Studies one image."""

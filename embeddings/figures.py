@@ -221,6 +221,11 @@ def scatter(result: EmbeddingResult, map_: Map | None = None) -> Figure:
     return board([[cell]], legend=entries(result, RING))
 
 
+def preview(result: EmbeddingResult) -> Figure:
+    """The figure that a notebook shows."""
+    return scatter(result)
+
+
 def side_by_side(result: EmbeddingResult) -> Figure:
     """Draws `perplexities.png`: all maps of a run as scatter panels."""
     cells: list[Cell] = []

@@ -53,6 +53,11 @@ def draw(
     }
 
 
+def preview(result: SaliencyResult) -> Figure | None:
+    """The figure that a notebook shows."""
+    return draw(result)["overlay.png"] if result.working else None
+
+
 def draw_comparison(result: SaliencyResult, look: Look | None = None) -> Figure:
     """Draws a row for each class: image, saliency map, other map, and how far they agree."""
     look = look or Look()

@@ -110,6 +110,11 @@ def draw(
     return figures
 
 
+def preview(result: OcclusionResult) -> Figure | None:
+    """The figure that a notebook shows."""
+    return draw_overlay(result, Look()) if result.measured else None
+
+
 def draw_overlay(
     result: OcclusionResult,
     look: Look,

@@ -96,7 +96,9 @@ def choose(states: Sequence[StateDict], module: nn.Module, name: str | None, pat
     idle = [name for name in tensors if name not in shapes and _last(name) in _NO_WEIGHT]
     if idle:
         counts = Counter(map(_last, idle))
-        notes.append(f"'{path}': skipped counters and computed buffers: {_counted(counts)}")
+        del counts[COUNTER]  # not worth a note: it plays no part at evaluation
+        if counts:
+            notes.append(f"'{path}': skipped counters and computed buffers: {_counted(counts)}")
         tensors = {name: tensors[name] for name in tensors.keys() - idle}
     return Fitting(tensors, tuple(notes))
 

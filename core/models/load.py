@@ -198,12 +198,15 @@ def load_model(
     given = read_labels(Path(labels)) if labels is not None else None
     with _seeded(seed):
         count = len(given.names) if given else None
-        trained = find_trained(name, file, weights, state, adjusted, count, features or not scores)
+        headless = features or not scores or head_choice is HeadChoice.NONE
+        trained = find_trained(name, file, weights, state, adjusted, count, headless)
         name, preprocess = trained.name, trained.preprocess
         head_choice, notes = _publishers_head(trained, head_choice)
-        if trained.headless and head_choice is not HeadChoice.NONE:
+        no_classes = bool(trained.headless) and head_choice is not HeadChoice.NONE
+        if no_classes:
             if scores and not features:
                 raise CnnvizError(f"{trained.headless}; {FEATURES_ONLY}")
+            head_choice = HeadChoice.NONE
             notes.append(f"{trained.headless}: its outputs are features, not classes")
         ran = run_first(trained.module, name, preprocess.channels, preprocess.crop, dtype, target)
         module, channels = ran.module, ran.channels
@@ -214,19 +217,11 @@ def load_model(
         if trained.assumed and (note := trained.assumed.note(preprocess, size, mean, std)):
             notes.append(note)
         preprocess = replace(preprocess, scale=value_range, show=_bands(show, channels))
-        without = trained.headless and head_choice is not HeadChoice.NONE
+        scores = scores and not no_classes
         result = read_out(
-            module,
-            ran.output,
-            name,
-            preprocess,
-            target,
-            dtype,
-            output,
-            HeadChoice.NONE if without else head_choice,
-            scores and not without,
+            module, ran.output, name, preprocess, target, dtype, output, head_choice, scores
         )
-        if without:
+        if no_classes:
             result = replace(result, classes=0, labels=())
     if threshold != Head().threshold and result.head.kind is not Kind.SIGMOID:
         raise UsageError(

@@ -6,7 +6,6 @@ without `overwrite`, and then only what an earlier summary lists, or what has th
 One process at a time writes to a folder.
 """
 
-import csv
 import io
 import json
 import os
@@ -33,6 +32,7 @@ from cnnviz.core.files import (
     LARGEST,
     SUMMARY,
     check_free,
+    csv_text,
     exists,
     from_json,
     read_text,
@@ -313,15 +313,12 @@ class RunFolder:
 
     def write_csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
         """Writes comma-separated values with a header; also as Parquet, if pyarrow is installed."""
-        stream, listed = io.StringIO(), list(rows)
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(listed)
+        listed = list(rows)
         if parquet.available():
             content = io.BytesIO()
             parquet.write(content, header, listed)
             self.write_bytes(Path(name).stem + parquet.SUFFIX, content.getvalue())
-        return self.write_text(name, stream.getvalue())
+        return self.write_text(name, csv_text([header, *listed]))
 
     def write_npz(self, name: str, **arrays: np.ndarray) -> Path:
         """Writes arrays, compressed; objects are refused, since they would be pickled."""

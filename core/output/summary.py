@@ -17,7 +17,7 @@ from torch import Tensor
 from cnnviz.core.choices import Precision
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
-from cnnviz.core.files import DAMAGE, SUMMARY, read_text, regular
+from cnnviz.core.files import DAMAGE, SUMMARY, read_text
 from cnnviz.core.files import from_json as parsed
 from cnnviz.core.models.heads import Head, Reading
 from cnnviz.core.models.load import Model
@@ -38,8 +38,6 @@ from cnnviz.core.output.record import (
 )
 from cnnviz.core.output.run_data import RunData
 
-LARGEST = 2**30
-"""Bytes of a summary; larger files are refused before they are read."""
 TOP = 5
 HEADS = ("softmax", "sigmoid", "none", "probabilities", "probabilities per class")
 
@@ -260,8 +258,6 @@ def read_summary(folder: Path | FinishedRun, images_below: Sequence[Path] = ()) 
     if isinstance(folder, FinishedRun):  # whose summary may not be on disk yet (`--report`)
         return folder
     path = folder / SUMMARY if folder.is_dir() else folder
-    if (size := regular(path).stat().st_size) > LARGEST:
-        raise UsageError(f"'{path}' has {size:,} bytes; a summary has at most {LARGEST:,}")
     text = read_text(path)
     try:
         content: Any = parsed(text)

@@ -19,6 +19,7 @@ from torch import nn
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.data.labels import LabelledImages, Progress, check_labels
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models.behaviour import check_batch
 from cnnviz.core.models.layers import named_layers
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import fast
@@ -260,6 +261,8 @@ def _measure(
         done = stored.done
     with torch.inference_mode():
         for places, images, truth in stream.all(passes.images, done):
+            if len(indices) == 1:
+                check_batch(model.outputs, images, model.name)
             tally.start(truth)
             passes.run(images, tally.add)
             indices.append(places)

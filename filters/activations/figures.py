@@ -27,8 +27,20 @@ from cnnviz.core.output.overlays import (
 )
 from cnnviz.core.output.sheets import grid, sheet_cell
 from cnnviz.filters.activations.options import ActivationsSpec, MapOrder
-from cnnviz.filters.activations.results import LayerActivation
+from cnnviz.filters.activations.results import Activations, LayerActivation
 from cnnviz.filters.kernels.figures import grey_levels
+
+MOST_SHOWN = 64
+"""Maps in a notebook."""
+
+
+def preview(result: Activations) -> Figure | None:
+    """The figure that a notebook shows: the strongest maps of the first layer."""
+    if result.working is None:
+        return None
+    layer = result.layers[0]
+    channels = layer.order(strongest=True)[:MOST_SHOWN]
+    return draw_maps(layer, channels, ActivationsSpec(top=MOST_SHOWN), result.working)
 
 
 def draw_maps(

@@ -5,8 +5,8 @@ import itertools
 
 import numpy as np
 import pytest
-from matplotlib.text import Text
 from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 from PIL import Image
 
 from cnnviz.core.data.datasets import open_data

@@ -209,7 +209,7 @@ def test_logits_that_lie_between_0_and_1_by_chance_stay_logits(
 ) -> None:
     model = network("SmallLogits")
     assert model.head == Head()
-    assert model.notes == ()
+    assert not any("probabilities" in note for note in model.notes)
 
 
 def test_a_sigmoid_that_bears_no_strange_picture_is_known_by_its_numbers(
