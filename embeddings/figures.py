@@ -23,18 +23,9 @@ from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 from cnnviz.core.output.drawing import label_axes
-from cnnviz.core.output.layout import (
-    LINE,
-    PANEL,
-    Cell,
-    Entry,
-    board,
-    escape,
-    in_rows,
-    plot,
-    text_width,
-)
+from cnnviz.core.output.layout import PANEL, Cell, Entry, board, in_rows, plot
 from cnnviz.core.output.style import SMALL, ink
+from cnnviz.core.output.text import LINE, escape, text_width
 from cnnviz.embeddings.quality import UNKNOWN, LabelQuality
 from cnnviz.embeddings.results import MEASURES, EmbeddingResult, Map
 

@@ -16,7 +16,7 @@ from cnnviz.core.output.options import Look
 from cnnviz.core.output.overlays import (
     MOST_COLUMNS,
     Scale,
-    draw_picture,
+    input_cell,
     outline_pixels,
     paint_map,
     photograph,
@@ -89,8 +89,7 @@ def _size(result: SaliencyResult) -> tuple[int, int]:
 
 
 def _input(result: SaliencyResult, beneath: Pixels) -> Cell:
-    size = _size(result)
-    return picture(lambda axes: draw_picture(axes, beneath, size), size, "input")
+    return input_cell(beneath, _size(result))
 
 
 def _maps(

@@ -19,7 +19,7 @@ from torch import Tensor
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.maps import agreement
 from cnnviz.core.output.drawing import image_pixels, label_axes
-from cnnviz.core.output.layout import Bar, Cell, Entry, board, in_rows, picture, plot
+from cnnviz.core.output.layout import Bar, Cell, Entry, board, in_rows, picture, plot, scaled
 from cnnviz.core.output.options import Look
 from cnnviz.core.output.overlays import (
     MOST_COLUMNS,
@@ -28,13 +28,14 @@ from cnnviz.core.output.overlays import (
     draw_picture,
     enlarged,
     hatch_pixels,
+    input_cell,
     outline_pixels,
     paint_kinds,
     paint_map,
     scales,
 )
 from cnnviz.core.output.style import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW
-from cnnviz.occlusion.masks import Grid
+from cnnviz.occlusion.masks import nearest_positions
 from cnnviz.occlusion.measurement import Activation
 from cnnviz.occlusion.options import MapKind, Score, Upsample
 from cnnviz.occlusion.results import Agreement, OcclusionResult, Panel, Sufficiency
@@ -42,6 +43,8 @@ from cnnviz.occlusion.sufficient import HELD
 
 LEGEND_CLASSES = 9
 OTHER_GRAY = "#8c8c8c"
+IN_FOUR = 0.75
+"""Size of the panels of a row of four, of that of a single one."""
 FLIPPED = 0.7
 """Opacity of the colour of a class that becomes the prediction."""
 # Okabe and Ito's colours, distinct for people with colour-blindness, and a brown.
@@ -132,9 +135,7 @@ def _input(result: OcclusionResult, beneath: Pixels) -> Cell:
     """The image in colour, with its prediction."""
     size, top = result.measured.size, result.prediction
     text = f"{top.class_}, {result.measured.head.text(top.reading)}" if top else ""
-    return picture(
-        lambda axes: draw_picture(axes, beneath, size), size, "input" + f"\n{text}" * bool(text)
-    )
+    return input_cell(beneath, size, text)
 
 
 def _grid(
@@ -252,7 +253,8 @@ def _agreements(result: OcclusionResult, look: Look, beneath: Pixels) -> Figure:
         cells[2] = _both(
             cells[2], together, (occluded[row], traced[row]), columns[2][row], look, beneath
         )
-        rows.append([_input(result, beneath), *cells])
+        shown = [_input(result, beneath), *cells]
+        rows.append([scaled(cell, IN_FOUR) for cell in shown])
     return board(rows, legend=DISAGREEMENT)
 
 
@@ -338,18 +340,6 @@ def _curves(entry: Sufficiency, height: float) -> Cell:
     return plot(paint, "Probability by the share of cells", height=height - 30, width=230)
 
 
-def _cell_of_pixels(grid: Grid, size: tuple[int, int]) -> NDArray[np.intp]:
-    """(H, W): the position whose mask's centre is nearest to each pixel."""
-    rows, columns = grid.shape
-    boxes = grid.boxes_P4.reshape(rows, columns, 4).double().numpy()
-    nearest = []
-    for axis, (line, length) in enumerate(zip((boxes[:, 0], boxes[0]), size, strict=True)):
-        centres = (line[:, axis] + line[:, axis + 2]) / 2
-        edges = (centres[:-1] + centres[1:]) / 2
-        nearest.append(np.searchsorted(edges, np.arange(length) + 0.5))
-    return np.asarray(nearest[0][:, None] * columns + nearest[1], np.intp)
-
-
 def _centred_scale(values: Sequence[NDArray[np.floating]], original: float, what: str) -> Scale:
     """Colours that are neutral at the original value: blue below, red above."""
     limit = max(*(float(np.abs(v - original).max(initial=0.0)) for v in values), 1e-12)
@@ -393,7 +383,7 @@ def _positions(
 ) -> Cell:
     """A value of each position, each in the pixels that are nearest to its mask."""
     size = result.measured.size
-    values_HW = values_P.astype(np.float32)[_cell_of_pixels(panel.grid, size)]
+    values_HW = values_P.astype(np.float32)[nearest_positions(panel.grid, size).numpy()]
     return picture(
         lambda axes: paint_map(axes, values_HW, scale, look.display), size, title, bar=bar
     )
@@ -419,7 +409,7 @@ def _labels(result: OcclusionResult, beneath: Pixels) -> Figure:
     rgba = np.array([(0.0, 0.0, 0.0, 0.0), *opaque], np.float32)
     cells = []
     for panel in by_mask:
-        kinds = codes[panel.winners_P.numpy()][_cell_of_pixels(panel.grid, size)]
+        kinds = codes[panel.winners_P.numpy()][nearest_positions(panel.grid, size).numpy()]
         share = float((panel.winners_P.numpy() != predicted).mean())
         title = f"prediction flips at {100 * share:.1f} % of the positions\n{_mask(panel)}"
         cells.append(

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.output.layout import board, escape, plot, shortened, text_width
+from cnnviz.core.output.layout import board, plot
 from cnnviz.core.output.style import HARM, SMALL, ink
+from cnnviz.core.output.text import escape, shortened, text_width
 
 MOST_BARS = 40
 LONGEST = 150.0

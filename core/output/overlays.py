@@ -317,6 +317,12 @@ def _firsts(values: NDArray[np.float32], tiny: float) -> NDArray[np.intp]:
     return np.concatenate([[0], np.flatnonzero(changed) + 1]).astype(np.intp)
 
 
+def input_cell(pixels: Pixels, size: tuple[int, int], detail: str = "") -> Cell:
+    """The image in colour, the first cell of every figure of an image."""
+    title = f"input\n{detail}" if detail else "input"
+    return picture(lambda axes: draw_picture(axes, pixels, size), size, title)
+
+
 def small(
     pixels: Pixels | None, below: str = "", frame: str = "", width: float = SMALL_SIDE
 ) -> Cell:

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from cnnviz.core.choices import Scaling
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.output.layout import Cell, board, in_rows, picture
+from cnnviz.core.output.layout import board, in_rows, picture
 from cnnviz.core.output.options import Ends, Look
 from cnnviz.core.output.overlays import (
     MOST_COLUMNS,
     Scale,
-    draw_picture,
+    input_cell,
     paint_map,
     photograph,
     scales,
@@ -57,12 +57,7 @@ def draw_maps(
     sorting = "by channel" if spec.sorting is MapOrder.CHANNEL else "strongest first"
     heading = f"{layer.layer}\n{chosen} of {height}x{width}, {sorting}{clipped}"
     sheet = sheet_cell(grid(levels, "channel", tuple(channels)), heading, bar)
-    return board([[_input(image), sheet]])
-
-
-def _input(image: WorkingImage) -> Cell:
-    size, beneath = _size(image), photograph(image)
-    return picture(lambda axes: draw_picture(axes, beneath, size), size, "input")
+    return board([[input_cell(photograph(image), _size(image)), sheet]])
 
 
 def _size(image: WorkingImage) -> tuple[int, int]:
@@ -81,7 +76,7 @@ def draw_overlays(
     maps = [layer.maps_CHW[channel].numpy()[row_H][:, column_W] for channel in channels]
     if not spec.signed:
         maps = [values_HW.clip(min=0) for values_HW in maps]
-    cells = [_input(image)]
+    cells = [input_cell(background, size)]
     for channel, values_HW, scale in zip(
         channels, maps, scales(maps, look, "activation", one_sided=True), strict=True
     ):

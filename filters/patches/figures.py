@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.output.drawing import image_pixels
-from cnnviz.core.output.layout import shortened, wrap
 from cnnviz.core.output.overlays import photograph
+from cnnviz.core.output.text import shortened, wrap
 from cnnviz.filters.patches.boxes import PatchImages
 from cnnviz.filters.patches.options import Crop, Ranking
 from cnnviz.filters.patches.results import FilterPatches, MaxPatches, Patch
@@ -27,7 +27,7 @@ from cnnviz.filters.patches.results import FilterPatches, MaxPatches, Patch
 ROWS = 25
 """Filters on one page."""
 
-PATCH_SIDE, IMAGE_SIDE = 120, 120
+PATCH_SIDE, IMAGE_SIDE = 120, 112
 GAP, MARGIN, NAMES, LINE, NARROWEST = 10, 14, 165, 17, 460
 FONT, SMALL, LARGE, HEADING = "DejaVu Sans", 12, 14, 16
 GREY = 236

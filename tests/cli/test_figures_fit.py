@@ -14,9 +14,10 @@ from PIL import Image
 from rendering import misplaced
 
 from cnnviz.cli.main import run
-from cnnviz.core.output.layout import Bar, Cell, Entry, board, picture, wrap
-from cnnviz.core.output.layout import text_width as width_of
+from cnnviz.core.output.layout import Bar, Cell, Entry, board, picture
 from cnnviz.core.output.run_folder import RunFolder
+from cnnviz.core.output.text import text_width as width_of
+from cnnviz.core.output.text import wrap
 
 LONG = "Greater Swiss Mountain dog, working breed from the Alps"
 MASKS = ["--mask", "5", "--mask", "8", "--mask", "12x20", "--stride", "6"]
@@ -76,9 +77,7 @@ def test_no_text_is_clipped_or_covered(command: str, found: dict[str, list[str]]
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_board_of_long_names_has_room_for_them(count: int) -> None:
-    bar = Bar(
-        np.zeros((9, 3)), -1.0, 1.0, f"{LONG} over the masks that cover a pixel", (True, True)
-    )
+    bar = Bar(np.zeros((9, 3)), -1.0, 1.0, f"{LONG} over all masks", (True, True))
     one = picture(lambda _axes: None, (40, 60), f"{LONG}\n{'a.b' * 50}\n{LONG}", LONG, bar, 90.0)
     legend = [Entry(LONG, "red")] * 3
     figure = board([[one] * count, [one] * count], heading=LONG * 3, legend=legend)
