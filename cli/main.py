@@ -204,15 +204,10 @@ def _ended(given: list[str], record: object) -> tuple[int, str, BaseException | 
     try:
         with _interruptions_kept() as came, _called_with(given):
             try:
-                if record is None:
-                    status = app(given, prog_name="cnnviz", standalone_mode=False)
-                else:
-                    with _exit_status() as ended:
-                        start(record)
-                    status = ended[0]
+                status = _status(given, record)
                 if status == INTERRUPTED or (came and status):  # an image failed because of it
                     raise KeyboardInterrupt
-                return int(status or 0), "", None
+                return status, "", None
             except Exception as error:
                 if came:  # a library turned the interruption into this error
                     raise KeyboardInterrupt from error
@@ -236,14 +231,15 @@ def _ended(given: list[str], record: object) -> tuple[int, str, BaseException | 
         return 1, f"the network's code raised {located(error)}", error
 
 
-@contextmanager
-def _exit_status() -> Iterator[list[int]]:
-    """Turns `typer.Exit` into a status, as Typer does."""
-    status = [0]
+def _status(given: list[str], record: object) -> int:
+    """Runs a command line, or its record; `typer.Exit` becomes a status, as Typer does it."""
+    if record is None:
+        return app(given, prog_name="cnnviz", standalone_mode=False) or 0
     try:
-        yield status
+        start(record)
     except typer.Exit as error:
-        status[0] = error.exit_code
+        return error.exit_code
+    return 0
 
 
 def main() -> None:
