@@ -208,6 +208,7 @@ class ImageRun(Run):
             "precision": model.precision,
             "--format": self._output.format,
             "--dark": self._output.dark,
+            "--width": self._output.width,
             **{name: repr(value) for name, value in depends.items()},
         }
         resume = resume and not self._output.overwrite

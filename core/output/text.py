@@ -20,6 +20,8 @@ from PIL import ImageFont, features
 FONT = "DejaVu Sans"
 LINE = 1.3
 """Height of a line of text over its size."""
+RAQM = features.check("raqm")
+"""Whether Pillow places glyphs as finely as they are measured."""
 
 
 @cache
@@ -112,7 +114,7 @@ class Written(Text):
 
     def draw(self, renderer: Any) -> None:
         """Draws the line."""
-        if not (isinstance(renderer, RendererAgg) and features.check("raqm")):
+        if not (isinstance(renderer, RendererAgg) and RAQM):
             super().draw(renderer)
             return
         font = _pillow_font(self.get_fontsize() * renderer.dpi / 72)
