@@ -12,6 +12,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from matplotlib import rcParams
@@ -213,7 +214,7 @@ def scatter(result: EmbeddingResult, map_: Map | None = None) -> Figure:
     """
     map_ = map_ or result.maps[0]
     first, *quality = quality_lines(result, map_)
-    title = f"{result.data.name}: {first}\n{'; '.join(quality)}"
+    title = f"{Path(result.data.name).name}: {first}\n{'; '.join(quality)}"
     cell = plot(
         lambda axes: _paint_points(axes, result, map_),
         title, width=2 * PANEL, height=1.6 * PANEL, left=0.0, bottom=4.0, right=0.0,

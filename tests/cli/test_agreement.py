@@ -79,7 +79,7 @@ def test_without_options_what_points_best_is_run(tmp_path: Path) -> None:
     assert run(["occlude", SHIP, "--quiet", "--out", str(tmp_path)]) == 0
     (entry,) = entries(tmp_path / "ship")
     assert (entry["score"], entry["upsample"]) == ("loss", "density")
-    assert entry["targets"][0]["mask"] == [9, 9]
+    assert entry["targets"][0]["mask"] == [8, 8]
     assert entry["targets"][0]["stride"] == 2
 
 

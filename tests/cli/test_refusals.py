@@ -252,7 +252,7 @@ def expanded():
         (["--target", "top" + "9" * 5000], 2, "of 10 classes"),
         (["--target", "9" * 5000], 2, "no class 999"),
         (["--out", "loop"], 1, "cannot write to loop"),
-        (["--scale", "inf"], 2, "--scale inf is not a finite number"),
+        (["--scale", "inf"], 2, "invalid scale 'inf'; --scale takes"),
         (["--alpha", "nan"], 2, "--alpha nan is not a finite number"),
         (["--junit", "pipe"], 2, "pipe exists and is not a JUnit report"),
         (["--model", "nets.py:zero"], 1, "returns no scores: its output has shape (1, 0)"),

@@ -44,7 +44,7 @@ def test_occlude_judges_each_of_its_maps(
     assert {"curves.png", "certainty.png"} <= set(found["files"])
     first = found["results"][0]["targets"][0]["trust"]
     assert list(first["agreement"]) == ["Grad-CAM at features.block3.conv2"]
-    assert list(first["stability"]) == ["blur fill", "mask 6", "mask 14"]
+    assert list(first["stability"]) == ["blur fill", "mask 6", "mask 12"]
     assert len(first["against_chance"]["random_maps"]) == 10
     assert first["gain"] > 0
     assert all("trust" in target for target in found["results"][0]["targets"])
