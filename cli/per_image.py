@@ -11,7 +11,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -316,7 +316,9 @@ class ImageRun(Run):
         """
         current().images = lambda: (str(entry["image"]) for entry in self.entries)
         pattern = show.replace(".png", f".{self._output.format}")
-        matching = (name for name in self.folder.files if Path(name).match(pattern))
+        files = self.folder.files
+        overviews = [name for name in files if name.startswith("overview")]
+        matching = chain(overviews, (name for name in files if Path(name).match(pattern)))
         shown = [self.folder.path / name for name in islice(matching, MOST_SHOWN)]
         ended: typer.Exit | None = None
         try:
