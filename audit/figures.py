@@ -1,6 +1,7 @@
 """The figures of an audit: a sheet for each class, and an overview of all classes."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,25 +16,17 @@ from cnnviz.audit.results import AuditResult, ClassAudit, Group, Shown
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.output.drawing import (
     Column,
-    bare,
-    beside,
     draw_bars,
     image_pixels,
     in_colour,
-    new_figure,
-    title,
     to_uint8,
-    under,
 )
+from cnnviz.core.output.layout import Cell, board, picture, words
 from cnnviz.core.output.options import Look
-from cnnviz.core.output.overlays import draw_map
+from cnnviz.core.output.overlays import SMALL_SIDE, draw_picture, paint_map, scales
 
-CELL = 1.15
-"""Inches of a patch."""
-TEXT = 3.1
-"""Inches of the text at the left of a row."""
-WHERE, CAPTION = 3.0, 0.42
-"""Inches of the map at the top, and of the line under a patch."""
+TEXT = 223.0
+"""Points of the text at the left of a row."""
 READ_FIRST = "grouped by predicted class"
 
 Read = Callable[[Sequence[int]], dict[int, WorkingImage]]
@@ -41,35 +34,40 @@ Read = Callable[[Sequence[int]], dict[int, WorkingImage]]
 
 def draw_class(entry: ClassAudit, read: Read) -> Figure:
     """Draws a class: where and what its evidence is, its suspicion, and images to look at."""
-    strips = list(_strips(entry))
-    columns = max(4, *(len(shown) for _, shown in strips))
-    height = WHERE + (CELL + CAPTION) * len(strips)
-    figure = new_figure(TEXT + columns * CELL + 0.3, height)
-    ratios = [WHERE, *[CELL + CAPTION] * len(strips)]
-    layout = figure.add_gridspec(1 + len(strips), 1, height_ratios=ratios)
-    where = layout[0].subgridspec(1, 3, width_ratios=[1.0, 0.8, 1.8])
-    left, middle, right = (figure.add_subplot(where[place]) for place in range(3))
     bands = next(iter(read([int(entry.members_N[0])]).values())).bands
     mean = to_uint8(in_colour(entry.image_CYX, bands))
-    label = "mean drop ÷ each image's largest"
-    draw_map(left, entry.mean_RC, Look(), label, over=mean, one_sided=True)
-    bare(left)
-    title(left, f"{entry.class_}: evidence,\nover the mean image")
-    _draw_residual(middle, in_colour(high_passed(entry.residual_CYX), bands))
-    beside(right, _class_text(entry))
-    for number, (text, shown) in enumerate(strips, start=1):
-        widths = [TEXT / CELL, *[1.0] * columns]
-        strip = layout[number].subgridspec(1, columns + 1, width_ratios=widths)
-        axes = [figure.add_subplot(strip[place]) for place in range(columns + 1)]
-        beside(axes[0], text)
+    (scale,) = scales([entry.mean_RC], Look(), "mean drop ÷ each image's largest", one_sided=True)
+    where = picture(
+        lambda axes: paint_map(axes, entry.mean_RC, scale, over=mean),
+        mean.shape[:2],
+        f"{entry.class_}\nevidence, over the mean image",
+        bar=scale.bar_over,
+        width=TEXT,
+    )
+    residual = replace(
+        picture(
+            _residual(in_colour(high_passed(entry.residual_CYX), bands)),
+            mean.shape[:2],
+            "Residual\nmean image minus others', high-passed, stretched",
+            width=2 * SMALL_SIDE,
+        ),
+        spans=True,
+    )
+    text = words(_class_text(entry), 6 * SMALL_SIDE, spans=True)
+    rows: list[list[Cell | None]] = [[where, residual, None, text]]
+    for heading, shown in _strips(entry):
         images = read([image.row for image in shown])
-        for place, panel in enumerate(axes[1:]):
-            bare(panel)
-            if place < len(shown):
-                image = shown[place]
-                _draw_patch(panel, images[image.row], image.box)
-                under(panel, image.label or _percent(image.probability), 18)
-    return figure
+        patches = [
+            picture(
+                _patch(images[image.row], image.box),
+                (1, 1),
+                below=image.label or _percent(image.probability),
+                width=SMALL_SIDE,
+            )
+            for image in shown
+        ]
+        rows.append([words(heading, TEXT), *patches])
+    return board(rows, gap=8.0)
 
 
 def _strips(entry: ClassAudit) -> Iterator[tuple[str, Sequence[Shown]]]:
@@ -130,17 +128,17 @@ def _class_text(entry: ClassAudit) -> str:
             f"spread over {_percent(spread.area)} of the frame "
             f"(95 %: {_percent(low)} to {_percent(high)}{others})"
         )
-    if residual.plain and residual.high_passed:
-        lines.append(
-            f"mean image minus others' added to {residual.images} images of other classes:"
-        )
-        alarm = "  SUSPICIOUS" if (residual.suspicion or 0.0) > ALARM else ""
-        kinds = (("", residual.plain), ("high-passed ", residual.high_passed))
-        shares = [
-            f"{kind}{_percent(added.became)} become it (random {_percent(added.became_random)})"
-            for kind, added in kinds
-        ]
-        lines.append("  " + "; ".join(shares) + alarm)
+    kinds = {
+        "mean image minus others' added": residual.plain,
+        "the same, high-passed": residual.high_passed,
+        "stored as JPEG": residual.recoded,
+    }
+    for kind, added in kinds.items():
+        if added is not None:
+            became, random = _percent(added.became), _percent(added.became_random)
+            lines.append(f"{kind}: {became} of the others become it (random {random})")
+    if (residual.suspicion or 0.0) > ALARM:
+        lines[-1] += "  SUSPICIOUS"
     return "\n".join([*lines, _verdict(entry)])
 
 
@@ -151,16 +149,19 @@ def _verdict(entry: ClassAudit) -> str:
     return f"suspicion {entry.suspicion:.2f}: {side} the alarm level {ALARM:g}"
 
 
-def _draw_residual(axes: Axes, residual: NDArray[np.float32]) -> None:
+def _residual(residual: NDArray[np.float32]) -> Callable[[Axes], None]:
     """Draws a residual (rows, columns, 3) around grey, its contrast stretched."""
     limit = max(float(np.abs(residual).max(initial=0.0)), 1e-12)
-    axes.imshow(to_uint8(0.5 + residual / (2 * limit)), interpolation="nearest")
-    bare(axes)
-    title(axes, "mean image minus others',\nhigh-passed, stretched")
+    pixels = to_uint8(0.5 + residual / (2 * limit))
+    return lambda axes: draw_picture(axes, pixels, (pixels.shape[0], pixels.shape[1]))
+
+
+def _patch(image: WorkingImage, box: Sequence[int]) -> Callable[[Axes], None]:
+    """Draws the patch, outlined, with a margin of half its size on each side."""
+    return lambda axes: _draw_patch(axes, image, box)
 
 
 def _draw_patch(axes: Axes, image: WorkingImage, box: Sequence[int]) -> None:
-    """Draws the patch, outlined, with a margin of half its size on each side."""
     pixels = image_pixels(image)
     y0, x0, y1, x1 = box
     margin = max(y1 - y0, x1 - x0) // 2
@@ -175,6 +176,11 @@ def _draw_patch(axes: Axes, image: WorkingImage, box: Sequence[int]) -> None:
     left = min(max(0, (x0 + x1 - side) // 2), max(0, right - side))
     axes.set_xlim(left - 0.5, min(left + side, right) - 0.5)
     axes.set_ylim(min(top + side, bottom) - 0.5, top - 0.5)
+
+
+def preview(result: AuditResult) -> Figure:
+    """The figure that a notebook shows."""
+    return draw_overview(result)
 
 
 def draw_overview(result: AuditResult) -> Figure:

@@ -4,18 +4,22 @@ A mark that is in many images of a class, always at the same place, is in their 
 class's mean residual (the mean of its images minus the mean of the others) is added to images that
 are predicted as other classes, once as it is and once high-passed (without its blurred copy, which
 removes skies and lawns and keeps lines, borders and letters). For comparison, the same images get
-random residuals of the same norm: sums of the data's images with random signs. For each of the two,
+random residuals of the same norm: sums of the data's images with random signs. For each of them,
 two null hypotheses must be rejected:
 
 - `random`: it raises the class no more than random residuals do (signs of the differences between
   images flipped at random);
 - `others`: it does so no more than the residuals of other classes for theirs (as for patches).
 
-The p-value of a class is twice the smaller one of the two (Bonferroni).
+A mark without a mean is how the files of a class are stored. So the same images are also stored as
+JPEG of low quality (`recoded`), which is tested in the same way.
+
+The p-value of a class is the smallest one of the three times three (Bonferroni).
 
 Shapes: N images, H hosts, B random residuals, C channels, Y X rows and columns of the image.
 """
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -23,6 +27,7 @@ from typing import Annotated
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from cnnviz.audit.groups import Class
@@ -34,7 +39,9 @@ HOSTS = 64
 """Images that a residual is added to, each with a random residual of its own to compare with."""
 BLUR = 0.05
 """Standard deviation of the blur that the high-pass removes, in shorter sides of the image."""
-CHUNK = 32
+QUALITY = 20
+"""Of the JPEG that images are stored as: coarser than what is used for photographs."""
+RGB, CHUNK = 3, 32
 Pictures = NDArray[np.float32]
 
 
@@ -68,13 +75,17 @@ class Residual(Record):
     images: Annotated[Count, Says("images of other classes that it was added to")] = 0
     plain: Annotated[Added | None, Says("as it is")] = None
     high_passed: Annotated[Added | None, Says("without its blurred copy")] = None
-    p: Annotated[Share | None, Says("twice the smaller p-value of the two")] = None
+    recoded: Annotated[
+        Added | None, Says("instead of it: the images stored as JPEG; null without three channels")
+    ] = None
+    p: Annotated[Share | None, Says("smallest p-value of the three, times their number")] = None
     suspicion: Annotated[Share | None, Says("1 - q (Benjamini-Hochberg) of that")] = None
 
     @property
     def became(self) -> float | None:
-        """The larger share of images that became the class."""
-        known = [added.became for added in (self.plain, self.high_passed) if added]
+        """The largest share of images that became the class."""
+        made = (self.plain, self.high_passed, self.recoded)
+        known = [added.became for added in made if added]
         return max(known, default=None)
 
 
@@ -148,9 +159,11 @@ def judge(
 ) -> list[Residual]:
     """Tests the residual of each class that has enough images; without suspicion."""
     random, random_sharp = averages.random_BCYX, high_passed(averages.random_BCYX)
+    coding_HCYX = _coding(hosts.pixels_H)
     draw = np.random.default_rng(seed)
     plain: dict[int, Added] = {}
     sharp: dict[int, Added] = {}
+    coded: dict[int, Added] = {}
     added_to: dict[int, int] = {}
     for number, entry in enumerate(listed):
         if entry.index is not None and entry.enough and len(hosts.others(entry.index)):
@@ -161,40 +174,63 @@ def judge(
             plain[number] = _add(hosts, chosen, residual, random, entry.index, draw)
             residual = high_passed(residual)
             sharp[number] = _add(hosts, chosen, residual, random_sharp, entry.index, draw)
+            if coding_HCYX is not None:
+                change = coding_HCYX[chosen]
+                coded[number] = _add(hosts, chosen, change, random_sharp, entry.index, draw)
         progress(1)
-    plain, sharp = _against_others(plain, added_to), _against_others(sharp, added_to)
+    kinds = [_against_others(kind, added_to) for kind in (plain, sharp, coded)]
     return [
-        _both(added_to[number], plain[number], sharp[number]) if number in plain else Residual()
+        _together(added_to.get(number, 0), *(kind.get(number) for kind in kinds))
         for number in range(len(listed))
     ]
 
 
-def _both(images: int, plain: Added, sharp: Added) -> Residual:
-    known = [added.p for added in (plain, sharp) if added.p is not None]
-    return Residual(images, plain, sharp, min(1.0, 2 * min(known)) if known else None)
+def _together(
+    images: int, plain: Added | None, sharp: Added | None, coded: Added | None
+) -> Residual:
+    made = [added for added in (plain, sharp, coded) if added is not None]
+    known = [added.p for added in made if added.p is not None]
+    p = min(1.0, len(made) * min(known)) if known else None
+    return Residual(images, plain, sharp, coded, p)
+
+
+def _coding(pixels_HCYX: torch.Tensor) -> Pictures | None:
+    """What storing images as JPEG of low quality changes; None for other channels than three."""
+    if pixels_HCYX.shape[1] != RGB:
+        return None
+    changes = []
+    for pixels_CYX in pixels_HCYX.numpy():
+        levels = np.rint(255 * np.moveaxis(pixels_CYX, 0, -1)).astype(np.uint8)
+        image = Image.fromarray(levels)
+        stream = io.BytesIO()
+        image.save(stream, "jpeg", quality=QUALITY)
+        stored = np.asarray(Image.open(stream, formats=["JPEG"]), np.float32) / 255
+        changes.append(np.moveaxis(stored, -1, 0) - pixels_CYX)
+    return np.stack(changes)
 
 
 def _add(
     hosts: Hosts,
     chosen_H: NDArray[np.int64],
-    residual_CYX: Pictures,
+    change: Pictures,
     random_BCYX: Pictures,
     target: int,
     draw: np.random.Generator,
 ) -> Added:
-    """Adds a residual, and random ones of its norm, to hosts."""
+    """Adds a change (C, Y, X), or one per host, and random ones of its norm, to hosts."""
     random_HCYX = random_BCYX[: len(chosen_H)]
     lengths_H = np.linalg.norm(random_HCYX.reshape(len(chosen_H), -1), axis=1)
-    scale_H = np.linalg.norm(residual_CYX) / np.maximum(lengths_H, np.finfo(np.float32).tiny)
+    norms = np.sqrt((change**2).sum((-3, -2, -1)))
+    scale_H = norms / np.maximum(lengths_H, np.finfo(np.float32).tiny)
     scaled = random_HCYX * scale_H[:, None, None, None].astype(np.float32)
     images = hosts.pixels_H[torch.from_numpy(chosen_H)]
     before_H = hosts.base_HK[chosen_H, target]
 
-    def with_(change: Pictures) -> tuple[NDArray[np.float64], float]:
-        after_HK = hosts.probabilities((images + torch.from_numpy(change)).clamp(0, 1))
+    def with_(added: Pictures) -> tuple[NDArray[np.float64], float]:
+        after_HK = hosts.probabilities((images + torch.from_numpy(added)).clamp(0, 1))
         return after_HK[:, target] - before_H, float((after_HK.argmax(1) == target).mean())
 
-    (rise_H, became), (random_H, became_random) = with_(residual_CYX), with_(scaled)
+    (rise_H, became), (random_H, became_random) = with_(change), with_(scaled)
     p = sign_flips(rise_H - random_H, draw)
     return Added(became, became_random, float(rise_H.mean()), float(random_H.mean()), p)
 

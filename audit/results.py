@@ -19,6 +19,7 @@ from cnnviz.audit.rows import UNKNOWN, Floats, Rows, columns
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import DAMAGE, read_text
 from cnnviz.core.output.journal import LINES, read_lines
+from cnnviz.core.output.notebook import Displayed
 from cnnviz.core.output.record import (
     HIDDEN,
     OPTIONAL,
@@ -178,7 +179,7 @@ class ImageRow(Record):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class AuditResult(Record):
+class AuditResult(Displayed, Record):
     """An audit: how the maps were made, and what they show of the data set and its classes.
 
     Not in the summary: the columns of all images, and their rows in `images.csv`.

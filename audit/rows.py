@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnviz.core.output.record import OPTIONAL, Box, Count, Record, Says, from_json
+from cnnviz.core.errors import CnnvizError
+from cnnviz.core.output.record import OPTIONAL, Box, Count, Record, Says, Share, Sides, from_json
 
 UNKNOWN = -1
 Floats = NDArray[np.float64]
@@ -25,40 +26,51 @@ class Row(Record):
 
     image: str
     place: Annotated[Count, Says("in the data set")]
-    label: Annotated[int | None, Says("index of its class; null where unknown")]
-    predicted: Annotated[int, Says("index of the predicted class, of which the map is")]
-    probability: float
+    label: Annotated[Count | None, Says("index of its class; null where unknown")]
+    predicted: Annotated[Count, Says("index of the predicted class, of which the map is")]
+    probability: Share
     max_drop: Annotated[float, Says("the largest value of the map, in the score's units")]
     mean_drop: float
     box: Annotated[Box, Says("of the largest drop: y0, x0, y1, x1")]
-    reliance: Annotated[float, Says("largest drop of the probability over the probability")]
-    flips: Annotated[float, Says("share of positions that change the prediction")]
-    covered: Annotated[int, Says("index of the class predicted with the box covered")]
+    reliance: Annotated[
+        float, Says("largest drop of the probability over the probability", maximum=1)
+    ]
+    flips: Annotated[Share, Says("share of positions that change the prediction")]
+    covered: Annotated[Count, Says("index of the class predicted with the box covered")]
     inside: Annotated[
-        float | None,
+        Share | None,
         Says(
             "share of the positive evidence on the object; null where there is none",
             optional=True,
             null=True,
         ),
     ] = None
-    object_share: Annotated[float | None, OPTIONAL] = None
+    object_share: Annotated[Share | None, OPTIONAL] = None
     hit: Annotated[
         bool | None,
         Says("the map's peak is on the object; null without positive evidence", beside="inside"),
     ] = None
     label_probability: Annotated[
-        float | None, Says("where another class is predicted", optional=True)
+        Share | None, Says("where another class is predicted", optional=True)
     ] = None
     label_max_drop: Annotated[float | None, OPTIONAL] = None
     label_box: Annotated[Box | None, OPTIONAL] = None
-    pixels: Annotated[str, Says("digest of the working image")] = ""
+    pixels: Annotated[str, Says("digest of the working image", pattern="^[0-9a-f]*$")] = ""
     crop: Annotated[tuple[float, ...], Says("of the file: y0, x0, y1, x1")] = ()
-    grid: Annotated[tuple[int, ...], Says("rows, columns of the map")]
+    grid: Annotated[Sides, Says("rows, columns of the map")]
     map: Annotated[str, Says("drops at all positions, float16 as base64")]
     features: Annotated[
         str, Says("what the features lose when the box is covered, float16 as base64")
     ]
+
+    def __post_init__(self) -> None:
+        """Raises a ValueError if the map does not fit the grid, or a number is missing."""
+        rows, columns = self.grid
+        values = unpacked(self.map)
+        if len(values) != rows * columns or not np.isfinite(values).all():
+            raise ValueError("its map does not fit its grid")
+        if not np.isfinite(unpacked(self.features)).all():
+            raise ValueError("its features are not numbers")
 
 
 def digest(pixels: NDArray[np.float32]) -> str:
@@ -121,6 +133,9 @@ def columns(entries: Iterable[Row | Mapping[str, Any]]) -> Rows:
     """The columns of at least one image, from records or lines of `images.jsonl` in any order."""
     records = [entry if isinstance(entry, Row) else from_json(Row, entry) for entry in entries]
     records.sort(key=lambda row: row.place)
+
+    if len({(row.grid, len(row.features)) for row in records}) > 1:
+        raise CnnvizError("the images have maps or features of different sizes")
 
     def column(name: str, kind: type) -> NDArray[Any]:
         return np.array([getattr(row, name) for row in records], kind)

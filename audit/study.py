@@ -19,7 +19,7 @@ from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.labels import match_labels
 from cnnviz.core.data.outlines import Outlines, outline_mask
-from cnnviz.core.errors import UsageError
+from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.heads import Kind
 from cnnviz.core.models.load import Model
 from cnnviz.embeddings.penultimate import FeatureExtractor
@@ -120,6 +120,20 @@ class Auditor:
                 label_box=panel.max_drop_box,
             )
         return row
+
+    def check(self, row: Row) -> None:
+        """Raises a CnnvizError if a row that was read back is not one of this data and network."""
+        known = place = self._place.get(row.image)
+        if known is not None:
+            known = self.data.examples[known].label
+        if place != row.place or (known is not None and self._classes[known] != row.label):
+            raise CnnvizError("it is not of an image of the data set")
+        classes = [c for c in (row.label, row.predicted, row.covered) if c is not None]
+        if max(classes) >= self.model.classes:
+            raise CnnvizError("it has a class that the network does not have")
+        of_label = (row.label_probability, row.label_max_drop, row.label_box)
+        if {value is None for value in of_label} != {row.label in (None, row.predicted)}:
+            raise CnnvizError("what it has of the label does not fit its prediction")
 
     def _label(self, place: int, image: WorkingImage) -> int | None:
         """The true class, from the data set or else from the expectations."""

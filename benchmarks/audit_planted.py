@@ -1,12 +1,13 @@
 """Does the audit name planted shortcuts, and only those?
 
-    python benchmarks/audit_planted.py FOLDER [--only NAME…] [--images FOLDER]
+    python benchmarks/audit_planted.py FOLDER [--only NAME…] [--images FOLDER] [--stride 4]
 
 FOLDER is what `benchmarks/planted.py` made. Every network is audited on its own test images, by the
 command line. Of all pairs of network and class, one in which the class had a mark is a positive;
-the score of a pair is the class's suspicion. Printed: the table, the area under the curve, and the
-alarms (above 0.95) in networks without any mark; beside it what two other ways give
-(`audit_baselines.py`). With --images all networks are audited on those, which hold no mark.
+the score of a pair is the class's suspicion. Printed: the table, the area under the curve, the
+shares of marks that are named and of unmarked classes with an alarm (above 0.95) with 95 %
+intervals; and what two other ways give (`audit_baselines.py`). With --images all networks are
+audited on those, which hold no mark.
 """
 
 import argparse
@@ -21,24 +22,29 @@ from sklearn.metrics import roc_auc_score
 
 from cnnviz.audit.options import ALARM
 from cnnviz.cli.main import run
+from cnnviz.core.statistics import wilson
+
+Found = dict[str, tuple[float, float, float]]
 
 
-def audited(folder: Path, name: str, images: Path, out: Path) -> dict[str, tuple[float, float]]:
-    """Suspicion of each class, and how often its most suspicious patches carried over."""
+def audited(folder: Path, name: str, images: Path, out: Path, more: list[str]) -> Found:
+    """Of each class its suspicion, and how often its patches and its residual carried over."""
     labels = out / "labels.txt"
     labels.write_text("\n".join(recipe.CLASSES))
     mean, std = (",".join(map(str, values)) for values in (recipe.MEAN, recipe.STD))
     line = ["audit", str(images), "--model", f"{planted.__file__}:network", "--quiet"]
     line += ["--checkpoint", str(folder / f"{name}.safetensors"), "--labels", str(labels)]
-    line += ["--size", "32", "--mean", mean, "--std", std, "--no-pictures"]
+    line += ["--size", "32", "--mean", mean, "--std", std, "--no-pictures", *more]
     if run([*line, "--out", str(out / name)]):
         raise SystemExit(f"the audit of {name} failed")
     results = json.loads((out / name / "summary.json").read_text(encoding="utf-8"))["results"]
-    found = dict.fromkeys(recipe.CLASSES, (0.0, 0.0))
+    found = dict.fromkeys(recipe.CLASSES, (0.0, 0.0, 0.0))
     for entry in results["classes"]:
         carried = max((group["carried"] or 0.0 for group in entry["groups"]), default=0.0)
         if entry["class"] in found:  # and not those of few images, together
-            found[entry["class"]] = entry["suspicion"] or 0.0, carried
+            added = [entry["residual"][kind] for kind in ("plain", "high_passed")]
+            became = max((one["became"] for one in added if one), default=0.0)
+            found[entry["class"]] = entry["suspicion"] or 0.0, carried, became
     return found
 
 
@@ -48,9 +54,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="*", help="names of networks")
     parser.add_argument("--images", type=Path, help="instead of each network's own")
+    parser.add_argument("--stride", help="of the occlusion; 4 takes a quarter of the time")
     options = parser.parse_args()
     names = sorted(path.stem for path in options.folder.glob("*.safetensors"))
     plants = {plant.name: plant for plant in planted.PLANTS}
+    more = ["--stride", options.stride] if options.stride else []
     truths, scores, alarms = [], [], {}
     others: dict[str, list[float]] = {"image statistics": [], "clusters of gradient maps": []}
     with tempfile.TemporaryDirectory() as out:
@@ -58,29 +66,35 @@ def main() -> None:
             kind, seed = name.rsplit("-", 1)
             marked = recipe.CLASSES[planted.planted_class(plants[kind], int(seed))]
             images = options.images or options.folder / name
-            found = audited(options.folder, name, images, Path(out))
+            found = audited(options.folder, name, images, Path(out), more)
             pixels, labels = baselines.read(images)
             others["image statistics"] += baselines.by_statistics(pixels, labels).values()
             clusters = baselines.by_clusters(options.folder, name, pixels)
             others["clusters of gradient maps"] += clusters.values()
             clean = plants[kind].add is None
-            for label, (suspicion, _) in found.items():
+            for label, (suspicion, *_) in found.items():
                 truths.append(not clean and label == marked)
                 scores.append(suspicion)
-            raised = [label for label, (suspicion, _) in found.items() if suspicion > ALARM]
+            raised = [label for label, (suspicion, *_) in found.items() if suspicion > ALARM]
             if clean:
                 alarms[name] = raised
                 print(f"{name:14} alarms: {raised}", flush=True)
             else:
-                suspicion, carried = found[marked]
-                top = max(value for label, (value, _) in found.items() if label != marked)
+                suspicion, carried, became = found[marked]
+                top = max(value for label, (value, *_) in found.items() if label != marked)
                 told = f"suspicion {suspicion:.3f} (others at most {top:.3f})"
-                print(f"{name:14} {marked:11} {told}, carried {carried:.2f}; alarms: {raised}")
+                told += f", carried {carried:.2f}, residual {became:.2f}"
+                print(f"{name:14} {marked:11} {told}; alarms: {raised}")
     if any(truths):
         area = roc_auc_score(truths, scores)
         print(f"area under the curve {area:.3f} over {len(truths)} pairs, {sum(truths)} marked")
         for way, values in others.items():
             print(f"  by {way} {roc_auc_score(truths, values):.3f}")
+    for what, marked in (("marks named", True), ("unmarked classes with an alarm", False)):
+        above = [s > ALARM for s, truth in zip(scores, truths, strict=True) if truth == marked]
+        if above:
+            low, high = wilson(sum(above), len(above))
+            print(f"{what}: {sum(above)} of {len(above)} ({low:.0%} to {high:.0%})")
     quiet = sum(not raised for raised in alarms.values())
     print(f"no alarm in {quiet} of {len(alarms)} networks without a mark")
 

@@ -157,7 +157,9 @@ def report(found: dict[str, list[Row]]) -> str:
     for kind, rows in found.items():
         shares = np.bincount([row.verdict for row in rows], minlength=3) / len(rows)
         middle = np.median([row.trust for row in rows])
-        lines.append(f"| {kind} | {' | '.join(f'{s:.0%}' for s in shares)} | {middle:.2f} |")
+        lines.append(
+            f"| {kind} | {' | '.join(f'{100 * s:.0f} %' for s in shares)} | {middle:.2f} |"
+        )
     lines += ["", "Area under the curve, good against bad (all six kinds):", ""]
     lines += ["| pictures | of the number | of the word |", "|---|---|---|"]
     for name, part in (("chosen on", slice(0, None, 2)), ("held out", slice(1, None, 2))):

@@ -37,6 +37,9 @@ class _Study(ImageStudy[Row, Row]):
     def entry(self, result: Row) -> Row:
         return result
 
+    def check(self, entry: Row) -> None:
+        self._auditor.check(entry)
+
 
 def audit(given: AuditCommand) -> None:
     """Runs `cnnviz audit`."""
@@ -55,8 +58,9 @@ def audit(given: AuditCommand) -> None:
         "data": images.fingerprint,
         "features": auditor.layer,
     }
-    run.open_for(paths, model, depends, Row, resume=given.resume)
-    run.go_through(_Study(auditor), model)
+    study = _Study(auditor)
+    run.open_for(paths, model, depends, study, resume=given.resume)
+    run.go_through(study, model)
     if run.shard:
         run.finish_images(model, seed=seed, show="overview.png", results=None)
         return

@@ -4,7 +4,6 @@ One `Outcome` belongs to one command line. The command notes in it what it studi
 has ended, however it ends, `close` writes the reports.
 """
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -157,12 +156,6 @@ def listening() -> Iterator[Outcome]:
         _current.reset(token)
 
 
-def print_error(stream: Any, message: str, status: int) -> None:
-    """Prints the JSON document of a run that has no summary."""
-    stream.write(json.dumps({"error": message, "exit": status}, ensure_ascii=False) + "\n")
-    stream.flush()
-
-
 def _beginning(path: Path) -> bytes:
     try:
         with path.open("rb") as stream:
@@ -178,7 +171,7 @@ def _clean(text: str) -> str:
 
 def _escaped(text: str) -> str:
     """Escapes the message of a GitHub workflow command."""
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return text.replace("##", "# #").replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:

@@ -8,11 +8,14 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import sysconfig
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from contextvars import ContextVar
 from functools import cache
-from typing import TextIO
+from pathlib import Path
+from typing import Any, TextIO
 
 from rich.console import Console as RichConsole
 from rich.progress import (
@@ -27,11 +30,18 @@ from rich.text import Text
 
 from cnnviz.cli.ci_reports import current
 from cnnviz.cli.options import OutputOptions
+from cnnviz.core.errors import one_line
+from cnnviz.core.files import well_formed
 
 _EMPTY, _PERCENT = ("", "-", "None"), re.compile(r"(?<=\d)%")
 PLAIN_STEPS = 4
 PIPED_WIDTH = 140
+_CI_COMMAND = re.compile(r"##(?=\w*\[)")
 _STDOUT, _STDERR = 1, 2  # file descriptors
+_LIBRARIES = (
+    *(sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")),
+    str(Path(__file__).parents[1]),
+)
 
 
 _findings: ContextVar[TextIO | None] = ContextVar("findings", default=None)
@@ -82,8 +92,19 @@ def _own_stdout() -> Iterator[TextIO]:
 
 
 def printable(text: object) -> str:
-    """Replaces control characters, so that a file name cannot control the terminal."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in str(text))
+    """Replaces what would control the terminal, or the CI system that reads its lines.
+
+    Those are control characters, and `##[command]` or `##vso[command]` anywhere in a line.
+    """
+    shown = "".join(c if c.isprintable() else "\ufffd" for c in str(text))
+    return _CI_COMMAND.sub("# #", shown)
+
+
+def print_json(parts: Iterable[str]) -> None:
+    """Prints a JSON document to stdout; in its strings, `##` is escaped as in `printable`."""
+    findings().writelines(well_formed(part).replace("##", "#\\u0023") for part in parts)
+    findings().flush()
+    current().printed = True
 
 
 def say(message: str) -> None:
@@ -99,11 +120,33 @@ def show_warnings() -> None:
     logging.getLogger("cnnviz").addHandler(handler)
 
 
+@contextmanager
+def libraries_silenced() -> Iterator[None]:
+    """Drops warnings and log lines of libraries while the block runs; a user's are printed."""
+
+    def heard(path: str, text: str) -> None:
+        if path.endswith(".py") and not path.startswith(_LIBRARIES):
+            say(f"{Path(path).name}: {text}")
+
+    def show(message: Any, category: Any, filename: str, *_more: object) -> None:
+        heard(filename, f"{category.__name__}: {one_line(Warning(message))}")
+
+    handler, before = logging.Handler(logging.WARNING), logging.lastResort
+    handler.emit = lambda record: heard(record.pathname, record.getMessage())  # type: ignore[method-assign]
+    with warnings.catch_warnings():
+        show_all: Any = show
+        warnings.showwarning, logging.lastResort = show_all, handler
+        try:
+            yield
+        finally:
+            logging.lastResort = before
+
+
 class Console:
     """What one command prints."""
 
     def __init__(self, output: OutputOptions) -> None:
-        self._output = output
+        self._output, self.mark = output, ""
         self._out = RichConsole(file=findings(), highlight=False, width=_width())
         self._err = RichConsole(stderr=True, highlight=False)
         self._shows_findings = not (output.quiet or output.json)
@@ -154,6 +197,7 @@ class Console:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Prints a table without its empty rows and columns; numbers are aligned to the right."""
+        title += f" ({self.mark})" if self.mark else ""
         cells = [[_PERCENT.sub(" %", str(cell)) for cell in row] for row in rows]
         rows = [row for row in cells if any(cell not in _EMPTY for cell in row[1:])] or cells
         kept = [k for k in range(len(columns)) if any(row[k] not in _EMPTY for row in rows)]

@@ -6,6 +6,7 @@ and shows its traceback.
 
 import _thread
 import io
+import json
 import shlex
 import signal
 import sys
@@ -18,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cnnviz.cli.ci_reports import current, listening, print_error
+from cnnviz.cli.ci_reports import current, listening
 from cnnviz.cli.commands.datasets import AblateCommand, AuditCommand, MaxPatchesCommand, TsneCommand
 from cnnviz.cli.commands.images import (
     ActivationsCommand,
@@ -29,9 +30,9 @@ from cnnviz.cli.commands.images import (
 )
 from cnnviz.cli.commands.networks import FiltersCommand, LayersCommand, ModelsCommand
 from cnnviz.cli.commands.runs import DiffCommand, MergeCommand, ReportCommand, RerunCommand
-from cnnviz.cli.console import findings, say, show_warnings, stdout_kept
+from cnnviz.cli.console import libraries_silenced, print_json, say, show_warnings, stdout_kept
 from cnnviz.cli.signatures import Grouped, Program, expand, name_of, parsed_only, start
-from cnnviz.core.errors import INTERRUPTED, CnnvizError, UsageError
+from cnnviz.core.errors import INTERRUPTED, CnnvizError, UsageError, located
 
 SHOWN = 300
 LONGEST = 2_000
@@ -86,7 +87,7 @@ def _keeping_stdout(command: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(command)
     def kept(*args: object, **options: object) -> object:
         show_warnings()
-        with stdout_kept():
+        with stdout_kept(), libraries_silenced():
             return command(*args, **options)
 
     return kept
@@ -188,7 +189,8 @@ def run(arguments: Sequence[str], record: object = None) -> int:
             say(f"cnnviz: {message if len(message) <= LONGEST else message[:LONGEST] + '…'}")
         caller.interrupted = status == INTERRUPTED
         if status and not outcome.printed and "--json" in given:
-            print_error(findings(), message or f"exit status {status}", status)
+            content = {"error": message or f"exit status {status}", "exit": status}
+            print_json([json.dumps(content, ensure_ascii=False) + "\n"])
         try:
             outcome.close(status, message, error)
         except CnnvizError as failure:
@@ -197,20 +199,15 @@ def run(arguments: Sequence[str], record: object = None) -> int:
     return status
 
 
-def _ended(given: list[str], record: object) -> tuple[int, str, Exception | None]:
+def _ended(given: list[str], record: object) -> tuple[int, str, BaseException | None]:
     """Runs a command line; returns exit status, message and the error that ended it."""
     try:
         with _interruptions_kept() as came, _called_with(given):
             try:
-                if record is None:
-                    status = app(given, prog_name="cnnviz", standalone_mode=False)
-                else:
-                    with _exit_status() as ended:
-                        start(record)
-                    status = ended[0]
+                status = _status(given, record)
                 if status == INTERRUPTED or (came and status):  # an image failed because of it
                     raise KeyboardInterrupt
-                return int(status or 0), "", None
+                return status, "", None
             except Exception as error:
                 if came:  # a library turned the interruption into this error
                     raise KeyboardInterrupt from error
@@ -228,16 +225,21 @@ def _ended(given: list[str], record: object) -> tuple[int, str, Exception | None
         message = message.replace("Value error, ", "")  # added by pydantic
         command = getattr(getattr(error, "ctx", None), "command_path", "cnnviz")
         return 2, f"{message} ({command} --help)", error
+    except BaseException as error:
+        if isinstance(error, Exception | SystemExit | GeneratorExit):
+            raise  # a bug, or an end that was asked for
+        return 1, f"the network's code raised {located(error)}", error
 
 
-@contextmanager
-def _exit_status() -> Iterator[list[int]]:
-    """Turns `typer.Exit` into a status, as Typer does."""
-    status = [0]
+def _status(given: list[str], record: object) -> int:
+    """Runs a command line, or its record; `typer.Exit` becomes a status, as Typer does it."""
+    if record is None:
+        return app(given, prog_name="cnnviz", standalone_mode=False) or 0
     try:
-        yield status
+        start(record)
     except typer.Exit as error:
-        status[0] = error.exit_code
+        return error.exit_code
+    return 0
 
 
 def main() -> None:

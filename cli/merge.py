@@ -1,7 +1,7 @@
 """`cnnviz merge`: joins the shares of a data set, as if one run had studied all images."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from cnnviz.cli.options import OutputOptions
 from cnnviz.cli.repeat import repeated
 from cnnviz.core.data.shards import Shard
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.files import SUMMARY, exists
 from cnnviz.core.output.journal import LINES, Check, Merge, join, join_lines
 from cnnviz.core.output.record import from_json
 from cnnviz.core.output.run_folder import RunFolder
@@ -55,7 +56,7 @@ def merge(given: MergeCommand) -> None:
     whole = replace(output, out=root, overwrite=False)
     record = repeated(shares[0], whole, allow_code=given.allow_code, shard=Shard(0, 1), resume=True)
     folder = RunFolder.open(root, overwrite=output.overwrite)
-    _join(command, [share.folder for share in shares], folder, _shard(shares[0]).of)
+    _join(shares, folder)
     del folder  # releases its lock: the command opens it
     if not output.quiet:
         say(f"{len(shares)} shares of: cnnviz {shlex.join([command, *line])}"[:SHOWN])
@@ -73,13 +74,18 @@ def line_of(output: OutputOptions, root: Path) -> list[str]:
     return ["--out", str(root), *(name for name, on in flags.items() if on), *junit]
 
 
-def _join(
-    command: str, shares: Sequence[Path], folder: RunFolder, identity: Mapping[str, Any]
-) -> None:
+def _join(runs: Sequence[FinishedRun], folder: RunFolder) -> None:
     """Joins the journals of the shares."""
-    if (shares[0] / LINES).exists():
-        kind = ENTRIES.get(command, dict)
-        join_lines(shares, folder, identity, partial(from_json, kind))
+    shares = [run.folder for run in runs]
+    if exists(shares[0] / LINES):
+        kind = ENTRIES.get(runs[0].command, dict)
+        join_lines(shares, folder, _shard(runs[0]).of, partial(from_json, kind))
+        written = sum("/" in name for run in runs for name in run.summary.files)
+        if written != sum("/" in name for name in folder.files):
+            raise UsageError(
+                f"{SUMMARY} and {LINES} of the shares list different files; repeat the commands "
+                "of the shares with --overwrite"
+            )
         return
     merges: dict[str, tuple[Merge, Check]] = {
         features.FEATURES: (partial(features.merge, scratch=folder.path), features.check),
@@ -87,7 +93,7 @@ def _join(
         ablation.STATE: (tally.merge, tally.check),
     }
     for name, (merge, check) in merges.items():
-        if (shares[0] / name).exists():
+        if exists(shares[0] / name):
             join([share / name for share in shares], folder.path / name, merge, check=check)
             return
     raise CnnvizError(f"{shares[0]} has no journal; expected one of {', '.join([LINES, *merges])}")

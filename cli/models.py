@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnviz.cli.commands.networks import ModelsCommand
-from cnnviz.cli.console import Console, findings
+from cnnviz.cli.console import Console, print_json
 from cnnviz.cli.options import OutputOptions
 from cnnviz.core.errors import UsageError, nearest
 from cnnviz.core.models.bundled import read_card
@@ -49,7 +49,7 @@ def models(given: ModelsCommand) -> None:
     if given.json:
         results = Results(card, listed, str(cache_folder()))
         listing = Listing("cnnviz.models/1", "models", version(), results)
-        print(json_text(to_json(listing)), end="", file=findings())
+        print_json([json_text(to_json(listing))])
         return
     console = Console(OutputOptions())
     if card is not None:

@@ -14,7 +14,7 @@ from cnnviz.core.errors import CheckFailed, UsageError
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.occlusion.experiment import Occluder
-from cnnviz.occlusion.figures import draw, draw_overlay, heading, input_pixels, unit
+from cnnviz.occlusion.figures import COMPARED, draw, draw_overlay, heading, input_pixels, unit
 from cnnviz.occlusion.maps import judge_panels
 from cnnviz.occlusion.measurement import CROP, INPUT, SCORES
 from cnnviz.occlusion.options import FOLDER
@@ -54,6 +54,7 @@ class _Study(ImageStudy[OcclusionResult, OcclusionResult]):
     work, title = "occluding", "Occlusion"
 
     def __init__(self, given: OccludeCommand, model: Model, occluder: Occluder) -> None:
+        self._head = model.head
         self._given, self._occluder, self.steps = given, occluder, occluder.positions
         self._expected = read_outlines(given.expect) if given.expect else None
         trusted = given.trust or given.min_trust is not None
@@ -69,6 +70,9 @@ class _Study(ImageStudy[OcclusionResult, OcclusionResult]):
         if given.min_trust is not None:
             checks.append(partial(check_verdicts, minimum=given.min_trust))
         self.checks = checks
+        if given.scores and given.pictures is not Pictures.NONE:
+            self.arrays, self.look = SCORES, given.look
+            self.unit = f"mean {COMPARED[occluder.score]}" if model.head.has_classes else "drop"
 
     def one(self, image: WorkingImage, path: Path, advance: Advance) -> OcclusionResult:
         outline = self._expected.for_image(str(path)) if self._expected else None
@@ -110,6 +114,11 @@ class _Study(ImageStudy[OcclusionResult, OcclusionResult]):
             folder.write_figure(name, figure)
         if self._given.scores:
             folder.write_npz(SCORES, **to_arrays(result))
+
+    def line(self, entry: OcclusionResult) -> str:
+        first = entry.targets[0]
+        change = self._head.change_text(first.reading, first.occluded)
+        return f"{Path(entry.image).name}\n{first.class_}\n{change}"
 
     def rows(self, entry: OcclusionResult) -> Iterator[tuple[object, ...]]:
         for panel in entry.targets:

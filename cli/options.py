@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
 
 SOURCES = (
-    "a folder (a folder per class in it, or flat), files, a CSV or JSONL manifest (path,label), "
-    "webdataset's tar files, or cifar10:DIR, mnist:DIR, fashionmnist:DIR, hf-dataset:DIR."
+    "a folder (a folder per class in it, or flat), files, a manifest with path and label "
+    "(.csv .tsv .txt .json .jsonl), webdataset's tar files, or cifar10:DIR, mnist:DIR, "
+    "fashionmnist:DIR, hf-dataset:DIR."
 )
 IMAGES = (
-    "Image files, folders of them, or a data set: a CSV or JSONL manifest, webdataset's tar files, "
-    "or cifar10:DIR, mnist:DIR, fashionmnist:DIR, hf-dataset:DIR."
+    "Image files, folders of them, or a data set: a manifest (.csv .tsv .txt .json .jsonl), "
+    "webdataset's tar files, or cifar10:DIR, mnist:DIR, fashionmnist:DIR, "
+    "hf-dataset:DIR."
 )
 Limit = Annotated[int | None, Option("Use a seeded, class-balanced sample of N images.", least=1)]
 Share = Annotated[

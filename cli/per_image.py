@@ -15,7 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import typer
+from PIL import Image
 
 from cnnviz.cli.ci_reports import current
 from cnnviz.cli.console import say
@@ -28,8 +30,11 @@ from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
 from cnnviz.core.files import SUMMARY, safe_name
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.journal import LINES, Lines
+from cnnviz.core.output.options import Look
 from cnnviz.core.output.record import from_json, to_json
 from cnnviz.core.output.run_folder import RunFolder
+from cnnviz.core.output.sheets import Contact, contact_sheets
+from cnnviz.core.output.summary import ClassRecord
 
 Advance = Callable[[int], None]
 """Takes the number of steps just done."""
@@ -49,6 +54,10 @@ class ImageStudy(ABC, Generic[Result, Entry]):
         title: of the terminal's table; no table if it is empty.
         columns: of that table.
         show: pattern of the pictures that are named at the end.
+        arrays: file of an image whose `maps` are in the contact sheet; no sheet if it is empty.
+        photo: file of an image that is below its map; `input.png` if it is missing.
+        look: how the contact sheet's maps are drawn.
+        unit: of those maps.
         checks: called at the end with the records of all images; each raises `CheckFailed` if it
             does not hold.
     """
@@ -60,10 +69,17 @@ class ImageStudy(ABC, Generic[Result, Entry]):
     columns: Sequence[str] = ()
     show: str = "overlay.png"
     checks: Sequence[Callable[[Iterable[Entry]], None]] = ()
+    arrays: str = ""
+    photo: str = "crop.png"
+    look = Look()
+    unit: str = ""
 
     @abstractmethod
     def one(self, image: WorkingImage, path: Path, advance: Advance) -> Result:
         """Studies an image; a `CnnvizError` fails this image alone."""
+
+    def check(self, entry: Entry) -> None:
+        """Raises a CnnvizError if the line of an earlier run cannot be of this run."""
 
     @abstractmethod
     def entry(self, result: Result) -> Entry:
@@ -71,6 +87,10 @@ class ImageStudy(ABC, Generic[Result, Entry]):
 
     def files(self, result: Result, folder: RunFolder) -> None:
         """Writes the files of an image to its folder."""
+
+    def line(self, entry: Entry) -> str:
+        """An image's text in the contact sheet."""
+        raise NotImplementedError
 
     def rows(self, entry: Entry) -> Iterable[Sequence[object]]:
         """An image's rows in the terminal's table."""
@@ -137,10 +157,12 @@ class ImageRun(Run):
             typer.Exit: with status 1 if an image failed.
             CheckFailed: a check does not hold.
         """
-        self.open_for(paths, model, depends, study.kind, inputs=inputs, resume=resume)
+        self.open_for(paths, model, depends, study, inputs=inputs, resume=resume)
         self.go_through(study, model)
         if study.title and len(self.entries):
             self._table(study)
+        if study.arrays and self._index is not None and self.shard is None:
+            self._overview(study)
         checks = [partial(check, _Records(self.entries, study.kind)) for check in study.checks]
         self.finish_images(model, seed=seed, show=study.show, checks=checks)
 
@@ -159,12 +181,12 @@ class ImageRun(Run):
         paths: Sequence[Path],
         model: Model,
         depends: Mapping[str, object],
-        kind: Any,
+        study: ImageStudy[Any, Any],
         *,
         inputs: Sequence[Path] = (),
         resume: bool = False,
     ) -> None:
-        """Opens the folder for these images; `kind` is the study's, the rest as in `go`."""
+        """Opens the folder for these images; the parameters are those of `go`."""
         self._inputs = [*self._data.files, *inputs]
         self._alone = self._folders and len(paths) == 1 and self.shard is None
         listed = "\n".join(map(str, paths)).encode("utf-8", "surrogateescape")
@@ -186,6 +208,7 @@ class ImageRun(Run):
             "precision": model.precision,
             "--format": self._output.format,
             "--dark": self._output.dark,
+            "--width": self._output.width,
             **{name: repr(value) for name, value in depends.items()},
         }
         resume = resume and not self._output.overwrite
@@ -197,7 +220,7 @@ class ImageRun(Run):
             resume=resume,
             images=images,
             changed=lambda image: self._data.changed(self._places[Path(image)]),
-            check=partial(from_json, kind),
+            check=partial(self._check, study, model),
         )
         self.entries, done = self._index, self._index.adopt()
         self._paths = [path for path in paths if str(path) not in done]
@@ -205,6 +228,22 @@ class ImageRun(Run):
             self.console.note(f"{len(paths) - len(self._paths)} of the {len(paths)} are done")
         if dropped := self._index.dropped:
             self.console.note(f"{dropped} lines of {LINES} are damaged or out of date: done again")
+
+    def _check(self, study: ImageStudy[Any, Any], model: Model, line: Mapping[str, Any]) -> None:
+        """Raises a CnnvizError if the line of an earlier run cannot be of this run."""
+        entry = from_json(study.kind, line)
+        study.check(entry)
+        if self._folders and "folder" not in line:
+            raise CnnvizError("it names no folder")
+        if not hasattr(entry, "top5"):
+            return
+        if (entry.top5 is not None) != model.head.has_classes:
+            raise CnnvizError("it has predictions, or none, unlike the network")
+        if (entry.prediction is None) == bool(entry.top5):
+            raise CnnvizError("it has no prediction")
+        named: list[ClassRecord] = [entry.prediction, *entry.top5] if entry.top5 else []
+        if any(model.labels[one.index] != one.class_ for one in named):
+            raise CnnvizError("it predicts a class that the network does not have")
 
     def _one(self, path: Path, model: Model, study: ImageStudy[Any, Any], advance: Advance) -> None:
         """Studies one image."""
@@ -224,6 +263,25 @@ class ImageRun(Run):
                 self._index.add(entry, self.folder.files[before:])
         except CnnvizError as error:
             self.errors.append((str(path), str(error)))
+
+    def _overview(self, study: ImageStudy[Any, Any]) -> None:
+        """Writes `overview.png`, a row per image, from the files of the images."""
+        folders = [self.folder.path / raw["folder"] for raw in self.entries]
+        if len(folders) < 2 or not all((folder / study.arrays).exists() for folder in folders):
+            return
+
+        def read() -> Iterator[Contact]:
+            for folder, entry in zip(folders, _Records(self.entries, study.kind), strict=True):
+                with np.load(folder / study.arrays) as arrays:
+                    map_HW = arrays["maps"][0]
+                name = folder / study.photo
+                photo = np.asarray(Image.open(name if name.exists() else folder / "input.png"))
+                yield photo, map_HW, study.line(entry)
+
+        sheets = contact_sheets(read(), len(folders), study.look, study.unit)
+        for page, figure in enumerate(sheets, start=1):
+            number = f"-{page}" if page > 1 else ""
+            self.folder.write_figure(f"overview{number}.png", figure)
 
     def _table(self, study: ImageStudy[Any, Any]) -> None:
         """Prints the rows of the first images."""

@@ -39,5 +39,6 @@ def _caption(folder: Path) -> str:
             continue
         model = finished.summary.model
         if finished.command == "occlude" and model is not None:
-            return caption("occlude", model.name, model.weights_sha256)
+            mark = f" ({model.mark})" if model.mark else ""
+            return caption("occlude", model.name, model.weights_sha256) + mark
     return ""

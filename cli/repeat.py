@@ -48,7 +48,9 @@ def repeated(
             f"'{place}' names code that would run: {', '.join(code)[:200]}; use --allow-code if "
             "you trust it"
         )
-    drawn = replace(output, format=record.output.format, dark=record.output.dark)
+    drawn = replace(
+        output, format=record.output.format, dark=record.output.dark, width=record.output.width
+    )
     changes = {"output": drawn, "shard": shard, "resume": resume}
     return replace(record, **{k: v for k, v in changes.items() if hasattr(record, k)})
 

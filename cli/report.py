@@ -5,11 +5,12 @@ from pathlib import Path
 
 from cnnviz.cli.ci_reports import current
 from cnnviz.cli.commands.runs import ReportCommand
-from cnnviz.cli.console import findings, printable, say
+from cnnviz.cli.console import findings, print_json, printable, say
 from cnnviz.cli.report_runs import page_of, page_title
 from cnnviz.core.errors import UsageError
 from cnnviz.core.files import write_atomically
 from cnnviz.core.output.summary import read_summary, run_folders
+from cnnviz.report.options import GENERATOR
 
 
 def report(given: ReportCommand) -> None:
@@ -25,8 +26,7 @@ def report(given: ReportCommand) -> None:
     write_atomically(given.out, page.encode("utf-8", "replace"))
     if given.json_:
         written = {"page": str(given.out), "bytes": given.out.stat().st_size, "left_out": left_out}
-        findings().write(json.dumps(written, ensure_ascii=False) + "\n")
-        current().printed = True
+        print_json([json.dumps(written, ensure_ascii=False) + "\n"])
         return
     for line in left_out if not given.quiet else ():
         say(f"left out: {line}")
@@ -41,7 +41,7 @@ def _check_page(out: Path, *, overwrite: bool) -> None:
     if not out.exists():
         return
     with out.open("rb") as stream:
-        if b"Content-Security-Policy" not in stream.read(600):
+        if GENERATOR.encode() not in stream.read(600):
             raise UsageError(f"{out} exists and is not a page of cnnviz; give --out another file")
     if not overwrite:
         raise UsageError(f"{out} exists; use --overwrite, or give --out another file")

@@ -1,7 +1,5 @@
 """The parts of a finished run that pages show: facts, tables, scores, maps."""
 
-import csv
-import io
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cnnviz.core.files import read_text
+from cnnviz.core.errors import CnnvizError
+from cnnviz.core.files import csv_rows, read_text
 from cnnviz.core.output.summary import FinishedRun
 from cnnviz.embeddings import results as embeddings
 from cnnviz.occlusion.measurement import SCORES, load, load_crop
@@ -32,7 +31,7 @@ def facts(run: FinishedRun) -> Iterator[tuple[str, str]]:
     if model := summary.model:
         size = "×".join(map(str, model.input_size))
         yield "model", f"{model.name}, {model.classes} classes, {size}, {model.head}"
-        yield "weights", model.weights_sha256[:12]
+        yield "weights", f"{model.weights_sha256[:12]} {model.mark}".rstrip()
         yield "device", f"{summary.device}, {summary.precision}"
     yield "version", summary.version
     yield "seconds", f"{summary.elapsed_seconds:.1f}"
@@ -47,7 +46,9 @@ def tables(run: FinishedRun) -> Iterator[tuple[str, Sequence[str], list[list[Any
         yield "results", header, [[row.get(name, "") for name in header] for row in rows]
     for name in run.summary.files:
         if name.endswith(".csv"):
-            header, *lines = csv.reader(io.StringIO(read_text(run.file(name)), newline=""))
+            header, *lines = csv_rows(read_text(run.file(name)))
+            if any(len(line) != len(header) for line in lines):
+                raise CnnvizError(f"{run.file(name)} has rows of different lengths")
             if lines:
                 yield name, header, lines
 

@@ -11,7 +11,7 @@ import typer
 
 from cnnviz.cli.ci_reports import current
 from cnnviz.cli.commands.runs import RerunCommand
-from cnnviz.cli.console import findings, say
+from cnnviz.cli.console import findings, print_json, say
 from cnnviz.cli.merge import SHOWN, line_of, without_own
 from cnnviz.cli.options import OutputOptions
 from cnnviz.cli.repeat import repeated
@@ -49,8 +49,10 @@ def rerun(given: RerunCommand) -> None:
         raise typer.Exit(status)
     if status == 1 and not before.summary.errors:
         raise CnnvizError("the run has errors that it did not have before; nothing is compared")
+    if status == CheckFailed.exit_status and not output.quiet:
+        say("note: a check of the run failed; only a difference fails this command")
     _compare(before, _repeated(root, before), given.tolerance, output)
-    if status:
+    if status == CnnvizError.exit_status:
         raise typer.Exit(status)
 
 
@@ -90,8 +92,7 @@ def _compare(
             "told": notes,
             "first": first,
         }
-        findings().write(json.dumps(content, ensure_ascii=False) + "\n")
-        current().printed = True
+        print_json([json.dumps(content, ensure_ascii=False) + "\n"])
     for note in notes if not output.quiet else ():
         say(f"note: {note}")
     if differing:

@@ -12,18 +12,17 @@ import torch
 import typer
 
 from cnnviz.cli.ci_reports import current
-from cnnviz.cli.console import Console, findings, say
+from cnnviz.cli.console import Console, print_json, say
 from cnnviz.cli.options import ModelOptions, OutputOptions
 from cnnviz.core.choices import FigureFormat, whole_number
 from cnnviz.core.data.datasets import ImageData, open_data
 from cnnviz.core.data.shards import Shard, of_environment
-from cnnviz.core.files import well_formed
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.trained import BUNDLED
 from cnnviz.core.output.record import to_json
 from cnnviz.core.output.run_folder import RunFolder, json_parts, summary
 from cnnviz.core.output.style import style
-from cnnviz.core.output.summary import Finding
+from cnnviz.core.output.summary import Finding, random_mark
 from cnnviz.report.options import MEGABYTES, PAGE
 
 _PICTURES = tuple(f".{kind}" for kind in FigureFormat)
@@ -53,7 +52,8 @@ class Run:
         self._started = time.perf_counter()
         self.command, self._output = command, output
         self._inputs: Sequence[str | Path] = ()
-        self.caption, self._demo = f"cnnviz {command}", ""
+        self.caption, self._mark = f"cnnviz {command}", ""
+        self._notes: list[str] = []
         self.shard: Shard | None = None
         self.identity: Mapping[str, Any] = {}
         self.console = Console(output)
@@ -92,20 +92,23 @@ class Run:
         return data
 
     def load(self, options: ModelOptions, *, scores: bool = True, features: bool = False) -> Model:
-        """Loads the model, and prints notes about it.
+        """Loads the model; `open` prints notes about it, as a mistake in the options is one line.
 
         Without `scores`, a network that has no class scores is accepted, too; with `features`, one
         whose weights hold no classifier.
         """
         model = self._placed(options).load(scores=scores, features=features)
-        if model.name == BUNDLED and BUNDLED not in " ".join(sys.argv):
-            self._demo = (
+        demo = model.name == BUNDLED and BUNDLED not in " ".join(sys.argv)
+        if demo and not self._output.quiet:
+            self._notes.append(
                 "no --model: this is the demo network that ships with cnnviz, for pictures of "
                 f"32 x 32 pixels ({', '.join(model.labels)}); for photographs: --model resnet18"
             )
-        for note in model.notes:
-            say(note)
+        self._notes += model.notes
         self.caption = caption(self.command, model.name, model.weights_sha256)
+        if model.random is not None:
+            self.console.mark = self._mark = random_mark(model.random)
+            self.caption += f" ({self._mark})"
         return model
 
     def _placed(self, options: ModelOptions) -> ModelOptions:
@@ -130,10 +133,11 @@ class Run:
             within=self.root,
             inputs=self._inputs,
         )
-        if self._demo:
-            self.console.note(self._demo)
+        for note in self._notes:
+            say(note)
+        self._notes.clear()
         self.folder.figures = self._output.format
-        self.folder.caption = self.caption
+        self.folder.caption, self.folder.mark = self.caption, self._mark
         current().at_end.enter_context(style(dark=self._output.dark, width=self._output.width))
         return self.folder
 
@@ -182,8 +186,7 @@ class Run:
         written = self.folder.finish(content)
         current().errors = errors
         if self._output.json:
-            findings().writelines(map(well_formed, json_parts(content)))
-            current().printed = True
+            print_json(json_parts(content))
         files = self.folder.files
         pictures = [self.folder.path / name for name in files if name.endswith(_PICTURES)]
         for path in [*(show or pictures), written]:

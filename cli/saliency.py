@@ -25,7 +25,7 @@ from cnnviz.core.output.overlays import photograph
 from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.gradients.experiment import default_layer
 from cnnviz.gradients.experiment import saliency as trace_back
-from cnnviz.gradients.figures import class_line, draw, draw_comparison, unit
+from cnnviz.gradients.figures import BAR_LABELS, class_line, draw, draw_comparison, unit
 from cnnviz.gradients.options import LAST_CONV, Method, SaliencySpec
 from cnnviz.gradients.results import Comparison, SaliencyResult
 from cnnviz.occlusion.experiment import Occluder
@@ -108,6 +108,8 @@ class _Study(ImageStudy[SaliencyResult, SaliencyResult]):
         self.columns = ("image", "class", p, "method", "peak (y, x)", "rank correlation")
         if self.judge:
             self.columns = (*self.columns, "verdict")
+        self.arrays, self.photo, self.look = ARRAYS, INPUT, given.look
+        self.unit = BAR_LABELS[given.spec.method]
         if given.min_trust is not None:
             self.checks = [partial(check_verdicts, minimum=given.min_trust)]
 
@@ -184,6 +186,10 @@ class _Study(ImageStudy[SaliencyResult, SaliencyResult]):
             raw=np.stack([entry.raw.numpy() for entry in result.targets]),
             maps=np.stack([entry.map_HW.numpy() for entry in result.targets]),
         )
+
+    def line(self, entry: SaliencyResult) -> str:
+        first = entry.targets[0]
+        return f"{Path(entry.image).name}\n{first.class_}\n{self._model.head.text(first.reading)}"
 
     def rows(self, entry: SaliencyResult) -> Iterator[tuple[object, ...]]:
         for target in entry.targets:

@@ -9,7 +9,7 @@ from cnnviz.cli.run import Run
 from cnnviz.core.output.record import table, to_json
 from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.embeddings import figures, sheets
-from cnnviz.embeddings.experiment import Embedder, check_spec
+from cnnviz.embeddings.experiment import Embedder, check_spec, fitting
 from cnnviz.embeddings.features import FEATURES, save_features
 from cnnviz.embeddings.results import (
     NEIGHBORS,
@@ -28,10 +28,16 @@ def tsne(given: TsneCommand) -> None:
     console, seed = run.console, given.model.seed
     run.take_share(given.shard)
     images = run.data(given.data, given.limit, seed)
-    check_spec(given.spec, len(images))
+    spec = fitting(given.spec, len(images))
+    if spec is not given.spec:
+        console.note(
+            f"perplexity {spec.perplexities[0]:g}: the default, {given.spec.perplexities[0]:g}, "
+            f"needs more than {len(images)} images (--perplexity)"
+        )
+    check_spec(spec, len(images))
     images = images.share(run.shard) if run.shard else images
     model = run.load(given.model, features=True)
-    embedder = Embedder(model, images, given.spec, console.progress, console.note)
+    embedder = Embedder(model, images, spec, console.progress, console.note)
     known = None
     if given.output.overwrite or given.resume:
         known = embedder.known_features(run.root / FEATURES)

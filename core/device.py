@@ -5,10 +5,12 @@ the device runs out of memory, so that a run slows down instead of failing.
 """
 
 import ctypes
+import math
 import sys
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor
 
 from cnnviz.core.errors import CnnvizError, UsageError
 
@@ -34,11 +36,33 @@ def pick_device(name: str = "auto") -> torch.device:
 
 _ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}
 _COARSE = 0.1  # bfloat16, float16
+_AMPLIFIED = 30  # times the effect of rounding the pixels: that of rounding in all layers
 
 
 def rounding(dtype: torch.dtype) -> float:
     """The maximum change, as a share of the largest score, from another order of additions."""
     return _ROUNDING.get(dtype, _COARSE)
+
+
+def beyond_rounding(
+    expected: Tensor, got: Tensor, again: Callable[[Tensor], Tensor], pixels: Tensor
+) -> float:
+    """The largest difference between two answers to the same pixels; 0 if rounding explains it.
+
+    Some networks amplify rounding. Their answers (`again`) to pixels that are changed by as much as
+    rounding does then change as well. Infinite where only one of the two is finite.
+    """
+    dtype, scale = pixels.dtype, 1.0
+    if expected.numel() and bool(expected.isfinite().all()):
+        scale = float(expected.abs().max())
+    same = torch.isclose(got, expected, rtol=0, atol=rounding(dtype) * scale, equal_nan=True)
+    if bool(same.all()):
+        return 0.0
+    apart = (got - expected).abs().nan_to_num(nan=math.inf, posinf=math.inf)
+    largest = float(apart[~same].max())
+    shaken = again(pixels * (1 + torch.finfo(dtype).eps))
+    amplified = float((shaken - expected).abs().nan_to_num(nan=0.0, posinf=0.0).max())
+    return 0.0 if largest <= _AMPLIFIED * amplified else largest
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -4,6 +4,8 @@ A name can be anything (too long, with a NUL in it, of bytes that are not text),
 to a pipe that never ends. Text from strangers can be nested deeper than a parser can read.
 """
 
+import csv
+import io
 import json
 import os
 import re
@@ -12,7 +14,7 @@ import stat
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -26,9 +28,15 @@ SUMMARY = "summary.json"
 UNFINISHED = "unfinished.json"
 """In the folder of a run over many images that is not complete: see `core/output/journal.py`."""
 LONGEST_NAME = 80
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+"""The beginning of a formula, after any number of apostrophes."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 LARGEST = 8 * 2**30
 """Maximum bytes of the arrays in a file, unpacked; more are refused before they are read."""
+LARGEST_TEXT = 2**30
+"""Maximum bytes of JSON, CSV and other text; larger files are refused before they are read."""
+LONGEST_CELL = 2**20
+"""Maximum characters of a cell of a CSV file."""
 
 DAMAGE = (
     OSError,
@@ -42,6 +50,7 @@ DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
     tokenize.TokenError,
+    csv.Error,
 )
 """What reading damaged or foreign files raises."""
 
@@ -115,9 +124,11 @@ def regular(path: str | Path) -> Path:
 
 
 def read_text(path: str | Path) -> str:
-    """Read a file's text, without a byte-order mark; CnnvizError if it is not UTF-8."""
+    """Read a file's text, without a byte-order mark; CnnvizError if it is not UTF-8, or large."""
     try:
-        return regular(path).read_text(encoding="utf-8-sig")
+        if (size := regular(path).stat().st_size) > LARGEST_TEXT:
+            raise CnnvizError(f"'{path}' has {size:,} bytes; at most {LARGEST_TEXT:,} are read")
+        return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise CnnvizError(f"'{path}' is not UTF-8 text") from error
     except OSError as error:
@@ -145,6 +156,41 @@ def open_arrays(path: Path) -> "Iterator[Mapping[str, NDArray[Any]]]":
                 raise ValueError(f"it unpacks to more than {LARGEST:,} bytes")
         with np.load(stream, allow_pickle=False) as arrays:
             yield arrays
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """The text of a CSV file, in which no cell is a formula for spreadsheets.
+
+    Text that begins like a formula (=, +, -, @) gets an apostrophe, unless it is a number;
+    `csv_rows` takes it away again.
+    """
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerows(
+        [f"'{cell}" if isinstance(cell, str) and _formula(cell) else cell for cell in row]
+        for row in rows
+    )
+    return stream.getvalue()
+
+
+def csv_rows(text: str) -> list[list[str]]:
+    """The rows of a CSV file that `csv_text` wrote; csv.Error if it is damaged."""
+    csv.field_size_limit(LONGEST_CELL)
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    return [
+        [cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell for cell in row]
+        for row in rows
+    ]
+
+
+def _formula(cell: str) -> bool:
+    if not _FORMULA.match(cell):
+        return False
+    try:
+        float(cell)
+    except ValueError:
+        return True
+    return False
 
 
 def from_json(text: str) -> object:

@@ -93,7 +93,8 @@ def draw_maps(
             strict=True,
         ):
             sure = "" if probability is None else f" {probability:.2f}"
-            row.append(_map(map_HW, over, scale, look, f"{name}\n{predicted}{sure}"))
+            lines = f"{name}: {predicted}{sure}" if row else f"{title}\n{name}: {predicted}{sure}"
+            row.append(_map(map_HW, over, scale, look, lines))
         rows.append(row)
     return board(rows)
 

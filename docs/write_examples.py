@@ -1,10 +1,11 @@
-"""Writes what the README's examples print below them, by running them on the sample images.
+"""Writes what the examples of docs/examples.md print, by running them on the sample images.
 
-    python docs/write_examples.py            rewrites README.md
+    python docs/write_examples.py            rewrites docs/examples.md
     python docs/write_examples.py --check    exits with 1 where an example prints something else
 
-An example is a `sh` block of one line, followed by a `text` block. Long output is cut in the
-middle. Digits are not compared: the last ones differ from one machine to the next.
+All `cnnviz` lines of the page's `sh` blocks run in the order of the page, in an empty folder with
+the sample images. A `text` block after an `sh` block is the output of its last line; long output is
+cut in the middle. Digits are not compared: the last ones differ from one machine to the next.
 """
 
 import argparse
@@ -21,10 +22,8 @@ from pathlib import Path
 from cnnviz.cli.main import run
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
-EXAMPLE = re.compile(r"```sh\n(cnnviz [^\n]*)\n```\n\n```text\n(.*?)```", re.DOTALL)
-BEFORE = re.compile(r"^cnnviz .* --quiet$", re.MULTILINE)
-"""Run first, for the examples that take runs."""
+PAGE = ROOT / "docs" / "examples.md"
+EXAMPLE = re.compile(r"```sh\n(.*?)```(?:\n\n```text\n(.*?)```)?", re.DOTALL)
 LONGEST, FIRST, LAST = 24, 9, 5
 
 
@@ -35,7 +34,7 @@ def printed(command: str) -> str:
         ValueError: it fails.
     """
     with redirect_stdout(io.StringIO()) as stream:
-        status = run(shlex.split(command)[1:])
+        status = run(shlex.split(command, comments=True)[1:])
     if status:
         raise ValueError(f"{command} ends with status {status}")
     lines = stream.getvalue().splitlines()
@@ -47,17 +46,17 @@ def printed(command: str) -> str:
 def with_outputs(page: str) -> str:
     """The page with the output of every example as it is now."""
 
-    def block(found: re.Match[str]) -> str:
-        return f"```sh\n{found[1]}\n```\n\n```text\n{printed(found[1])}```"
+    def block(example: re.Match[str]) -> str:
+        outputs = [printed(line) for line in example[1].splitlines() if line.startswith("cnnviz ")]
+        shown = f"\n\n```text\n{outputs[-1]}```" if example[2] is not None else ""
+        return f"```sh\n{example[1]}```{shown}"
 
     with tempfile.TemporaryDirectory() as name, chdir(name):
         Path("sample_images").symlink_to(ROOT / "sample_images")
-        # Neither anybody's own weights nor their terminal are on the page.
+        # The page shows neither this machine's weights nor its terminal.
         os.environ.update(HOME=name, TORCH_HOME=f"{name}/.cache/torch")
         for setting in ("COLUMNS", "FORCE_COLOR"):
             os.environ.pop(setting, None)
-        for command in BEFORE.findall(page):
-            printed(command)
         return EXAMPLE.sub(block, page)
 
 
@@ -67,19 +66,19 @@ def form(page: str) -> str:
 
 
 def main() -> int:
-    """Rewrites or checks the README; returns the exit status."""
+    """Rewrites or checks the page; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true")
     only_check = parser.parse_args().check
-    page = README.read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
     written = with_outputs(page)
     if only_check and form(written) != form(page):
-        print("README.md: an example prints something else; run docs/write_examples.py")
+        print("docs/examples.md: an example prints something else; run docs/write_examples.py")
         lines = [form(text).splitlines() for text in (page, written)]
-        print("\n".join(unified_diff(*lines, "README.md", "as it is printed", lineterm="")))
+        print("\n".join(unified_diff(*lines, "docs/examples.md", "as it is printed", lineterm="")))
         return 1
     if not only_check:
-        README.write_text(written, encoding="utf-8")
+        PAGE.write_text(written, encoding="utf-8")
     return 0
 
 

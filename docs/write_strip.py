@@ -24,12 +24,12 @@ from cnnviz.occlusion import OcclusionSpec, occlude
 
 DOCS = Path(__file__).parent
 IMAGES = DOCS / "img"
-PHOTOS = DOCS.parent / "sample_images" / "photos"
+PHOTOS = DOCS.parent / "sample_photos"
 WEIGHTS = Path(os.environ["CNNVIZ_TEST_ASSETS"], "weights", "squeezenet1_1.pth")
 MODEL = "squeezenet1_1"
-SHOWN = ("soccer_ball", "traffic_light", "daisy", "balloon")
-EXPLORED = "daisy"
-SIDE, GAP = 300, 6
+SHOWN = ("soccer-ball", "traffic-light", "jack-o-lantern", "daisy", "balloon")
+EXPLORED = "balloon"
+SIDE, GAP = 240, 6
 PATH = [(0.3, 0.3), (0.42, 0.36), (0.5, 0.42), (0.56, 0.5), (0.62, 0.56), (0.72, 0.6), (0.8, 0.4)]
 """Where the pointer goes on the explored picture, as shares of its width and height."""
 MILLISECONDS = 700

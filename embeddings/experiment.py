@@ -9,7 +9,7 @@ Shapes: N images, D features, k neighbors, M images that are judged.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,13 @@ from cnnviz.embeddings.quality import (
     preservation,
 )
 from cnnviz.embeddings.results import LISTED_NEIGHBORS, EmbeddingResult, Map, agreement
-from cnnviz.embeddings.tsne import TOTAL_ITERATIONS, check_perplexity, neighbors_needed, tsne
+from cnnviz.embeddings.tsne import (
+    NEIGHBORS_PER_PERPLEXITY,
+    TOTAL_ITERATIONS,
+    check_perplexity,
+    neighbors_needed,
+    tsne,
+)
 
 COMPONENTS = 50
 MIN_IMAGES = 4
@@ -62,6 +68,15 @@ class _Clock:
 
 def _silent(_name: str, _steps: int) -> AbstractContextManager[Callable[[int], None]]:
     return nullcontext(lambda _steps: None)
+
+
+def fitting(spec: EmbeddingSpec, count: int) -> EmbeddingSpec:
+    """The spec, its perplexity reduced if it is the default and too large for so few images."""
+    largest = (count - 1) // NEIGHBORS_PER_PERPLEXITY
+    default = EmbeddingSpec().perplexities
+    if spec.method != Method.TSNE or spec.perplexities != default or not 1 <= largest < default[0]:
+        return spec
+    return replace(spec, perplexities=(float(largest),))
 
 
 def check_spec(spec: EmbeddingSpec, count: int) -> None:

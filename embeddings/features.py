@@ -27,6 +27,7 @@ from cnnviz.core.device import in_batches
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.files import open_arrays, shown_path
 from cnnviz.core.graph.trace import Untraceable, trace
+from cnnviz.core.models.behaviour import check_batch
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.journal import Arrays, Journal, Progress
 from cnnviz.embeddings.penultimate import FeatureExtractor
@@ -165,7 +166,9 @@ def extract(
         progress(1)
 
     size = model.batch_size(batch_size) or default_batch_size(model.device)
-    for batch in batches(data, model.preprocess, size, on_error=failed):
+    for number, batch in enumerate(batches(data, model.preprocess, size, on_error=failed)):
+        if number == 0:
+            check_batch(model.outputs, batch.images, model.name)
 
         def run(part: slice, batch: Any = batch) -> None:
             features, logits = extractor(batch.images[part])

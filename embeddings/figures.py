@@ -23,18 +23,9 @@ from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 from cnnviz.core.output.drawing import label_axes
-from cnnviz.core.output.layout import (
-    LINE,
-    PANEL,
-    Cell,
-    Entry,
-    board,
-    escape,
-    in_rows,
-    plot,
-    text_width,
-)
+from cnnviz.core.output.layout import PANEL, Cell, Entry, board, in_rows, plot
 from cnnviz.core.output.style import SMALL, ink
+from cnnviz.core.output.text import LINE, escape, text_width
 from cnnviz.embeddings.quality import UNKNOWN, LabelQuality
 from cnnviz.embeddings.results import MEASURES, EmbeddingResult, Map
 
@@ -228,6 +219,11 @@ def scatter(result: EmbeddingResult, map_: Map | None = None) -> Figure:
         title, width=2 * PANEL, height=1.6 * PANEL, left=0.0, bottom=4.0, right=0.0,
     )  # fmt: skip
     return board([[cell]], legend=entries(result, RING))
+
+
+def preview(result: EmbeddingResult) -> Figure:
+    """The figure that a notebook shows."""
+    return scatter(result)
 
 
 def side_by_side(result: EmbeddingResult) -> Figure:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.graph.fold import is_noop
 from cnnviz.core.graph.trace import Untraceable, trace
 from cnnviz.core.models.layers import (
     Form,
@@ -42,6 +43,7 @@ MIXING_FUNCTIONS = frozenset(
         "addmm",
         "bmm",
         "einsum",
+        "cdist",
     ]
 )
 
@@ -77,10 +79,11 @@ def _reaches_image(node: fx.Node) -> bool:
 def head_input(traced: fx.GraphModule) -> fx.Node:
     """The node whose value is the input of the classifier head.
 
-    The head is the operation with weights that every path back from the output meets first.
+    The head is what the paths back from the output meet first: one operation with weights, or
+    several of the same input.
 
     Raises:
-        UsageError: the paths meet different ones, or reach the image without any.
+        UsageError: their inputs differ, or a path reaches the image without any.
     """
     met: set[fx.Node] = set()
     seen: set[fx.Node] = set()
@@ -92,13 +95,21 @@ def head_input(traced: fx.GraphModule) -> fx.Node:
             seen.add(node)
             ends = node.op == "placeholder" or _mixes_channels(traced, node)
             (met.add if ends else waiting.append)(node)
-    before = [n for head in met for n in head.all_input_nodes if _reaches_image(n)]
-    if len(met) != 1 or len(before) != 1:
+    inputs = [n for head in met for n in head.all_input_nodes if _reaches_image(n)]
+    before = list({_without_noops(traced, node) for node in inputs})
+    if len(inputs) != len(met) or len(before) != 1:
         raise UsageError(
             "the classifier head was not found (no layer with weights stands alone before the "
             "output); name the layer whose features you want with --layer"
         )
-    return before[0]
+    return inputs[0] if len(met) == 1 else before[0]
+
+
+def _without_noops(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """The node that a chain of dropouts and identities, which change nothing, starts from."""
+    while is_noop(traced, node):
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _with_value_of(traced: fx.GraphModule, node: fx.Node) -> fx.GraphModule:

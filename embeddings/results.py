@@ -3,8 +3,6 @@
 Shapes: N images, k neighbors.
 """
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -16,8 +14,9 @@ from numpy.typing import NDArray
 
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.files import read_text
+from cnnviz.core.files import csv_rows, read_text
 from cnnviz.core.models.preprocess import Preprocess
+from cnnviz.core.output.notebook import Displayed
 from cnnviz.core.output.record import (
     HIDDEN,
     Count,
@@ -126,7 +125,7 @@ class Embedding(Record):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class EmbeddingResult(Embedding):
+class EmbeddingResult(Displayed, Embedding):
     """The result of `embed`: an `Embedding` with its data.
 
     Attributes:
@@ -234,7 +233,7 @@ def load(folder: Path | FinishedRun) -> Embedding:
 def _nearest(path: Path, names: tuple[str, ...]) -> NDArray[np.int64]:
     """The nearest images of each in `neighbors.csv`, by their places in `names`."""
     place_of = {name: place for place, name in enumerate(names)}
-    header, *rows = csv.reader(io.StringIO(read_text(path), newline=""))
+    header, *rows = csv_rows(read_text(path))
     columns = [n for n, name in enumerate(header) if name.startswith("neighbor")]
     nearest_Nk = np.full((len(names), len(columns)), -1, np.int64)
     try:
@@ -242,6 +241,8 @@ def _nearest(path: Path, names: tuple[str, ...]) -> NDArray[np.int64]:
             nearest_Nk[place_of[row[0]]] = [place_of[row[column]] for column in columns]
     except LookupError as error:
         raise CnnvizError(f"{path} is not of the images in {PLACES}") from error
+    if (nearest_Nk < 0).any():
+        raise CnnvizError(f"{path} does not have all of the images in {PLACES}")
     return nearest_Nk
 
 

@@ -10,10 +10,13 @@
 Shapes: C channels, H W rows and columns of the image, h w of a layer's maps, K classes.
 """
 
+import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +35,6 @@ from cnnviz.core.models.layers import (
     named_layers,
     not_run,
     replace_outputs,
-    trial_outputs,
 )
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import frozen, gradients
@@ -40,6 +42,7 @@ from cnnviz.core.output.summary import class_fields, top_records
 from cnnviz.gradients.options import LAST_CONV, Method, SaliencySpec
 from cnnviz.gradients.results import ClassMap, SaliencyResult
 
+_log = logging.getLogger("cnnviz")
 _Targets = Callable[[Tensor], tuple[int, ...]]
 """From logits (K,) to the classes to explain."""
 
@@ -79,7 +82,8 @@ def saliency(
 
     layer = None
     if method is Method.GRAD_CAM:
-        layer = default_layer(model) if spec.layer == LAST_CONV else spec.layer
+        default = spec.layer == LAST_CONV
+        layer = default_layer(model, pixels, targets_of) if default else spec.layer
     logits_K, slopes = _slopes(model, pixels, targets_of, layer)
     raw_maps = {target: slope.float().cpu() for target, slope in slopes.items()}
     if not all(values.isfinite().all() for values in (logits_K, *raw_maps.values())):
@@ -104,14 +108,25 @@ def saliency(
         place=place.text,
     )
     top = top_records(result, readings_K) if head.has_classes else None
-    return replace(
-        result,
-        prediction=top[0] if top else None,
-        top5=top,
-        targets=tuple(
-            _class_map(result, target, float(readings_K[target]), raw)
-            for target, raw in raw_maps.items()
-        ),
+    targets = tuple(
+        _class_map(result, target, float(readings_K[target]), raw)
+        for target, raw in raw_maps.items()
+    )
+    for entry in targets if not classes else ():
+        if not bool(entry.map_HW.any()):
+            _log.warning("note: %s", _zero(result, entry))
+    return replace(result, prediction=top[0] if top else None, top5=top, targets=targets)
+
+
+def _zero(result: SaliencyResult, entry: ClassMap) -> str:
+    """Why a map shows nothing."""
+    where = f" at {result.layer}" if result.layer else ""
+    why = "the class does not change with it (a saturated output, dead units, a head of zeros?)"
+    if bool(entry.raw.any()):
+        why = "no position speaks for the class; --layer or --method shows another side"
+    return (
+        f"the {result.method.value} map of {entry.class_} on '{result.image}'{where} is zero "
+        f"everywhere: {why}"
     )
 
 
@@ -132,13 +147,22 @@ def _class_map(result: SaliencyResult, target: int, reading: float, raw: Tensor)
     )
 
 
-def default_layer(model: Model) -> str:
-    """Finds the default layer of Grad-CAM.
+def default_layer(
+    model: Model, pixels_1CHW: Tensor | None = None, targets_of: _Targets | None = None
+) -> str:
+    """Finds the default layer of Grad-CAM: the last convolution that the classes depend on.
 
-    This is the last convolution to run whose output has more than one position. Transformers have
-    one at their very beginning, if at all: if more than one of their blocks comes after it, this is
-    the last normalisation of tokens on whose positions the classes still depend (after the last
+    Its output has more than one position, and a gradient from every one of the classes: decoders
+    and heads of other tasks have none. It is the one with the most convolutions in front of it, so
+    that a shortcut that happens to run last does not count. Transformers have a convolution at
+    their very beginning, if at all: if more than one of their blocks comes after it, this is the
+    last normalisation of tokens on whose positions the classes still depend (after the last
     attention they depend on the class token only).
+
+    Args:
+        model: the network.
+        pixels_1CHW: a normalised image; None for noise.
+        targets_of: from its logits to the classes; None for the class with the largest logit.
 
     Raises:
         CnnvizError: there is none.
@@ -146,35 +170,82 @@ def default_layer(model: Model) -> str:
     layers = named_layers(model.module)
     norms = _with_places(model, [n for n, x in layers.items() if isinstance(x, nn.LayerNorm)])
     convolutions = _with_places(model, conv_layers(model.module))
-    order = list(trial_outputs(model, [*convolutions, *norms]))
-    last = max((order.index(name) for name in convolutions), default=-1)
-    behind = order[last + 1 :]
-    for name in reversed(behind if len(behind) > 1 else []):
-        if _matters(model, name, norms[name]):
-            return name
-    if last < 0:
+    outputs, reached = _influences(model, convolutions | norms, pixels_1CHW, targets_of)
+    order = list(outputs)
+    ran = [name for name in order if name in convolutions]
+    connected = [name for name in ran if name in reached] or ran
+    behind = order[order.index(connected[-1]) + 1 if connected else 0 :]
+    behind = [name for name in behind if name in norms]
+    places = [name for name in behind if name in reached]
+    if len(behind) > 1 and places:
+        return places[-1]
+    if not connected:
         raise CnnvizError(
             f"{model.name} has no convolution with a map for Grad-CAM; name a layer with --layer, "
             f"or use --method gradient, which works on any model"
         )
-    return order[last]
+    depths = _depths({name: outputs[name] for name in ran})
+    return max(reversed(connected), key=lambda name: depths[name])
+
+
+def _influences(
+    model: Model,
+    layouts: Mapping[str, Layout],
+    pixels_1CHW: Tensor | None,
+    targets_of: _Targets | None,
+) -> tuple[dict[str, Tensor], set[str]]:
+    """The layers' outputs in the order of their last run; those that every class depends on."""
+    if pixels_1CHW is None:
+        generator = torch.Generator().manual_seed(0)
+        pixels_1CHW = torch.randn(model.blank().shape, generator=generator)
+    outputs: dict[str, Tensor] = {}
+
+    def keep(name: str, output: Tensor) -> Tensor:
+        outputs.pop(name, None)
+        outputs[name] = output
+        return output.clone()
+
+    with frozen(model.module):
+        with replace_outputs(model.module, {name: partial(keep, name) for name in layouts}):
+            leaf = pixels_1CHW.to(model.device).detach().requires_grad_()
+            logits_K = model.logits(leaf.clone())[0]
+        targets = targets_of(logits_K) if targets_of else (int(logits_K.argmax()),)
+        logit_K = model.head.own_logits(logits_K)
+        reached = set(outputs)
+        for target in targets:
+            slopes = gradients(logit_K[target], list(outputs.values()), model.name)
+            named = zip(outputs, slopes, strict=True)
+            reached &= {
+                name
+                for name, slope in named
+                if slope is not None and bool(layouts[name].maps(slope).any())
+            }
+    return outputs, reached
+
+
+def _depths(outputs: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many of these outputs each is computed from, along the longest path, itself included.
+
+    Read from the graph that torch recorded for the backward pass.
+    """
+    names = {output.grad_fn: name for name, output in outputs.items() if output.grad_fn}
+    depths: dict[Any, int] = {}
+    waiting: list[Any] = list(names)
+    while waiting:
+        node = waiting[-1]
+        before = [other for other, _ in node.next_functions if other is not None]
+        unknown = [other for other in before if other not in depths]
+        if unknown:
+            waiting += unknown
+            continue
+        depths[waiting.pop()] = max((depths[b] for b in before), default=0) + (node in names)
+    return {name: depths.get(output.grad_fn, 0) for name, output in outputs.items()}
 
 
 def _with_places(model: Model, names: Sequence[str]) -> dict[str, Layout]:
     """The layers among these whose maps have more than one position."""
     layouts = Layouts(model).of(names, refuse=False)
     return {name: layout for name, layout in layouts.items() if math.prod(layout.shape[1:]) > 1}
-
-
-def _matters(model: Model, layer: str, layout: Layout) -> bool:
-    """Whether any class's logit depends on the layer's output at the positions of its map."""
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(model.blank().shape, generator=generator)
-    with frozen(model.module):
-        with _kept(model.module, layer) as outputs:
-            logits_K = model.logits(noise.to(model.device).requires_grad_())[0]
-        (gradient,) = gradients(logits_K.max(), outputs[-1:], model.name)
-    return gradient is not None and bool(layout.maps(gradient).any())
 
 
 def _layout(model: Model, layer: str) -> Layout:
@@ -211,7 +282,10 @@ def _slopes(
                     "cnnviz occlude needs none"
                 )
             if gradient is None:
-                raise UsageError(f"layer '{layer}' of {model.name} has no influence on the classes")
+                raise UsageError(
+                    f"layer '{layer}' of {model.name} has no influence on the classes; name "
+                    "another one with --layer, or use --method gradient"
+                )
             if layout is None:
                 slopes[target] = gradient[0]
                 continue

@@ -16,7 +16,7 @@ from cnnviz.core.output.options import Look
 from cnnviz.core.output.overlays import (
     MOST_COLUMNS,
     Scale,
-    draw_picture,
+    input_cell,
     outline_pixels,
     paint_map,
     photograph,
@@ -53,6 +53,11 @@ def draw(
     }
 
 
+def preview(result: SaliencyResult) -> Figure | None:
+    """The figure that a notebook shows."""
+    return draw(result)["overlay.png"] if result.working else None
+
+
 def draw_comparison(result: SaliencyResult, look: Look | None = None) -> Figure:
     """Draws a row for each class: image, saliency map, other map, and how far they agree."""
     look = look or Look()
@@ -84,8 +89,7 @@ def _size(result: SaliencyResult) -> tuple[int, int]:
 
 
 def _input(result: SaliencyResult, beneath: Pixels) -> Cell:
-    size = _size(result)
-    return picture(lambda axes: draw_picture(axes, beneath, size), size, "input")
+    return input_cell(beneath, _size(result))
 
 
 def _maps(

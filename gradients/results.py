@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.models.heads import Head, Reading
+from cnnviz.core.output.notebook import Displayed
 from cnnviz.core.output.record import (
     ABSENT,
     OPTIONAL,
@@ -67,7 +68,7 @@ class ClassMap(ClassRecord):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class SaliencyResult(Record):
+class SaliencyResult(Displayed, Record):
     """The maps of one image, a target each, in the order requested.
 
     `working` is the working image, `labels` are the class names, `logits_K` the float32 logits on

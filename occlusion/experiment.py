@@ -29,6 +29,7 @@ from cnnviz.occlusion.masks import Grid, check_fill, fill_picture, mask_grid, ma
 from cnnviz.occlusion.measurement import Activation, Gradient, Measurement
 from cnnviz.occlusion.options import (
     FOLDER,
+    Border,
     MapKind,
     OcclusionSpec,
     PanelSpec,
@@ -209,6 +210,8 @@ def _shown(spec: OcclusionSpec, head: Head) -> tuple[Score, Upsample]:
         score, upsample = Score.PROBABILITY, Upsample.COVERAGE
     else:
         score, upsample = DEFAULT_SCORES[head.kind], Upsample.DENSITY
+    if spec.border is Border.CENTER and spec.stride in (1, (1, 1)):
+        upsample = Upsample.NEAREST  # a mask per pixel: the position's own value
     return spec.score or score, spec.upsample or upsample
 
 

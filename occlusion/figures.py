@@ -18,22 +18,25 @@ from torch import Tensor
 
 from cnnviz.core.choices import pixels_text
 from cnnviz.core.data.images import WorkingImage
+from cnnviz.core.maps import agreement
 from cnnviz.core.output.drawing import image_pixels, label_axes
-from cnnviz.core.output.layout import Bar, Cell, Entry, board, in_rows, picture, plot
+from cnnviz.core.output.layout import Bar, Cell, Entry, board, in_rows, picture, plot, scaled
 from cnnviz.core.output.options import Look
 from cnnviz.core.output.overlays import (
     MOST_COLUMNS,
     Scale,
     cmap_of,
     draw_picture,
+    enlarged,
     hatch_pixels,
+    input_cell,
     outline_pixels,
     paint_kinds,
     paint_map,
     scales,
 )
 from cnnviz.core.output.style import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW
-from cnnviz.occlusion.masks import Grid
+from cnnviz.occlusion.masks import nearest_positions
 from cnnviz.occlusion.measurement import Activation
 from cnnviz.occlusion.options import MapKind, Score, Upsample
 from cnnviz.occlusion.results import Agreement, OcclusionResult, Panel, Sufficiency
@@ -41,6 +44,8 @@ from cnnviz.occlusion.sufficient import HELD
 
 LEGEND_CLASSES = 9
 OTHER_GRAY = "#8c8c8c"
+IN_FOUR = 0.75
+"""Size of the panels of a row of four, of that of a single one."""
 FLIPPED = 0.7
 """Opacity of the colour of a class that becomes the prediction."""
 # Okabe and Ito's colours, distinct for people with colour-blindness, and a brown.
@@ -76,7 +81,7 @@ def draw(
     """Draws all figures of one result, by file name.
 
     `overlay.png` (map over image), `heatmap.png` (map alone), `probability.png` (the class's
-    probability at each position: blue where occluding hurts), `label.png` (the most probable class
+    probability at each position: dark where occluding hurts), `label.png` (the most probable class
     at each position), with a gradient `agreement.png`, with `--sufficient` `sufficient.png` and,
     with `--layer`, `activation.png`. A regression has `value.png` in place of `probability.png` and
     `label.png`; where each class is read at its own pixels, there is no `label.png`.
@@ -108,6 +113,11 @@ def draw(
     return figures
 
 
+def preview(result: OcclusionResult) -> Figure | None:
+    """The figure that a notebook shows."""
+    return draw_overlay(result, Look()) if result.measured else None
+
+
 def draw_overlay(
     result: OcclusionResult,
     look: Look,
@@ -128,9 +138,7 @@ def _input(result: OcclusionResult, beneath: Pixels) -> Cell:
     """The image in colour, with its prediction."""
     size, top = result.measured.size, result.prediction
     text = f"{top.class_}, {result.measured.head.text(top.reading)}" if top else ""
-    return picture(
-        lambda axes: draw_picture(axes, beneath, size), size, "input" + f"\n{text}" * bool(text)
-    )
+    return input_cell(beneath, size, text)
 
 
 def _grid(
@@ -184,7 +192,9 @@ def heading(result: OcclusionResult, panel: Panel) -> str:
     note = " (true class)" if result.label and panel.index == result.label.index else ""
     where = f"\n{measured.place or 'mean over its pixels'}" if measured.reading else ""
     change = measured.head.change_text(panel.reading, panel.occluded)
-    return f"{panel.class_}{note}  {change}\nat the worst position; {_mask(panel)}{where}"
+    return (
+        f"{panel.class_}{note}  {change}\nmost important position occluded; {_mask(panel)}{where}"
+    )
 
 
 def _mask(panel: Panel) -> str:
@@ -243,15 +253,30 @@ def _agreements(result: OcclusionResult, look: Look, beneath: Pixels) -> Figure:
             _map(result, panel, title, values_HW, scale[row], look, beneath)
             for title, values_HW, scale in zip(titles, maps, columns, strict=True)
         ]
-        cells[2] = _hatched(cells[2], together)
-        rows.append([_input(result, beneath), *cells])
+        cells[2] = _both(
+            cells[2], together, (occluded[row], traced[row]), columns[2][row], look, beneath
+        )
+        shown = [_input(result, beneath), *cells]
+        rows.append([scaled(cell, IN_FOUR) for cell in shown])
     return board(rows, legend=DISAGREEMENT)
 
 
-def _hatched(cell: Cell, together: Agreement) -> Cell:
+def _both(
+    cell: Cell,
+    together: Agreement,
+    parts: Sequence[NDArray[np.float32]],
+    scale: Scale,
+    look: Look,
+    beneath: Pixels,
+) -> Cell:
+    """The agreement, interpolated as its parts are, hatched where only one sees evidence."""
+
+    def joined(size: tuple[int, int]) -> NDArray[np.float32]:
+        maps = [torch.from_numpy(enlarged(part, size, look.display)) for part in parts]
+        return agreement(*maps).numpy()
+
     def paint(axes: Axes) -> None:
-        assert cell.paint is not None  # noqa: S101 (a picture)
-        cell.paint(axes)
+        paint_map(axes, together.map_HW.numpy(), scale, look.display, beneath, joined)
         for inside_HW, entry in zip(
             (together.only_occlusion_HW, together.only_gradient_HW), DISAGREEMENT, strict=True
         ):
@@ -318,18 +343,6 @@ def _curves(entry: Sufficiency, height: float) -> Cell:
     return plot(paint, "Probability by the share of cells", height=height - 30, width=230)
 
 
-def _cell_of_pixels(grid: Grid, size: tuple[int, int]) -> NDArray[np.intp]:
-    """(H, W): the position whose mask's centre is nearest to each pixel."""
-    rows, columns = grid.shape
-    boxes = grid.boxes_P4.reshape(rows, columns, 4).double().numpy()
-    nearest = []
-    for axis, (line, length) in enumerate(zip((boxes[:, 0], boxes[0]), size, strict=True)):
-        centres = (line[:, axis] + line[:, axis + 2]) / 2
-        edges = (centres[:-1] + centres[1:]) / 2
-        nearest.append(np.searchsorted(edges, np.arange(length) + 0.5))
-    return np.asarray(nearest[0][:, None] * columns + nearest[1], np.intp)
-
-
 def _centred_scale(values: Sequence[NDArray[np.floating]], original: float, what: str) -> Scale:
     """Colours that are neutral at the original value: blue below, red above."""
     limit = max(*(float(np.abs(v - original).max(initial=0.0)) for v in values), 1e-12)
@@ -373,7 +386,7 @@ def _positions(
 ) -> Cell:
     """A value of each position, each in the pixels that are nearest to its mask."""
     size = result.measured.size
-    values_HW = values_P.astype(np.float32)[_cell_of_pixels(panel.grid, size)]
+    values_HW = values_P.astype(np.float32)[nearest_positions(panel.grid, size).numpy()]
     return picture(
         lambda axes: paint_map(axes, values_HW, scale, look.display), size, title, bar=bar
     )
@@ -399,7 +412,7 @@ def _labels(result: OcclusionResult, beneath: Pixels) -> Figure:
     rgba = np.array([(0.0, 0.0, 0.0, 0.0), *opaque], np.float32)
     cells = []
     for panel in by_mask:
-        kinds = codes[panel.winners_P.numpy()][_cell_of_pixels(panel.grid, size)]
+        kinds = codes[panel.winners_P.numpy()][nearest_positions(panel.grid, size).numpy()]
         share = float((panel.winners_P.numpy() != predicted).mean())
         title = f"prediction flips at {100 * share:.1f} % of the positions\n{_mask(panel)}"
         cells.append(

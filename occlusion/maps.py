@@ -27,7 +27,7 @@ from cnnviz.core.models.heads import SOFTMAX, Head, Kind
 from cnnviz.core.output.summary import Judged, class_fields
 from cnnviz.occlusion.masks import Grid
 from cnnviz.occlusion.measurement import Gradient, Measurement
-from cnnviz.occlusion.options import Score, Upsample
+from cnnviz.occlusion.options import Border, Score, Upsample
 from cnnviz.occlusion.results import Agreement, Flip, Flips, OcclusionResult, Panel
 
 STRONG, WEAK = 0.5, 0.25  # of the peak: where one map sees evidence, and the other does not
@@ -126,6 +126,9 @@ def pixel_map(
             return (sums / counts.max()).float()
         return torch.where(counts > 0, sums / counts.clamp(min=1), 0.0).float()
     rows, columns = grid.shape
+    nearest = upsample is Upsample.NEAREST
+    if nearest and grid.border is Border.CENTER and grid.shape == size:
+        return values_P.reshape(size).float()
     boxes = grid.boxes_P4.reshape(rows, columns, 4).double()
     y_weights = _weights((boxes[:, 0, 0] + boxes[:, 0, 2]) / 2, size[0], upsample)
     x_weights = _weights((boxes[0, :, 1] + boxes[0, :, 3]) / 2, size[1], upsample)

@@ -129,6 +129,18 @@ def mask_grid(
     return Grid(mask, step, border, (len(y0), len(x0)), clipped_P4)
 
 
+def nearest_positions(grid: Grid, size: tuple[int, int]) -> Tensor:
+    """(H, W): the position whose mask's centre is nearest to each pixel."""
+    rows, columns = grid.shape
+    boxes = grid.boxes_P4.reshape(rows, columns, 4).double()
+    nearest = []
+    for axis, (line, length) in enumerate(zip((boxes[:, 0], boxes[0]), size, strict=True)):
+        centres = (line[:, axis] + line[:, axis + 2]) / 2
+        edges = (centres[:-1] + centres[1:]) / 2
+        nearest.append(torch.searchsorted(edges, torch.arange(length, dtype=torch.float64) + 0.5))
+    return nearest[0][:, None] * columns + nearest[1]
+
+
 def check_fill(name: str) -> str:
     """Returns the name if it is a fill; raises UsageError otherwise."""
     if name in FILLS or re.fullmatch(r"#[0-9a-fA-F]{6}", name):

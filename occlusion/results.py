@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cnnviz.core.output.notebook import Displayed
 from cnnviz.core.output.record import (
     ABSENT,
     OPTIONAL,
@@ -171,7 +172,7 @@ def in_pixels(cells_Nrc: Tensor, cell: int, size: tuple[int, ...]) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class OcclusionResult(Record):
+class OcclusionResult(Displayed, Record):
     """One image: a measurement, and a panel per class and mask, classes outermost.
 
     `compared` is the score that the panels compare; of a regression `score` is "value". `folder`

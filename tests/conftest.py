@@ -108,6 +108,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 HOSTILE = (
     "hostile_input",
     "foreign_folders",
+    "foreign_shares",
+    "hostile_data",
     "odd_networks",
     "trial",
     "doors",

@@ -5,7 +5,9 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from cnnviz.core.output import run_folder
 
@@ -19,6 +21,46 @@ def skip_rendering() -> None:
 
 def _one_pixel(figure: Figure) -> np.ndarray:
     return np.zeros((1, 1, 3), np.uint8)
+
+
+def misplaced(figure: Figure) -> list[str]:
+    """Texts that leave the figure, and pairs of texts that cover each other."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    boxes = [
+        (text.get_text(), text.get_window_extent(renderer))
+        for text in figure.findobj(Text)
+        if text.get_text().strip() and _is_shown(text)
+    ]
+    width, height = figure.bbox.width, figure.bbox.height
+    found = [
+        f"outside: {text!r}"
+        for text, box in boxes
+        if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1
+    ]
+    for place, (text, box) in enumerate(boxes):
+        for other, there in boxes[:place]:
+            across = min(box.x1, there.x1) - max(box.x0, there.x0)
+            down = min(box.y1, there.y1) - max(box.y0, there.y0)
+            if across > 1.5 and down > 0.25 * min(box.height, there.height):
+                found.append(f"{text!r} covers {other!r}")
+    return found
+
+
+def _is_shown(text: Text) -> bool:
+    """Whether it is drawn: it is visible, and its axes are shown where it labels them."""
+    axes = text.axes
+    if not text.get_visible():
+        return False
+    if axes is None or text in axes.texts or text in axes.artists:
+        return True
+    if not axes.axison:
+        return text is axes.title
+    for axis, ends in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        for tick in (*axis.majorTicks, *axis.minorTicks):
+            if text in (tick.label1, tick.label2):
+                return min(ends) <= tick.get_loc() <= max(ends)
+    return True
 
 
 @contextmanager

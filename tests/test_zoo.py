@@ -21,7 +21,7 @@ from cnnviz.core.output.run_folder import RunFolder
 TRACED = "cannot be traced"
 CUT = "cuts its gradient"
 # What cannot be done, by network and command, and a part of the line that says so. All else must.
-NO_GRAPH = {"activations": TRACED, "max-patches": TRACED}
+NO_GRAPH = {"activations": TRACED}
 NO_GRADIENT = {"saliency": CUT, "grad-cam": CUT, "layers": CUT}
 REFUSALS: dict[str, dict[str, str]] = {
     "AssertsOne": NO_GRAPH,

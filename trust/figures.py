@@ -15,8 +15,8 @@ from cnnviz.core.output.options import Look
 from cnnviz.core.output.overlays import (
     MOST_COLUMNS,
     Scale,
-    draw_picture,
     hatch_pixels,
+    input_cell,
     paint_map,
     scales,
 )
@@ -81,8 +81,7 @@ def _grid(
     beneath: Pixels,
     legend: Sequence[Entry] = (),
 ) -> Figure:
-    size = _size(maps[0])
-    first = picture(lambda axes: draw_picture(axes, beneath, size), size, "input")
+    first = input_cell(beneath, _size(maps[0]))
     return board(in_rows([first, *cells], look.columns or MOST_COLUMNS), legend=legend)
 
 

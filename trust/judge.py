@@ -46,33 +46,36 @@ class GradCam:
     """
 
     def __init__(self, model: Model, spec: OcclusionSpec, note: Callable[[str], None]) -> None:
-        """Finds the layer; raises CnnvizError if the agreement is drawn, and there is none."""
+        """Looks for a layer; raises CnnvizError if the agreement is drawn, and there is none."""
         self._model, self._spec, self._note = model, spec, note
-        self._layer: str | None = None
+        self._works = True
         try:
-            self._layer = default_layer(model)
+            default_layer(model)
         except CnnvizError as error:
             self._give_up(error)
 
     def _give_up(self, error: CnnvizError) -> None:
         if self._spec.method is MapKind.AGREEMENT:
             raise error
-        self._layer = None
+        self._works = False
         self._note(f"no agreement.png: {error}")
 
     def __call__(self, image: WorkingImage, targets: Sequence[int]) -> Gradient | None:
         """Its maps, with their name; None where the network has none."""
-        if self._layer is None:
+        if not self._works:
             return None
         at, inside = self._spec.at, self._spec.inside
-        spec = SaliencySpec(method=Method.GRAD_CAM, layer=self._layer, at=at, inside=inside)
+        spec = SaliencySpec(method=Method.GRAD_CAM, at=at, inside=inside)
         try:
             result = saliency(self._model, image, spec, classes=targets)
         except CnnvizError as error:
             self._give_up(error)
             return None
         maps = {entry.index: entry.map_HW for entry in result.targets}
-        return Gradient(f"Grad-CAM at {self._layer}", maps)
+        name = f"Grad-CAM at {result.layer}"
+        if not any(bool(map_HW.any()) for map_HW in maps.values()):
+            self._note(f"{name} is zero everywhere on '{image.path}'; agreement.png shows nothing")
+        return Gradient(name, maps)
 
 
 @dataclass(frozen=True, eq=False)

@@ -139,7 +139,7 @@ def judge(card: Scorecard) -> tuple[Verdict, tuple[str, ...]]:
     if card.gain <= 0:
         return Verdict.CHANCE, ("removing what it marks harms the class no more than the rest",)
     if card.trust is None:
-        return Verdict.FRAGILE, ("no gradient to compare it with", *reasons)
+        return Verdict.FRAGILE, ("no Grad-CAM to compare it with", *reasons)
     if card.trust < CHANCE:
         return Verdict.CHANCE, reasons
     limited = any(
@@ -156,7 +156,9 @@ def _reasons(card: Scorecard) -> Iterator[str]:
         best = max(card.other_gains, key=lambda name: card.other_gains[name], default="nothing")
         yield f"{best} marks more of what matters"
     for name, value in card.agreement.items():
-        if value is None or value < BELIEVED * FULL_AGREEMENT:
+        if value is None:
+            yield f"{name} cannot be compared: one of the two maps is constant"
+        elif value < BELIEVED * FULL_AGREEMENT:
             yield f"{name} disagrees"
     if card.peak_spread is not None and card.peak_spread > (1 - BELIEVED) * FAR_APART:
         yield "its peak moves"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.device import in_batches, is_out_of_memory
+from cnnviz.core.device import beyond_rounding, in_batches, is_out_of_memory
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.models.load import Model
 
@@ -64,12 +64,26 @@ def replaced_logits(
             logits_NK = model.logits(pictures.contiguous())
         batches.append(logits_NK.cpu())
 
+    def alone(pixels: Tensor) -> Tensor:
+        return model.logits(pixels)[0].cpu()
+
+    def last_differs() -> bool:
+        """Whether the last image has other logits when it is run alone."""
+        kept_1HW = kept(slice(count - 1, count)).to(model.device)
+        picture = torch.where(kept_1HW[:, None], original, replacement)
+        return beyond_rounding(alone(picture), batches[-1][-1], alone, picture) > 0
+
     automatic = CPU_BATCH if model.device.type == "cpu" else DEVICE_BATCH
-    before = 0
-    for done, _size in in_batches(count, model.batch_size(batch_size) or automatic, batch):
+    before, at_a_time = 0, model.batch_size(batch_size) or automatic
+    for done, _size in in_batches(count, at_a_time, batch):
         progress(done - before)
         before = done
     logits_NK = torch.cat(batches)
+    if min(at_a_time, count) > 1 and last_differs():
+        batches.clear()
+        for _done in in_batches(count, 1, batch):
+            pass
+        logits_NK = torch.cat(batches)
     if not logits_NK.isfinite().all():
         raise CnnvizError(
             f"{model.name} gives scores that are not finite on parts of '{image.path}' in "

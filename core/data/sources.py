@@ -37,7 +37,7 @@ from cnnviz.core.data.tables import (
 )
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.extras import required
-from cnnviz.core.files import DAMAGE, exists
+from cnnviz.core.files import DAMAGE, exists, regular
 from cnnviz.core.lazy import torchvision
 from cnnviz.core.models.preprocess import Preprocess
 
@@ -140,8 +140,10 @@ def _hf_dataset(text: str) -> ImageSource:
     library = required("datasets", HF_DATASET + "DIR", "datasets")
     place = Path(folder).expanduser()
     try:
+        for file in [*place.rglob("*.arrow"), *place.rglob("*.json")]:
+            regular(file)  # the library waits for pipes
         loaded = library.load_from_disk(str(place))
-    except DAMAGE as error:
+    except (*DAMAGE, AttributeError) as error:
         raise CnnvizError(
             f"'{folder}' is not a data set written by save_to_disk: {one_line(error)}"
         ) from error
@@ -247,6 +249,8 @@ def _labels(rows: Any, column: str, library: Any) -> list[str | None]:
             return list(map(named, value))
         if names is None or value is None:
             return value
+        if value >= len(names):
+            raise CnnvizError(f"{column} {value} is not one of its {len(names)} classes")
         return names[value] if value >= 0 else None  # -1 means no label
 
     return [label_text(named(value)) for value in rows.select_columns([column])[:][column]]
@@ -271,12 +275,19 @@ def _tars(sources: Sequence[str]) -> list[Path]:
         raise UsageError(
             f"tar files can be combined only with tar files, not with '{strangers[0]}'"
         )
-    return [Path(s) for t in sources for s in ([t] if exists(Path(t)) else tars.expand(t))]
+    # The first that does not exist ends this: a range can be of any length.
+    return [regular(s) for t in sources for s in ([t] if exists(Path(t)) else tars.expand(t))]
+
+
+def _names_torchvision(source: str) -> bool:
+    """Whether it is `cifar10:DIR` or the like, and not a file of that name."""
+    name, colon, _ = source.partition(":")
+    return bool(colon) and name in TORCHVISION and not Path(source).is_file()
 
 
 def is_set(source: str) -> bool:
     """Whether a name means a data set, not an image or a folder of images."""
-    named = source.partition(":")[0] in TORCHVISION and ":" in source
+    named = _names_torchvision(source)
     suffix = Path(source).suffix.lower()
     return named or source.startswith(HF_DATASET) or suffix in MANIFESTS | {tars.SUFFIX}
 
@@ -297,7 +308,7 @@ def find_source(sources: Sequence[str]) -> ImageSource:
         return tars.of_tars(paths)
     if len(sources) == 1:
         only = Path(sources[0])
-        if sources[0].partition(":")[0] in TORCHVISION and ":" in sources[0]:
+        if _names_torchvision(sources[0]):
             return _torchvision(sources[0])
         if sources[0].startswith(HF_DATASET):
             return _hf_dataset(sources[0])

@@ -36,23 +36,29 @@ SUFFIX = ".tar"
 CLASS, JSON = "cls", "json"
 LARGEST_LABEL = 1 << 20
 """Maximum bytes of a file with a label."""
+LARGEST_HEADER = 1 << 20
+"""Maximum bytes of an extended header: a long name, or a list of attributes."""
+LONGEST_PADDING = 1 << 20
+_BLOCK = 512
+_EXTENDED = tarfile.GNUTYPE_LONGNAME + tarfile.GNUTYPE_LONGLINK
+_EXTENDED += tarfile.XHDTYPE + tarfile.XGLTYPE + tarfile.SOLARIS_XHDTYPE
+_BRACES = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 _UNLABELLED = "note: no image of %r has a label: its .json files have none of the keys %s"
 _log = logging.getLogger("cnnviz")
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
-def expand(name: str) -> list[str]:
+def expand(name: str) -> Iterator[str]:
     """Expands `shards-{000..012}.tar` to thirteen names; a name without braces to itself."""
     found = _BRACES.search(name)
     if found is None:
-        return [name]
+        yield name
+        return
     first, last = found.groups()
     if int(last) < int(first):
         raise UsageError(f"'{name}' names no file: the range {found[0]} is empty")
     numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
-    return [
-        rest for n in numbers for rest in expand(name[: found.start()] + n + name[found.end() :])
-    ]
+    for n in numbers:
+        yield from expand(name[: found.start()] + n + name[found.end() :])
 
 
 @dataclass(frozen=True)
@@ -83,11 +89,39 @@ class _Member:
         return self.extension.rpartition(".")[2]
 
 
+class _Header(tarfile.TarInfo):
+    """A header whose numbers are possible."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> "_Header":
+        """Parses a header; a tarfile.ReadError where its size is negative or absurd."""
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0:
+            raise tarfile.ReadError(f"a file of {header.size} bytes")
+        if header.type in _EXTENDED and header.size > LARGEST_HEADER:
+            raise tarfile.ReadError(f"a name or attributes of {header.size:,} bytes")
+        return header
+
+
+def _check_end(stream: IO[bytes], end: int) -> None:
+    """Raises a tarfile.ReadError unless a tar ends there: an empty block, and then padding."""
+    stream.seek(end)
+    last, padding = stream.read(_BLOCK), stream.read(LONGEST_PADDING)
+    if len(last) < _BLOCK:
+        raise tarfile.ReadError("it has no end: it was cut off after a file")
+    if any(last):
+        raise tarfile.ReadError(f"damaged at byte {end:,}")
+    if any(padding):
+        raise tarfile.ReadError("it goes on behind its end, as several files in one do")
+
+
 def _members(stream: IO[bytes], path: Path, others: Counter[str]) -> Iterator[_Member]:
     """The regular files of a tar, in order; links and sparse files are counted in `others`."""
     try:
-        with tarfile.open(fileobj=stream, mode="r:") as archive:
+        with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as archive:
             for entry in archive:
+                if entry.size < 0 or archive.offset <= entry.offset:
+                    raise tarfile.ReadError(f"a file of {entry.size} bytes")
                 archive.members = []  # type: ignore[attr-defined]  # it would keep them all
                 member = _Member(entry.name, entry.offset_data, entry.size)
                 hidden = member.key.rpartition("/")[2] == ""  # as .DS_Store
@@ -95,7 +129,8 @@ def _members(stream: IO[bytes], path: Path, others: Counter[str]) -> Iterator[_M
                     yield member
                 elif not entry.isdir() and not hidden:
                     others["sparse files" if entry.issparse() else "links and devices"] += 1
-    except (tarfile.TarError, EOFError, ValueError, OSError) as error:
+            _check_end(stream, archive.offset)
+    except (tarfile.TarError, EOFError, ValueError, OSError, OverflowError) as error:
         raise CnnvizError(
             f"'{path}' is not a complete tar file ({one_line(error)}); unpack it first if it is "
             "compressed with gzip or zstd"

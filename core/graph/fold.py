@@ -50,7 +50,7 @@ def fold(traced: fx.GraphModule, keep: Collection[str] = ()) -> fx.GraphModule:
         source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
         if source is None:
             continue
-        if _is_noop(folded, node):
+        if is_noop(folded, node):
             _bypass(node, source, layers)
         elif source.name not in kept and _foldable(folded, node, source):
             merged = _merged(layer(source), layer(node))
@@ -106,7 +106,8 @@ def _overwrites(module: fx.GraphModule, node: fx.Node) -> bool:
     return node.op == "call_function" and (node.kwargs.get("inplace", second) is True)
 
 
-def _is_noop(module: fx.GraphModule, node: fx.Node) -> bool:
+def is_noop(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node returns its input unchanged: identities, and dropout in evaluation mode."""
     if node.op == "call_module":
         layer = module.get_submodule(str(node.target))
         stays = isinstance(layer, nn.Identity) or not layer.training

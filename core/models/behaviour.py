@@ -2,7 +2,9 @@
 
 Every analysis assumes that the answer to an image depends on that image alone and is the same each
 time. Batch statistics at evaluation, a maximum over the batch or minibatch deviation violate the
-first, dropout that stays on violates the second. Two random images show it: alone, again, together.
+first, dropout that stays on violates the second. Random images show it: alone, again, together.
+Networks that mix a batch only if its images cause it (an early exit, a capacity of experts) are
+found on the images of the run: some of them are repeated alone (`check_batch`, and the engines).
 
 A user's code may also answer an image with another type or number of classes, an exception, or the
 end of the program. Each of these is an error of one line, for the image or batch that it happens
@@ -23,7 +25,7 @@ from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
 from cnnviz.core.choices import LUMINANCE
-from cnnviz.core.device import is_out_of_memory, rounding
+from cnnviz.core.device import beyond_rounding, is_out_of_memory, rounding
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, located
 
 _REPEATED = 1e-5  # of the largest |score|: two passes over one image are the same
@@ -79,22 +81,87 @@ def examine(
         except USER_CODE_ERRORS as error:
             # It takes one image at a time and no other number; memory is another matter.
             return alone, Behaviour(not is_out_of_memory(error), scale=scale)
-    mixes = together.shape != alone.shape
-    if not mixes:
-        mixes = float((together - alone).abs().max()) > rounding(dtype) * scale
+        mixes = together.shape != alone.shape
+        if not mixes and float((together - alone).abs().max()) > rounding(dtype) * scale:
+            mixes = _depends_on_partner(scores, (first, second), alone, together, dtype)
     return alone, Behaviour(mixes, scale=scale)
+
+
+def _depends_on_partner(
+    scores: Callable[[Tensor], Tensor],
+    images: tuple[Tensor, Tensor],
+    alone: Tensor,
+    together: Tensor,
+    dtype: torch.dtype,
+) -> bool:
+    """Whether two images change each other's answers; rounding, if amplified, does that as well.
+
+    A batch of the same size with another partner is rounded alike. A network without an effect of
+    the partner may still divide by the size of the batch.
+    """
+    first, second = images
+    other = torch.randn(first.shape, generator=torch.Generator().manual_seed(2))
+    swapped = torch.cat(
+        [scores(torch.cat([first, other]))[:1], scores(torch.cat([other, second]))[1:]]
+    )
+    if float((swapped - together).abs().max()) > rounding(dtype) * float(together.abs().max()):
+        return True
+    pairs = zip(images, alone, together, strict=True)
+    return any(
+        beyond_rounding(expected, got, lambda x: scores(x)[0], image.to(dtype)) > 0
+        for image, expected, got in pairs
+    )
+
+
+CHECKED = 8
+"""Images of a data set that are run as a batch, the last of them alone as well."""
+
+
+@torch.inference_mode()
+def check_batch(outputs: Callable[[Tensor], object], images_NCHW: Tensor, name: str) -> None:
+    """Raise CnnvizError if the others of its batch change an image's answer.
+
+    `outputs` runs normalised images through the network `name`.
+    """
+    images = images_NCHW[:CHECKED]
+    if len(images) == 1:
+        return
+
+    def alone(image: Tensor) -> Tensor:
+        answer = outputs(image)
+        return answer[0] if isinstance(answer, Tensor) else torch.zeros(0)
+
+    try:
+        together, expected = outputs(images), alone(images[-1:])
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        check_batch(outputs, images[: len(images) // 2], name)
+        return
+    got = together[-1] if isinstance(together, Tensor) else expected
+    if got.shape != expected.shape or beyond_rounding(expected, got, alone, images[-1:]):
+        raise CnnvizError(
+            f"{name} mixes the images of a batch: one of them gets another answer when it is run "
+            "alone; --batch-size 1 runs each alone"
+        )
 
 
 def far_away(
     scores: Callable[[Tensor], Tensor], shape: tuple[int, int, int], dtype: torch.dtype
 ) -> Tensor | None:
-    """The answers (2, K) to noise of extreme contrast; None if the network raises or overflows."""
+    """The answers (6, K) to noise of extreme contrast, and to coarse noise of several contrasts.
+
+    Layer norm removes contrast, but not a pattern. None if the network raises or overflows.
+    """
     generator = torch.Generator().manual_seed(1)
     contrast = 1e2 if dtype is torch.float16 else 1e4
-    noise = contrast * torch.randn(1, *shape, generator=generator)
+    fine = contrast * torch.randn(1, *shape, generator=generator)
+    coarse = torch.randn(2, shape[0], 3, 3, generator=generator)
+    coarse = functional.interpolate(coarse, shape[1:], mode="bilinear")
+    images = (fine, -fine, coarse[:1], -coarse[:1], 3 * coarse[1:], -contrast * coarse[1:])
     try:
         with torch.inference_mode():
-            answers = torch.cat([scores(noise), scores(-noise)])
+            answers = torch.cat([scores(image) for image in images])
     except USER_CODE_ERRORS:
         return None
     return answers if bool(answers.isfinite().all()) else None

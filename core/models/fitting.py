@@ -96,7 +96,9 @@ def choose(states: Sequence[StateDict], module: nn.Module, name: str | None, pat
     idle = [name for name in tensors if name not in shapes and _last(name) in _NO_WEIGHT]
     if idle:
         counts = Counter(map(_last, idle))
-        notes.append(f"'{path}': skipped counters and computed buffers: {_counted(counts)}")
+        del counts[COUNTER]  # not worth a note: it plays no part at evaluation
+        if counts:
+            notes.append(f"'{path}': skipped counters and computed buffers: {_counted(counts)}")
         tensors = {name: tensors[name] for name in tensors.keys() - idle}
     return Fitting(tensors, tuple(notes))
 
@@ -177,6 +179,7 @@ def _check_types(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
     for name, value in state.items():
         target = required.get(name)
         odd = value.is_quantized or value.is_nested or value.is_meta or value.layout is not strided
+        odd = odd or value.dtype is getattr(torch, "float4_e2m1fn_x2", None)  # two in a byte
         if odd or (name in required and not _is_like(value, target, name in weights)):
             kind = "without values" if value.is_meta else str(value.dtype).removeprefix("torch.")
             layout = "" if value.layout is strided else f", {value.layout}".replace("torch.", "")

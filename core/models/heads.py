@@ -152,6 +152,12 @@ def _range(outputs_NK: Tensor, dtype: torch.dtype) -> str | None:
     return "distributions" if sums_to_1 and exact.shape[1] > 1 else "shares"
 
 
+def _unit_length(outputs_NK: Tensor, dtype: torch.dtype) -> bool:
+    """Whether every row is a vector of length 1, whatever the image."""
+    lengths = outputs_NK.double().norm(dim=1)
+    return outputs_NK.shape[1] > 1 and bool(((lengths - 1).abs() < rounding(dtype)).all())
+
+
 def determine_head(
     outputs_NK: Tensor,
     outputs_far_away: Callable[[], Tensor | None],
@@ -162,13 +168,27 @@ def determine_head(
     """Determine a network's head, and a note if it is neither plain logits nor the user's choice.
 
     `outputs_far_away` returns outputs (N, K) for images of extreme contrast, or None. It is called
-    if the outputs for random images are between 0 and 1, since logits can be so by chance.
+    if the outputs for random images are between 0 and 1 or of length 1, since logits can be so by
+    chance. Equal outputs for all images (a head of zeros) do not show what they mean.
     """
     if choice in (HeadChoice.SOFTMAX, HeadChoice.SIGMOID, HeadChoice.NONE):
         return Head(Kind(choice.value)), []
     kind, automatic = _range(outputs_NK, dtype), choice is HeadChoice.AUTO
-    if kind == "shares" and automatic and (far_NK := outputs_far_away()) is not None:
-        kind = _range(far_NK, dtype)
+    undecided = kind == "shares" or (kind is None and _unit_length(outputs_NK, dtype))
+    if undecided and automatic:
+        far_NK = outputs_far_away()
+        all_NK = outputs_NK if far_NK is None else torch.cat([outputs_NK, far_NK])
+        if _unit_length(all_NK, dtype):
+            return Head(Kind.NONE), [
+                f"{name} returns vectors of length 1, features of an embedding and not classes: "
+                "they are used as values (--head overrides this)"
+            ]
+        if bool((all_NK == all_NK[0]).all()):
+            return Head(), [
+                f"{name} returns the same numbers for every trial image, which do not show what "
+                "they mean: they are taken as logits of exclusive classes (--head overrides this)"
+            ]
+        kind = _range(all_NK, dtype)
     if not automatic and kind is None:
         raise UsageError(f"--head probabilities: {name} returns numbers outside 0 to 1")
     if kind is None:

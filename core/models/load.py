@@ -51,6 +51,7 @@ class Model:
         repeat: passes that scores are averaged over.
         region: where a dense output is read; None for a network that returns rows.
         layout: the memory format of its input.
+        random: the seed of its weights if they are random (`--weights none`); None otherwise.
     """
 
     module: nn.Module
@@ -68,6 +69,7 @@ class Model:
     repeat: int = 1
     region: Region | None = None
     layout: torch.memory_format = torch.contiguous_format
+    random: int | None = None
 
     @property
     def classes(self) -> int:
@@ -196,12 +198,15 @@ def load_model(
     given = read_labels(Path(labels)) if labels is not None else None
     with _seeded(seed):
         count = len(given.names) if given else None
-        trained = find_trained(name, file, weights, state, adjusted, count, features or not scores)
+        headless = features or not scores or head_choice is HeadChoice.NONE
+        trained = find_trained(name, file, weights, state, adjusted, count, headless)
         name, preprocess = trained.name, trained.preprocess
         head_choice, notes = _publishers_head(trained, head_choice)
-        if trained.headless and head_choice is not HeadChoice.NONE:
+        no_classes = bool(trained.headless) and head_choice is not HeadChoice.NONE
+        if no_classes:
             if scores and not features:
                 raise CnnvizError(f"{trained.headless}; {FEATURES_ONLY}")
+            head_choice = HeadChoice.NONE
             notes.append(f"{trained.headless}: its outputs are features, not classes")
         ran = run_first(trained.module, name, preprocess.channels, preprocess.crop, dtype, target)
         module, channels = ran.module, ran.channels
@@ -212,19 +217,11 @@ def load_model(
         if trained.assumed and (note := trained.assumed.note(preprocess, size, mean, std)):
             notes.append(note)
         preprocess = replace(preprocess, scale=value_range, show=_bands(show, channels))
-        without = trained.headless and head_choice is not HeadChoice.NONE
+        scores = scores and not no_classes
         result = read_out(
-            module,
-            ran.output,
-            name,
-            preprocess,
-            target,
-            dtype,
-            output,
-            HeadChoice.NONE if without else head_choice,
-            scores and not without,
+            module, ran.output, name, preprocess, target, dtype, output, head_choice, scores
         )
-        if without:
+        if no_classes:
             result = replace(result, classes=0, labels=())
     if threshold != Head().threshold and result.head.kind is not Kind.SIGMOID:
         raise UsageError(
@@ -247,6 +244,7 @@ def load_model(
         head=replace(result.head, threshold=threshold),
         repeat=repeat,
         region=result.region,
+        random=seed if weights == "none" and checkpoint is None else None,
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from cnnviz.core.choices import HeadChoice
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, one_line
@@ -79,9 +80,17 @@ def read_out(
     try:
         scores = find_scores(raw, output, name, preprocess.crop)
     except CnnvizError:
-        if required or output is not None:
+        two = torch.zeros(2, preprocess.channels, *preprocess.crop, dtype=dtype, device=device)
+        restored = _batch_axis(module, raw, two)
+        if restored is not None:
+            module, raw = with_reader(module, restored), restored(raw)
+            scores = find_scores(raw, output, name, preprocess.crop)
+            note = f"{name} drops the batch axis of a single image; it is restored"
+            scores = dataclasses.replace(scores, notes=(note, *scores.notes))
+        elif required or output is not None:
             raise
-        scores = Scores(_first_tensor(raw), dense=True)
+        else:
+            scores = Scores(_first_tensor(raw), dense=True)
     if scores.read is not None:
         module, raw = with_reader(module, scores.read), scores.read(raw)
     if scores.dense and not required:
@@ -110,6 +119,33 @@ def read_out(
     notes = (*scores.notes, *behaviour.notes(name), *head_notes)
     result = ReadOut(module, classes, head, behaviour, notes, labels)
     return _read_in_regions(result, name) if scores.dense else result
+
+
+def _batch_axis(module: nn.Module, raw: object, two: Tensor) -> Reader | None:
+    """What restores the batch axis that `squeeze` took from the output for one image, as it does.
+
+    Two images keep it; None if their output is not two of `raw`, or there is none.
+    """
+    try:
+        with torch.no_grad():
+            leaves, form = tree_flatten(module(two))
+    except USER_CODE_ERRORS:
+        return None
+    ones = tree_leaves(raw)
+    shapes = [leaf.shape[1:] if isinstance(leaf, Tensor) and leaf.ndim else None for leaf in leaves]
+    fits = [
+        isinstance(one, Tensor) and len(leaf) == len(two) and one.shape == shape
+        for one, leaf, shape in zip(ones, leaves, shapes, strict=False)
+        if shape is not None
+    ]
+    if len(ones) != len(leaves) or not any(fits):
+        return None
+
+    def restore(output: Any) -> Any:
+        parts = zip(tree_leaves(output), shapes, strict=True)
+        return tree_unflatten([p if s is None else p.reshape(-1, *s) for p, s in parts], form)
+
+    return restore
 
 
 def _two_classes(

@@ -4,19 +4,18 @@ Figures are made without pyplot, so nothing is global and nothing needs a displa
 Shapes: C channels, H W rows and columns.
 """
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.output.layout import board, escape, plot, shortened, text_width
-from cnnviz.core.output.style import FONT_SIZE, HARM, SMALL, ink
+from cnnviz.core.output.layout import board, plot
+from cnnviz.core.output.style import HARM, SMALL, ink
+from cnnviz.core.output.text import escape, shortened, text_width
 
 MOST_BARS = 40
 LONGEST = 150.0
@@ -122,39 +121,3 @@ def _bars(axes: Axes, column: Column, names: Sequence[str], *, named: bool) -> N
     label_axes(axes)
     if column.alarm is not None:
         axes.axvline(column.alarm, color=ink(), linewidth=0.6, linestyle=":")
-
-
-# For figures that are no boards yet (`audit/figures.py`); sizes in inches.
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of a size in inches, laid out so that nothing is clipped."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def bare(axes: Axes) -> None:
-    """Removes ticks and frame from axes that show a picture."""
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
-
-
-def title(axes: Axes, text: str, size: float = FONT_SIZE) -> None:
-    """Puts a title above axes; `text` is drawn literally, line by line."""
-    axes.set_title("\n".join(escape(line) for line in text.split("\n")), fontsize=size)
-
-
-def under(axes: Axes, text: str, longest: int = 46) -> None:
-    """Puts text below axes that show a picture, wrapped between words; drawn literally."""
-    lines = textwrap.wrap(text, longest)
-    axes.set_xlabel("\n".join(escape(line) for line in lines), fontsize=SMALL)
-
-
-def beside(axes: Axes, text: str, longest: int = 100) -> None:
-    """Fills axes with lines of text, next to a row of pictures; drawn literally."""
-    bare(axes)
-    shown = "\n".join(escape(line, longest) for line in text.split("\n"))
-    axes.text(0.0, 0.5, shown, fontsize=SMALL, va="center", ha="left", linespacing=1.25)
-    axes.set(xlim=(0, 1), ylim=(0, 1))

@@ -5,117 +5,33 @@ text below it. Titles wrap at the width of their column, so nothing is clipped a
 there is no layout pass, which takes longer than drawing. Lengths are in points (1/72 inch).
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
-from matplotlib import font_manager, rcParams
+from matplotlib import rcParams
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
-from matplotlib.colors import to_rgba
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ft2font import FT2Font, LoadFlags
 from matplotlib.image import BboxImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.text import Text
 from matplotlib.transforms import Bbox, TransformedBbox
 from numpy.typing import NDArray
-from PIL import Image, ImageFont, features
+from PIL import Image
 
-from cnnviz.core.output.style import FAINT, FONT_SIZE, SMALL
+from cnnviz.core.output.style import FAINT, FONT_SIZE, HARM, SMALL
+from cnnviz.core.output.text import LINE, Written, number, shortened, text_width, wrap
 
-FONT = "DejaVu Sans"
-LINE = 1.3
-"""Height of a line of text over its size."""
 MARGIN, GAP = 10.0, 12.0
 CAPTION = 14.0
 """The strip at the bottom of every figure."""
 BAR, BAR_WIDTH = 7.0, 190.0
-SWATCH, BETWEEN = 14.0, 16.0
+SWATCH = 14.0
 PANEL = 272.0
 """Width of a panel: with an image beside it the figure is 8 inches wide."""
 Paint = Callable[[Axes], None]
-
-
-@cache
-def _drawable() -> frozenset[int]:
-    """The code points for which the figures' font has a glyph."""
-    return frozenset(_font().get_charmap())
-
-
-@cache
-def _font() -> FT2Font:
-    return font_manager.get_font(font_manager.findfont(FONT))
-
-
-def escape(text: str, longest: int = 60) -> str:
-    """Text that matplotlib draws literally, on one line, without missing glyphs, not too long."""
-    return _plain(text, longest).replace("$", r"\$")
-
-
-def _plain(text: str, longest: int) -> str:
-    glyphs = _drawable()
-    shown = "".join(c if c.isprintable() and ord(c) in glyphs else "\ufffd" for c in text)
-    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
-
-
-def text_width(text: str, size: float) -> float:
-    """The width of a line of text in points."""
-    return size * sum(map(_advance, text))
-
-
-@cache
-def _advance(character: str) -> float:
-    """The width of a character over the size of the text (kerning is left out)."""
-    font = _font()
-    font.set_size(100, 72)
-    glyph = font.load_char(ord(character), LoadFlags.NO_HINTING)
-    return float(glyph.linearHoriAdvance) / 65536 / 100
-
-
-def wrap(text: str, size: float, width: float, most: int = 4) -> list[str]:
-    """Breaks text into at most `most` lines no wider than `width`, the last one cut off by '…'.
-
-    Lines break at spaces; words that are wider break after a dot, slash or underscore, or anywhere.
-    """
-    lines: list[str] = []
-    for paragraph in text.split("\n"):
-        rest = _plain(paragraph, 400)
-        while rest:
-            fits = _fitting(rest, size, width)
-            lines.append(rest[:fits].rstrip())
-            rest = rest[fits:].lstrip()
-    if len(lines) > most:
-        lines = [*lines[: most - 1], shortened(lines[most - 1] + "……", size, width)]
-    return lines
-
-
-def _fitting(text: str, size: float, width: float) -> int:
-    """How many characters of the text make the next line."""
-    if text_width(text, size) <= width:
-        return len(text)
-    ends = np.cumsum([size * _advance(character) for character in text])
-    fits = max(1, int((ends <= width).sum()))
-    space = text.rfind(" ", 0, fits + 1)
-    if space > 0:
-        return space
-    marks = [text.rfind(mark, 0, fits) + 1 for mark in "./_-"]
-    return max(marks) if max(marks) > fits // 3 else fits
-
-
-def shortened(text: str, size: float, width: float) -> str:
-    """The text, cut off by '…' where it is wider than `width`."""
-    shown = _plain(text, 400)
-    if text_width(shown, size) <= width:
-        return shown
-    while len(shown) > 1 and text_width(shown + "…", size) > width:
-        shown = shown[:-1]
-    return shown.rstrip(" …") + "…"
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,15 +67,6 @@ class Bar:
         return [*found, (place, text)]
 
 
-def number(value: float) -> str:
-    """A number of a colour bar, with two significant digits."""
-    if value == 0 or not math.isfinite(value):
-        return "0" if value == 0 else "-"
-    if 0.001 <= abs(value) < 10_000:
-        return f"{value:.{max(0, 1 - math.floor(math.log10(abs(value))))}f}".replace("-", "−")
-    return f"{value:.1e}".replace("-", "−")
-
-
 @dataclass(frozen=True)
 class Entry:
     """An entry of a legend: a patch, hatched or not, a line (`-`) or a marker, and its text."""
@@ -187,6 +94,7 @@ class Cell:
         right: room at the right.
         frame: whether the axes keep ticks and frame.
         polar: whether the axes are polar.
+        spans: whether it reaches into the columns to its right, and does not widen its own.
     """
 
     paint: Paint | None
@@ -200,6 +108,7 @@ class Cell:
     right: float = 0.0
     frame: bool = False
     polar: bool = False
+    spans: bool = False
 
     @property
     def across(self) -> float:
@@ -223,6 +132,11 @@ def picture(
     return Cell(paint, shown, height, title, below, bar, right=right)
 
 
+def scaled(cell: Cell, share: float) -> Cell:
+    """The cell with a picture of another size; its text stays as large."""
+    return replace(cell, width=share * cell.width, height=share * cell.height, right=0.0)
+
+
 def plot(
     paint: Paint,
     title: str = "",
@@ -233,16 +147,15 @@ def plot(
     bottom: float = 30.0,
     right: float = 8.0,
     bar: Bar | None = None,
-    below: str = "",
     polar: bool = False,
 ) -> Cell:
     """A cell for a plot with ticks and labels."""
-    return Cell(paint, width, height, title, below, bar, left, bottom, right, True, polar)
+    return Cell(paint, width, height, title, "", bar, left, bottom, right, True, polar)
 
 
-def words(text: str, width: float = 200.0, height: float = 0.0) -> Cell:
-    """A cell of text to the left of pictures."""
-    return Cell(None, width, height, below=text)
+def words(text: str, width: float = 200.0, *, spans: bool = False) -> Cell:
+    """A cell of text beside pictures."""
+    return Cell(None, width, 0.0, below=text, spans=spans)
 
 
 @dataclass
@@ -276,8 +189,8 @@ def board(
 ) -> Figure:
     """Draws rows of cells as a figure.
 
-    A colour bar that all cells share is drawn once below all, and one that a column shares once
-    below the column.
+    A colour bar that all cells share is drawn once below all, one that a row shares once below its
+    first cell, and one that a column shares once below the column.
 
     Args:
         rows: cells, or None for an empty place.
@@ -287,7 +200,10 @@ def board(
     """
     columns = max(len(row) for row in rows)
     filled = [[*row, *[None] * (columns - len(row))] for row in rows]
-    widths = [max((row[c].across for row in filled if row[c]), default=0.0) for c in range(columns)]  # type: ignore[union-attr]
+    widths = [
+        max((cell.across for row in filled if (cell := row[c]) and not cell.spans), default=0.0)
+        for c in range(columns)
+    ]
     shared, bars = _bars(filled)
     measured = [_measure(row, shown, widths) for row, shown in zip(filled, bars, strict=True)]
     width = max(sum(widths) + gap * (columns - 1), 160.0)
@@ -321,13 +237,16 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def sign(figure: Figure, caption: str) -> None:
-    """Writes a caption at the bottom of a figure, in the strip that is free for it."""
+def sign(figure: Figure, caption: str, mark: str = "") -> None:
+    """Writes a caption at the bottom of a figure, and a warning at its top, in free strips."""
     sheet = _Sheet(figure)
     size = SMALL - 1.5
     text = shortened(caption, size, sheet.width - 2 * MARGIN)
     x = sheet.width - MARGIN - text_width(text, size)
     sheet.text(x, CAPTION / 4, text, size).set_color(FAINT)
+    if mark:
+        mark = shortened(mark, size, sheet.width - 2 * MARGIN)
+        sheet.text(MARGIN, sheet.height - 0.85 * MARGIN, mark, size).set_color(HARM)
 
 
 def pixels_of(figure: Figure) -> NDArray[np.uint8]:
@@ -336,33 +255,6 @@ def pixels_of(figure: Figure) -> NDArray[np.uint8]:
     canvas.draw()  # type: ignore[no-untyped-call]
     drawn = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
     return np.asarray(Image.fromarray(drawn).convert("RGB"))
-
-
-class Written(Text):
-    """A horizontal line of text; in PNG files Pillow draws it, ten times as fast as matplotlib."""
-
-    def draw(self, renderer: Any) -> None:
-        """Draws the line."""
-        if not (isinstance(renderer, RendererAgg) and features.check("raqm")):
-            super().draw(renderer)
-            return
-        font = _pillow_font(self.get_fontsize() * renderer.dpi / 72)
-        mask, offset = font.getmask2(self.get_text().replace(r"\$", "$"), "L", anchor="ls")
-        wide, high = mask.size
-        x, y = self.get_transform().transform(self.get_position())
-        red, green, blue, alpha = to_rgba(self.get_color(), self.get_alpha())
-        pixels = np.empty((high, wide, 4), np.uint8)
-        pixels[..., :3] = np.rint(255 * np.array([red, green, blue]))
-        pixels[..., 3] = np.frombuffer(bytes(mask), np.uint8).reshape(high, wide)[::-1] * alpha
-        gc = renderer.new_gc()
-        left, bottom = round(x) + offset[0], round(y) - offset[1] - high
-        renderer.draw_image(gc, left, bottom, pixels)
-        gc.restore()
-
-
-@cache
-def _pillow_font(size: float) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(font_manager.findfont(FONT), size)
 
 
 class _Sheet:
@@ -413,14 +305,15 @@ class _Sheet:
 
 def _measure(row: Sequence[Cell | None], bars: list[Bar | None], widths: Sequence[float]) -> _Row:
     measured = _Row(row, bars=bars)
-    for cell, bar, width in zip(row, bars, widths, strict=True):
+    for cell, bar, own in zip(row, bars, widths, strict=True):
         title, below, heading = [], [], []
+        width = cell.across if cell and cell.spans else own
         if cell is not None:
             first, _, rest = cell.title.partition("\n")
             heading = wrap(first, FONT_SIZE, width, 3) if first else []
             title = wrap(rest, SMALL, width, 4) if rest else []
             size = SMALL if cell.paint else SMALL + 0.5
-            below = wrap(cell.below, size, width, 4 if cell.paint else 12) if cell.below else []
+            below = wrap(cell.below, size, width, 4 if cell.paint else 16) if cell.below else []
         measured.titles.append((heading, title))
         measured.belows.append(below)
         above = len(heading) * FONT_SIZE * LINE + len(title) * SMALL * LINE
@@ -466,6 +359,10 @@ def _bars(rows: Sequence[Sequence[Cell | None]]) -> tuple[Bar | None, list[list[
     cells = sum(cell is not None and cell.bar is not None for row in rows for cell in row)
     if len(kinds) == 1 and cells > 1:
         return kinds[0], [[None] * len(row) for row in rows]
+    for row in bars:
+        for place, bar in enumerate(row):
+            if bar is not None and bar in row[:place]:
+                row[place] = None
     for upper, lower in pairwise(bars):
         for place, bar in enumerate(upper):
             if bar is not None and bar is lower[place]:
@@ -474,7 +371,7 @@ def _bars(rows: Sequence[Sequence[Cell | None]]) -> tuple[Bar | None, list[list[
 
 
 def _bar_height(bar: Bar, width: float) -> float:
-    return 8.0 + BAR + SMALL * LINE + len(wrap(bar.label, SMALL, width, 3)) * SMALL * LINE + 2.0
+    return 8.0 + BAR + SMALL * LINE + len(wrap(bar.label, SMALL, width, 3)) * SMALL * LINE + 4.0
 
 
 def _draw_bar(sheet: _Sheet, bar: Bar, x: float, top: float, width: float) -> None:
@@ -490,7 +387,7 @@ def _draw_bar(sheet: _Sheet, bar: Bar, x: float, top: float, width: float) -> No
     frame = Rectangle((left, bottom), wide, high, fill=False, linewidth=0.4)
     frame.set(transform=sheet.figure.transFigure, edgecolor=FAINT)
     sheet.figure.add_artist(frame)
-    base = y - SMALL * LINE + 1.0
+    base = y - SMALL * LINE
     taken: list[tuple[float, float]] = []
     for place, text in bar.ticks():
         wide = text_width(text, SMALL)
@@ -500,7 +397,7 @@ def _draw_bar(sheet: _Sheet, bar: Bar, x: float, top: float, width: float) -> No
             sheet.text(x + start, base, text, SMALL)
             if 0 < place < 1:
                 _tick(sheet, x + place * across, y)
-    sheet.lines(wrap(bar.label, SMALL, width, 3), x, base, SMALL)
+    sheet.lines(wrap(bar.label, SMALL, width, 3), x, base - 1.5, SMALL)
 
 
 def _tick(sheet: _Sheet, x: float, y: float) -> None:
@@ -515,8 +412,8 @@ def _legend_rows(entries: Sequence[Entry], width: float) -> list[list[tuple[Entr
     room = 0.0
     for entry in entries:
         text = shortened(entry.text, SMALL, width - SWATCH - 6)
-        wide = SWATCH + 5 + text_width(text, SMALL) + BETWEEN
-        if not rows or wide - BETWEEN > room:
+        wide = SWATCH + 5 + text_width(text, SMALL) + 16.0
+        if not rows or wide - 16.0 > room:
             rows.append([])
             room = width
         rows[-1].append((entry, text, wide))

@@ -8,7 +8,7 @@ Shapes: H W rows and columns of the working image, h w of a picture, N colours.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps, rcParams
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, ListedColormap, Normalize, to_rgb
+from matplotlib.colors import Colormap, to_rgb
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import IdentityTransform
@@ -175,33 +174,21 @@ def paint_map(
     scale: Scale,
     display: Display = Display.SMOOTH,
     over: Pixels | None = None,
+    joined: Callable[[tuple[int, int]], NDArray[np.float32]] | None = None,
 ) -> None:
-    """Draws a map on axes, alone or over a picture (h, w, 3)."""
+    """Draws a map on axes, alone or over a picture (h, w, 3).
+
+    With `joined`, which gives the map at any size, it is that map that is shown.
+    """
     size = (values_HW.shape[0], values_HW.shape[1])
     rows, columns = _dots(axes)
-    shown_hw = enlarged(values_HW, (rows, columns), display)
+    enlarge = joined or (lambda dots: enlarged(values_HW, dots, display))
+    shown_hw = enlarge((rows, columns))
     levels = scale.levels(shown_hw)
     if over is None:
         show(axes, np.rint(255 * scale.table).astype(np.uint8)[levels], size)
         return
     show(axes, _mixed(levels, scale.table, scale.weights, over), size)
-
-
-def draw_map(
-    axes: Axes,
-    values_HW: Values,
-    look: Look,
-    label: str,
-    *,
-    over: Pixels | None = None,
-    one_sided: bool = False,
-) -> None:
-    """Draws a map, alone or over a picture, and its colour bar, where the figure is not a board."""
-    (scale,) = scales([values_HW], look, label, one_sided=one_sided)
-    paint_map(axes, values_HW, scale, look.display, over)
-    colours = ListedColormap((scale.bar if over is None else scale.bar_over).colours)
-    mappable = ScalarMappable(Normalize(scale.low, scale.high), colours)
-    axes.figure.colorbar(mappable, ax=axes, label=label, fraction=0.046, pad=0.03)
 
 
 def draw_picture(axes: Axes, pixels: Pixels, size: tuple[int, int]) -> None:
@@ -328,6 +315,12 @@ def _firsts(values: NDArray[np.float32], tiny: float) -> NDArray[np.intp]:
     """The first line of each run of equal lines."""
     changed = (np.abs(np.diff(values, axis=0)) > tiny).any(axis=1)
     return np.concatenate([[0], np.flatnonzero(changed) + 1]).astype(np.intp)
+
+
+def input_cell(pixels: Pixels, size: tuple[int, int], detail: str = "") -> Cell:
+    """The image in colour, the first cell of every figure of an image."""
+    title = f"input\n{detail}" if detail else "input"
+    return picture(lambda axes: draw_picture(axes, pixels, size), size, title)
 
 
 def small(

@@ -8,7 +8,6 @@ checks it (pydantic). `table` makes the header and the rows of a CSV file, `from
 
 import csv
 import dataclasses
-import io
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import core_schema
 
 from cnnviz.core.errors import CnnvizError
+from cnnviz.core.files import csv_rows
 
 Kind = TypeVar("Kind")
 
@@ -84,6 +84,8 @@ class Says:
 
     def _checked(self, value: Any) -> Any:
         said = self.keywords
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError("it is an integer of more than 64 bits")
         if isinstance(value, int | float) and not math.isnan(value):
             slack = SLACK * abs(value)
             low, high = said.get("minimum", -math.inf), said.get("maximum", math.inf)
@@ -265,13 +267,17 @@ def from_table(kind: type[Kind], text: str) -> list[Kind]:
     """
     record: Any = kind
     kinds = {field.key: _plain_type(field.hint) for field in fields_of(record)}
-    rows = [
-        {
-            key: None if cell == "" and kinds.get(key) is not str else cell
-            for key, cell in row.items()
-        }
-        for row in csv.DictReader(io.StringIO(text, newline=""))
-    ]
+    try:
+        header, *lines = csv_rows(text)
+        rows = [
+            {
+                key: None if cell == "" and kinds.get(key) is not str else cell
+                for key, cell in zip(header, cells, strict=True)
+            }
+            for cells in lines
+        ]
+    except (ValueError, csv.Error) as error:
+        raise InvalidRecord(f"the table is damaged: {error}") from error
     found: list[Kind] = from_json(list[record], rows)
     return found
 

@@ -6,7 +6,6 @@ without `overwrite`, and then only what an earlier summary lists, or what has th
 One process at a time writes to a folder.
 """
 
-import csv
 import io
 import json
 import os
@@ -33,6 +32,7 @@ from cnnviz.core.files import (
     LARGEST,
     SUMMARY,
     check_free,
+    csv_text,
     exists,
     from_json,
     read_text,
@@ -139,10 +139,11 @@ class RunFolder:
         files: paths relative to the run's root folder, in order of writing; shared with subfolders.
         figures: the format of figures; of subfolders, that of the root.
         caption: small text below every figure; of subfolders, that of the root.
+        mark: a warning at the top of every figure; of subfolders, that of the root.
     """
 
     figures = FigureFormat.PNG
-    caption = ""
+    caption = mark = ""
 
     def __init__(
         self, path: Path, root: "RunFolder | None" = None, inputs: Iterable[str | Path] = ()
@@ -312,15 +313,12 @@ class RunFolder:
 
     def write_csv(self, name: str, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
         """Writes comma-separated values with a header; also as Parquet, if pyarrow is installed."""
-        stream, listed = io.StringIO(), list(rows)
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(listed)
+        listed = list(rows)
         if parquet.available():
             content = io.BytesIO()
             parquet.write(content, header, listed)
             self.write_bytes(Path(name).stem + parquet.SUFFIX, content.getvalue())
-        return self.write_text(name, stream.getvalue())
+        return self.write_text(name, csv_text([header, *listed]))
 
     def write_npz(self, name: str, **arrays: np.ndarray) -> Path:
         """Writes arrays, compressed; objects are refused, since they would be pickled."""
@@ -345,8 +343,8 @@ class RunFolder:
         The same figure gives the same bytes.
         """
         kind = self._root.figures
-        if self._root.caption:
-            sign(figure, self._root.caption)
+        if self._root.caption or self._root.mark:
+            sign(figure, self._root.caption, self._root.mark)
         stream = io.BytesIO()
         if kind is FigureFormat.PNG:
             stream.write(png(pixels_of(figure)))

@@ -6,19 +6,23 @@ its rows and columns numbered along the edges. Shapes: N tiles, H W rows and col
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from cnnviz.core.output.drawing import label_axes
-from cnnviz.core.output.layout import GAP, PANEL, Bar, Cell, Written, plot
-from cnnviz.core.output.overlays import show
+from cnnviz.core.output.layout import GAP, PANEL, Bar, Cell, board, picture, plot, words
+from cnnviz.core.output.options import Look
+from cnnviz.core.output.overlays import Scale, draw_picture, paint_map, scales, show
 from cnnviz.core.output.style import SMALL
+from cnnviz.core.output.text import Written
 
 Pixels = NDArray[np.uint8]
 
@@ -26,6 +30,8 @@ WIDTH = 2 * PANEL + GAP
 """Points of an ordinary sheet."""
 MOST_ROWS = 25
 """Rows of a matrix on one page, if it has fewer columns."""
+PER_PAGE, CONTACT = 10, 130.0
+"""Images on a page of a contact sheet, and points of their width."""
 STRIP = 9.0
 """Points below each tile for its number."""
 _MOST_TICKS = 40
@@ -189,6 +195,48 @@ def _number_edges(axes: Axes, sheet: Sheet, pitch: tuple[int, int]) -> None:
     label_axes(axes, sheet.column_name, sheet.row_name)
     axes.tick_params(length=0, pad=2)
     axes.spines[:].set_visible(False)
+
+
+Contact = tuple[Pixels, NDArray[np.floating], str]
+"""An image on a contact sheet: its photograph (h, w, 3), its map (H, W) and a text."""
+
+
+def contact_sheets(
+    shown: Iterable[Contact], count: int, look: Look, label: str
+) -> Iterator[Figure]:
+    """Draws many images in pages, a row for each: the photograph, the map over it, and a text.
+
+    Args:
+        shown: the images; those of a page are in memory.
+        count: their number.
+        look: how maps are drawn; a scale is shared by the maps of a page.
+        label: what the maps measure.
+    """
+    pages, images = -(-count // PER_PAGE), iter(shown)
+    for page in range(pages):
+        part = list(islice(images, PER_PAGE))
+        found = scales([values_HW for _, values_HW, _ in part], look, label)
+        rows = []
+        for (photo, values_HW, text), scale in zip(part, found, strict=True):
+            size = (values_HW.shape[0], values_HW.shape[1])
+
+            def paint(
+                axes: Axes,
+                photo: Pixels = photo,
+                values_HW: NDArray[np.floating] = values_HW,
+                scale: Scale = scale,
+            ) -> None:
+                paint_map(axes, values_HW, scale, look.display, photo)
+
+            left = picture(
+                lambda axes, photo=photo, size=size: draw_picture(axes, photo, size),  # type: ignore[misc]
+                size,
+                width=CONTACT,
+            )
+            right = picture(paint, size, bar=scale.bar_over, width=CONTACT)
+            rows.append([left, right, words(text, 1.6 * CONTACT)])
+        which = f", page {page + 1} of {pages}" if pages > 1 else ""
+        yield board(rows, heading=f"{count} images{which}")
 
 
 def _step(count: int) -> int:

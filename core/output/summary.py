@@ -17,7 +17,7 @@ from torch import Tensor
 from cnnviz.core.choices import Precision
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
-from cnnviz.core.files import DAMAGE, SUMMARY, read_text, regular
+from cnnviz.core.files import DAMAGE, SUMMARY, read_text
 from cnnviz.core.files import from_json as parsed
 from cnnviz.core.models.heads import Head, Reading
 from cnnviz.core.models.load import Model
@@ -38,10 +38,13 @@ from cnnviz.core.output.record import (
 )
 from cnnviz.core.output.run_data import RunData
 
-LARGEST = 2**30
-"""Bytes of a summary; larger files are refused before they are read."""
 TOP = 5
 HEADS = ("softmax", "sigmoid", "none", "probabilities", "probabilities per class")
+
+
+def random_mark(seed: int) -> str:
+    """What pictures, tables and pages say of a network that is not trained."""
+    return f"random weights, seed {seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,14 @@ class ModelRecord(Record):
             enum=[*HEADS, *(f"{head} per pixel" for head in HEADS)],
         ),
     ]
+    random_weights: Annotated[
+        Count | None, Says("the seed, if the weights are random (--weights none)", optional=True)
+    ] = None
+
+    @property
+    def mark(self) -> str:
+        """`random weights, seed 0`; empty for a trained network."""
+        return "" if self.random_weights is None else random_mark(self.random_weights)
 
     @classmethod
     def of(cls, model: Model) -> "ModelRecord":
@@ -69,6 +80,7 @@ class ModelRecord(Record):
             classes=model.classes,
             input_size=model.input_size,
             head=model.region.name if model.region else model.head.name,
+            random_weights=model.random,
         )
 
 
@@ -246,8 +258,6 @@ def read_summary(folder: Path | FinishedRun, images_below: Sequence[Path] = ()) 
     if isinstance(folder, FinishedRun):  # whose summary may not be on disk yet (`--report`)
         return folder
     path = folder / SUMMARY if folder.is_dir() else folder
-    if (size := regular(path).stat().st_size) > LARGEST:
-        raise UsageError(f"'{path}' has {size:,} bytes; a summary has at most {LARGEST:,}")
     text = read_text(path)
     try:
         content: Any = parsed(text)

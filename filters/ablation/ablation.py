@@ -19,6 +19,7 @@ from torch import nn
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.data.labels import LabelledImages, Progress, check_labels
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models.behaviour import CHECKED, check_batch
 from cnnviz.core.models.layers import named_layers
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import fast
@@ -258,6 +259,8 @@ def _measure(
         tally.restore(stored.arrays)
         stream.progress(stored.done - part.start)
         done = stored.done
+    if passes.images > 1:
+        check_batch(model.outputs, stream.first(CHECKED), model.name)
     with torch.inference_mode():
         for places, images, truth in stream.all(passes.images, done):
             tally.start(truth)
@@ -269,19 +272,20 @@ def _measure(
     done = part.stop
     if journal:
         save(journal)
-    outcome = tally.finish()
-    if outcome is None:
-        raise _not_finite(model, "original network, or with filters switched off")
-    if isinstance(outcome, Counts):
-        _check_finite(model, outcome)
+    outcome = _finite(model, tally.finish())
     return outcome, torch.cat(indices).numpy(), Engine(passes.engine, passes.reason)
 
 
-def _check_finite(model: Model, counts: Counts) -> None:
-    wrong = np.flatnonzero(~np.isfinite(counts.probability).all(axis=1))
-    if wrong.size:
-        when = "original network" if wrong[0] == 0 else "with filters switched off"
-        raise _not_finite(model, when)
+def _finite(model: Model, outcome: Counts | Measured | None) -> Counts | Measured:
+    """The outcome; raises CnnvizError if answers are not numbers."""
+    if outcome is None:
+        raise _not_finite(model, "original network, or with filters switched off")
+    if isinstance(outcome, Counts):
+        wrong = np.flatnonzero(~np.isfinite(outcome.probability).all(axis=1))
+        if wrong.size:
+            when = "original network" if wrong[0] == 0 else "with filters switched off"
+            raise _not_finite(model, when)
+    return outcome
 
 
 def _not_finite(model: Model, when: str) -> CnnvizError:

@@ -16,19 +16,11 @@ from matplotlib.figure import Figure
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.drawing import image_pixels, label_axes, name_rows, names_width
-from cnnviz.core.output.layout import (
-    Bar,
-    Cell,
-    Entry,
-    board,
-    escape,
-    in_rows,
-    plot,
-    text_width,
-)
+from cnnviz.core.output.layout import Bar, Cell, Entry, board, in_rows, plot
 from cnnviz.core.output.options import DIVERGING
 from cnnviz.core.output.overlays import MOST_COLUMNS, cmap_of, small
 from cnnviz.core.output.style import BLUE, GAIN, GREEN, HARM, PURPLE, RED, SMALL, ink
+from cnnviz.core.output.text import escape, text_width
 from cnnviz.filters.ablation.evaluation import ClassChange, confusion_matrix
 from cnnviz.filters.ablation.measures import Measured
 from cnnviz.filters.ablation.options import RemovalOrder

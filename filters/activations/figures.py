@@ -15,20 +15,32 @@ from numpy.typing import NDArray
 
 from cnnviz.core.choices import Scaling
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.output.layout import Cell, board, in_rows, picture
+from cnnviz.core.output.layout import board, in_rows, picture
 from cnnviz.core.output.options import Ends, Look
 from cnnviz.core.output.overlays import (
     MOST_COLUMNS,
     Scale,
-    draw_picture,
+    input_cell,
     paint_map,
     photograph,
     scales,
 )
 from cnnviz.core.output.sheets import grid, sheet_cell
 from cnnviz.filters.activations.options import ActivationsSpec, MapOrder
-from cnnviz.filters.activations.results import LayerActivation
+from cnnviz.filters.activations.results import Activations, LayerActivation
 from cnnviz.filters.kernels.figures import grey_levels
+
+MOST_SHOWN = 64
+"""Maps in a notebook."""
+
+
+def preview(result: Activations) -> Figure | None:
+    """The figure that a notebook shows: the strongest maps of the first layer."""
+    if result.working is None:
+        return None
+    layer = result.layers[0]
+    channels = layer.order(strongest=True)[:MOST_SHOWN]
+    return draw_maps(layer, channels, ActivationsSpec(top=MOST_SHOWN), result.working)
 
 
 def draw_maps(
@@ -45,12 +57,7 @@ def draw_maps(
     sorting = "by channel" if spec.sorting is MapOrder.CHANNEL else "strongest first"
     heading = f"{layer.layer}\n{chosen} of {height}x{width}, {sorting}{clipped}"
     sheet = sheet_cell(grid(levels, "channel", tuple(channels)), heading, bar)
-    return board([[_input(image), sheet]])
-
-
-def _input(image: WorkingImage) -> Cell:
-    size, beneath = _size(image), photograph(image)
-    return picture(lambda axes: draw_picture(axes, beneath, size), size, "input")
+    return board([[input_cell(photograph(image), _size(image)), sheet]])
 
 
 def _size(image: WorkingImage) -> tuple[int, int]:
@@ -69,7 +76,7 @@ def draw_overlays(
     maps = [layer.maps_CHW[channel].numpy()[row_H][:, column_W] for channel in channels]
     if not spec.signed:
         maps = [values_HW.clip(min=0) for values_HW in maps]
-    cells = [_input(image)]
+    cells = [input_cell(background, size)]
     for channel, values_HW, scale in zip(
         channels, maps, scales(maps, look, "activation", one_sided=True), strict=True
     ):

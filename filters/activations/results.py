@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cnnviz.core.data.images import WorkingImage
+from cnnviz.core.output.notebook import Displayed
 from cnnviz.core.output.record import (
     HIDDEN,
     Box,
@@ -62,7 +63,7 @@ class LayerActivation(Record):
 
 
 @dataclass(frozen=True, eq=False)
-class Activations(Record):
+class Activations(Displayed, Record):
     """The maps of some layers on one image; `working` is the image as the network gets it."""
 
     image: str

@@ -34,6 +34,11 @@ def draw_kernels(stats: KernelStats, model_name: str, normalize: Scaling) -> Ite
         yield board([[sheet_cell(page, f"{model_name} {stats.layer}\n{size}{which}", bar)]])
 
 
+def preview(stats: KernelStats) -> Figure | None:
+    """The figure that a notebook shows."""
+    return next(draw_kernels(stats, "", Scaling.FILTER), None) if stats.kernels.size else None
+
+
 def draw_comparison(layers: Sequence[tuple[str, KernelStats]], normalize: Scaling) -> Figure:
     """Draws one layer of each of several models, side by side."""
     cells = []

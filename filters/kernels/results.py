@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from cnnviz.core.files import open_arrays
 from cnnviz.core.models.load import Model
+from cnnviz.core.output.notebook import Displayed
 from cnnviz.core.output.record import (
     HIDDEN,
     Change,
@@ -84,7 +85,7 @@ class Duplicate(Record):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class KernelStats(Record):
+class KernelStats(Displayed, Record):
     """One layer's kernels and what they measure.
 
     `kernels` is (F, C, H, W) float32: filters, input channels of their group, rows, columns.

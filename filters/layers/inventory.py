@@ -1,10 +1,11 @@
 """The inventory of a network: every layer with its type, shape, cost and receptive field.
 
 The layers are those that run on an image, in the order of execution. A row is a module that has
-parameters itself or contains no other module that runs, so parameters and MACs of all rows add up
-to the network's. Shapes and MACs are counted while the network runs once on a blank image (by
-torch's operation counter; a MAC is one multiplication with its addition, in convolutions, linear
-layers and matrix products, without biases).
+parameters itself or contains no other module that runs. A parameter counts once, in the first
+module that has it and runs; the parameters of all rows and those that no operation reads add up to
+the network's, as do the MACs of all rows. Shapes and MACs are counted while the network runs once
+on a blank image (by torch's operation counter; a MAC is one multiplication with its addition, in
+convolutions, linear layers and matrix products, without biases).
 """
 
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from cnnviz.core.errors import CnnvizError, UsageError
@@ -39,13 +42,13 @@ def take_inventory(model: Model, image_size: tuple[int, int] | None = None) -> I
     """
     size = image_size or model.input_size
     check_open(model.module, model.name)
-    seen, macs = _watch(model, size)
+    seen, macs, unread = _watch(model, size)
     fields, untraceable = known_fields(model, size)
     modules = named_layers(model.module)
-    rows = []
+    rows, counted = [], {id(parameter) for parameter in unread}
     for name, (calls, shape) in seen.items():
         inside = [n for n in seen if n != name and n.startswith(f"{name}." if name else "")]
-        parameters = _count(modules[name] if name else model.module, name, inside)
+        parameters = _count(modules[name] if name else model.module, name, inside, counted)
         # A container without parameters is described by its contents.
         if inside and not parameters:
             continue
@@ -61,30 +64,49 @@ def take_inventory(model: Model, image_size: tuple[int, int] | None = None) -> I
                 receptive_field=FieldRecord.of(fields[name]) if name in fields else None,
             )
         )
-    total = sum(parameter.numel() for parameter in model.module.parameters())
-    used = sum(row.parameters for row in rows)
     return Inventory(
         image_size=size,
-        parameters=total,
-        parameters_unused=total - used,
+        parameters=sum(parameter.numel() for parameter in model.module.parameters()),
+        parameters_unused=sum(parameter.numel() for parameter in unread),
         macs=macs.get("", 0),
         untraceable=untraceable,
         layers=tuple(rows),
     )
 
 
-def _count(module: nn.Module, name: str, inside: list[str]) -> int:
-    """Parameters of a module that belong to none of the modules inside that run."""
+def _count(module: nn.Module, name: str, inside: list[str], counted: set[int]) -> int:
+    """Parameters of a module, and of those inside that do not run, that are not `counted` yet."""
     within = tuple(n[len(name) + 1 if name else 0 :] + "." for n in inside)
-    return sum(
-        parameter.numel()
+    new = {
+        id(parameter): parameter.numel()
         for path, parameter in module.named_parameters()
-        if not path.startswith(within)
-    )
+        if not path.startswith(within) and id(parameter) not in counted
+    }
+    counted.update(new)
+    return sum(new.values())
 
 
-def _watch(model: Model, size: tuple[int, int]) -> tuple[Seen, dict[str, int]]:
-    """The modules that ran; MACs by module, including those of modules inside."""
+class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Collects the tensors that operations read."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.read: set[int] = set()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        leaves = tree_leaves((args, kwargs or {}))
+        self.read.update(id(leaf) for leaf in leaves if isinstance(leaf, nn.Parameter))
+        return func(*args, **(kwargs or {}))
+
+
+def _watch(model: Model, size: tuple[int, int]) -> tuple[Seen, dict[str, int], list[nn.Parameter]]:
+    """The modules that ran; MACs by module, including modules inside; parameters not read."""
     seen: Seen = {}
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -95,7 +117,7 @@ def _watch(model: Model, size: tuple[int, int]) -> tuple[Seen, dict[str, int]]:
         return hook
 
     fused = torch.backends.mha.get_fastpath_enabled()
-    counter = FlopCounterMode(display=False)
+    counter, reads = FlopCounterMode(display=False), _Reads()
     try:
         # The fused attention kernels hide their products from the counter.
         torch.backends.mha.set_fastpath_enabled(False)
@@ -106,6 +128,7 @@ def _watch(model: Model, size: tuple[int, int]) -> tuple[Seen, dict[str, int]]:
             stack.enter_context(torch.no_grad())
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(counter)
+            stack.enter_context(reads)
             model.outputs(model.blank(size))
     except (CnnvizError, RuntimeError, ValueError, AssertionError) as error:
         reason = str(error.__cause__ or error).strip().split("\n")[0]
@@ -115,7 +138,8 @@ def _watch(model: Model, size: tuple[int, int]) -> tuple[Seen, dict[str, int]]:
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
-    return seen, _macs(counter, type(model.module).__name__)
+    unread = [p for p in model.module.parameters() if id(p) not in reads.read]
+    return seen, _macs(counter, type(model.module).__name__), unread
 
 
 def _macs(counter: FlopCounterMode, root: str) -> dict[str, int]:

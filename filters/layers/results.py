@@ -97,7 +97,9 @@ class LayerRow(Record):
     name: Annotated[str, Says("empty for the network itself, where it owns parameters")]
     type_: str
     output_shape: Annotated[tuple[Count, ...] | None, Says("without the batch, of the last run")]
-    parameters: Annotated[Count, Says("without those of modules inside that have their own row")]
+    parameters: Annotated[
+        Count, Says("that are read, without modules inside with a row; a shared one counts once")
+    ]
     macs: Annotated[Count, Says("of all runs, without modules inside that have their own row")]
     calls: Annotated[Positive, Says("runs in one forward pass")]
     receptive_field: Annotated[FieldRecord | None, Says("null where the network cannot be traced")]
@@ -134,7 +136,7 @@ class Inventory(Record):
 
     image_size: Sides
     parameters: Count
-    parameters_unused: Annotated[Count, Says("of modules that do not run on an image")]
+    parameters_unused: Annotated[Count, Says("that no operation reads on an image")]
     macs: Count
     untraceable: Annotated[str | None, Says("why there are no receptive fields")]
     data: DataStats | None = None

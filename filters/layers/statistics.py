@@ -23,6 +23,7 @@ from cnnviz.core.data.datasets import Batch, ImageData, batches, none_usable
 from cnnviz.core.data.labels import match_labels
 from cnnviz.core.device import in_batches
 from cnnviz.core.graph.trace import Untraceable, describe, trace
+from cnnviz.core.models.behaviour import check_batch
 from cnnviz.core.models.layers import named_layers
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import fast, frozen
@@ -229,6 +230,8 @@ def measure(
     size = model.batch_size(batch_size) or DEFAULT_BATCH
     for batch in batches(data, model.preprocess, size, on_error=failed):
         count, done = len(batch.images), 0
+        if not images:
+            check_batch(model.outputs, batch.images, model.name)
         for reached, fitting in in_batches(count, min(size, count), partial(run, batch)):
             advance(reached - done)
             done, size = reached, min(size, fitting)

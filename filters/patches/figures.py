@@ -1,13 +1,15 @@
 """The sheets of a scan: one row per filter, its strongest patches from left to right.
 
-`patches.png` shows the patches. All of a layer have the same scale, so a patch cut off at the edge
-of its image is smaller, unless the sizes of patches differ (`Crop.EFFECTIVE`). `images.png` shows
-the whole images with each patch as a white box. Lengths are in pixels of the sheet.
+`patches.png` shows the patches, cut from the file's own pixels. All of a layer have the same scale,
+so a patch cut off at the edge of its image is smaller, unless the sizes of patches differ
+(`Crop.EFFECTIVE`). `images.png` shows the whole images with each patch as a white box. Lengths are
+in pixels of the sheet.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from matplotlib import font_manager
@@ -16,7 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.output.drawing import image_pixels
-from cnnviz.core.output.layout import escape
+from cnnviz.core.output.overlays import photograph
+from cnnviz.core.output.text import shortened, wrap
 from cnnviz.filters.patches.boxes import PatchImages
 from cnnviz.filters.patches.options import Crop, Ranking
 from cnnviz.filters.patches.results import FilterPatches, MaxPatches, Patch
@@ -24,8 +27,8 @@ from cnnviz.filters.patches.results import FilterPatches, MaxPatches, Patch
 ROWS = 25
 """Filters on one page."""
 
-PATCH_SIDE, IMAGE_SIDE = 84, 112
-GAP, MARGIN, HEADER, NAMES, LINE, NARROWEST = 8, 12, 44, 150, 17, 460
+PATCH_SIDE, IMAGE_SIDE = 120, 112
+GAP, MARGIN, NAMES, LINE, NARROWEST = 10, 14, 165, 17, 460
 FONT, SMALL, LARGE, HEADING = "DejaVu Sans", 12, 14, 16
 GREY = 236
 BLOCKY = 12  # patches up to this size are enlarged without interpolation
@@ -47,7 +50,7 @@ class _Text:
     y: float
     text: str
     size: int
-    longest: int
+    width: float
     centred: bool = False
 
 
@@ -97,8 +100,10 @@ def _patch_painter(frame: int | None) -> Paint:
         y0, x0, y1, x1 = patch.box
         if y0 == y1 or x0 == x1:
             return np.full((1, 1, 3), GREY, np.uint8)
-        side = frame or _longer(patch)
-        return _resized(image_pixels(image)[y0:y1, x0:x1], PATCH_SIDE / side, side <= BLOCKY)
+        side, pixels = frame or _longer(patch), photograph(image)
+        finer = pixels.shape[0] / image.pixels.shape[-2]
+        y0, x0, y1, x1 = (round(edge * finer) for edge in patch.box)
+        return _resized(pixels[y0:y1, x0:x1], PATCH_SIDE / (side * finer), side <= BLOCKY)
 
     return paint
 
@@ -126,22 +131,33 @@ def _sheet(
     paint: Paint,
 ) -> Pixels:
     columns = max(len(entry.patches) for entry in rows)
-    lines = 2 if any(patch.class_ is not None for entry in rows for patch in entry.patches) else 1
+    lines = max(len(_below(patch)) for entry in rows for patch in entry.patches)
     step_y, step_x = side + lines * LINE + GAP, side + GAP
-    width = max(MARGIN + NAMES + columns * step_x, NARROWEST)
-    sheet = np.full((HEADER + len(rows) * step_y, width, 3), 255, np.uint8)
-    texts = [_Text(MARGIN, HEADER / 2, heading, HEADING, width // 9)]
+    width = max(2 * MARGIN + NAMES + columns * step_x - GAP, NARROWEST)
+    title = wrap(heading, HEADING, width - 2 * MARGIN)
+    header = 2 * MARGIN + len(title) * 20
+    sheet = np.full((header + len(rows) * step_y, width, 3), 255, np.uint8)
+    texts = [
+        _Text(MARGIN, MARGIN + 20 * (place + 0.5), line, HEADING, width)
+        for place, line in enumerate(title)
+    ]
     for number, entry in enumerate(rows):
-        top = HEADER + number * step_y
+        top = header + number * step_y
         texts += _name(entry, top, side)
         for place, patch in enumerate(entry.patches):
             left = MARGIN + NAMES + place * step_x
             _paste(sheet[top : top + side, left : left + side], paint(patch, images[patch.index]))
-            middle, under = left + side / 2, top + side + 0.6 * LINE
-            texts.append(_Text(middle, under, f"{patch.score:.4g}", SMALL, side // 7, True))
-            if patch.class_ is not None:
-                texts.append(_Text(middle, under + LINE, patch.class_, SMALL, side // 7, True))
+            middle = left + side / 2
+            for line, text in enumerate(_below(patch)):
+                under = top + side + (0.6 + line) * LINE
+                texts.append(_Text(middle, under, text, SMALL, side, True))
     return _add_texts(sheet, texts)
+
+
+def _below(patch: Patch) -> list[str]:
+    """The text under a patch: its score, its class and its image."""
+    labels = [patch.class_] if patch.class_ else []
+    return [f"{patch.score:.4g}", *labels, Path(patch.image).name]
 
 
 def _paste(cell: Pixels, picture: Pixels) -> None:
@@ -158,11 +174,11 @@ def _name(entry: FilterPatches, top: int, side: int) -> Iterator[_Text]:
     if entry.classes:
         label, count = next(iter(entry.classes.items()))
         lines.append(f"{count} of {len(entry.patches)}: {label}")
-    lines.append("dead" if entry.dead else f"active on {entry.active_share:.0%}")
+    lines.append("dead" if entry.dead else f"active on {entry.active_share:.0%} of images")
     first = top + side / 2 - (len(lines) - 1) * LINE / 2
     for number, text in enumerate(lines):
         size = SMALL if number else LARGE
-        yield _Text(MARGIN, first + number * LINE, text, size, NAMES // 7)
+        yield _Text(MARGIN, first + number * LINE, text, size, NAMES - GAP)
 
 
 @cache
@@ -175,7 +191,7 @@ def _add_texts(sheet: Pixels, texts: Iterable[_Text]) -> Pixels:
     image = Image.fromarray(sheet)
     brush = ImageDraw.Draw(image)
     for text in texts:
-        shown = escape(text.text, text.longest).replace(r"\$", "$")
+        shown = shortened(text.text, text.size, text.width)
         anchor = "mm" if text.centred else "lm"
         brush.text((text.x, text.y), shown, fill=(0, 0, 0), font=_font(text.size), anchor=anchor)
     return np.asarray(image)

@@ -62,7 +62,7 @@ class MaxPatchesSpec(Spec):
             "The patch: the unit's receptive field or, if that is most of the image, the box with "
             "90 % of its input gradient."
         ),
-    ] = Crop.RECEPTIVE_FIELD
+    ] = Crop.EFFECTIVE
     per_image: Annotated[
         int,
         Option("Maximum number of patches of one image among a filter's top.", least=1, most=1000),

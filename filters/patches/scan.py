@@ -20,6 +20,7 @@ from torch import Tensor
 from cnnviz.core.data.datasets import Batch, ImageData, batches
 from cnnviz.core.device import in_batches
 from cnnviz.core.errors import UsageError
+from cnnviz.core.models.behaviour import check_batch
 from cnnviz.core.models.layers import Layout, note_repeats, replace_outputs
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import fast
@@ -254,6 +255,8 @@ def scan(
     failed, preprocess = run.unreadable.__setitem__, model.preprocess
     loader = batches(data, preprocess, batch_size, start=run.done, on_error=failed)
     for number, batch in enumerate(loader, start=1):
+        if number == 1:
+            check_batch(model.outputs, batch.images, model.name)
         run.add(batch)
         if journal and number % every == 0:
             run.save(journal)

@@ -17,10 +17,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cnnviz.core.device import rounding
 from cnnviz.core.graph.trace import Untraceable
 from cnnviz.core.models.load import Model
-from cnnviz.occlusion.engines.full import FullEngine, cover
+from cnnviz.occlusion.engines.full import FullEngine, difference_alone
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine
 from cnnviz.occlusion.engines.network import Network, Scores, prepare
 from cnnviz.occlusion.options import EngineChoice
@@ -111,7 +110,7 @@ def choose(
     name: str = "the network",
 ) -> Engine:
     """Returns an engine for a prepared network; `full` with a note if incremental is impossible."""
-    full = FullEngine(network, batch_size=batch_size)
+    full = FullEngine(network, batch_size=batch_size, model=name)
     if choice is EngineChoice.FULL:
         return full
     try:
@@ -120,7 +119,7 @@ def choose(
         incremental = IncrementalEngine(network, batch_size=batch_size)
     except Untraceable as error:
         note = f"{name}: {error}; using the full engine"
-        return FullEngine(network, batch_size=batch_size, note=note)
+        return FullEngine(network, batch_size=batch_size, note=note, model=name)
     guarded = GuardedEngine(network, incremental, full, name)
     if choice is EngineChoice.INCREMENTAL:
         return guarded
@@ -165,8 +164,11 @@ class GuardedEngine:
         scores = self._fast.run(image_3HW, fill_3HW, boxes_P4, progress)
         picked_N = self._picked(boxes_P4)
         self._runs += 1
-        difference = self._beyond_rounding(image_3HW, fill_3HW, boxes_P4, picked_N, scores)
-        if difference is None:
+        boxes_N4 = boxes_P4[picked_N.to(boxes_P4.device)]
+        difference = difference_alone(
+            self._network, image_3HW, fill_3HW, boxes_N4, scores.of(picked_N)
+        )
+        if difference == 0:
             return scores
         self.difference = difference
         _log.warning(
@@ -188,37 +190,6 @@ class GuardedEngine:
         turn = self._runs * count
         taken = [groups[(turn + number) % len(groups)].positions_N for number in range(count)]
         return torch.tensor([int(positions[turn % len(positions)]) for positions in taken])
-
-    @torch.inference_mode()
-    def _beyond_rounding(
-        self,
-        image_3HW: Tensor,
-        fill_3HW: Tensor,
-        boxes_P4: Tensor,
-        picked_N: Tensor,
-        scores: Scores,
-    ) -> float | None:
-        """The largest difference at the picked positions; None if it is within rounding.
-
-        Scores that are not finite in both are equal; they are reported elsewhere.
-        """
-        network = self._network
-        image, fill = (t.to(network.device, network.dtype) for t in (image_3HW, fill_3HW))
-        worst = None
-        for position in picked_N.tolist():
-            box_14 = boxes_P4[position : position + 1].to(network.device)
-            logits_1K, sums_1C = network.run(cover(image, fill, box_14))
-            pairs = [(logits_1K[0], scores.logits_PK[position])]
-            if sums_1C is not None and scores.activation_P is not None:
-                pairs.append((sums_1C[0, scores.activation_channel], scores.activation_P[position]))
-            for expected, got in pairs:
-                largest = expected.abs().max() if expected.isfinite().all() else 1.0
-                allowed = rounding(network.dtype) * float(largest)
-                same = torch.isclose(got, expected, rtol=0, atol=allowed, equal_nan=True)
-                if not same.all():
-                    apart = (got - expected).abs().nan_to_num(nan=math.inf, posinf=math.inf)
-                    worst = max(worst or 0.0, float(apart[~same].max()))
-        return worst
 
 
 class Verifier:

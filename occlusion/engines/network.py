@@ -7,7 +7,7 @@ Shapes: N images, C channels, H W rows and columns, P positions, K classes.
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -32,6 +32,16 @@ class Scores:
     activation_channel: int | None = None  # the channel of that map: the one with the largest sum
     # the difference for which the incremental engine was abandoned, if it was
     given_up: float | None = None
+
+    def of(self, positions_N: Tensor) -> "Scores":
+        """The scores of some positions."""
+        index = positions_N.to(self.logits_PK.device)
+        sums_P = self.activation_P
+        return replace(
+            self,
+            logits_PK=self.logits_PK[index],
+            activation_P=None if sums_P is None else sums_P[index],
+        )
 
 
 class ScoreSheet:

@@ -1,6 +1,7 @@
 """Shares that cnnviz did not write: refused in one line, or merged as one run would have been."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from parts import slow_but
 from PIL import Image
 
 from cnnviz.cli.main import run
@@ -44,9 +46,9 @@ def _build(root: Path) -> None:
     (root / "names.txt").write_text("\n".join(["cat", "dog", *"cdefghij"]) + "\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        for command in LINES:
+        for command, given in LINES.items():
             for share in ("0/2", "1/2"):
-                line = [command, *LINES[command], "--quiet", "--shard", share]
+                line = [command, *given, "--quiet", "--shard", share]
                 assert run([*line, "--out", f"parts-{command}"]) in (0, 1)
             assert run(["merge", f"parts-{command}", "--out", f"all-{command}", "--quiet"]) == 1
 
@@ -70,9 +72,13 @@ def shares(
     return copied
 
 
-def _files(folder: Path) -> dict[str, bytes]:
-    found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-    return {name: path.read_bytes() for name, path in found.items() if name != "summary.json"}
+def _results(folder: Path) -> Any:
+    """The results, in an order and with folders that do not depend on what was done again."""
+    results = _content(folder)["results"]
+    if isinstance(results, list):
+        results = [{k: v for k, v in entry.items() if k != "folder"} for entry in results]
+        results.sort(key=lambda entry: str(entry["image"]))
+    return results
 
 
 def _content(folder: Path) -> Any:
@@ -93,8 +99,7 @@ def refused_or_right(root: Path, capsys: pytest.CaptureFixture[str]) -> Callable
         if Path("all/summary.json").exists():
             assert status == 1
             assert said == ["cnnviz: 'data/a/1b.png' is not an image that can be read"]
-            assert _content(Path("all")) == _content(root / f"all-{command}")
-            assert _files(Path("all")) == _files(root / f"all-{command}")
+            assert _results(Path("all")) == _results(root / f"all-{command}")
             return ""
         assert status in (1, 2)
         assert len(said) == 1, said
@@ -172,14 +177,231 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("command", "name", "wrong"), CASES)
-def test_arrays(command, name, wrong, shares, refused_or_right):
-    first, last = shares(command)
-    path = first / ARRAYS[command]
+QUICK = [
+    ("max-patches", "0.keys", "largest"), ("max-patches", "0.units", "huge"),
+    ("max-patches", "0.histogram", "negative"), ("tsne", "features", "empty"),
+    ("tsne", "features", "NaN"), ("tsne", "indices", "negative"), ("tsne", "predicted", "huge"),
+    ("ablate", "indices", "empty"), ("ablate", "labels", "huge"), ("ablate", "answers", "NaN"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "name", "wrong"), slow_but(CASES, *QUICK))
+def test_arrays_that_no_run_computes(
+    command: str,
+    name: str,
+    wrong: str,
+    shares: Callable[[str], list[Path]],
+    refused_or_right: Callable[[str], str],
+) -> None:
+    path = shares(command)[0] / ARRAYS[command]
     with np.load(path) as file:
-        arrays = dict(file)
-    changed = WRONG[wrong](arrays.pop(name))
-    if changed is not None:
-        arrays[name] = changed
-    np.savez(path, allow_pickle=True, **arrays)
-    print(refused_or_right(command))
+        arrays: dict[str, Any] = dict(file)
+    arrays[name] = WRONG[wrong](arrays[name])
+    present = {key: array for key, array in arrays.items() if array is not None}
+    np.savez(path, allow_pickle=True, **present)
+    refused_or_right(command)
+
+
+JUNK: dict[str, object] = {
+    "null": None,
+    "text": "x",
+    "list": [],
+    "object": {},
+    "number": 3,
+    "NaN": float("nan"),
+    "1e999": float("inf"),
+    "negative": -1,
+    "long": 10**30,
+    "deep": "deep",
+    "gone": "gone",
+}
+KEYS = {
+    "saliency": ("image", "method", "prediction", "top5", "targets", "folder", "files"),
+    "audit": ("image", "place", "label", "box", "grid", "map", "features", "label_box", "files"),
+}
+AS_COMPUTED = {("saliency", "method", "text"), ("audit", "features", "text")}
+LINE_CASES = [
+    (command, key, kind)
+    for command, keys in KEYS.items()
+    for key in (*keys, "")
+    for kind in JUNK
+    if (command, key, kind) not in AS_COMPUTED and (key or kind != "gone")
+]
+QUICK_LINES = [
+    ("saliency", "", "null"), ("saliency", "", "deep"), ("saliency", "prediction", "gone"),
+    ("saliency", "targets", "null"), ("saliency", "files", "list"), ("saliency", "image", "text"),
+    ("audit", "map", "text"), ("audit", "label", "long"), ("audit", "place", "NaN"),
+]  # fmt: skip
+
+
+def _json(value: object) -> str:
+    text = json.dumps(value).replace("Infinity", "1e999")
+    return text.replace('"deep"', "[" * 20_000 + "]" * 20_000)
+
+
+def _changed(line: str, key: str, kind: str) -> str:
+    if not key:
+        return _json(JUNK[kind])
+    entry = json.loads(line) | {key: JUNK[kind]}
+    return _json({k: v for k, v in entry.items() if v != "gone"})
+
+
+@pytest.mark.parametrize(("command", "key", "kind"), slow_but(LINE_CASES, *QUICK_LINES))
+def test_lines_that_no_run_writes(
+    command: str,
+    key: str,
+    kind: str,
+    shares: Callable[[str], list[Path]],
+    refused_or_right: Callable[[str], str],
+) -> None:
+    path = shares(command)[0] / "images.jsonl"
+    first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([_changed(first, key, kind), *rest]) + "\n")
+    refused_or_right(command)
+
+
+@pytest.mark.parametrize("kind", ["twice", "in both shares", "left out", "none"])
+def test_each_image_once(
+    kind: str, shares: Callable[[str], list[Path]], refused_or_right: Callable[[str], str]
+) -> None:
+    one, other = (share / "images.jsonl" for share in shares("saliency"))
+    lines = one.read_text().splitlines(keepends=True)
+    changed = {"twice": [lines[0], *lines], "left out": lines[1:], "none": []}
+    if kind in changed:
+        one.write_text("".join(changed[kind]))
+    else:
+        other.write_text(other.read_text() + lines[0])
+    assert refused_or_right("saliency")
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _sparse(path: Path) -> None:
+    with path.open("wb") as stream:
+        stream.truncate(40 * 2**30)
+
+
+REPLACED: dict[str, Callable[[Path], object]] = {
+    "missing": lambda path: None,
+    "pipe": _pipe,
+    "folder": lambda path: path.mkdir(),
+    "40 GB": _sparse,
+    "link out": lambda path: path.symlink_to("/etc/passwd"),
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "loop": lambda path: path.symlink_to(path),
+    "empty": lambda path: path.write_bytes(b""),
+    "zeros": lambda path: path.write_bytes(bytes(10**6)),
+}
+JOURNALS = {"saliency": "images.jsonl", **ARRAYS}
+FILE_CASES = [
+    (command, name, kind)
+    for command, journal in JOURNALS.items()
+    for name in (journal, "summary.json")
+    for kind in REPLACED
+] + [("saliency", "0/saliency.npz", kind) for kind in REPLACED if kind not in ("empty", "zeros")]
+QUICK_FILES = [
+    (c, n, k) for c, n, k in FILE_CASES if c == "saliency" and k in ("pipe", "40 GB", "loop")
+]
+
+
+@pytest.mark.parametrize(("command", "name", "kind"), slow_but(FILE_CASES, *QUICK_FILES))
+def test_anything_in_the_place_of_a_file(
+    command: str,
+    name: str,
+    kind: str,
+    shares: Callable[[str], list[Path]],
+    refused_or_right: Callable[[str], str],
+) -> None:
+    path = shares(command)[0] / name
+    path.unlink()
+    REPLACED[kind](path)
+    assert refused_or_right(command)
+
+
+SUMMARY_KEYS = [
+    *((key,) for key in ("schema", "command", "version", "argv", "model", "device", "precision")),
+    *((key,) for key in ("seed", "elapsed_seconds", "results", "files", "errors", "shard")),
+    *(("model", key) for key in ("name", "weights_sha256", "classes", "input_size", "head")),
+    *(("shard", key) for key in ("number", "count", "of")),
+]
+SUMMARY_CASES = [(keys, kind) for keys in SUMMARY_KEYS for kind in JUNK]
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind"),
+    slow_but(SUMMARY_CASES, (("model",), "gone"), (("precision",), "gone"), (("model",), "text")),
+)
+def test_summaries_that_no_run_writes(
+    keys: tuple[str, ...],
+    kind: str,
+    shares: Callable[[str], list[Path]],
+    refused_or_right: Callable[[str], str],
+) -> None:
+    path = shares("saliency")[0] / "summary.json"
+    content = inner = json.loads(path.read_text())
+    for key in keys[:-1]:
+        inner = inner[key]
+    if kind == "gone":
+        del inner[keys[-1]]
+    else:
+        inner[keys[-1]] = JUNK[kind]
+    path.write_text(_json(content))
+    refused_or_right("saliency")
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "wrong"),
+    slow_but(
+        [case for case in CASES if case[0] == "ablate" or case[1:] in (("features", "NaN"),)],
+        ("ablate", "labels", "huge"), ("tsne", "features", "NaN"),
+    ),
+)  # fmt: skip
+def test_arrays_of_an_interrupted_run(
+    command: str,
+    name: str,
+    wrong: str,
+    root: Path,
+    shares: Callable[[str], list[Path]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shares(command)
+    shutil.copytree(root / f"all-{command}", "all")
+    Path("all/summary.json").unlink()
+    with np.load(Path("all") / ARRAYS[command]) as file:
+        arrays: dict[str, Any] = dict(file)
+    arrays[name] = WRONG[wrong](arrays[name])
+    present = {key: array for key, array in arrays.items() if array is not None}
+    np.savez(Path("all") / ARRAYS[command], allow_pickle=True, **present)
+    capsys.readouterr()
+    status = run([command, *LINES[command], "--out", "all", "--quiet", "--resume"])
+    said = capsys.readouterr().err.splitlines()
+    assert status == 1
+    assert len(said) == 1, said
+    if Path("all/summary.json").exists():
+        assert _content(Path("all")) == _content(root / f"all-{command}")
+    else:
+        assert "is damaged; start again with --overwrite" in said[0]
+
+
+@pytest.mark.parametrize(("command", "key", "kind"), slow_but(LINE_CASES, *QUICK_LINES[:4]))
+def test_lines_of_an_interrupted_run(
+    command: str,
+    key: str,
+    kind: str,
+    root: Path,
+    shares: Callable[[str], list[Path]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shares(command)
+    shutil.copytree(root / f"all-{command}", "all")
+    Path("all/summary.json").unlink()
+    path = Path("all/images.jsonl")
+    first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([_changed(first, key, kind), *rest, rest[0]]) + "\n")
+    capsys.readouterr()
+    assert run([command, *LINES[command], "--out", "all", "--quiet", "--resume"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["cnnviz: 'data/a/1b.png' is not an image that can be read"]
+    assert _results(Path("all")) == _results(root / f"all-{command}")

@@ -8,7 +8,9 @@ from parts import slow_but
 from PIL import Image
 
 from cnnviz.cli.main import run
+from cnnviz.core.output.layout import GAP, MARGIN, PANEL
 from cnnviz.core.output.run_folder import RunFolder
+from cnnviz.core.output.style import DPI
 
 LINES = {
     "occlude": ["occlude", "0.png", "--mask", "16"],
@@ -84,13 +86,13 @@ def test_a_scale_is_a_positive_number(scale: str, capsys: pytest.CaptureFixture[
 COLUMNS = [
     (name, *case)
     for name in ("occlude", "saliency")
-    for case in ((None, 3), ("1", 1), ("2", 2), ("9", 3))
+    for case in ((None, 4), ("1", 1), ("2", 2), ("9", 4))
 ]
 
 
 @pytest.mark.pictures
 @pytest.mark.parametrize(
-    ("command", "columns", "wide"), slow_but(COLUMNS, ("saliency", None, 3), ("saliency", "2", 2))
+    ("command", "columns", "wide"), slow_but(COLUMNS, ("saliency", None, 4), ("saliency", "2", 2))
 )
 def test_panels_stand_in_as_many_columns_as_asked(
     command: str, columns: str | None, wide: int
@@ -98,13 +100,12 @@ def test_panels_stand_in_as_many_columns_as_asked(
     more = ["--columns", columns] if columns else []
     line = [*LINES[command], "--target", "top3", "--out", "o", "-q"]
     assert run([*line, *more]) == 0
-    assert run([*LINES[command], "--out", "one", "-q"]) == 0
-    with Image.open("o/0/overlay.png") as several, Image.open("one/0/overlay.png") as one:
-        assert several.width == pytest.approx(wide * one.width, abs=3)
-        assert several.height == pytest.approx(-(-3 // wide) * one.height, rel=0.2)
+    with Image.open("o/0/overlay.png") as image:  # the input and three panels
+        dots = DPI / 72
+        assert image.width == pytest.approx(dots * (wide * (PANEL + GAP) - GAP + 2 * MARGIN), abs=3)
+        assert image.height == pytest.approx(dots * -(-4 // wide) * 1.2 * PANEL, rel=0.25)
 
 
-def test_a_map_lies_over_the_picture_as_an_image_of_its_own() -> None:
-    # Joined into one by matplotlib, the map would be there at a weight of alpha squared.
+def test_a_map_and_its_picture_are_composed_once() -> None:
     assert run([*LINES["occlude"], "--format", "svg", "--out", "o", "-q"]) == 0
-    assert Path("o/0/overlay.svg").read_text().count("<image ") == 3  # and the colour bar
+    assert Path("o/0/overlay.svg").read_text().count("<image ") == 3  # input, map, colour bar

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cnnviz.cli.main import run
@@ -14,6 +15,7 @@ from cnnviz.core.data.datasets import open_data
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.files import from_json, lines, read_text, regular
 from cnnviz.core.models.labels import read_labels
+from cnnviz.core.models.load import load_model
 from cnnviz.core.output.run_folder import RunFolder
 
 QUICK = ["--mask", "16", "--stride", "16", "--quiet"]
@@ -296,3 +298,43 @@ def test_where_nothing_can_be_used_the_reasons_are_said(
         capsys, [*arguments, "--out", "out", "--quiet"], "and 5 more" if not good else "and 3 more"
     )
     assert not (place / "out" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ("raise Stop('mine')", 1, "cnnviz: the network's code raised Stop: mine (net.py, line 2)"),
+        ("raise SystemExit(3)", 1, "cnnviz: the factory 'net.py:make' failed: SystemExit: 3"),
+        ("raise KeyboardInterrupt", 130, "cnnviz: interrupted; written files are complete"),
+    ],
+)
+def test_whatever_a_factory_raises_is_a_line(
+    place: Path, capsys: pytest.CaptureFixture[str], body: str, status: int, words: str
+) -> None:
+    (place / "net.py").write_text(f"class Stop(BaseException): pass\ndef make(): {body}\n")
+    line = ["occlude", "truck.png", *QUICK, "--model", "net.py:make", "--size", "32"]
+    assert run([*line, "--out", "out"]) == status
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith(words)
+
+
+def test_names_are_no_commands_to_a_ci_system(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "##[set-output name=a]b##vso[task.x]c.png"
+    fails(capsys, ["occlude", name, *QUICK], "no file or folder '# #[set-output name=a]b# #vso[")
+    assert run(["occlude", name, "--json", "--out", "out"]) == 2
+    shown = capsys.readouterr()
+    assert "##" not in shown.out + shown.err
+    assert name in json.loads(shown.out)["error"]
+    assert (place / "truck.png").exists()
+
+
+@pytest.mark.skipif(not hasattr(torch, "float4_e2m1fn_x2"), reason="torch has no such type")
+def test_weights_of_four_bits_are_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = dict(load_model("bundled").module.state_dict())
+    name = next(name for name, value in state.items() if value.ndim == 4)
+    state[name] = torch.zeros(state[name].shape, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    torch.save(state, place / "four.pth")
+    fails(capsys, ["occlude", "truck.png", *QUICK, "--checkpoint", "four.pth"], "as float4")

@@ -31,8 +31,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def ran(name: str) -> Path:
-    assert run([*LINES[name], "--out", "first", "--quiet"]) == 0
+def ran(name: str, *options: str, status: int = 0) -> Path:
+    assert run([*LINES[name], *options, "--out", "first", "--quiet"]) == status
     (found,) = Path("first").rglob("summary.json")
     return found
 
@@ -49,6 +49,17 @@ def test_a_run_again_gives_the_same(name: str, capsys: pytest.CaptureFixture[str
     assert before.get("shard") == after.get("shard")
     assert run(["rerun", str(summary.parent), "--out", "second", "--overwrite", "--quiet"]) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_a_check_that_fails_again_is_no_difference(capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 3 of `rerun` means that results differ, and nothing else."""
+    summary = ran("one", "--expect", "0,0,2,2", "--min-inside", "0.99", status=3)
+    assert run(["rerun", str(summary), "--out", "second"]) == 0
+    said = capsys.readouterr()
+    assert "values are the same" in said.out
+    assert "note: a check of the run failed; only a difference fails this command" in said.err
+    changed(summary, lambda c: c["results"][0]["targets"][0].update(max_drop=0.123))
+    assert run(["rerun", str(summary), "--out", "second", "--overwrite", "--quiet"]) == 3
 
 
 def changed(path: Path, change: Callable[[Any], object]) -> None:

@@ -281,9 +281,9 @@ def test_a_bad_image_is_reported_and_the_rest_is_done(photos, options, tmp_path,
 
 
 def test_too_few_images_say_the_largest_perplexity(photos, options, capsys):
-    assert run(["tsne", str(photos), *options, "--perplexity", "30"]) == 2
+    assert run(["tsne", str(photos), *options, "--perplexity", "31"]) == 2
     message = capsys.readouterr().err
-    assert "--perplexity 30 needs over 90 images, and there are 40" in message
+    assert "--perplexity 31 needs over 93 images, and there are 40" in message
     assert "the largest that works is 13" in message
 
 

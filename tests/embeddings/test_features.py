@@ -44,6 +44,24 @@ class TwoHeads(Small):
         return self.head(inner) + self.head(inner * 2)
 
 
+class ManySamples(Small):
+    """Multi-sample dropout: one head asked several times, and another of the same features."""
+
+    def __init__(self):
+        super().__init__()
+        self.drops = nn.ModuleList([nn.Dropout(0.5), nn.Identity(), nn.Dropout(0.2)])
+        self.other = nn.Linear(4, 3)
+
+    def forward(self, x):
+        inner = torch.relu(self.conv(x)).mean((2, 3))
+        return sum(self.head(drop(inner)) for drop in self.drops) / 3 + self.other(inner)
+
+
+class Prototypes(Small):
+    def forward(self, x):
+        return -torch.cdist(torch.relu(self.conv(x)).mean((2, 3)), self.head.weight)
+
+
 class Branching(Small):
     def forward(self, x):
         return super().forward(x) if x.sum() > 0 else self.head(x.mean((2, 3))[:, [0, 0, 0, 0]])
@@ -76,7 +94,7 @@ def images(count=2, size=8):
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("kind", [Small, FunctionalHead])
+@pytest.mark.parametrize("kind", [Small, FunctionalHead, ManySamples, Prototypes])
 def test_penultimate_is_what_goes_into_the_head(kind):
     torch.manual_seed(0)
     net = kind()

@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 from PIL import Image
 
 from cnnviz.core.data.datasets import open_data
@@ -122,7 +123,7 @@ def moved(result, places):
 
 def texts(drawn):
     figure = drawn.margin if isinstance(drawn, sheets.Sheet) else drawn
-    found = [text.get_text() for text in figure.texts]
+    found = [text.get_text() for text in figure.findobj(Text)]
     for legend in figure.legends:
         found += [text.get_text() for text in legend.get_texts()]
     return found
@@ -220,7 +221,8 @@ def test_every_picture_says_how_far_to_trust_it(result, draw):
         framed = sheets.framed_thumbnails(result, np.arange(20))
         figure = getattr(sheets, draw)(result, np.arange(20), framed)
     shown = texts(figure)
-    assert "\n".join(quality_lines(result, result.maps[0])) in shown
+    told = " ".join("\n".join(shown).split())
+    assert all(line in told for line in quality_lines(result, result.maps[0]))
     assert {"a", "b", "wrongly predicted (1)"} <= set(shown)
 
 
@@ -250,34 +252,47 @@ def test_points_have_the_color_of_their_class(result):
     np.testing.assert_allclose(rings.get_offsets(), result.maps[0].places_N2[:1])
 
 
-def test_without_labels_there_is_one_colour_and_no_legend(result):
-    bare = dataclasses.replace(
+def unlabelled(result, predicted):
+    return dataclasses.replace(
         result,
         image_data=dataclasses.replace(result.image_data, classes=None),
         labels_N=np.full(20, -1),
         correct_N=None,
+        predicted_names=predicted,
     )
-    figure = figures.scatter(bare)
-    assert not figure.legends
-    (points,) = figure.axes[0].collections
-    assert points.get_facecolor()[0, :3] == pytest.approx(to_rgb(figures.ONLY_COLOR))
+
+
+def test_without_labels_points_have_the_colour_of_their_prediction(result):
+    figure = figures.scatter(unlabelled(result, ("cat",) * 12 + ("dog",) * 8))
+    cats, dogs = figure.axes[0].collections
+    assert [len(points.get_offsets()) for points in (cats, dogs)] == [12, 8]
+    assert cats.get_facecolor()[0, :3] == pytest.approx(to_rgb(figures.color_of(0)))
+    assert {"predicted cat", "predicted dog"} <= set(texts(figure))
+
+
+def test_rare_predictions_are_one_grey_group(result):
+    names = tuple(f"class {k}" for k in range(20))
+    figure = figures.scatter(unlabelled(result, names))
+    assert len(figure.axes[0].collections) == 11
+    assert "other predictions" in texts(figure)
+
+
+def test_classes_are_named_at_their_images(result):
+    axes = figures.scatter(result).axes[0]
+    assert {text.get_text() for text in axes.texts} == {"a", "b"}
 
 
 def test_hundreds_of_classes_are_named_on_the_map(result):
     names = tuple(f"class {k}" for k in range(100))
-    labels = np.arange(20) * 5
-    many = dataclasses.replace(
-        result, image_data=dataclasses.replace(result.image_data, classes=names), labels_N=labels
-    )
-    assert len(figures.scatter(many).axes[0].texts) == 0
     crowded = dataclasses.replace(
-        many,
+        result,
+        image_data=dataclasses.replace(result.image_data, classes=names),
         labels_N=np.arange(100),
         correct_N=None,
     )
     crowded = moved(crowded, np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32))
     figure = figures.scatter(crowded)
-    assert [text.get_text() for text in figure.axes[0].texts] == list(names)
+    assert {text.get_text() for text in figure.axes[0].texts} == set(names)
     assert "100 classes, named there" in texts(figure)
 
 

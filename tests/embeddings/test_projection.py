@@ -7,7 +7,9 @@ from openTSNE import kl_divergence
 from cnnviz.core.errors import UsageError
 from cnnviz.embeddings import neighbors
 from cnnviz.embeddings import tsne as projection
+from cnnviz.embeddings.experiment import fitting
 from cnnviz.embeddings.neighbors import nearest
+from cnnviz.embeddings.options import EmbeddingSpec
 from cnnviz.embeddings.pca import pca
 from cnnviz.embeddings.quality import preservation
 from cnnviz.embeddings.tsne import affinities, check_perplexity, divergence, tsne
@@ -98,6 +100,12 @@ def test_progress_counts_every_iteration(data):
     steps = []
     tsne(data[2], data[1], 15, progress=steps.append)
     assert sum(steps) == projection.TOTAL_ITERATIONS
+
+
+@pytest.mark.parametrize(("count", "reduced"), [(91, 30), (90, 29), (59, 19), (4, 1), (3, 30)])
+def test_the_default_perplexity_is_reduced_to_fit(count, reduced):
+    assert fitting(EmbeddingSpec(), count).perplexities == (reduced,)
+    assert fitting(EmbeddingSpec(perplexities=(35.0,)), count).perplexities == (35,)
 
 
 def test_too_large_a_perplexity_names_the_largest_that_works():

@@ -1,6 +1,7 @@
 """Saliency maps against Captum, finite differences and planted evidence."""
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import networks
@@ -167,6 +168,65 @@ def test_the_last_convolution_is_the_last_to_run_with_a_map() -> None:
             return out
 
     assert default_layer(model_of(Reversed().eval())) == "second"
+
+
+class Tasks(nn.Module):
+    """Classes, of which two have a tower of their own, and a decoder that runs after all."""
+
+    def __init__(self, opaque: bool = False) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 4, 3, padding=1)
+        self.deep = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
+        self.shortcut, self.tower = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+        self.head, self.decoder = nn.Linear(4, 3), nn.Conv2d(4, 1, 3)
+        self.opaque = opaque
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        x = self.deep(x).tanh() + self.shortcut(x)
+        logits = torch.cat([self.head(x.mean((2, 3))), self.tower(x).amax((2, 3))], 1)
+        self.mask = self.decoder(x)
+        return logits + 0 * float(self.mask.detach().sum()) if self.opaque else logits
+
+
+@pytest.mark.parametrize("opaque", [False, True])
+def test_the_default_layer_is_the_last_that_the_classes_asked_for_depend_on(opaque: bool) -> None:
+    """Not the decoder of another task, not another class's tower, not a shortcut; traced or not."""
+    torch.manual_seed(0)
+    model, image = model_of(Tasks(opaque).eval()), picture()
+    layers = {}
+    for targets in (("1",), ("3",), ("1", "3")):
+        spec = SaliencySpec(method=Method.GRAD_CAM, targets=targets)
+        found = saliency(model, image, spec)
+        assert found.layer is not None
+        layers[targets] = found.layer
+        same = saliency(model, image, replace(spec, layer=found.layer))
+        assert torch.equal(found.targets[0].raw, same.targets[0].raw)
+    assert layers == {("1",): "deep.1", ("3",): "tower", ("1", "3"): "deep.1"}
+
+
+def test_a_map_of_zeros_is_never_drawn_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    module = network()
+    model, image = model_of(module), picture()
+    for method in Method:
+        saliency(model, image, SaliencySpec(method=method))
+    assert not caplog.text
+    head = list(module.modules())[-1]
+    assert isinstance(head, nn.Linear)
+    nn.init.zeros_(head.weight)
+    for method in Method:
+        caplog.clear()
+        saliency(model, image, SaliencySpec(method=method, targets=("1",)))
+        assert f"note: the {method.value} map of bee on 'random.png'" in caplog.text
+        assert "is zero everywhere: the class does not change with it" in caplog.text
+    caplog.clear()
+    against = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    )
+    nn.init.constant_(against[0].bias, 100.0)
+    nn.init.constant_(against[3].weight, -1.0)
+    saliency(model_of(against.eval()), image, SaliencySpec(method=Method.GRAD_CAM, targets=("1",)))
+    assert "is zero everywhere: no position speaks for the class" in caplog.text
 
 
 def test_the_model_is_left_as_it_was_even_when_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:

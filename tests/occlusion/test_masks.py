@@ -56,8 +56,8 @@ def test_defaults_are_shares_of_the_shorter_side():
     assert masks_and_stride((1, 1), (), None) == (((1, 1),), (1, 1))
 
 
-@pytest.mark.parametrize("side", [1, 7, 8, 15, 28, 32, 33, 64, 100, 224, 299, 384, 517])
-@pytest.mark.parametrize("given", [None, 1, 3, 10])
+@pytest.mark.parametrize("side", [1, 7, 8, 15, 28, 32, 33, 64, 100, 224])
+@pytest.mark.parametrize("given", [None, 3, 10])
 def test_the_default_mask_leaves_no_seams(side, given):
     """Inside, where no mask is cut off, every pixel lies under equally many masks."""
     ((mask, _),), (stride, _) = masks_and_stride((side, side), (), given)

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from pages import HOSTILE, Opened
+from parts import slow_but
 
 from cnnviz.cli.main import run
+from cnnviz.core.files import csv_text
 from cnnviz.occlusion.experiment import look
 from cnnviz.occlusion.measurement import load
 from cnnviz.occlusion.options import PanelSpec, Score
@@ -336,5 +338,80 @@ def test_names_of_columns_are_text(name: str, runs: Path, tmp_path: Path, browse
     titles = opened.page.locator(".slick-header-column").all_inner_texts()
     assert any("<img" in title for title in titles)
     opened.page.locator(".slick-header-column", has_text="<img").first.hover()
+    opened.page.wait_for_timeout(300)
+    opened.close()
+
+
+def _made_hostile(value: Any, marks: list[str]) -> Any:
+    """JSON data whose every text, and a new key of every object, are HTML with a script."""
+    if isinstance(value, dict):
+        changed = {key: _made_hostile(inner, marks) for key, inner in value.items()}
+        return changed | {_mark(marks): _mark(marks)}
+    if isinstance(value, list):
+        return [_made_hostile(inner, marks) for inner in value]
+    return _mark(marks) if isinstance(value, str) else value
+
+
+def _mark(marks: list[str]) -> str:
+    marks.append(f"<img src=x onerror=\"location='https://example.org/?{len(marks)}'\">")
+    return marks[-1]
+
+
+KEPT = ("schema", "command", "precision", "files")
+"""What a summary needs to be one."""
+
+
+def _hostile_run(source: Path, target: Path) -> list[str]:
+    """Copies a run and makes its summary hostile, a value at a time where that is still read."""
+    shutil.copytree(source, target)
+    path, marks = target / "summary.json", list[str]()
+    content = json.loads(path.read_text())
+    (target / "more.csv").write_text(csv_text([[_mark(marks), "b"], [_mark(marks), _mark(marks)]]))
+    content["files"].append("more.csv")
+    path.write_text(json.dumps(content))
+    page = ["report", str(target), "--out", str(target / "try.html"), "--quiet", "--overwrite"]
+
+    def attempt(holder: Any, key: Any) -> None:
+        before, count = holder[key], len(marks)
+        holder[key] = _made_hostile(before, marks)
+        path.write_text(json.dumps(content))
+        if run(page) == 0:
+            return
+        holder[key] = before
+        del marks[count:]
+        inner = before if isinstance(before, dict) else dict(enumerate(before or ()))
+        for name in inner if isinstance(before, dict | list) else ():
+            attempt(before, name)
+
+    for key in content:
+        if key not in KEPT:
+            attempt(content, key)
+    path.write_text(json.dumps(content))
+    return marks
+
+
+@pytest.mark.parametrize("name", slow_but(ALL, "layers"))
+def test_hostile_runs_are_text_in_the_page(name: str, runs: Path, tmp_path: Path) -> None:
+    marks = _hostile_run(folder(runs, name), tmp_path / "run")
+    page = tmp_path / "page.html"
+    assert run(["report", str(tmp_path / "run"), "--out", str(page), "--quiet"]) == 0
+    text = page.read_text()
+    assert len(marks) > 5
+    assert not re.search(r"<img[^>]*onerror", text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
+def test_hostile_runs_do_nothing_in_a_browser(
+    name: str, runs: Path, tmp_path: Path, browser: Any
+) -> None:
+    _hostile_run(folder(runs, name), tmp_path / "run")
+    page = tmp_path / "page.html"
+    assert run(["report", str(tmp_path / "run"), "--out", str(page), "--quiet"]) == 0
+    opened = Opened(browser, page)
+    for header in opened.page.locator(".slick-header-column").all()[:40]:
+        header.click(force=True)
+    for cell in opened.page.locator(".slick-row .slick-cell").all()[:60]:
+        cell.click(force=True)
     opened.page.wait_for_timeout(300)
     opened.close()

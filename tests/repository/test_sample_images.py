@@ -1,5 +1,6 @@
-"""The sample images: rightly labelled and outlined, and read rightly by the bundled model."""
+"""The sample images and photos: labels and outlines fit, and the networks predict them."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from cnnviz.occlusion.maps import judge
 
 FOLDER = Path(__file__).parent.parent.parent / "sample_images"
 TRUTH = json.loads((FOLDER / "truth.json").read_text())
+PHOTOS = FOLDER.parent / "sample_photos"
+PHOTO_TRUTH = json.loads((PHOTOS / "truth.json").read_text())
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -90,3 +93,44 @@ def test_covering_the_object_hurts_more_than_covering_the_background(
     assert verdict.pointing_game_hit
     assert verdict.inside is not None
     assert verdict.inside > 2 * verdict.object_share
+
+
+def test_every_photo_has_its_truth_and_label() -> None:
+    with (PHOTOS / "labels.csv").open(newline="") as file:
+        labels = {row["path"]: row["label"] for row in csv.DictReader(file)}
+    assert labels == {name: entry["label"] for name, entry in PHOTO_TRUTH.items()}
+    assert sorted(path.name for path in PHOTOS.glob("*.jpg")) == sorted(PHOTO_TRUTH)
+    assert len(PHOTO_TRUTH) >= 4
+
+
+@pytest.mark.parametrize("name", PHOTO_TRUTH)
+def test_photo_is_large_enough_and_its_file_small(name: str) -> None:
+    height, width, _ = pixels(PHOTOS / name).shape
+    assert 512 <= min(height, width) <= max(height, width) <= 768
+    assert (PHOTOS / name).stat().st_size <= 200_000
+
+
+@pytest.mark.parametrize("name", PHOTO_TRUTH)
+def test_outlines_of_a_photo_lie_in_it_and_have_the_listed_boxes(name: str) -> None:
+    height, width, _ = pixels(PHOTOS / name).shape
+    outlines = read_outlines(str(PHOTOS / "truth.json")).for_image(name).polygons
+    bounds = [np.r_[np.min(outline, axis=0), np.max(outline, axis=0)] for outline in outlines]
+    np.testing.assert_array_equal(bounds, PHOTO_TRUTH[name]["boxes"])
+    assert np.min(bounds) >= 0
+    assert np.max(bounds, axis=0)[2] <= width
+    assert np.max(bounds, axis=0)[3] <= height
+
+
+@pytest.mark.slow
+def test_squeezenet_predicts_every_photo_and_its_map_peaks_on_the_object(assets: Path) -> None:
+    network = load_model("squeezenet1_1", checkpoint=assets / "weights" / "squeezenet1_1.pth")
+    outlines = read_outlines(str(PHOTOS / "truth.json"))
+    for name, entry in PHOTO_TRUTH.items():
+        working = read_image(PHOTOS / name, network.preprocess)
+        panel = occlude(network, working).panels[0]
+        assert panel.class_ == entry["label"], name
+        assert panel.reading >= 0.6, name
+        verdict = judge(panel.map_HW, outline_mask(outlines.for_image(name), working))
+        assert verdict.pointing_game_hit, name
+        assert verdict.inside is not None
+        assert verdict.inside > verdict.object_share, name

@@ -318,5 +318,8 @@ def check_finite(state: Mapping[str, Tensor], module: nn.Module, path: Path) -> 
 
 def _is_finite(value: Tensor) -> bool:
     if value.is_floating_point():
-        value = value.float()  # 8 bits have no such operation
+        try:
+            value = value.float()  # 8 bits have no such operation
+        except NotImplementedError:  # 4 bits cannot even be converted, and are refused later
+            return True
     return bool(torch.isfinite(value).all())

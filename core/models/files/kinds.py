@@ -16,7 +16,8 @@ from cnnviz.core.files import from_json, read_text
 SUFFIXES = frozenset({".pth", ".pt", ".th", ".ckpt", ".safetensors", ".pt2", ".onnx"})
 SHOWN = 3
 LONGEST = 120  # letters of a name that is shown
-MAX_SHARDS = 10_000
+MAX_SHARDS, MAX_INDEX = 10_000, 64 * 2**20
+"""Files of a checkpoint, and bytes of the index that lists them."""
 
 _INDEX = ".index.json"
 _SHARD = re.compile(r"(.*-)\d{5}-of-(?P<count>\d{5})(?P<end>\.\w+)")
@@ -81,7 +82,10 @@ def _foreign(path: Path, what: str) -> CnnvizError:
 
 def _is_a_folder(path: Path) -> UsageError:
     """The error to raise for a folder, which names the file in it."""
-    inside = sorted(entry.name for entry in path.iterdir())
+    try:
+        inside = sorted(entry.name for entry in path.iterdir())
+    except OSError as error:
+        return UsageError(f"'{path}' is a folder that cannot be read: {error.strerror or error}")
     if any(name.endswith(".distcp") for name in inside):
         return UsageError(
             f"'{path}' is a distributed checkpoint (.distcp); make one file of it with "
@@ -114,6 +118,8 @@ def shards(path: Path, kind: Kind) -> list[Path]:
 
 def _indexed(path: Path) -> list[str]:
     """The names of the files that an index lists; all lie beside it."""
+    if path.stat().st_size > MAX_INDEX:
+        raise CnnvizError(f"'{path}' has more than {MAX_INDEX:,} bytes, too many for an index")
     try:
         content = from_json(read_text(path))
     except ValueError as error:

@@ -11,7 +11,8 @@ Shapes: C channels, H W rows and columns.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,9 @@ PRETRAINED = "pretrained"
 SIDES = (320, 240)
 """Columns and rows of the test images; neither equals a usual crop."""
 MAX_LABELS = 1_000_000
+MAX_LAYERS, MAX_SIDE = 10_000, 8_192
+"""Of each number of layers in a configuration; pixels of the images that a processor makes."""
+_LAYERS = re.compile("layers|depth|blocks|stages|repeats")
 IMPLEMENTATIONS = (None, "eager", "sdpa")
 """Of attention and experts, those whose code is in torch and transformers."""
 HEADS = {
@@ -131,6 +135,7 @@ def transformers_architecture(name: str) -> Architecture:
     """The architecture `hf:FOLDER` or `hf:ID`, as transformers' `from_pretrained` takes it."""
     transformers = required("transformers", f"--model {name}", "transformers")
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     source = name.removeprefix("hf:")
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         adapter = (Path(source) / "adapter_config.json").is_file()
@@ -217,11 +222,27 @@ def _check_labels(content: Mapping[str, Any], name: str) -> None:
         raise CnnvizError(
             f"{name}: num_labels is {str(count)[:40]}; at most {MAX_LABELS:,} classes are read"
         )
+    for key, number in _whole_numbers(content):
+        if number > MAX_LAYERS and _LAYERS.search(key):
+            raise CnnvizError(f"{name}: {key} is {number:.6g}; at most {MAX_LAYERS:,} are built")
+
+
+def _whole_numbers(content: Any, key: str = "") -> Iterator[tuple[str, int]]:
+    """Every whole number in JSON data, with the key that it is below."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield from _whole_numbers(value, str(name))
+    elif isinstance(content, list):
+        for value in content:
+            yield from _whole_numbers(value, key)
+    elif isinstance(content, int):
+        yield key, content
 
 
 def _transformers_labels(config: Any) -> tuple[str, ...]:
     """Class names; none if the configuration has only numbers for them."""
-    named = {int(key): str(value) for key, value in (config.id2label or {}).items()}
+    described = getattr(config, "label_descriptions", None) or {}  # timm's
+    named = {int(k): str(described.get(v, v)) for k, v in (config.id2label or {}).items()}
     labels = tuple(named.get(k, str(k)) for k in range(config.num_labels))
     return () if all(label == f"LABEL_{k}" for k, label in enumerate(labels)) else labels
 
@@ -236,13 +257,31 @@ def _transformers_preprocess(
         size = config.image_size if isinstance(getattr(config, "image_size", None), int) else None
         return plain_for(size), (), Assumed(f"{name} ({one_line(error)})")
 
+    given = dict(getattr(processor, "size", None) or {})
+    sides = [side for side in given.values() if isinstance(side, int)]
+    crop = dict(getattr(processor, "crop_size", None) or {})
+    if largest := [side for side in (*sides, *crop.values()) if side and side > MAX_SIDE]:
+        raise CnnvizError(f"{name} prepares images of {largest[0]} pixels; at most {MAX_SIDE:,}")
+    try:
+        return *_processors_preprocess(processor, sides, name), None
+    except USER_CODE_ERRORS as error:  # of the library, which does not check its files
+        raise CnnvizError(
+            f"{name}: its preprocessor_config.json cannot be used: {one_line(error)}"
+        ) from error
+
+
+def _processors_preprocess(
+    processor: Any, sides: Sequence[int], name: str
+) -> tuple[Preprocess, tuple[str, ...]]:
+    """What a working image processor does; `sides` are those that it may resize images to."""
+
     def transform(image: Image.Image) -> Tensor:
         return torch.as_tensor(processor(images=image, return_tensors="pt")["pixel_values"][0])
 
     crop = min(transform(Image.new("RGB", SIDES)).shape[-2:])
-    sides = [side for side in dict(processor.size or {}).values() if isinstance(side, int)]
-    shares = (getattr(processor, "crop_pct", None) or 1, 224 / 256)
-    return *measured(transform, [*sides, *(int(crop / share) for share in shares)], name), None
+    timms = getattr(processor, "data_config", {}).get("crop_pct")  # a network of timm's
+    shares = (getattr(processor, "crop_pct", None) or timms or 1, 224 / 256)
+    return measured(transform, [*sides, *(int(crop / share) for share in shares)], name)
 
 
 def measured(

@@ -250,7 +250,7 @@ def test_a_damaged_picture_in_a_tar_is_its_own_error(tmp_path: Path) -> None:
 
 def test_without_the_library_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(UsageError, match=r"pip install 'cnnviz\[datasets\]'"):
+    with pytest.raises(UsageError, match=r"pip install '\.\[datasets\]'"):
         open_data(["hf-dataset:x"])
 
 

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cnnviz.core import load_model
+from cnnviz.core.device import rounding
 from cnnviz.core.errors import CnnvizError
-from cnnviz.core.models.behaviour import FirstRun, examine, run_first
+from cnnviz.core.models.behaviour import FirstRun, check_batch, examine, run_first
 from cnnviz.core.models.files.checkpoints import StateDict
 from cnnviz.core.models.fitting import choose
 from cnnviz.core.models.load import Model
@@ -17,6 +18,7 @@ from cnnviz.core.models.zoo.factories import unwrapped
 from cnnviz.filters.ablation.replay import ablated_logits
 from cnnviz.filters.channels import expand, parse
 from cnnviz.occlusion import OcclusionSpec, occlude
+from cnnviz.occlusion.experiment import Occluder
 from cnnviz.occlusion.options import EngineChoice
 
 SIZE = (12, 12)
@@ -74,7 +76,42 @@ class AlwaysDropout(Plain):
         return functional.dropout(x, 0.5)
 
 
-MIXERS = [BatchStatistics, BatchMaximum, MinibatchDeviation, Single, Asserting]
+class BatchSize(Plain):
+    """Depends on the number of images, not on what they are."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x / len(x)
+
+
+class EarlyExit(Plain):
+    """All of a batch leave at the first branch if one of them is sure; noise never is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        even = 20 - 100 * x[:, :, 4:8, 4:8].std((1, 2, 3))
+        if bool((even > 0).any()):
+            return functional.pad(even[:, None], (0, 4))
+        return super().forward(x)
+
+
+class Experts(Plain):
+    """An expert that takes at most five eighths of a batch: of two images, both."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        mine = x.isfinite().all((1, 2, 3)).nonzero()[: -(-len(x) * 5 // 8), 0]
+        return out.index_add(0, mine, 3 * out[mine])
+
+
+class Amplified(Plain):
+    """Rounding in its first layer becomes a large difference, as in deep untrained networks."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.sin(1e7 * (x + len(x) * torch.finfo(x.dtype).eps))
+
+
+RARELY = [EarlyExit, Experts]
+"""They mix a batch only if its images cause it."""
+MIXERS = [BatchStatistics, BatchMaximum, MinibatchDeviation, Single, Asserting, BatchSize]
 
 
 @pytest.mark.parametrize("kind", MIXERS)
@@ -120,7 +157,39 @@ def model_of(module: nn.Module) -> Model:
     return networks.model_of(module, SIZE, "abcde", resize=SIZE[0], behaviour=behaviour)
 
 
-@pytest.mark.parametrize("kind", [*MIXERS, Plain])
+@pytest.mark.parametrize("kind", RARELY)
+def test_what_noise_does_not_show_is_found_on_the_images_of_the_run(
+    kind: type[Plain], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = model_of(kind())
+    assert not model.behaviour.mixes_batch
+    spec = OcclusionSpec(masks=((5, 5),), stride=2)
+    experiment = Occluder(model, spec)
+    experiment.run(networks.noise(SIZE))
+    assert "net mixes the images of a batch: alone, an image's scores differ by" in caplog.text
+    assert "before it" not in caplog.text
+    caplog.clear()
+    experiment.run(networks.noise(SIZE))
+    assert not caplog.text  # from then on each is run alone
+    images = torch.rand(6, *SHAPE, generator=torch.Generator().manual_seed(2))
+    images[0] = 0.5
+    with pytest.raises(CnnvizError, match=r"net mixes the images of a batch: one .*--batch-size 1"):
+        check_batch(model.outputs, images, "net")
+    check_batch(model.outputs, images[:1], "net")
+    check_batch(Plain().eval(), images, "net")
+
+
+def test_rounding_that_a_network_amplifies_is_not_mixing() -> None:
+    module = Amplified().eval()
+    first = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    apart = (module(torch.cat([first, first]))[0] - module(first)[0]).abs().max()
+    assert apart > 10 * rounding(torch.float32) * module(first).abs().max()
+    _, behaviour = examine(module, SHAPE, torch.float32)
+    assert not behaviour.mixes_batch
+    check_batch(module, torch.cat([first, first + 1]), "net")
+
+
+@pytest.mark.parametrize("kind", [*MIXERS, *RARELY, Amplified, Plain])
 @pytest.mark.parametrize("choice", [EngineChoice.AUTO, EngineChoice.FULL])
 def test_each_covered_picture_is_answered_as_if_alone(
     kind: type[Plain], choice: EngineChoice
@@ -137,6 +206,8 @@ def test_each_covered_picture_is_answered_as_if_alone(
         covered[:, y0:y1, x0:x1] = mean
         with torch.no_grad():
             alone.append(model.module(model.preprocess.normalise(covered)[None])[0])
+    if kind is Amplified:
+        return  # its numbers are what rounding makes them; it runs, and that is all
     torch.testing.assert_close(found.logits_PK, torch.stack(alone), rtol=1e-4, atol=1e-5)
 
 

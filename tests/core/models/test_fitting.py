@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from safetensors.torch import save_model
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
@@ -398,6 +399,26 @@ def test_names_that_safetensors_metadata_gives_are_read(tmp_path: Path) -> None:
     save_model(net, str(tmp_path / "m.safetensors"))
     (read,) = read_state_dicts(tmp_path / "m.safetensors", Kind.SAFETENSORS)
     assert same(read.tensors, dict(net.state_dict()))
+
+
+def test_a_backbone_of_torchvision_is_features_or_values(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = torchvision.models.resnet18(weights=None).eval()
+    state = {k: v for k, v in whole.state_dict().items() if not k.startswith("fc.")}
+    torch.save(state, tmp_path / "b.pth")
+    given = {"checkpoint": tmp_path / "b.pth", "size": 32}
+    with pytest.raises(
+        CnnvizError, match=r"missing: fc\.weight, fc\.bias \(it holds no classifier"
+    ):
+        load_model("resnet18", **given)  # type: ignore[arg-type]
+    features = load_model("resnet18", features=True, **given)  # type: ignore[arg-type]
+    assert (features.classes, features.labels) == (0, ())
+    values = load_model("resnet18", head="none", **given)  # type: ignore[arg-type]
+    assert values.classes == 512
+    whole.fc = nn.Identity()  # type: ignore[assignment]
+    image = torch.rand(2, 3, 32, 32)
+    for model in (features, values):
+        torch.testing.assert_close(model.logits(image), whole(image))
 
 
 def test_a_missing_classifier_is_refused_or_removed_and_nothing_else_is() -> None:

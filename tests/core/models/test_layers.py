@@ -11,6 +11,7 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrizations
 
 from cnnviz.core import load_model
 from cnnviz.core.data.datasets import ImageData, open_data
@@ -112,10 +113,10 @@ def test_parameters_and_macs_are_those_counted_by_hand() -> None:
     assert by_name["2.conv2"].macs == 4 * 4 * 9 * 7 * 8
     assert by_name["5"].macs == 4 * 3
     assert by_name["2"].macs == by_name["1"].macs == 0
-    assert by_name["2"].parameters == 4 + 8  # the scale, and a layer that never runs
-    assert found.parameters_unused == 0
+    assert by_name["2"].parameters == 4  # the scale
+    assert found.parameters_unused == 8  # a layer that never runs
     assert found.parameters == sum(p.numel() for p in module.parameters())
-    assert sum(row.parameters for row in found.layers) == found.parameters
+    assert sum(row.parameters for row in found.layers) == found.parameters - 8
     assert sum(row.macs for row in found.layers) == found.macs
 
 
@@ -133,7 +134,38 @@ def test_a_head_that_does_not_run_is_counted_apart() -> None:
     module = WithHead().eval()
     module(torch.zeros(1, 3, *SIZE))
     found = take_inventory(model_of(module))
+    assert found.parameters_unused == 5 * 5 + 5
     assert found.parameters_unused + sum(row.parameters for row in found.layers) == found.parameters
+
+
+class Branches(nn.Module):
+    """Shared, idle, hand-used and attention's parameters: (read, not read) are known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)  # 84 and 3 more
+        self.second.weight = self.first.weight
+        self.by_hand = nn.Conv2d(3, 8, 1, bias=False)  # 24
+        self.attention = nn.MultiheadAttention(8, 2)  # 4 * 64 + 4 * 8
+        self.normed = parametrizations.weight_norm(nn.Linear(8, 3))  # 24 + 3 + 3
+        self.mask, self.scale = nn.Linear(8, 8), nn.Parameter(torch.ones(1))  # 72 idle, 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.conv2d(self.second(self.first(x)), self.by_hand.weight)
+        tokens = x.flatten(2).permute(2, 0, 1)
+        out: Tensor = self.normed(self.attention(tokens, tokens, tokens)[0].mean(0)) * self.scale
+        return out if not self.training else self.mask(out)
+
+
+def test_parameters_count_once_where_they_are_read_and_the_rest_is_unused() -> None:
+    found = take_inventory(model_of(Branches().eval()))
+    by_name = {row.name: row.parameters for row in found.layers}
+    assert (by_name["first"], by_name["second"]) == (84, 3)
+    assert by_name["attention"] == 4 * 64 + 4 * 8
+    assert sum(by_name[name] for name in by_name if name.startswith("normed")) == 30
+    assert by_name[""] == 24 + 1
+    assert found.parameters_unused == 72
+    assert found.parameters_unused + sum(by_name.values()) == found.parameters
 
 
 @pytest.mark.slow

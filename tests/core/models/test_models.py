@@ -170,6 +170,12 @@ def test_whether_a_network_transforms_its_input_is_a_matter_of_mean_and_std(
     pixels = torch.rand(1, 3, 64, 64)
     right = network((pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1))
     torch.testing.assert_close(model.logits(model.preprocess.normalise(pixels)), right)
+    published = tmp_path / "googlenet-1378be20.pth"  # torchvision's name
+    published.write_bytes((tmp_path / "g.pth").read_bytes())
+    model = load_model("googlenet", checkpoint=published, size=64)
+    assert (model.notes, model.module.transform_input) == ((), True)
+    assert model.preprocess.mean == mean
+    model = load_model("googlenet", checkpoint=tmp_path / "g.pth", size=64, **given)  # type: ignore[arg-type]
     assert inside == ("mean 0.5,0.5,0.5, std 0.5,0.5,0.5 (--mean, --std" in " ".join(model.notes))
 
 

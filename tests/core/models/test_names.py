@@ -301,6 +301,26 @@ def test_what_the_configuration_says_about_the_outputs_is_read(
     assert load_model(f"hf:{tmp_path / 'net'}", head="softmax").head.name == "softmax"
 
 
+def test_a_folder_of_timms_in_the_hubs_format(tmp_path: Path) -> None:
+    own = timm.create_model("test_resnet", num_classes=2).eval()
+    nn.init.normal_(own.get_classifier().weight, std=0.3)
+    (tmp_path / "model.safetensors").write_bytes(saved(own, tmp_path))
+    data = ("input_size", "mean", "std", "interpolation", "crop_pct", "classifier", "first_conv")
+    config = {
+        "architecture": "test_resnet",
+        "num_classes": 2,
+        "label_names": ["n01", "n02"],
+        "label_descriptions": {"n01": "cat", "n02": "dog"},
+        "pretrained_cfg": {key: own.pretrained_cfg[key] for key in data},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = load_model(f"hf:{tmp_path}")
+    assert model.labels == ("cat", "dog")
+    assert not any("prepares images" in note for note in model.notes)
+    images = torch.randn(2, 3, 160, 160)
+    torch.testing.assert_close(model.logits(images), own(images))
+
+
 def test_a_network_of_timm_without_classes_is_features(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(
         "import timm\ndef make(): return timm.create_model('test_resnet', num_classes=0)"

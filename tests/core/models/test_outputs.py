@@ -67,6 +67,14 @@ OneProbability = ending(lambda z: (z[:, 1:2] - z[:, 0:1]).sigmoid())
 Pair = ending(lambda z: z[:, :2])
 Dense = ending(lambda z: {"out": z[:, :, None, None].expand(-1, -1, 1, 2)})
 ByNumber = ending(lambda z: {3: z, 4: z[:, :2]})
+Squeezed = ending(lambda z: z[:, :, None, None].squeeze())
+SqueezedDict = ending(lambda z: {"aux": z[:, :3].squeeze(), "logits": z.squeeze()})
+SqueezedLogit = ending(lambda z: (z[:, 1:2] - z[:, 0:1]).squeeze())
+SqueezedPair = ending(lambda z: z[:, :2].squeeze())
+Zero = ending(lambda z: 0 * z)
+Half = ending(lambda z: 0 * z + 0.5)
+Unit = ending(functional.normalize)
+PositiveUnit = ending(lambda z: functional.normalize(z.abs()))
 SmallLogits = ending(lambda z: 0.5 + z / 1000)
 
 class Asserting(Sigmoid):
@@ -86,7 +94,11 @@ def one_map(raw):
     return raw["out"]
 """
 SIZE = (12, 12)
-SAME = ["Soft", "LogSoft", "Tuple", "List", "Dict", "Deep", "Data", "NamedTuple", "Conv"]
+SAME = [
+    "Soft", "LogSoft", "Tuple", "List", "Dict", "Deep", "Data", "NamedTuple", "Conv", "Squeezed",
+    "SqueezedDict",
+]  # fmt: skip
+ONE = OcclusionSpec(masks=((5, 5),), stride=4, targets=("1",))
 SPEC = OcclusionSpec(masks=((5, 5),), stride=4, targets=("0", "3"))
 
 
@@ -127,6 +139,47 @@ def test_wrapped_outputs_give_the_maps_of_the_plain_network(
         assert ours.reading == pytest.approx(theirs.reading, abs=1e-6)
     names = [name for name, _ in model.module.named_modules()]
     assert names == [name for name, _ in plain.module.named_modules()]
+
+
+@pytest.mark.parametrize(
+    ("squeezed", "kept"), [("SqueezedLogit", "OneLogit"), ("SqueezedPair", "Pair")]
+)
+def test_a_squeezed_batch_axis_comes_back(
+    network: Callable[..., Model], picture: str, squeezed: str, kept: str
+) -> None:
+    model, plain = network(squeezed), network(kept)
+    assert any("drops the batch axis of a single image; it is restored" in n for n in model.notes)
+    assert (model.head, model.labels) == (plain.head, plain.labels)
+    torch.testing.assert_close(maps(model, picture, ONE), maps(plain, picture, ONE))
+    for count in (1, 2, 3):
+        images = torch.rand(count, 3, *SIZE)
+        torch.testing.assert_close(model.logits(images), plain.logits(images))
+
+
+@pytest.mark.parametrize("name", ["Zero", "Half"])
+def test_a_head_of_zeros_cannot_be_told_and_is_said_to_be(
+    network: Callable[..., Model], name: str
+) -> None:
+    model = network(name)
+    assert model.head == Head()
+    assert any("returns the same numbers for every trial image" in note for note in model.notes)
+    torch.testing.assert_close(
+        model.head.readings(model.logits(model.blank())), torch.full((1, 5), 0.2).double()
+    )
+
+
+@pytest.mark.parametrize("name", ["Unit", "PositiveUnit"])
+def test_embeddings_are_values_and_never_softmaxed(
+    network: Callable[..., Model], picture: str, name: str
+) -> None:
+    model = network(name)
+    assert model.head.kind is Kind.NONE
+    assert any("vectors of length 1, features of an embedding" in note for note in model.notes)
+    images = torch.rand(2, 3, *SIZE)
+    with torch.no_grad():
+        torch.testing.assert_close(model.logits(images), model.module(images))
+    assert network(name, head="softmax").head == Head()
+    assert network("Soft").head.kind is Kind.SOFTMAX  # one-hot far away: of length 1 as well
 
 
 def test_a_sigmoid_inside_gives_the_maps_of_head_sigmoid_on_the_plain_network(
@@ -218,7 +271,7 @@ def test_logits_that_lie_between_0_and_1_by_chance_stay_logits(
 ) -> None:
     model = network("SmallLogits")
     assert model.head == Head()
-    assert model.notes == ()
+    assert not any("probabilities" in note for note in model.notes)
 
 
 def test_a_sigmoid_that_bears_no_strange_picture_is_known_by_its_numbers(

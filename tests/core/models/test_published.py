@@ -110,7 +110,7 @@ def test_without_the_package_a_line_says_what_to_install(
     monkeypatch.chdir(tmp_path)
     Path("net.onnx").write_bytes(b"x")
     with pytest.raises(
-        UsageError, match=rf"needs the package {package}: pip install 'cnnviz\[{extra}\]'"
+        UsageError, match=rf"needs the package {package}: pip install '\.\[{extra}\]'"
     ):
         load_model(name)
 

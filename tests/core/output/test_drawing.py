@@ -3,8 +3,9 @@ import io
 import numpy as np
 import pytest
 
-from cnnviz.core.output.layout import board, escape, picture, pixels_of
+from cnnviz.core.output.layout import board, picture, pixels_of
 from cnnviz.core.output.sheets import tile_columns, tiles
+from cnnviz.core.output.text import escape
 
 
 @pytest.mark.parametrize("count", [1, 5, 6, 7])

@@ -111,7 +111,7 @@ def test_parts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="with other --top"):
         join(paths, to, tally.merge)
     Journal(paths[1], IDENTITY, Block(3, 4, 20)).save(4, {}, {"correct": np.zeros((9, 9))})
-    with pytest.raises(CnnvizError, match="do not fit together"):
+    with pytest.raises(CnnvizError, match="is damaged"):
         join(paths, to, tally.merge)
     assert not to.exists()
 

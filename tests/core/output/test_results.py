@@ -65,7 +65,7 @@ def test_resume_takes_an_unfinished_folder_and_no_finished_one(tmp_path):
     (tmp_path / "state").write_text("half way")
     RunFolder.open(tmp_path, resume=True)
     finished(tmp_path / "done")
-    with pytest.raises(UsageError, match="is not empty"):
+    with pytest.raises(UsageError, match="there is nothing to resume"):
         RunFolder.open(tmp_path / "done", resume=True)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from cnnviz.core import files
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.output import summary
 from cnnviz.core.output.record import from_json
 from cnnviz.core.output.summary import FinishedRun, read_summary, run_folders
 
@@ -89,8 +89,8 @@ def test_missing_and_large_files_are_refused(
 ) -> None:
     with pytest.raises(CnnvizError, match="no file"):
         read_summary(tmp_path)
-    monkeypatch.setattr(summary, "LARGEST", 100)
-    with pytest.raises(UsageError, match="has at most 100"):
+    monkeypatch.setattr(files, "LARGEST_TEXT", 100)
+    with pytest.raises(CnnvizError, match="at most 100 are read"):
         read_summary(written(tmp_path))
 
 

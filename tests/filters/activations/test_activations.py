@@ -1,9 +1,12 @@
 """Feature maps against a plain forward pass, their places against receptive fields, sheets."""
 
+from dataclasses import replace
+
 import networks
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from torch import Tensor, nn
 
 from cnnviz.core.choices import Scaling
@@ -11,11 +14,12 @@ from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph.receptive_field import receptive_fields
 from cnnviz.core.models.load import Model
+from cnnviz.core.output.layout import board
 from cnnviz.core.output.record import to_json
-from cnnviz.core.output.sheets import grid, matrix
+from cnnviz.core.output.sheets import STRIP, grid, matrix, sheet_cell
 from cnnviz.filters.activations.figures import draw_maps, draw_overlays
 from cnnviz.filters.activations.maps import Observer, nearest_units
-from cnnviz.filters.activations.options import MapOrder
+from cnnviz.filters.activations.options import ActivationsSpec, MapOrder
 from cnnviz.filters.channels import choose_filters
 from cnnviz.filters.kernels.figures import draw_kernels
 from cnnviz.filters.kernels.weights import examine
@@ -185,43 +189,59 @@ def test_layers_that_do_not_run_are_refused() -> None:
 
 def test_every_tile_of_a_sheet_is_where_its_number_says() -> None:
     pictures = np.arange(50, dtype=np.uint8)[:, None, None] * np.ones((1, 5, 7), np.uint8)
-    sheet = grid(pictures, "channel")
-    down, right = sheet.pitch
-    for row, first in enumerate(sheet.rows):
-        for column, more in enumerate(sheet.columns):
-            value = sheet.pixels[int((row + 0.5) * down), int((column + 0.5) * right)]
-            assert value == (first + more if first + more < 50 else 255)
+    (axes,) = board([[sheet_cell(grid(pictures, "channel"), "", None)]]).axes
+    pixels = np.asarray(axes.images[0].get_array())
+    strip = round(STRIP * axes.figure.dpi / 72)
+    numbers = []
+    for text in axes.texts:
+        x, y = text.get_position()
+        numbers.append(int(text.get_text()))
+        assert (pixels[int(y) - strip - 2, int(x) + 2] == numbers[-1]).all()
+    assert numbers == list(range(50))
 
 
 def test_every_kernel_of_a_matrix_is_in_its_row_and_column() -> None:
     pictures = np.arange(60, dtype=np.uint8).reshape(10, 6, 1, 1) * np.ones((1, 1, 3, 3), np.uint8)
-    sheet = matrix(pictures, "filter", "input channel")
-    down, right = sheet.pitch
-    for row in range(10):
-        for column in range(6):
-            pixel = sheet.pixels[int((row + 0.5) * down), int((column + 0.5) * right)]
-            assert pixel == row * 6 + column
+    (axes,) = board([[sheet_cell(matrix(pictures, "filter", "input channel"), "", None)]]).axes
+    pixels = np.asarray(axes.images[0].get_array())
+    for y, row in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True):
+        for x, column in zip(axes.get_xticks(), axes.get_xticklabels(), strict=True):
+            number = int(row.get_text()) * 6 + int(column.get_text())
+            assert (pixels[int(y), int(x)] == number).all()
+
+
+def test_a_large_matrix_has_pages_with_the_right_numbers() -> None:
+    pictures = np.arange(60, dtype=np.uint8).reshape(60, 1, 1, 1) * np.ones((1, 3, 3, 3), np.uint8)
+    pages = list(matrix(pictures, "filter", "input channel").pages())
+    assert [page.numbers[0] for page in pages] == [0, 25, 50]
+    for page in pages:
+        assert page.pictures[::3, 0, 0].tolist() == list(page.numbers)
+    assert sum(page.rows for page in pages) == 60
 
 
 def test_thousands_of_maps_are_drawn_as_one_image() -> None:
     module = nn.Sequential(nn.Conv2d(3, 2048, 3, stride=3)).eval()
     found = Observer(model_of(nn.Sequential(module, nn.Flatten(), nn.LazyLinear(4)).eval()), ["0"])
     layer = found.observe(picture()).layers[0]
-    figure = draw_maps(layer, layer.order(strongest=False), Scaling.FILTER, MapOrder.CHANNEL)
+    figure = draw_maps(layer, layer.order(strongest=False), ActivationsSpec(), picture())
     grey = [axes for axes in figure.axes if axes.images]
-    assert len(grey) == 1
-    assert grey[0].images[0].get_array().shape[0] >= 32 * 6  # type: ignore[union-attr]
+    assert len(grey) == 2  # the input and the sheet
+    assert grey[1].images[0].get_array().shape[0] >= 32 * 6  # type: ignore[union-attr]
 
 
 def test_pictures_of_signed_and_rectified_maps_state_their_scale() -> None:
     found = Observer(model_of(network()), ["0", "1"]).observe(picture())
-    for layer, low in zip(found.layers, (-1, 0), strict=True):
-        figure = draw_maps(layer, [0, 3], Scaling.FILTER, MapOrder.STRONGEST)
-        bar = figure.axes[-1]
-        assert bar.get_ylim() == (low, 1)
-        assert "activation" in bar.get_ylabel()
-        assert next(text.get_text() for text in figure.axes[0].get_yticklabels()) in ("0", "3")
-    assert len(draw_overlays(found.layers[1], [0, 3, 5], picture(), 0.6).axes) == 6
+    signed = ActivationsSpec(order=MapOrder.STRONGEST, signed=True)
+    for layer, low in zip(found.layers, ("−1.0", "0"), strict=True):
+        for spec, shown in ((signed, low), (replace(signed, signed=False), "0")):
+            figure = draw_maps(layer, [0, 3], spec, picture())
+            texts = [text.get_text() for text in figure.findobj(Text)]
+            ends = [text for text in texts if text in ("−1.0", "0")]
+            assert shown in ends
+            assert ("−1.0" in ends) == (shown == "−1.0")
+            assert any("activation ÷ the map's largest" in text for text in texts)
+            assert {"3", "input"} <= set(texts)
+    assert len(draw_overlays(found.layers[1], [0, 3, 5], picture(), signed).axes) == 4
 
 
 @pytest.mark.parametrize("normalize", list(Scaling))
@@ -231,6 +251,6 @@ def test_zero_weights_are_mid_grey(normalize: Scaling) -> None:
         module[2].weight[1] = 0
         module[0].weight[2, :, 1, 1] = 0
     for name in ("0", "2"):
-        figure = draw_kernels(examine(module, name), "net", normalize)
+        (figure,) = draw_kernels(examine(module, name), "net", normalize)
         pixels = np.asarray(figure.axes[0].images[0].get_array())
         assert (pixels == 128).all(axis=-1).any() if pixels.ndim == 3 else (pixels == 128).any()

@@ -12,13 +12,14 @@ from cnnviz.core.data.datasets import ImageData, open_data
 from cnnviz.core.models.load import Model
 from cnnviz.filters.patches import figures as patch_figures
 from cnnviz.filters.patches.boxes import PatchImages
-from cnnviz.filters.patches.figures import GAP, HEADER, IMAGE_SIDE, LINE, MARGIN, NAMES, PATCH_SIDE
+from cnnviz.filters.patches.figures import GAP, IMAGE_SIDE, LINE, MARGIN, NAMES, PATCH_SIDE
 from cnnviz.filters.patches.max_patches import find_patches
-from cnnviz.filters.patches.options import MaxPatchesSpec
+from cnnviz.filters.patches.options import Crop, MaxPatchesSpec
 from cnnviz.filters.patches.results import MaxPatches
 from cnnviz.filters.patches.scan import make_plan
 
 SIZE = (28, 28)
+HEADER = 2 * MARGIN + 20  # one line
 
 
 @pytest.fixture
@@ -43,11 +44,15 @@ def model() -> Model:
 
 @pytest.fixture
 def result(model: Model, data: ImageData) -> MaxPatches:
-    return find_patches(model, data, make_plan(model, MaxPatchesSpec(layers=("0",), top=3)))
+    return find_patches(
+        model,
+        data,
+        make_plan(model, MaxPatchesSpec(layers=("0",), top=3, crop=Crop.RECEPTIVE_FIELD)),
+    )
 
 
 def cell(sheet: np.ndarray, row: int, column: int, side: int) -> np.ndarray:
-    top = HEADER + row * (side + 2 * LINE + GAP)
+    top = HEADER + row * (side + 3 * LINE + GAP)
     left = MARGIN + NAMES + column * (side + GAP)
     return sheet[top : top + side, left : left + side]
 

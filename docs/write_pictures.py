@@ -1,0 +1,127 @@
+"""Makes the pictures of the commands' pages: docs/img/<command>-<figure>.webp.
+
+    CNNVIZ_TEST_ASSETS=… python docs/write_pictures.py [COMMAND…]    all, or these commands (render
+                                                 after occlude, diff after audit)
+    python docs/write_pictures.py --check                            whether all of them exist
+
+Needs SqueezeNet 1.1's published weights (`$CNNVIZ_TEST_ASSETS/weights/squeezenet1_1.pth`) for the
+photographs. Data sets are variations of the sample images: crops, flips and other brightness.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cnnviz.cli.main import run
+
+ROOT = Path(__file__).parent.parent
+IMAGES = ROOT / "docs" / "img"
+PHOTOS = "sample_photos"
+NET = "--model squeezenet1_1 --checkpoint squeezenet1_1.pth"
+LAYER = "--layer features.block2.conv2"
+MOST_BYTES, WIDTH = 80_000, 1000
+PICTURES = {
+    "occlude": (
+        f"occlude {PHOTOS}/soccer-ball.jpg {NET} --sufficient",
+        ("overlay", "agreement", "sufficient"),
+    ),
+    "render": (
+        "render run/occlude/soccer-ball --target top3 --score probability --colormap jet",
+        ("overlay",),
+    ),
+    "saliency": (
+        f"saliency {PHOTOS}/daisy.jpg {NET} --method grad-cam --compare occlusion",
+        ("comparison",),
+    ),
+    "trust": (f"trust {PHOTOS}/traffic-light.jpg {NET}", ("overlay", "curves", "certainty")),
+    "activations": (
+        f"activations {PHOTOS}/balloon.jpg {NET} --layer features.12.expand3x3_activation --top 32",
+        ("maps_features.12.expand3x3_activation",),
+    ),
+    "layers": ("layers data --gradients", ("statistics",)),
+    "filters": (f"filters {NET}", ("kernels_features.0", "gabor_features.0")),
+    "max-patches": (f"max-patches data {LAYER} --filters random:6 --top 8", ("patches",)),
+    "ablate": (
+        "ablate data --filters stem.conv:random:8 --sweep stem.conv",
+        ("classes", "confusions", "sweep"),
+    ),
+    "tsne": ("tsne data --perplexity 20", ("scatter", "grid")),
+    "audit": ("audit data --stride 4", ("overview", "class_frog")),
+    "diff": ("diff run/audit run/other --data data --top 4", ("worst", "classes")),
+}
+BEFORE = {"diff": "audit data --stride 4 --mean 0.4,0.5,0.6 --out run/other"}
+
+
+def name_of(command: str, figure: str) -> str:
+    """A picture's file name."""
+    return f"{command}-{figure.partition('_')[0]}.webp"
+
+
+def make_data(folder: Path, each: int = 20) -> None:
+    """Variations of the sample images, a folder for each class."""
+    random = np.random.default_rng(0)
+    for path in sorted((ROOT / "sample_images").glob("*.png")):
+        image = Image.open(path).convert("RGB")
+        (folder / path.stem).mkdir(parents=True)
+        for number in range(each):
+            side = random.uniform(0.8, 1.0)
+            x, y = random.uniform(0, 1 - side, 2)
+            box = np.array([x, y, x + side, y + side]) * [*image.size, *image.size]
+            part = image.crop(tuple(box.round().astype(int).tolist())).resize((64, 48))
+            pixels = np.asarray(part)[:, :: random.choice([-1, 1])] * random.uniform(0.8, 1.2)
+            varied = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+            varied.save(folder / path.stem / f"{number:02}.png")
+
+
+def save_small(picture: Path, target: Path) -> None:
+    """As WebP, narrow enough for a page and below `MOST_BYTES`."""
+    image = Image.open(picture).convert("RGB")
+    image.thumbnail((WIDTH, 3 * WIDTH))
+    for quality in range(85, 10, -10):
+        image.save(target, quality=quality, method=6)
+        if target.stat().st_size < MOST_BYTES:
+            return
+
+
+def made(command: str) -> Iterator[tuple[Path, str]]:
+    """Runs a command; the figures that it wrote, and their names."""
+    line, figures = PICTURES[command]
+    for arguments in filter(None, (BEFORE.get(command), f"{line} --out run/{command}")):
+        if run([*shlex.split(arguments), "--quiet"]) == 2:
+            raise SystemExit(f"{arguments} failed")
+    for figure in figures:
+        yield next(Path("run", command).rglob(f"{figure}.png")), name_of(command, figure)
+
+
+def main() -> int:
+    """Writes the pictures, or checks that they are there; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("commands", nargs="*", default=list(PICTURES))
+    parser.add_argument("--check", action="store_true")
+    given = parser.parse_args()
+    names = [name_of(command, figure) for command in PICTURES for figure in PICTURES[command][1]]
+    if given.check:
+        lost = [name for name in names if not (IMAGES / name).exists()]
+        print("\n".join(f"docs/img/{name} is missing; run docs/write_pictures.py" for name in lost))
+        return int(bool(lost))
+    weights = Path(os.environ["CNNVIZ_TEST_ASSETS"], "weights", "squeezenet1_1.pth").absolute()
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        Path(PHOTOS).symlink_to(ROOT / PHOTOS)
+        Path(weights.name).symlink_to(weights)
+        make_data(Path("data"))
+        for command in given.commands:
+            for figure, name in made(command):
+                save_small(figure, IMAGES / name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
