@@ -36,6 +36,7 @@ from cnnviz.core.output.record import (
     from_table,
 )
 from cnnviz.core.output.summary import DataRecord, FinishedRun, read_summary
+from cnnviz.occlusion.results import Stride
 
 TABLE = "images.csv"
 
@@ -185,7 +186,7 @@ class AuditResult(Displayed, Record):
     """
 
     mask: Sides
-    stride: Positive
+    stride: Stride
     fill: Annotated[str, Says("what replaces occluded pixels")]
     score: Annotated[str, Says("whose drops the maps show")]
     images: Positive

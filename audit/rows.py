@@ -46,7 +46,10 @@ class Row(Record):
         ),
     ] = None
     object_share: Annotated[Share | None, OPTIONAL] = None
-    hit: Annotated[bool | None, Says("the map's peak is on the object", optional=True)] = None
+    hit: Annotated[
+        bool | None,
+        Says("the map's peak is on the object; null without positive evidence", beside="inside"),
+    ] = None
     label_probability: Annotated[
         Share | None, Says("where another class is predicted", optional=True)
     ] = None

@@ -1,15 +1,20 @@
 """Do maps point at the object? Ours and the peers', on one network, on the same pictures.
 
-    python benchmarks/truth.py ASSETS TRUTH [--limit N] [--peers] [--slow N] [--page FILE]
+    python benchmarks/truth.py ASSETS TRUTH [--peers] [--keep FOLDER] [--page FILE]
 
 ASSETS holds `weights/squeezenet1_1.pth` and `photos/imagenet/`, TRUTH `imagenet_val_boxes/` with
-`truth.json` (boxes and the class of each picture). Two tests:
+`truth.json` (boxes and the class of each picture). `--keep` stores what needed the network, so that
+a second run only evaluates. Two tests:
 
-- **pointing**: is the peak of the true class's map on the object (hit), and which share of the
-  map's positive part is (energy)?
+- **pointing**: where is the object of the photograph in the map of its true class?
 - **grid pointing** (Bohle et al. 2021, "Convolutional Dynamic Alignment Networks"): four pictures
   that the network recognises (p > 0.9) make one of twice the side; a map of each one's class should
   lie in its quarter, which is known by construction. Chance is 0.25.
+
+Measures: *hit*, the peak is on the object; *5 % inside*, the share of the strongest 5 % of the
+pixels that is (equal values share it); *AUC*, how well the map ranks the object's pixels above the
+others; *energy*, the share of the positive part that is on the object. Contrast changes energy
+alone: the rows "to the power" are the same maps with the size of every value raised to a power.
 
 Each map is held against Grad-CAM on the same pictures: means of paired differences, with 95 %
 intervals from 10,000 resamplings of the pictures.
@@ -22,9 +27,9 @@ How the agreement map is chosen (written down before the candidates were compute
 - A candidate is out if it hits fewer than 0.97 of the mosaics' quarters, or if its hits, the
   strongest 5 % inside or the AUC on photographs are significantly below those of Grad-CAM.
 - The others are ranked by the sum of their hits, strongest 5 % inside and AUC on photographs. Of
-  those whose sum is not significantly below the best one's (paired, 95 %), the simplest is taken: one
-  of the default score, then of the Grad-CAM of the logit, then normalised by the maximum, then the
-  combination in the order geometric mean, minimum, mean (the first is what was used before).
+  those whose sum is not significantly below the best one's (paired, 95 %), the simplest is taken:
+  one of the default score, then of the Grad-CAM of the logit, then normalised by the maximum, then
+  the combination in the order geometric mean, minimum, mean (the first is what was used before).
 - A gain is claimed for the chosen one only in a measure whose interval excludes zero. The same
   pictures have served to choose before: such a claim waits for other pictures.
 """
@@ -32,81 +37,96 @@ How the agreement map is chosen (written down before the candidates were compute
 import argparse
 import itertools
 import json
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
-from torch.nn import functional
 
 from cnnviz.core import load_model
 from cnnviz.core.data.images import WorkingImage, read_image
 from cnnviz.core.data.outlines import outline_mask, read_outlines
+from cnnviz.core.maps import agreement
+from cnnviz.core.models.heads import Head
 from cnnviz.core.models.layers import find_layer
 from cnnviz.core.models.load import Model
 from cnnviz.gradients.experiment import default_layer, saliency
 from cnnviz.gradients.options import Method, SaliencySpec
 from cnnviz.occlusion import OcclusionSpec
 from cnnviz.occlusion.experiment import Occluder
-from cnnviz.occlusion.maps import judge, pixel_map, position_values
-from cnnviz.occlusion.options import Score, Upsample
+from cnnviz.occlusion.maps import class_scores, judge, pixel_map
+from cnnviz.occlusion.masks import mask_grid
+from cnnviz.occlusion.options import Border, Score, Upsample
 
 Maps = dict[str, Tensor]
 Maker = Callable[[WorkingImage, list[int]], Iterator[Maps]]
+"""What needs the network, for each of the classes: maps, or (one-dimensional) scores."""
+Found = dict[str, list[tuple[float, ...]]]
+"""The measures of every map, picture after picture."""
 SIDE = 224
-REFERENCE = "Grad-CAM"
-CLASSIC = (15, 10)
-SIZES = (CLASSIC, (45, 22), (63, 16), (90, 22))
-"""(mask, stride) on a side of 224 pixels; on a larger picture they grow with it."""
+ALL = tuple(itertools.product(Score, (Upsample.DENSITY, Upsample.COVERAGE)))
+FEW = ((Score.LOG_ODDS, Upsample.DENSITY), (Score.PROBABILITY, Upsample.COVERAGE))
+SIZES = {(64, 16): ALL, (45, 22): FEW}
+"""(mask, stride) on a side of 224 pixels, and which maps; on a larger picture they grow with it.
+
+45/22 with probability and coverage is `--preset classic`.
+"""
+REFERENCE, PARTNER, OTHER = "Grad-CAM", "Grad-CAM", "Grad-CAM of the log-odds"
+DEFAULT_SCORE = Score.LOG_ODDS
+DEFAULT = f"occlusion 64/16 {DEFAULT_SCORE} density"
+AGREEMENT = f"agreement of {DEFAULT.removeprefix('occlusion ')} and {PARTNER}"
+MEASURES = ("hit", "5 % inside", "AUC", "energy")
+TOP = 0.05
+POWERS = (0.5, 2.0)
+HOW = {"geometric mean": 0, "minimum": 1, "mean": 2}
+NORMS = {"maximum": 1.0, "99 % quantile": 0.99}
+COMBINED = (Score.LOG_ODDS, Score.LOGIT, Score.LOSS)
+LEAST_GRID = 0.97
 RESAMPLED = 10_000
 SURE = 0.9
-RISE_MASKS = 1000
 START, END = "<!-- written by benchmarks/truth.py -->", "<!-- end -->"
 
 
-def _maps_of(mask: int, stride: int, score: Score, upsample: Upsample) -> str:
-    return f"occlusion {mask}/{stride} {score} {upsample}"
+class Occlusions:
+    """Occlusion's scores at every position of one mask and stride."""
+
+    def __init__(self, model: Model, mask: int, stride: int) -> None:
+        larger = min(model.input_size) // SIDE
+        spec = OcclusionSpec(masks=((mask * larger,) * 2,), stride=stride * larger)
+        self.name, self.occluder = f"{mask}/{stride}", Occluder(model, spec)
+
+    def __call__(self, image: WorkingImage, targets: list[int]) -> Iterator[Maps]:
+        """Scores of the original, then of each position, under `SCORE MASK/STRIDE`."""
+        run = self.occluder.run(image).measured
+        both_PK = torch.cat([run.base_logits_K[None], run.logits_PK])
+        scores = {score: class_scores(both_PK, score) for score in Score}
+        scores[Score.LOSS] *= -1  # a rise of it is a drop of log p
+        for target in targets:
+            yield {f"{score} {self.name}": s_PK[:, target] for score, s_PK in scores.items()}
 
 
-class Ours:
-    """Our maps of one class of one picture, by name."""
+class Gradients:
+    """Our gradient maps, and Grad-CAM of the log-odds."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        larger = min(model.input_size) // SIDE
-        self.occluders = {
-            (mask, stride): Occluder(
-                model,
-                OcclusionSpec(masks=((mask * larger,) * 2,), stride=stride * larger),
-            )
-            for mask, stride in SIZES
-        }
+        self.odds = replace(model, head=Head(probabilities_given=True))  # its logits are log-odds
 
     def __call__(self, image: WorkingImage, targets: list[int]) -> Iterator[Maps]:
         """The maps for each of the targets."""
-        size = (int(image.pixels.shape[1]), int(image.pixels.shape[2]))
-        runs = {key: occluder.run(image).measured for key, occluder in self.occluders.items()}
         for target in targets:
             maps: Maps = {}
-            for mask, stride in SIZES:
-                run = runs[mask, stride]
-                for score in Score:
-                    values_P = position_values(run.base_logits_K, run.logits_PK, target, score)
-                    for upsample in (Upsample.COVERAGE, Upsample.DENSITY):
-                        name = _maps_of(mask, stride, score, upsample)
-                        maps[name] = pixel_map(values_P, run.grids[0], size, upsample)
             for method in Method:
-                spec = SaliencySpec(method=method, targets=(str(target),))
                 name = REFERENCE if method is Method.GRAD_CAM else method.value
-                maps[name] = saliency(self.model, image, spec).maps[0].map_HW.cpu()
-            for mask, stride in SIZES[1:]:
-                best = maps[_maps_of(mask, stride, Score.LOSS, Upsample.DENSITY)]
-                both = (_positive(best) * _positive(maps[REFERENCE])).sqrt()
-                maps[f"agreement of {mask}/{stride} loss density and {REFERENCE}"] = both
-            maps["centre of the picture"] = _centre(size)
-            yield maps
+                maps[name] = self._traced(self.model, image, method, target)
+            yield maps | {OTHER: self._traced(self.odds, image, Method.GRAD_CAM, target)}
+
+    def _traced(self, model: Model, image: WorkingImage, method: Method, target: int) -> Tensor:
+        return saliency(model, image, SaliencySpec(method=method), classes=[target]).maps[0].map_HW
 
 
 class Peers:
@@ -153,50 +173,80 @@ class Peers:
             yield found
 
 
-class SlowPeers:
-    """What takes hundreds of passes a map: Score-CAM, and RISE as its paper has it."""
+class Source:
+    """Makes the maps of pictures; what needed the network is kept in a folder, if there is one."""
 
-    def __init__(self, model: Model) -> None:
-        from pytorch_grad_cam import ScoreCAM
+    def __init__(self, makers: Mapping[str, Maker], keep: Path | None) -> None:
+        self.makers, self.keep = makers, keep
 
-        self.model = model
-        self.cam = ScoreCAM(model=model.module, target_layers=[model.module.features[-1]])
-        self.cam.batch_size = 16
+    def __call__(self, name: str, image: WorkingImage, targets: list[int]) -> Iterator[Maps]:
+        """All maps of each class."""
+        size = (int(image.pixels.shape[1]), int(image.pixels.shape[2]))
+        parts = [
+            self._raw(f"{kind}_{name}", make, image, targets) for kind, make in self.makers.items()
+        ]
+        for raw_of_makers in zip(*parts, strict=True):
+            raw = {key: values for part in raw_of_makers for key, values in part.items()}
+            yield _maps(raw, size)
 
-    def __call__(self, image: WorkingImage, targets: list[int]) -> Iterator[Maps]:
-        """The maps for each of the targets."""
-        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-        pixels = self.model.preprocess.normalise(image.pixels)[None]
-        random = torch.Generator().manual_seed(0)
-        height, width = pixels.shape[-2:]
-        sums_KHW = torch.zeros(len(targets), height, width)
-        for _ in range(RISE_MASKS // 20):
-            masks = torch.stack([self._mask(height, width, random) for _ in range(20)])
-            with torch.no_grad():
-                scores_NK = self.model.logits(pixels * masks[:, None]).softmax(1)[:, targets]
-            sums_KHW += torch.einsum("nk,nhw->khw", scores_NK, masks)
-        for number, target in enumerate(targets):
-            score_cam = self.cam(input_tensor=pixels, targets=[ClassifierOutputTarget(target)])[0]
-            yield {
-                "pytorch-grad-cam ScoreCAM (features)": torch.from_numpy(score_cam).float(),
-                f"RISE, {RISE_MASKS} masks": sums_KHW[number] / (RISE_MASKS / 2),
-            }
-
-    def _mask(self, height: int, width: int, random: torch.Generator) -> Tensor:
-        """(H, W): 7x7 cells, kept by a coin, enlarged smoothly and shifted by part of a cell."""
-        cells, (y, x) = 7, (-(-height // 7), -(-width // 7))
-        kept = (torch.rand(1, 1, cells + 1, cells + 1, generator=random) < 0.5).float()
-        size = ((cells + 1) * y, (cells + 1) * x)
-        large = functional.interpolate(kept, size, mode="bilinear")[0, 0]
-        top, left = (int(torch.randint(0, n, (), generator=random)) for n in (y, x))
-        return large[top : top + height, left : left + width]
+    def _raw(self, name: str, make: Maker, image: WorkingImage, targets: list[int]) -> list[Maps]:
+        path = None if self.keep is None else self.keep / f"{name}.npz"
+        if path is not None and path.exists():
+            with np.load(path) as file:
+                found: list[Maps] = [{} for _ in targets]
+                for key in file:
+                    number, _, map_name = key.partition(" ")
+                    found[int(number)][map_name] = torch.from_numpy(file[key])
+            return found
+        found = [
+            {key.replace("/", "|"): m for key, m in raw.items()} for raw in make(image, targets)
+        ]
+        if path is not None:
+            arrays = {f"{n} {k}": v.numpy() for n, raw in enumerate(found) for k, v in raw.items()}
+            np.savez(path, **arrays)  # names of archives have no /
+        return found
 
 
-def _positive(map_HW: Tensor) -> Tensor:
-    """Its positive part, 1 at its largest."""
+def _maps(raw: Maps, size: tuple[int, int]) -> Maps:
+    """The maps of one class of one picture, by name."""
+    maps: Maps = {}
+    for (mask, stride), kinds in SIZES.items():
+        larger = min(size) // SIDE
+        grid = mask_grid(size, (mask * larger,) * 2, stride * larger, Border.COVER)
+        for score, upsample in kinds:
+            scores = raw[f"{score} {mask}|{stride}"]
+            name = f"occlusion {mask}/{stride} {score} {upsample}"
+            maps[name] = pixel_map(scores[0] - scores[1:], grid, size, upsample)
+    maps |= {name: values for name, values in raw.items() if values.ndim == 2}
+    maps["centre of the picture"] = _centre(size)
+    maps[AGREEMENT] = agreement(maps[DEFAULT], maps[PARTNER])
+    for name, power in itertools.product((REFERENCE, DEFAULT, AGREEMENT), POWERS):
+        values = maps[name].double()
+        maps[f"{name}, to the power {power:g}"] = values.sign() * values.abs() ** power
+    for score, partner in itertools.product(COMBINED, (PARTNER, OTHER)):
+        pair = (maps[f"occlusion 64/16 {score} density"], maps[partner])
+        for norm, quantile in NORMS.items():
+            both = torch.stack([_normalised(map_HW, quantile) for map_HW in pair])
+            for how in HOW:
+                maps[_candidate(how, score, partner, norm)] = _combined(both, how)
+    return maps
+
+
+def _candidate(how: str, score: Score, partner: str, norm: str) -> str:
+    return f"{how} of {score} and {partner}, by the {norm}"
+
+
+def _normalised(map_HW: Tensor, quantile: float) -> Tensor:
+    """Its positive part, 1 at that quantile of its pixels."""
     positive = map_HW.double().clamp(min=0)
-    return positive / positive.max().clamp(min=1e-12)
+    limit = float(np.quantile(positive.numpy(), quantile))
+    return positive / (limit if limit > 0 else max(float(positive.max()), 1e-12))
+
+
+def _combined(both_2HW: Tensor, how: str) -> Tensor:
+    if how == "minimum":
+        return both_2HW.amin(0)
+    return both_2HW.mean(0) if how == "mean" else both_2HW.prod(0).sqrt()
 
 
 def _centre(size: tuple[int, int]) -> Tensor:
@@ -205,30 +255,43 @@ def _centre(size: tuple[int, int]) -> Tensor:
     return torch.exp(-2 * (y[:, None] ** 2 + x[None, :] ** 2))
 
 
-Found = dict[str, list[tuple[float, float]]]
+def measures(map_HW: Tensor, object_HW: Tensor) -> tuple[float, ...]:
+    """Computes `MEASURES`; a map without positive values misses and has no energy."""
+    judged, inside = judge(map_HW, object_HW), object_HW.numpy().ravel()
+    values = map_HW.double().numpy().ravel()
+    count = round(TOP * values.size)
+    limit = np.partition(values, -count)[-count]
+    above, equal = values > limit, values == limit
+    strongest = inside[above].sum() + (count - above.sum()) * inside[equal].mean()
+    on, off = int(inside.sum()), int((~inside).sum())
+    auc = (rankdata(values)[inside].sum() - on * (on + 1) / 2) / (on * off)
+    hit, energy = judged.pointing_game_hit, judged.inside or 0.0
+    return (
+        float(bool(hit)),
+        float(strongest / count),
+        float(auc),
+        energy if hit is not None else 0.0,
+    )
 
 
 def _note(found: Found, maps: Maps, object_HW: Tensor) -> None:
     for name, map_HW in maps.items():
-        verdict = judge(map_HW, object_HW)
-        hit, inside = float(bool(verdict.pointing_game_hit)), verdict.inside or 0.0
-        found.setdefault(name, []).append((hit, 0.0 if math.isnan(inside) else inside))
+        found.setdefault(name, []).append(measures(map_HW, object_HW))
 
 
-def pointing(model: Model, makers: list[tuple[Maker, int]], place: Path, limit: int) -> Found:
-    """(hit, energy) of every map on each picture with boxes; of each maker's, on its first few."""
+def pointing(model: Model, source: Source, place: Path, limit: int) -> Found:
+    """The measures of every map on each picture with boxes."""
     outlines = read_outlines(str(place / "truth.json"))
     entries = json.loads((place / "truth.json").read_text(encoding="utf-8"))
     labels = {name: entry["label"] for name, entry in entries.items()}
     found: Found = {}
-    for number, name in enumerate(sorted(labels)[:limit], start=1):
+    for number, name in enumerate(sorted(labels)[:limit]):
         image = read_image(place / name, model.preprocess)
         object_HW = outline_mask(outlines.for_image(str(place / name)), image)
-        for make, most in makers:
-            for maps in make(image, [int(labels[name])]) if number <= most else ():
-                _note(found, maps, object_HW)
-        if number % 20 == 0:
-            print(f"pointing: {number} pictures", flush=True)
+        for maps in source(Path(name).stem, image, [int(labels[name])]):
+            _note(found, maps, object_HW)
+        if (number + 1) % 20 == 0:
+            print(f"pointing: {number + 1} pictures", flush=True)
     return found
 
 
@@ -245,10 +308,8 @@ def recognised(model: Model, folders: list[Path]) -> Iterator[tuple[int, Tensor]
             yield best, image.pixels
 
 
-def grid_pointing(
-    makers: list[tuple[Maker, int]], pictures: Iterator[tuple[int, Tensor]], limit: int
-) -> Found:
-    """(hit, energy) of every map of each quarter of 2x2 mosaics."""
+def grid_pointing(source: Source, pictures: Iterator[tuple[int, Tensor]], limit: int) -> Found:
+    """The measures of every map of each quarter of 2x2 mosaics."""
     found: Found = {}
     for number in range(limit):
         four = list(itertools.islice(pictures, 4))
@@ -258,76 +319,122 @@ def grid_pointing(
         rows = [torch.cat([four[i][1], four[i + 1][1]], 2) for i in (0, 2)]
         mosaic = torch.cat(rows, 1)
         image = WorkingImage("mosaic", mosaic, (0, 0, 2 * SIDE, 2 * SIDE), (2 * SIDE, 2 * SIDE))
-        for make, most in makers:
-            for quarter, maps in enumerate(make(image, targets) if number < most else ()):
-                inside = torch.zeros(2 * SIDE, 2 * SIDE, dtype=torch.bool)
-                top, left = SIDE * (quarter // 2), SIDE * (quarter % 2)
-                inside[top : top + SIDE, left : left + SIDE] = True
-                _note(found, maps, inside)
+        for quarter, maps in enumerate(source(f"mosaic{number}", image, targets)):
+            inside = torch.zeros(2 * SIDE, 2 * SIDE, dtype=torch.bool)
+            top, left = SIDE * (quarter // 2), SIDE * (quarter % 2)
+            inside[top : top + SIDE, left : left + SIDE] = True
+            _note(found, maps, inside)
         print(f"grid pointing: mosaic {number + 1}", flush=True)
     return found
 
 
-def _interval(values_N: np.ndarray) -> str:
-    """Mean and 95 % interval over resampled pictures."""
+def _bounds(values_N: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean over resampled pictures."""
     random = np.random.default_rng(0)
     picked = random.integers(0, len(values_N), (RESAMPLED, len(values_N)))
     low, high = np.percentile(values_N[picked].mean(1), [2.5, 97.5])
-    return f"{values_N.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
+    return float(low), float(high)
+
+
+def _row(found: Found, name: str) -> list[str]:
+    """Name, number of maps, measures, and the differences of the first three to the reference."""
+    values_N4 = np.array(found[name])
+    difference_N4 = values_N4 - np.array(found[REFERENCE])[: len(values_N4)]
+    against = [""] * 3
+    if name != REFERENCE:
+        against = [
+            f"{d.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
+            for d in difference_N4.T[:3]
+            for low, high in [_bounds(d)]
+        ]
+    return [name, str(len(values_N4)), *(f"{m:.3f}" for m in values_N4.mean(0)), *against]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    rule = ["---"] * len(rows[0])
+    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
 
 
 def table(found: Found) -> str:
-    """A row for each map, as Markdown."""
-    reference_N2 = np.array(found[REFERENCE])
-    lines = [
-        f"| map | maps | hit | energy | hit − {REFERENCE} | energy − {REFERENCE} |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, pairs in found.items():
-        values_N2 = np.array(pairs)
-        hit, energy = values_N2.mean(0)
-        difference_N2 = values_N2 - reference_N2[: len(values_N2)]
-        against = ["", ""] if name == REFERENCE else [_interval(d) for d in difference_N2.T]
-        row = [name, str(len(pairs)), f"{hit:.3f}", f"{energy:.3f}", *against]
-        lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines)
+    """A row for each map that is not a candidate, as Markdown."""
+    header = ["map", "maps", *MEASURES, *(f"{m} − {REFERENCE}" for m in MEASURES[:3])]
+    candidates = {name for name, _ in candidates_in_order()}
+    return _table([header, *(_row(found, name) for name in found if name not in candidates)])
+
+
+def candidates_in_order() -> list[tuple[str, tuple[int, ...]]]:
+    """The candidates of the agreement map, and how far each is from the simplest one."""
+    candidates = []
+    for how, score, partner, norm in itertools.product(HOW, COMBINED, (PARTNER, OTHER), NORMS):
+        far = (score is not DEFAULT_SCORE, partner != PARTNER, norm != "maximum", HOW[how])
+        candidates.append((_candidate(how, score, partner, norm), tuple(map(int, far))))
+    return candidates
+
+
+def choice(photographs: Found, mosaics: Found) -> tuple[str, str]:
+    """The table of the candidates, and a sentence that names the one the rule takes."""
+    header = ["candidate", "maps", *MEASURES, *(f"{m} − {REFERENCE}" for m in MEASURES[:3])]
+    rows, sums, reference_N4 = [], {}, np.array(photographs[REFERENCE])
+    for name, far in candidates_in_order():
+        values_N4, grid = np.array(photographs[name]), np.array(mosaics[name])[:, 0].mean()
+        worse = any(_bounds(d)[1] < 0 for d in (values_N4 - reference_N4).T[:3])
+        sum_N = values_N4[:, :3].sum(1)
+        if grid >= LEAST_GRID and not worse:
+            sums[name] = (sum_N, far)
+        state = f"{grid:.3f}", f"{sum_N.mean():.3f}", "yes" if name in sums else "out"
+        rows.append([*_row(photographs, name), *state])
+    if not sums:
+        return _table([[*header, "mosaics: hit", "sum", "kept"], *rows]), "No candidate is kept."
+    best = max(sums, key=lambda name: float(sums[name][0].mean()))
+    close = [name for name in sums if _bounds(sums[name][0] - sums[best][0])[1] >= 0]
+    chosen = min(close, key=lambda name: sums[name][1])
+    said = (
+        f"Kept: {len(sums)} of {len(rows)}. Largest sum: {best}. Not significantly below it: "
+        f"{len(close)}. The rule takes: **{chosen}**."
+    )
+    return _table([[*header, "mosaics: hit", "sum", "kept"], *rows]), said
 
 
 def main() -> None:
-    """Prints both tables, and puts them into a page."""
+    """Prints the tables, and puts them into a page."""
     parser = argparse.ArgumentParser(description="do maps point at the object?")
     parser.add_argument("assets", type=Path)
     parser.add_argument("truth", type=Path)
     parser.add_argument("--limit", type=int, default=10**6, help="pictures, and mosaics")
     parser.add_argument("--peers", action="store_true", help="Captum's and pytorch-grad-cam's too")
-    parser.add_argument("--slow", type=int, default=0, help="pictures for Score-CAM and RISE")
-    parser.add_argument("--grid-alone", action="store_true", help="grid pointing only")
+    parser.add_argument("--keep", type=Path, help="folder for what needed the network")
     parser.add_argument("--page", type=Path, help="a page whose tables are replaced")
     options = parser.parse_args()
+    if options.keep:
+        options.keep.mkdir(parents=True, exist_ok=True)
     weights = options.assets / "weights" / "squeezenet1_1.pth"
     boxes = options.truth / "imagenet_val_boxes"
-    kinds: list[tuple[Callable[[Model], Maker], int]] = [(Ours, options.limit)]
+    kinds: dict[str, Callable[[Model], Maker]] = {
+        f"{mask}-{stride}": partial(Occlusions, mask=mask, stride=stride) for mask, stride in SIZES
+    }
+    kinds["gradients"] = Gradients
     if options.peers:
-        kinds.append((Peers, options.limit))
-    if options.slow:
-        kinds.append((SlowPeers, options.slow))
-    tables = []
+        kinds["peers"] = Peers
     model = load_model("squeezenet1_1", checkpoint=weights)
-    if not options.grid_alone:
-        found = pointing(model, [(kind(model), most) for kind, most in kinds], boxes, options.limit)
-        tables.append(f"Pointing\n\n{table(found)}")
-        print(f"\n{tables[0]}\n", flush=True)
+    makers = {name: kind(model) for name, kind in kinds.items()}
+    photographs = pointing(model, Source(makers, options.keep), boxes, options.limit)
     large = load_model("squeezenet1_1", checkpoint=weights, size=2 * SIDE)
     pictures = recognised(model, [options.assets / "photos" / "imagenet", boxes])
-    makers = [(kind(large), -(-most // 4)) for kind, most in kinds]
-    found = grid_pointing(makers, pictures, options.limit)
-    tables.append(f"Grid pointing\n\n{table(found)}")
-    print(f"\n{tables[-1]}")
+    makers = {name: kind(large) for name, kind in kinds.items()}
+    mosaics = grid_pointing(Source(makers, options.keep), pictures, options.limit)
+    candidates, chosen = choice(photographs, mosaics)
+    tables = [
+        f"Pointing\n\n{table(photographs)}",
+        f"Grid pointing\n\n{table(mosaics)}",
+        f"Candidates of the agreement map\n\n{chosen}\n\n{candidates}",
+    ]
+    body = "\n\n".join(f"### {text}" for text in tables)
+    print(f"\n{body}")
     if options.page:
         page = options.page.read_text(encoding="utf-8")
         head, _, rest = page.partition(START)
         _old, _, tail = rest.partition(END)
-        body = "\n\n".join(f"### {text}" for text in tables)
         options.page.write_text(f"{head}{START}\n{body}\n{END}{tail}", encoding="utf-8")
 
 

@@ -114,6 +114,7 @@ def explored(run: FinishedRun, entry: OcclusionResult) -> Explored:
         score=measured.score.value,
         density=measured.upsample is Upsample.DENSITY,
         targets=list(dict.fromkeys(target.index for target in entry.targets)),
+        log_odds=lambda logits: measured.head.log_odds(torch.from_numpy(logits)).numpy(),
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cnnviz.cli.commands.images import SaliencyCommand
 from cnnviz.cli.per_image import Advance, ImageRun, ImageStudy
+from cnnviz.core.choices import pixels_text
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.outlines import Place
 from cnnviz.core.errors import UsageError
@@ -91,7 +92,7 @@ class _Study(ImageStudy[SaliencyResult, SaliencyResult]):
                 targets=given.spec.targets,
                 at=given.spec.at,
                 inside=given.spec.inside,
-                score=Score.LOGIT,
+                score=Score.LOGIT,  # whose gradient the map shows
                 batch_size=given.model.batch_size,
                 seed=given.model.seed,
             )
@@ -147,7 +148,7 @@ class _Study(ImageStudy[SaliencyResult, SaliencyResult]):
             replace(
                 entry,
                 comparison=Comparison(
-                    with_=f"occlusion, mask {grid.name}, stride {grid.stride}",
+                    with_=f"occlusion, mask {grid.name}, stride {pixels_text(grid.stride)}",
                     rank_correlation=rank_correlation(entry.map_HW, panel.map_HW),
                     seconds=seconds[0],
                     other_seconds=seconds[1],
@@ -198,7 +199,7 @@ class _Study(ImageStudy[SaliencyResult, SaliencyResult]):
                 target.class_,
                 f"{target.probability:.3f}" if target.value is None else f"{target.value:.4g}",
                 entry.method + (f" at {entry.layer}" if entry.layer else ""),
-                "{}, {}".format(*target.peak),
+                "{}, {}".format(*target.peak) if target.peak else "-",
                 "-" if compared is None else f"{compared:.2f}",
                 *((target.trust.verdict,) if target.trust else ()),
             )

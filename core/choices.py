@@ -65,6 +65,18 @@ def pixels(text: str, option: str) -> tuple[int, int]:
     )
 
 
+def pixels_text(sides: int | tuple[int, ...]) -> str:
+    """Format what `pixels` parses: `15`, or `15x30`."""
+    rows, columns = pair_of(sides)
+    return str(rows) if rows == columns else f"{rows}x{columns}"
+
+
+def pair_of(sides: int | tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns, of one number for both."""
+    rows, columns = (sides, sides) if isinstance(sides, int) else sides
+    return rows, columns
+
+
 class Scaling(StrEnum):
     """Where the largest value, which becomes white, is taken from when drawing grey levels."""
 

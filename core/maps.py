@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+STRONGEST = 0.99  # quantile of the pixels
 PLATEAU = 1e-6  # values this close to the peak, relative to it, are the peak
 
 
@@ -26,11 +27,23 @@ def positive_part(map_HW: Tensor) -> Tensor:
 
 
 def agreement(first_HW: Tensor, second_HW: Tensor) -> Tensor:
-    """Where both maps are positive: the geometric mean of their positive parts, float32 in [0, 1].
+    """The mean of the positive parts of two maps, each over its 99 % quantile, float32.
 
-    A product of two detectors keeps what both report, and drops what only one reports.
+    It is 1 where both are as strong as their strongest hundredth, and half of that where one map is
+    and the other is not positive; it is 0 if one of them is positive nowhere. docs/truth.md has the
+    rule by which it was chosen.
     """
-    return (positive_part(first_HW) * positive_part(second_HW)).sqrt().float()
+    parts = [_by_quantile(map_HW) for map_HW in (first_HW, second_HW)]
+    if not all(bool(part.any()) for part in parts):
+        return torch.zeros_like(first_HW, dtype=torch.float32)
+    return ((parts[0] + parts[1]) / 2).float()
+
+
+def _by_quantile(map_HW: Tensor) -> Tensor:
+    """The positive values over their 99 % quantile; over their maximum if that is 0."""
+    part = positive_part(map_HW)
+    limit = float(np.quantile(part.numpy(force=True), STRONGEST))
+    return part / limit if limit > 0 else part
 
 
 def rank_correlation(first_HW: Tensor, second_HW: Tensor) -> float | None:

@@ -182,9 +182,11 @@ Masks = Annotated[
     ),
 ]
 Stride = Annotated[
-    int | None,
+    tuple[int, int] | int | None,
     Option(
-        "Pixels between positions. Default: 7 % of the shorter side; 10 % with a --mask.",
+        "Pixels between positions, or HxW. Default: 7 % of the shorter side, at most the mask's.",
+        ("--stride",),
+        pixels,
         least=1,
         most=99_999,
     ),

@@ -76,7 +76,7 @@ class Generator(GenerateJsonSchema):
             key.pop("default", None)
             if not field.optional:
                 required.append(field.key)
-            elif not any(says.null for says in field.says):
+            elif not field.nullable:
                 key = without_null(key)
             keys[field.key] = key
         made |= {"properties": keys, "required": required, "additionalProperties": False}

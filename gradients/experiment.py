@@ -132,13 +132,16 @@ def _zero(result: SaliencyResult, entry: ClassMap) -> str:
 
 def _class_map(result: SaliencyResult, target: int, reading: float, raw: Tensor) -> ClassMap:
     map_HW = _shown(raw, result.method, result.working.pixels.shape[1:])
-    row, column = divmod(int(map_HW.argmax()), map_HW.shape[1])
+    peak = peak_original = None
+    if bool((map_HW > 0).any()):
+        row, column = peak = divmod(int(map_HW.argmax()), map_HW.shape[1])
+        peak_original = result.working.to_original((row, column, row + 1, column + 1))
     return ClassMap(
         **class_fields(result, target, reading),
         lowest=float(map_HW.min()),
         highest=float(map_HW.max()),
-        peak=(row, column),
-        peak_original=result.working.to_original((row, column, row + 1, column + 1)),
+        peak=peak,
+        peak_original=peak_original,
         raw=raw,
         map_HW=map_HW,
     )

@@ -51,8 +51,11 @@ class ClassMap(ClassRecord):
 
     lowest: float
     highest: float
-    peak: Annotated[Place, Says("row, column of the working image")]
-    peak_original: Annotated[Box, Says("the same in the file's own pixels")]
+    peak: Annotated[
+        Place | None,
+        Says("row, column of the working image; null where no value is positive"),
+    ]
+    peak_original: Annotated[Box | None, Says("the same in the file's own pixels")]
     comparison: Annotated[Comparison | None, OPTIONAL] = None
     trust: Annotated[Scorecard | None, Says("the scorecard of this map", optional=True)] = None
     raw: Hidden[Tensor] = ABSENT

@@ -33,12 +33,18 @@ from cnnviz.occlusion.options import (
     MapKind,
     OcclusionSpec,
     PanelSpec,
+    Preset,
     Score,
     Upsample,
 )
 from cnnviz.occlusion.results import OcclusionResult, Sufficiency
 from cnnviz.occlusion.sufficient import check_classes, sufficiency
 
+DEFAULT_SCORES = {
+    Kind.SOFTMAX: Score.LOG_ODDS,
+    Kind.SIGMOID: Score.LOGIT,  # which is its log-odds
+    Kind.NONE: Score.PROBABILITY,  # the value itself
+}
 Tracer = Callable[[WorkingImage, Sequence[int]], Gradient | None]
 """A gradient method: its maps of some classes of an image; None where it has none."""
 
@@ -64,7 +70,7 @@ class Occluder:
             UsageError: something in the spec does not exist or does not fit the model.
         """
         size = model.input_size
-        masks, stride = masks_and_stride(size, spec.masks, spec.stride)
+        masks, stride = masks_and_stride(size, spec.masks, spec.stride, spec.preset)
         self._model, self._spec, self._trace = model, spec, trace
         self.score = _shown(spec, model.head)[0]
         self.grids = tuple(mask_grid(size, mask, stride, spec.border) for mask in masks)
@@ -199,24 +205,23 @@ def _finite(difference: float | None) -> float:
 
 
 def _shown(spec: OcclusionSpec, head: Head) -> tuple[Score, Upsample]:
-    """The score to compare and the way to pixels.
-
-    With a mask or a stride of the user's, the defaults are those of the literature.
-    """
-    if spec.masks or spec.stride is not None:
+    """The score to compare and the way to pixels, where the spec names none by the preset."""
+    if spec.preset is Preset.CLASSIC:
         score, upsample = Score.PROBABILITY, Upsample.COVERAGE
-        if spec.border is Border.CENTER and spec.stride == 1:
-            upsample = Upsample.NEAREST  # a mask per pixel: the position's own value
     else:
-        score, upsample = (Score.LOSS if head.has_classes else Score.PROBABILITY), Upsample.DENSITY
+        score, upsample = DEFAULT_SCORES[head.kind], Upsample.DENSITY
+    if spec.border is Border.CENTER and spec.stride in (1, (1, 1)):
+        upsample = Upsample.NEAREST  # a mask per pixel: the position's own value
     return spec.score or score, spec.upsample or upsample
 
 
 def _check_head(head: Head, spec: PanelSpec) -> None:
     if head.has_classes:
         return
-    if spec.score is Score.LOSS:
-        raise UsageError("--score loss needs classes; a regression (--head none) has values only")
+    if spec.score in (Score.LOSS, Score.LOG_ODDS):
+        raise UsageError(
+            f"--score {spec.score} needs classes; a regression (--head none) has values only"
+        )
     if spec.label is not None:
         raise UsageError("--label names a class; a regression (--head none) has no classes")
 

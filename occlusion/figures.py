@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cnnviz.core.choices import pixels_text
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.maps import agreement
 from cnnviz.core.output.drawing import image_pixels, label_axes
@@ -56,13 +57,15 @@ DISAGREEMENT = (
     Entry("the gradient only", GREEN, "\\\\\\\\"),
 )
 COMPARED = {
-    Score.PROBABILITY: "drop of the probability",
+    Score.LOG_ODDS: "drop of the log-odds",
     Score.LOGIT: "drop of the logit",
+    Score.PROBABILITY: "drop of the probability",
     Score.LOSS: "rise of −log p",
 }
 PER_PIXEL = {
     Upsample.COVERAGE: "mean {} over the masks that cover a pixel",
     Upsample.DENSITY: "mean {} over the masks that cover a pixel (fewer at the rim count as 0)",
+    Upsample.BICUBIC: "{} with a mask centred here (interpolated)",
     Upsample.BILINEAR: "{} with a mask centred here (interpolated)",
     Upsample.NEAREST: "{} with a mask centred here",
 }
@@ -195,7 +198,7 @@ def heading(result: OcclusionResult, panel: Panel) -> str:
 
 
 def _mask(panel: Panel) -> str:
-    return f"mask {panel.grid.name}, stride {panel.stride}"
+    return f"mask {panel.grid.name}, stride {pixels_text(panel.stride)}"
 
 
 def unit(result: OcclusionResult) -> str:
@@ -214,7 +217,7 @@ def _occlusion_unit(result: OcclusionResult) -> str:
 
 
 def _agreement_unit(together: Agreement) -> str:
-    return f"agreement of occlusion and {together.with_.split()[0]}"
+    return f"mean of occlusion and {together.with_.split()[0]}, each over its 99 % quantile"
 
 
 def _outline_read(axes: Axes, result: OcclusionResult, panel: Panel) -> None:

@@ -6,8 +6,7 @@ for the class. The value of a pixel is the mean over the masks that cover it (Ze
 
 A map is compared with the gradient's: occlusion asks what the network does without a region, the
 gradient in which direction its score changes there. Either misleads at times, and seldom both in
-the same region: what both report is on the object more often than what either reports, and where
-they disagree neither is reliable (docs/truth.md).
+the same region; their mean is measured in docs/truth.md.
 
 Where the object is known, a map is judged by the pointing game (Zhang et al. 2016, "Top-down Neural
 Attention by Excitation Backprop"; here without their 15-pixel tolerance): is its peak on the
@@ -35,12 +34,14 @@ STRONG, WEAK = 0.5, 0.25  # of the peak: where one map sees evidence, and the ot
 
 
 def class_scores(logits_PK: Tensor, score: Score, head: Head = SOFTMAX) -> Tensor:
-    """Converts logits (…, K) to probabilities, logits or losses −log p; float64.
+    """Converts logits (…, K) to log-odds, logits, probabilities or losses −log p; float64.
 
     A regression has one score only: its values.
     """
     if score is Score.PROBABILITY:
         return head.readings(logits_PK)
+    if score is Score.LOG_ODDS:
+        return head.log_odds(logits_PK)
     if score is Score.LOGIT:
         return head.own_logits(logits_PK)
     return -head.log_probabilities(logits_PK.double())
@@ -57,7 +58,7 @@ def position_values(
 ) -> Tensor:
     """Computes how much occluding each position hurts class `target`, (P,) float64.
 
-    Original − occluded for probability, logit and value, occluded − original for the loss.
+    Original − occluded; for the loss, occluded − original.
     """
     base = class_scores(base_logits_K, score, head)[target]
     covered_P = target_scores(logits_PK, target, score, head)
@@ -78,18 +79,32 @@ def _box_sums(values_P: Tensor, boxes_P4: Tensor, size: tuple[int, int]) -> Tens
     return corners.cumsum(0).cumsum(1)[:height, :width]
 
 
-def _weights(centers: Tensor, length: int, *, nearest: bool) -> Tensor:
+def _weights(centers: Tensor, length: int, upsample: Upsample) -> Tensor:
     """(length, len(centers)): what each mask centre gives to each pixel along one axis."""
     pixels = torch.arange(length, dtype=torch.float64) + 0.5
     right = torch.searchsorted(centers, pixels).clamp(max=len(centers) - 1)
     left = (right - 1).clamp(min=0)
     gap = (centers[right] - centers[left]).clamp(min=1e-9)
     share = ((pixels - centers[left]) / gap).clamp(0, 1)
-    share = torch.where(right == left, 1.0, share.round() if nearest else share)
+    share = torch.where(right == left, 0.0, share)
+    if upsample is Upsample.NEAREST:
+        share = share.round()
     weights = torch.zeros(length, len(centers), dtype=torch.float64)
-    weights[torch.arange(length), left] += 1 - share
-    weights[torch.arange(length), right] += share
+    taps = {0: 1 - share, 1: share}
+    if upsample is Upsample.BICUBIC:
+        taps = {offset: _cubic(share - offset) for offset in (-1, 0, 1, 2)}
+    for offset, part in taps.items():
+        places = (left + offset).clamp(0, len(centers) - 1)
+        weights[torch.arange(length), places] += part
     return weights
+
+
+def _cubic(distance: Tensor) -> Tensor:
+    """Keys' kernel at a distance of up to two centres."""
+    x = distance.abs()
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, far)
 
 
 def pixel_map(
@@ -100,8 +115,8 @@ def pixel_map(
     `coverage` gives a pixel the mean over the masks that cover it, and 0 where none does; `density`
     their sum divided by the largest number of masks that cover any pixel, so that the rim, which
     few masks reach, does not depend on a single one of them;
-    `bilinear` and `nearest` interpolate between the centres of the (visible parts of the) masks,
-    and continue with the outermost values beyond them.
+    `bicubic` (Keys 1981, cubic convolution, a = -1/2), `bilinear` and `nearest` interpolate between
+    the centres of the (visible parts of the) masks, and continue with the outermost values beyond.
     """
     if upsample in (Upsample.COVERAGE, Upsample.DENSITY):
         boxes_P4 = grid.boxes_P4.to(values_P.device)
@@ -110,13 +125,13 @@ def pixel_map(
         if upsample is Upsample.DENSITY:
             return (sums / counts.max()).float()
         return torch.where(counts > 0, sums / counts.clamp(min=1), 0.0).float()
-    nearest = upsample is Upsample.NEAREST
     rows, columns = grid.shape
+    nearest = upsample is Upsample.NEAREST
     if nearest and grid.border is Border.CENTER and grid.shape == size:
         return values_P.reshape(size).float()
     boxes = grid.boxes_P4.reshape(rows, columns, 4).double()
-    y_weights = _weights((boxes[:, 0, 0] + boxes[:, 0, 2]) / 2, size[0], nearest=nearest)
-    x_weights = _weights((boxes[0, :, 1] + boxes[0, :, 3]) / 2, size[1], nearest=nearest)
+    y_weights = _weights((boxes[:, 0, 0] + boxes[:, 0, 2]) / 2, size[0], upsample)
+    x_weights = _weights((boxes[0, :, 1] + boxes[0, :, 3]) / 2, size[1], upsample)
     values = values_P.reshape(rows, columns)
     device = values_P.device
     return (y_weights.to(device) @ values @ x_weights.to(device).T).float()
@@ -200,7 +215,7 @@ def _agreement(occlusion_HW: Tensor, gradient: Gradient | None, target: int) -> 
     return Agreement(
         with_=gradient.name,
         rank_correlation=rank_correlation(occlusion_HW, gradient_HW),
-        peak=peak(map_HW),
+        peak=peak(map_HW) if bool((map_HW > 0).any()) else None,
         map_HW=map_HW,
         gradient_HW=gradient_HW,
         only_occlusion_HW=(occluded > STRONG) & (traced < WEAK),
@@ -211,12 +226,12 @@ def _agreement(occlusion_HW: Tensor, gradient: Gradient | None, target: int) -> 
 def judge(map_HW: Tensor, object_HW: Tensor) -> Judged:
     """Compares a map (H, W; positive is evidence) with the object's pixels (H, W) bool.
 
-    `inside` is NaN where there is no positive evidence at all.
+    A map without positive evidence has no peak and nothing inside: None, and NaN.
     """
     evidence = map_HW.double().clamp(min=0)
     total = float(evidence.sum())
     return Judged(
-        pointing_game_hit=bool(object_HW[peak(map_HW)]),
+        pointing_game_hit=bool(object_HW[peak(map_HW)]) if total > 0 else None,
         inside=float(evidence[object_HW].sum()) / total if total > 0 else math.nan,
         object_share=float(object_HW.double().mean()),
     )

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cnnviz.core.choices import pair_of, pixels_text
 from cnnviz.core.data.images import Preprocess
 from cnnviz.core.errors import UsageError
 from cnnviz.core.lazy import torchvision
-from cnnviz.occlusion.options import Border
+from cnnviz.occlusion.options import Border, Preset
 
-# Of the shorter side: what points best on images with known objects (docs/truth.md), and the
-# defaults next to a mask or a stride of the user's, as in MATLAB's occlusionSensitivity.
-MASK_SHARE, STRIDE_SHARE = 0.28, 0.07
-CLASSIC_MASK_SHARE, CLASSIC_STRIDE_SHARE = 0.2, 0.1
+MASK_SHARE, STRIDE_SHARE = 0.28, 0.07  # of the shorter side; measured in docs/truth.md
+CLASSIC_MASK_SHARE, CLASSIC_STRIDE_SHARE = 0.2, 0.1  # MATLAB's occlusionSensitivity
 GRAYS = {"gray": 0.5, "black": 0.0, "white": 1.0}
 FILLS = ("mean", *GRAYS, "blur", "noise", "image-mean")
 BLUR_SHARE = 0.05  # standard deviation of the blur, of the shorter side
@@ -28,10 +27,13 @@ BLUR_SHARE = 0.05  # standard deviation of the blur, of the shorter side
 
 @dataclass(frozen=True)
 class Grid:
-    """Equal masks (rows, columns) at regular positions, `shape` of them; boxes row by row."""
+    """Equal masks (rows, columns) at regular positions, `shape` of them; boxes row by row.
+
+    The stride is a pair where it differs between rows and columns.
+    """
 
     mask: tuple[int, int]
-    stride: int
+    stride: int | tuple[int, int]
     border: Border
     shape: tuple[int, int]
     boxes_P4: Tensor
@@ -39,25 +41,39 @@ class Grid:
     @property
     def name(self) -> str:
         """The mask's size: `15` or `15x30`."""
-        height, width = self.mask
-        return str(height) if height == width else f"{height}x{width}"
+        return pixels_text(self.mask)
 
 
 def masks_and_stride(
-    size: tuple[int, int], masks: tuple[tuple[int, int], ...], stride: int | None
-) -> tuple[tuple[tuple[int, int], ...], int]:
+    size: tuple[int, int],
+    masks: tuple[tuple[int, int], ...],
+    stride: int | tuple[int, int] | None,
+    preset: Preset | None = None,
+) -> tuple[tuple[tuple[int, int], ...], tuple[int, int]]:
     """Returns masks and stride; those not given are shares of the shorter side of the image.
 
-    The mask's side is the nearest multiple of the stride, so that every pixel lies under as many
-    masks as its neighbours and the map has no seams.
+    The mask's sides are the nearest multiples of the stride, so that every pixel lies under as many
+    masks as its neighbours and the map has no seams. The stride leaves no gaps between masks. The
+    classic preset has its shares as they are.
     """
-    given = bool(masks) or stride is not None
-    mask_share = CLASSIC_MASK_SHARE if given else MASK_SHARE
-    stride_share = CLASSIC_STRIDE_SHARE if given else STRIDE_SHARE
-    step = max(1, round(stride_share * min(size))) if stride is None else stride
-    side = max(1, round(mask_share * min(size) / step)) * step
-    side = side if side <= min(size) else max(1, round(mask_share * min(size)))
-    return masks or ((side, side),), step
+    shorter = min(size)
+    if preset is Preset.CLASSIC:
+        side = max(1, round(CLASSIC_MASK_SHARE * shorter))
+        step = max(1, round(CLASSIC_STRIDE_SHARE * shorter))
+        return masks or ((side, side),), pair_of(step if stride is None else stride)
+    step = min([max(1, round(STRIDE_SHARE * shorter)), *(min(mask) for mask in masks)])
+    rows, columns = pair_of(step if stride is None else stride)
+    mask = (
+        _multiple(MASK_SHARE * shorter, rows, shorter),
+        _multiple(MASK_SHARE * shorter, columns, shorter),
+    )
+    return masks or (mask,), (rows, columns)
+
+
+def _multiple(side: float, step: int, limit: int) -> int:
+    """The nearest multiple of the step, if it fits; else the side itself."""
+    nearest = max(1, round(side / step)) * step
+    return nearest if nearest <= limit else max(1, round(side))
 
 
 def inside_boxes(boxes_N4: Tensor, size: tuple[int, int]) -> Tensor:
@@ -81,7 +97,9 @@ def _starts(length: int, mask: int, stride: int, border: Border) -> Tensor:
     return torch.arange(0, min(steps * stride + 1, length), stride)
 
 
-def mask_grid(size: tuple[int, int], mask: tuple[int, int], stride: int, border: Border) -> Grid:
+def mask_grid(
+    size: tuple[int, int], mask: tuple[int, int], stride: int | tuple[int, ...], border: Border
+) -> Grid:
     """Lays masks (rows, columns in pixels) over an image.
 
     `cover`: corners at 0, S, 2S, … until the image is covered, the last mask cut off at the edge
@@ -92,19 +110,23 @@ def mask_grid(size: tuple[int, int], mask: tuple[int, int], stride: int, border:
         UsageError: the mask is larger than the image, or the stride is below 1.
     """
     (height, width), (rows, columns) = size, mask
-    if stride < 1:
-        raise UsageError(f"stride {stride} is too small; --stride takes whole pixels from 1")
+    down, across = pair_of(stride)
+    if min(down, across) < 1:
+        raise UsageError(
+            f"stride {pixels_text(stride)} is too small; --stride takes whole pixels from 1"
+        )
     if rows > height or columns > width:
         raise UsageError(
             f"mask {rows}x{columns} is larger than the working image {height}x{width}; "
             "use a smaller --mask or a larger --size"
         )
-    y0, x0 = _starts(height, rows, stride, border), _starts(width, columns, stride, border)
+    y0, x0 = _starts(height, rows, down, border), _starts(width, columns, across, border)
     top, left = (axis.flatten() for axis in torch.meshgrid(y0, x0, indexing="ij"))
     boxes_P4 = torch.stack([top, left, top + rows, left + columns], dim=1)
     limit = torch.tensor([height, width, height, width])
     clipped_P4 = torch.minimum(boxes_P4.clamp(min=0), limit)
-    return Grid(mask, stride, border, (len(y0), len(x0)), clipped_P4)
+    step = down if down == across else (down, across)
+    return Grid(mask, step, border, (len(y0), len(x0)), clipped_P4)
 
 
 def nearest_positions(grid: Grid, size: tuple[int, int]) -> Tensor:

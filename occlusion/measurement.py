@@ -7,7 +7,8 @@ The `Measurement` holds all that needed the network: the scores of every class a
 `upsample` (what they show); with a gradient, `gradients` (targets, H, W) float32,
 `gradient_target` and `gradient_name`; with `--sufficient`, `sufficient_T` and `losing_T` (rows,
 columns of cells) bool for class index T; `labels` (K,); `masks` (masks, 2) and `grids` (masks, 2):
-rows and columns of each mask and of its grid of positions; `stride` and `border`; `head`,
+rows and columns of each mask and of its grid of positions; `stride` (its rows and columns where
+they differ) and `border`; `head`,
 `probabilities_given` and `threshold` (what the outputs mean); of a dense output, `pixels`
 (places, h, w) that were read, `shares` (K,) of them and `place`; with a layer, `activation` (P,),
 `activation_base`, `activation_channel` and `activation_layer`. No array holds objects: nothing is
@@ -201,7 +202,7 @@ def _measurement(arrays: dict[str, np.ndarray], pixels: np.ndarray, name: str) -
         original_size=(height, width),
     )
     _check(arrays, (height, width))
-    stride, border = int(arrays["stride"]), Border(str(arrays["border"]))
+    stride, border = _stride(arrays["stride"]), Border(str(arrays["border"]))
     shapes = [(int(rows), int(columns)) for rows, columns in arrays["grids"]]
     masks = [(int(rows), int(columns)) for rows, columns in arrays["masks"]]
     counts = [rows * columns for rows, columns in shapes]
@@ -238,6 +239,13 @@ def _measurement(arrays: dict[str, np.ndarray], pixels: np.ndarray, name: str) -
     )
 
 
+def _stride(stride: np.ndarray) -> int | tuple[int, int]:
+    if stride.ndim == 0:
+        return int(stride)
+    rows, columns = stride.tolist()
+    return rows, columns
+
+
 def _reading(arrays: dict[str, np.ndarray]) -> Reading | None:
     if "pixels" not in arrays:
         return None
@@ -267,7 +275,7 @@ def _check(arrays: dict[str, np.ndarray], size: tuple[int, int]) -> None:
         "labels": ("U", (classes,)),
         "masks": ("i", (masks, 2)),
         "grids": ("i", (masks, 2)),
-        "stride": ("i", ()),
+        "stride": ("i", (2,) if arrays["stride"].ndim else ()),
         "border": ("U", ()),
     }
     if "activation" in arrays:

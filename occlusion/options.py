@@ -32,16 +32,25 @@ class Border(StrEnum):
 class Score(StrEnum):
     """Score to compare before and after occlusion."""
 
-    PROBABILITY = "probability"
+    LOG_ODDS = "log-odds"
     LOGIT = "logit"
+    PROBABILITY = "probability"
     LOSS = "loss"
+
+
+class Preset(StrEnum):
+    """Settings other than the defaults."""
+
+    CLASSIC = "classic"
+    """Those of the literature, as in MATLAB's occlusionSensitivity."""
 
 
 class Upsample(StrEnum):
     """How position values become pixel values."""
 
-    COVERAGE = "coverage"
     DENSITY = "density"
+    COVERAGE = "coverage"
+    BICUBIC = "bicubic"
     BILINEAR = "bilinear"
     NEAREST = "nearest"
 
@@ -77,16 +86,16 @@ class PanelSpec(Spec):
     score: Annotated[
         Score | None,
         Option(
-            "Score to compare before and after occlusion. Default: loss, or probability with a "
-            "--mask or --stride."
+            "Score to compare before and after occlusion. Default: log-odds, log p/(1 - p), which "
+            "does not saturate; of independent classes this is their logit."
         ),
     ] = None
     upsample: Annotated[
         Upsample | None,
         Option(
-            "How pixels get values from positions: mean over the masks that cover them (coverage), "
-            "sum over them divided by the largest number of masks (density), or interpolation. "
-            "Default: density, or coverage with a --mask or --stride."
+            "How pixels get values from positions: sum over the masks that cover them, divided by "
+            "the largest number of masks (density), mean over them (coverage), or interpolation. "
+            "Default: density."
         ),
     ] = None
     label: Annotated[
@@ -99,9 +108,9 @@ class PanelSpec(Spec):
 class OcclusionSpec(PanelSpec):
     """What `occlude` does; the defaults are those of the command line.
 
-    `masks` are (rows, columns) in pixels; None for `stride` and `batch_size` is automatic. Without
-    masks and stride, the defaults are the combination that points best (docs/truth.md): large masks
-    close together, losses, densities. With either, the others are those of the literature.
+    `masks` and `stride` are (rows, columns) in pixels, `stride` also one number for both; None for
+    `stride` and `batch_size` is automatic. docs/truth.md measures the defaults: large masks close
+    together, log-odds, densities. A preset changes those that are not given.
 
     Raises:
         UsageError: a number is out of range.
@@ -109,6 +118,13 @@ class OcclusionSpec(PanelSpec):
 
     masks: Masks = ()
     stride: Stride = None
+    preset: Annotated[
+        Preset | None,
+        Option(
+            "classic: the literature's settings for what is not given: mask 20 % and stride 10 % "
+            "of the shorter side, probability, coverage."
+        ),
+    ] = None
     border: Annotated[
         Border,
         Option(

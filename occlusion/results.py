@@ -40,6 +40,9 @@ from cnnviz.occlusion.masks import Grid
 from cnnviz.occlusion.measurement import Activation, Measurement
 from cnnviz.occlusion.options import MapKind, Score, Upsample
 
+Stride = Annotated[
+    Positive | Sides, Says("pixels between positions; rows, columns where they differ")
+]
 RANKED_BY = ("covering", "keeping")
 
 
@@ -64,14 +67,17 @@ class Flips(Record):
 class Agreement(Pointing):
     """The map together with a gradient method's map of the same class.
 
-    `map_HW` is the geometric mean of their positive parts, each divided by its largest value.
+    `map_HW` is the mean of their positive parts, each divided by its 99 % quantile.
     `only_occlusion_HW` is True where occlusion's map is above half of its peak and the gradient's
     below a quarter; `only_gradient_HW` the other way round.
     """
 
     with_: str
     rank_correlation: Annotated[Change | None, Says("of the two maps; null where one is constant")]
-    peak: Annotated[Place, Says("row, column of the agreement map's largest value")]
+    peak: Annotated[
+        Place | None,
+        Says("row, column of the agreement map's largest value; null where the two agree nowhere"),
+    ]
     map_HW: Hidden[Tensor] = ABSENT
     gradient_HW: Hidden[Tensor] = ABSENT
     only_occlusion_HW: Hidden[Tensor] = ABSENT
@@ -88,7 +94,7 @@ class Panel(Judged, ClassRecord):
     """
 
     mask: Sides
-    stride: Positive
+    stride: Stride
     positions: Positive
     max_drop: Annotated[
         float, Says("largest position value, in the score's units: a drop, of the loss a rise")

@@ -10,20 +10,22 @@ function half(bits) {  // IEEE 754 binary16
   const value = exponent === 0 ? fraction * 2 ** -24 : (1 + fraction / 1024) * 2 ** (exponent - 15);
   return bits & 32768 ? -value : value;
 }
-function kept(row, k) {  // row 0 is the original image; log p, or a logit on its own, or a value
-  return row === 0 ? base[k] : half(halves[row * classes + k]);
+function kept(row, k) {  // log-odds, or values; row 0 is the original image
+  return base[k] - half(halves[row * classes + k]);
 }
 function reading(row, k) {
   const value = kept(row, k);
-  return head === "softmax" ? Math.exp(value) : head === "sigmoid" ? 1 / (1 + Math.exp(-value)) : value;
+  return head === "none" ? value : 1 / (1 + Math.exp(-value));
+}
+function loss(value) {  // -log p
+  return Math.max(-value, 0) + Math.log1p(Math.exp(-Math.abs(value)));
 }
 function scored(row, k) {
   const value = kept(row, k);
   if (head === "none") return value;
   if (score.value === "probability") return reading(row, k);
-  if (score.value === "loss") return head === "softmax" ? -value : Math.log1p(Math.exp(-value));
-  if (head === "softmax" && given) return value - Math.log(Math.max(-Math.expm1(value), 2.3e-16));
-  return value + sums[row];
+  if (score.value === "loss") return loss(value);
+  return score.value === "log-odds" || head === "sigmoid" || given ? value : sums[row] - loss(value);
 }
 function harm(row, k) {
   const change = scored(0, k) - scored(row, k);

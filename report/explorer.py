@@ -6,7 +6,7 @@ Shapes: P positions of all masks one after the other, K classes, H W rows and co
 image, h w of the picture shown.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,10 +43,11 @@ class Explored:
         base_logits_K: of the original image.
         head: `softmax`, `sigmoid` or `none`.
         given: whether the network outputs probabilities; its logits are log-odds.
-        score: shown first: `probability`, `logit` or `loss`.
+        score: shown first: `log-odds`, `logit`, `probability` or `loss`.
         density: whether a pixel has the sum of the masks over it, divided by their largest number,
             instead of their mean.
         targets: classes to explain, the first one shown first.
+        log_odds: makes them of logits; values of a regression stay unchanged.
     """
 
     picture: NDArray[np.uint8]
@@ -61,6 +62,7 @@ class Explored:
     score: str
     density: bool
     targets: Sequence[int]
+    log_odds: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
 def bytes_of(explored: Explored, classes: int) -> int:
@@ -170,7 +172,11 @@ def _controls(explored: Explored, chosen: NDArray[np.int64]) -> dict[str, Any]:
     parts = models()
     style = [sheet(WIDGETS)]
     options = [(str(place), explored.labels[k]) for place, k in enumerate(chosen.tolist())]
-    scores = ["probability", "logit", "loss"] if explored.head != "none" else ["value"]
+    scores = ["log-odds", "logit", "probability", "loss"]
+    if explored.head == "none":
+        scores = ["value"]
+    elif explored.head == "sigmoid":
+        scores = ["logit", "probability", "loss"]  # the logit is the log-odds
     first = explored.score if explored.score in scores else scores[0]
     masks = [(str(place), name) for place, (name, _, _) in enumerate(explored.masks)]
     return {
@@ -206,10 +212,10 @@ def _controls(explored: Explored, chosen: NDArray[np.int64]) -> dict[str, Any]:
 
 
 def _data(explored: Explored, chosen: NDArray[np.int64]) -> dict[str, Any]:
-    """The data of the script; log p in half precision."""
+    """The data of the script: log-odds (values of a regression), in half precision their drops."""
     both = np.vstack([explored.base_logits_K[None], explored.logits_PK])
     sums = logsumexp(both, axis=1) if explored.head == "softmax" else np.zeros(len(both))
-    kept = both[:, chosen] - sums[:, None]
+    kept = explored.log_odds(both)[:, chosen]
     limit = float(np.finfo(np.float16).max)
     ranking = both if explored.head != "none" else np.zeros_like(both)
     best = ranking.argmax(1)
@@ -227,7 +233,7 @@ def _data(explored: Explored, chosen: NDArray[np.int64]) -> dict[str, Any]:
         "size": list(explored.size),
         "labels": labels,
         "classes": len(chosen),
-        "halves": kept.clip(-limit, limit).astype("<f2").view(np.uint16).astype(np.uint16).ravel(),
+        "halves": (kept[0] - kept).clip(-limit, limit).astype("<f2").view(np.uint16).ravel(),
         "base": kept[0].astype(np.float64),
         "sums": sums.astype(np.float64),
         "winner": np.array(winner, np.int32),

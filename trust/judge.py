@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from cnnviz.core.choices import pair_of
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.replaced_pixels import replaced_logits
 from cnnviz.core.errors import CnnvizError
@@ -110,7 +111,7 @@ class Judge:
         small, large = (_scaled(first.mask, times, size) for times in (SMALLER, LARGER))
         self._tiles = mask_grid(size, small, min(small), Border.COVER)
         self._large = mask_grid(size, large, max(1, min(large) // 2), Border.COVER)
-        sparse = max(2 * first.stride, 3 * min(first.mask) // 4)
+        sparse = max(2 * max(pair_of(first.stride)), 3 * min(first.mask) // 4)
         self._sparse = mask_grid(size, first.mask, sparse, Border.COVER)
         self._all = mask_grid(size, size, max(size), Border.COVER)
         self._fill = OTHER_FILL.get(spec.fill, "blur")

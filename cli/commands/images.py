@@ -108,7 +108,8 @@ class SaliencyCommand:
         Option("With --compare: side of the mask in pixels, or HxW.", parse=pixels),
     ] = None
     stride: Annotated[
-        int | None, Option("With --compare: pixels between mask positions.", least=1)
+        tuple[int, int] | int | None,
+        Option("With --compare: pixels between mask positions, or HxW.", (), pixels, least=1),
     ] = None
     trust: Trust = False
     min_trust: MinTrust = None

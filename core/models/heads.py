@@ -50,7 +50,10 @@ def _probability(value: float) -> str:
     """Two decimals; more near 0 and 1."""
     if 0.01 <= value < 0.995 or value in (0.0, 1.0):
         return f"{value:.2f}"
-    return f"{value:.2g}" if value < 0.01 else f"{value:.4f}".rstrip("0") if value < 1 else "1"
+    if value < 0.01:
+        return f"{value:.2g}"
+    shown = f"{value:.4f}"
+    return shown if shown == "1.0000" else shown.rstrip("0")
 
 
 @dataclass(frozen=True)
@@ -109,14 +112,24 @@ class Head:
 
     def own_logits(self, logits: Tensor) -> Tensor:
         """Each class's logit, float64; its log-odds if the network returns probabilities."""
+        given = self.kind is Kind.SOFTMAX and self.probabilities_given
+        return self.log_odds(logits) if given else logits.double()
+
+    def log_odds(self, logits: Tensor) -> Tensor:
+        """Log p/(1 − p) of each class, float64, exact near 0 and 1; values stay unchanged.
+
+        This is the logit of an independent class. Of exclusive classes it is the logit minus the
+        log of the others' summed exponentials: summed without the class itself where that is the
+        most probable one, and else log Σ + log(1 − p), where p is at most 1/2.
+        """
         exact = logits.double()
-        if self.kind is not Kind.SOFTMAX or not self.probabilities_given:
+        if self.kind is not Kind.SOFTMAX:
             return exact
-        probabilities = exact.softmax(-1)
-        others = (probabilities.sum(-1, keepdim=True) - probabilities).clamp_min(
-            torch.finfo(torch.float64).eps
-        )
-        return exact.log_softmax(-1) - others.log()
+        best = exact.argmax(-1, keepdim=True)
+        log_p = exact.log_softmax(-1)
+        rest = log_p.scatter(-1, best, -torch.inf).logsumexp(-1, keepdim=True)
+        others = torch.log1p(-log_p.exp().scatter(-1, best, 0.0)).scatter(-1, best, rest)
+        return log_p - others
 
     def holds(self, logits: Tensor) -> Tensor:
         """Which independent classes are present, bool (…, K)."""

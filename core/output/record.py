@@ -43,6 +43,7 @@ class Says:
         *,
         optional: bool = False,
         null: bool = False,
+        beside: str = "",
         hidden: bool = False,
         only: str = "",
         digits: int | None = None,
@@ -54,6 +55,7 @@ class Says:
             description: for the schema.
             optional: the key is absent where the value is None (NaN becomes null).
             null: an optional key may be null, too, where the value is NaN.
+            beside: the key is absent where that other field is None, and else may be null.
             hidden: for Python alone: neither in JSON nor in tables (tensors, member rows).
             only: "json" or "csv", for what only one of them has.
             digits: significant digits in JSON; the record's `DIGITS` if None.
@@ -61,7 +63,7 @@ class Says:
                 checked when a record is read back.
         """
         self.optional, self.hidden, self.only, self.digits = optional, hidden, only, digits
-        self.null = null
+        self.null, self.beside = null, beside
         self.keywords: dict[str, Any] = {"description": description} if description else {}
         self.keywords |= keywords
 
@@ -150,7 +152,19 @@ class Field:
     @cached_property
     def optional(self) -> bool:
         """Whether the key is absent where the value is None."""
-        return any(s.optional for s in self.says)
+        return any(s.optional or s.beside for s in self.says)
+
+    @cached_property
+    def nullable(self) -> bool:
+        """Whether an optional key may be null."""
+        return any(s.null or s.beside for s in self.says)
+
+    def absent(self, record: Any) -> bool:
+        """Whether JSON lacks the key for this record."""
+        if getattr(record, self.attribute) is not None or not self.optional:
+            return False
+        beside = next((s.beside for s in self.says if s.beside), self.attribute)
+        return getattr(record, beside) is None
 
     @cached_property
     def digits(self) -> int:
@@ -201,10 +215,9 @@ def to_json(value: Any, digits: int = 7) -> Any:
 def _structure(value: Any, digits: int) -> Any:
     if dataclasses.is_dataclass(value):
         return {
-            field.key: to_json(content, field.digits)
+            field.key: to_json(getattr(value, field.attribute), field.digits)
             for field in fields_of(value.__class__)
-            if field.has("json")
-            and not ((content := getattr(value, field.attribute)) is None and field.optional)
+            if field.has("json") and not field.absent(value)
         }
     if hasattr(value, "tolist"):
         return to_json(value.tolist(), digits)

@@ -337,7 +337,12 @@ class Pointing(Record):
     """With `--expect`: how a map lies to the object."""
 
     pointing_game_hit: Annotated[
-        bool | None, Says("with --expect: the map's peak lies on the object", optional=True)
+        bool | None,
+        Says(
+            "with --expect: the map's peak lies on the object; null where it has no positive "
+            "evidence",
+            beside="inside",
+        ),
     ] = None
     inside: Annotated[
         Share | None,

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
@@ -5,12 +6,20 @@ from scipy.stats import spearmanr
 from cnnviz.core.maps import agreement, peak, positive_part, rank_correlation
 
 
-def test_the_agreement_is_the_geometric_mean_of_positive_parts() -> None:
-    first = torch.tensor([[4.0, 2.0], [-8.0, 1.0]])
-    second = torch.tensor([[0.1, 0.2], [0.2, -0.4]])
-    expected = torch.tensor([[0.5**0.5, 0.5**0.5], [0.0, 0.0]])
-    torch.testing.assert_close(agreement(first, second), expected)
-    torch.testing.assert_close(agreement(second * 7, first / 3), expected)
+def test_the_agreement_is_the_mean_of_positive_parts_by_their_99_percent_quantile() -> None:
+    first, second = torch.randn(2, 30, 40, generator=torch.Generator().manual_seed(0))
+    parts = [np.maximum(values.double().numpy(), 0) for values in (first, second)]
+    expected = sum(part / np.quantile(part, 0.99) for part in parts) / 2
+    torch.testing.assert_close(agreement(first, second), torch.from_numpy(expected).float())
+    torch.testing.assert_close(agreement(second * 7, first / 3), agreement(first, second))
+
+
+def test_a_map_of_few_positive_pixels_is_normalised_by_its_maximum() -> None:
+    few = torch.zeros(20, 20)
+    few[3, 4] = 5
+    both = agreement(few, torch.ones(20, 20))
+    assert both[3, 4] == 1
+    assert both[0, 0] == 0.5
 
 
 @pytest.mark.parametrize("empty", [torch.zeros(2, 2), -torch.ones(2, 2)])

@@ -52,6 +52,19 @@ def normalised(model: Model, image: WorkingImage) -> Tensor:
     return model.preprocess.normalise(image.pixels)[None]
 
 
+def test_a_grad_cam_without_positive_values_has_no_peak() -> None:
+    layers = [nn.Conv2d(3, 5, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    module = nn.Sequential(*layers, nn.Linear(5, 5, bias=False))
+    with torch.no_grad():
+        module[-1].weight.fill_(-1)
+        module[0].weight.fill_(0)
+        module[0].bias.fill_(1)
+    spec = SaliencySpec(method=Method.GRAD_CAM, targets=("0",))
+    (found,) = saliency(model_of(module), picture(), spec).maps
+    assert found.highest == 0
+    assert (found.peak, found.peak_original) == (None, None)
+
+
 @pytest.mark.parametrize("inplace", [False, True])
 def test_gradient_equals_captum(inplace: bool) -> None:
     model, image = model_of(network(inplace)), picture()

@@ -7,7 +7,8 @@ import torch
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.outlines import outline_mask, read_outlines
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.output.record import to_json
+from cnnviz.core.output.record import from_json, to_json
+from cnnviz.core.output.summary import Judged
 from cnnviz.occlusion.maps import judge
 
 
@@ -87,8 +88,15 @@ def test_the_peak_of_a_plateau_is_its_middle():
     assert judge(map_HW, object_HW).pointing_game_hit
 
 
-def test_without_positive_evidence_the_share_is_null():
-    verdict = judge(-torch.ones(3, 3), torch.ones(3, 3, dtype=torch.bool))
+@pytest.mark.parametrize("map_HW", [-torch.ones(3, 3), torch.zeros(3, 3)])
+def test_without_positive_evidence_there_is_neither_hit_nor_miss(map_HW):
+    verdict = judge(map_HW, torch.ones(3, 3, dtype=torch.bool))
+    assert verdict.pointing_game_hit is None
     assert verdict.inside is not None
     assert math.isnan(verdict.inside)
-    assert to_json(verdict)["inside"] is None
+    written = to_json(verdict)
+    assert (written["pointing_game_hit"], written["inside"]) == (None, None)
+    assert to_json(Judged()) == {}
+    read = from_json(Judged, written)
+    assert (read.pointing_game_hit, read.object_share) == (None, 1.0)
+    assert math.isnan(read.inside)

@@ -1,6 +1,11 @@
+from decimal import Decimal, localcontext
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from cnnviz.core.models.heads import Head, Kind
 from cnnviz.occlusion.maps import class_scores, pixel_map, position_values
 from cnnviz.occlusion.masks import mask_grid
 from cnnviz.occlusion.options import Border, Score, Upsample
@@ -64,6 +69,24 @@ def test_bilinear_reproduces_a_linear_ramp_between_the_outer_centres():
     torch.testing.assert_close(ramp, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("upsample", [Upsample.BILINEAR, Upsample.BICUBIC])
+def test_interpolation_keeps_the_values_at_the_centres(upsample):
+    grid = mask_grid((15, 15), (3, 3), 3, Border.INSIDE)
+    values = torch.randn(25, dtype=torch.float64)
+    at_centres = pixel_map(values, grid, (15, 15), upsample)[1::3, 1::3]
+    torch.testing.assert_close(at_centres, values.reshape(5, 5).float())
+
+
+def test_bicubic_is_pils_away_from_the_rim():
+    grid = mask_grid((64, 64), (8, 8), 8, Border.INSIDE)
+    values = torch.rand(64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = pixel_map(values, grid, (64, 64), Upsample.BICUBIC)
+    image = Image.fromarray(values.reshape(8, 8).float().numpy())
+    wanted = torch.from_numpy(np.array(image.resize((64, 64), Image.Resampling.BICUBIC)))
+    inner = slice(12, 52)
+    torch.testing.assert_close(found[inner, inner], wanted[inner, inner], atol=1e-5, rtol=0)
+
+
 def test_position_values_are_positive_where_covering_hurts():
     base = torch.tensor([2.0, 0.0])
     covered = torch.tensor([[0.0, 0.0], [4.0, 0.0]])
@@ -78,3 +101,20 @@ def test_scores_agree_with_their_definitions():
     torch.testing.assert_close(class_scores(logits, Score.PROBABILITY), probability)
     torch.testing.assert_close(class_scores(logits, Score.LOSS), -probability.log())
     assert torch.equal(class_scores(logits, Score.LOGIT), logits)
+    log_odds = (probability / (1 - probability)).log()
+    torch.testing.assert_close(class_scores(logits, Score.LOG_ODDS), log_odds)
+    independent = Head(Kind.SIGMOID)
+    assert torch.equal(class_scores(logits, Score.LOG_ODDS, independent), logits)
+
+
+def test_log_odds_are_exact_where_the_probability_is_1_or_0():
+    """Against sums in 60 digits."""
+    logits = torch.randn(20, 6, generator=torch.Generator().manual_seed(0)) * 100
+    found = class_scores(logits, Score.LOG_ODDS)
+    with localcontext(prec=60):
+        for row, row_K in enumerate(logits.tolist()):
+            powers = [Decimal(value).exp() for value in row_K]
+            for k, power in enumerate(powers):
+                wanted = (power / sum(powers[:k] + powers[k + 1 :])).ln()
+                assert float(found[row, k]) == pytest.approx(float(wanted), rel=1e-14)
+    assert class_scores(torch.zeros(2), Score.LOG_ODDS).tolist() == [0, 0]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from cnnviz.core.choices import pixels
 from cnnviz.core.errors import UsageError
 from cnnviz.occlusion.masks import inside_boxes, mask_grid, masks_and_stride
-from cnnviz.occlusion.options import Border
+from cnnviz.occlusion.options import Border, Preset
 
 
 def test_cover_of_224_by_mask_15_stride_10_has_22_by_22_positions():
@@ -45,16 +45,22 @@ def test_center_puts_a_mask_on_every_pixel_and_cuts_it_at_the_edges():
 
 
 def test_defaults_are_shares_of_the_shorter_side():
-    assert masks_and_stride((224, 300), (), None) == (((64, 64),), 16)
-    assert masks_and_stride((32, 32), (), None) == (((8, 8),), 2)
-    assert masks_and_stride((1, 1), (), None) == (((1, 1),), 1)
+    for side, mask, stride in (
+        (224, 64, 16),
+        (32, 8, 2),
+        (64, 16, 4),
+        (112, 32, 8),
+        (384, 108, 27),
+    ):
+        assert masks_and_stride((side, side + 76), (), None) == (((mask, mask),), (stride, stride))
+    assert masks_and_stride((1, 1), (), None) == (((1, 1),), (1, 1))
 
 
 @pytest.mark.parametrize("side", [1, 7, 8, 15, 28, 32, 33, 64, 100, 224])
 @pytest.mark.parametrize("given", [None, 3, 10])
 def test_the_default_mask_leaves_no_seams(side, given):
     """Inside, where no mask is cut off, every pixel lies under equally many masks."""
-    ((mask, _),), stride = masks_and_stride((side, side), (), given)
+    ((mask, _),), (stride, _) = masks_and_stride((side, side), (), given)
     if given is not None and given > side:
         return
     assert mask % stride == 0
@@ -64,10 +70,31 @@ def test_the_default_mask_leaves_no_seams(side, given):
     assert inner.numel() == 0 or (inner == inner.max()).all()
 
 
-def test_with_a_mask_or_a_stride_of_the_users_the_other_is_the_literatures():
-    assert masks_and_stride((224, 300), ((15, 15), (9, 30)), None) == (((15, 15), (9, 30)), 22)
-    assert masks_and_stride((224, 300), (), 10) == (((40, 40),), 10)
-    assert masks_and_stride((1, 1), (), 5) == (((1, 1),), 5)
+def test_with_a_mask_or_a_stride_of_the_users_the_other_is_the_default():
+    assert masks_and_stride((224, 300), ((70, 90),), None) == (((70, 90),), (16, 16))
+    assert masks_and_stride((224, 300), (), 10) == (((60, 60),), (10, 10))
+    assert masks_and_stride((224, 300), (), (10, 9)) == (((60, 63),), (10, 9))
+    assert masks_and_stride((1, 1), (), 5) == (((1, 1),), (5, 5))
+
+
+def test_the_default_stride_leaves_no_gap_between_small_masks():
+    assert masks_and_stride((224, 300), ((15, 15), (9, 30)), None)[1] == (9, 9)
+
+
+def test_the_classic_preset_has_matlabs_shares_for_what_is_not_given():
+    classic = Preset.CLASSIC
+    assert masks_and_stride((224, 300), (), None, classic) == (((45, 45),), (22, 22))
+    assert masks_and_stride((224, 300), ((15, 15),), None, classic) == (((15, 15),), (22, 22))
+    assert masks_and_stride((224, 300), (), 10, classic) == (((45, 45),), (10, 10))
+
+
+def test_a_stride_of_two_numbers_is_of_rows_and_of_columns():
+    grid = mask_grid((20, 20), (4, 4), (8, 4), Border.COVER)
+    assert grid.shape == (3, 5)
+    assert grid.boxes_P4[:6].tolist() == [[0, x, 4, x + 4] for x in range(0, 20, 4)] + [
+        [8, 0, 12, 4]
+    ]
+    assert mask_grid((20, 20), (4, 4), (8, 8), Border.COVER).stride == 8
 
 
 def test_mask_larger_than_the_image_is_refused():

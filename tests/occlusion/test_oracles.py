@@ -17,7 +17,7 @@ from cnnviz.occlusion import OcclusionSpec, occlude
 from cnnviz.occlusion.engines.choose import SAMPLE
 from cnnviz.occlusion.engines.full import FullEngine
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine
-from cnnviz.occlusion.options import Border, EngineChoice, Score
+from cnnviz.occlusion.options import Border, EngineChoice, Preset, Score
 
 PHOTOS = ("dog.jpg", "elephant.jpg", "snake.png", "spider.png", "swan-3299528_1280.jpg")
 
@@ -62,7 +62,9 @@ def tiny_network() -> nn.Sequential:
 @pytest.mark.parametrize(("mask", "stride"), [(5, 3), (8, 8), (7, 2), (16, 5)])
 def test_maps_equal_captums_on_a_small_network(engine, mask, stride):
     model, image = model_of(tiny_network(), 29, 5), image_of(torch.rand(3, 29, 29))
-    spec = OcclusionSpec(((mask, mask),), stride, targets=("2",), engine=engine)
+    spec = OcclusionSpec(
+        ((mask, mask),), stride, targets=("2",), engine=engine, preset=Preset.CLASSIC
+    )
     (panel,) = occlude(model, image, spec).panels
     expected = captum_map(model, image, 2, mask, stride)
     tolerance = 1e-4 * float(expected.max() - expected.min())
@@ -77,7 +79,8 @@ def test_maps_equal_captums_on_a_small_network(engine, mask, stride):
 def test_maps_equal_captums_on_squeezenet_and_photographs(assets: Path, photo, mask, stride):
     model = squeezenet(assets)
     image = read_image(assets / "photos" / "scenes" / photo, model.preprocess)
-    (panel,) = occlude(model, image, OcclusionSpec(((mask, mask),), stride)).panels
+    spec = OcclusionSpec(((mask, mask),), stride, preset=Preset.CLASSIC)
+    (panel,) = occlude(model, image, spec).panels
     expected = captum_map(model, image, panel.target, mask, stride)
     tolerance = 1e-4 * float(expected.max() - expected.min())
     torch.testing.assert_close(panel.map_HW, expected, atol=tolerance, rtol=0)
@@ -107,6 +110,25 @@ def test_planted_evidence_is_where_the_map_peaks(score, border):
     far = panel.map_HW.clone()
     far[5:17, 13:25] = 0
     assert far.abs().max() < 1e-6
+
+
+class _Sure(nn.Module):
+    """Class 1's logit is 60 and more, class 0's 0: p is 1 in every floating-point format."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        strong = 60 + 4 * x[:, :, 9:13, 17:21].mean((1, 2, 3))
+        weak = 1e-3 * x[:, :, 25:29, 1:5].mean((1, 2, 3))
+        return torch.stack([torch.zeros_like(strong), strong + weak], 1)
+
+
+def test_the_default_score_does_not_saturate_where_the_network_is_certain():
+    model, image = model_of(_Sure(), 32, 2), image_of(torch.ones(3, 32, 32))
+    found = {}
+    for score in (None, Score.LOSS):
+        spec = OcclusionSpec(((4, 4),), 4, fill="black", targets=("1",), score=score)
+        found[score] = occlude(model, image, spec).panels[0].max_drop
+    assert found[None] == pytest.approx(1.0, rel=1e-3)  # a quarter of the spot's 4
+    assert found[Score.LOSS] < 1e-25
 
 
 def test_every_engine_leaves_the_users_module_as_it_was():

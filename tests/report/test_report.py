@@ -61,7 +61,9 @@ def test_the_map_on_the_page_is_the_librarys(
     masks = selects.nth(2).locator("option").all_inner_texts()
     assert len(masks) == len(measured.grids)
     selects.nth(4).select_option("cells")
-    scores = [Score.PROBABILITY, Score.LOGIT, Score.LOSS]
+    scores = list(Score)
+    if name == "sigmoid":
+        scores.remove(Score.LOG_ODDS)  # which is the logit
     if name == "value":
         assert selects.nth(1).locator("option").all_inner_texts() == ["value"]
         scores = [Score.PROBABILITY]  # which is itself

@@ -239,6 +239,7 @@ def test_a_regression_has_values_and_no_ranks(network: Callable[..., Model], pic
     torch.testing.assert_close(panel.values_P, base - values)
     for spec, message in (
         (OcclusionSpec(score=Score.LOSS), "--score loss needs classes; a regression"),
+        (OcclusionSpec(score=Score.LOG_ODDS), "--score log-odds needs classes; a regression"),
         (OcclusionSpec(label="0"), "--label names a class; a regression"),
         (OcclusionSpec(targets=("top2",)), "a regression has no ranking"),
     ):
@@ -255,6 +256,14 @@ def test_the_logit_of_probabilities_is_their_log_odds(
     base = result.panels[0].reading
     odds = float(np.log(base / (1 - base))) - (p / (1 - p)).log()
     torch.testing.assert_close(result.panels[0].values_P, odds, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(0.5, "0.50"), (0.9971, "0.9971"), (0.999, "0.999"), (0.999999, "1.0000"), (1.0, "1.00")],
+)
+def test_probabilities_near_1_keep_their_digits(p: float, text: str) -> None:
+    assert Head().text(p) == f"p = {text}"
 
 
 def test_logits_that_lie_between_0_and_1_by_chance_stay_logits(
