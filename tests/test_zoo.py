@@ -28,7 +28,7 @@ REFUSALS: dict[str, dict[str, str]] = {
     "Branches": NO_GRAPH,
     "Prints": NO_GRAPH,
     "SplitColumns": NO_GRAPH,
-    "OneAtATime": {"activations": "is invalid for input", "max-patches": "is invalid for input"},
+    "OneAtATime": {"activations": "is invalid for input"},
     "TestTimeFlip": {
         "activations": "the positions of the units of 'a' are not known",
         "tsne": "the classifier head was not found",

@@ -28,6 +28,7 @@ def test_ctrl_c_ends_with_130_one_line_and_no_summary(tmp_path):
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, "NO_COLOR": "1"}
     ) as process:
         assert process.stderr is not None
+        process.stderr.readline()  # the note about the demo network
         first = process.stderr.readline()
         assert first.startswith("occluding:")
         process.send_signal(signal.SIGINT)

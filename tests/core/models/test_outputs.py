@@ -189,7 +189,8 @@ def test_a_sigmoid_inside_gives_the_maps_of_head_sigmoid_on_the_plain_network(
     assert inside.head == Head(Kind.SIGMOID, True)
     assert ModelRecord.of(inside).head == "probabilities per class"
     assert ModelRecord.of(outside).head == "sigmoid"
-    torch.testing.assert_close(maps(inside, picture), maps(outside, picture), rtol=1e-5, atol=1e-5)
+    # Log-odds of rounded probabilities differ more than these do.
+    torch.testing.assert_close(maps(inside, picture), maps(outside, picture), rtol=2e-3, atol=1e-4)
     image = read_image(picture, outside.preprocess)
     with torch.no_grad():
         logits = outside.logits(outside.preprocess.normalise(image.pixels)[None])[0]
