@@ -29,6 +29,8 @@ TEXT = 223.0
 """Points of the text at the left of a row."""
 READ_FIRST = "grouped by predicted class"
 
+ENOUGH = 8
+"""Patches in a row beside which the text at the top has room."""
 Read = Callable[[Sequence[int]], dict[int, WorkingImage]]
 
 
@@ -53,9 +55,11 @@ def draw_class(entry: ClassAudit, read: Read) -> Figure:
         ),
         spans=True,
     )
-    text = words(_class_text(entry), 6 * SMALL_SIDE, spans=True)
+    strips = list(_strips(entry))
+    spans = max((len(shown) for _, shown in strips), default=0) >= ENOUGH
+    text = words(_class_text(entry), 6 * SMALL_SIDE, spans=spans)
     rows: list[list[Cell | None]] = [[where, residual, None, text]]
-    for heading, shown in _strips(entry):
+    for heading, shown in strips:
         images = read([image.row for image in shown])
         patches = [
             picture(

@@ -201,7 +201,7 @@ class OutputOptions:
         Option(
             "Pixels of a figure of one panel (image and map); text scales with it, figures of more "
             "panels are wider.",
-            least=200,
+            least=600,
             most=10_000,
         ),
     ] = 1200

@@ -27,10 +27,11 @@ def misplaced(figure: Figure) -> list[str]:
     """Texts that leave the figure, and pairs of texts that cover each other."""
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
+    texts, undrawn = figure.findobj(Text), _undrawn(figure)
     boxes = [
         (text.get_text(), text.get_window_extent(renderer))
-        for text in figure.findobj(Text)
-        if text.get_text().strip() and _is_shown(text)
+        for text in texts
+        if text.get_text().strip() and text.get_visible() and id(text) not in undrawn
     ]
     width, height = figure.bbox.width, figure.bbox.height
     found = [
@@ -47,20 +48,18 @@ def misplaced(figure: Figure) -> list[str]:
     return found
 
 
-def _is_shown(text: Text) -> bool:
-    """Whether it is drawn: it is visible, and its axes are shown where it labels them."""
-    axes = text.axes
-    if not text.get_visible():
-        return False
-    if axes is None or text in axes.texts or text in axes.artists:
-        return True
-    if not axes.axison:
-        return text is axes.title
-    for axis, ends in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-        for tick in (*axis.majorTicks, *axis.minorTicks):
-            if text in (tick.label1, tick.label2):
-                return min(ends) <= tick.get_loc() <= max(ends)
-    return True
+def _undrawn(figure: Figure) -> set[int]:
+    """Ids of labels that are not drawn: those of ticks beyond the ends, and of hidden axes."""
+    undrawn = set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            drawn = axis._update_ticks() if axes.axison and axes.get_visible() else []
+            for tick in (*axis.majorTicks, *axis.minorTicks):
+                if tick not in drawn:
+                    undrawn |= {id(tick.label1), id(tick.label2)}
+            if not axes.axison:
+                undrawn |= {id(axis.label), id(axis.offsetText)}
+    return undrawn
 
 
 @contextmanager
