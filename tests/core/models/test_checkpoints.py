@@ -5,6 +5,7 @@ import functools
 import gzip
 import json
 import pickle
+import sys
 import zipfile
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
@@ -182,6 +183,8 @@ class Stage(enum.Enum):
 def lightning(strange: object, net: nn.Module | None = None) -> dict[str, object]:
     """A checkpoint as Lightning's Trainer writes it, with hyper-parameters that are objects."""
     state = {f"net.{name}": value for name, value in (net or network()).state_dict().items()}
+    # Before 3.11.4 an enum's member was pickled as a call of getattr, which is refused.
+    stages = {Stage.FIT: 1} if sys.version_info >= (3, 11, 4) else {}
     return {
         "epoch": 3,
         "global_step": 12,
@@ -191,7 +194,7 @@ def lightning(strange: object, net: nn.Module | None = None) -> dict[str, object
         "callbacks": {"ModelCheckpoint{'monitor': 'val_loss'}": {"best": Path("a.ckpt")}},
         "optimizer_states": [{"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": []}],
         "hparams_name": "kwargs",
-        "hyper_parameters": {"model": strange, "stages": {Stage.FIT: 1}},
+        "hyper_parameters": {"model": strange, "stages": stages},
     }
 
 
