@@ -205,7 +205,8 @@ def test_lightning_checkpoints_with_objects_in_them_give_their_weights(tmp_path:
         torch.save(lightning(strange, net), tmp_path / "a.ckpt")
         found = read_state_dicts(tmp_path / "a.ckpt", Kind.PICKLE)
         assert found[0].key == "state_dict"
-        assert any(name.endswith("Stage") for name in found[0].omitted)
+        enums = sys.version_info < (3, 11, 4) or "Stage" in "".join(found[0].omitted)
+        assert enums
         fitted = choose(found, network(), None, tmp_path / "a.ckpt")
         assert same(fitted.tensors, dict(net.state_dict()))
         assert any("skipped objects other than tensors: " in note for note in fitted.notes)
