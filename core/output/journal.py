@@ -240,6 +240,8 @@ def _read(path: Path, check: Check = not_checked) -> tuple[dict[str, Any], Progr
             raise ValueError(f"{done} of {block}")
         if not all(block.start <= place < block.stop for place in errors):
             raise ValueError("an error outside the block")
+        if any(array.dtype.kind == "c" for array in arrays.values()):
+            raise TypeError("complex numbers")
         progress = Progress(block, done, errors, arrays)
         check(progress)
         return dict(header["identity"]), progress
