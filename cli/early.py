@@ -1,5 +1,6 @@
 """What happens before torch is imported, which takes seconds: mistakes in paths are reported."""
 
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnviz.cli.console import say
+from cnnviz.core.data.shards import of_environment
 from cnnviz.core.errors import UsageError
 from cnnviz.core.files import check_free, exists, regular, safe_name
 
@@ -26,7 +28,8 @@ def begin(command: str, given: Any) -> None:
     sources = list(_sources(given))
     model, output = getattr(given, "model", None), getattr(given, "output", None)
     _check_files(sources, model)
-    if output is not None and getattr(given, "shard", None) is None:
+    shared = getattr(given, "shard", None) or of_environment(os.environ)  # in folders of shares
+    if output is not None and not shared:
         root = output.folder(command)
         if hasattr(given, "images") and len(sources) == 1 and Path(sources[0]).is_file():
             root /= safe_name(Path(sources[0]).stem)

@@ -9,8 +9,10 @@ from typing import get_args
 import pytest
 from PIL import Image
 
-from cnnviz.cli.main import COMMANDS, run
+from cnnviz.cli.early import begin
+from cnnviz.cli.main import COMMANDS, parse, run
 from cnnviz.cli.signatures import FEW, SHARED
+from cnnviz.core.errors import UsageError
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -62,6 +64,17 @@ def test_wrong_paths_are_reported_before_torch_is_imported(line, message, tmp_pa
     )
     assert message in done.stderr
     assert done.returncode == 0, done.stderr
+
+
+def test_a_launchers_share_begins_beside_the_folders_of_the_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("out", "share-of-another").mkdir(parents=True)
+    given = parse(["max-patches", ".", "--out", "out"])
+    with pytest.raises(UsageError, match="out is not empty"):
+        begin("max-patches", given)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    begin("max-patches", given)
 
 
 def test_torchvision_comes_without_torchs_compiler():
