@@ -98,7 +98,10 @@ class ModelOptions:
     threshold: Annotated[
         float,
         Option(
-            "With --head sigmoid: a class is predicted from this probability on.", least=0, most=1
+            "With --head sigmoid: a class is predicted from this probability on; of a detector: a "
+            "box is found from this score on.",
+            least=0,
+            most=1,
         ),
     ] = 0.5
     size: Annotated[

@@ -17,6 +17,8 @@ from cnnviz.cli.options import ModelOptions, OutputOptions
 from cnnviz.core.choices import FigureFormat, whole_number
 from cnnviz.core.data.datasets import ImageData, open_data
 from cnnviz.core.data.shards import Shard, of_environment
+from cnnviz.core.errors import UsageError
+from cnnviz.core.models.boxes import Boxes
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.trained import BUNDLED
 from cnnviz.core.output.record import to_json
@@ -91,13 +93,28 @@ class Run:
             )
         return data
 
-    def load(self, options: ModelOptions, *, scores: bool = True, features: bool = False) -> Model:
+    def load(
+        self,
+        options: ModelOptions,
+        *,
+        scores: bool = True,
+        features: bool = False,
+        boxes: bool = False,
+    ) -> Model:
         """Loads the model; `open` prints notes about it, as a mistake in the options is one line.
 
         Without `scores`, a network that has no class scores is accepted, too; with `features`, one
-        whose weights hold no classifier.
+        whose weights hold no classifier; with `boxes`, a detector.
+
+        Raises:
+            UsageError: it is a detector, which the command does not take.
         """
         model = self._placed(options).load(scores=scores, features=features)
+        if isinstance(model.target, Boxes) and not boxes:
+            raise UsageError(
+                f"{model.name} returns boxes, which {self.command} does not take; cnnviz detect "
+                "and cnnviz occlude --box do"
+            )
         demo = model.name == BUNDLED and BUNDLED not in " ".join(sys.argv)
         if demo and not self._output.quiet:
             self._notes.append(

@@ -146,6 +146,22 @@ def point(text: str, option: str) -> tuple[float, float]:
     return found[0], found[1]
 
 
+def box_name(text: str, option: str) -> str:
+    """`all`, `3`, `dog` or `dog@2` to itself.
+
+    Raises:
+        UsageError: anything else.
+    """
+    name, at, nth = text.partition("@")
+    number = text.isdecimal() and int(text) == 0
+    if not name.strip() or number or (at and not (nth.isdecimal() and int(nth) > 0)):
+        raise UsageError(
+            f"invalid box '{text[:40]}'; {option} takes a number from 1, a class, the N-th of a "
+            "class as dog@2, or all"
+        )
+    return text
+
+
 def images_at_a_time(text: str, option: str) -> int | None:
     """`auto` to None, a positive whole number to itself.
 

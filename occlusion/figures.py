@@ -19,6 +19,8 @@ from torch import Tensor
 from cnnviz.core.choices import pixels_text
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.maps import agreement
+from cnnviz.core.models.boxes import BoxReading
+from cnnviz.core.models.targets import RegionReading
 from cnnviz.core.output.drawing import image_pixels, label_axes
 from cnnviz.core.output.layout import Bar, Cell, Entry, board, in_rows, picture, plot, scaled
 from cnnviz.core.output.options import Look
@@ -84,7 +86,8 @@ def draw(
     probability at each position: dark where occluding hurts), `label.png` (the most probable class
     at each position), with a gradient `agreement.png`, with `--sufficient` `sufficient.png` and,
     with `--layer`, `activation.png`. A regression has `value.png` in place of `probability.png` and
-    `label.png`; where each class is read at its own pixels, there is no `label.png`.
+    `label.png`; where each class is read at its own pixels, there is no `label.png`. A box has
+    `boxes.png`: where it vanishes, and where others appear.
 
     Args:
         result: what to draw.
@@ -102,7 +105,9 @@ def draw(
         "probability.png" if has_classes else "value.png": _readings(result, look),
     }
     reading = result.measured.reading
-    if has_classes and (reading is None or reading.pointed):
+    if isinstance(reading, BoxReading):
+        figures["boxes.png"] = _boxes(result, reading, beneath)
+    elif has_classes and not (isinstance(reading, RegionReading) and not reading.pointed):
         figures["label.png"] = _labels(result, beneath)
     if any(result.agreements):
         figures["agreement.png"] = _agreements(result, look, beneath)
@@ -190,7 +195,8 @@ def heading(result: OcclusionResult, panel: Panel) -> str:
     """Describes a panel: class, probability before and after occlusion, mask and stride."""
     measured = result.measured
     note = " (true class)" if result.label and panel.index == result.label.index else ""
-    where = f"\n{measured.place or 'mean over its pixels'}" if measured.reading else ""
+    own = "mean over its pixels" if measured.reading and measured.reading.where else ""
+    where = "\n" + (measured.place or own) if measured.place or own else ""
     change = measured.head.change_text(panel.reading, panel.occluded)
     return (
         f"{panel.class_}{note}  {change}\nmost important position occluded; {_mask(panel)}{where}"
@@ -210,7 +216,7 @@ def unit(result: OcclusionResult) -> str:
 
 def _occlusion_unit(result: OcclusionResult) -> str:
     head = result.measured.head
-    compared = COMPARED[result.compared] if head.has_classes else "drop of the value"
+    compared = COMPARED[result.compared] if head.has_classes else f"drop of the {head.word}"
     if result.compared is Score.LOGIT and head.probabilities_given:
         compared = "drop of the log-odds"
     return PER_PIXEL[result.upsample].format(compared)
@@ -296,7 +302,7 @@ def _sufficiencies(
         kept_HW = entry.pixels_of(region)
         kept = (
             f"{100 * region.share:.1f} % of the image is enough\n"
-            f"p({entry.class_}) = {region.probability:.2f} "
+            f"{_of(entry)} = {region.probability:.2f} "
             f"(full image {entry.reading:.2f}, without this region {entry.without:.2f})"
         )
         shown = torch.zeros_like(kept_HW)
@@ -305,7 +311,7 @@ def _sufficiencies(
             shown = ~entry.pixels_of(losing)
             lost = (
                 f"Occluding {100 * losing.share:.1f} % loses the class\n"
-                f"p({entry.class_}) = {losing.probability:.2f}: {entry.lost_when}"
+                f"{_of(entry)} = {losing.probability:.2f}: {entry.lost_when}"
             )
         cells = [
             picture(_replaced(image, entry.fill_CHW, pixels_HW), size, title)
@@ -317,9 +323,14 @@ def _sufficiencies(
         legend=(
             Entry("only these cells kept", BLUE, marker="-"),
             Entry("these cells occluded", RED, marker="-"),
-            Entry(f"{100 * HELD:.0f} % of the original probability", "#888888", marker="-"),
+            Entry(f"{100 * HELD:.0f} % of the original", "#888888", marker="-"),
         ),
     )
+
+
+def _of(entry: Sufficiency) -> str:
+    """`p(dog)`, or `score(1 dog)`."""
+    return f"{'p' if entry.value is None else 'score'}({entry.class_})"
 
 
 def _replaced(image: WorkingImage, fill_CHW: Tensor, kept_HW: Tensor) -> Callable[[Axes], None]:
@@ -338,9 +349,9 @@ def _curves(entry: Sufficiency, height: float) -> Cell:
         axes.plot(shares, entry.covered_curve.numpy(), color=RED)
         axes.axhline(HELD * entry.reading, color="#888888", linewidth=0.8, linestyle=":")
         axes.set(xlim=(0, 100), ylim=(-0.02, 1.02))
-        label_axes(axes, "% of the cells, most important first", f"p({entry.class_})")
+        label_axes(axes, "% of the cells, most important first", _of(entry))
 
-    return plot(paint, "Probability by the share of cells", height=height - 30, width=230)
+    return plot(paint, "By the share of cells", height=height - 30, width=230)
 
 
 def _centred_scale(values: Sequence[NDArray[np.floating]], original: float, what: str) -> Scale:
@@ -354,7 +365,7 @@ def _readings(result: OcclusionResult, look: Look) -> Figure:
     """The class's probability at each position; all panels have one sequential scale."""
     has_classes = result.measured.head.has_classes
     values = [panel.probabilities_P.numpy() for panel in result.targets]
-    what = "probability of the class" if has_classes else "value"
+    what = "probability of the class" if has_classes else result.measured.head.word
     readings = [panel.reading for panel in result.targets]
     low = 0.0 if has_classes else float(min(*readings, *(v.min() for v in values)))
     high = max(*readings, *(float(v.max()) for v in values), low + 1e-12)
@@ -399,35 +410,65 @@ def _by_mask(result: OcclusionResult) -> list[Panel]:
 
 def _labels(result: OcclusionResult, beneath: Pixels) -> Figure:
     """The most probable class at each position where it is another one, a panel per mask."""
-    measured, size, by_mask = result.measured, result.measured.size, _by_mask(result)
+    measured = result.measured
     predicted = int(measured.base_logits_K.argmax())
-    winners = np.concatenate([panel.winners_P.numpy() for panel in by_mask])
-    classes, counts = np.unique(winners[winners != predicted], return_counts=True)
+
+    def title(panel: Panel, share: str) -> str:
+        return f"prediction flips at {share} of the positions\n{_mask(panel)}"
+
+    return _changes(result, beneath, _by_mask(result), measured.labels, predicted, title)
+
+
+def _boxes(result: OcclusionResult, reading: BoxReading, beneath: Pixels) -> Figure:
+    """What happens to each box at each position, a panel per box and mask."""
+
+    def title(panel: Panel, _share: str) -> str:
+        assert panel.flips is not None  # noqa: S101 (boxes have them)
+        share = f"{100 * panel.flips.share:.1f} %"
+        return f"{panel.class_} vanishes at {share} of the positions\n{_mask(panel)}"
+
+    return _changes(result, beneath, result.targets, reading.outcomes, 0, title)
+
+
+def _changes(
+    result: OcclusionResult,
+    beneath: Pixels,
+    panels: Sequence[Panel],
+    names: Sequence[str],
+    unchanged: int,
+    heading_of: Callable[[Panel, str], str],
+) -> Figure:
+    """The positions of each panel in the colour of its winner, without one where unchanged."""
+    size = result.measured.size
+    winners = np.concatenate([panel.winners_P.numpy() for panel in panels])
+    classes, counts = np.unique(winners[winners != unchanged], return_counts=True)
     ranked = classes[np.argsort(-counts, kind="stable")].tolist()
     colours = dict(zip(ranked, CLASS_COLOURS[:LEGEND_CLASSES], strict=False))
-    codes = np.zeros(len(measured.labels), np.intp)
+    codes = np.zeros(len(names), np.intp)
     codes[ranked] = len(colours) + 1
     codes[list(colours)] = np.arange(1, len(colours) + 1)
     opaque = [(*to_rgb(colour), FLIPPED) for colour in (*colours.values(), OTHER_GRAY)]
     rgba = np.array([(0.0, 0.0, 0.0, 0.0), *opaque], np.float32)
     cells = []
-    for panel in by_mask:
+    for panel in panels:
         kinds = codes[panel.winners_P.numpy()][nearest_positions(panel.grid, size).numpy()]
-        share = float((panel.winners_P.numpy() != predicted).mean())
-        title = f"prediction flips at {100 * share:.1f} % of the positions\n{_mask(panel)}"
-        cells.append(
-            picture(lambda axes, kinds=kinds: paint_kinds(axes, kinds, rgba, beneath), size, title)  # type: ignore[misc]
-        )
+        share = float((panel.winners_P.numpy() != unchanged).mean())
+
+        def paint(axes: Axes, kinds: NDArray[np.intp] = kinds, panel: Panel = panel) -> None:
+            paint_kinds(axes, kinds, rgba, beneath)
+            _outline_read(axes, result, panel)
+
+        cells.append(picture(paint, size, heading_of(panel, f"{100 * share:.1f} %")))
     shares = {index: float((winners == index).mean()) for index in ranked}
-    name = measured.labels[predicted]
+    name = names[unchanged]
     legend = [
-        Entry(f"{measured.labels[index]} {100 * shares[index]:.1f} %", colour)
+        Entry(f"{names[index]} {100 * shares[index]:.1f} %", colour)
         for index, colour in colours.items()
     ]
     if rest := ranked[len(colours) :]:
         share = sum(shares[index] for index in rest)
         legend.append(Entry(f"{len(rest)} other classes {100 * share:.1f} %", OTHER_GRAY))
-    share = float((winners == predicted).mean())
+    share = float((winners == unchanged).mean())
     legend.append(Entry(f"no colour: {name} (unchanged) {100 * share:.1f} %", "none", edge="#888"))
     return board(in_rows(cells, MOST_COLUMNS), legend=legend)
 

@@ -17,6 +17,7 @@ from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.replaced_pixels import replaced_logits
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.maps import rank_correlation
+from cnnviz.core.models.boxes import Boxes, BoxReading
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import last_layers, rerandomised
 from cnnviz.core.output.summary import Scorecard
@@ -25,7 +26,7 @@ from cnnviz.gradients.options import Method, SaliencySpec
 from cnnviz.occlusion.experiment import Occluder
 from cnnviz.occlusion.maps import pixel_map, position_values
 from cnnviz.occlusion.masks import Grid, fill_picture, inside_boxes, mask_grid
-from cnnviz.occlusion.measurement import Gradient
+from cnnviz.occlusion.measurement import Gradient, Measurement
 from cnnviz.occlusion.options import Border, MapKind, OcclusionSpec
 from cnnviz.occlusion.results import OcclusionResult
 from cnnviz.trust.options import TrustSpec
@@ -50,6 +51,8 @@ class GradCam:
         self._model, self._spec, self._note = model, spec, note
         self._works = True
         try:
+            if isinstance(model.target, Boxes):
+                raise CnnvizError("Grad-CAM is not computed for boxes")
             default_layer(model)
         except CnnvizError as error:
             self._give_up(error)
@@ -175,8 +178,9 @@ class Judge:
         """Compares a map with occlusion and the gradient; see `of_maps`."""
         randomised = other_classes = None
         if make is not None:
-            image = answers.result.measured.image
-            others = make(image, self._other_classes(target, OTHER_GRADIENTS))
+            measured = answers.result.measured
+            image = measured.image
+            others = make(image, self._other_classes(measured, target, OTHER_GRADIENTS))
             other_classes = (map_HW, list(others.values())) if others else None
             if self._layers:
                 with rerandomised(self._model, self._layers, self._spec.seed):
@@ -259,7 +263,7 @@ class Judge:
         if answers.randomised is not None:
             base_K, logits_PK = answers.randomised
             randomised = values(answers.large_PK), values(logits_PK, base_K=base_K)
-        others = [values(first_PK, other) for other in self._other_classes(target)]
+        others = [values(first_PK, other) for other in self._other_classes(measured, target)]
         return self._card(
             answers,
             result.maps[number],
@@ -297,10 +301,14 @@ class Judge:
         random_gains = remover.random_gains(answers.random_logits, target)
         return scorecard(map_HW, remover.curves(map_HW, target), random_gains, evidence)
 
-    def _other_classes(self, target: int, count: int = OTHER_CLASSES) -> list[int]:
-        """Some random classes without that one."""
+    def _other_classes(
+        self, measured: Measurement, target: int, count: int = OTHER_CLASSES
+    ) -> list[int]:
+        """Some random classes, or boxes, without that one."""
+        boxes = measured.reading
+        classes = len(boxes) if isinstance(boxes, BoxReading) else self._model.classes
         generator = torch.Generator().manual_seed(self._spec.seed)
-        shuffled = torch.randperm(self._model.classes, generator=generator).tolist()
+        shuffled = torch.randperm(classes, generator=generator).tolist()
         return [index for index in shuffled if index != target][:count]
 
 

@@ -28,8 +28,10 @@ from cnnviz.core.models.behaviour import (
     far_away,
     run_checked,
 )
-from cnnviz.core.models.heads import Head, Kind, Region, determine_head
+from cnnviz.core.models.boxes import Boxes, detections
+from cnnviz.core.models.heads import SCORE, Head, Kind, determine_head
 from cnnviz.core.models.preprocess import Preprocess
+from cnnviz.core.models.targets import Region, Target
 from cnnviz.core.models.zoo.factories import find_function
 
 FAMILIAR = ("logits", "out", "output")
@@ -51,14 +53,14 @@ class ReadOut:
 
     module: nn.Module
     classes: int
-    """K; 0 if it has no scores and none are required."""
+    """K; 0 if it has no scores and none are required, or another number for each image."""
     head: Head
     behaviour: Behaviour
     notes: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     """Class names, if they follow from the form of the output."""
-    region: Region | None = None
-    """Where a dense output is read."""
+    target: Target | None = None
+    """What makes rows of it, if the network returns none."""
 
 
 def read_out(
@@ -77,6 +79,8 @@ def read_out(
     `raw` is its output for one blank image, `output` and `choice` are the user's choices of the
     output and of the head, `required` refuses a network without scores.
     """
+    if output is None and detections(raw) is not None:
+        return _read_boxes(module, raw, name, preprocess, device, dtype, required)
     try:
         scores = find_scores(raw, output, name, preprocess.crop)
     except CnnvizError:
@@ -99,11 +103,7 @@ def read_out(
     answer_shape: tuple[int, ...] = tuple(raw.shape[1:]) if isinstance(raw, Tensor) else ()
     if 0 in answer_shape:
         raise CnnvizError(f"{name} returns no scores: its output has shape {(1, *answer_shape)}")
-
-    def outputs(images: Tensor) -> Tensor:
-        run = partial(module, images.to(device, dtype))
-        answer: Tensor = run_checked(run, len(images), answer_shape, name)
-        return answer.float()
+    outputs = _checked(module, device, dtype, answer_shape, name)
 
     def far() -> Tensor | None:
         answer = far_away(outputs, shape, dtype)
@@ -119,6 +119,41 @@ def read_out(
     notes = (*scores.notes, *behaviour.notes(name), *head_notes)
     result = ReadOut(module, classes, head, behaviour, notes, labels)
     return _read_in_regions(result, name) if scores.dense else result
+
+
+def _checked(
+    module: nn.Module, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], name: str
+) -> Callable[[Tensor], Tensor]:
+    """Runs normalised images (N, C, H, W), and checks that it answers each with that shape."""
+
+    def outputs(images: Tensor) -> Tensor:
+        run = partial(module, images.to(device, dtype))
+        answer: Tensor = run_checked(run, len(images), shape, name)
+        return answer.float()
+
+    return outputs
+
+
+def _read_boxes(
+    module: nn.Module,
+    raw: object,
+    name: str,
+    preprocess: Preprocess,
+    device: torch.device,
+    dtype: torch.dtype,
+    required: bool,
+) -> ReadOut:
+    """Turn a detector's boxes into one row per image; if none is required, its first tensor."""
+    if not required:
+        read = _first_tensor(raw)
+        module = module if read is None else with_reader(module, read)
+        return ReadOut(module, 0, Head(Kind.NONE), Behaviour())
+    target = Boxes(module, preprocess.crop, name)
+    module = with_reader(module, target.read)
+    outputs = _checked(module, device, dtype, (1,), name)
+    _, behaviour = examine(outputs, (preprocess.channels, *preprocess.crop), dtype)
+    notes = (*filter(None, [target.note]), *behaviour.notes(name))
+    return ReadOut(module, 0, Head(Kind.NONE, word=SCORE), behaviour, notes, target=target)
 
 
 def _batch_axis(module: nn.Module, raw: object, two: Tensor) -> Reader | None:
@@ -177,7 +212,7 @@ def _read_in_regions(dense: ReadOut, name: str) -> ReadOut:
         module=with_reader(dense.module, region.read),
         head=Head(Kind.SIGMOID if has_classes else Kind.NONE),
         notes=(*dense.notes, note),
-        region=region,
+        target=region,
     )
 
 

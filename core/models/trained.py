@@ -130,6 +130,9 @@ def _from_architecture(
         module, headless = ready.network(size)
     else:
         module = _with_weights(architecture, fetch(ready, architecture.name), size).module
+        for norm in module.modules():
+            if ready.eps is not None and isinstance(norm, nn.BatchNorm2d):
+                norm.eps = ready.eps
     module.eval()
     if 0 in (getattr(module, "num_classes", None), getattr(module, "num_labels", None)):
         headless = f"{architecture.name} has no classifier (0 classes)"
