@@ -1,13 +1,22 @@
 """Options that commands share, in groups; `signatures.py` makes a command line of them."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from cnnviz.core.choices import FigureFormat, HeadChoice, Precision, pixels
 from cnnviz.core.data.shards import Shard, shard
 from cnnviz.core.errors import UsageError
-from cnnviz.core.options import BatchSize, Option, Seed, channel_numbers, low_high, numbers
+from cnnviz.core.options import (
+    BatchSize,
+    Option,
+    Seed,
+    channel_numbers,
+    low_high,
+    name_and_file,
+    numbers,
+)
 
 if TYPE_CHECKING:
     from cnnviz.core.models.load import Model
@@ -104,6 +113,30 @@ class ModelOptions:
             most=1,
         ),
     ] = 0.5
+    inputs: Annotated[
+        tuple[tuple[str, str], ...],
+        Option(
+            "Another input of a network that takes several, as NAME=FILE: an image, or numbers "
+            "(.npy .json .csv); repeatable. It stays fixed.",
+            ("--input",),
+            name_and_file,
+            metavar="NAME=FILE",
+        ),
+    ] = ()
+    cover: Annotated[
+        str | None,
+        Option("With --input: the input that is the image. Default: the first one not given."),
+    ] = None
+    like: Annotated[
+        Path | None,
+        Option(
+            "Explain the similarity to this reference image: the cosine of the features before "
+            "the classifier, or of an embedding."
+        ),
+    ] = None
+    like_layer: Annotated[
+        str | None, Option("With --like: the layer whose output is compared, in place of those.")
+    ] = None
     size: Annotated[
         tuple[int, int] | None,
         Option("Side of the working image in pixels, or HxW.", parse=pixels),
@@ -147,9 +180,12 @@ class ModelOptions:
 
     def load(self, *, scores: bool = True, features: bool = False) -> "Model":
         """Loads the model (see `load_model`)."""
+        from cnnviz.core.data.inputs import read_input
         from cnnviz.core.models.load import load_model
 
-        return load_model(
+        if self.like_layer is not None and self.like is None:
+            raise UsageError(f"--like-layer {self.like_layer}: it needs --like, a reference image")
+        model = load_model(
             self.model,
             checkpoint=self.checkpoint,
             weights=self.weights,
@@ -168,8 +204,15 @@ class ModelOptions:
             threshold=self.threshold,
             repeat=self.repeat,
             scores=scores,
-            features=features,
+            features=features or self.like is not None,
+            inputs=[(name, partial(read_input, name, file)) for name, file in self.inputs],
+            cover=self.cover,
         )
+        if self.like is None:
+            return model
+        from cnnviz.embeddings.likeness import like
+
+        return like(model, self.like, self.like_layer)
 
 
 def _folder(text: str, option: str) -> Path:

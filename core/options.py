@@ -162,6 +162,20 @@ def box_name(text: str, option: str) -> str:
     return text
 
 
+def name_and_file(text: str, option: str) -> tuple[str, str]:
+    """`table=row.json` to (`table`, `row.json`).
+
+    Raises:
+        UsageError: not a name and a file.
+    """
+    name, _, file = text.partition("=")
+    if not name.isidentifier() or not file:
+        raise UsageError(
+            f"invalid input '{text[:60]}'; {option} takes NAME=FILE, as table=row.json"
+        )
+    return name, file
+
+
 def images_at_a_time(text: str, option: str) -> int | None:
     """`auto` to None, a positive whole number to itself.
 

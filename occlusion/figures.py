@@ -308,9 +308,10 @@ def _sufficiencies(
         shown = torch.zeros_like(kept_HW)
         lost = "The class is never lost\neven with everything occluded"
         if losing is not None:
+            what = "class" if entry.value is None else "box"
             shown = ~entry.pixels_of(losing)
             lost = (
-                f"Occluding {100 * losing.share:.1f} % loses the class\n"
+                f"Occluding {100 * losing.share:.1f} % loses the {what}\n"
                 f"{_of(entry)} = {losing.probability:.2f}: {entry.lost_when}"
             )
         cells = [
@@ -329,7 +330,7 @@ def _sufficiencies(
 
 
 def _of(entry: Sufficiency) -> str:
-    """`p(dog)`, or `score(1 dog)`."""
+    """How a region's number is written: `p(dog)`, `score(1 dog)`."""
     return f"{'p' if entry.value is None else 'score'}({entry.class_})"
 
 
@@ -351,7 +352,8 @@ def _curves(entry: Sufficiency, height: float) -> Cell:
         axes.set(xlim=(0, 100), ylim=(-0.02, 1.02))
         label_axes(axes, "% of the cells, most important first", _of(entry))
 
-    return plot(paint, "By the share of cells", height=height - 30, width=230)
+    what = "Probability" if entry.value is None else "Score"
+    return plot(paint, f"{what} by the share of cells", height=height - 30, width=230)
 
 
 def _centred_scale(values: Sequence[NDArray[np.floating]], original: float, what: str) -> Scale:

@@ -326,11 +326,16 @@ def _essence(error: BaseException) -> str:
 _REMEDIES = (
     (
         r"conv3d|5D|5-D|5-dim|\(expected 5, got 4\)",
-        "an image has no depth, time or views, and this network takes an input of 5 dimensions",
+        "cnnviz explains 2-D images, and this network takes an input of 5 dimensions (depth, time "
+        "or views)",
+    ),
+    (
+        r"conv1d|2D \(unbatched\) or 3D|LSTM|GRU|RNN|input must have [23] dimensions",
+        "cnnviz explains 2-D images, and this network takes a sequence",
     ),
     (
         r"forward\(\) missing \d+ required",
-        "its forward takes more than one image; write a factory that fixes the other inputs",
+        "its forward takes more than one image; --input NAME=FILE gives the others",
     ),
     (
         r"NVIDIA|CUDA|on the same device|cuda:\d",

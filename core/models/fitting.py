@@ -42,8 +42,8 @@ _NO_WEIGHT = frozenset(
 _LONGEST_HEAD = 4  # layers
 _HEAD_LAYERS = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.BatchNorm1d)
 FEATURES_ONLY = (
-    "layers, filters, activations, max-patches and tsne do without it; --head none explains the "
-    "features as values"
+    "layers, filters, activations, max-patches and tsne do without it; --like REFERENCE.jpg "
+    "explains a similarity, --head none the features as values"
 )
 
 

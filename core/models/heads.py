@@ -23,7 +23,7 @@ from cnnviz.core.models.labels import class_index
 
 MAXIMUM_VALUES = 5
 """A regression with more values must be told which one to explain."""
-WORDS = VALUE, SCORE = "value", "score"
+WORDS = VALUE, SCORE, SIMILARITY, FEATURE = "value", "score", "similarity", "feature"
 """What numbers are called that are not probabilities."""
 
 
@@ -194,9 +194,9 @@ def determine_head(
         far_NK = outputs_far_away()
         all_NK = outputs_NK if far_NK is None else torch.cat([outputs_NK, far_NK])
         if _unit_length(all_NK, dtype):
-            return Head(Kind.NONE), [
-                f"{name} returns vectors of length 1, features of an embedding and not classes: "
-                "they are used as values (--head overrides this)"
+            return Head(Kind.NONE, word=FEATURE), [
+                f"{name} returns vectors of length 1, features of an embedding and not classes "
+                "(--head overrides this)"
             ]
         if bool((all_NK == all_NK[0]).all()):
             return Head(), [
@@ -236,7 +236,7 @@ def resolve_targets(
     for target in targets:
         top = re.fullmatch(r"top(\d+)", target)
         if not head.has_classes and (target == "predicted" or top):
-            indices += _values(target, labels)
+            indices += _values(target, labels, head.word)
         elif target == "predicted":
             indices.append(ranked[0])
         elif top:
@@ -249,7 +249,13 @@ def resolve_targets(
     return tuple(dict.fromkeys(indices))
 
 
-def _values(target: str, labels: Sequence[str]) -> list[int]:
+def _values(target: str, labels: Sequence[str], word: str) -> list[int]:
+    if word == FEATURE:
+        raise UsageError(
+            "the outputs are features of an embedding, not classes: --like REFERENCE.jpg explains "
+            "what makes an image similar to another one, and --target an index from 0 to "
+            f"{len(labels) - 1} one feature"
+        )
     if target != "predicted" or len(labels) > MAXIMUM_VALUES:
         raise UsageError(
             f"'{target}': a regression has no ranking; --target takes a value's name or an index "

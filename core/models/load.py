@@ -24,6 +24,7 @@ from cnnviz.core.models.behaviour import Behaviour, guarded, run_first
 from cnnviz.core.models.boxes import Boxes, square_note, taken_over
 from cnnviz.core.models.fitting import FEATURES_ONLY
 from cnnviz.core.models.heads import Head, Kind
+from cnnviz.core.models.inputs import Reader, with_inputs
 from cnnviz.core.models.labels import Labels, class_index, imagenet_wnids, is_wnid, read_labels
 from cnnviz.core.models.outputs import ReadOut, read_out
 from cnnviz.core.models.preprocess import Preprocess, adjust, plain
@@ -152,6 +153,8 @@ def load_model(
     repeat: int = 1,
     scores: bool = True,
     features: bool = False,
+    inputs: Sequence[tuple[str, Reader]] = (),
+    cover: str | None = None,
 ) -> Model:
     """Load a network with its weights, preprocessing and class names.
 
@@ -182,6 +185,8 @@ def load_model(
             one is accepted, with no classes.
         features: whether a network is accepted whose weights hold no classifier, as features
             without classes; it is too if no scores are required.
+        inputs: the other inputs of a network that takes several, and what reads each.
+        cover: the input that is the image; by default the first one that is not given.
 
     Raises:
         UsageError: a name, option or file that does not exist.
@@ -210,10 +215,11 @@ def load_model(
                 raise CnnvizError(f"{trained.headless}; {FEATURES_ONLY}")
             head_choice = HeadChoice.NONE
             notes.append(f"{trained.headless}: its outputs are features, not classes")
+        module = with_inputs(trained.module, name, inputs, cover, preprocess)
         if own := taken_over(trained.module, size, mean, std):
             preprocess, trained = own, replace(trained, assumed=None)
             notes += [square_note(name, own)] if size is None else []
-        ran = run_first(trained.module, name, preprocess.channels, preprocess.crop, dtype, place)
+        ran = run_first(module, name, preprocess.channels, preprocess.crop, dtype, place)
         module, channels = ran.module, ran.channels
         notes += ran.notes
         if channels != preprocess.channels:

@@ -9,6 +9,7 @@ Shapes: N images, K classes or values, h w rows and columns of a dense output, H
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +30,7 @@ from cnnviz.core.models.behaviour import (
     run_checked,
 )
 from cnnviz.core.models.boxes import Boxes, detections
-from cnnviz.core.models.heads import SCORE, Head, Kind, determine_head
+from cnnviz.core.models.heads import FEATURE, SCORE, Head, Kind, determine_head
 from cnnviz.core.models.preprocess import Preprocess
 from cnnviz.core.models.targets import Region, Target
 from cnnviz.core.models.zoo.factories import find_function
@@ -41,6 +42,8 @@ COARSEST = 8
 YES_OR_NO = ("negative", "positive")
 """Class names of a network with one logit."""
 _DEEPEST = 4
+_EMBEDDING = re.compile(r"(^|[._])(embed(ding|dings|der)?|fc_embed\w*|to_embed\w*)\d*$")
+"""Names of last layers that make embeddings."""
 
 Reader = Callable[[Any], Tensor]
 Path = tuple[Any, ...]
@@ -81,20 +84,8 @@ def read_out(
     """
     if output is None and detections(raw) is not None:
         return _read_boxes(module, raw, name, preprocess, device, dtype, required)
-    try:
-        scores = find_scores(raw, output, name, preprocess.crop)
-    except CnnvizError:
-        two = torch.zeros(2, preprocess.channels, *preprocess.crop, dtype=dtype, device=device)
-        restored = _batch_axis(module, raw, two)
-        if restored is not None:
-            module, raw = with_reader(module, restored), restored(raw)
-            scores = find_scores(raw, output, name, preprocess.crop)
-            note = f"{name} drops the batch axis of a single image; it is restored"
-            scores = dataclasses.replace(scores, notes=(note, *scores.notes))
-        elif required or output is not None:
-            raise
-        else:
-            scores = Scores(_first_tensor(raw), dense=True)
+    two = torch.zeros(2, preprocess.channels, *preprocess.crop, dtype=dtype, device=device)
+    module, raw, scores = _located(module, raw, output, name, two, required)
     if scores.read is not None:
         module, raw = with_reader(module, scores.read), scores.read(raw)
     if scores.dense and not required:
@@ -111,6 +102,8 @@ def read_out(
 
     answers, behaviour = examine(outputs, shape, dtype)
     head, head_notes = determine_head(_pixel_rows(answers), far, choice, dtype, name)
+    if choice is HeadChoice.AUTO and not scores.dense:
+        head, head_notes = _embedding(module, name) or (head, head_notes)
     classes: int = answers.shape[1]
     labels: tuple[str, ...] = ()
     if classes == 1 and head.has_classes:
@@ -119,6 +112,34 @@ def read_out(
     notes = (*scores.notes, *behaviour.notes(name), *head_notes)
     result = ReadOut(module, classes, head, behaviour, notes, labels)
     return _read_in_regions(result, name) if scores.dense else result
+
+
+def _located(
+    module: nn.Module, raw: Any, output: str | None, name: str, two: Tensor, required: bool
+) -> tuple[nn.Module, Any, "Scores"]:
+    """The scores in the output, of which the batch axis of a single image is restored."""
+    size = (two.shape[2], two.shape[3])
+    try:
+        return module, raw, find_scores(raw, output, name, size)
+    except CnnvizError:
+        restored = _batch_axis(module, raw, two)
+        if restored is not None:
+            module, raw = with_reader(module, restored), restored(raw)
+            scores = find_scores(raw, output, name, size)
+            note = f"{name} drops the batch axis of a single image; it is restored"
+            return module, raw, dataclasses.replace(scores, notes=(note, *scores.notes))
+        if required or output is not None:
+            raise
+        return module, raw, Scores(_first_tensor(raw), dense=True)
+
+
+def _embedding(module: nn.Module, name: str) -> tuple[Head, list[str]] | None:
+    """The head of features, if the name of the last linear layer says that; with a note."""
+    linear = [layer for layer, kind in module.named_modules() if isinstance(kind, nn.Linear)]
+    if not linear or not _EMBEDDING.search(linear[-1].lower()):
+        return None
+    note = f"{name} ends in '{linear[-1]}': features of an embedding and not classes"
+    return Head(Kind.NONE, word=FEATURE), [f"{note} (--head overrides this)"]
 
 
 def _checked(

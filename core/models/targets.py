@@ -4,7 +4,7 @@ A class's score is one already. Anything else is made one: the network ends in a
 which turns its raw output into rows of numbers, and which is one step of a traced network. What a
 target depends on, besides the output, is frozen on the original image (`settle`), so that occluded
 copies are read in the same way: the pixels of a dense output (`Region`, here), the boxes of a
-detector (`boxes.py`).
+detector (`boxes.py`). The similarity to another image depends on nothing of this one.
 
 Dense outputs (segmentation) become one row per image. A class's number is the log-odds of its mean
 probability over a region: the one that the user points at, or the pixels where the original image
@@ -80,14 +80,14 @@ class Target(ABC):
     def __deepcopy__(self, _memo: object) -> "Target":
         return self
 
-    @abstractmethod
-    def settle(self, run: Callable[[], object], inside_HW: Tensor | None) -> Reading:
-        """Freeze what the numbers depend on, from now on.
+    def settle(self, _run: Callable[[], object], _inside_HW: Tensor | None) -> Reading | None:
+        """Freeze what the numbers depend on, from now on; None if nothing of the image.
 
         Args:
-            run: runs the network on the original image alone.
-            inside_HW: the region that the user points at, bool; None for no region.
+            _run: runs the network on the original image alone.
+            _inside_HW: the region that the user points at, bool; None for no region.
         """
+        return None
 
     def read(self, output: Any) -> Any:
         """Turn raw outputs into rows (N, K); one call in the graph of a traced network."""

@@ -20,7 +20,7 @@ from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import DAMAGE, SUMMARY, read_text
 from cnnviz.core.files import from_json as parsed
 from cnnviz.core.models.boxes import Boxes
-from cnnviz.core.models.heads import Head
+from cnnviz.core.models.heads import SIMILARITY, Head
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.targets import Reading, RegionReading
 from cnnviz.core.output.record import (
@@ -62,7 +62,7 @@ class ModelRecord(Record):
         str,
         Says(
             "what the network's outputs mean",
-            enum=[*HEADS, *(f"{head} per pixel" for head in HEADS), Boxes.name],
+            enum=[*HEADS, *(f"{head} per pixel" for head in HEADS), Boxes.name, SIMILARITY],
         ),
     ]
     random_weights: Annotated[

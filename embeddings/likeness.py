@@ -1,0 +1,131 @@
+"""Similarity to a reference image as a target: what makes an image like another one?
+
+The number of an image is the cosine of its features and the reference's. The features are the input
+of the classifier head, the output of a network without one, or a layer's output, averaged over its
+positions. The network is cut there, and ends in the cosine; so every command takes it like any
+other network.
+
+Shapes: N images, D features.
+"""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from cnnviz.core.data.images import read_image
+from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.graph.trace import Untraceable, trace
+from cnnviz.core.models.behaviour import guarded
+from cnnviz.core.models.fitting import remove_head
+from cnnviz.core.models.heads import SIMILARITY, Head, Kind
+from cnnviz.core.models.layers import find_layer
+from cnnviz.core.models.load import Model
+from cnnviz.core.models.outputs import with_reader
+from cnnviz.core.models.targets import Target
+from cnnviz.embeddings.penultimate import head_input, last_linear
+
+
+class Likeness(Target):
+    """Reads features; once the reference is known, their cosine with its."""
+
+    name = SIMILARITY
+    unjudged = "returns a similarity, not classes"
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._reference_D: Tensor | None = None
+
+    def rows(self, output: Tensor) -> Tensor:
+        """Features (N, D), or cosines (N, 1)."""
+        values = output.float()
+        if values.ndim > 2:  # tokens (N, T, D), maps (N, C, H, W)
+            values = values.mean(1) if values.ndim == 3 else values.flatten(2).mean(2)
+        values = values.flatten(1)
+        if self._reference_D is None:
+            return values
+        return functional.normalize(values, dim=1) @ self._reference_D[:, None]
+
+    def freeze(self, features_1D: Tensor, path: str) -> None:
+        """Take the features of the reference.
+
+        Raises:
+            CnnvizError: they have no direction.
+        """
+        length = float(features_1D.norm())
+        if not 0 < length < float("inf"):
+            raise CnnvizError(
+                f"the features of '{path}' in {self._model} are all 0 or not finite, so nothing is "
+                "like it; take another --like or --like-layer"
+            )
+        self._reference_D = (features_1D / length)[0]
+
+
+def like(model: Model, reference: Path, layer: str | None = None) -> Model:
+    """The network as one number per image: its similarity to a reference image.
+
+    Args:
+        model: not modified.
+        reference: an image file.
+        layer: whose output are the features; None for the input of the classifier head, or the
+            output of a network whose outputs are features.
+
+    Raises:
+        UsageError: there is no such layer, or no classifier head was found.
+        CnnvizError: the file cannot be read, or the reference has no features.
+    """
+    target = Likeness(model.name)
+    image = read_image(reference, model.preprocess)
+    module = _cut(model, layer, target).eval()
+    pixels = model.preprocess.normalise(image.pixels)[None].to(model.device, model.precision.dtype)
+    with torch.inference_mode():
+        target.freeze(module(pixels), str(reference))
+    return replace(
+        model,
+        module=guarded(module, model.name, 1),
+        labels=(f"like {reference.name}",),
+        wnids=None,
+        head=Head(Kind.NONE, word=SIMILARITY),
+        target=target,
+        layout=torch.contiguous_format,
+    )
+
+
+def _cut(model: Model, layer: str | None, target: Likeness) -> nn.Module:
+    """A copy of the network that ends where the features are, and in the target."""
+    features = model.target is None and not model.head.has_classes
+    if layer is None and features:
+        return with_reader(copy.deepcopy(model.module), target.read)
+    if layer is not None:
+        find_layer(model.module, layer, model.name)
+    try:
+        traced = trace(model.module, [layer] if layer else [])
+        if layer is None:
+            return _ending(traced, head_input(traced), target)
+        name = traced.meta["layers"].get(layer)
+        if name is None:
+            raise UsageError(f"layer '{layer}' does not run in the forward pass of {model.name}")
+        node = next(node for node in traced.graph.nodes if node.name == name)
+        return _ending(traced, node, target)
+    except (Untraceable, UsageError):
+        linear = last_linear(model) if layer is None else None
+        if linear is None:
+            raise
+        module = copy.deepcopy(model.module)
+        remove_head(module, [linear])
+        return with_reader(module, target.read)
+
+
+def _ending(traced: fx.GraphModule, node: fx.Node, target: Likeness) -> fx.GraphModule:
+    """The network up to the value of a node, which the target reads."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    graph.graph_copy(traced.graph, copies)
+    graph.output(graph.call_function(target.read, (copies[node],)))
+    graph.eliminate_dead_code()
+    module = fx.GraphModule(traced, graph)
+    module.delete_all_unused_submodules()
+    return module
