@@ -137,6 +137,14 @@ class ModelOptions:
     like_layer: Annotated[
         str | None, Option("With --like: the layer whose output is compared, in place of those.")
     ] = None
+    texts: Annotated[
+        tuple[str, ...],
+        Option(
+            "Of a network with a text tower (CLIP and its like, hf:): explain the similarity to "
+            "this text; several texts are classes, with a softmax over them.",
+            ("--text",),
+        ),
+    ] = ()
     size: Annotated[
         tuple[int, int] | None,
         Option("Side of the working image in pixels, or HxW.", parse=pixels),
@@ -204,14 +212,18 @@ class ModelOptions:
             threshold=self.threshold,
             repeat=self.repeat,
             scores=scores,
-            features=features or self.like is not None,
+            features=features or self.like is not None or bool(self.texts),
             inputs=[(name, partial(read_input, name, file)) for name, file in self.inputs],
             cover=self.cover,
         )
-        if self.like is None:
+        if self.like is None and not self.texts:
             return model
-        from cnnviz.embeddings.likeness import like
+        from cnnviz.embeddings.likeness import describe, like
 
+        if self.texts and self.like is not None:
+            raise UsageError("--text and --like are two references; give one of them")
+        if self.like is None:
+            return describe(model, self.texts)
         return like(model, self.like, self.like_layer)
 
 

@@ -1,14 +1,15 @@
-"""Similarity to a reference image as a target: what makes an image like another one?
+"""Similarity to a reference as a target: what makes an image like another one, or like a text?
 
 The number of an image is the cosine of its features and the reference's. The features are the input
 of the classifier head, the output of a network without one, or a layer's output, averaged over its
 positions. The network is cut there, and ends in the cosine; so every command takes it like any
-other network.
+other network. Several texts are classes: a softmax over their scaled cosines.
 
-Shapes: N images, D features.
+Shapes: N images, T references, D features.
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,42 +27,44 @@ from cnnviz.core.models.layers import find_layer
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.outputs import with_reader
 from cnnviz.core.models.targets import Target
+from cnnviz.core.models.zoo.towers import ImageTower
 from cnnviz.embeddings.penultimate import head_input, last_linear
 
 
 class Likeness(Target):
-    """Reads features; once the reference is known, their cosine with its."""
+    """Reads features; once references are known, their cosines with these, times a scale."""
 
     name = SIMILARITY
     unjudged = "returns a similarity, not classes"
 
     def __init__(self, model: str) -> None:
-        self._model = model
-        self._reference_D: Tensor | None = None
+        self._model, self._scale = model, 1.0
+        self._references_TD: Tensor | None = None
 
     def rows(self, output: Tensor) -> Tensor:
-        """Features (N, D), or cosines (N, 1)."""
+        """Features (N, D), or cosines (N, T)."""
         values = output.float()
         if values.ndim > 2:  # tokens (N, T, D), maps (N, C, H, W)
             values = values.mean(1) if values.ndim == 3 else values.flatten(2).mean(2)
         values = values.flatten(1)
-        if self._reference_D is None:
+        if self._references_TD is None:
             return values
-        return functional.normalize(values, dim=1) @ self._reference_D[:, None]
+        return self._scale * (functional.normalize(values, dim=1) @ self._references_TD.T)
 
-    def freeze(self, features_1D: Tensor, path: str) -> None:
-        """Take the features of the reference.
+    def freeze(self, features_TD: Tensor, names: Sequence[str], scale: float = 1.0) -> None:
+        """Take the features of the references.
 
         Raises:
             CnnvizError: they have no direction.
         """
-        length = float(features_1D.norm())
-        if not 0 < length < float("inf"):
-            raise CnnvizError(
-                f"the features of '{path}' in {self._model} are all 0 or not finite, so nothing is "
-                "like it; take another --like or --like-layer"
-            )
-        self._reference_D = (features_1D / length)[0]
+        lengths_T1 = features_TD.float().norm(dim=1, keepdim=True)
+        for name, length in zip(names, lengths_T1[:, 0].tolist(), strict=True):
+            if not 0 < length < float("inf"):
+                raise CnnvizError(
+                    f"the features of '{name}' in {self._model} are all 0 or not finite, so "
+                    "nothing is like it; take another reference or --like-layer"
+                )
+        self._references_TD, self._scale = features_TD.float() / lengths_T1, scale
 
 
 def like(model: Model, reference: Path, layer: str | None = None) -> Model:
@@ -82,13 +85,47 @@ def like(model: Model, reference: Path, layer: str | None = None) -> Model:
     module = _cut(model, layer, target).eval()
     pixels = model.preprocess.normalise(image.pixels)[None].to(model.device, model.precision.dtype)
     with torch.inference_mode():
-        target.freeze(module(pixels), str(reference))
+        target.freeze(module(pixels), [str(reference)])
+    head = Head(Kind.NONE, word=SIMILARITY)
+    return _ending_in(model, module, target, head, (f"like {reference.name}",))
+
+
+def describe(model: Model, texts: Sequence[str]) -> Model:
+    """The network as its similarity to a text, or as a softmax over several.
+
+    Args:
+        model: of an image and a text tower; its module is taken over.
+        texts: what images may show.
+
+    Raises:
+        UsageError: there is no text tower, or the texts are empty, equal or too long.
+        CnnvizError: the tokenizer cannot be read.
+    """
+    if not isinstance(model.module, ImageTower):
+        raise UsageError(
+            f"--text: {model.name} has no text tower; CLIP and its like have one, as --model "
+            "hf:openai/clip-vit-base-patch32"
+        )
+    if not all(text.strip() for text in texts) or len(set(texts)) < len(texts):
+        raise UsageError("--text takes texts that are not empty, each once")
+    target, several = Likeness(model.name), len(texts) > 1
+    scale = model.module.scale if several else 1.0
+    target.freeze(model.module.read(texts), texts, scale)
+    head = Head() if several else Head(Kind.NONE, word=SIMILARITY)
+    target.name = head.name if several else SIMILARITY
+    return _ending_in(model, with_reader(model.module, target.read), target, head, tuple(texts))
+
+
+def _ending_in(
+    model: Model, module: nn.Module, target: Likeness, head: Head, labels: tuple[str, ...]
+) -> Model:
+    """The model with a network that ends in the target."""
     return replace(
         model,
-        module=guarded(module, model.name, 1),
-        labels=(f"like {reference.name}",),
+        module=guarded(module, model.name, len(labels)),
+        labels=labels,
         wnids=None,
-        head=Head(Kind.NONE, word=SIMILARITY),
+        head=head,
         target=target,
         layout=torch.contiguous_format,
     )
