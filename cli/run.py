@@ -19,6 +19,7 @@ from cnnviz.core.data.datasets import ImageData, open_data
 from cnnviz.core.data.shards import Shard, of_environment
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models.boxes import Boxes
+from cnnviz.core.models.files.checkpoints import file_sha256
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.trained import BUNDLED
 from cnnviz.core.output.record import to_json
@@ -44,6 +45,7 @@ class Run:
         caption: small text below every figure.
         shard: the share of the images, if there is one.
         identity: what the results depend on, if the command's journal is of lines.
+        outputs: the options that say what the network's outputs are, and their files.
         folder: where the files go, after `open`.
     """
 
@@ -58,6 +60,7 @@ class Run:
         self._notes: list[str] = []
         self.shard: Shard | None = None
         self.identity: Mapping[str, Any] = {}
+        self.outputs: tuple[object, ...] = ()
         self.console = Console(output)
         current().begin(command, output.junit)
 
@@ -109,7 +112,13 @@ class Run:
         Raises:
             UsageError: it is a detector, which the command does not take.
         """
+        files = [options.like] if options.like else []
+        files += [Path(file) for _, file in options.inputs]
         model = self._placed(options).load(scores=scores, features=features)
+        self.outputs = (
+            options.head, options.pick, options.threshold, options.like_layer, options.texts,
+            options.inputs, options.cover, [file_sha256(file) for file in files],
+        )  # fmt: skip
         if isinstance(model.target, Boxes) and not boxes:
             raise UsageError(
                 f"{model.name} returns boxes, which {self.command} does not take; cnnviz detect "
