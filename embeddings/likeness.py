@@ -84,7 +84,7 @@ def like(model: Model, reference: Path, layer: str | None = None) -> Model:
     image = read_image(reference, model.preprocess)
     module = _cut(model, layer, target).eval()
     pixels = model.preprocess.normalise(image.pixels)[None].to(model.device, model.precision.dtype)
-    with torch.inference_mode():
+    with torch.no_grad():
         target.freeze(module(pixels), [str(reference)])
     head = Head(Kind.NONE, word=SIMILARITY)
     return _ending_in(model, module, target, head, (f"like {reference.name}",))
@@ -135,7 +135,7 @@ def _cut(model: Model, layer: str | None, target: Likeness) -> nn.Module:
     """A copy of the network that ends where the features are, and in the target."""
     features = model.target is None and not model.head.has_classes
     if layer is None and features:
-        return with_reader(copy.deepcopy(model.module), target.read)
+        return _without_guard(copy.deepcopy(model.module), target)
     if layer is not None:
         find_layer(model.module, layer, model.name)
     try:
@@ -153,7 +153,12 @@ def _cut(model: Model, layer: str | None, target: Likeness) -> nn.Module:
             raise
         module = copy.deepcopy(model.module)
         remove_head(module, [linear])
-        return with_reader(module, target.read)
+        return _without_guard(module, target)
+
+
+def _without_guard(module: nn.Module, target: Likeness) -> nn.Module:
+    """The network with the target at its end, where any number of features is right."""
+    return guarded(with_reader(module, target.read), target.name, 0)
 
 
 def _ending(traced: fx.GraphModule, node: fx.Node, target: Likeness) -> fx.GraphModule:

@@ -404,18 +404,20 @@ def run_checked(
 def guarded(module: nn.Module, name: str, classes: int) -> nn.Module:
     """Let every call of a network be checked (`run_checked`); `classes` 0 accepts any output.
 
-    Its class is replaced, so that layers keep their names, and graphs do not see it.
+    Its class is replaced, so that layers keep their names, and graphs do not see it. Of a network
+    that is guarded already, the last number counts.
     """
     kind: Any = type(module)
     if isinstance(module, torch.jit.ScriptModule):
         return module  # its class cannot be replaced; its types are checked when it is compiled
 
-    def call(self: nn.Module, images: Any, *others: Any, **options: Any) -> object:
-        shape = (classes,) if classes and isinstance(images, Tensor) else None
+    def call(self: Any, images: Any, *others: Any, **options: Any) -> object:
+        count = self.guarded_classes
+        shape = (count,) if count and isinstance(images, Tensor) else None
         run = partial(kind.__call__, self, images, *others, **options)
         return run_checked(run, len(images) if shape else 0, shape, name)
 
-    module.__class__ = type(kind.__name__, (kind,), {"__call__": call})
+    module.__class__ = type(kind.__name__, (kind,), {"__call__": call, "guarded_classes": classes})
     return module
 
 

@@ -29,8 +29,8 @@ from cnnviz.core.extras import required
 from cnnviz.core.models.files.kinds import first_few
 from cnnviz.core.models.fitting import remove_head, untrained_head
 from cnnviz.core.models.preprocess import Assumed, Preprocess, plain_for
-from cnnviz.core.models.zoo.towers import ImageTower
 from cnnviz.core.models.zoo.published import ANOTHER_FILE, Architecture, Published, fetched
+from cnnviz.core.models.zoo.towers import ImageTower
 
 PRETRAINED = "pretrained"
 SIDES = (320, 240)
@@ -150,7 +150,7 @@ def transformers_architecture(name: str) -> Architecture:
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
     _use_own_kernels(config)
     zero_shot = transformers.AutoModelForZeroShotImageClassification
-    classifies = any("ForImageClassification" in kind for kind in config.architectures or ())
+    classifies = any("ForImageClassification" in listed for listed in config.architectures or ())
     towers = type(config) in zero_shot._model_mapping and not classifies
     kind = zero_shot if towers else kind
     if type(config) not in kind._model_mapping:
