@@ -130,6 +130,23 @@ class ImageRun(Run):
         self.take_share(requested, len(paths))
         return paths
 
+    def labels(self) -> list[str]:
+        """The label of each image: that of the data set, or else the name of its folder."""
+        classes = self._data.classes or ()
+        return [
+            Path(one.path).resolve().parent.name if one.label is None else classes[one.label]
+            for one in self._data.examples
+        ]
+
+    def note_common(self, **places: str | None) -> None:
+        """Prints a note on each option that gives one box, or pixel, for several images."""
+        for option, place in places.items():
+            if place and len(self._places) > 1 and not Path(place).exists():
+                self.console.note(
+                    f"--{option} {place}: taken for each of the {len(self._places)} images; "
+                    "a JSON file has boxes for each"
+                )
+
     def go(
         self,
         study: ImageStudy[Any, Any],
@@ -288,6 +305,10 @@ class ImageRun(Run):
         first = islice(_Records(self.entries, study.kind), MOST_SHOWN)
         rows = [row for entry in first for row in study.rows(entry)]
         self.console.table(study.title, study.columns, rows)
+        top = next(iter(self.entries)).get("top5") if self._alone else None
+        if top:
+            best = [(one["class"], f"{one['probability']:.3f}") for one in top]
+            self.console.table(f"Top {len(best)}", ("class", "p"), best)
         if len(self.entries) > MOST_SHOWN:
             more = len(self.entries) - MOST_SHOWN
             self.console.sentence(f"… and {more} more images, all of them in images.jsonl")

@@ -46,6 +46,7 @@ def saliency(given: SaliencyCommand) -> None:
     loaded = run.load(given.model)
     _check_model(loaded, given.spec)
     study = _Study(given, loaded)
+    run.note_common(inside=given.spec.inside)
     depends = {
         "options": given.spec,
         "look": given.look,

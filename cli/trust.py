@@ -33,6 +33,7 @@ def trust(given: TrustCommand) -> None:
     maps = _find_maps(given.given, paths)
     loaded = run.load(given.model)
     study = _Study(given, loaded, maps)
+    run.note_common(expect=given.expect, inside=given.spec.inside)
     depends = {
         "options": given.spec,
         "look": given.look,
@@ -86,6 +87,8 @@ class _Study(ImageStudy[TrustResult, TrustResult]):
         self.steps = self._judge.occluder.positions
         p = "p" if model.head.has_classes else "value"
         self.columns = ("image", "class", p, "gain", "chance", "verdict")
+        if self._expected:
+            self.columns = (*self.columns[:-1], "hit", "inside", "verdict")
         if given.min_trust is not None:
             self.checks = [partial(check_verdicts, minimum=given.min_trust)]
 
@@ -148,5 +151,6 @@ class _Study(ImageStudy[TrustResult, TrustResult]):
                 f"{target.probability:.3f}" if target.value is None else f"{target.value:.4g}",
                 f"{chance.gain:.3f}",
                 f"{low:.3f} to {high:.3f}",
+                *target.cells,
                 target.trust.verdict,
             )

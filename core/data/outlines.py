@@ -61,6 +61,11 @@ class Outlines:
     def __init__(self, source: str, common: Outline | None, named: Mapping[str, Outline]) -> None:
         self._source, self._common, self._named = source, common, named
 
+    def label_of(self, path: str) -> str | None:
+        """The class in a file's outline; None if it names none, or there is none."""
+        outline = self._common or self._named.get(path) or self._named.get(Path(path).name)
+        return outline.label if outline else None
+
     def for_image(self, path: str) -> Outline:
         """The outline for a file, by its path as given or by its name.
 

@@ -4,6 +4,7 @@ A summary is written last (`RunFolder.finish`), so a folder that has one is comp
 is the one place that opens and checks one; what `results` holds is read by the analysis' `load`.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -353,6 +354,15 @@ class Pointing(Record):
             null=True,
         ),
     ] = None
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Whether the peak is on the object, and the share on it, for tables; empty for none."""
+        if self.inside is None:
+            return ()
+        if math.isnan(self.inside):
+            return "no evidence", "-"
+        return "yes" if self.pointing_game_hit else "no", f"{self.inside:.1%}"
 
 
 @dataclass(frozen=True, kw_only=True)
