@@ -178,7 +178,7 @@ class ImageRun(Run):
         self.go_through(study, model)
         if study.title and len(self.entries):
             self._table(study)
-        if study.arrays and self._index is not None and self.shard is None:
+        if study.arrays and self._index is not None:
             self._overview(study)
         checks = [partial(check, _Records(self.entries, study.kind)) for check in study.checks]
         self.finish_images(model, seed=seed, show=study.show, checks=checks)

@@ -81,7 +81,7 @@ class _Study(ImageStudy[SaliencyResult, SaliencyResult]):
     """Traces an image's prediction back, and compares the maps with occlusion on request."""
 
     kind = SaliencyResult
-    work, title = "tracing back", "Saliency"
+    work, title = "computing gradients", "Saliency"
 
     def __init__(self, given: SaliencyCommand, model: Model) -> None:
         self._given, self._model, self._spec = given, model, given.spec

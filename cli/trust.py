@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cnnviz.cli.commands.images import TrustCommand
@@ -17,13 +18,14 @@ from cnnviz.core.output.drawing import image_pixels
 from cnnviz.core.output.overlays import photograph
 from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.core.output.summary import class_fields
-from cnnviz.occlusion.figures import unit
+from cnnviz.occlusion.figures import COMPARED, unit
 from cnnviz.occlusion.maps import judge
 from cnnviz.trust.figures import Shown, draw, draw_maps
 from cnnviz.trust.judge import Judge
 from cnnviz.trust.results import JudgedMap, TrustResult, check_verdicts
 
 OCCLUSION = "occlusion"
+INPUT, ARRAYS = "input.png", "trust.npz"
 
 
 def trust(given: TrustCommand) -> None:
@@ -76,13 +78,16 @@ class _Study(ImageStudy[TrustResult, TrustResult]):
     """Judges the maps of one image."""
 
     kind = TrustResult
-    work, title = "judging", "Trust"
+    work, title = "scoring maps", "Trust"
 
     def __init__(self, given: TrustCommand, model: Model, maps: dict[Path, Path]) -> None:
-        self._look, self._maps = given.look, maps
+        self._maps, self._head, self.look = maps, model.head, given.look
+        self.arrays, self.photo = ARRAYS, INPUT
         self._judge = Judge.of(
             model, given.spec, seed=given.model.seed, batch_size=given.model.batch_size
         )
+        compared = COMPARED[self._judge.occluder.score]
+        self.unit = "the map's own unit" if maps else f"mean {compared}"
         self._expected = read_outlines(given.expect) if given.expect else None
         self.steps = self._judge.occluder.positions
         p = "p" if model.head.has_classes else "value"
@@ -135,11 +140,19 @@ class _Study(ImageStudy[TrustResult, TrustResult]):
         of_occlusion = result.map == OCCLUSION
         map_unit = unit(result.occlusion) if of_occlusion else "the map's own unit"
         beneath, has_classes = photograph(measured.image), measured.head.has_classes
-        folder.write_image("input.png", image_pixels(measured.image))
-        folder.write_figure("overlay.png", draw_maps(shown, self._look, map_unit, beneath))
-        figures = draw(shown, self._look, map_unit, beneath, has_classes)
+        folder.write_image(INPUT, image_pixels(measured.image))
+        maps = np.stack([target.map_HW.numpy() for target in result.targets])
+        targets = np.array([target.index for target in result.targets])
+        folder.write_npz(ARRAYS, maps=maps, targets=targets)
+        folder.write_figure("overlay.png", draw_maps(shown, self.look, map_unit, beneath))
+        figures = draw(shown, self.look, map_unit, beneath, has_classes)
         for name, figure in figures.items():
             folder.write_figure(name, figure)
+
+    def line(self, entry: TrustResult) -> str:
+        first = entry.targets[0]
+        read = self._head.text(first.reading)
+        return f"{Path(entry.image).name}\n{first.class_}  {read}\n{first.trust.verdict}"
 
     def rows(self, entry: TrustResult) -> Iterator[tuple[object, ...]]:
         for target in entry.targets:

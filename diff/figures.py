@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from cnnviz.core.choices import percent
 from cnnviz.core.output.drawing import Column, draw_bars, label_axes, name_rows, names_width
 from cnnviz.core.output.layout import Cell, board, in_rows, picture, plot, words
 from cnnviz.core.output.options import Look
@@ -144,7 +145,7 @@ def draw_neighbors(
         text = (
             f"{PurePath(change.image).name}\n{_label(change, 'is ')}"
             f"{names[0]}: {change.a}, {names[1]}: {change.b}\n"
-            f"keeps {change.kept or 0:.0%} of {len(near_a)} neighbours"
+            f"keeps {percent(change.kept or 0)} of {len(near_a)} neighbours"
         )
         cells: list[Small | None] = [Small(read(change.image), "the image")]
         for side, nearest, other in zip(names, (near_a, near_b), (near_b, near_a), strict=True):

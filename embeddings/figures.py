@@ -23,8 +23,10 @@ from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
+from cnnviz.core.choices import percent
+from cnnviz.core.output.canvas import Entry
 from cnnviz.core.output.drawing import label_axes
-from cnnviz.core.output.layout import PANEL, Cell, Entry, board, in_rows, plot
+from cnnviz.core.output.layout import PANEL, Cell, board, in_rows, plot
 from cnnviz.core.output.style import SMALL, ink
 from cnnviz.core.output.text import LINE, escape, text_width
 from cnnviz.embeddings.quality import UNKNOWN, LabelQuality
@@ -95,6 +97,14 @@ def groups_of(result: EmbeddingResult) -> Groups:
     places = {name: place for place, name in enumerate(names)}
     found = [places.get(name, UNKNOWN) for name in result.predicted_names]
     return Groups(names, np.array(found or [UNKNOWN] * result.images, np.int64), predicted=True)
+
+
+def looks_of(result: EmbeddingResult) -> dict[str, tuple[str, str]]:
+    """The colour and marker of each group, and, of labelled data, of predictions of other names."""
+    names = dict.fromkeys(groups_of(result).names)
+    if result.image_data.classes:
+        names |= dict.fromkeys(name for name, _ in Counter(result.predicted_names).most_common())
+    return {name: (color_of(place), marker_of(place)) for place, name in enumerate(names) if name}
 
 
 def _point_size(count: int) -> float:
@@ -232,7 +242,7 @@ def side_by_side(result: EmbeddingResult) -> Figure:
     cells: list[Cell] = []
     for map_ in result.maps:
         kept = map_.quality.preservation_10
-        share = "" if kept is None else f"\n{kept:.1%} of 10 nearest kept"
+        share = "" if kept is None else f"\n{percent(kept, 1)} of 10 nearest kept"
         cells.append(
             plot(
                 lambda axes, map_=map_: _paint_points(axes, result, map_, named=False),  # type: ignore[misc]

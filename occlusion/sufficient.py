@@ -20,6 +20,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from cnnviz.core.choices import percent
 from cnnviz.core.data.replaced_pixels import replaced_logits
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models.heads import Kind
@@ -106,7 +107,7 @@ class _Search:
         )
         self._predicted = bool(self._predicts(measured.base_logits_K[None])[0])
         if not self._predicted:
-            self.lost_when = f"its probability falls below {LOST:.0%} of what it was"
+            self.lost_when = f"its probability falls below {percent(LOST)} of what it was"
         elif model.head.kind is Kind.SIGMOID:
             self.lost_when = "its probability falls below the threshold"
         else:

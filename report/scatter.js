@@ -65,12 +65,12 @@ if (hovered !== undefined) {
   }
 } else {
   const chosen = colourings[by.value];
-  source.data = {...maps[which.value], colour: chosen.colours};
+  source.data = {...maps[which.value], colour: chosen.colours, marker: chosen.markers};
   near.data = {x: [], y: []};
   const list = element("div");
-  for (const [name, colour] of chosen.legend) {
-    const patch = element("span", "\u00a0\u00a0\u00a0");
-    patch.style.background = colour;
+  for (const [name, colour, marker] of chosen.legend) {
+    const patch = element("span", marker);
+    patch.style.color = colour;
     const entry = element("span");
     entry.style.whiteSpace = "nowrap";
     entry.append(patch, ` ${name}`);

@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cnnviz.core.output.canvas import Entry
 from cnnviz.core.output.drawing import label_axes
-from cnnviz.core.output.layout import Cell, Entry, board, in_rows, picture, plot
+from cnnviz.core.output.layout import Cell, board, in_rows, picture, plot
 from cnnviz.core.output.options import Look
 from cnnviz.core.output.overlays import (
     MOST_COLUMNS,

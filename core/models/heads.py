@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from cnnviz.core.choices import HeadChoice, whole_number
+from cnnviz.core.choices import HeadChoice, percent, whole_number
 from cnnviz.core.device import rounding
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.labels import class_index, normalised_name
@@ -153,7 +153,7 @@ def _range(outputs_NK: Tensor, dtype: torch.dtype) -> str | None:
 
 
 def _unit_length(outputs_NK: Tensor, dtype: torch.dtype) -> bool:
-    """Whether every row is a vector of length 1, whatever the image."""
+    """Whether every row is a vector of length 1, for every image."""
     lengths = outputs_NK.double().norm(dim=1)
     return outputs_NK.shape[1] > 1 and bool(((lengths - 1).abs() < rounding(dtype)).all())
 
@@ -283,7 +283,9 @@ class Reading:
         absent = [labels[t] for t in targets if not self.pointed and self.shares_K[t] == 0]
         if absent:
             order = [i for i in self.shares_K.argsort(descending=True).tolist() if self.shares_K[i]]
-            there = ", ".join(f"{labels[i]} {float(self.shares_K[i]):.1%}" for i in order[:SHOWN])
+            there = ", ".join(
+                f"{labels[i]} {percent(float(self.shares_K[i]), 1)}" for i in order[:SHOWN]
+            )
             raise CnnvizError(
                 f"'{path}': no pixel is predicted as {absent[0]} (predicted are {there}); --at or "
                 "--inside names a region to read it at"

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cnnviz.core.data.images import WorkingImage, file_crop
+from cnnviz.core.output.canvas import Bar
 from cnnviz.core.output.drawing import image_pixels
-from cnnviz.core.output.layout import Bar, Cell, picture
+from cnnviz.core.output.layout import Cell, picture
 from cnnviz.core.output.options import DIVERGING, JET, Display, Ends, Look, colour_map
 
 MOST_COLUMNS = 4
@@ -37,7 +38,7 @@ CENTRED = frozenset(
         *("coolwarm", "seismic", "berlin", "managua", "vanimo", DIVERGING),
     )
 )
-"""Colour maps whose middle stands for zero."""
+"""Colour maps whose middle means zero."""
 
 LEVELS = 511  # odd, so that zero of a symmetric scale is one of them
 SMALL_SIDE, COARSE, MISSING = 84.0, 16, 225

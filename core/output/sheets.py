@@ -17,8 +17,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from cnnviz.core.output.canvas import Bar
 from cnnviz.core.output.drawing import label_axes
-from cnnviz.core.output.layout import GAP, PANEL, Bar, Cell, board, picture, plot, words
+from cnnviz.core.output.layout import GAP, PANEL, Cell, board, picture, plot, words
 from cnnviz.core.output.options import Look
 from cnnviz.core.output.overlays import Scale, draw_picture, paint_map, scales, show
 from cnnviz.core.output.style import SMALL

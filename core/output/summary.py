@@ -15,7 +15,7 @@ from typing import Annotated, Any, Protocol
 
 from torch import Tensor
 
-from cnnviz.core.choices import Precision
+from cnnviz.core.choices import Precision, percent
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import DAMAGE, SUMMARY, read_text
@@ -362,7 +362,7 @@ class Pointing(Record):
             return ()
         if math.isnan(self.inside):
             return "no evidence", "-"
-        return "yes" if self.pointing_game_hit else "no", f"{self.inside:.1%}"
+        return "yes" if self.pointing_game_hit else "no", percent(self.inside, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

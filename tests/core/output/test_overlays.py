@@ -11,8 +11,9 @@ from scipy.interpolate import PchipInterpolator
 from cnnviz.core.data.images import read_image
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models.preprocess import Preprocess
+from cnnviz.core.output.canvas import pixels_of
 from cnnviz.core.output.drawing import image_pixels
-from cnnviz.core.output.layout import board, picture, pixels_of
+from cnnviz.core.output.layout import board, picture
 from cnnviz.core.output.options import Display, Ends, Look
 from cnnviz.core.output.overlays import (
     Scale,
