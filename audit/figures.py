@@ -80,8 +80,8 @@ def _strips(entry: ClassAudit) -> Iterator[tuple[str, Sequence[Shown]]]:
     for number, group in enumerate(entry.groups, start=1):
         yield _group_text(group, number), group.typical
     for heading, shown in (
-        ("Evidence elsewhere than the class's:\nmaps least like the others'", entry.elsewhere),
-        ("Misled: of another class\n(named below), most confident first", entry.misled),
+        ("Atypical evidence: maps\nleast like the rest of the class", entry.elsewhere),
+        ("Misclassified as this class, most\nconfident first (true class below)", entry.misled),
         (
             "Right for another reason: evidence\npeaks off the object, least inside first",
             entry.wrong_reason,
@@ -95,13 +95,13 @@ def _group_text(group: Group, number: int) -> str:
     lines = [f"Group {number}: {group.images} images, {percent(group.share)}"]
     if group.accuracy is not None:
         covered = percent(group.accuracy_covered)
-        lines.append(f"right {percent(group.accuracy)}, patch covered {covered}")
+        lines.append(f"right {percent(group.accuracy)}, {covered} with the patch occluded")
     if not group.pastes:
-        return "\n".join([*lines, "no images of other predictions: no paste test"])
+        return "\n".join([*lines, "no images of other classes: no paste test"])
     lines += [
-        f"pasted into others: {percent(group.carried)} become it",
-        f"  (random patches {percent(group.carried_random)})",
-        f"covered: {percent(group.lost)} change (any position {percent(group.lost_random)})",
+        f"pasted into other classes: {percent(group.carried)} flip",
+        f"  to this class (random patches {percent(group.carried_random)})",
+        f"occluded: {percent(group.lost)} change (any position {percent(group.lost_random)})",
     ]
     if group.suspicion is not None:
         alarm = "  SUSPICIOUS" if group.suspicion > ALARM else ""
@@ -121,7 +121,7 @@ def _class_text(entry: ClassAudit) -> str:
     if entry.inside is not None:
         lines.append(f"{percent(entry.inside)} of the evidence on the object (mean)")
     if spread.area is None or spread.interval is None:
-        lines.append("no evidence at all: covering any position costs nothing")
+        lines.append("no evidence: occluding any position costs nothing")
     else:
         low, high = spread.interval
         others = "" if spread.others is None else f"; other classes {percent(spread.others)}"
@@ -137,7 +137,7 @@ def _class_text(entry: ClassAudit) -> str:
     for kind, added in kinds.items():
         if added is not None:
             became, random = percent(added.became), percent(added.became_random)
-            lines.append(f"{kind}: {became} of the others become it (random {random})")
+            lines.append(f"{kind}: {became} of other classes flip to it (random {random})")
     if (residual.suspicion or 0.0) > ALARM:
         lines[-1] += "  SUSPICIOUS"
     return "\n".join([*lines, _verdict(entry)])
@@ -194,7 +194,7 @@ def draw_overview(result: AuditResult) -> Figure:
             Column("precision", [entry.accuracy for entry in classes]),
             Column("reliance on one patch", [entry.reliance.mean for entry in classes]),
             Column("spread of the evidence", [entry.concentration.area for entry in classes]),
-            Column("mean residual: become it", [entry.residual.became for entry in classes]),
+            Column("mean residual: flip to it", [entry.residual.became for entry in classes]),
         ],
         f"{result.images} images, {READ_FIRST}: {result.verdict}",
         "classes",

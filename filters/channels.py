@@ -191,8 +191,8 @@ def _pick(selection: Selection, counts: Mapping[str, int]) -> dict[str, list[int
         outside = [channel for channel in selection.channels if channel >= count]
         if outside:
             raise UsageError(
-                f"no channel {outside[0]} in '{selection.text}'; "
-                f"layer '{name}' has {count} channels, 0 to {count - 1}"
+                f"channel {outside[0]} in '{selection.text}' does not exist; "
+                f"layer '{name}' has channels 0 to {count - 1}"
             )
         named = set(selection.channels)
         if selection.pick is not Pick.THESE:
