@@ -98,14 +98,7 @@ def not_checked(_content: object) -> None:
 
 
 class Journal:
-    """One run's file of arrays.
-
-    Args:
-        path: the file.
-        identity: what the results depend on, as JSON data.
-        block: the images that the run covers.
-        resume: whether `load` may use a file that is there.
-    """
+    """One run's file of arrays."""
 
     def __init__(
         self, path: Path, identity: Mapping[str, Any], block: Block, *, resume: bool = False
@@ -138,10 +131,6 @@ class Journal:
             like: arrays of the names, types and shapes that the file must have.
             axes: of arrays with one entry for each image used: along which axis.
             check: checks the values.
-
-        Raises:
-            UsageError: the file belongs to another run; the message names what differs.
-            CnnvizError: the file cannot be read or is damaged.
         """
         if not self._resume or not self.path.exists():
             return None
@@ -173,10 +162,6 @@ def join(
         merge: joins their arrays.
         check: checks the values of each.
         whole: whether the parts must cover the data set from its first image to its last.
-
-    Raises:
-        UsageError: the parts belong to different runs, one is unfinished, or one is missing.
-        CnnvizError: a file is damaged, or the new one cannot be written.
     """
     parts = [_read(part, check) for part in paths]
     identity, first = parts[0]
@@ -311,10 +296,6 @@ class Lines:
 
     Attributes:
         dropped: how many lines of an interrupted run were not kept.
-
-    Raises:
-        UsageError: the lines belong to another run.
-        CnnvizError: the folder cannot be read or written to.
     """
 
     def __init__(
@@ -419,17 +400,7 @@ def join_lines(
     identity: Mapping[str, Any],
     check: CheckEntry = not_checked,
 ) -> None:
-    """Copies the entries and files of all shares into one folder, in which a run can resume.
-
-    Args:
-        shares: the shares' folders, in order.
-        folder: where the whole run goes.
-        identity: of the whole run.
-        check: checks the entry of an image; raises a CnnvizError.
-
-    Raises:
-        CnnvizError: a share is damaged, or the folder cannot be written to.
-    """
+    """Copies the entries and files of all shares into one folder, in which a run can resume."""
     whole, images = Lines(folder, identity, resume=False), set[str]()
     for share in shares:
         inside = share.resolve()
@@ -460,11 +431,7 @@ def join_lines(
 def read_lines(
     path: Path, check: CheckEntry = not_checked
 ) -> Iterator[tuple[dict[str, Any], list[str]]]:
-    """The entries in `images.jsonl`, which `check` accepts, and the files of each.
-
-    Raises:
-        CnnvizError: it cannot be read, or a line is damaged.
-    """
+    """The entries in `images.jsonl`, which `check` accepts, and the files of each."""
     for number, line in enumerate(_raw_lines(path), start=1):
         try:
             entry, files = _parsed(line)
