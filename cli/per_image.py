@@ -29,7 +29,7 @@ from cnnviz.core.data.shards import Shard
 from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
 from cnnviz.core.files import SUMMARY, safe_name
 from cnnviz.core.models.load import Model
-from cnnviz.core.output.journal import LINES, Lines
+from cnnviz.core.output.lines import LINES, Lines
 from cnnviz.core.output.options import Look
 from cnnviz.core.output.record import from_json, to_json
 from cnnviz.core.output.run_folder import RunFolder
