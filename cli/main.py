@@ -158,11 +158,7 @@ def _called_with(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    """Returns the record of a command line, without running it.
-
-    Raises:
-        UsageError: it is not valid, or not of a command.
-    """
+    """Returns the record of a command line, without running it."""
     try:
         with parsed_only(), redirect_stdout(io.StringIO()):
             record = app(list(arguments), prog_name="cnnviz", standalone_mode=False)

@@ -111,7 +111,7 @@ class _Study(ImageStudy[OcclusionResult, OcclusionResult]):
             for panel, map_HW in zip(result.targets, result.maps, strict=True)
             if panel.trust is not None
         ]
-        lines = [judged.card.line for judged in shown]
+        lines = [judged.verdict for judged in shown]
         figures = {}
         if pictures is Pictures.ALL:
             figures = draw(result, look, crop, lines)

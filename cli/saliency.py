@@ -171,7 +171,7 @@ class _Study(ImageStudy[SaliencyResult, SaliencyResult]):
             for entry in result.targets
             if entry.trust is not None
         ]
-        figures = draw(result, look, [judged.card.line for judged in shown])
+        figures = draw(result, look, [judged.verdict for judged in shown])
         if shown:
             beneath, has_classes = photograph(result.working), result.head.has_classes
             figures |= draw_cards(shown, look, unit(result), beneath, has_classes)

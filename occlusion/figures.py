@@ -291,7 +291,7 @@ def _readings(result: OcclusionResult, look: Look) -> Figure:
     readings = [panel.reading for panel in result.targets]
     low = 0.0 if has_classes else float(min(*readings, *(v.min() for v in values)))
     high = max(*readings, *(float(v.max()) for v in values), low + 1e-12)
-    label = f"{what} with a mask centred here"
+    label = f"{what} with a mask centred here (at the rim: with the nearest mask)"
     scale = Scale(low, high, cmap_of("viridis"), label, 1.0, fading=False)
     cells = []
     for panel, values_P in zip(result.targets, values, strict=True):

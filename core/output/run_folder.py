@@ -175,10 +175,6 @@ class RunFolder:
             resume: allow a folder that has files but no summary (an interrupted run).
             within: the folder that it must be in, also if it is a link.
             inputs: the user's files, which are never replaced.
-
-        Raises:
-            UsageError: the folder is not empty and neither flag allows that, or it is a file.
-            CnnvizError: it cannot be created or written to, or another process writes to it.
         """
         try:
             if within is not None and not path.resolve().is_relative_to(within.resolve()):

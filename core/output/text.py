@@ -84,6 +84,8 @@ def _fitting(text: str, size: float, width: float) -> int:
     ends = np.cumsum([size * _advance(character) for character in text])
     fits = max(1, int((ends <= width).sum()))
     space = text.rfind(" ", 0, fits + 1)
+    if text[space + 1 : space + 2] == "%":  # stays with its number
+        space = text.rfind(" ", 0, space)
     if space > 0:
         return space
     marks = [text.rfind(mark, 0, fits) + 1 for mark in "./_-"]
