@@ -196,6 +196,6 @@ def draw_overview(result: AuditResult) -> Figure:
             Column("spread of the evidence", [entry.concentration.area for entry in classes]),
             Column("mean residual: flip to it", [entry.residual.became for entry in classes]),
         ],
-        f"{result.images} images, {READ_FIRST}: {result.verdict}",
+        f"{result.images} images, {READ_FIRST}; {result.verdict}",
         "classes",
     )

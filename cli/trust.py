@@ -152,7 +152,7 @@ class _Study(ImageStudy[TrustResult, TrustResult]):
     def line(self, entry: TrustResult) -> str:
         first = entry.targets[0]
         read = self._head.text(first.reading)
-        return f"{Path(entry.image).name}\n{first.class_}  {read}\n{first.trust.verdict}"
+        return f"{Path(entry.image).name}\n{first.class_}  {read}\nverdict: {first.trust.verdict}"
 
     def rows(self, entry: TrustResult) -> Iterator[tuple[object, ...]]:
         for target in entry.targets:

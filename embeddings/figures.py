@@ -8,6 +8,7 @@ repeat with another marker; beyond sixty the markers repeat too, and names are w
 Shapes: N images.
 """
 
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ from cnnviz.core.output.layout import PANEL, Cell, board, in_rows, plot
 from cnnviz.core.output.style import SMALL, ink
 from cnnviz.core.output.text import LINE, escape, text_width
 from cnnviz.embeddings.quality import UNKNOWN, LabelQuality
-from cnnviz.embeddings.results import MEASURES, EmbeddingResult, Map
+from cnnviz.embeddings.results import MEASURES, Embedding, EmbeddingResult, Map
 
 PALETTE = (
     "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
@@ -43,6 +44,7 @@ DISTINCT = len(PALETTE) * len(MARKERS)
 LEGEND_ROWS = 30
 NAMED_BARS = 8
 RING, CORNER = "o", "s"
+_FEW = 3  # points that their name does not cover
 
 
 def color_of(label: int) -> str:
@@ -88,10 +90,18 @@ class Groups:
         return [int(group) for group in np.unique(self.group_N) if group != UNKNOWN]
 
 
-def groups_of(result: EmbeddingResult) -> Groups:
+def _natural(name: str) -> str:
+    """A key that orders numbers in names by value."""
+    return re.sub(r"[0-9]+", lambda digits: digits[0].zfill(20), name)
+
+
+def groups_of(result: Embedding) -> Groups:
     """The classes of labelled data; else the predictions, of which rare ones are one group."""
-    if result.image_data.classes:
-        return Groups(tuple(result.image_data.classes), result.labels_N)
+    if any(result.label_names):
+        classes = tuple(sorted(set(result.label_names) - {""}, key=_natural))
+        numbers = {name: number for number, name in enumerate(classes)} | {"": UNKNOWN}
+        labels = [numbers[name] for name in result.label_names]
+        return Groups(classes, np.array(labels, np.int64))
     common = Counter(result.predicted_names).most_common(len(PALETTE))
     names = tuple(name for name, _ in common)
     places = {name: place for place, name in enumerate(names)}
@@ -99,10 +109,10 @@ def groups_of(result: EmbeddingResult) -> Groups:
     return Groups(names, np.array(found or [UNKNOWN] * result.images, np.int64), predicted=True)
 
 
-def looks_of(result: EmbeddingResult) -> dict[str, tuple[str, str]]:
+def looks_of(result: Embedding) -> dict[str, tuple[str, str]]:
     """The colour and marker of each group, and, of labelled data, of predictions of other names."""
     names = dict.fromkeys(groups_of(result).names)
-    if result.image_data.classes:
+    if any(result.label_names):
         names |= dict.fromkeys(name for name, _ in Counter(result.predicted_names).most_common())
     return {name: (color_of(place), marker_of(place)) for place, name in enumerate(names) if name}
 
@@ -180,7 +190,8 @@ def _name_groups(axes: Axes, groups: Groups, places_N2: NDArray[np.float32]) -> 
         x, y = axes.transData.transform(np.median(places_N2[groups.group_N == group], axis=0))
         wide, high = dots * text_width(name, size), dots * size * LINE
         x = np.clip(x, axes.bbox.x0 + wide / 2, axes.bbox.x1 - wide / 2)
-        for step in (0, 1, -1, 2, -2, 3, -3):
+        few = (groups.group_N == group).sum() <= _FEW  # which the name would hide
+        for step in (1, -1, 2, -2, 3, -3) if few else (0, 1, -1, 2, -2, 3, -3):
             box = Bbox.from_bounds(x - wide / 2, y - high / 2 + step * high, wide, high)
             if crowded or not any(box.overlaps(other) for other in taken):
                 taken.append(box)

@@ -145,7 +145,8 @@ def scales(
 
 def _scale(maps: Sequence[Values], look: Look, label: str, one_sided: bool, limit: float) -> Scale:
     low, high = (float(end([end(values) for values in maps])) for end in (np.min, np.max))
-    limit, colours, first = max(limit, 1e-12), cmap_of(look.colormap), 0.0
+    limit = limit if limit > 1e-12 else 1.0  # a map of zeros is blank
+    colours, first = cmap_of(look.colormap), 0.0
     centred = look.colormap.removesuffix("_r") in CENTRED
     if one_sided and low >= 0 and (centred or look.limit is not None):
         bottom, top, first = 0.0, limit, 0.5 if centred else 0.0

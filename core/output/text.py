@@ -102,6 +102,15 @@ def shortened(text: str, size: float, width: float) -> str:
     return shown.rstrip(" …") + "…"
 
 
+def shortened_inside(text: str, size: float, width: float, tail: int = 10) -> str:
+    """The text, with '…' in place of its middle where it is wider: its last characters stay."""
+    shown = _plain(text, 400)
+    if text_width(shown, size) <= width:
+        return shown
+    end = shown[-tail:]
+    return shortened(shown[:-tail] + "……", size, width - text_width(end, size)) + end
+
+
 def number(value: float) -> str:
     """A number of a colour bar, with two significant digits."""
     if value == 0 or not math.isfinite(value):

@@ -302,6 +302,7 @@ class _Unit:
         self.scale = 100 if counts else 1
         self.name = f"change of {result.measure}" + (", points" if counts else "")
         self.form = "+.1f" if counts else "+.3g"
+        self.suffix = " points" if counts else ""
 
 
 def _sweep_bars(
@@ -313,7 +314,7 @@ def _sweep_bars(
     for row, effect in enumerate(shown):
         if effect.hurts is not None:
             name = escape(effect.hurts, NAME_LENGTH)
-            text = f" {name} {unit.scale * effect.hurts_change:{unit.form}}"
+            text = f" {name} {unit.scale * effect.hurts_change:{unit.form}}{unit.suffix}"
             axes.text(max(changes[row], 0), row, text, va="center", fontsize=SMALL - 1)
     name_rows(axes, names)
     low, high = min([*changes, 0.0]), max([*changes, 0.0])

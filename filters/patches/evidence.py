@@ -74,7 +74,7 @@ class EvidenceTracer:
                 layer,
                 self._layouts[layer],
                 [number for number, _patch in units],
-                [patch.unit for _filter, patch in units],
+                [(patch.unit[0], patch.unit[1]) for _filter, patch in units],
                 preprocess.normalise(pixels),
                 guided=by_guide,
             )
