@@ -11,7 +11,7 @@ from cnnviz.cli.commands.images import TrustCommand
 from cnnviz.cli.per_image import Advance, ImageRun, ImageStudy
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.outlines import outline_mask, read_outlines
-from cnnviz.core.data.rasters import read_map
+from cnnviz.core.data.rasters import check_npy, read_map
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.drawing import image_pixels
@@ -63,6 +63,7 @@ def _find_maps(given: Path | None, paths: list[Path]) -> dict[Path, Path]:
                 f"--map {given} is one map, and there are {len(paths)} images; give a folder with "
                 "a map named like each"
             )
+        check_npy(given)
         return {paths[0]: given}
     maps = {path: given / f"{path.stem}.npy" for path in paths}
     missing = [path for path, name in maps.items() if not name.exists()]
