@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from parts import slow_but
 
 from cnnviz.cli.main import COMMANDS
-from cnnviz.core.output.run_folder import version
+from cnnviz.core.extras import version
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
