@@ -39,7 +39,7 @@ from cnnviz.occlusion.options import EngineChoice, OcclusionSpec
 KNOWN = Path(__file__).with_name("selftest.json")
 IMAGES, SIDE, LEVELS = 48, 32, 8
 TOLERANCE = {"cpu": 1e-3, "cuda": 1e-2, "mps": 1e-2}
-"""Largest difference, as a share of the largest value; convolutions on a GPU may use TF32."""
+"""Largest difference, as a share of the largest value; a GPU adds in another order."""
 LISTS = 0.9
 """Least share of equal top-9 lists: filters may have two images of almost the same score."""
 ORDER = 0.5
