@@ -126,11 +126,14 @@ def _read(path: Path) -> NDArray[np.generic]:
     if suffix in TIFFS:
         import tifffile
 
-        with tifffile.TiffFile(path) as tiff:
-            series = tiff.series[0]
-            if series.nbytes > LARGEST:
-                raise ValueError(f"it is larger than {LARGEST:,} bytes")
-            return np.asarray(series.asarray())
+        try:
+            with tifffile.TiffFile(path) as tiff:
+                series = tiff.series[0]
+                if series.nbytes > LARGEST:
+                    raise ValueError(f"it is larger than {LARGEST:,} bytes")
+                return np.asarray(series.asarray())
+        except tifffile.TiffFileError as error:  # not a ValueError in every version
+            raise ValueError(one_line(error)) from error
     with Image.open(path, formats=formats()) as picture:
         if picture.width * picture.height > _most_pixels():
             raise ValueError("it has more pixels than Pillow's safety limit")

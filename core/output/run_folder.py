@@ -17,7 +17,6 @@ import textwrap
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
@@ -28,6 +27,7 @@ from matplotlib.figure import Figure
 
 from cnnviz.core.choices import FigureFormat
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
+from cnnviz.core.extras import version
 from cnnviz.core.files import (
     LARGEST,
     SUMMARY,
@@ -77,14 +77,6 @@ def png(pixels: np.ndarray) -> bytes:
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         for name, data in chunks
     )
-
-
-def version() -> str:
-    """The installed version of cnnviz; `unknown` when run from a source tree."""
-    try:
-        return metadata.version("cnnviz")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def identity(path: Path) -> tuple[int, int]:
