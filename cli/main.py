@@ -229,7 +229,7 @@ def _ended(given: list[str], record: object) -> tuple[int, str, BaseException | 
         return 2, f"{message} ({command} --help)", error
     except BaseException as error:
         if isinstance(error, Exception | SystemExit | GeneratorExit):
-            raise  # a bug, or an end that was asked for
+            raise  # a bug, or a requested exit
         return 1, f"the network's code raised {located(error)}", error
 
 

@@ -96,7 +96,7 @@ def head_input(traced: fx.GraphModule) -> fx.Node:
     before = list({_without_noops(traced, node) for node in inputs})
     if len(inputs) != len(met) or len(before) != 1:
         raise UsageError(
-            "the classifier head was not found (no layer with weights stands alone before the "
+            "the classifier head was not found (no single layer with weights comes before the "
             "output); name the layer whose features you want with --layer"
         )
     return inputs[0] if len(met) == 1 else before[0]

@@ -78,7 +78,7 @@ if (hovered !== undefined) {
   }
   legend.text = list.outerHTML;
   if (!said.text) {
-    const told = element("div", "Hover over a point to see its image and neighbours; scroll to zoom, and choose a tool to move.");
-    said.text = told.outerHTML;
+    const hint = element("div", "Hover over a point to see its image and neighbours; scroll to zoom, and choose a tool to move.");
+    said.text = hint.outerHTML;
   }
 }

@@ -31,7 +31,7 @@ from cnnviz.core.models.labels import class_index, normalised_name
 
 SHOWN = 6
 MAXIMUM_VALUES = 5
-"""A regression with more values must be told which one to explain."""
+"""Of a regression with more values, the one to explain must be named."""
 _BACKGROUND = "background"
 
 
@@ -47,11 +47,11 @@ class Kind(StrEnum):
 
 
 def _probability(value: float) -> str:
-    """Two decimals; more near 0 and 1."""
+    """Two decimals; more near 0 and 1, at most four."""
     if 0.01 <= value < 0.995 or value in (0.0, 1.0):
         return f"{value:.2f}"
     if value < 0.01:
-        return f"{value:.2g}"
+        return f"{value:.2g}" if value >= 0.001 else "< 0.001"
     shown = f"{value:.4f}"
     return shown if shown == "1.0000" else shown.rstrip("0")
 
@@ -95,7 +95,9 @@ class Head:
 
     def text(self, reading: float) -> str:
         """Format a probability, `p = 0.123`, or a value, for headings."""
-        return f"p = {_probability(reading)}" if self.has_classes else f"= {reading:.4g}"
+        shown = _probability(reading)
+        p = f"p {shown}" if shown.startswith("<") else f"p = {shown}"
+        return p if self.has_classes else f"= {reading:.4g}"
 
     def change_text(self, before: float, after: float | None) -> str:
         """Format what occlusion does to a probability, `p = 0.93 → 0.21`, or to a value."""
