@@ -105,7 +105,7 @@ def _file_names(labels: Sequence[str]) -> list[str]:
     names: list[str] = []
     taken: set[str] = set()
     for label in labels:
-        base = name = f"class_{safe_name(label)}"
+        base = name = f"class_{safe_name(label).replace(' ', '_')}"
         number = 1
         while name.lower() in taken:
             number += 1
