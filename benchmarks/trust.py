@@ -3,27 +3,32 @@
     python benchmarks/trust.py ASSETS TRUTH --keep FOLDER [--half chosen|held-out] [--fit]
         [--page FILE]
 
-SqueezeNet 1.1 on the pictures with boxes of TRUTH (`imagenet_val_boxes/`), and on CIFAR-10's test
-images the bundled network and the ResNets 20 and 56 (bad maps alone: objects fill the images). Good
-maps: occlusion's, Grad-CAM's, their agreement. Bad ones, known to be: smooth random hills;
-occlusion's map with its 4 x 4 tiles shuffled, mirrored, of another class, or of the network with its
-last layers random; a blob in the centre; edges. Every second picture is *chosen*: `--fit` prints the
-weights of `trust/scorecard.py` from these. The others are *held out*. The bad maps of every third
-photograph are measured. `--keep` has the numbers of each picture, which are not measured again.
+SqueezeNet 1.1 on the pictures with boxes of TRUTH (`imagenet_val_boxes/`); on CIFAR-10's test images
+the bundled network and the ResNets 20 and 56 (bad maps alone: objects fill the images). Good maps:
+occlusion's, Grad-CAM's, their agreement. Bad ones, known to be: smooth random hills; occlusion's
+map with its 4 x 4 tiles shuffled, mirrored, of another class, or of the network with its last
+layers random; a blob in the centre; edges. Bad maps are those of every third photograph. Every
+second picture is *chosen*, and `--fit` prints the weights of `trust/scorecard.py` from these,
+without ResNet-56; the others are *held out*. `--keep` has what is not measured again.
 
 The fit: y is 1 for good maps that hit the object (on CIFAR for good maps), 0 for bad maps and for
-good ones that miss. Hits, and bad maps, weigh 1 each in sum, misses 1/4; each CIFAR network 0.4 and
-0.4. Scores are those of ten-fold cross-validation, pictures kept together.
+good ones that miss. Hits and bad maps weigh 1 each in sum, misses 1/4; those of each CIFAR network
+0.4 and 0.4. Scores are those of ten-fold cross-validation, pictures kept together.
 """
 
+import argparse
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold
 from torch import Tensor
 from torch.nn import functional
 
@@ -38,10 +43,11 @@ from cnnviz.occlusion.maps import judge as compare
 from cnnviz.occlusion.maps import pixel_map, position_values
 from cnnviz.occlusion.masks import fill_picture, inside_boxes
 from cnnviz.occlusion.results import OcclusionResult
+from cnnviz.trust import Verdict
 from cnnviz.trust.judge import Judge
 from cnnviz.trust.options import TrustSpec
 from cnnviz.trust.removal import random_maps
-from cnnviz.trust.scorecard import components
+from cnnviz.trust.scorecard import WEIGHTS, components
 
 GOOD = ("occlusion", "Grad-CAM", "agreement")
 PHOTOGRAPHS = "SqueezeNet 1.1"
@@ -50,6 +56,9 @@ NORM = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 FACTORY = Path(__file__).parent.parent / "tests" / "core" / "models" / "cifar_resnet.py"
 SMALL = 25  # images of CIFAR for each network and half
 TILES = 4
+NETWORKS = (PHOTOGRAPHS, "bundled", *RESNETS)
+FITTED = (PHOTOGRAPHS, "bundled", "ResNet-20")
+HALVES = {"chosen": 0, "held-out": 1}
 START, END = "<!-- written by benchmarks/trust.py -->", "<!-- end -->"
 Row = dict[str, Any]
 
@@ -158,7 +167,7 @@ def pictures(
 def measure(assets: Path, boxes: Path, keep: Path, halves: list[int]) -> list[Row]:
     """Every map of every picture; what the folder has is not measured again."""
     found: list[Row] = []
-    for network in (PHOTOGRAPHS, "bundled", *RESNETS):
+    for network in NETWORKS:
         for half in halves:
             for name, *picture in pictures(assets, boxes, network, half):
                 path = keep / f"{network} {name}.json"
@@ -167,3 +176,112 @@ def measure(assets: Path, boxes: Path, keep: Path, halves: list[int]) -> list[Ro
                 extra = {"network": network, "picture": name, "half": half}
                 found += [row | extra for row in json.loads(path.read_text(encoding="utf-8"))]
     return found
+
+
+def _area(good: Sequence[float], bad: Sequence[float]) -> float:
+    return float(roc_auc_score([1] * len(good) + [0] * len(bad), [*good, *bad]))
+
+
+def fit(found: list[Row]) -> None:
+    """Prints the weights, and how well they do in cross-validation."""
+    found = [row for row in found if row["network"] in FITTED]
+    x = np.array([[row[name] for name in WEIGHTS] for row in found])
+    x, deviations = x / x.std(0), x.std(0)
+    good, hit = np.array([(r["kind"] in GOOD, r["hit"]) for r in found]).T
+    networks, weights = np.array([row["network"] for row in found]), np.zeros(len(found))
+    for network in FITTED:
+        own, share = networks == network, 1.0 if network == PHOTOGRAPHS else 0.4
+        for part, weight in ((good & hit, 1.0), (good & ~hit, 0.25), (~good, 1.0)):
+            weights[own & part] = weight * share / max((own & part).sum(), 1)
+    y, weights = good & hit, weights * len(found) / weights.sum()
+    groups = [f"{row['network']} {row['picture']}" for row in found]
+    scores, model = np.zeros(len(found)), LogisticRegression(max_iter=3000)
+    for train, test in GroupKFold(10, shuffle=True, random_state=0).split(x, y, groups):
+        model.fit(x[train], y[train], sample_weight=weights[train])
+        scores[test] = model.predict_proba(x[test])[:, 1]
+    maps = (networks == PHOTOGRAPHS) & good
+    print(f"hits against misses {_area(scores[maps & hit], scores[maps & ~hit]):.3f}")
+    for network in FITTED:
+        own = networks == network
+        print(f"{network}: good against bad {_area(scores[own & good], scores[own & ~good]):.3f}")
+    model.fit(x, y, sample_weight=weights)
+    weights_by_name = dict(zip(WEIGHTS, (model.coef_[0] / deviations).round(2), strict=True))
+    print(weights_by_name, f"offset {float(model.intercept_[0]):.2f}")
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = (header, ["---"] * len(header), *lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in rows)
+
+
+def _areas(rows: list[Row]) -> list[str]:
+    """By number, by word, and by number for each kind of bad map."""
+    order = list(Verdict)
+    good, bad = ([r for r in rows if (r["kind"] in GOOD) is wanted] for wanted in (True, False))
+    words = [[float(order.index(Verdict(r["verdict"]))) for r in part] for part in (good, bad)]
+    numbers = [r["trust"] for r in good]
+    kinds = dict.fromkeys(r["kind"] for r in bad)
+    each = [_area(numbers, [r["trust"] for r in bad if r["kind"] == kind]) for kind in kinds]
+    total = _area(numbers, [r["trust"] for r in bad])
+    return [f"{area:.3f}" for area in (total, _area(*words), *each)]
+
+
+def report(found: list[Row]) -> str:
+    """Tables, as Markdown."""
+    areas, verdicts, believed = [], [], []
+    for (half, index), network in itertools.product(HALVES.items(), NETWORKS):
+        rows = [r for r in found if r["half"] == index and r["network"] == network]
+        if not rows:
+            continue
+        areas.append([network, half, *_areas(rows)])
+        for kind in (dict.fromkeys(r["kind"] for r in rows)) if network == PHOTOGRAPHS else ():
+            own = [r["verdict"] for r in rows if r["kind"] == kind]
+            shares = [f"{100 * own.count(verdict) / len(own):.0f} %" for verdict in Verdict]
+            verdicts.append([kind, half, str(len(own)), *shares])
+        for kinds in ([(kind,) for kind in GOOD] + [GOOD]) if network == PHOTOGRAPHS else ():
+            own = [r for r in rows if r["kind"] in kinds]
+            hits, misses = ([r for r in own if r["hit"] is wanted] for wanted in (True, False))
+            counts = [
+                f"{sum(r['verdict'] == Verdict.BELIEVE for r in some)} of {len(some)}"
+                for some in (hits, misses)
+            ]
+            area = _area([r["trust"] for r in hits], [r["trust"] for r in misses])
+            believed.append([", ".join(kinds), half, *counts, f"{area:.3f}"])
+    bad = [kind for kind in dict.fromkeys(r["kind"] for r in found) if kind not in GOOD]
+    parts = [
+        "Area under the curve, good maps against bad ones (each kind by the number):",
+        _table(["network", "pictures", "number", "word", *bad], areas),
+        "Verdicts on the photographs:",
+        _table(["map", "pictures", "maps", *Verdict], verdicts),
+        "Believed, where the peak hits the object and where it misses:",
+        _table(["map", "pictures", "of hits", "of misses", "area of the number"], believed),
+    ]
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    """Prints the tables, and puts them into a page."""
+    parser = argparse.ArgumentParser(description="does the verdict tell good maps from bad ones?")
+    parser.add_argument("assets", type=Path)
+    parser.add_argument("truth", type=Path)
+    parser.add_argument("--keep", type=Path, required=True, help="folder for what was measured")
+    parser.add_argument("--half", choices=[*HALVES], help="measure this half only")
+    parser.add_argument("--fit", action="store_true", help="print weights from the chosen half")
+    parser.add_argument("--page", type=Path, help="a page whose tables are replaced")
+    options = parser.parse_args()
+    options.keep.mkdir(parents=True, exist_ok=True)
+    halves = [HALVES[options.half]] if options.half else [*HALVES.values()]
+    found = measure(options.assets, options.truth / "imagenet_val_boxes", options.keep, halves)
+    if options.fit:
+        fit([row for row in found if row["half"] == 0])
+    tables = report(found)
+    print(f"\n{tables}")
+    if options.page:
+        page = options.page.read_text(encoding="utf-8")
+        head, _, rest = page.partition(START)
+        _old, _, tail = rest.partition(END)
+        options.page.write_text(f"{head}{START}\n{tables}\n{END}{tail}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
