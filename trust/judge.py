@@ -229,11 +229,7 @@ class Judge:
         return scorecard(map_HW, remover.curves(map_HW, target), random_gains, evidence)
 
     def ask(self, result: OcclusionResult) -> Answers:
-        """Runs what serves every class of an image.
-
-        Raises:
-            CnnvizError: a score is not finite.
-        """
+        """Runs what serves every class of an image."""
         spec, occluder, image = self._spec, self.occluder, result.measured.image
         base_K, size = result.measured.base_logits_K, self._model.input_size
         small, large, middle = self._grids
