@@ -22,7 +22,7 @@ from cnnviz.core.errors import UsageError
 from cnnviz.core.models.labels import class_index
 
 MAXIMUM_VALUES = 5
-"""A regression with more values must be told which one to explain."""
+"""Of a regression with more values, the one to explain must be named."""
 WORDS = VALUE, SCORE, SIMILARITY, FEATURE = "value", "score", "similarity", "feature"
 """What numbers are called that are not probabilities."""
 
@@ -39,11 +39,11 @@ class Kind(StrEnum):
 
 
 def _probability(value: float) -> str:
-    """Two decimals; more near 0 and 1."""
+    """Two decimals; more near 0 and 1, at most four."""
     if 0.01 <= value < 0.995 or value in (0.0, 1.0):
         return f"{value:.2f}"
     if value < 0.01:
-        return f"{value:.2g}"
+        return f"{value:.2g}" if value >= 0.001 else "< 0.001"
     shown = f"{value:.4f}"
     return shown if shown == "1.0000" else shown.rstrip("0")
 
@@ -106,8 +106,10 @@ class Head:
 
     def text(self, reading: float) -> str:
         """Format a probability, `p = 0.123`, a value or a score, for headings."""
-        name = "p =" if self.has_classes else "=" if self.word == VALUE else self.word
-        return f"{name} {self._number(reading)}"
+        shown = self._number(reading)
+        if self.has_classes:
+            return f"p {shown}" if shown.startswith("<") else f"p = {shown}"
+        return f"= {shown}" if self.word == VALUE else f"{self.word} {shown}"
 
     def _number(self, reading: float) -> str:
         if self.has_classes:
@@ -168,7 +170,7 @@ def _range(outputs_NK: Tensor, dtype: torch.dtype) -> str | None:
 
 
 def _unit_length(outputs_NK: Tensor, dtype: torch.dtype) -> bool:
-    """Whether every row is a vector of length 1, whatever the image."""
+    """Whether every row is a vector of length 1, for every image."""
     lengths = outputs_NK.double().norm(dim=1)
     return outputs_NK.shape[1] > 1 and bool(((lengths - 1).abs() < rounding(dtype)).all())
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
+from cnnviz.core.choices import percent
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.models.heads import Head, Kind, log_of, resolve_targets
 from cnnviz.core.models.labels import normalised_name
@@ -141,7 +142,9 @@ class RegionReading(Reading):
         absent = [labels[t] for t in targets if not self.pointed and self.shares_K[t] == 0]
         if absent:
             order = [i for i in self.shares_K.argsort(descending=True).tolist() if self.shares_K[i]]
-            there = ", ".join(f"{labels[i]} {float(self.shares_K[i]):.1%}" for i in order[:SHOWN])
+            there = ", ".join(
+                f"{labels[i]} {percent(float(self.shares_K[i]), 1)}" for i in order[:SHOWN]
+            )
             raise CnnvizError(
                 f"'{path}': no pixel is predicted as {absent[0]} (predicted are {there}); --at or "
                 "--inside names a region to read it at"
