@@ -112,7 +112,6 @@ def describe(model: Model, texts: Sequence[str]) -> Model:
     scale = model.module.scale if several else 1.0
     target.freeze(model.module.read(texts), texts, scale)
     head = Head() if several else Head(Kind.NONE, word=SIMILARITY)
-    target.name = head.name if several else SIMILARITY
     return _ending_in(model, with_reader(model.module, target.read), target, head, tuple(texts))
 
 
@@ -126,7 +125,7 @@ def _ending_in(
         labels=labels,
         wnids=None,
         head=head,
-        target=target,
+        target=None if head.has_classes else target,
         layout=torch.contiguous_format,
     )
 

@@ -82,11 +82,12 @@ class Model:
     @property
     def unjudged(self) -> str | None:
         """Why its answer to an image is not one class, right or wrong; None if it is."""
+        if self.target is not None:
+            return f"{self.name} {self.target.unjudged}"
         if not self.classes:
             return f"{self.name} has no classifier"
-        if not self.head.has_classes:
-            return f"{self.name} returns values, not classes (--head none)"
-        return f"{self.name} {self.target.unjudged}" if self.target else None
+        values = f"{self.name} returns values, not classes (--head none)"
+        return None if self.head.has_classes else values
 
     def blank(self, size: tuple[int, int] | None = None) -> Tensor:
         """One image of zeros, (1, C, H, W), on the CPU."""

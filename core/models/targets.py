@@ -162,6 +162,8 @@ class Region(Target):
         """Take the meaning of one pixel's numbers."""
         self.head, self.name = head, f"{head.name} per pixel"
         self.unjudged = "gives a class to each pixel, not to an image"
+        if not head.has_classes:
+            self.unjudged = "returns values, not classes (--head none)"
         self._weights_Rhw: Tensor | None = None
         self._seen_NKhw: Tensor | None = None
 
