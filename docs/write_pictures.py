@@ -27,9 +27,7 @@ ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "img"
 PHOTOS = "sample_photos"
 NET = "--model squeezenet1_1 --checkpoint squeezenet1_1.pth"
-MOSAIC = (
-    "mosaic.png --model windows.py:make --checkpoint squeezenet1_1.pth --labels names.txt --size 448"
-)
+DETECTOR = "--model windows.py:make --checkpoint squeezenet1_1.pth --labels names.txt --size 448"
 WINDOWS = """
 'A detector by hand: SqueezeNet in windows of a quarter of the image.'
 import torch
@@ -38,14 +36,15 @@ from torchvision.models import SqueezeNet
 from torchvision.ops import batched_nms
 
 class Windows(SqueezeNet):
-    score_thresh, nms_thresh, detections_per_img = 0.5, 0.3, 100
+    score_thresh, nms_thresh, detections_per_img = 0.5, 0.2, 100
     def forward(self, images):
         maps = self.classifier[1](self.features(images)).relu()
         side = maps.shape[2] // 2
-        shares = avg_pool2d(maps, side, max(1, side // 4)).softmax(1)
+        step = side // 2 + 1
+        shares = avg_pool2d(maps, side, step).softmax(1)
         rows, columns = shares.shape[2:]
         y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-        corners = torch.stack([x, y], -1).flatten(0, 1).repeat_interleave(20, 0) * max(1, side // 4)
+        corners = torch.stack([x, y], -1).flatten(0, 1).repeat_interleave(20, 0) * step
         boxes = torch.cat([corners, corners + side], 1) * (images.shape[2] / maps.shape[2])
         found = []
         for scores, labels in zip(*shares.flatten(2).transpose(1, 2).topk(20, 2)):
@@ -67,8 +66,10 @@ PICTURES = {
         f"occlude {PHOTOS}/soccer-ball.jpg {NET} --sufficient",
         ("overlay", "agreement", "sufficient"),
     ),
-    "detect": (f"detect {MOSAIC}", ("boxes",)),
-    "targets": (f"occlude {MOSAIC} --box all --mask 96 --stride 48", ("overlay", "boxes")),
+    "detect": (f"detect mosaic.png {DETECTOR}", ("boxes",)),
+    "targets": (f"occlude mosaic.png {DETECTOR} --box all --mask 96 --stride 48",
+        ("overlay", "boxes"),
+    ),
     "like": (f"occlude {PHOTOS}/soccer-ball.jpg {NET} --like {PHOTOS}/balloon.jpg", ("overlay",)),
     "render": (
         "render run/occlude/soccer-ball --target top3 --score probability --colormap jet",

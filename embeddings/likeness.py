@@ -166,7 +166,8 @@ def _ending(traced: fx.GraphModule, node: fx.Node, target: Likeness) -> fx.Graph
     copies: dict[fx.Node, fx.Node] = {}
     graph.graph_copy(traced.graph, copies)
     graph.output(graph.call_function(target.read, (copies[node],)))
-    graph.eliminate_dead_code()
     module = fx.GraphModule(traced, graph)
+    module.graph.eliminate_dead_code()
+    module.recompile()
     module.delete_all_unused_submodules()
     return module

@@ -222,7 +222,9 @@ class Judge:
         evidence = Evidence(
             witnesses=answers.witnesses(target),
             own=answers.own(target),
-            other_classes=[answers.own(other) for other in self._other_classes(answers.measured, target)],
+            other_classes=[
+                answers.own(other) for other in self._other_classes(answers.measured, target)
+            ],
             effect=effect,
             effect_share=effect_share,
             probability=probability,

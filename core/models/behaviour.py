@@ -15,6 +15,7 @@ Shapes: N images, C channels, H W rows and columns, K classes or values.
 
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -280,7 +281,18 @@ def probe(
 ) -> FirstRun:
     """Run a network on a blank image; if it refuses that, with other numbers of channels."""
 
+    def batched(_layer: nn.Module, given: tuple[Any, ...]) -> None:
+        if given[0].ndim == 4:  # it would take the batch for the channels
+            raise RuntimeError("conv3d takes 5D input")
+
     def run(count: int) -> object:
+        with ExitStack() as hooks, torch.no_grad():
+            for layer in module.modules():
+                if isinstance(layer, nn.Conv3d):
+                    hooks.callback(layer.register_forward_pre_hook(batched).remove)
+            return on_blank(count)
+
+    def on_blank(count: int) -> object:
         with torch.no_grad():  # not inference mode: tensors that lazy layers make are changed later
             return module(torch.zeros(1, count, *size, dtype=dtype, device=device))
 

@@ -25,7 +25,7 @@ class ImageTower(nn.Module):
     def scale(self) -> float:
         """What cosines are multiplied by before a softmax over texts."""
         scale: Any = getattr(self.whole, "logit_scale", None)
-        return 1.0 if scale is None else float(scale.exp())
+        return 1.0 if scale is None else float(scale.detach().exp())
 
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> Tensor:
