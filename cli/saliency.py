@@ -1,14 +1,13 @@
 """`cnnviz saliency`: what the gradient says about an image, and whether occlusion agrees."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cnnviz.cli.commands.images import SaliencyCommand
 from cnnviz.cli.per_image import Advance, ImageRun, ImageStudy
@@ -126,13 +125,9 @@ class _Study(ImageStudy[SaliencyResult, SaliencyResult]):
         if self.judge is None:
             return result
 
-        def make(image: WorkingImage, classes: Sequence[int]) -> dict[int, Tensor]:
-            traced = trace_back(self._model, image, self._spec, classes=classes)
-            return {entry.index: entry.map_HW for entry in traced.targets}
-
         maps = {entry.index: entry.map_HW for entry in result.targets}
         occluded = self.judge.occluder.run(image)
-        cards = self.judge.of_maps(occluded, maps, make, result.method.value)
+        cards = self.judge.of_maps(occluded, maps)
         pairs = zip(result.targets, cards, strict=True)
         return replace(result, targets=tuple(replace(entry, trust=card) for entry, card in pairs))
 
