@@ -77,7 +77,7 @@ def test_trust_is_the_logistic_function_of_four_numbers() -> None:
     assert list(values) == list(WEIGHTS)
     total = OFFSET + sum(WEIGHTS[name] * values[name] for name in WEIGHTS)
     assert found.trust == pytest.approx(1 / (1 + math.exp(-total)))
-    assert to_json(found)["trust"] == found.trust
+    assert to_json(found)["trust"] == pytest.approx(found.trust, abs=1e-6)
     assert values["gain"] == pytest.approx(found.gain / found.against_chance.interval[1])
     assert values["contrast"] == pytest.approx(found.contrast)
     for name, (low, high) in RANGES.items():
