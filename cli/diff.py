@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from cnnviz.cli.commands.runs import DiffCommand
 from cnnviz.cli.run import Run
 from cnnviz.cli.sides import ComparedRun, read_run
+from cnnviz.core.choices import percent
 from cnnviz.core.errors import CheckFailed, UsageError
 from cnnviz.core.output.options import Look
 from cnnviz.core.output.record import rounded, table, to_json
@@ -172,9 +173,13 @@ def _print_tables(run: Run, results: Results, names: Names) -> None:
     rows: list[tuple[object, ...]] = []
     if (predictions := results.predictions) is not None:
         rows.append(("images", results.images))
-        rows.append(("changed predictions", f"{predictions.flipped} ({predictions.flips:.1%})"))
+        rows.append(
+            ("changed predictions", f"{predictions.flipped} ({percent(predictions.flips, 1)})")
+        )
         if predictions.labelled:
-            accuracy = f"{predictions.accuracy_a:.1%} and {predictions.accuracy_b:.1%}"
+            accuracy = (
+                f"{percent(predictions.accuracy_a, 1)} and {percent(predictions.accuracy_b, 1)}"
+            )
             rows.append(
                 (
                     f"accuracy, {names[0]} and {names[1]}",
@@ -247,7 +252,8 @@ def _check(results: Results, min_agreement: float | None, max_flips: float | Non
     mean = rounded(agreement.mean) if agreement else None
     if max_flips is not None and predictions is not None and predictions.flips > max_flips:
         failed["flips"] = (
-            f"{predictions.flips:.1%} of the predictions changed, more than {max_flips:.1%}"
+            f"{percent(predictions.flips, 1)} of the predictions changed, more than "
+            f"{percent(max_flips, 1)}"
         )
     if agreement and mean is not None and min_agreement is not None and mean < min_agreement:
         failed["agreement"] = f"{agreement.of}: {mean:.3f}, less than {min_agreement:g}"

@@ -13,6 +13,7 @@ from cnnviz.core.data.shards import of_environment
 from cnnviz.core.errors import UsageError
 from cnnviz.core.files import check_free, exists, regular, safe_name
 
+_LISTS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".tar")
 _NOT_A_PATH = re.compile(r"^[\w.+-]+:|[{}*?\[\]]")
 """A data set by name, a URL, or a pattern: only its reader can tell."""
 
@@ -21,9 +22,6 @@ def begin(command: str, given: Any) -> None:
     """Checks the files and the output folder of a command, and reports what is loading.
 
     Only common mistakes are found; the command itself checks everything.
-
-    Raises:
-        CnnvizError: a file does not exist, or the folder holds other results.
     """
     sources = list(_sources(given))
     model, output = getattr(given, "model", None), getattr(given, "output", None)
@@ -31,11 +29,13 @@ def begin(command: str, given: Any) -> None:
     shared = getattr(given, "shard", None) or of_environment(os.environ)  # in folders of shares
     if output is not None and not shared:
         root = output.folder(command)
-        if hasattr(given, "images") and len(sources) == 1 and Path(sources[0]).is_file():
+        one = hasattr(given, "images") and len(sources) == 1 and Path(sources[0]).is_file()
+        if one:
             root /= safe_name(Path(sources[0]).stem)
         resume = getattr(given, "resume", False)
-        with suppress(OSError, RuntimeError):  # the command reports them
-            check_free(root, overwrite=output.overwrite, resume=resume)
+        if not (one and Path(sources[0]).suffix.lower() in _LISTS):  # of whose images it may be
+            with suppress(OSError, RuntimeError):  # the command reports them
+                check_free(root, overwrite=output.overwrite, resume=resume)
     if model is not None and not (output and output.quiet) and sys.stderr.isatty():
         say(f"loading {model.checkpoint or model.model} …")
 

@@ -49,6 +49,7 @@ def saliency(given: SaliencyCommand) -> None:
     loaded = run.load(given.model)
     _check_model(loaded, given.spec)
     study = _Study(given, loaded)
+    run.note_common(inside=given.spec.inside)
     depends = {
         "options": given.spec,
         "look": given.look,
@@ -89,7 +90,7 @@ class _Study(ImageStudy[SaliencyResult, SaliencyResult]):
     """Traces an image's prediction back, and compares the maps with occlusion on request."""
 
     kind = SaliencyResult
-    work, title = "tracing back", "Saliency"
+    work, title = "computing gradients", "Saliency"
 
     def __init__(self, given: SaliencyCommand, model: Model) -> None:
         self._given, self._model, self._spec = given, model, given.spec
@@ -181,7 +182,7 @@ class _Study(ImageStudy[SaliencyResult, SaliencyResult]):
             for entry in result.targets
             if entry.trust is not None
         ]
-        figures = draw(result, look, [judged.card.line for judged in shown])
+        figures = draw(result, look, [judged.verdict for judged in shown])
         if shown:
             beneath, has_classes = photograph(result.working), result.head.has_classes
             figures |= draw_cards(shown, look, result.unit, beneath, has_classes)

@@ -76,6 +76,7 @@ def draw_overlays(
     for channel, values_HW, scale in zip(
         channels, maps, scales(maps, look, "activation", one_sided=True), strict=True
     ):
-        title = f"channel {channel}\n{layer.layer}"
+        nothing = "" if values_HW.any() else ", zero everywhere"
+        title = f"channel {channel}{nothing}\n{layer.layer}"
         cells.append(map_cell(values_HW, scale, look, background, title))
     return board(in_rows(cells, MOST_COLUMNS))
