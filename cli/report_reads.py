@@ -118,8 +118,7 @@ def scorecard(entry: OcclusionResult) -> str:
     card = entry.targets[0].trust
     if card is None:
         return ""
-    trust = "" if card.trust is None else f", trust {card.trust:.2f}"
-    return f"Scorecard: {card.verdict}{trust}. {'; '.join(card.reasons)}".strip()
+    return f"Scorecard: {card.verdict}, trust {card.trust:.2f}. {'; '.join(card.reasons)}"
 
 
 def has_scores(run: FinishedRun, entry: OcclusionResult) -> bool:

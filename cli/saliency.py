@@ -2,14 +2,13 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cnnviz.cli.commands.images import SaliencyCommand
 from cnnviz.cli.per_image import Advance, ImageRun, ImageStudy
@@ -135,15 +134,9 @@ class _Study(ImageStudy[SaliencyResult, SaliencyResult]):
         if self.judge is None:
             return result
 
-        def make(image: WorkingImage, classes: Sequence[int]) -> dict[int, Tensor]:
-            traced = trace_back(self._model, image, self._spec, classes=classes)
-            return {entry.index: entry.map_HW for entry in traced.targets}
-
         maps = {entry.index: entry.map_HW for entry in result.targets}
         occluded = self.judge.occluder.run(image)
-        # Grad-CAM is no independent check of its relatives.
-        kin = Method.GRAD_CAM if result.method.of_layer else result.method
-        cards = self.judge.of_maps(occluded, maps, make, kin.value)
+        cards = self.judge.of_maps(occluded, maps)
         pairs = zip(result.targets, cards, strict=True)
         return replace(result, targets=tuple(replace(entry, trust=card) for entry, card in pairs))
 

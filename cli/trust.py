@@ -163,7 +163,7 @@ class _Study(ImageStudy[TrustResult, TrustResult]):
                 Path(entry.image).name,
                 target.class_,
                 f"{target.probability:.3f}" if target.value is None else f"{target.value:.4g}",
-                f"{chance.gain:.3f}",
+                f"{target.trust.gain:.3f}",
                 f"{low:.3f} to {high:.3f}",
                 *target.cells,
                 target.trust.verdict,

@@ -359,15 +359,15 @@ class Verdict(StrEnum):
     """How far a map can be believed, in words, the worst first."""
 
     CHANCE = "no better than chance"
+    WEAK = "too weak to judge"
     FRAGILE = "fragile"
     BELIEVE = "believe"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AgainstChance(Record):
-    """The gain next to that of random maps."""
+    """The gain of random maps."""
 
-    gain: float
     random_maps: tuple[float, ...]
     interval: Annotated[Interval, Says("of 95 % of random maps")]
 
@@ -376,53 +376,46 @@ class AgainstChance(Record):
 class Scorecard(Record):
     """How trustworthy one class's map is: `--trust`.
 
-    `curves` are those of removal, by both fills and in both orders; `certain_HW` tells where all
-    variants have the map's sign, None without any.
+    `curves` are those of removal, by both fills and in both orders; `certain_HW` tells where other
+    masks and fills have the map's sign, None if that was not computed.
     """
 
     verdict: Annotated[str, Says(enum=[*Verdict])]
-    reasons: Annotated[tuple[str, ...], Says("why it is no better")]
+    reasons: Annotated[tuple[str, ...], Says("why")]
     trust: Annotated[
-        Share | None,
-        Says(
-            "two parts relative gain, two parts agreement, one part nearness of peaks; null with "
-            "no other method"
-        ),
+        Share, Says("gain over chance, agreement, mirrored and contrast, weighted; 0 to 1")
     ]
     gain: Annotated[
         float,
         Says(
-            "symmetric relevance gain: area under least important first minus most important "
-            "first, mean over fills"
+            "symmetric relevance gain in log-odds: area under least important first minus most "
+            "important first, mean over fills"
         ),
     ]
-    relative_gain: Annotated[Share, Says("over the largest gain of any method here")]
-    other_gains: Annotated[Mapping[str, float], Says("gain of each other method's map")]
-    gain_by_fill: Annotated[Mapping[str, float], Says("the gain by each fill")]
-    against_chance: Annotated[AgainstChance, Says("half of the pixels replaced by the mean")]
+    against_chance: Annotated[AgainstChance, Says("the gain of random maps")]
     insertion: Annotated[float, Says("area under the curve of RISE's protocol, at few shares")]
     deletion: Annotated[float, Says("area under the curve of RISE's protocol, at few shares")]
+    witnesses: Annotated[
+        Mapping[str, Change], Says("cosine of the positive parts with each other method's map")
+    ]
     agreement: Annotated[
-        Mapping[str, Change | None], Says("rank correlation with each other method")
+        Share, Says("the second lowest of these: the map may have been made from two of the others")
     ]
-    peak_spread: Annotated[
-        Share | None, Says("mean distance of peaks over sizes, fills and methods, in diagonals")
+    mirrored: Annotated[
+        Change,
+        Says("cosine minus the mean cosine of the map's mirror images; the second lowest"),
     ]
-    stability: Annotated[
-        Mapping[str, Change | None],
-        Says("rank correlation with the same method at another size or fill"),
+    contrast: Annotated[
+        float | None,
+        Says("cosine with occlusion's evidence for the class, minus its mean for other classes"),
+    ]
+    effect: Annotated[float, Says("largest drop of the log-odds that any occluded region causes")]
+    effect_share: Annotated[
+        float | None, Says("largest share of the probability that any occluded region takes")
     ]
     certain: Annotated[
-        Share | None, Says("share of the pixels whose sign is the same in all of them")
-    ]
-    randomised: Annotated[
-        Change | None,
-        Says("rank correlation with the map of the network with its last layers random"),
-    ]
-    other_class: Annotated[Change | None, Says("mean rank correlation with maps of other classes")]
-    completeness: Annotated[
-        float | None,
-        Says("what non-overlapping masks take in sum over what covering everything takes"),
+        Share | None,
+        Says("share of the pixels whose sign is the same with other masks and another fill"),
     ]
     curves: Hidden[tuple[Any, ...]] = ABSENT
     certain_HW: Hidden[Tensor | None] = ABSENT
