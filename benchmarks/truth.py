@@ -17,7 +17,8 @@ others; *energy*, the share of the positive part that is on the object. Contrast
 alone: the rows "to the power" are the same maps with the size of every value raised to a power.
 
 Each map is held against Grad-CAM on the same pictures: means of paired differences, with 95 %
-intervals from 10,000 resamplings of the pictures.
+intervals from 10,000 resamplings of the pictures. With `--page`, `trust.py` beside this script
+writes the tables of verdicts; it keeps its measurements in `FOLDER/verdicts`.
 
 How the agreement map is chosen (written down before the candidates were computed):
 
@@ -37,6 +38,9 @@ How the agreement map is chosen (written down before the candidates were compute
 import argparse
 import itertools
 import json
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -436,6 +440,16 @@ def main() -> None:
         head, _, rest = page.partition(START)
         _old, _, tail = rest.partition(END)
         options.page.write_text(f"{head}{START}\n{body}\n{END}{tail}", encoding="utf-8")
+        verdicts(options.assets, options.truth, options.page, options.keep)
+
+
+def verdicts(assets: Path, truth: Path, page: Path, keep: Path | None) -> None:
+    """Has `trust.py` write the page's tables of verdicts."""
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) if keep is None else keep / "verdicts"
+        script = Path(__file__).with_name("trust.py")
+        line = [sys.executable, script, assets, truth, "--keep", kept, "--page", page]
+        subprocess.run(line, check=True)  # noqa: S603
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.gradients.experiment import default_layer
 from cnnviz.gradients.experiment import saliency as trace_back
 from cnnviz.gradients.figures import class_line, draw, draw_comparison
-from cnnviz.gradients.options import LAST_CONV, OF_METHODS, Method, SaliencySpec
+from cnnviz.gradients.options import LAST_CONV, OF_METHODS, SaliencySpec
 from cnnviz.gradients.results import Comparison, SaliencyResult
 from cnnviz.gradients.rules import RULED, SAMPLED, captum, try_rule
 from cnnviz.occlusion.experiment import Occluder

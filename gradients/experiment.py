@@ -52,7 +52,7 @@ from cnnviz.core.models.layers import (
     replace_outputs,
 )
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.variants import frozen, gradients
+from cnnviz.core.models.variants import ReluRule, frozen, gradients
 from cnnviz.core.output.summary import class_fields, top_records
 from cnnviz.gradients.options import LAST_CONV, SIGNED, Method, SaliencySpec
 from cnnviz.gradients.results import ClassMap, SaliencyResult
@@ -60,7 +60,7 @@ from cnnviz.gradients.rules import (
     COMPLETE,
     RULED,
     SAMPLED,
-    ReluRule,
+    check_rule,
     image_slope,
     sampled,
     score_cams,
@@ -319,10 +319,11 @@ def _pixel_slopes(
     """The gradients (C, H, W) of some logits, with the method's rule for ReLUs."""
     logit_K, slopes = model.head.own_logits(logits_K), {}
     for target in targets:
-        with ReluRule(method) if method in RULED else nullcontext() as rule:
+        rule = ReluRule(method is Method.DECONVOLUTION) if method in RULED else None
+        with rule or nullcontext():
             slopes[target] = image_slope(model, logit_K[target], leaf)[0]
         if rule is not None:
-            rule.check(model.name)
+            check_rule(rule, method, model.name)
     return slopes
 
 

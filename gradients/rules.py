@@ -1,46 +1,33 @@
 """What the methods do other than the plain gradient of one image.
 
-SmoothGrad and integrated gradients are Captum's. The gradient of a ReLU is replaced in the backward
-pass itself (`ReluRule`): hooks on modules, as Captum's, miss `torch.relu` and mix up a module that
-runs twice. The weights of Grad-CAM++ are those of the paper: torchcam's leave out the denominator,
-pytorch-grad-cam adds 1e-6 to it, which is larger than it where gradients are below 1e-3.
+SmoothGrad and integrated gradients are Captum's. Guided back-propagation and deconvolution are not
+(`ReluRule`): Captum's hooks on modules miss `torch.relu` and mix up a module that runs twice, so
+that its maps of DenseNet and GoogLeNet are others. The weights of Grad-CAM++ are those of the
+paper: torchcam's leave out the denominator, pytorch-grad-cam adds 1e-6 to it, which is larger than
+it where gradients are below 1e-3.
 
 Shapes: C channels, H W rows and columns of the image, h w of a layer's maps, K classes.
 """
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.replaced_pixels import replaced_logits
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.extras import required
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.variants import frozen, gradients
+from cnnviz.core.models.variants import ReluRule, frozen, gradients
 from cnnviz.gradients.options import Baseline, Method, SaliencySpec
 
 SAMPLED = (Method.SMOOTHGRAD, Method.INTEGRATED_GRADIENTS)
 RULED = (Method.GUIDED_BACKPROP, Method.DECONVOLUTION)
 COMPLETE = 0.05
 """Integrated gradients whose sum is off by a larger share of the difference come with a note."""
-_CLAMPS = (torch.ops.aten.threshold_backward.default, torch.ops.aten.hardtanh_backward.default)
-_OTHERS = {
-    "elu_backward": "ELU",
-    "gelu_backward": "GELU",
-    "hardswish_backward": "Hardswish",
-    "hardtanh_backward": "Hardtanh",
-    "leaky_relu_backward": "LeakyReLU",
-    "mish_backward": "Mish",
-    "_prelu_kernel_backward": "PReLU",
-    "silu_backward": "SiLU",
-    "softplus_backward": "Softplus",
-}
 
 
 def captum(method: Method) -> ModuleType:
@@ -115,44 +102,14 @@ def sampled(
     return raw[0].detach(), float(rise)
 
 
-class ReluRule(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Replaces the gradient of every ReLU and ReLU6 in the backward passes inside the `with`.
-
-    Guided back-propagation passes the positive part of the gradient (Springenberg et al. 2014),
-    deconvolution the positive part of what arrives, also where the ReLU was off (Zeiler and Fergus
-    2014).
-
-    Attributes:
-        count: ReLUs that the passes went through.
-        others: activations whose gradient stayed as it is.
-    """
-
-    def __init__(self, method: Method) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._method = method
-        self.count = 0
-        self.others: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs an operation of the backward pass."""
-        result = func(*args, **(kwargs or {}))
-        if func in _CLAMPS and args[2] == 0:
-            self.count += 1
-            passed = args[0] if self._method is Method.DECONVOLUTION else result
-            return passed.clamp_min(0)
-        name = getattr(func, "overloadpacket", func).__name__
-        if name in _OTHERS:
-            self.others.add(_OTHERS[name])
-        return result
-
-    def check(self, name: str) -> None:
-        """Raises UsageError if the passes met no ReLU of the network `name`."""
-        if self.count == 0:
-            has = f" (it has {', '.join(sorted(self.others))})" if self.others else ""
-            raise UsageError(
-                f"--method {self._method} changes the gradient of ReLUs, and {name} runs none"
-                f"{has}; use --method smoothgrad or integrated-gradients, which need none"
-            )
+def check_rule(rule: ReluRule, method: Method, name: str) -> None:
+    """Raises UsageError if the passes under a rule met no ReLU of the network `name`."""
+    if rule.count == 0:
+        has = f" (it has {', '.join(sorted(rule.others))})" if rule.others else ""
+        raise UsageError(
+            f"--method {method} changes the gradient of ReLUs, and {name} runs none{has}; use "
+            "--method smoothgrad or integrated-gradients, which need none"
+        )
 
 
 def try_rule(model: Model, method: Method) -> str:
@@ -161,13 +118,13 @@ def try_rule(model: Model, method: Method) -> str:
     Raises:
         UsageError: the network has no ReLU.
     """
-    rule, generator = ReluRule(method), torch.Generator().manual_seed(0)
+    rule, generator = ReluRule(method is Method.DECONVOLUTION), torch.Generator().manual_seed(0)
     with frozen(model.module):
         leaf = torch.randn(model.blank().shape, generator=generator).requires_grad_()
         logit_K = model.head.own_logits(model.logits(leaf.clone())[0])
         with rule:
             image_slope(model, logit_K[logit_K.argmax()], leaf)
-    rule.check(model.name)
+    check_rule(rule, method, model.name)
     if not rule.others:
         return ""
     others = ", ".join(sorted(rule.others))
