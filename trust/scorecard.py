@@ -187,7 +187,7 @@ def _limits(card: Scorecard, evidence: Evidence) -> Iterator[str]:
     if card.effect_share is not None and card.effect_share < MIN_SHARE:
         yield f"no region takes more than {100 * card.effect_share:.2g} % of the probability"
     if len(card.witnesses) < WITNESSES:
-        yield "no gradient to compare it with"
+        yield f"only {len(card.witnesses)} of {WITNESSES} methods to compare it with"
 
 
 def _reasons(card: Scorecard) -> Iterator[str]:

@@ -108,7 +108,7 @@ def test_the_gain_that_decides_is_the_one_that_is_printed() -> None:
         (
             {"witnesses": {"occlusion": hill(5, 6), "windows alone": hill(5, 6)}},
             Verdict.FRAGILE,
-            "no gradient to compare it with",
+            "only 2 of 4 methods to compare it with",
         ),
         (
             {"witnesses": dict.fromkeys(HERE, hill(15, 6)), "own": hill(15, 6)},
