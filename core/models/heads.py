@@ -287,8 +287,8 @@ def resolve_targets(
 def _values(target: str, labels: Sequence[str]) -> list[int]:
     if target != "predicted" or len(labels) > MAXIMUM_VALUES:
         raise UsageError(
-            f"'{target}': a regression has no ranking; --target takes a value's name or an index "
-            f"from 0 to {len(labels) - 1}"
+            f"'{target}': {len(labels)} values (a regression, or features of an embedding) have no "
+            f"ranking; --target takes a value's name or an index from 0 to {len(labels) - 1}"
         )
     return list(range(len(labels)))
 

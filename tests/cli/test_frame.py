@@ -106,6 +106,14 @@ def test_the_folder_that_is_checked_early_is_the_one_that_is_written(
             begin("occlude", given)
 
 
+def test_a_folder_as_checkpoint_is_left_to_its_reader_who_knows_the_remedy(tmp_path, capsys):
+    (tmp_path / "checkpoint-500").mkdir()
+    (tmp_path / "checkpoint-500" / "model.safetensors").touch()
+    checkpoint = str(tmp_path / "checkpoint-500")
+    assert run(["filters", "--model", "resnet18", "--checkpoint", checkpoint]) == 2
+    assert "is a folder; name the file in it: " in capsys.readouterr().err
+
+
 def test_torchvision_comes_without_torchs_compiler():
     code = (
         "import sys\nfrom cnnviz.core.lazy import torchvision\n"
