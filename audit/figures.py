@@ -13,6 +13,7 @@ from cnnviz.audit.groups import SMALLEST
 from cnnviz.audit.options import ALARM
 from cnnviz.audit.residual import high_passed
 from cnnviz.audit.results import AuditResult, ClassAudit, Group, Shown
+from cnnviz.core.choices import percent
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.output.drawing import (
     Column,
@@ -65,7 +66,7 @@ def draw_class(entry: ClassAudit, read: Read) -> Figure:
             picture(
                 _patch(images[image.row], image.box),
                 (1, 1),
-                below=image.label or _percent(image.probability),
+                below=image.label or percent(image.probability),
                 width=SMALL_SIDE,
             )
             for image in shown
@@ -79,8 +80,8 @@ def _strips(entry: ClassAudit) -> Iterator[tuple[str, Sequence[Shown]]]:
     for number, group in enumerate(entry.groups, start=1):
         yield _group_text(group, number), group.typical
     for heading, shown in (
-        ("Evidence elsewhere than the class's:\nmaps least like the others'", entry.elsewhere),
-        ("Misled: of another class\n(named below), most confident first", entry.misled),
+        ("Atypical evidence: maps\nleast like the rest of the class", entry.elsewhere),
+        ("Misclassified as this class, most\nconfident first (true class below)", entry.misled),
         (
             "Right for another reason: evidence\npeaks off the object, least inside first",
             entry.wrong_reason,
@@ -90,21 +91,17 @@ def _strips(entry: ClassAudit) -> Iterator[tuple[str, Sequence[Shown]]]:
             yield heading, shown
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.0f} %"
-
-
 def _group_text(group: Group, number: int) -> str:
-    lines = [f"Group {number}: {group.images} images, {_percent(group.share)}"]
+    lines = [f"Group {number}: {group.images} images, {percent(group.share)}"]
     if group.accuracy is not None:
-        covered = _percent(group.accuracy_covered)
-        lines.append(f"right {_percent(group.accuracy)}, patch covered {covered}")
+        covered = percent(group.accuracy_covered)
+        lines.append(f"right {percent(group.accuracy)}, {covered} with the patch occluded")
     if not group.pastes:
-        return "\n".join([*lines, "no images of other predictions: no paste test"])
+        return "\n".join([*lines, "no images of other classes: no paste test"])
     lines += [
-        f"pasted into others: {_percent(group.carried)} become it",
-        f"  (random patches {_percent(group.carried_random)})",
-        f"covered: {_percent(group.lost)} change (any position {_percent(group.lost_random)})",
+        f"pasted into other classes: {percent(group.carried)} flip",
+        f"  to this class (random patches {percent(group.carried_random)})",
+        f"occluded: {percent(group.lost)} change (any position {percent(group.lost_random)})",
     ]
     if group.suspicion is not None:
         alarm = "  SUSPICIOUS" if group.suspicion > ALARM else ""
@@ -116,21 +113,21 @@ def _class_text(entry: ClassAudit) -> str:
     few = f"classes with fewer than {SMALLEST} each"
     lines = [f"{entry.images} images predicted as {few if entry.index is None else entry.class_}"]
     if entry.accuracy is not None:
-        lines.append(f"{_percent(entry.accuracy)} of the labelled ones are right")
+        lines.append(f"{percent(entry.accuracy)} of the labelled ones are right")
     reliance, spread, residual = entry.reliance, entry.concentration, entry.residual
     others = "" if reliance.others is None else f"; other classes {reliance.others:.2f}"
     alarm = "  SUSPICIOUS: evidence everywhere" if (reliance.suspicion or 0.0) > ALARM else ""
     lines.append(f"reliance on one patch {reliance.mean:.2f} (mean{others}){alarm}")
     if entry.inside is not None:
-        lines.append(f"{_percent(entry.inside)} of the evidence on the object (mean)")
+        lines.append(f"{percent(entry.inside)} of the evidence on the object (mean)")
     if spread.area is None or spread.interval is None:
-        lines.append("no evidence at all: covering any position costs nothing")
+        lines.append("no evidence: occluding any position costs nothing")
     else:
         low, high = spread.interval
-        others = "" if spread.others is None else f"; other classes {_percent(spread.others)}"
+        others = "" if spread.others is None else f"; other classes {percent(spread.others)}"
         lines.append(
-            f"spread over {_percent(spread.area)} of the frame "
-            f"(95 %: {_percent(low)} to {_percent(high)}{others})"
+            f"spread over {percent(spread.area)} of the frame "
+            f"(95 %: {percent(low)} to {percent(high)}{others})"
         )
     kinds = {
         "mean image minus others' added": residual.plain,
@@ -139,8 +136,8 @@ def _class_text(entry: ClassAudit) -> str:
     }
     for kind, added in kinds.items():
         if added is not None:
-            became, random = _percent(added.became), _percent(added.became_random)
-            lines.append(f"{kind}: {became} of the others become it (random {random})")
+            became, random = percent(added.became), percent(added.became_random)
+            lines.append(f"{kind}: {became} of other classes flip to it (random {random})")
     if (residual.suspicion or 0.0) > ALARM:
         lines[-1] += "  SUSPICIOUS"
     return "\n".join([*lines, _verdict(entry)])
@@ -197,8 +194,8 @@ def draw_overview(result: AuditResult) -> Figure:
             Column("precision", [entry.accuracy for entry in classes]),
             Column("reliance on one patch", [entry.reliance.mean for entry in classes]),
             Column("spread of the evidence", [entry.concentration.area for entry in classes]),
-            Column("mean residual: become it", [entry.residual.became for entry in classes]),
+            Column("mean residual: flip to it", [entry.residual.became for entry in classes]),
         ],
-        f"{result.images} images, {READ_FIRST}: {result.verdict}",
+        f"{result.images} images, {READ_FIRST}; {result.verdict}",
         "classes",
     )

@@ -1,14 +1,13 @@
 """`cnnviz saliency`: what the gradient says about an image, and whether occlusion agrees."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cnnviz.cli.commands.images import SaliencyCommand
 from cnnviz.cli.per_image import Advance, ImageRun, ImageStudy
@@ -46,6 +45,7 @@ def saliency(given: SaliencyCommand) -> None:
     loaded = run.load(given.model)
     _check_model(loaded, given.spec)
     study = _Study(given, loaded)
+    run.note_common(inside=given.spec.inside)
     depends = {
         "options": given.spec,
         "look": given.look,
@@ -80,7 +80,7 @@ class _Study(ImageStudy[SaliencyResult, SaliencyResult]):
     """Traces an image's prediction back, and compares the maps with occlusion on request."""
 
     kind = SaliencyResult
-    work, title = "tracing back", "Saliency"
+    work, title = "computing gradients", "Saliency"
 
     def __init__(self, given: SaliencyCommand, model: Model) -> None:
         self._given, self._model, self._spec = given, model, given.spec
@@ -125,13 +125,9 @@ class _Study(ImageStudy[SaliencyResult, SaliencyResult]):
         if self.judge is None:
             return result
 
-        def make(image: WorkingImage, classes: Sequence[int]) -> dict[int, Tensor]:
-            traced = trace_back(self._model, image, self._spec, classes=classes)
-            return {entry.index: entry.map_HW for entry in traced.targets}
-
         maps = {entry.index: entry.map_HW for entry in result.targets}
         occluded = self.judge.occluder.run(image)
-        cards = self.judge.of_maps(occluded, maps, make, result.method.value)
+        cards = self.judge.of_maps(occluded, maps)
         pairs = zip(result.targets, cards, strict=True)
         return replace(result, targets=tuple(replace(entry, trust=card) for entry, card in pairs))
 
@@ -170,7 +166,7 @@ class _Study(ImageStudy[SaliencyResult, SaliencyResult]):
             for entry in result.targets
             if entry.trust is not None
         ]
-        figures = draw(result, look, [judged.card.line for judged in shown])
+        figures = draw(result, look, [judged.verdict for judged in shown])
         if shown:
             beneath, has_classes = photograph(result.working), result.head.has_classes
             figures |= draw_cards(shown, look, unit(result), beneath, has_classes)

@@ -26,7 +26,6 @@ ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "img"
 PHOTOS = "sample_photos"
 NET = "--model squeezenet1_1 --checkpoint squeezenet1_1.pth"
-LAYER = "--layer features.block2.conv2"
 MOST_BYTES, WIDTH = 80_000, 1000
 PICTURES = {
     "occlude": (
@@ -48,7 +47,11 @@ PICTURES = {
     ),
     "layers": ("layers data --gradients", ("statistics",)),
     "filters": (f"filters {NET}", ("kernels_features.0", "gabor_features.0")),
-    "max-patches": (f"max-patches data {LAYER} --filters random:6 --top 8", ("patches",)),
+    "max-patches": (
+        f"max-patches {PHOTOS} {NET} --layer features.12.expand3x3_activation "
+        "--filters 83,137,227 --top 5 --evidence",
+        ("patches", "evidence"),
+    ),
     "ablate": (
         "ablate data --filters stem.conv:random:8 --sweep stem.conv",
         ("classes", "confusions", "sweep"),

@@ -78,11 +78,7 @@ class Selection:
 
 
 def parse(text: str, layers: Sequence[str] = ()) -> Selection:
-    """Parses one specification; `layers` are the ones it refers to if it names none.
-
-    Raises:
-        UsageError: the text has none of the forms above.
-    """
+    """Parses one specification; `layers` are the ones it refers to if it names none."""
     names, colon, rest = text.strip().partition(":")
     if names == Pick.RANDOM and (layers or rest.isdecimal()):
         return Selection(text, tuple(layers), Pick.RANDOM, count=_parse_count(rest, text))
@@ -130,11 +126,7 @@ def _parse_numbers(text: str, whole: str) -> tuple[int, ...]:
 def expand(
     selection: Selection, layers: Sequence[str], convolutions: Sequence[str]
 ) -> tuple[str, ...]:
-    """The layer names of a selection; names without `*` are not checked.
-
-    Raises:
-        UsageError: a pattern matches no layer.
-    """
+    """The layer names of a selection; names without `*` are not checked."""
     if not selection.layers:
         return tuple(convolutions)
     names: dict[str, None] = {}
@@ -167,9 +159,6 @@ def resolve(
         count_channels: returns each named layer's number of output channels, or raises.
         seed: for the random draws, which share one stream in the order of the specifications.
         default_layers: names or patterns for specifications that name no layer.
-
-    Raises:
-        UsageError: a specification is malformed, or names something that does not exist.
     """
     generator = np.random.default_rng(seed)
     chosen: dict[str, set[int]] = {}
@@ -190,8 +179,8 @@ def _pick(selection: Selection, counts: Mapping[str, int]) -> dict[str, list[int
         outside = [channel for channel in selection.channels if channel >= count]
         if outside:
             raise UsageError(
-                f"no channel {outside[0]} in '{selection.text}'; "
-                f"layer '{name}' has {count} channels, 0 to {count - 1}"
+                f"channel {outside[0]} in '{selection.text}' does not exist; "
+                f"layer '{name}' has channels 0 to {count - 1}"
             )
         named = set(selection.channels)
         if selection.pick is not Pick.THESE:
@@ -240,9 +229,6 @@ class LayerChannels:
 
     Args:
         model: the network.
-
-    Raises:
-        UsageError: the model is an archive, whose layers cannot be accessed.
     """
 
     def __init__(self, model: Model) -> None:
@@ -252,11 +238,7 @@ class LayerChannels:
         self._known: dict[str, Layout | None] = {}
 
     def counts(self, names: Sequence[str]) -> dict[str, int]:
-        """The number of output channels of each named layer.
-
-        Raises:
-            UsageError: a layer does not exist, does not run, or its output has no channels.
-        """
+        """The number of output channels of each named layer."""
         for name in names:
             find_layer(self._model.module, name, self._model.name)
         self.find(names)
@@ -299,9 +281,6 @@ def choose_filters(
         texts: specifications; `all`, `3,7-12` and `random:10` refer to `layers`.
         layers: names, or patterns with `*`; if empty, all convolutions that run.
         seed: for random draws.
-
-    Raises:
-        UsageError: a layer or filter does not exist or does not run.
     """
     known = LayerChannels(model)
     if not layers:

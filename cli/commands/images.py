@@ -154,7 +154,7 @@ class TrustCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationsCommand:
-    """Show what a layer makes of an image: its feature maps.
+    """Show what a layer responds to in an image: feature maps.
 
     cnnviz activations dog.jpg --model resnet18 --layer layer4 --top 64
 

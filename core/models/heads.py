@@ -26,7 +26,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from cnnviz.core.choices import HeadChoice, whole_number
+from cnnviz.core.choices import HeadChoice, percent, whole_number
 from cnnviz.core.device import rounding
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph.program import target_name
@@ -34,7 +34,7 @@ from cnnviz.core.models.labels import class_index, normalised_name
 
 SHOWN = 6
 MAXIMUM_VALUES = 5
-"""A regression with more values must be told which one to explain."""
+"""Of a regression with more values, the one to explain must be named."""
 _BACKGROUND = "background"
 
 
@@ -50,11 +50,11 @@ class Kind(StrEnum):
 
 
 def _probability(value: float) -> str:
-    """Two decimals; more near 0 and 1."""
+    """Two decimals; more near 0 and 1, at most four."""
     if 0.01 <= value < 0.995 or value in (0.0, 1.0):
         return f"{value:.2f}"
     if value < 0.01:
-        return f"{value:.2g}"
+        return f"{value:.2g}" if value >= 0.001 else "< 0.001"
     shown = f"{value:.4f}"
     return shown if shown == "1.0000" else shown.rstrip("0")
 
@@ -98,7 +98,9 @@ class Head:
 
     def text(self, reading: float) -> str:
         """Format a probability, `p = 0.123`, or a value, for headings."""
-        return f"p = {_probability(reading)}" if self.has_classes else f"= {reading:.4g}"
+        shown = _probability(reading)
+        p = f"p {shown}" if shown.startswith("<") else f"p = {shown}"
+        return p if self.has_classes else f"= {reading:.4g}"
 
     def change_text(self, before: float, after: float | None) -> str:
         """Format what occlusion does to a probability, `p = 0.93 → 0.21`, or to a value."""
@@ -203,7 +205,7 @@ def _range(outputs_NK: Tensor, dtype: torch.dtype) -> str | None:
 
 
 def _unit_length(outputs_NK: Tensor, dtype: torch.dtype) -> bool:
-    """Whether every row is a vector of length 1, whatever the image."""
+    """Whether every row is a vector of length 1, for every image."""
     lengths = outputs_NK.double().norm(dim=1)
     return outputs_NK.shape[1] > 1 and bool(((lengths - 1).abs() < rounding(dtype)).all())
 
@@ -333,7 +335,9 @@ class Reading:
         absent = [labels[t] for t in targets if not self.pointed and self.shares_K[t] == 0]
         if absent:
             order = [i for i in self.shares_K.argsort(descending=True).tolist() if self.shares_K[i]]
-            there = ", ".join(f"{labels[i]} {float(self.shares_K[i]):.1%}" for i in order[:SHOWN])
+            there = ", ".join(
+                f"{labels[i]} {percent(float(self.shares_K[i]), 1)}" for i in order[:SHOWN]
+            )
             raise CnnvizError(
                 f"'{path}': no pixel is predicted as {absent[0]} (predicted are {there}); --at or "
                 "--inside names a region to read it at"

@@ -17,8 +17,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from cnnviz.core.output.canvas import Bar
 from cnnviz.core.output.drawing import label_axes
-from cnnviz.core.output.layout import GAP, PANEL, Bar, Cell, board, picture, plot, words
+from cnnviz.core.output.layout import GAP, PANEL, Cell, board, picture, plot, words
 from cnnviz.core.output.options import Look
 from cnnviz.core.output.overlays import Scale, draw_picture, paint_map, scales, show
 from cnnviz.core.output.style import SMALL
@@ -204,14 +205,7 @@ Contact = tuple[Pixels, NDArray[np.floating], str]
 def contact_sheets(
     shown: Iterable[Contact], count: int, look: Look, label: str
 ) -> Iterator[Figure]:
-    """Draws many images in pages, a row for each: the photograph, the map over it, and a text.
-
-    Args:
-        shown: the images; those of a page are in memory.
-        count: their number.
-        look: how maps are drawn; a scale is shared by the maps of a page.
-        label: what the maps measure.
-    """
+    """Draws many images in pages, a row for each: the photograph, the map over it, and a text."""
     pages, images = -(-count // PER_PAGE), iter(shown)
     for page in range(pages):
         part = list(islice(images, PER_PAGE))

@@ -73,11 +73,7 @@ def ablated_logits(
     fills: Fills,
     axes: Axes = CHANNELS_SECOND,
 ) -> Tensor:
-    """Returns the logits (N, K) of a whole pass with channels replaced.
-
-    Raises:
-        CnnvizError: a layer's output was never seen, so nothing of it was replaced.
-    """
+    """Returns the logits (N, K) of a whole pass with channels replaced."""
     unseen = set(channels)
 
     def changer(layer: str, numbers: list[int]) -> Callable[[Tensor], Tensor]:

@@ -86,6 +86,7 @@ def draw_overlays(
         ) -> None:
             paint_map(axes, values_HW, scale, look.display, background)
 
-        title = f"channel {channel}\n{layer.layer}"
+        nothing = "" if values_HW.any() else ", zero everywhere"
+        title = f"channel {channel}{nothing}\n{layer.layer}"
         cells.append(picture(paint, size, title, bar=scale.bar_over))
     return board(in_rows(cells, MOST_COLUMNS))

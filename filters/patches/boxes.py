@@ -7,7 +7,7 @@ Urtasun, Zemel 2016, "Understanding the Effective Receptive Field in Deep Convol
 Networks"). That box leaves out at most 2.5 % of the gradient's energy on each of its four sides, so
 it carries at least 90 %.
 
-Shapes: A units, one per image; H W rows and columns of the image.
+Shapes: A units, one per image; C channels, H W rows and columns of the image.
 """
 
 import math
@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ MAX_EXACT = 0.5
 SHARE = 0.9
 _PER_SIDE = (1 - SHARE) / 4
 KEPT, THREADS = 256, 4
+_RECTIFIERS = ("ReluBackward0", "HardtanhBackward0", "ThresholdBackward0")  # ReLU and ReLU6
 
 
 class PatchImages:
@@ -76,11 +78,7 @@ class Winner:
 
 
 class Cutter:
-    """Determines the box of each winner of a layer.
-
-    Raises:
-        CnnvizError: the plan's crop needs receptive fields, and they are not known.
-    """
+    """Determines the box of each winner of a layer."""
 
     def __init__(self, model: Model, images: PatchImages, plan: ScanPlan, batch_size: int) -> None:
         self._model, self._images = model, images
@@ -149,9 +147,24 @@ def gradient_energy(
     layout: Layout,
     filters: Sequence[int],
     units: Sequence[tuple[int, int]],
-    images_A3HW: Tensor,
+    images_ACHW: Tensor,
 ) -> Tensor:
-    """Squared gradient of each unit with respect to its image, summed over channels.
+    """Squared `unit_gradients`, summed over channels: (A, H, W) float64 on the CPU."""
+    gradient_ACHW = unit_gradients(model, layer, layout, filters, units, images_ACHW)
+    return gradient_ACHW.double().square().sum(1)
+
+
+def unit_gradients(
+    model: Model,
+    layer: str,
+    layout: Layout,
+    filters: Sequence[int],
+    units: Sequence[tuple[int, int]],
+    images_ACHW: Tensor,
+    *,
+    guided: bool = False,
+) -> Tensor:
+    """Gradient of each unit with respect to its image; zero where it does not reach.
 
     Args:
         model: the network.
@@ -159,10 +172,11 @@ def gradient_energy(
         layout: of its output.
         filters: one per image.
         units: (row, column) in the filter's map; one per image.
-        images_A3HW: normalised.
+        images_ACHW: normalised.
+        guided: whether a ReLU passes positive gradients only.
 
     Returns:
-        (A, H, W) float64 on the CPU.
+        (A, C, H, W) float32 on the CPU.
     """
     chosen: list[Tensor] = []
 
@@ -172,13 +186,27 @@ def gradient_energy(
         chosen[:] = [torch.stack([maps[pick] for pick in picks]).sum()]
         return output
 
-    leaf = images_A3HW.to(model.device, model.precision.dtype).requires_grad_()
+    leaf = images_ACHW.to(model.device, model.precision.dtype).requires_grad_()
     with frozen(model.module), replace_outputs(model.module, {layer: take}):
         model.outputs(leaf * 1)  # the first operation may be in place
+        if guided:
+            _guide(chosen[0])
         (gradient,) = gradients(chosen[0], [leaf], model.name)
-    if gradient is None:
-        return torch.zeros(len(leaf), *leaf.shape[2:], dtype=torch.float64)
-    return gradient.detach().cpu().double().square().sum(1)
+    return (torch.zeros_like(leaf) if gradient is None else gradient).detach().cpu().float()
+
+
+def _guide(score: Tensor) -> None:
+    """Lets every ReLU in the graph of a score pass positive gradients only."""
+    waiting: list[Any] = [score.grad_fn]
+    seen = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        waiting += [other for other, _ in node.next_functions]
+        if node.name() in _RECTIFIERS:
+            node.register_prehook(lambda slopes: tuple(slope.clamp_min(0) for slope in slopes))
 
 
 def box_of_energy(energy_HW: Tensor) -> Box | None:

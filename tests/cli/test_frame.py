@@ -66,6 +66,16 @@ def test_wrong_paths_are_reported_before_torch_is_imported(line, message, tmp_pa
     assert done.returncode == 0, done.stderr
 
 
+def test_a_list_of_images_is_not_taken_for_an_image(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("out", "of", "other").mkdir(parents=True)
+    for name in ("of.csv", "of.png"):
+        Path(name).touch()
+    begin("occlude", parse(["occlude", "of.csv", "--out", "out"]))
+    with pytest.raises(UsageError, match="out/of is not empty"):
+        begin("occlude", parse(["occlude", "of.png", "--out", "out"]))
+
+
 def test_a_launchers_share_begins_beside_the_folders_of_the_others(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("out", "share-of-another").mkdir(parents=True)

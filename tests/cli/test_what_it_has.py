@@ -246,7 +246,7 @@ def test_activations_refuses_what_it_cannot_do(
 ) -> None:
     line = ["activations", photo, *options]
     told = fails([*line, "--filters", "9"], 2, capsys)
-    assert "no channel 9 in '9'; layer '0' has 8 channels, 0 to 7" in told
+    assert "channel 9 in '9' does not exist; layer '0' has channels 0 to 7" in told
     assert "nearest are" in fails([*line, "--layer", "33"], 2, capsys)
     assert "--top 0" in fails([*line, "--top", "0"], 2, capsys)
     moody = ["activations", photo, "--model", f"{net}:moody", "--size", "16", "--filters", "1"]

@@ -311,6 +311,12 @@ def test_probabilities_near_1_keep_their_digits(p: float, text: str) -> None:
     assert Head().text(p) == f"p = {text}"
 
 
+def test_probabilities_near_0_are_no_powers_of_ten() -> None:
+    assert Head().text(0.0012) == "p = 0.0012"
+    assert Head().text(1.8e-5) == "p < 0.001"
+    assert Head().change_text(0.4, 1.8e-5) == "p = 0.40 → < 0.001"
+
+
 def test_logits_that_lie_between_0_and_1_by_chance_stay_logits(
     network: Callable[..., Model],
 ) -> None:

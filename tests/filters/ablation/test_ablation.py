@@ -340,7 +340,7 @@ def test_archives_are_refused_with_the_remedy(model: Model) -> None:
     [
         (AblationSpec(), "nothing to ablate; give --filters"),
         (AblationSpec(filters=("conv:0",), cumulative=True), "--cumulative needs --sweep"),
-        (AblationSpec(filters=("conv:4",)), "no channel 4 .* 0 to 3"),
+        (AblationSpec(filters=("conv:4",)), "channel 4 .* 0 to 3"),
         (AblationSpec(sweep=("nothing*",)), r"no layer matches 'nothing\*'"),
     ],
 )
