@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 from torchvision.models import SqueezeNet1_1_Weights
 
 from cnnviz.cli.main import run
+from cnnviz.gradients.options import Method
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "img"
@@ -98,6 +99,16 @@ PICTURES = {
     "tsne": ("tsne data --perplexity 20", ("scatter", "grid")),
     "audit": ("audit data --stride 4", ("overview", "class_frog")),
     "diff": ("diff run/audit run/other --data data --top 4", ("worst", "classes")),
+}
+DAISY = f"saliency {PHOTOS}/daisy.jpg {NET} --width 640 --method"
+METHODS = {
+    **{method: "" for method in Method if not method.of_layer},
+    **{method: "--layer features.12" for method in Method if method.of_layer},
+    Method.LAYERCAM: "--layer features.5",
+}
+PICTURES |= {
+    f"saliency-{method}": (f"{DAISY} {method} {layer}", ("overlay",))
+    for method, layer in METHODS.items()
 }
 BEFORE = {"diff": "audit data --stride 4 --mean 0.4,0.5,0.6 --out run/other"}
 

@@ -30,6 +30,7 @@ from cnnviz.core.output.overlays import (
     enlarged,
     hatch_pixels,
     input_cell,
+    map_cell,
     outline_pixels,
     paint_kinds,
     paint_map,
@@ -181,12 +182,10 @@ def _map(
     over: Pixels | None,
     below: str = "",
 ) -> Cell:
-    def paint(axes: Axes) -> None:
-        paint_map(axes, values_HW, scale, look.display, over)
+    def mark(axes: Axes) -> None:
         _outline_read(axes, result, panel)
 
-    bar = scale.bar if over is None else scale.bar_over
-    return picture(paint, result.measured.size, title, below, bar)
+    return map_cell(values_HW, scale, look, over, title, below, mark=mark)
 
 
 def heading(result: OcclusionResult, panel: Panel) -> str:

@@ -9,16 +9,20 @@ Shapes: N images, K classes or values.
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from cnnviz.core.choices import HeadChoice, whole_number
 from cnnviz.core.device import rounding
 from cnnviz.core.errors import UsageError
+from cnnviz.core.graph.program import target_name
 from cnnviz.core.models.labels import class_index
 
 MAXIMUM_VALUES = 5
@@ -155,6 +159,53 @@ class Head:
 SOFTMAX = Head()
 
 
+class LastSigmoid(TorchFunctionMode):
+    """Takes the input of a network's last sigmoid instead of its output, if `removed`.
+
+    A probability near 1 is rounded, which leaves few digits of its logit. `seen` records whether
+    the output is that of a sigmoid.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.removed = self.seen = False
+        self._made: dict[int, tuple[Any, Any]] = {}
+
+    def __deepcopy__(self, _memo: object) -> "LastSigmoid":
+        return self
+
+    def watched(self) -> AbstractContextManager[object]:
+        """The context in which the network runs."""
+        return self if self.removed else nullcontext()
+
+    def __torch_function__(
+        self, function: Any, _types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        output = function(*args, **(kwargs or {}))
+        if getattr(function, "__name__", "") in ("sigmoid", "expit", "special_expit") and args:
+            self._made[id(output)] = output, args[0]  # an output that is kept keeps its id
+        return output
+
+    def logits(self, output: Any) -> Any:
+        """The logits of a network's output; of what no sigmoid made, by their formula."""
+        if not self.removed:
+            return output
+        if isinstance(output, fx.Proxy):
+            node, tracer = output.node, output.tracer
+            assert isinstance(tracer, fx.Tracer)  # noqa: S101 (a module is traced)
+            layer = (
+                tracer.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+            )
+            sigmoid = isinstance(layer, nn.Sigmoid) or target_name(node.target) == "sigmoid"
+            first = node.args[0] if sigmoid and node.args else None
+            before = tracer.proxy(first) if isinstance(first, fx.Node) else None
+        else:
+            before = self._made.get(id(output), (None, None))[1]
+        self._made.clear()
+        self.seen = before is not None
+        return Head(Kind.SIGMOID, True).logits(output) if before is None else before
+
+
 def log_of(positive: Tensor) -> Tensor:
     """The logarithm, finite at 0."""
     return positive.clamp_min(torch.finfo(positive.dtype).tiny).log()
@@ -260,7 +311,7 @@ def _values(target: str, labels: Sequence[str], word: str) -> list[int]:
         )
     if target != "predicted" or len(labels) > MAXIMUM_VALUES:
         raise UsageError(
-            f"'{target}': a regression has no ranking; --target takes a value's name or an index "
-            f"from 0 to {len(labels) - 1}"
+            f"'{target}': {len(labels)} values (a regression, or features of an embedding) have no "
+            f"ranking; --target takes a value's name or an index from 0 to {len(labels) - 1}"
         )
     return list(range(len(labels)))

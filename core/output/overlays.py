@@ -26,7 +26,7 @@ from PIL import Image
 from cnnviz.core.data.images import WorkingImage, file_crop
 from cnnviz.core.output.canvas import Bar
 from cnnviz.core.output.drawing import image_pixels
-from cnnviz.core.output.layout import Cell, picture
+from cnnviz.core.output.layout import PANEL, Cell, picture
 from cnnviz.core.output.options import DIVERGING, JET, Display, Ends, Look, colour_map
 
 MOST_COLUMNS = 4
@@ -313,6 +313,30 @@ def _firsts(values: NDArray[np.float32], tiny: float) -> NDArray[np.intp]:
     """The first line of each run of equal lines."""
     changed = (np.abs(np.diff(values, axis=0)) > tiny).any(axis=1)
     return np.concatenate([[0], np.flatnonzero(changed) + 1]).astype(np.intp)
+
+
+def map_cell(
+    values_HW: Values,
+    scale: Scale,
+    look: Look,
+    over: Pixels | None,
+    title: str = "",
+    below: str = "",
+    *,
+    width: float = PANEL,
+    mark: Callable[[Axes], None] = lambda _axes: None,
+) -> Cell:
+    """A cell for a map, alone or over a picture (h, w, 3), with its colour bar.
+
+    `mark` draws on top of it.
+    """
+
+    def paint(axes: Axes) -> None:
+        paint_map(axes, values_HW, scale, look.display, over)
+        mark(axes)
+
+    bar = scale.bar if over is None else scale.bar_over
+    return picture(paint, (values_HW.shape[0], values_HW.shape[1]), title, below, bar, width)
 
 
 def input_cell(pixels: Pixels, size: tuple[int, int], detail: str = "") -> Cell:

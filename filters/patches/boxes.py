@@ -14,8 +14,8 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from cnnviz.core.device import in_batches
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.models.layers import Layout, replace_outputs
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.variants import frozen, gradients
+from cnnviz.core.models.variants import ReluRule, frozen, gradients
 from cnnviz.filters.channels import known_fields
 from cnnviz.filters.patches.options import Crop
 from cnnviz.filters.patches.scan import ScanPlan
@@ -39,7 +39,6 @@ MAX_EXACT = 0.5
 SHARE = 0.9
 _PER_SIDE = (1 - SHARE) / 4
 KEPT, THREADS = 256, 4
-_RECTIFIERS = ("ReluBackward0", "HardtanhBackward0", "ThresholdBackward0")  # ReLU and ReLU6
 
 
 class PatchImages:
@@ -189,24 +188,9 @@ def unit_gradients(
     leaf = images_ACHW.to(model.device, model.precision.dtype).requires_grad_()
     with frozen(model.module), replace_outputs(model.module, {layer: take}):
         model.outputs(leaf * 1)  # the first operation may be in place
-        if guided:
-            _guide(chosen[0])
-        (gradient,) = gradients(chosen[0], [leaf], model.name)
+        with ReluRule() if guided else nullcontext():
+            (gradient,) = gradients(chosen[0], [leaf], model.name)
     return (torch.zeros_like(leaf) if gradient is None else gradient).detach().cpu().float()
-
-
-def _guide(score: Tensor) -> None:
-    """Lets every ReLU in the graph of a score pass positive gradients only."""
-    waiting: list[Any] = [score.grad_fn]
-    seen = set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        waiting += [other for other, _ in node.next_functions]
-        if node.name() in _RECTIFIERS:
-            node.register_prehook(lambda slopes: tuple(slope.clamp_min(0) for slope in slopes))
 
 
 def box_of_energy(energy_HW: Tensor) -> Box | None:
