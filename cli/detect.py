@@ -54,4 +54,5 @@ class _Study(ImageStudy[Detected, Detected]):
             y0, x0, y1, x1 = box.box_original
             yield name, f"{box.number} {box.class_}", f"{box.score:.3f}", f"{x0}, {y0}, {x1}, {y1}"
         if not entry.boxes:
-            yield name, "none", "", f"--threshold {self._model.head.threshold:g} includes weaker"
+            least = self._model.head.threshold
+            yield name, "none", "", f"no score of {least:g} or more (--threshold)"
