@@ -133,8 +133,7 @@ def box_name(text: str, option: str) -> str:
         UsageError: anything else.
     """
     name, at, nth = text.partition("@")
-    number = text.isdecimal() and int(text) == 0
-    if not name.strip() or number or (at and not (nth.isdecimal() and int(nth) > 0)):
+    if not name.strip() or whole_number(text) == 0 or (at and not whole_number(nth)):
         raise UsageError(
             f"invalid box '{text[:40]}'; {option} takes a number from 1, a class, the N-th of a "
             "class as dog@2, or all"

@@ -276,7 +276,8 @@ def _boxes(arrays: dict[str, np.ndarray]) -> BoxReading:
         (int(arrays["boxes"][:, 2].max()), int(arrays["boxes"][:, 3].max())),
     )
     shapes = corners.shape == (count, 4) and scores.shape == (count,) and names.dtype.kind == "U"
-    if not (shapes and np.isfinite(corners).all() and reading.labels == tuple(labels)):
+    finite = np.isfinite(corners).all() and np.isfinite(scores).all()
+    if not (shapes and finite and reading.appearing and reading.labels == tuple(labels)):
         raise ValueError("its boxes do not fit each other")
     return reading
 

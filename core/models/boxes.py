@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cnnviz.core.choices import whole_number
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.lazy import torchvision
 from cnnviz.core.models.heads import Head
@@ -139,12 +140,12 @@ class BoxReading(Reading):
             ]
             if text == ALL:
                 of_class = list(range(len(self)))
-            elif text.isdecimal():
-                of_class = [int(text) - 1] if 1 <= int(text) <= len(self) else []
-            elif nth:
-                of_class = of_class[int(nth) - 1 : int(nth)]
+            elif number := whole_number(text):
+                of_class = [number - 1] if number <= len(self) else []
+            elif place := whole_number(nth):
+                of_class = of_class[place - 1 : place]
             if not of_class:
-                raise CnnvizError(f"'{path}': {self._missing(text, head.threshold)}")
+                raise CnnvizError(f"'{path}': {self._missing(text[:40], head.threshold)}")
             found += of_class
         return tuple(dict.fromkeys(found))
 
