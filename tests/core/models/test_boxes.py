@@ -1,6 +1,8 @@
 """Boxes as targets: their numbers, and which boxes are found, vanish and appear, by loops."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -268,6 +270,27 @@ def test_a_run_is_read_back_and_drawn_for_other_boxes(source: str, tmp_path: Pat
     assert torch.equal(again.targets[0].map_HW, result.targets[0].map_HW)
     with pytest.raises(UsageError, match=r"returns boxes: --box"):
         look(load(tmp_path), PanelSpec())
+
+
+FORGED: dict[str, Callable[[dict[str, Any]], object]] = {
+    "scores": lambda a: a["box_scores"].fill(np.nan),
+    "corners": lambda a: a["box_corners"].fill(np.inf),
+    "fewer": lambda a: a.update(box_names=a["box_names"][:1]),
+    "other": lambda a: a.update(box_names=np.array(["cat", "dog"])),
+    "none": lambda a: a.update(box_names=np.repeat(a["box_names"], 99)),
+    "word": lambda a: a.update(word=np.array("<b>")),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_foreign_boxes_are_checked(source: str, tmp_path: Path, name: str) -> None:
+    arrays = to_arrays(occlude(made(source), picture(), spec("1")))
+    arrays = {key: values.copy() for key, values in arrays.items()}
+    FORGED[name](arrays)
+    np.savez(tmp_path / "scores.npz", **arrays)
+    Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "input.png")
+    with pytest.raises(CnnvizError, match=r"scores.npz cannot be read: it is damaged or not"):
+        load(tmp_path)
 
 
 def test_the_smallest_region_keeps_the_score(source: str) -> None:
