@@ -14,8 +14,8 @@ Shapes: N images, C channels, H W rows and columns, K classes or values.
 """
 
 import re
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -281,19 +281,9 @@ def probe(
 ) -> FirstRun:
     """Run a network on a blank image; if it refuses that, with other numbers of channels."""
 
-    def batched(_layer: nn.Module, given: tuple[Any, ...]) -> None:
-        if given[0].ndim == 4:  # it would take the batch for the channels
-            raise RuntimeError("conv3d takes 5D input")
-
     def run(count: int) -> object:
-        with ExitStack() as hooks, torch.no_grad():
-            for layer in module.modules():
-                if isinstance(layer, nn.Conv3d):
-                    hooks.callback(layer.register_forward_pre_hook(batched).remove)
-            return on_blank(count)
-
-    def on_blank(count: int) -> object:
-        with torch.no_grad():  # not inference mode: tensors that lazy layers make are changed later
+        # Not inference mode: tensors that lazy layers make are changed later.
+        with _volumes_batched(module), torch.no_grad():
             return module(torch.zeros(1, count, *size, dtype=dtype, device=device))
 
     try:
@@ -312,6 +302,21 @@ def probe(
             f"{name} cannot run on an image of {channels}x{size[0]}x{size[1]} in {kind} on "
             f"{device}: {_essence(error)}{_remedy(error, kind)}"
         ) from error
+
+
+@contextmanager
+def _volumes_batched(module: nn.Module) -> Iterator[None]:
+    """Lets three-dimensional convolutions refuse images, whose batch they take for channels."""
+
+    def check(_layer: nn.Module, given: tuple[Any, ...]) -> None:
+        if given[0].ndim == 4:
+            raise RuntimeError("conv3d takes 5D input")
+
+    with ExitStack() as hooks:
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv3d):
+                hooks.callback(layer.register_forward_pre_hook(check).remove)
+        yield
 
 
 def with_lazy_layers(module: nn.Module, name: str, size: tuple[int, int]) -> nn.Module:
