@@ -3,13 +3,13 @@
     python benchmarks/trust.py ASSETS TRUTH --keep FOLDER [--half chosen|held-out] [--fit]
         [--page FILE]
 
-SqueezeNet 1.1 on the pictures with boxes of TRUTH (`imagenet_val_boxes/`); on CIFAR-10's test images
-the bundled network and the ResNets 20 and 56 (bad maps alone: objects fill the images). Good maps:
-occlusion's, Grad-CAM's, their agreement. Bad ones, known to be: smooth random hills; occlusion's
-map with its 4 x 4 tiles shuffled, mirrored, of another class, or of the network with its last
-layers random; a blob in the centre; edges. Bad maps are those of every third photograph. Every
-second picture is *chosen*, and `--fit` prints the weights of `trust/scorecard.py` from these,
-without ResNet-56; the others are *held out*. `--keep` has what is not measured again.
+SqueezeNet 1.1 on the pictures with boxes of TRUTH (`imagenet_val_boxes/`); on CIFAR-10's test
+images the bundled network and the ResNets 20 and 56 (bad maps alone: objects fill the images).
+Good maps: occlusion's, Grad-CAM's, their agreement. Bad ones, known to be: smooth random hills;
+occlusion's map with its 4 x 4 tiles shuffled, mirrored, of another class, or of the network with
+its last layers random; a blob in the centre; edges. Bad maps are those of every third photograph.
+Every second picture is *chosen*, and `--fit` prints the weights of `trust/scorecard.py` from
+these, without ResNet-56; the others are *held out*. `--keep` has what is not measured again.
 
 The fit: y is 1 for good maps that hit the object (on CIFAR for good maps), 0 for bad maps and for
 good ones that miss. Hits and bad maps weigh 1 each in sum, misses 1/4; those of each CIFAR network

@@ -8,7 +8,6 @@ it was made. Most of the runs serve every class of an image (`Answers`).
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Self
 
 import torch
@@ -89,18 +88,13 @@ class Answers:
     replaced image.
     """
 
-    result: OcclusionResult
+    measured: Measurement
     remover: Remover
     random_logits: list[list[tuple[str, Order, Tensor]]]
     variants: tuple[tuple[Grid, Tensor], ...]
     kept: tuple[Grid, Tensor]
     covered_K: Tensor
     gradients: tuple[Gradient, ...]
-
-    @cached_property
-    def measured(self) -> Measurement:
-        """What occlusion measured."""
-        return self.result.measured
 
     def _drops(self, logits_PK: Tensor, target: int, base_K: Tensor | None = None) -> Tensor:
         base_K = self.measured.base_logits_K if base_K is None else base_K
@@ -249,7 +243,7 @@ class Judge:
         remover = Remover(self._fast, image, base_K, batch_size=spec.batch_size)
         targets = list(dict.fromkeys(panel.index for panel in result.targets))
         return Answers(
-            result=result,
+            measured=result.measured,
             remover=remover,
             random_logits=remover.random_logits(spec.seed),
             variants=((small, small_PK), (large, large_PK), (middle, middle_PK)),

@@ -161,8 +161,7 @@ class Remover:
     def random_logits(self, seed: int) -> list[list[tuple[str, Order, Tensor]]]:
         """Fill, order and logits (5, K) of each random map at `GAIN_SHARES`.
 
-        The curves of a map and of its opposite are the same with the orders exchanged: each map
-        serves for both.
+        Those of its opposite have the orders exchanged: each map serves for both.
         """
         return [
             [

@@ -68,14 +68,7 @@ Witnesses = Evidence  # the former name
 def scorecard(
     map_HW: Tensor, curves: Sequence[Curve], random_gains: Sequence[float], evidence: Evidence
 ) -> Scorecard:
-    """Computes the numbers and the verdict.
-
-    Args:
-        map_HW: positive is evidence for the class.
-        curves: of its removal.
-        random_gains: of random maps, for the same image and class.
-        evidence: the other checks.
-    """
+    """Computes the numbers and the verdict of a map, positive where there is evidence."""
     certain_HW = evidence.certain_HW
     areas = {(curve.fill, curve.order): curve.area for curve in curves}
     witnesses, others = evidence.witnesses, evidence.other_classes
@@ -104,7 +97,8 @@ def scorecard(
         curves=tuple(curves),
         certain_HW=certain_HW,
     )
-    card = replace(card, trust=_trust(components(card)))
+    total = OFFSET + sum(WEIGHTS[name] * value for name, value in components(card).items())
+    card = replace(card, trust=1 / (1 + math.exp(-total)))
     verdict, reasons = judge(card, bool((map_HW > 0).any()), evidence)
     return replace(card, verdict=verdict, reasons=reasons)
 
@@ -151,11 +145,6 @@ def components(card: Scorecard) -> dict[str, float]:
     return values
 
 
-def _trust(values: Mapping[str, float]) -> float:
-    total = OFFSET + sum(WEIGHTS[name] * value for name, value in values.items())
-    return 1 / (1 + math.exp(-total))
-
-
 def chance(random_gains: Sequence[float]) -> tuple[float, float]:
     """The interval of 95 % of random maps.
 
@@ -169,13 +158,7 @@ def chance(random_gains: Sequence[float]) -> tuple[float, float]:
 
 
 def judge(card: Scorecard, positive: bool, evidence: Evidence) -> tuple[Verdict, tuple[str, ...]]:
-    """The verdict, and the reasons for it.
-
-    Args:
-        card: with all numbers.
-        positive: whether the map has positive evidence.
-        evidence: for the class's standing.
-    """
+    """The verdict, and the reasons for it; `positive`: the map has positive evidence."""
     if not positive:
         return Verdict.WEAK, ("the map has no positive evidence",)
     if evidence.probability is not None and card.effect < MIN_EFFECT:
@@ -204,7 +187,7 @@ def _limits(card: Scorecard, evidence: Evidence) -> Iterator[str]:
     if card.effect_share is not None and card.effect_share < MIN_SHARE:
         yield f"no region takes more than {100 * card.effect_share:.2g} % of the probability"
     if len(card.witnesses) < WITNESSES:
-        yield "no gradient to compare it with"
+        yield f"only {len(card.witnesses)} of {WITNESSES} methods to compare it with"
 
 
 def _reasons(card: Scorecard) -> Iterator[str]:
