@@ -44,6 +44,7 @@ from cnnviz.core.statistics import (
 )
 
 RESAMPLES = 500
+PASTED, RELIANCE = "pasted", "reliance"
 TINY = 0.02
 """Radians: smaller differences of the arc sine of the root do not count, however certain."""
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -132,16 +133,22 @@ def verdict(audited: Sequence[ClassAudit]) -> str:
 
 @dataclass(frozen=True)
 class _Tests:
-    """The results of all tests, in the order of the classes, with their suspicions."""
+    """The results of all tests, in the order of the classes.
+
+    `decisive` has the test with the smallest p-value and that p-value, times the number of the
+    class's tests; None for classes that are not judged.
+    """
 
     groups: tuple[tuple[Verdict, ...], ...]
     reliances: tuple[Reliance, ...]
     residuals: tuple[Residual, ...]
     averages: Averages
+    decisive: tuple[tuple[str, float] | None, ...]
+    suspicions: tuple[float | None, ...]
 
 
 def _test(auditor: Auditor, rows: Rows, listed: Sequence[Class], progress: Progress) -> _Tests:
-    """Runs the tests; the p-values of all classes with enough images are corrected together."""
+    """Runs the tests; the p-values of all classes are corrected together."""
     model, data, spec = auditor.model, auditor.data, auditor.spec
     places = rows.places_N.tolist()
 
@@ -158,17 +165,36 @@ def _test(auditor: Auditor, rows: Rows, listed: Sequence[Class], progress: Progr
         averages = average(listed, read, spec.seed, advance)
         residuals = residual.judge(hosts, averages, listed, seed=spec.seed, progress=advance)
     reliances = _reliances(rows, listed)
-    judged = [entry.enough for entry in listed for _ in entry.groups]
-    of_groups = [v.p if enough else None for v, enough in zip(verdicts, judged, strict=True)]
-    of_classes = [*(test.p for test in reliances), *(test.p for test in residuals)]
-    suspected = iter(suspicions([*of_groups, *of_classes]))
-    verdict_of = iter([replace(entry, suspicion=next(suspected)) for entry in verdicts])
+    verdict_of = iter(verdicts)
+    groups = [tuple(next(verdict_of) for _ in entry.groups) for entry in listed]
+    decisive = [
+        _decisive(*tests) if entry.enough else None
+        for entry, *tests in zip(listed, groups, reliances, residuals, strict=True)
+    ]
     return _Tests(
-        tuple(tuple(next(verdict_of) for _ in entry.groups) for entry in listed),
-        tuple([replace(entry, suspicion=next(suspected)) for entry in reliances]),
-        tuple([replace(entry, suspicion=next(suspected)) for entry in residuals]),
+        tuple(groups),
+        tuple(reliances),
+        tuple(residuals),
         averages,
+        tuple(decisive),
+        tuple(suspicions([found and found[1] for found in decisive])),
     )
+
+
+def _decisive(
+    verdicts: Sequence[Verdict], reliance: Reliance, residual: Residual
+) -> tuple[str, float] | None:
+    """The test that speaks most against a class, and its p-value, corrected (Bonferroni).
+
+    The three ways to look count the same, and so do the tests of each.
+    """
+    kinds = [(PASTED, verdict.p) for verdict in verdicts]
+    ways = [kinds, [(RELIANCE, reliance.p)], [(n, one.p) for n, one in residual.kinds.items()]]
+    known = [[(name, p) for name, p in way if p is not None] for way in ways]
+    known = [way for way in known if way]
+    found = [(name, len(known) * len(way) * p) for way in known for name, p in way]
+    name, p = min(found, key=lambda one: one[1], default=("", 1.0))
+    return (name, min(1.0, p)) if found else None
 
 
 def _of_images(
@@ -281,25 +307,24 @@ def _class(
     rows, members_N = lists.rows, entry.members_N
     labelled = members_N[rows.known_N[members_N]]
     of_it = rows.labels_N == entry.index if entry.index is not None else np.zeros(len(rows), bool)
-    verdicts, reliance = tests.groups[number], tests.reliances[number]
-    of_groups = [verdict.suspicion for verdict in verdicts]
-    every = (reliance.suspicion, tests.residuals[number].suspicion, *of_groups)
-    suspected = [suspicion for suspicion in every if suspicion is not None]
+    decisive = tests.decisive[number]
     return ClassAudit(
         class_=REST if entry.index is None else lists.labels[entry.index],
         index=entry.index,
         images=len(members_N),
         accuracy=_mean(rows.right_N[labelled]),
         recall=_mean(rows.right_N[of_it]),
-        reliance=reliance,
+        reliance=tests.reliances[number],
         inside=_mean(rows.inside_N[members_N]),
         concentration=spread,
         residual=tests.residuals[number],
-        suspicion=max(suspected, default=None),
-        not_judged=None if suspected else _reason(entry),
+        suspicion=tests.suspicions[number],
+        p=decisive and decisive[1],
+        decisive=decisive and decisive[0],
+        not_judged=None if decisive else _reason(entry),
         groups=tuple(
             _group(lists, verdict, entry, members)
-            for verdict, members in zip(verdicts, entry.groups, strict=True)
+            for verdict, members in zip(tests.groups[number], entry.groups, strict=True)
         ),
         elsewhere=lists.elsewhere(members_N),
         misled=lists.misled(members_N),

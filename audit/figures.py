@@ -29,6 +29,13 @@ TEXT = 223.0
 """Points of the text at the left of a row."""
 READ_FIRST = "grouped by predicted class"
 
+KINDS = {
+    "plain": "mean image minus others' added",
+    "high_passed": "the same, high-passed",
+    "colour": "the same, without brightness",
+    "recoded": "stored as JPEG",
+}
+TESTS = KINDS | {"pasted": "a patch carries over", "reliance": "the evidence is everywhere"}
 ENOUGH = 8
 """Patches in a row beside which the text at the top has room."""
 Read = Callable[[Sequence[int]], dict[int, WorkingImage]]
@@ -106,9 +113,6 @@ def _group_text(group: Group, number: int) -> str:
         f"  (random patches {_percent(group.carried_random)})",
         f"covered: {_percent(group.lost)} change (any position {_percent(group.lost_random)})",
     ]
-    if group.suspicion is not None:
-        alarm = "  SUSPICIOUS" if group.suspicion > ALARM else ""
-        lines.append(f"suspicion {group.suspicion:.2f}{alarm}")
     return "\n".join(lines)
 
 
@@ -119,8 +123,7 @@ def _class_text(entry: ClassAudit) -> str:
         lines.append(f"{_percent(entry.accuracy)} of the labelled ones are right")
     reliance, spread, residual = entry.reliance, entry.concentration, entry.residual
     others = "" if reliance.others is None else f"; other classes {reliance.others:.2f}"
-    alarm = "  SUSPICIOUS: evidence everywhere" if (reliance.suspicion or 0.0) > ALARM else ""
-    lines.append(f"reliance on one patch {reliance.mean:.2f} (mean{others}){alarm}")
+    lines.append(f"reliance on one patch {reliance.mean:.2f} (mean{others})")
     if entry.inside is not None:
         lines.append(f"{_percent(entry.inside)} of the evidence on the object (mean)")
     if spread.area is None or spread.interval is None:
@@ -132,25 +135,18 @@ def _class_text(entry: ClassAudit) -> str:
             f"spread over {_percent(spread.area)} of the frame "
             f"(95 %: {_percent(low)} to {_percent(high)}{others})"
         )
-    kinds = {
-        "mean image minus others' added": residual.plain,
-        "the same, high-passed": residual.high_passed,
-        "stored as JPEG": residual.recoded,
-    }
-    for kind, added in kinds.items():
-        if added is not None:
-            became, random = _percent(added.became), _percent(added.became_random)
-            lines.append(f"{kind}: {became} of the others become it (random {random})")
-    if (residual.suspicion or 0.0) > ALARM:
-        lines[-1] += "  SUSPICIOUS"
+    for kind, added in residual.kinds.items():
+        became, random = _percent(added.became), _percent(added.became_random)
+        lines.append(f"{KINDS[kind]}: {became} of the others become it (random {random})")
     return "\n".join([*lines, _verdict(entry)])
 
 
 def _verdict(entry: ClassAudit) -> str:
-    if entry.suspicion is None:
+    if entry.suspicion is None or entry.decisive is None:
         return f"not judged: {entry.not_judged}"
-    side = "above" if entry.suspicion > ALARM else "not above"
-    return f"suspicion {entry.suspicion:.2f}: {side} the alarm level {ALARM:g}"
+    if entry.suspicion <= ALARM:
+        return f"suspicion {entry.suspicion:.2f}: not above the alarm level {ALARM:g}"
+    return f"SUSPICIOUS ({entry.suspicion:.2f}, above {ALARM:g}): {TESTS[entry.decisive]}"
 
 
 def _residual(residual: NDArray[np.float32]) -> Callable[[Axes], None]:

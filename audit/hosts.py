@@ -17,7 +17,7 @@ from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.device import in_batches
 from cnnviz.core.models.load import Model
 
-POOL = 128
+POOL = 192
 Open = Callable[[int], WorkingImage]
 """Opens the image of a row."""
 

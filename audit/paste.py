@@ -65,10 +65,6 @@ class Verdict(Record):
     p_cover: Annotated[
         Share | None, Says("p-value: covering it costs no more than covering any position")
     ] = None
-    suspicion: Annotated[
-        Share | None,
-        Says("1 - q (Benjamini-Hochberg) of the largest of the three; null where not judged"),
-    ] = None
 
     @property
     def p(self) -> float | None:

@@ -107,7 +107,6 @@ class Reliance(Record):
     p: Annotated[
         Share | None, Says("p-value: it is no lower than theirs; null with too few of them")
     ]
-    suspicion: Annotated[Share | None, Says("1 - q (Benjamini-Hochberg) of that")] = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -128,8 +127,13 @@ class ClassAudit(Record):
     concentration: Concentration
     residual: Residual
     suspicion: Annotated[
-        Share | None,
-        Says("the largest of its groups', its reliance's and its residual's; null: not judged"),
+        Share | None, Says("1 - q (Benjamini-Hochberg) of `p` among the classes; null: not judged")
+    ]
+    p: Annotated[
+        Share | None, Says("smallest p-value of its tests, times their number (Bonferroni)")
+    ]
+    decisive: Annotated[
+        str | None, Says("the test with it: pasted, reliance, or a kind of `residual`")
     ]
     not_judged: Annotated[str | None, Says("why there is no suspicion", optional=True)] = None
     groups: tuple[Group, ...]

@@ -97,10 +97,9 @@ def audited(network: str, *more: str, data: str = "data") -> dict:
 @pytest.mark.slow
 def test_a_planted_shortcut_is_named_and_nothing_else(place: Path) -> None:
     results = audited("marked")
-    named = {e["class"]: [group["suspicion"] for group in e["groups"]] for e in results["classes"]}
-    assert [name for name, of_groups in named.items() if max(of_groups) > 0.95] == ["marked"]
     assert results["suspicious"] == ["marked"]
     first = results["classes"][0]
+    assert first["decisive"] == "pasted"
     assert first["class"] == "marked"
     assert first["accuracy"] == 1
     assert max(group["carried"] for group in first["groups"]) > 0.9
