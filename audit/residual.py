@@ -66,18 +66,15 @@ class Added(Record):
 class Residual(Record):
     """The mean of a class's images minus that of the others, added to images of other classes.
 
-    Null if the class has too few images, or there are no other classes.
+    Null if the class has too few images, or there are no other classes; `colour` and `recoded` also
+    without three channels.
     """
 
     images: Annotated[Count, Says("images of other classes that it was added to")] = 0
     plain: Annotated[Added | None, Says("as it is")] = None
     high_passed: Annotated[Added | None, Says("without its blurred copy")] = None
-    colour: Annotated[Added | None, Says("without its brightness; null without three channels")] = (
-        None
-    )
-    recoded: Annotated[
-        Added | None, Says("instead of it: the images stored as JPEG; null without three channels")
-    ] = None
+    colour: Annotated[Added | None, Says("without its brightness")] = None
+    recoded: Annotated[Added | None, Says("instead of it: the images stored as JPEG")] = None
 
     @property
     def kinds(self) -> dict[str, Added]:
@@ -92,14 +89,7 @@ class Residual(Record):
 
 @dataclass(frozen=True, eq=False)
 class Averages:
-    """Sums over the data set.
-
-    Attributes:
-        means: the mean image of each class (C, Y, X), in the order of the classes.
-        counts: number of images of each.
-        mean: that of all images.
-        random_BCYX: sums of the centred images with random signs.
-    """
+    """Means over the images of each class and over all, and sums of all with random signs."""
 
     means: tuple[Pictures, ...]
     counts: tuple[int, ...]
@@ -150,47 +140,52 @@ def high_passed(pictures: Pictures) -> Pictures:
     return np.asarray(pictures - blurred, np.float32)
 
 
-def _brightness_removed(pictures: Pictures) -> Pictures:
-    return np.asarray(pictures - pictures.mean(-3, keepdims=True), np.float32)
+PARTS: dict[str, Callable[[Pictures], Pictures]] = {
+    "plain": lambda pictures: pictures,
+    "high_passed": high_passed,
+    "colour": lambda pictures: np.asarray(pictures - pictures.mean(-3, keepdims=True), np.float32),
+}
+"""What is added of a residual."""
 
 
 def judge(
     hosts: Hosts,
     averages: Averages,
     listed: Sequence[Class],
-    *,
     seed: int,
     progress: Callable[[int], None] = lambda _steps: None,
 ) -> list[Residual]:
     """Tests the residual of each class that has enough images."""
-    parts: dict[str, Callable[[Pictures], Pictures]] = {
-        "plain": lambda pictures: pictures,
-        "high_passed": high_passed,
-    }
-    coding_HCYX = _coding(hosts.pixels_H)
-    if coding_HCYX is not None:
-        parts["colour"] = _brightness_removed
+    coding_HCYX, parts = _coding(hosts.pixels_H), PARTS
+    if coding_HCYX is None:
+        parts = {name: part for name, part in PARTS.items() if name != "colour"}
     random = {name: part(averages.random_BCYX) for name, part in parts.items()}
     draw = np.random.default_rng(seed)
-    found: list[dict[str, Added]] = []
-    counts: list[int] = []
+    found: list[tuple[dict[str, Added], int]] = []
     for number, entry in enumerate(listed):
         made: dict[str, Added] = {}
-        others = hosts.others(entry.index) if entry.index is not None and entry.enough else []
-        counts.append(min(HOSTS, len(others)))
-        if entry.index is not None and counts[-1]:
-            chosen = draw.choice(others, counts[-1], replace=False)
+        others = hosts.others(entry.index) if entry.enough else ()
+        count = min(HOSTS, len(others))
+        if entry.index is not None and count:
+            chosen = draw.choice(others, count, replace=False)
             changes = {name: part(averages.residual(number)) for name, part in parts.items()}
             if coding_HCYX is not None:
                 changes["recoded"] = coding_HCYX[chosen]
             for name, change in changes.items():
                 noise = random.get(name, random["high_passed"])
                 made[name] = _add(hosts, chosen, change, noise, entry.index, draw)
-        found.append(made)
+        found.append((made, count))
         progress(1)
+
+    def compared(number: int, name: str, added: Added) -> Added:
+        """With the p-value against the residuals of other classes."""
+        others = [one[name].rise for i, (one, _) in enumerate(found) if one and i != number]
+        by_chance = 0.5 / np.sqrt(found[number][1])
+        return replace(added, p_others=against_others(added.rise, others, by_chance))
+
     return [
-        Residual(count, **{name: _against_others(found, number, name, count) for name in made})
-        for number, (made, count) in enumerate(zip(found, counts, strict=True))
+        Residual(count, **{name: compared(number, name, added) for name, added in made.items()})
+        for number, (made, count) in enumerate(found)
     ]
 
 
@@ -233,12 +228,3 @@ def _add(
     (rise_H, became), (random_H, became_random) = with_(change), with_(scaled)
     p = sign_flips(rise_H - random_H, draw)
     return Added(became, became_random, float(rise_H.mean()), float(random_H.mean()), p)
-
-
-def _against_others(
-    found: Sequence[dict[str, Added]], number: int, name: str, images: int
-) -> Added:
-    """Adds the p-value against the residuals of other classes."""
-    others = [made[name].rise for place, made in enumerate(found) if place != number and made]
-    added = found[number][name]
-    return replace(added, p_others=against_others(added.rise, others, 0.5 / np.sqrt(images)))
