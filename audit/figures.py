@@ -14,6 +14,7 @@ from cnnviz.audit.groups import SMALLEST
 from cnnviz.audit.options import ALARM
 from cnnviz.audit.residual import PARTS
 from cnnviz.audit.results import TESTS, AuditResult, ClassAudit, Group, Shown
+from cnnviz.core.choices import percent
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.output.drawing import (
     Column,
@@ -80,8 +81,8 @@ def _strips(entry: ClassAudit) -> Iterator[tuple[str, Sequence[Shown]]]:
     for number, group in enumerate(entry.groups, start=1):
         yield _group_text(group, number), group.typical
     lists = {
-        "Evidence elsewhere than the class's:\nmaps least like the others'": entry.elsewhere,
-        "Misled: of another class\n(named below), most confident first": entry.misled,
+        "Atypical evidence: maps\nleast like the rest of the class": entry.elsewhere,
+        "Misclassified as this class, most\nconfident first (true class below)": entry.misled,
         "Right for another reason: evidence\npeaks off the object, least inside first": (
             entry.wrong_reason
         ),
@@ -125,9 +126,9 @@ def _class_text(entry: ClassAudit) -> str:
             f"(95 %: {percent(low)} to {percent(high)}{others})"
         )
     for kind, added in residual.kinds.items():
-        became, random = _percent(added.became), _percent(added.became_random)
+        became, random = percent(added.became), percent(added.became_random)
         untested = "" if added.p is not None else "; too few classes to test"
-        lines.append(f"{KINDS[kind]}: {became} become it (random {random}{untested})")
+        lines.append(f"{KINDS[kind]}: {became} flip to it (random {random}{untested})")
     return "\n".join(lines)
 
 
@@ -172,7 +173,7 @@ def draw_overview(result: AuditResult) -> Figure:
         Column("precision", [entry.accuracy for entry in classes]),
         Column("reliance on one patch", [entry.reliance.mean for entry in classes]),
         Column("spread of the evidence", [entry.concentration.area for entry in classes]),
-        Column("mean residual: become it", [entry.residual.became for entry in classes]),
+        Column("mean residual: flip to it", [entry.residual.became for entry in classes]),
     ]
     return draw_bars(
         [f"{entry.class_} ({entry.images})" for entry in classes],
