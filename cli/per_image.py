@@ -218,6 +218,7 @@ class ImageRun(Run):
             "model": model.name,
             "preprocessing": repr(model.preprocess),
             "precision": model.precision,
+            "outputs": repr(self.outputs),
             "--format": self._output.format,
             "--dark": self._output.dark,
             "--width": self._output.width,

@@ -9,6 +9,7 @@ Shapes: N images, K classes or values, h w rows and columns of a dense output, H
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -29,8 +30,10 @@ from cnnviz.core.models.behaviour import (
     far_away,
     run_checked,
 )
-from cnnviz.core.models.heads import Head, Kind, LastSigmoid, Region, determine_head
+from cnnviz.core.models.boxes import Boxes, detections
+from cnnviz.core.models.heads import FEATURE, SCORE, Head, Kind, LastSigmoid, determine_head
 from cnnviz.core.models.preprocess import Preprocess
+from cnnviz.core.models.targets import Region, Target
 from cnnviz.core.models.zoo.factories import find_function
 
 FAMILIAR = ("logits", "out", "output")
@@ -40,6 +43,8 @@ COARSEST = 8
 YES_OR_NO = ("negative", "positive")
 """Class names of a network with one logit."""
 _DEEPEST = 4
+_EMBEDDING = re.compile(r"(^|[._])(embed(ding|dings|der)?|fc_embed\w*|to_embed\w*)\d*$")
+"""Names of last layers that make embeddings."""
 
 Reader = Callable[[Any], Tensor]
 During = Callable[[], AbstractContextManager[object]]
@@ -53,14 +58,14 @@ class ReadOut:
 
     module: nn.Module
     classes: int
-    """K; 0 if it has no scores and none are required."""
+    """K; 0 if it has no scores and none are required, or another number for each image."""
     head: Head
     behaviour: Behaviour
     notes: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     """Class names, if they follow from the form of the output."""
-    region: Region | None = None
-    """Where a dense output is read."""
+    target: Target | None = None
+    """What makes rows of it, if the network returns none."""
 
 
 def read_out(
@@ -79,6 +84,8 @@ def read_out(
     `raw` is its output for one blank image, `output` and `choice` are the user's choices of the
     output and of the head, `required` refuses a network without scores.
     """
+    if output is None and detections(raw) is not None:
+        return _read_boxes(module, raw, name, preprocess, device, dtype, required)
     size = preprocess.crop
     two = torch.zeros(2, preprocess.channels, *size, dtype=dtype, device=device)
     module, raw, scores = _find(module, raw, two, name, size, output, required)
@@ -93,11 +100,7 @@ def read_out(
     answer_shape: tuple[int, ...] = tuple(raw.shape[1:]) if isinstance(raw, Tensor) else ()
     if 0 in answer_shape:
         raise CnnvizError(f"{name} returns no scores: its output has shape {(1, *answer_shape)}")
-
-    def outputs(images: Tensor) -> Tensor:
-        run = partial(module, images.to(device, dtype))
-        answer: Tensor = run_checked(run, len(images), answer_shape, name)
-        return answer.float()
+    outputs = _checked(module, device, dtype, answer_shape, name)
 
     def far() -> Tensor | None:
         answer = far_away(outputs, shape, dtype)
@@ -105,6 +108,8 @@ def read_out(
 
     answers, behaviour = examine(outputs, shape, dtype)
     head, head_notes = determine_head(_pixel_rows(answers), far, choice, dtype, name)
+    if embedding := choice is HeadChoice.AUTO and not scores.dense and _embedding(module, name):
+        head, head_notes = embedding
     if head.probabilities_given and (head.kind is Kind.SIGMOID or answers.shape[1] == 1):
         ends.removed = True
         without = examine(outputs, shape, dtype)
@@ -154,6 +159,50 @@ def _find(
         if required or output is not None:
             raise
         return module, raw, Scores(_first_tensor(raw), dense=True)
+
+
+def _embedding(module: nn.Module, name: str) -> tuple[Head, list[str]] | None:
+    """The head of features, if the name of the last linear layer says that; with a note."""
+    linear = [layer for layer, kind in module.named_modules() if isinstance(kind, nn.Linear)]
+    if not linear or not _EMBEDDING.search(linear[-1].lower()):
+        return None
+    note = f"{name} ends in '{linear[-1]}': features of an embedding and not classes"
+    return Head(Kind.NONE, word=FEATURE), [f"{note} (--head overrides this)"]
+
+
+def _checked(
+    module: nn.Module, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], name: str
+) -> Callable[[Tensor], Tensor]:
+    """Runs normalised images (N, C, H, W), and checks that it answers each with that shape."""
+
+    def outputs(images: Tensor) -> Tensor:
+        run = partial(module, images.to(device, dtype))
+        answer: Tensor = run_checked(run, len(images), shape, name)
+        return answer.float()
+
+    return outputs
+
+
+def _read_boxes(
+    module: nn.Module,
+    raw: object,
+    name: str,
+    preprocess: Preprocess,
+    device: torch.device,
+    dtype: torch.dtype,
+    required: bool,
+) -> ReadOut:
+    """Turn a detector's boxes into one row per image; if none is required, its first tensor."""
+    if not required:
+        read = _first_tensor(raw)
+        module = module if read is None else with_reader(module, read)
+        return ReadOut(module, 0, Head(Kind.NONE), Behaviour())
+    target = Boxes(module, preprocess.crop, name)
+    module = with_reader(module, target.read)
+    outputs = _checked(module, device, dtype, (1,), name)
+    _, behaviour = examine(outputs, (preprocess.channels, *preprocess.crop), dtype)
+    notes = (*filter(None, [target.note]), *behaviour.notes(name))
+    return ReadOut(module, 0, Head(Kind.NONE, word=SCORE), behaviour, notes, target=target)
 
 
 def _batch_axis(module: nn.Module, raw: object, two: Tensor) -> Reader | None:
@@ -212,7 +261,7 @@ def _read_in_regions(dense: ReadOut, name: str) -> ReadOut:
         module=with_reader(dense.module, region.read),
         head=Head(Kind.SIGMOID if has_classes else Kind.NONE),
         notes=(*dense.notes, note),
-        region=region,
+        target=region,
     )
 
 

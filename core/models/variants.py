@@ -54,7 +54,7 @@ def fast(model: Model, keep: Collection[str] = ()) -> Model:
         A model whose module has the layers of `keep` under their names, or `model` itself if it
         cannot be optimised.
     """
-    if model.region is not None or not conv_layers(model.module):
+    if model.target is not None or not conv_layers(model.module):
         return model
     image = random_image(tuple(model.blank().shape[1:]), model.device, model.precision.dtype)
     names = list(keep)

@@ -100,7 +100,7 @@ class Ablation:
     """One experiment, checked and ready to run."""
 
     def __init__(self, model: Model, data: ImageData, spec: AblationSpec) -> None:
-        if model.region is not None:
+        if model.target is not None:
             raise UsageError(f"ablate judges answers, and {model.unjudged}")
         self.model, self.data, self.spec = model, data, spec
         self.classes = check_labels(data, model)
