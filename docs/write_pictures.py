@@ -68,7 +68,8 @@ PICTURES = {
         ("overlay", "agreement", "sufficient"),
     ),
     "detect": (f"detect mosaic.png {DETECTOR}", ("boxes",)),
-    "targets": (f"occlude mosaic.png {DETECTOR} --box all --mask 96 --stride 48",
+    "targets": (
+        f"occlude mosaic.png {DETECTOR} --box all --mask 96 --stride 48",
         ("overlay", "boxes"),
     ),
     "like": (f"occlude {PHOTOS}/soccer-ball.jpg {NET} --like {PHOTOS}/balloon.jpg", ("overlay",)),

@@ -271,6 +271,20 @@ def _converted(module: nn.Module, device: torch.device, dtype: torch.dtype) -> n
     return module
 
 
+def _on_image(module: nn.Module, image_1CHW: Tensor) -> object:
+    """The network's output; a RuntimeError if a 3-D convolution gets the batch as its channels."""
+
+    def refuse(_layer: nn.Module, given: tuple[Any, ...]) -> None:
+        if given[0].ndim == 4:
+            raise RuntimeError("conv3d takes 5D input")
+
+    with ExitStack() as hooks, torch.no_grad():  # no_grad: lazy layers' tensors are changed later
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv3d):
+                hooks.callback(layer.register_forward_pre_hook(refuse).remove)
+        return module(image_1CHW)
+
+
 def probe(
     module: nn.Module,
     name: str,
@@ -281,20 +295,8 @@ def probe(
 ) -> FirstRun:
     """Run a network on a blank image; if it refuses that, with other numbers of channels."""
 
-    def batched(_layer: nn.Module, given: tuple[Any, ...]) -> None:
-        if given[0].ndim == 4:  # it would take the batch for the channels
-            raise RuntimeError("conv3d takes 5D input")
-
     def run(count: int) -> object:
-        with ExitStack() as hooks, torch.no_grad():
-            for layer in module.modules():
-                if isinstance(layer, nn.Conv3d):
-                    hooks.callback(layer.register_forward_pre_hook(batched).remove)
-            return on_blank(count)
-
-    def on_blank(count: int) -> object:
-        with torch.no_grad():  # not inference mode: tensors that lazy layers make are changed later
-            return module(torch.zeros(1, count, *size, dtype=dtype, device=device))
+        return _on_image(module, torch.zeros(1, count, *size, dtype=dtype, device=device))
 
     try:
         return FirstRun(module, run(channels), channels)
