@@ -1,10 +1,11 @@
 """Do maps point at the object? Maps of every method, on one network, on the same pictures.
 
-    python benchmarks/truth.py ASSETS TRUTH [--slow N] [--keep FOLDER] [--page FILE]
+    python benchmarks/truth.py ASSETS TRUTH [--slow N] [--part PART] [--keep FOLDER] [--page FILE]
 
 ASSETS holds `weights/squeezenet1_1.pth` and `photos/imagenet/`, TRUTH `imagenet_val_boxes/` with
 `truth.json` (boxes and the class of each picture). `--keep` stores what needed the network, so that
-a second run only evaluates. Two tests:
+a second run only evaluates; `--part` makes some of the
+tables. Two tests:
 
 - **pointing**: where is the object of the photograph in the map of its true class?
 - **grid pointing** (Bohle et al. 2021, "Convolutional Dynamic Alignment Networks"): four pictures
@@ -43,7 +44,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -90,22 +90,23 @@ BLOCK = "features.12"
 """The last block of SqueezeNet. At its last convolution each class has one map, and all CAMs of it
 but Score-CAM are the same."""
 Traced = tuple[Method, str]
+GRADIENTS: tuple[Traced, ...] = (
+    (Method.GRADIENT, LAST_CONV),
+    (Method.GRADIENT_X_INPUT, LAST_CONV),
+    (Method.GRAD_CAM, LAST_CONV),
+)
 METHODS: dict[str, tuple[Traced, ...]] = {
-    "gradients": tuple(
-        (method, LAST_CONV)
-        for method in (Method.GRADIENT, Method.GRADIENT_X_INPUT, Method.GRAD_CAM)
-    ),
+    "gradients": GRADIENTS,
     "methods": (
         (Method.GUIDED_BACKPROP, LAST_CONV),
         (Method.DECONVOLUTION, LAST_CONV),
         *((method, BLOCK) for method in (Method.GRAD_CAM, Method.GRAD_CAM_PP, Method.LAYERCAM)),
     ),
-}
-SLOW: dict[str, tuple[Traced, ...]] = {
     "integrated": ((Method.INTEGRATED_GRADIENTS, LAST_CONV),),
     "smoothgrad": ((Method.SMOOTHGRAD, LAST_CONV),),
     "score-cam": ((Method.SCORE_CAM, BLOCK),),
 }
+SLOW = ("integrated", "smoothgrad", "score-cam")
 DEFAULT_SCORE = Score.LOG_ODDS
 DEFAULT = f"occlusion 64/16 {DEFAULT_SCORE} density"
 AGREEMENT = f"agreement of {DEFAULT.removeprefix('occlusion ')} and {PARTNER}"
@@ -118,7 +119,7 @@ COMBINED = (Score.LOG_ODDS, Score.LOGIT, Score.LOSS)
 LEAST_GRID = 0.97
 RESAMPLED = 10_000
 SURE = 0.9
-START, END = "<!-- written by benchmarks/truth.py -->", "<!-- end -->"
+PARTS, END = ("maps", "methods", "verdicts"), "<!-- end -->"
 
 
 class Occlusions:
@@ -206,8 +207,10 @@ class Source:
 
 
 def _maps(raw: Maps, size: tuple[int, int]) -> Maps:
-    """The maps of one class of one picture, by name."""
+    """The maps of one class of one picture, by name; those of `raw` alone without scores in it."""
     maps: Maps = {}
+    if all(values.ndim == 2 for values in raw.values()):
+        return raw
     for (mask, stride), kinds in SIZES.items():
         larger = min(size) // SIDE
         grid = mask_grid(size, (mask * larger,) * 2, stride * larger, Border.COVER)
@@ -277,7 +280,7 @@ def _note(found: Found, maps: Maps, object_HW: Tensor) -> None:
         found.setdefault(name, []).append(measures(map_HW, object_HW))
 
 
-def pointing(model: Model, source: Source, place: Path, limit: int, slow: int) -> Found:
+def pointing(model: Model, source: Source, place: Path, limit: int, slow: int = 0) -> Found:
     """The measures of every map on each picture with boxes; `slow`: pictures of slow methods."""
     outlines = read_outlines(str(place / "truth.json"))
     entries = json.loads((place / "truth.json").read_text(encoding="utf-8"))
@@ -394,6 +397,39 @@ def choice(photographs: Found, mosaics: Found) -> tuple[str, str]:
     return _table([[*header, "mosaics: hit", "sum", "kept"], *rows]), said
 
 
+def maps_part(options: argparse.Namespace, boxes: Path) -> str:
+    """The tables of occlusion's maps and those that it is combined with."""
+    model, large = (_model(options.assets, side) for side in (SIDE, 2 * SIDE))
+
+    def source(model: Model) -> Source:
+        makers: dict[str, Maker] = {
+            f"{mask}-{stride}": Occlusions(model, mask, stride) for mask, stride in SIZES
+        }
+        return Source(makers | {"gradients": Gradients(model, GRADIENTS)}, options.keep)
+
+    photographs = pointing(model, source(model), boxes, options.limit)
+    pictures = recognised(model, [options.assets / "photos" / "imagenet", boxes])
+    mosaics = grid_pointing(source(large), pictures, options.limit)
+    candidates, chosen = choice(photographs, mosaics)
+    return (
+        f"### Pointing\n\n{table(photographs)}\n\n### Grid pointing\n\n{table(mosaics)}\n\n"
+        f"### Candidates of the agreement map\n\n{chosen}\n\n{candidates}"
+    )
+
+
+def methods_part(options: argparse.Namespace, boxes: Path) -> str:
+    """The table of the methods of `saliency`, on photographs."""
+    model = _model(options.assets, SIDE)
+    makers = {name: Gradients(model, some) for name, some in METHODS.items()}
+    found = pointing(model, Source(makers, options.keep), boxes, options.limit, options.slow)
+    return f"### Methods of saliency\n\n{table(found)}"
+
+
+def _model(assets: Path, side: int) -> Model:
+    weights = assets / "weights" / "squeezenet1_1.pth"
+    return load_model("squeezenet1_1", checkpoint=weights, size=side)
+
+
 def main() -> None:
     """Prints the tables, and puts them into a page."""
     parser = argparse.ArgumentParser(description="do maps point at the object?")
@@ -401,46 +437,27 @@ def main() -> None:
     parser.add_argument("truth", type=Path)
     parser.add_argument("--limit", type=int, default=10**6, help="pictures, and mosaics")
     parser.add_argument(
-        "--slow",
-        type=int,
-        default=0,
-        metavar="N",
-        help="integrated gradients, SmoothGrad and Score-CAM, too, on the first N photographs",
+        "--slow", type=int, default=0, help=f"photographs for {', '.join(SLOW)} (default: none)"
     )
+    parser.add_argument("--part", choices=PARTS, action="append", help="repeatable (default: all)")
     parser.add_argument("--keep", type=Path, help="folder for what needed the network")
     parser.add_argument("--page", type=Path, help="a page whose tables are replaced")
     options = parser.parse_args()
     if options.keep:
         options.keep.mkdir(parents=True, exist_ok=True)
-    weights = options.assets / "weights" / "squeezenet1_1.pth"
     boxes = options.truth / "imagenet_val_boxes"
-    kinds: dict[str, Callable[[Model], Maker]] = {
-        f"{mask}-{stride}": partial(Occlusions, mask=mask, stride=stride) for mask, stride in SIZES
-    }
-    methods = METHODS | SLOW
-    kinds |= {name: partial(Gradients, traced=some) for name, some in methods.items()}
-    model = load_model("squeezenet1_1", checkpoint=weights)
-    makers = {name: kind(model) for name, kind in kinds.items()}
-    source = Source(makers, options.keep)
-    photographs = pointing(model, source, boxes, options.limit, options.slow)
-    large = load_model("squeezenet1_1", checkpoint=weights, size=2 * SIDE)
-    pictures = recognised(model, [options.assets / "photos" / "imagenet", boxes])
-    makers = {name: kind(large) for name, kind in kinds.items()}
-    mosaics = grid_pointing(Source(makers, options.keep), pictures, options.limit)
-    candidates, chosen = choice(photographs, mosaics)
-    tables = [
-        f"Pointing\n\n{table(photographs)}",
-        f"Grid pointing\n\n{table(mosaics)}",
-        f"Candidates of the agreement map\n\n{chosen}\n\n{candidates}",
-    ]
-    body = "\n\n".join(f"### {text}" for text in tables)
-    print(f"\n{body}")
-    if options.page:
-        page = options.page.read_text(encoding="utf-8")
-        head, _, rest = page.partition(START)
-        _old, _, tail = rest.partition(END)
-        options.page.write_text(f"{head}{START}\n{body}\n{END}{tail}", encoding="utf-8")
-        verdicts(options.assets, options.truth, options.page, options.keep)
+    for part in options.part or PARTS:
+        if part == "verdicts":
+            if options.page:
+                verdicts(options.assets, options.truth, options.page, options.keep)
+            continue
+        body = (maps_part if part == "maps" else methods_part)(options, boxes)
+        print(f"\n{body}", flush=True)
+        if options.page:
+            page = options.page.read_text(encoding="utf-8")
+            head, start, rest = page.partition(f"<!-- {part}: written by benchmarks/truth.py -->")
+            tail = rest.partition(END)[2]
+            options.page.write_text(f"{head}{start}\n{body}\n{END}{tail}", encoding="utf-8")
 
 
 def verdicts(assets: Path, truth: Path, page: Path, keep: Path | None) -> None:

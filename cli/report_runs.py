@@ -188,17 +188,14 @@ def page_title(runs: Sequence[FinishedRun]) -> str:
 
 
 def _sections(pages: Pages, runs: Sequence[FinishedRun]) -> Iterator[Section]:
-    """Units of each network first, then every run."""
+    """Every run, which begins with its findings, then the units of each network."""
     networks: dict[str, list[FinishedRun]] = {}
     for run in runs:
         if run.summary.model:
             networks.setdefault(run.summary.model.weights_sha256, []).append(run)
-    for of_network in networks.values():
-        units = pages.units(of_network)
-        if units is not None:
-            yield units
-    for run in runs:
-        yield pages.section(run)
+    units = [pages.units(of_network) for of_network in networks.values()]  # have room first
+    yield from map(pages.section, runs)
+    yield from (section for section in units if section is not None)
 
 
 def page_of_new(

@@ -45,6 +45,7 @@ from cnnviz.core.models.layers import (
     Form,
     Layout,
     Layouts,
+    check_open,
     conv_layers,
     find_layer,
     named_layers,
@@ -190,6 +191,10 @@ def default_layer(
         pixels_1CHW: a normalised image; None for noise.
         targets_of: from its logits to the classes; None for the class with the largest logit.
     """
+    try:
+        check_open(model.module, model.name)
+    except UsageError as error:
+        raise UsageError(f"{error}; --method gradient needs no layers") from error
     layers = named_layers(model.module)
     norms = _with_places(model, [n for n, x in layers.items() if isinstance(x, nn.LayerNorm)])
     convolutions = _with_places(model, conv_layers(model.module))

@@ -83,7 +83,7 @@ def lines(root: Path, out: Path) -> dict[str, list[str]]:
     return {
         "occlude": [photo, "--mask", str(MASK), "--stride", str(STRIDE), "--fill", "black"],
         "render": [str(out / "occlude" / "00")],
-        "saliency": [photo],
+        "saliency": [photo, "--method", "gradient"],
         "trust": [photo],
         "diff": [str(out / "occlude" / "00")] * 2,
         "audit": [data, "--mask", str(MASK), "--stride", str(STRIDE), "--no-pictures"],

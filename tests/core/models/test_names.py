@@ -217,7 +217,7 @@ def test_commands_on_hugging_faces_networks_answer_or_refuse_in_a_line(
         ["layers"],
         ["filters", "--layer", "first"],
         ["activations", photo],
-        ["saliency", photo],
+        ["saliency", photo, "--method", "gradient"],
         ["saliency", photo, "--method", "grad-cam"],
         ["max-patches", str(data), "--filters", "0-1", "--top", "2", "--crop", "effective"],
         ["ablate", str(data), "--filters", "*:0"],
@@ -515,7 +515,7 @@ def test_onnx_occlusion_is_the_plain_loop_and_layers_are_refused(tmp_path: Path)
     assert entry["targets"][0]["max_drop"] == pytest.approx(max(drops), rel=1e-4)
     for command, words in (
         (["activations", photo, "--layer", "conv1"], "no visible layers"),
-        (["saliency", photo], "cuts its gradient"),
+        (["saliency", photo, "--method", "gradient"], "cuts its gradient"),
         (["filters"], "has no convolutions"),
     ):
         ran = CliRunner().invoke(app, [*command, *model, "--out", str(tmp_path / command[0])])

@@ -17,7 +17,7 @@ from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.heads import Head, Kind
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.summary import ModelRecord
-from cnnviz.gradients import SaliencySpec, saliency
+from cnnviz.gradients import Method, SaliencySpec, saliency
 from cnnviz.occlusion import OcclusionSpec, PanelSpec, Score, load, look, occlude
 from cnnviz.occlusion.engines.choose import make_engine
 from cnnviz.occlusion.options import EngineChoice
@@ -398,7 +398,7 @@ def test_gradients_and_drawing_again_follow_the_head(
     for name in ("Tuple", "Dict", "Conv"):
         image = read_image(picture, network("Plain").preprocess)
         ours, theirs = (
-            saliency(network(which), image, SaliencySpec(targets=("3",))).maps[0]
+            saliency(network(which), image, SaliencySpec(Method.GRADIENT, targets=("3",))).maps[0]
             for which in (name, "Plain")
         )
         torch.testing.assert_close(ours.raw, theirs.raw)
