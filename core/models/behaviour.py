@@ -14,8 +14,8 @@ Shapes: N images, C channels, H W rows and columns, K classes or values.
 """
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -271,6 +271,20 @@ def _converted(module: nn.Module, device: torch.device, dtype: torch.dtype) -> n
     return module
 
 
+def _on_image(module: nn.Module, image_1CHW: Tensor) -> object:
+    """The network's output; a RuntimeError if a 3-D convolution gets the batch as its channels."""
+
+    def refuse(_layer: nn.Module, given: tuple[Any, ...]) -> None:
+        if given[0].ndim == 4:
+            raise RuntimeError("conv3d takes 5D input")
+
+    with ExitStack() as hooks, torch.no_grad():  # no_grad: lazy layers' tensors are changed later
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv3d):
+                hooks.callback(layer.register_forward_pre_hook(refuse).remove)
+        return module(image_1CHW)
+
+
 def probe(
     module: nn.Module,
     name: str,
@@ -282,9 +296,7 @@ def probe(
     """Run a network on a blank image; if it refuses that, with other numbers of channels."""
 
     def run(count: int) -> object:
-        # Not inference mode: tensors that lazy layers make are changed later.
-        with _volumes_batched(module), torch.no_grad():
-            return module(torch.zeros(1, count, *size, dtype=dtype, device=device))
+        return _on_image(module, torch.zeros(1, count, *size, dtype=dtype, device=device))
 
     try:
         return FirstRun(module, run(channels), channels)
@@ -302,21 +314,6 @@ def probe(
             f"{name} cannot run on an image of {channels}x{size[0]}x{size[1]} in {kind} on "
             f"{device}: {_essence(error)}{_remedy(error, kind)}"
         ) from error
-
-
-@contextmanager
-def _volumes_batched(module: nn.Module) -> Iterator[None]:
-    """Lets three-dimensional convolutions refuse images, whose batch they take for channels."""
-
-    def check(_layer: nn.Module, given: tuple[Any, ...]) -> None:
-        if given[0].ndim == 4:
-            raise RuntimeError("conv3d takes 5D input")
-
-    with ExitStack() as hooks:
-        for layer in module.modules():
-            if isinstance(layer, nn.Conv3d):
-                hooks.callback(layer.register_forward_pre_hook(check).remove)
-        yield
 
 
 def with_lazy_layers(module: nn.Module, name: str, size: tuple[int, int]) -> nn.Module:
