@@ -41,7 +41,7 @@ def read_input(key: str, file: str, preprocess: Preprocess) -> Tensor:
             raise ValueError("it holds something other than finite numbers")
         if not 0 < values.size <= MOST_NUMBERS:
             raise ValueError(f"it holds {values.size:,} numbers")
-    except (ValueError, TypeError, OSError, EOFError) as error:
+    except (ValueError, TypeError, OSError, EOFError, MemoryError) as error:
         raise CnnvizError(f"--input {key}={file} cannot be read: {one_line(error)}") from error
     whole = values.dtype.kind in "iub" and suffix == ".npy"
     return torch.from_numpy(values.astype(np.int64 if whole else np.float32))
