@@ -318,7 +318,6 @@ def test_maps_of_boxes_are_judged(source: str) -> None:
         "fasterrcnn_resnet50_fpn",
         "retinanet_resnet50_fpn",
         "fcos_resnet50_fpn",
-        "ssd300_vgg16",
         "ssdlite320_mobilenet_v3_large",
         "maskrcnn_resnet50_fpn",
         "keypointrcnn_resnet50_fpn",
