@@ -25,8 +25,7 @@ from cnnviz.core.models.fitting import remove_head
 from cnnviz.core.models.heads import SIMILARITY, Head, Kind
 from cnnviz.core.models.layers import find_layer
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.outputs import with_reader
-from cnnviz.core.models.targets import Target
+from cnnviz.core.models.targets import Target, with_reader
 from cnnviz.core.models.zoo.towers import ImageTower
 from cnnviz.embeddings.penultimate import head_input, last_linear
 

@@ -11,13 +11,12 @@ Shapes: N images, K classes or values, h w rows and columns of a dense output, H
 import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
@@ -25,7 +24,6 @@ from cnnviz.core.choices import HeadChoice
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, one_line
 from cnnviz.core.models.behaviour import (
     Behaviour,
-    Wrapper,
     examine,
     far_away,
     run_checked,
@@ -33,7 +31,7 @@ from cnnviz.core.models.behaviour import (
 from cnnviz.core.models.boxes import Boxes, detections
 from cnnviz.core.models.heads import FEATURE, SCORE, Head, Kind, LastSigmoid, determine_head
 from cnnviz.core.models.preprocess import Preprocess
-from cnnviz.core.models.targets import Region, Target
+from cnnviz.core.models.targets import Reader, Region, Target, with_reader
 from cnnviz.core.models.zoo.factories import find_function
 
 FAMILIAR = ("logits", "out", "output")
@@ -46,8 +44,6 @@ _DEEPEST = 4
 _EMBEDDING = re.compile(r"(^|[._])(embed(ding|dings|der)?|fc_embed\w*|to_embed\w*)\d*$")
 """Names of last layers that make embeddings."""
 
-Reader = Callable[[Any], Tensor]
-During = Callable[[], AbstractContextManager[object]]
 Path = tuple[Any, ...]
 """Keys, indices and field names, from the outside in."""
 
@@ -432,35 +428,3 @@ def _by_function(requested: str, raw: object, name: str) -> tuple[Reader, Reader
             "(1,) or (1, K)"
         )
     return read, _to_rows(rows)
-
-
-class _Read(Wrapper):
-    """An archive's network with its reader."""
-
-    def __init__(self, network: nn.Module, read: Reader, during: During) -> None:
-        super().__init__(network)
-        self.read, self.during = read, during
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (N, 3, H, W) to (N, K)."""
-        with self.during():
-            output = self.network(x)
-        return self.read(output)
-
-
-def with_reader(module: nn.Module, read: Reader, during: During = nullcontext) -> nn.Module:
-    """Make a network return what `read` takes from its output; it runs in the context `during`.
-
-    Its class is replaced, so that layers keep their names; an archive is wrapped.
-    """
-    kind: Any = type(module)
-    if isinstance(module, torch.jit.ScriptModule | fx.GraphModule):
-        return _Read(module, read, during).train(module.training)
-
-    def forward(self: nn.Module, x: Tensor) -> Tensor:
-        with during():
-            output = kind.forward(self, x)
-        return read(output)
-
-    module.__class__ = type(kind.__name__, (kind,), {"forward": forward})
-    return module

@@ -17,18 +17,22 @@ R regions: one that the user points at, or one per class.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from cnnviz.core.choices import percent
 from cnnviz.core.errors import CnnvizError
+from cnnviz.core.models.behaviour import Wrapper
 from cnnviz.core.models.heads import Head, Kind, log_of, resolve_targets
 from cnnviz.core.models.labels import normalised_name
 
+Reader = Callable[[Any], Tensor]
+During = Callable[[], AbstractContextManager[object]]
 SHOWN = 6
 _BACKGROUND = "background"
 
@@ -214,3 +218,35 @@ class Region(Target):
         yes = output_NKhw if given else output_NKhw.softmax(1)
         best = output_NKhw.argmax(1, keepdim=True)  # for the others, 1 - p is exact
         return yes, (1 - yes).scatter(1, best, yes.scatter(1, best, 0).sum(1, keepdim=True))
+
+
+class _Read(Wrapper):
+    """An archive's network with its reader."""
+
+    def __init__(self, network: nn.Module, read: Reader, during: During) -> None:
+        super().__init__(network)
+        self.read, self.during = read, during
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, 3, H, W) to (N, K)."""
+        with self.during():
+            output = self.network(x)
+        return self.read(output)
+
+
+def with_reader(module: nn.Module, read: Reader, during: During = nullcontext) -> nn.Module:
+    """Make a network return what `read` takes from its output; it runs in the context `during`.
+
+    Its class is replaced, so that layers keep their names; an archive is wrapped.
+    """
+    kind: Any = type(module)
+    if isinstance(module, torch.jit.ScriptModule | fx.GraphModule):
+        return _Read(module, read, during).train(module.training)
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        with during():
+            output = kind.forward(self, x)
+        return read(output)
+
+    module.__class__ = type(kind.__name__, (kind,), {"forward": forward})
+    return module
