@@ -149,8 +149,9 @@ def trace(module: nn.Module, tapped: Collection[str] = ()) -> fx.GraphModule:
             compiled code (TorchScript), or was exported for one batch size.
     """
     kind = type(module).__name__
+    compiled = f"{kind} cannot be traced (TorchScript is compiled already)"
     if isinstance(module, torch.jit.ScriptModule):
-        raise Untraceable(f"{kind} cannot be traced (TorchScript is compiled already)")
+        raise Untraceable(compiled)
     if module.training:
         raise Untraceable(f"{kind} cannot be traced in training mode; call .eval() first")
     tracer = _NamingTracer(tapped)
@@ -162,6 +163,9 @@ def trace(module: nn.Module, tapped: Collection[str] = ()) -> fx.GraphModule:
     required = [node for node in graph.find_nodes(op="placeholder") if not node.args]
     if len(required) != 1:
         raise Untraceable(f"{kind} cannot be traced (it takes {len(required)} inputs, not one)")
+    called = [module.get_submodule(str(n.target)) for n in graph.find_nodes(op="call_module")]
+    if called and all(isinstance(part, torch.jit.ScriptModule) for part in called):
+        raise Untraceable(compiled)  # an archive behind a reader of its output
     _drop_defaults(graph)
     traced = fx.GraphModule(_parts(module, graph, tracer.taps), graph, class_name=kind)
     traced.training = False

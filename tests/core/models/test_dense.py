@@ -196,7 +196,7 @@ def test_classes_on_their_own_one_channel_and_values(source: str) -> None:
     image = picture()
     near = functional.avg_pool2d(image.pixels[None], NEAR, 1, 2, count_include_pad=False)[0]
     own = made(source, "sigmoid")
-    assert ModelRecord.of(own).head == "probabilities per class per pixel"
+    assert ModelRecord.of(own).head == "sigmoid per pixel"
     red = (4 * near[0]).sigmoid()
     found = occlude(own, image, spec(targets=("1",))).panels[0]
     assert found.probability == pytest.approx(float(red[red >= 0.5].mean()), abs=1e-5)
