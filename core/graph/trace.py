@@ -16,6 +16,7 @@ The module is not modified: the graph module refers to its layers and parameters
 import inspect
 import operator
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,7 +155,12 @@ def trace(module: nn.Module, tapped: Collection[str] = ()) -> fx.GraphModule:
         raise Untraceable(compiled)
     if module.training:
         raise Untraceable(f"{kind} cannot be traced in training mode; call .eval() first")
-    tracer = _NamingTracer(tapped)
+    with _unchanged(module):
+        return _traced(module, _NamingTracer(tapped))
+
+
+def _traced(module: nn.Module, tracer: _NamingTracer) -> fx.GraphModule:
+    kind = type(module).__name__
     try:
         graph = tracer.trace(module, _defaults(module))
     except USER_CODE_ERRORS as error:
@@ -171,6 +177,25 @@ def trace(module: nn.Module, tapped: Collection[str] = ()) -> fx.GraphModule:
     traced.training = False
     traced.meta["layers"] = tracer.layers
     return traced
+
+
+@contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Undoes what the forward stores in modules: later passes would read a cache of proxies."""
+    parts = [part for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)]
+    before = [(vars(part), dict(vars(part))) for part in parts]
+    values = [value for _, attributes in before for value in attributes.values()]
+    containers = [(value, value.copy()) for value in values if isinstance(value, dict | list | set)]
+    try:
+        yield
+    finally:
+        for now, attributes in before:
+            for name in now.keys() - attributes.keys():
+                del now[name]
+            now.update(attributes)
+        for container, content in containers:
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(content)
 
 
 def _parts(module: nn.Module, graph: fx.Graph, taps: Collection[str]) -> dict[str, Any]:
