@@ -14,6 +14,7 @@ from cnnviz.audit.groups import SMALLEST
 from cnnviz.audit.options import ALARM
 from cnnviz.audit.residual import PARTS
 from cnnviz.audit.results import TESTS, AuditResult, ClassAudit, Group, Shown
+from cnnviz.core.choices import percent
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.output.drawing import (
     Column,
@@ -66,7 +67,7 @@ def draw_class(entry: ClassAudit, read: Read) -> Figure:
             picture(
                 partial(_draw_patch, images[image.row], image.box),
                 (1, 1),
-                below=image.label or _percent(image.probability),
+                below=image.label or percent(image.probability),
                 width=SMALL_SIDE,
             )
             for image in shown
@@ -80,8 +81,8 @@ def _strips(entry: ClassAudit) -> Iterator[tuple[str, Sequence[Shown]]]:
     for number, group in enumerate(entry.groups, start=1):
         yield _group_text(group, number), group.typical
     lists = {
-        "Evidence elsewhere than the class's:\nmaps least like the others'": entry.elsewhere,
-        "Misled: of another class\n(named below), most confident first": entry.misled,
+        "Atypical evidence: maps\nleast like the rest of the class": entry.elsewhere,
+        "Misclassified as this class, most\nconfident first (true class below)": entry.misled,
         "Right for another reason: evidence\npeaks off the object, least inside first": (
             entry.wrong_reason
         ),
@@ -89,21 +90,17 @@ def _strips(entry: ClassAudit) -> Iterator[tuple[str, Sequence[Shown]]]:
     yield from ((heading, shown) for heading, shown in lists.items() if shown)
 
 
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.0f} %"
-
-
 def _group_text(group: Group, number: int) -> str:
-    lines = [f"Group {number}: {group.images} images, {_percent(group.share)}"]
+    lines = [f"Group {number}: {group.images} images, {percent(group.share)}"]
     if group.accuracy is not None:
-        covered = _percent(group.accuracy_covered)
-        lines.append(f"right {_percent(group.accuracy)}, patch covered {covered}")
+        covered = percent(group.accuracy_covered)
+        lines.append(f"right {percent(group.accuracy)}, {covered} with the patch occluded")
     if not group.pastes:
-        return "\n".join([*lines, "no images of other predictions: no paste test"])
+        return "\n".join([*lines, "no images of other classes: no paste test"])
     lines += [
-        f"pasted into others: {_percent(group.carried)} become it",
-        f"  (random patches {_percent(group.carried_random)})",
-        f"covered: {_percent(group.lost)} change (any position {_percent(group.lost_random)})",
+        f"pasted into other classes: {percent(group.carried)} flip",
+        f"  to this class (random patches {percent(group.carried_random)})",
+        f"occluded: {percent(group.lost)} change (any position {percent(group.lost_random)})",
     ]
     return "\n".join(lines)
 
@@ -113,25 +110,27 @@ def _class_text(entry: ClassAudit) -> str:
     name = few if entry.index is None else entry.class_
     lines = [_verdict(entry), f"{entry.images} images predicted as {name}"]
     if entry.accuracy is not None:
-        lines.append(f"{_percent(entry.accuracy)} of the labelled ones are right")
+        lines.append(f"{percent(entry.accuracy)} of the labelled ones are right")
     reliance, spread, residual = entry.reliance, entry.concentration, entry.residual
     others = "" if reliance.others is None else f"; other classes {reliance.others:.2f}"
     lines.append(f"reliance on one patch {reliance.mean:.2f} (mean{others})")
     if entry.inside is not None:
-        lines.append(f"{_percent(entry.inside)} of the evidence on the object (mean)")
+        lines.append(f"{percent(entry.inside)} of the evidence on the object (mean)")
     if spread.area is None or spread.interval is None:
-        lines.append("no evidence at all: covering any position costs nothing")
+        lines.append("no evidence: occluding any position costs nothing")
     else:
         low, high = spread.interval
-        others = "" if spread.others is None else f"; other classes {_percent(spread.others)}"
+        others = "" if spread.others is None else f"; other classes {percent(spread.others)}"
         lines.append(
-            f"spread over {_percent(spread.area)} of the frame "
-            f"(95 %: {_percent(low)} to {_percent(high)}{others})"
+            f"spread over {percent(spread.area)} of the frame "
+            f"(95 %: {percent(low)} to {percent(high)}{others})"
         )
     for kind, added in residual.kinds.items():
-        became, random = _percent(added.became), _percent(added.became_random)
+        became, random = percent(added.became), percent(added.became_random)
         untested = "" if added.p is not None else "; too few classes to test"
-        lines.append(f"{KINDS[kind]}: {became} become it (random {random}{untested})")
+        lines.append(
+            f"{KINDS[kind]}: {became} of other classes flip to it (random {random}{untested})"
+        )
     return "\n".join(lines)
 
 
@@ -176,12 +175,12 @@ def draw_overview(result: AuditResult) -> Figure:
         Column("precision", [entry.accuracy for entry in classes]),
         Column("reliance on one patch", [entry.reliance.mean for entry in classes]),
         Column("spread of the evidence", [entry.concentration.area for entry in classes]),
-        Column("mean residual: become it", [entry.residual.became for entry in classes]),
+        Column("mean residual: flip to it", [entry.residual.became for entry in classes]),
     ]
     return draw_bars(
         [f"{entry.class_} ({entry.images})" for entry in classes],
         [columns[0], *(one for one in columns[1:] if any(v is not None for v in one.values))],
-        f"{result.images} images, grouped by predicted class: {result.verdict}",
+        f"{result.images} images, grouped by predicted class; {result.verdict}",
         "classes",
     )
 

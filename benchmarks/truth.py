@@ -1,6 +1,6 @@
-"""Do maps point at the object? Ours and the peers', on one network, on the same pictures.
+"""Do maps point at the object? Maps of every method, on one network, on the same pictures.
 
-    python benchmarks/truth.py ASSETS TRUTH [--peers] [--keep FOLDER] [--page FILE]
+    python benchmarks/truth.py ASSETS TRUTH [--slow N] [--keep FOLDER] [--page FILE]
 
 ASSETS holds `weights/squeezenet1_1.pth` and `photos/imagenet/`, TRUTH `imagenet_val_boxes/` with
 `truth.json` (boxes and the class of each picture). `--keep` stores what needed the network, so that
@@ -17,7 +17,8 @@ others; *energy*, the share of the positive part that is on the object. Contrast
 alone: the rows "to the power" are the same maps with the size of every value raised to a power.
 
 Each map is held against Grad-CAM on the same pictures: means of paired differences, with 95 %
-intervals from 10,000 resamplings of the pictures.
+intervals from 10,000 resamplings of the pictures. With `--page`, `trust.py` beside this script
+writes the tables of verdicts; it keeps its measurements in `FOLDER/verdicts`.
 
 How the agreement map is chosen (written down before the candidates were computed):
 
@@ -37,6 +38,9 @@ How the agreement map is chosen (written down before the candidates were compute
 import argparse
 import itertools
 import json
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -52,10 +56,9 @@ from cnnviz.core.data.images import WorkingImage, read_image
 from cnnviz.core.data.outlines import outline_mask, read_outlines
 from cnnviz.core.maps import agreement
 from cnnviz.core.models.heads import Head
-from cnnviz.core.models.layers import find_layer
 from cnnviz.core.models.load import Model
-from cnnviz.gradients.experiment import default_layer, saliency
-from cnnviz.gradients.options import Method, SaliencySpec
+from cnnviz.gradients.experiment import saliency
+from cnnviz.gradients.options import LAST_CONV, Method, SaliencySpec
 from cnnviz.occlusion import OcclusionSpec
 from cnnviz.occlusion.experiment import Occluder
 from cnnviz.occlusion.maps import class_scores, judge, pixel_map
@@ -76,6 +79,33 @@ SIZES = {(64, 16): ALL, (45, 22): FEW}
 45/22 with probability and coverage is `--preset classic`.
 """
 REFERENCE, PARTNER, OTHER = "Grad-CAM", "Grad-CAM", "Grad-CAM of the log-odds"
+TITLES = {
+    Method.GRAD_CAM: REFERENCE,
+    Method.GRAD_CAM_PP: "Grad-CAM++",
+    Method.LAYERCAM: "LayerCAM",
+    Method.SCORE_CAM: "Score-CAM",
+    Method.SMOOTHGRAD: "SmoothGrad",
+}
+BLOCK = "features.12"
+"""The last block of SqueezeNet. At its last convolution each class has one map, and all CAMs of it
+but Score-CAM are the same."""
+Traced = tuple[Method, str]
+METHODS: dict[str, tuple[Traced, ...]] = {
+    "gradients": tuple(
+        (method, LAST_CONV)
+        for method in (Method.GRADIENT, Method.GRADIENT_X_INPUT, Method.GRAD_CAM)
+    ),
+    "methods": (
+        (Method.GUIDED_BACKPROP, LAST_CONV),
+        (Method.DECONVOLUTION, LAST_CONV),
+        *((method, BLOCK) for method in (Method.GRAD_CAM, Method.GRAD_CAM_PP, Method.LAYERCAM)),
+    ),
+}
+SLOW: dict[str, tuple[Traced, ...]] = {
+    "integrated": ((Method.INTEGRATED_GRADIENTS, LAST_CONV),),
+    "smoothgrad": ((Method.SMOOTHGRAD, LAST_CONV),),
+    "score-cam": ((Method.SCORE_CAM, BLOCK),),
+}
 DEFAULT_SCORE = Score.LOG_ODDS
 DEFAULT = f"occlusion 64/16 {DEFAULT_SCORE} density"
 AGREEMENT = f"agreement of {DEFAULT.removeprefix('occlusion ')} and {PARTNER}"
@@ -110,67 +140,31 @@ class Occlusions:
 
 
 class Gradients:
-    """Our gradient maps, and Grad-CAM of the log-odds."""
+    """Maps of some methods of `saliency`, each at a layer."""
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    def __init__(self, model: Model, traced: Sequence[Traced]) -> None:
+        self.model, self.traced = model, traced
         self.odds = replace(model, head=Head(probabilities_given=True))  # its logits are log-odds
 
     def __call__(self, image: WorkingImage, targets: list[int]) -> Iterator[Maps]:
-        """The maps for each of the targets."""
+        """The maps for each of the targets; with Grad-CAM, that of the log-odds, too."""
+        maps = {}
+        for method, layer in self.traced:
+            at = "" if layer == LAST_CONV else f" at {layer}"
+            spec = SaliencySpec(method, layer)
+            maps[TITLES.get(method, method.value) + at] = _traced(self.model, image, spec, targets)
+        if REFERENCE in maps:
+            maps[OTHER] = _traced(self.odds, image, SaliencySpec(Method.GRAD_CAM), targets)
         for target in targets:
-            maps: Maps = {}
-            for method in Method:
-                name = REFERENCE if method is Method.GRAD_CAM else method.value
-                maps[name] = self._traced(self.model, image, method, target)
-            yield maps | {OTHER: self._traced(self.odds, image, Method.GRAD_CAM, target)}
-
-    def _traced(self, model: Model, image: WorkingImage, method: Method, target: int) -> Tensor:
-        return saliency(model, image, SaliencySpec(method=method), classes=[target]).maps[0].map_HW
+            yield {name: of_targets[target] for name, of_targets in maps.items()}
 
 
-class Peers:
-    """Captum's and pytorch-grad-cam's maps."""
-
-    def __init__(self, model: Model) -> None:
-        from captum.attr import IntegratedGradients, Occlusion
-        from pytorch_grad_cam import GradCAM, HiResCAM, LayerCAM
-
-        self.model = model
-        self.gradients, self.occlusion = (
-            kind(model.module) for kind in (IntegratedGradients, Occlusion)
-        )
-        layer = find_layer(model.module, default_layer(model), model.name)
-        self.cams = {
-            f"pytorch-grad-cam {kind.__name__}": kind(model=model.module, target_layers=[layer])
-            for kind in (GradCAM, LayerCAM, HiResCAM)
-        }
-
-    def __call__(self, image: WorkingImage, targets: list[int]) -> Iterator[Maps]:
-        """The maps for each of the targets."""
-        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-        pixels = self.model.preprocess.normalise(image.pixels)[None]
-        larger = min(self.model.input_size) // SIDE
-        for target in targets:
-            integrated = self.gradients.attribute(
-                pixels, target=target, n_steps=50, internal_batch_size=10
-            )
-            covered = self.occlusion.attribute(
-                pixels,
-                sliding_window_shapes=(3, 45 * larger, 45 * larger),
-                strides=(3, 22 * larger, 22 * larger),
-                target=target,
-                perturbations_per_eval=8,
-            )
-            found = {
-                "Captum IntegratedGradients": integrated[0].sum(0).detach().float(),
-                "Captum Occlusion 45/22, logit": covered[0].sum(0).detach().float(),
-            }
-            for name, cam in self.cams.items():
-                map_HW = cam(input_tensor=pixels, targets=[ClassifierOutputTarget(target)])[0]
-                found[name] = torch.from_numpy(map_HW).float()
-            yield found
+def _traced(
+    model: Model, image: WorkingImage, spec: SaliencySpec, targets: list[int]
+) -> dict[int, Tensor]:
+    """The map of each target; together, since Score-CAM's passes serve all of them."""
+    result = saliency(model, image, spec, classes=targets)
+    return {entry.index: entry.map_HW for entry in result.maps}
 
 
 class Source:
@@ -179,11 +173,15 @@ class Source:
     def __init__(self, makers: Mapping[str, Maker], keep: Path | None) -> None:
         self.makers, self.keep = makers, keep
 
-    def __call__(self, name: str, image: WorkingImage, targets: list[int]) -> Iterator[Maps]:
-        """All maps of each class."""
+    def __call__(
+        self, name: str, image: WorkingImage, targets: list[int], slow: bool = False
+    ) -> Iterator[Maps]:
+        """All maps of each class; those of slow methods only if it is asked for."""
         size = (int(image.pixels.shape[1]), int(image.pixels.shape[2]))
         parts = [
-            self._raw(f"{kind}_{name}", make, image, targets) for kind, make in self.makers.items()
+            self._raw(f"{kind}_{name}", make, image, targets)
+            for kind, make in self.makers.items()
+            if slow or kind not in SLOW
         ]
         for raw_of_makers in zip(*parts, strict=True):
             raw = {key: values for part in raw_of_makers for key, values in part.items()}
@@ -279,8 +277,8 @@ def _note(found: Found, maps: Maps, object_HW: Tensor) -> None:
         found.setdefault(name, []).append(measures(map_HW, object_HW))
 
 
-def pointing(model: Model, source: Source, place: Path, limit: int) -> Found:
-    """The measures of every map on each picture with boxes."""
+def pointing(model: Model, source: Source, place: Path, limit: int, slow: int) -> Found:
+    """The measures of every map on each picture with boxes; `slow`: pictures of slow methods."""
     outlines = read_outlines(str(place / "truth.json"))
     entries = json.loads((place / "truth.json").read_text(encoding="utf-8"))
     labels = {name: entry["label"] for name, entry in entries.items()}
@@ -288,7 +286,7 @@ def pointing(model: Model, source: Source, place: Path, limit: int) -> Found:
     for number, name in enumerate(sorted(labels)[:limit]):
         image = read_image(place / name, model.preprocess)
         object_HW = outline_mask(outlines.for_image(str(place / name)), image)
-        for maps in source(Path(name).stem, image, [int(labels[name])]):
+        for maps in source(Path(name).stem, image, [int(labels[name])], number < slow):
             _note(found, maps, object_HW)
         if (number + 1) % 20 == 0:
             print(f"pointing: {number + 1} pictures", flush=True)
@@ -402,7 +400,13 @@ def main() -> None:
     parser.add_argument("assets", type=Path)
     parser.add_argument("truth", type=Path)
     parser.add_argument("--limit", type=int, default=10**6, help="pictures, and mosaics")
-    parser.add_argument("--peers", action="store_true", help="Captum's and pytorch-grad-cam's too")
+    parser.add_argument(
+        "--slow",
+        type=int,
+        default=0,
+        metavar="N",
+        help="integrated gradients, SmoothGrad and Score-CAM, too, on the first N photographs",
+    )
     parser.add_argument("--keep", type=Path, help="folder for what needed the network")
     parser.add_argument("--page", type=Path, help="a page whose tables are replaced")
     options = parser.parse_args()
@@ -413,12 +417,12 @@ def main() -> None:
     kinds: dict[str, Callable[[Model], Maker]] = {
         f"{mask}-{stride}": partial(Occlusions, mask=mask, stride=stride) for mask, stride in SIZES
     }
-    kinds["gradients"] = Gradients
-    if options.peers:
-        kinds["peers"] = Peers
+    methods = METHODS | SLOW
+    kinds |= {name: partial(Gradients, traced=some) for name, some in methods.items()}
     model = load_model("squeezenet1_1", checkpoint=weights)
     makers = {name: kind(model) for name, kind in kinds.items()}
-    photographs = pointing(model, Source(makers, options.keep), boxes, options.limit)
+    source = Source(makers, options.keep)
+    photographs = pointing(model, source, boxes, options.limit, options.slow)
     large = load_model("squeezenet1_1", checkpoint=weights, size=2 * SIDE)
     pictures = recognised(model, [options.assets / "photos" / "imagenet", boxes])
     makers = {name: kind(large) for name, kind in kinds.items()}
@@ -436,6 +440,16 @@ def main() -> None:
         head, _, rest = page.partition(START)
         _old, _, tail = rest.partition(END)
         options.page.write_text(f"{head}{START}\n{body}\n{END}{tail}", encoding="utf-8")
+        verdicts(options.assets, options.truth, options.page, options.keep)
+
+
+def verdicts(assets: Path, truth: Path, page: Path, keep: Path | None) -> None:
+    """Has `trust.py` write the page's tables of verdicts."""
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) if keep is None else keep / "verdicts"
+        script = Path(__file__).with_name("trust.py")
+        line = [sys.executable, script, assets, truth, "--keep", kept, "--page", page]
+        subprocess.run(line, check=True)  # noqa: S603
 
 
 if __name__ == "__main__":

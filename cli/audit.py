@@ -71,7 +71,7 @@ def audit(given: AuditCommand) -> None:
     if given.pictures:
         result = _draw(run, result, auditor)
     run.console.table("Classes", COLUMNS, _rows(result))
-    run.console.sentence(result.verdict)
+    run.console.sentence(result.verdict[0].upper() + result.verdict[1:])
     checks: list[Callable[[], None]] = []
     if given.max_suspicion is not None:
         checks.append(partial(_check_suspicion, result, given.max_suspicion))
@@ -106,7 +106,7 @@ def _file_names(labels: Sequence[str]) -> list[str]:
     names: list[str] = []
     taken: set[str] = set()
     for label in labels:
-        base = name = f"class_{safe_name(label)}"
+        base = name = f"class_{safe_name(label).replace(' ', '_')}"
         number = 1
         while name.lower() in taken:
             number += 1

@@ -9,11 +9,11 @@ from cnnviz.cli.commands.networks import ModelsCommand
 from cnnviz.cli.console import Console, print_json
 from cnnviz.cli.options import OutputOptions
 from cnnviz.core.errors import UsageError, nearest
+from cnnviz.core.extras import version
 from cnnviz.core.models.bundled import read_card
 from cnnviz.core.models.zoo.published import Listed, cache_folder, list_torchvision
 from cnnviz.core.output.record import Record, to_json
 from cnnviz.core.output.run_folder import to_json as json_text
-from cnnviz.core.output.run_folder import version
 
 CARD_LINES = ("architecture", "parameters", "data", "recipe", "limits")
 
@@ -70,7 +70,7 @@ def _show_card(console: Console, card: dict[str, Any]) -> None:
     rows = [(name, card[name]) for name in CARD_LINES]
     top1 = f"{accuracy['top1_percent']} % of {card['accuracy_on']}"
     rows.insert(-1, ("accuracy", top1))
-    console.table("bundled (the default)", ["", "its card"], rows)
+    console.table("bundled (the default)", ["", "model card"], rows)
     console.table(
         "bundled: accuracy per class",
         ["class", "percent"],

@@ -61,8 +61,8 @@ class ModelOptions:
     checkpoint: Annotated[
         Path | None,
         Option(
-            "Weights from a file: .pth .pt .th .ckpt .safetensors, "
-            "or a TorchScript or torch.export archive (these need no --model)."
+            "Weights from a file: .pth .pt .th .ckpt .safetensors, a TorchScript or torch.export "
+            "archive (these, and weights of torchvision's networks, need no --model)."
         ),
     ] = None
     state: Annotated[

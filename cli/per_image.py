@@ -29,7 +29,7 @@ from cnnviz.core.data.shards import Shard
 from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
 from cnnviz.core.files import SUMMARY, safe_name
 from cnnviz.core.models.load import Model
-from cnnviz.core.output.journal import LINES, Lines
+from cnnviz.core.output.lines import LINES, Lines
 from cnnviz.core.output.options import Look
 from cnnviz.core.output.record import from_json, to_json
 from cnnviz.core.output.run_folder import RunFolder
@@ -130,6 +130,23 @@ class ImageRun(Run):
         self.take_share(requested, len(paths))
         return paths
 
+    def labels(self) -> list[str]:
+        """The label of each image: that of the data set, or else the name of its folder."""
+        classes = self._data.classes or ()
+        return [
+            Path(one.path).resolve().parent.name if one.label is None else classes[one.label]
+            for one in self._data.examples
+        ]
+
+    def note_common(self, **places: str | None) -> None:
+        """Prints a note on each option that gives one box, or pixel, for several images."""
+        for option, place in places.items():
+            if place and len(self._places) > 1 and not Path(place).exists():
+                self.console.note(
+                    f"--{option} {place}: taken for each of the {len(self._places)} images; "
+                    "a JSON file has boxes for each"
+                )
+
     def go(
         self,
         study: ImageStudy[Any, Any],
@@ -151,17 +168,12 @@ class ImageRun(Run):
             seed: the run's seed.
             inputs: files that are read in addition to the images.
             resume: whether to skip images whose results are complete.
-
-        Raises:
-            UsageError: the folder is not empty, or belongs to another run.
-            typer.Exit: with status 1 if an image failed.
-            CheckFailed: a check does not hold.
         """
         self.open_for(paths, model, depends, study, inputs=inputs, resume=resume)
         self.go_through(study, model)
         if study.title and len(self.entries):
             self._table(study)
-        if study.arrays and self._index is not None and self.shard is None:
+        if study.arrays and self._index is not None:
             self._overview(study)
         checks = [partial(check, _Records(self.entries, study.kind)) for check in study.checks]
         self.finish_images(model, seed=seed, show=study.show, checks=checks)
@@ -288,6 +300,10 @@ class ImageRun(Run):
         first = islice(_Records(self.entries, study.kind), MOST_SHOWN)
         rows = [row for entry in first for row in study.rows(entry)]
         self.console.table(study.title, study.columns, rows)
+        top = next(iter(self.entries)).get("top5") if self._alone else None
+        if top:
+            best = [(one["class"], f"{one['probability']:.3f}") for one in top]
+            self.console.table(f"Top {len(best)}", ("class", "p"), best)
         if len(self.entries) > MOST_SHOWN:
             more = len(self.entries) - MOST_SHOWN
             self.console.sentence(f"… and {more} more images, all of them in images.jsonl")
@@ -309,10 +325,6 @@ class ImageRun(Run):
             show: pattern of the pictures that are printed.
             checks: each raises `CheckFailed` if it does not hold.
             results: of the summary; by default the entries.
-
-        Raises:
-            typer.Exit: with status 1, if an image failed; checks that do not hold are printed.
-            CheckFailed: a check does not hold.
         """
         current().images = lambda: (str(entry["image"]) for entry in self.entries)
         pattern = show.replace(".png", f".{self._output.format}")

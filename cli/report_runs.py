@@ -48,13 +48,8 @@ class Pages:
         self.left_out: list[str] = []
 
     def section(self, run: FinishedRun) -> Section:
-        """The section of a run.
-
-        Raises:
-            CnnvizError: a file of the run is missing or damaged.
-        """
-        title = f"{run.command}: {run.folder.resolve().name}"
-        section = Section(title, list(reads.facts(run)))
+        """The section of a run."""
+        section = Section(page_title([run]), list(reads.facts(run)))
         section.notes += [f"failed: {failure.message}" for failure in run.summary.errors[:20]]
         section.findings += [Findings(f.title, f.columns, f.rows) for f in run.summary.findings]
         with run.reading():
@@ -143,6 +138,7 @@ class Pages:
     def _add_pictures(self, section: Section, run: FinishedRun) -> None:
         files = run.summary.files
         names = [n for n in files if n.endswith(PICTURES) and Path(n).name not in INPUTS]
+        names.sort(key=lambda name: not name.startswith("overview"))  # first, in their order
         printed = sum(name.endswith(".pdf") for name in files)
         if printed:
             self.left_out.append(f"{section.title}: {printed} figures that are PDF files")
@@ -166,17 +162,7 @@ class Pages:
 
 
 def page_of(runs: Sequence[FinishedRun], megabytes: float, title: str) -> tuple[str, list[str]]:
-    """The page of some runs, and what did not fit on it.
-
-    Args:
-        runs: the runs.
-        megabytes: maximum size of the page.
-        title: of the page.
-
-    Raises:
-        CnnvizError: a run is damaged.
-        UsageError: a package is missing, or even an empty page is larger.
-    """
+    """The page of some runs, and what did not fit on it."""
     limit, spare = int(megabytes * 1e6), 0
     while True:  # the sizes of parts are estimates until they are rendered
         room = Room(limit - spare)
@@ -197,7 +183,8 @@ def page_title(runs: Sequence[FinishedRun]) -> str:
     """The heading of a page that was not given one."""
     if len(runs) > 1:
         return f"{len(runs)} runs of cnnviz"
-    return f"{runs[0].command}: {runs[0].folder.resolve().name}"
+    command, name = runs[0].command, runs[0].folder.resolve().name
+    return command if name == command else f"{command}: {name}"
 
 
 def _sections(pages: Pages, runs: Sequence[FinishedRun]) -> Iterator[Section]:

@@ -22,11 +22,7 @@ class Units:
     """The passports of all units in runs of one network; `passports` lists them."""
 
     def __init__(self, runs: Sequence[FinishedRun]) -> None:
-        """Reads the runs.
-
-        Raises:
-            CnnvizError: one is damaged.
-        """
+        """Reads the runs."""
         self._units: dict[tuple[str, int], Passport] = {}
         self._runs: list[FinishedRun] = []
         self._names: dict[str, int] = {}
@@ -86,12 +82,13 @@ class Units:
     def _read_sweep(self, run: FinishedRun) -> None:
         for effect in ablation.load(run).effects:
             unit = self._unit(effect.layer, effect.filter)
-            unit.numbers["off: change"] = effect.change
+            points, unit_of = (1, "change") if effect.correct is None else (100, "points")
+            unit.numbers[f"when removed ({unit_of})"] = points * effect.change
             if effect.p_value is not None:
-                unit.numbers["off: p"] = effect.p_value
+                unit.numbers["p value"] = effect.p_value
             if effect.hurts is not None:
-                unit.numbers["hurts"] = effect.hurts
-                unit.numbers["hurts by"] = effect.hurts_change
+                unit.numbers["worst class"] = effect.hurts
+                unit.numbers[f"its change ({unit_of})"] = points * effect.hurts_change
 
     def _read_layers(self, run: FinishedRun) -> None:
         rows = {row.name: row for row in layers.load(run).layers}
@@ -106,10 +103,6 @@ class Units:
         self, units: Sequence[Passport], take: Callable[[int], bool]
     ) -> tuple[list[dict[str, Any]], int]:
         """The images of these units' patches; the boxes become shares of them.
-
-        Args:
-            units: the units that are shown.
-            take: returns whether a part of that size fits.
 
         Returns:
             Name, address, width and height of each, and how many have no address.

@@ -21,12 +21,12 @@ import numpy as np
 from PIL import Image
 
 from cnnviz.cli.main import run
+from cnnviz.gradients.options import Method
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "img"
 PHOTOS = "sample_photos"
 NET = "--model squeezenet1_1 --checkpoint squeezenet1_1.pth"
-LAYER = "--layer features.block2.conv2"
 MOST_BYTES, WIDTH = 80_000, 1000
 PICTURES = {
     "occlude": (
@@ -48,7 +48,11 @@ PICTURES = {
     ),
     "layers": ("layers data --gradients", ("statistics",)),
     "filters": (f"filters {NET}", ("kernels_features.0", "gabor_features.0")),
-    "max-patches": (f"max-patches data {LAYER} --filters random:6 --top 8", ("patches",)),
+    "max-patches": (
+        f"max-patches {PHOTOS} {NET} --layer features.12.expand3x3_activation "
+        "--filters 83,137,227 --top 5 --evidence",
+        ("patches", "evidence"),
+    ),
     "ablate": (
         "ablate data --filters stem.conv:random:8 --sweep stem.conv",
         ("classes", "confusions", "sweep"),
@@ -56,6 +60,16 @@ PICTURES = {
     "tsne": ("tsne data --perplexity 20", ("scatter", "grid")),
     "audit": ("audit data --stride 4", ("overview", "class_frog")),
     "diff": ("diff run/audit run/other --data data --top 4", ("worst", "classes")),
+}
+DAISY = f"saliency {PHOTOS}/daisy.jpg {NET} --width 640 --method"
+METHODS = {
+    **{method: "" for method in Method if not method.of_layer},
+    **{method: "--layer features.12" for method in Method if method.of_layer},
+    Method.LAYERCAM: "--layer features.5",
+}
+PICTURES |= {
+    f"saliency-{method}": (f"{DAISY} {method} {layer}", ("overlay",))
+    for method, layer in METHODS.items()
 }
 BEFORE = {"diff": "audit data --stride 4 --mean 0.4,0.5,0.6 --out run/other"}
 

@@ -45,8 +45,9 @@ class Comparison(Record):
 class ClassMap(ClassRecord):
     """The map of one class.
 
-    `raw` is the signed gradient or gradient x input (3, H, W), or the signed Grad-CAM (h, w);
-    `map_HW` is the map that is shown, not negative for `gradient` and `grad-cam`.
+    `raw` is signed: for each pixel and channel (C, H, W), or the sum of the layer's maps (h, w);
+    `map_HW` is the map that is shown, negative only with `gradient-x-input` and
+    `integrated-gradients`.
     """
 
     lowest: float
@@ -79,7 +80,8 @@ class SaliencyResult(Displayed, Record):
 
     image: str
     method: Method
-    layer: Annotated[str | None, Says("of Grad-CAM")]
+    unit: Annotated[str, Says("what the maps' values are")]
+    layer: Annotated[str | None, Says("whose maps are weighted; null for methods of pixels")]
     prediction: Annotated[ClassRecord | None, OPTIONAL] = None
     top5: Annotated[tuple[ClassRecord, ...] | None, Says(minItems=1, maxItems=5, optional=True)] = (
         None

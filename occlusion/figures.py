@@ -5,7 +5,7 @@ symmetric about zero: red is evidence for the class (occluding it hurts), blue i
 it. All panels of a figure have one scale unless another one is requested.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,22 +14,21 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cnnviz.core.choices import pixels_text
-from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.maps import agreement
-from cnnviz.core.output.drawing import image_pixels, label_axes
-from cnnviz.core.output.layout import Bar, Cell, Entry, board, in_rows, picture, plot, scaled
+from cnnviz.core.output.canvas import Bar, Entry
+from cnnviz.core.output.drawing import image_pixels
+from cnnviz.core.output.layout import Cell, board, in_rows, picture, scaled
 from cnnviz.core.output.options import Look
 from cnnviz.core.output.overlays import (
     MOST_COLUMNS,
     Scale,
     cmap_of,
-    draw_picture,
     enlarged,
     hatch_pixels,
     input_cell,
+    map_cell,
     outline_pixels,
     paint_kinds,
     paint_map,
@@ -39,8 +38,8 @@ from cnnviz.core.output.style import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, YELL
 from cnnviz.occlusion.masks import nearest_positions
 from cnnviz.occlusion.measurement import Activation
 from cnnviz.occlusion.options import MapKind, Score, Upsample
-from cnnviz.occlusion.results import Agreement, OcclusionResult, Panel, Sufficiency
-from cnnviz.occlusion.sufficient import HELD
+from cnnviz.occlusion.results import Agreement, OcclusionResult, Panel
+from cnnviz.occlusion.sufficient_figure import draw_sufficient
 
 LEGEND_CLASSES = 9
 OTHER_GRAY = "#8c8c8c"
@@ -107,7 +106,7 @@ def draw(
     if any(result.agreements):
         figures["agreement.png"] = _agreements(result, look, beneath)
     if result.sufficient:
-        figures["sufficient.png"] = _sufficiencies(result, result.sufficient, beneath)
+        figures["sufficient.png"] = draw_sufficient(result, _input(result, beneath))
     if result.activation:
         figures["activation.png"] = _activation(result, result.activation, look, beneath)
     return figures
@@ -178,12 +177,10 @@ def _map(
     over: Pixels | None,
     below: str = "",
 ) -> Cell:
-    def paint(axes: Axes) -> None:
-        paint_map(axes, values_HW, scale, look.display, over)
+    def mark(axes: Axes) -> None:
         _outline_read(axes, result, panel)
 
-    bar = scale.bar if over is None else scale.bar_over
-    return picture(paint, result.measured.size, title, below, bar)
+    return map_cell(values_HW, scale, look, over, title, below, mark=mark)
 
 
 def heading(result: OcclusionResult, panel: Panel) -> str:
@@ -285,71 +282,6 @@ def _both(
     return replace(cell, paint=paint)
 
 
-def _sufficiencies(
-    result: OcclusionResult, entries: Sequence[Sufficiency], beneath: Pixels
-) -> Figure:
-    """A row for each class: the image, the sufficient region, the losing region, the search."""
-    image, size = result.measured.image, result.measured.size
-    rows = []
-    for entry in entries:
-        region, losing = entry.region, entry.losing
-        kept_HW = entry.pixels_of(region)
-        kept = (
-            f"{100 * region.share:.1f} % of the image is enough\n"
-            f"p({entry.class_}) = {region.probability:.2f} "
-            f"(full image {entry.reading:.2f}, without this region {entry.without:.2f})"
-        )
-        shown = torch.zeros_like(kept_HW)
-        lost = "The class is never lost\neven with everything occluded"
-        if losing is not None:
-            shown = ~entry.pixels_of(losing)
-            lost = (
-                f"Occluding {100 * losing.share:.1f} % loses the class\n"
-                f"p({entry.class_}) = {losing.probability:.2f}: {entry.lost_when}"
-            )
-        cells = [
-            picture(_replaced(image, entry.fill_CHW, pixels_HW), size, title)
-            for pixels_HW, title in ((kept_HW, kept), (shown, lost))
-        ]
-        rows.append([_input(result, beneath), *cells, _curves(entry, cells[0].height)])
-    return board(
-        rows,
-        legend=(
-            Entry("only these cells kept", BLUE, marker="-"),
-            Entry("these cells occluded", RED, marker="-"),
-            Entry(f"{100 * HELD:.0f} % of the original probability", "#888888", marker="-"),
-        ),
-    )
-
-
-def _replaced(image: WorkingImage, fill_CHW: Tensor, kept_HW: Tensor) -> Callable[[Axes], None]:
-    """Draws what the network sees with only those pixels kept."""
-    seen = replace(image, pixels=torch.where(kept_HW, image.pixels, fill_CHW))
-    size = (int(kept_HW.shape[0]), int(kept_HW.shape[1]))
-    return lambda axes: draw_picture(axes, image_pixels(seen), size)
-
-
-def _curves(entry: Sufficiency, height: float) -> Cell:
-    """The class's probability while cells are kept alone, or occluded, most important first."""
-
-    def paint(axes: Axes) -> None:
-        shares = np.linspace(0, 100, len(entry.kept_curve))
-        axes.plot(shares, entry.kept_curve.numpy(), color=BLUE)
-        axes.plot(shares, entry.covered_curve.numpy(), color=RED)
-        axes.axhline(HELD * entry.reading, color="#888888", linewidth=0.8, linestyle=":")
-        axes.set(xlim=(0, 100), ylim=(-0.02, 1.02))
-        label_axes(axes, "% of the cells, most important first", f"p({entry.class_})")
-
-    return plot(paint, "Probability by the share of cells", height=height - 30, width=230)
-
-
-def _centred_scale(values: Sequence[NDArray[np.floating]], original: float, what: str) -> Scale:
-    """Colours that are neutral at the original value: blue below, red above."""
-    limit = max(*(float(np.abs(v - original).max(initial=0.0)) for v in values), 1e-12)
-    label = f"{what} with a mask here, compared with the original"
-    return Scale(original - limit, original + limit, cmap_of("RdBu_r"), label, 1.0, fading=False)
-
-
 def _readings(result: OcclusionResult, look: Look) -> Figure:
     """The class's probability at each position; all panels have one sequential scale."""
     has_classes = result.measured.head.has_classes
@@ -358,7 +290,7 @@ def _readings(result: OcclusionResult, look: Look) -> Figure:
     readings = [panel.reading for panel in result.targets]
     low = 0.0 if has_classes else float(min(*readings, *(v.min() for v in values)))
     high = max(*readings, *(float(v.max()) for v in values), low + 1e-12)
-    label = f"{what} with a mask centred here"
+    label = f"{what} with a mask centred here (at the rim: with the nearest mask)"
     scale = Scale(low, high, cmap_of("viridis"), label, 1.0, fading=False)
     cells = []
     for panel, values_P in zip(result.targets, values, strict=True):
@@ -367,12 +299,7 @@ def _readings(result: OcclusionResult, look: Look) -> Figure:
         if len({panel.index for panel in result.targets}) == 1:
             bar = replace(bar, mark=(panel.reading, "original"))
         cells.append(_positions(result, panel, values_P, scale, look, title, bar))
-    return _grid(result, look, _one_bar(cells))
-
-
-def _one_bar(cells: Sequence[Cell]) -> list[Cell]:
-    """The cells with the first one's bar."""
-    return [replace(cell, bar=cells[0].bar) for cell in cells]
+    return _grid(result, look, [replace(cell, bar=cells[0].bar) for cell in cells])
 
 
 def _positions(
@@ -439,7 +366,10 @@ def _activation(
     by_mask = _by_mask(result)
     parts = torch.split(activation.sums_P, [panel.positions for panel in by_mask])
     values = [sums_P.numpy() for sums_P in parts]
-    scale = _centred_scale(values, activation.sum, "summed activation")
+    limit = max(*(float(np.abs(v - activation.sum).max(initial=0.0)) for v in values), 1e-12)
+    low, high = activation.sum - limit, activation.sum + limit
+    label = "summed activation with a mask here, compared with the original"
+    scale = Scale(low, high, cmap_of("RdBu_r"), label, 1.0, fading=False)
     bar = replace(scale.bar, mark=(activation.sum, "original"))
     cells = [
         _positions(

@@ -18,7 +18,7 @@ from cnnviz.core.options import (
 )
 
 FOLDER = "folder"
-"""The label that stands for the name of each image's folder."""
+"""The label that means the name of each image's folder."""
 
 
 class Border(StrEnum):

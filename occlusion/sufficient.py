@@ -20,6 +20,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from cnnviz.core.choices import percent
 from cnnviz.core.data.replaced_pixels import replaced_logits
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models.heads import Kind
@@ -39,18 +40,7 @@ AT_A_TIME = 16
 def sufficiency(
     model: Model, measured: Measurement, panel: Panel, spec: OcclusionSpec
 ) -> Sufficiency:
-    """Finds both regions for one class.
-
-    Args:
-        model: borrowed; a dense output has been settled on this image.
-        measured: the image and its original scores.
-        panel: the class's map.
-        spec: for the fill, its seed, and the batch size.
-
-    Raises:
-        UsageError: the model is a regression, whose values nothing holds or loses.
-        CnnvizError: a score is not finite.
-    """
+    """Finds both regions for one class."""
     check_classes(model)
     search = _Search(model, measured, panel, spec)
     by_occluding = search.rankings[0]
@@ -106,7 +96,7 @@ class _Search:
         )
         self._predicted = bool(self._predicts(measured.base_logits_K[None])[0])
         if not self._predicted:
-            self.lost_when = f"its probability falls below {LOST:.0%} of what it was"
+            self.lost_when = f"its probability falls below {percent(LOST)} of what it was"
         elif model.head.kind is Kind.SIGMOID:
             self.lost_when = "its probability falls below the threshold"
         else:

@@ -88,11 +88,11 @@ class RenderCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class SaliencyCommand:
-    """Trace a prediction back to the pixels: gradients, Grad-CAM.
+    """Trace a prediction back to the image: Grad-CAM and its relatives, gradients.
 
-    cnnviz saliency dog.jpg --model resnet18 --method grad-cam --layer layer4 --compare occlusion
+    cnnviz saliency dog.jpg --model resnet18 --layer layer4 --compare occlusion
 
-    Writes overlay and heatmap pictures and the raw gradients, for each image.
+    Writes overlay and heatmap pictures and the raw values, for each image.
     """
 
     FIRST: ClassVar[tuple[str, ...]] = ("targets", "method", "layer", "compare", "trust")
@@ -154,7 +154,7 @@ class TrustCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationsCommand:
-    """Show what a layer makes of an image: its feature maps.
+    """Show what a layer responds to in an image: feature maps.
 
     cnnviz activations dog.jpg --model resnet18 --layer layer4 --top 64
 

@@ -18,6 +18,7 @@ from cnnviz.core.files import DAMAGE, LARGEST, open_arrays, regular
 from cnnviz.core.models.preprocess import Preprocess
 
 ARRAYS = frozenset({".npy", ".npz"})
+_NPY = b"\x93NUMPY"
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"),
     *("AVIF", "DIB", "ICO", "JPEG2000", "MPO", "PCX", "PPM", "SGI", "TGA"),
@@ -43,9 +44,6 @@ def read_raster(path: str | Path, preprocess: Preprocess) -> Raster:
     Args:
         path: `.npy`, `.npz` with one array of 2 or 3 axes, a TIFF, or what Pillow opens.
         preprocess: has the number of channels, and the values that become 0 and 1.
-
-    Raises:
-        CnnvizError: it cannot be read, or has other channels or values.
     """
     try:
         values = _read(regular(path))
@@ -65,9 +63,6 @@ def read_map(path: str | Path, size: tuple[int, int]) -> Raster:
     Args:
         path: the file.
         size: H and W of the working image, which the map must have.
-
-    Raises:
-        CnnvizError: it cannot be read, or has another shape or values that are not finite.
     """
     try:
         values = _read_npy(regular(path))
@@ -86,11 +81,23 @@ def read_map(path: str | Path, size: tuple[int, int]) -> Raster:
     return numbers
 
 
+def check_npy(path: Path) -> None:
+    """Raises a CnnvizError if a file is not a `.npy` file, by its first bytes."""
+    with regular(path).open("rb") as file:
+        if file.read(len(_NPY)) != _NPY:
+            raise CnnvizError(f"--map takes a .npy file (numpy.save); '{path}' is not one")
+
+
 def _read_npy(path: Path) -> NDArray[np.generic]:
     with path.open("rb") as file:
         if path.stat().st_size > LARGEST:
             raise ValueError(f"it is larger than {LARGEST:,} bytes")
-        array: NDArray[np.generic] = np.load(file, allow_pickle=False)
+        try:
+            array: NDArray[np.generic] = np.load(file, allow_pickle=False)
+        except ValueError as error:
+            if "allow_pickle" in str(error):  # which is not what to do
+                raise ValueError("it does not hold an array of numbers") from error
+            raise
     if not isinstance(array, np.ndarray):
         raise ValueError("it is an archive, not one array")
     return array
@@ -119,11 +126,14 @@ def _read(path: Path) -> NDArray[np.generic]:
     if suffix in TIFFS:
         import tifffile
 
-        with tifffile.TiffFile(path) as tiff:
-            series = tiff.series[0]
-            if series.nbytes > LARGEST:
-                raise ValueError(f"it is larger than {LARGEST:,} bytes")
-            return np.asarray(series.asarray())
+        try:
+            with tifffile.TiffFile(path) as tiff:
+                series = tiff.series[0]
+                if series.nbytes > LARGEST:
+                    raise ValueError(f"it is larger than {LARGEST:,} bytes")
+                return np.asarray(series.asarray())
+        except tifffile.TiffFileError as error:  # not a ValueError in every version
+            raise ValueError(one_line(error)) from error
     with Image.open(path, formats=formats()) as picture:
         if picture.width * picture.height > _most_pixels():
             raise ValueError("it has more pixels than Pillow's safety limit")

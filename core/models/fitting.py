@@ -157,6 +157,16 @@ def head_classes(module: nn.Module, state: Mapping[str, Tensor]) -> int | None:
     return counts.pop() if len(counts) == 1 else None
 
 
+def matches(module: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict has a network's names and shapes, apart from the number of classes."""
+    required = module.state_dict()
+    names = {name for name in required if _last(name) not in _NO_WEIGHT}
+    if not names <= state.keys() or not state.keys() <= required.keys():
+        return False
+    same = all(state[name].shape == required[name].shape for name in state)
+    return same or head_classes(module, state) is not None
+
+
 def _misfits(module: nn.Module, state: Mapping[str, Tensor]) -> str:
     required = {name: v for name, v in module.state_dict().items() if isinstance(v, Tensor)}
     missing = [n for n in required if n not in state and _last(n) not in _NO_WEIGHT]

@@ -16,22 +16,25 @@ R regions: one that the user points at, or one per class.
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
-from cnnviz.core.choices import HeadChoice, whole_number
+from cnnviz.core.choices import HeadChoice, percent, whole_number
 from cnnviz.core.device import rounding
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.graph.program import target_name
 from cnnviz.core.models.labels import class_index, normalised_name
 
 SHOWN = 6
 MAXIMUM_VALUES = 5
-"""A regression with more values must be told which one to explain."""
+"""Of a regression with more values, the one to explain must be named."""
 _BACKGROUND = "background"
 
 
@@ -47,11 +50,11 @@ class Kind(StrEnum):
 
 
 def _probability(value: float) -> str:
-    """Two decimals; more near 0 and 1."""
+    """Two decimals; more near 0 and 1, at most four."""
     if 0.01 <= value < 0.995 or value in (0.0, 1.0):
         return f"{value:.2f}"
     if value < 0.01:
-        return f"{value:.2g}"
+        return f"{value:.2g}" if value >= 0.001 else "< 0.001"
     shown = f"{value:.4f}"
     return shown if shown == "1.0000" else shown.rstrip("0")
 
@@ -95,7 +98,9 @@ class Head:
 
     def text(self, reading: float) -> str:
         """Format a probability, `p = 0.123`, or a value, for headings."""
-        return f"p = {_probability(reading)}" if self.has_classes else f"= {reading:.4g}"
+        shown = _probability(reading)
+        p = f"p {shown}" if shown.startswith("<") else f"p = {shown}"
+        return p if self.has_classes else f"= {reading:.4g}"
 
     def change_text(self, before: float, after: float | None) -> str:
         """Format what occlusion does to a probability, `p = 0.93 → 0.21`, or to a value."""
@@ -139,6 +144,53 @@ class Head:
 SOFTMAX = Head()
 
 
+class LastSigmoid(TorchFunctionMode):
+    """Takes the input of a network's last sigmoid instead of its output, if `removed`.
+
+    A probability near 1 is rounded, which leaves few digits of its logit. `seen` records whether
+    the output is that of a sigmoid.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.removed = self.seen = False
+        self._made: dict[int, tuple[Any, Any]] = {}
+
+    def __deepcopy__(self, _memo: object) -> "LastSigmoid":
+        return self
+
+    def watched(self) -> AbstractContextManager[object]:
+        """The context in which the network runs."""
+        return self if self.removed else nullcontext()
+
+    def __torch_function__(
+        self, function: Any, _types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        output = function(*args, **(kwargs or {}))
+        if getattr(function, "__name__", "") in ("sigmoid", "expit", "special_expit") and args:
+            self._made[id(output)] = output, args[0]  # an output that is kept keeps its id
+        return output
+
+    def logits(self, output: Any) -> Any:
+        """The logits of a network's output; of what no sigmoid made, by their formula."""
+        if not self.removed:
+            return output
+        if isinstance(output, fx.Proxy):
+            node, tracer = output.node, output.tracer
+            assert isinstance(tracer, fx.Tracer)  # noqa: S101 (a module is traced)
+            layer = (
+                tracer.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+            )
+            sigmoid = isinstance(layer, nn.Sigmoid) or target_name(node.target) == "sigmoid"
+            first = node.args[0] if sigmoid and node.args else None
+            before = tracer.proxy(first) if isinstance(first, fx.Node) else None
+        else:
+            before = self._made.get(id(output), (None, None))[1]
+        self._made.clear()
+        self.seen = before is not None
+        return Head(Kind.SIGMOID, True).logits(output) if before is None else before
+
+
 def _log(positive: Tensor) -> Tensor:
     return positive.clamp_min(torch.finfo(positive.dtype).tiny).log()
 
@@ -153,7 +205,7 @@ def _range(outputs_NK: Tensor, dtype: torch.dtype) -> str | None:
 
 
 def _unit_length(outputs_NK: Tensor, dtype: torch.dtype) -> bool:
-    """Whether every row is a vector of length 1, whatever the image."""
+    """Whether every row is a vector of length 1, for every image."""
     lengths = outputs_NK.double().norm(dim=1)
     return outputs_NK.shape[1] > 1 and bool(((lengths - 1).abs() < rounding(dtype)).all())
 
@@ -237,8 +289,8 @@ def resolve_targets(
 def _values(target: str, labels: Sequence[str]) -> list[int]:
     if target != "predicted" or len(labels) > MAXIMUM_VALUES:
         raise UsageError(
-            f"'{target}': a regression has no ranking; --target takes a value's name or an index "
-            f"from 0 to {len(labels) - 1}"
+            f"'{target}': {len(labels)} values (a regression, or features of an embedding) have no "
+            f"ranking; --target takes a value's name or an index from 0 to {len(labels) - 1}"
         )
     return list(range(len(labels)))
 
@@ -283,7 +335,9 @@ class Reading:
         absent = [labels[t] for t in targets if not self.pointed and self.shares_K[t] == 0]
         if absent:
             order = [i for i in self.shares_K.argsort(descending=True).tolist() if self.shares_K[i]]
-            there = ", ".join(f"{labels[i]} {float(self.shares_K[i]):.1%}" for i in order[:SHOWN])
+            there = ", ".join(
+                f"{labels[i]} {percent(float(self.shares_K[i]), 1)}" for i in order[:SHOWN]
+            )
             raise CnnvizError(
                 f"'{path}': no pixel is predicted as {absent[0]} (predicted are {there}); --at or "
                 "--inside names a region to read it at"

@@ -10,6 +10,7 @@ Shapes: N images, K classes or values, h w rows and columns of a dense output, H
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,7 +29,7 @@ from cnnviz.core.models.behaviour import (
     far_away,
     run_checked,
 )
-from cnnviz.core.models.heads import Head, Kind, Region, determine_head
+from cnnviz.core.models.heads import Head, Kind, LastSigmoid, Region, determine_head
 from cnnviz.core.models.preprocess import Preprocess
 from cnnviz.core.models.zoo.factories import find_function
 
@@ -41,6 +42,7 @@ YES_OR_NO = ("negative", "positive")
 _DEEPEST = 4
 
 Reader = Callable[[Any], Tensor]
+During = Callable[[], AbstractContextManager[object]]
 Path = tuple[Any, ...]
 """Keys, indices and field names, from the outside in."""
 
@@ -77,22 +79,14 @@ def read_out(
     `raw` is its output for one blank image, `output` and `choice` are the user's choices of the
     output and of the head, `required` refuses a network without scores.
     """
-    try:
-        scores = find_scores(raw, output, name, preprocess.crop)
-    except CnnvizError:
-        two = torch.zeros(2, preprocess.channels, *preprocess.crop, dtype=dtype, device=device)
-        restored = _batch_axis(module, raw, two)
-        if restored is not None:
-            module, raw = with_reader(module, restored), restored(raw)
-            scores = find_scores(raw, output, name, preprocess.crop)
-            note = f"{name} drops the batch axis of a single image; it is restored"
-            scores = dataclasses.replace(scores, notes=(note, *scores.notes))
-        elif required or output is not None:
-            raise
-        else:
-            scores = Scores(_first_tensor(raw), dense=True)
-    if scores.read is not None:
-        module, raw = with_reader(module, scores.read), scores.read(raw)
+    size = preprocess.crop
+    two = torch.zeros(2, preprocess.channels, *size, dtype=dtype, device=device)
+    module, raw, scores = _find(module, raw, two, name, size, output, required)
+    ends = LastSigmoid()
+    if scores.take is not None or scores.shaped is not None or _are_shares(raw):
+        take, shaped = scores.take or _same, scores.shaped or _same
+        module = with_reader(module, lambda o: shaped(ends.logits(take(o))), ends.watched)
+        raw = shaped(take(raw))
     if scores.dense and not required:
         return ReadOut(module, 0, Head(Kind.NONE), Behaviour())
     shape = (preprocess.channels, *preprocess.crop)
@@ -111,6 +105,15 @@ def read_out(
 
     answers, behaviour = examine(outputs, shape, dtype)
     head, head_notes = determine_head(_pixel_rows(answers), far, choice, dtype, name)
+    if head.probabilities_given and (head.kind is Kind.SIGMOID or answers.shape[1] == 1):
+        ends.removed = True
+        without = examine(outputs, shape, dtype)
+        ends.removed = ends.seen
+        if ends.removed:
+            answers, behaviour = without
+            head = dataclasses.replace(head, probabilities_given=False)
+            text = f"{name} ends in a sigmoid: its logits are used (--head overrides this)"
+            head_notes = [text] * len(head_notes)
     classes: int = answers.shape[1]
     labels: tuple[str, ...] = ()
     if classes == 1 and head.has_classes:
@@ -119,6 +122,38 @@ def read_out(
     notes = (*scores.notes, *behaviour.notes(name), *head_notes)
     result = ReadOut(module, classes, head, behaviour, notes, labels)
     return _read_in_regions(result, name) if scores.dense else result
+
+
+def _same(output: Any) -> Any:
+    return output
+
+
+def _are_shares(raw: object) -> bool:
+    return isinstance(raw, Tensor) and bool(((raw >= 0) & (raw <= 1)).all())
+
+
+def _find(
+    module: nn.Module,
+    raw: object,
+    two: Tensor,
+    name: str,
+    size: tuple[int, int],
+    output: str | None,
+    required: bool,
+) -> "tuple[nn.Module, object, Scores]":
+    """The scores in the output of one image, whose batch axis is restored if two images show it."""
+    try:
+        return module, raw, find_scores(raw, output, name, size)
+    except CnnvizError:
+        restored = _batch_axis(module, raw, two)
+        if restored is not None:
+            module, raw = with_reader(module, restored), restored(raw)
+            scores = find_scores(raw, output, name, size)
+            note = f"{name} drops the batch axis of a single image; it is restored"
+            return module, raw, dataclasses.replace(scores, notes=(note, *scores.notes))
+        if required or output is not None:
+            raise
+        return module, raw, Scores(_first_tensor(raw), dense=True)
 
 
 def _batch_axis(module: nn.Module, raw: object, two: Tensor) -> Reader | None:
@@ -258,8 +293,10 @@ def _to_rows(value: Tensor) -> Reader | None:
 class Scores:
     """Which part of a network's output the scores are."""
 
-    read: Reader | None
+    take: Reader | None = None
     """Takes it from the output; None if the output is just that."""
+    shaped: Reader | None = None
+    """Makes rows of it; None if it has that shape."""
     dense: bool = False
     """It is numbers for each pixel (N, K, h, w), not one row per image."""
     notes: tuple[str, ...] = ()
@@ -271,7 +308,7 @@ def find_scores(raw: object, requested: str | None, name: str, size: tuple[int, 
     `requested` is a part's name or number, or `file.py:function`; None for the obvious part.
     """
     if requested is not None and ":" in requested:
-        return Scores(_by_function(requested, raw, name))
+        return Scores(*_by_function(requested, raw, name))
     parts = {".".join(map(str, path)): (path, value) for path, value in _tensors(raw)}
     rows = [key for key, (_, value) in parts.items() if _is_row(value)]
     maps = [key for key, (_, value) in parts.items() if _is_dense(value, size)]
@@ -292,18 +329,17 @@ def find_scores(raw: object, requested: str | None, name: str, size: tuple[int, 
     path, value = parts[key]
     shaped, dense = _to_rows(value), key in maps
     if not path:
-        return Scores(shaped, dense)
-    reader = _composed(lambda output: _at(output, path), shaped)
+        return Scores(None, shaped, dense)
+
+    def take(output: Any) -> Any:
+        return _at(output, path)
+
     if requested is not None:
-        return Scores(reader, dense)
+        return Scores(take, shaped, dense)
     others = ", ".join(other for other in parts if other != key)
     unused = f", {others} unused" if others else ""
     note = f"{name} returns {type(raw).__name__}: {key} is used{unused} (--output names another)"
-    return Scores(reader, dense, (note,))
-
-
-def _composed(take: Reader, shaped: Reader | None) -> Reader:
-    return take if shaped is None else lambda output: shaped(take(output))
+    return Scores(take, shaped, dense, (note,))
 
 
 def _obvious(raw: object, keys: Iterable[str], name: str) -> str:
@@ -330,7 +366,7 @@ def _no_such_output(
     return UsageError(f"--output {requested}: no such part; {name} returns {listed}")
 
 
-def _by_function(requested: str, raw: object, name: str) -> Reader:
+def _by_function(requested: str, raw: object, name: str) -> tuple[Reader, Reader | None]:
     function = find_function(requested)
 
     def read(output: Any) -> Any:
@@ -346,32 +382,36 @@ def _by_function(requested: str, raw: object, name: str) -> Reader:
             f"--output {requested} returned {what} for one image of {name}, not numbers of shape "
             "(1,) or (1, K)"
         )
-    return _composed(read, _to_rows(rows))
+    return read, _to_rows(rows)
 
 
 class _Read(Wrapper):
     """An archive's network with its reader."""
 
-    def __init__(self, network: nn.Module, read: Reader) -> None:
+    def __init__(self, network: nn.Module, read: Reader, during: During) -> None:
         super().__init__(network)
-        self.read = read
+        self.read, self.during = read, during
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, 3, H, W) to (N, K)."""
-        return self.read(self.network(x))
+        with self.during():
+            output = self.network(x)
+        return self.read(output)
 
 
-def with_reader(module: nn.Module, read: Reader) -> nn.Module:
-    """Make a network return what `read` takes from its output.
+def with_reader(module: nn.Module, read: Reader, during: During = nullcontext) -> nn.Module:
+    """Make a network return what `read` takes from its output; it runs in the context `during`.
 
     Its class is replaced, so that layers keep their names; an archive is wrapped.
     """
     kind: Any = type(module)
     if isinstance(module, torch.jit.ScriptModule | fx.GraphModule):
-        return _Read(module, read).train(module.training)
+        return _Read(module, read, during).train(module.training)
 
     def forward(self: nn.Module, x: Tensor) -> Tensor:
-        return read(kind.forward(self, x))
+        with during():
+            output = kind.forward(self, x)
+        return read(output)
 
     module.__class__ = type(kind.__name__, (kind,), {"forward": forward})
     return module

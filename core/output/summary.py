@@ -4,6 +4,7 @@ A summary is written last (`RunFolder.finish`), so a folder that has one is comp
 is the one place that opens and checks one; what `results` holds is read by the analysis' `load`.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Protocol
 
 from torch import Tensor
 
-from cnnviz.core.choices import Precision
+from cnnviz.core.choices import Precision, percent
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import DAMAGE, SUMMARY, read_text
@@ -169,11 +170,7 @@ class FinishedRun:
     def of(
         cls, folder: Path, content: Mapping[str, Any], images_below: Sequence[Path] | None = ()
     ) -> "FinishedRun":
-        """Checks the content of a summary.
-
-        Raises:
-            CnnvizError: a key is missing or invalid.
-        """
+        """Checks the content of a summary."""
         summary = from_json(Summary, content)
         if summary.schema != f"cnnviz.{summary.command}/1":
             raise CnnvizError(f"unknown schema '{summary.schema[:60]}'")
@@ -200,11 +197,7 @@ class FinishedRun:
         return RunData(from_json(tuple[str, ...], sources), allowed)
 
     def file(self, name: str) -> Path:
-        """The path of a file of the run.
-
-        Raises:
-            CnnvizError: it is outside the run's folder.
-        """
+        """The path of a file of the run."""
         path = self.folder / name
         if "\0" in name or not path.resolve().is_relative_to(self.folder.resolve()):
             raise CnnvizError(f"{self.folder / SUMMARY} lists a file outside its folder: {name}")
@@ -212,11 +205,7 @@ class FinishedRun:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Reports the errors that damaged files and those of other versions cause.
-
-        Raises:
-            CnnvizError: the block raised such an error.
-        """
+        """Reports the errors that damaged files and those of other versions cause."""
         try:
             yield
         except InvalidRecord as error:
@@ -231,11 +220,7 @@ class FinishedRun:
 
 
 def run_folders(named: Path) -> list[Path]:
-    """The run in a folder, or the runs in its subfolders; a summary's path means its folder.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """The run in a folder, or the runs in its subfolders; a summary's path means its folder."""
     if named.is_file():
         return [named.parent]
     if (named / SUMMARY).exists():
@@ -250,10 +235,6 @@ def read_summary(folder: Path | FinishedRun, images_below: Sequence[Path] = ()) 
     """Reads and checks the summary of a finished run, from its folder or its own path.
 
     Images of its data set are opened only below its folder and below `images_below`.
-
-    Raises:
-        UsageError: it is not a summary of cnnviz.
-        CnnvizError: it does not exist or cannot be read.
     """
     if isinstance(folder, FinishedRun):  # whose summary may not be on disk yet (`--report`)
         return folder
@@ -354,6 +335,15 @@ class Pointing(Record):
         ),
     ] = None
 
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Whether the peak is on the object, and the share on it, for tables; empty for none."""
+        if self.inside is None:
+            return ()
+        if math.isnan(self.inside):
+            return "no evidence", "-"
+        return "yes" if self.pointing_game_hit else "no", percent(self.inside, 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Judged(Pointing):
@@ -369,15 +359,15 @@ class Verdict(StrEnum):
     """How far a map can be believed, in words, the worst first."""
 
     CHANCE = "no better than chance"
+    WEAK = "too weak to judge"
     FRAGILE = "fragile"
     BELIEVE = "believe"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AgainstChance(Record):
-    """The gain next to that of random maps."""
+    """The gain of random maps."""
 
-    gain: float
     random_maps: tuple[float, ...]
     interval: Annotated[Interval, Says("of 95 % of random maps")]
 
@@ -386,53 +376,46 @@ class AgainstChance(Record):
 class Scorecard(Record):
     """How trustworthy one class's map is: `--trust`.
 
-    `curves` are those of removal, by both fills and in both orders; `certain_HW` tells where all
-    variants have the map's sign, None without any.
+    `curves` are those of removal, by both fills and in both orders; `certain_HW` tells where other
+    masks and fills have the map's sign, None if that was not computed.
     """
 
     verdict: Annotated[str, Says(enum=[*Verdict])]
-    reasons: Annotated[tuple[str, ...], Says("why it is no better")]
+    reasons: Annotated[tuple[str, ...], Says("why")]
     trust: Annotated[
-        Share | None,
-        Says(
-            "two parts relative gain, two parts agreement, one part nearness of peaks; null with "
-            "no other method"
-        ),
+        Share, Says("gain over chance, agreement, mirrored and contrast, weighted; 0 to 1")
     ]
     gain: Annotated[
         float,
         Says(
-            "symmetric relevance gain: area under least important first minus most important "
-            "first, mean over fills"
+            "symmetric relevance gain in log-odds: area under least important first minus most "
+            "important first, mean over fills"
         ),
     ]
-    relative_gain: Annotated[Share, Says("over the largest gain of any method here")]
-    other_gains: Annotated[Mapping[str, float], Says("gain of each other method's map")]
-    gain_by_fill: Annotated[Mapping[str, float], Says("the gain by each fill")]
-    against_chance: Annotated[AgainstChance, Says("half of the pixels replaced by the mean")]
+    against_chance: Annotated[AgainstChance, Says("the gain of random maps")]
     insertion: Annotated[float, Says("area under the curve of RISE's protocol, at few shares")]
     deletion: Annotated[float, Says("area under the curve of RISE's protocol, at few shares")]
+    witnesses: Annotated[
+        Mapping[str, Change], Says("cosine of the positive parts with each other method's map")
+    ]
     agreement: Annotated[
-        Mapping[str, Change | None], Says("rank correlation with each other method")
+        Share, Says("the second lowest of these: the map may have been made from two of the others")
     ]
-    peak_spread: Annotated[
-        Share | None, Says("mean distance of peaks over sizes, fills and methods, in diagonals")
+    mirrored: Annotated[
+        Change,
+        Says("cosine minus the mean cosine of the map's mirror images; the second lowest"),
     ]
-    stability: Annotated[
-        Mapping[str, Change | None],
-        Says("rank correlation with the same method at another size or fill"),
+    contrast: Annotated[
+        float | None,
+        Says("cosine with occlusion's evidence for the class, minus its mean for other classes"),
+    ]
+    effect: Annotated[float, Says("largest drop of the log-odds that any occluded region causes")]
+    effect_share: Annotated[
+        float | None, Says("largest share of the probability that any occluded region takes")
     ]
     certain: Annotated[
-        Share | None, Says("share of the pixels whose sign is the same in all of them")
-    ]
-    randomised: Annotated[
-        Change | None,
-        Says("rank correlation with the map of the network with its last layers random"),
-    ]
-    other_class: Annotated[Change | None, Says("mean rank correlation with maps of other classes")]
-    completeness: Annotated[
-        float | None,
-        Says("what non-overlapping masks take in sum over what covering everything takes"),
+        Share | None,
+        Says("share of the pixels whose sign is the same with other masks and another fill"),
     ]
     curves: Hidden[tuple[Any, ...]] = ABSENT
     certain_HW: Hidden[Tensor | None] = ABSENT

@@ -78,8 +78,11 @@ class Spread:
 
     @property
     def dead(self) -> list[int] | None:
-        """Channels that had one and the same value throughout; None if channels are unknown."""
-        if self.lows_C is None or self.highs_C is None:
+        """Channels that had one and the same value throughout.
+
+        None if channels are unknown, or have a single value each.
+        """
+        if self.lows_C is None or self.highs_C is None or self.count <= len(self.lows_C):
             return None
         return (self.lows_C == self.highs_C).nonzero().flatten().tolist()
 
@@ -202,10 +205,6 @@ def measure(
         batch_size: images at a time; None for automatic. Only the last digits of means depend on
             it.
         advance: called with the number of images just done.
-
-    Raises:
-        CnnvizError: no image could be read.
-        UsageError: the data's classes cannot be matched to the model's (with gradients).
     """
     classes = match_labels(data, model) if gradients and data.classes else ()
     axes = _channel_axes(model)

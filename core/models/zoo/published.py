@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cnnviz.core.choices import HeadChoice
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, one_line
@@ -21,6 +21,7 @@ from cnnviz.core.lazy import torchvision
 from cnnviz.core.models.preprocess import Assumed, Preprocess
 
 DOWNLOAD_TIMEOUT_SECONDS = 30
+CANDIDATES = 12  # models that a checkpoint without a name is compared with
 ANOTHER_FILE = "name a file with --checkpoint FILE, or random weights with --weights none"
 _HUBS = ("huggingface_hub", "timm", "transformers")  # their warnings are not shown
 # Heads that only help in training; the published weights were trained behind the transform.
@@ -99,6 +100,10 @@ class Architecture:
     names_weights: bool = False
     transforms_input: Callable[[Published], Published] | None = None
 
+    def needed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a state dict that inference needs."""
+        return {name: v for name, v in state.items() if not name.startswith(self.ignores)}
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -134,6 +139,22 @@ def torchvision_names() -> list[str]:
 def _segmentation_names() -> list[str]:
     models = torchvision("models")
     return list(models.list_models(module=models.segmentation))
+
+
+def nearest_in_size(parameters: int, file: str) -> list[str]:
+    """The models with the most similar number of parameters, first the one that a file is named by.
+
+    Files of torchvision are named `resnet18-f37072fd.pth`.
+    """
+    models = torchvision("models")
+    sizes = {
+        name: entry.meta["num_params"]
+        for name in models.list_models(module=models)
+        for entry in list(models.get_model_weights(name))[:1]
+    }
+    named = max((n for n in sizes if file.lower().startswith(n)), key=len, default=None)
+    order = sorted(sizes, key=lambda name: (name != named, abs(sizes[name] - parameters)))
+    return order[:CANDIDATES]
 
 
 def list_torchvision() -> list[Listed]:
