@@ -1,13 +1,16 @@
 """`--trust` and `cnnviz trust` from the outside: whole files, bad maps told apart, bad input."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jsonschema
 import numpy as np
 import pytest
 import torch
+from networks import model_of
 from parts import slow_but
+from torch import Tensor, nn
 
 from cnnviz.cli.main import run
 from cnnviz.core import load_model, read_image
@@ -200,8 +203,8 @@ def test_the_users_map_is_never_written_over(
         (np.full((32, 32), 1e300), "holds values that are not finite"),
         (np.full((32, 32), "a"), "a map of this image has a number for each pixel"),
         (np.array({"a": 1}), "cannot be read as an array"),
-        (b"no array", "cannot be read as an array"),
-        (b"", "cannot be read as an array"),
+        (b"no array", "--map takes a .npy file (numpy.save)"),
+        (b"", "--map takes a .npy file (numpy.save)"),
     ],
 )
 def test_what_is_no_map_of_the_picture_is_refused(
@@ -214,7 +217,9 @@ def test_what_is_no_map_of_the_picture_is_refused(
         np.save(path, content, allow_pickle=True)
     line = ["trust", TRUCK, "--map", str(path), "--quiet", "--out", str(tmp_path / "out")]
     assert run(line) == 1
-    assert reason in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert reason in told
+    assert "allow_pickle" not in told
 
 
 @pytest.mark.parametrize(
@@ -273,6 +278,26 @@ def test_a_regression_is_judged_by_its_values(tmp_path: Path) -> None:
     assert card(tmp_path / "out" / "truck", "occlude")["verdict"]
 
 
+class TwoTasks(nn.Module):
+    """Classes, and a mask whose decoder runs after the classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+        self.decoder = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.body(x).relu()
+        scores = self.head(maps.mean((2, 3)))
+        self.decoder(maps)
+        return scores
+
+
+def test_layers_of_another_task_are_not_among_the_last_ones() -> None:
+    model = model_of(TwoTasks().eval(), (8, 8), ["a", "b", "c"])
+    assert last_layers(model) == ("body", "head")
+
+
 def test_the_last_layers_are_random_only_for_a_while() -> None:
     model = load_model()
     image = read_image(TRUCK, model.preprocess)
@@ -294,3 +319,21 @@ def test_the_last_layers_are_random_only_for_a_while() -> None:
     with pytest.raises(KeyboardInterrupt), rerandomised(model, layers):
         raise KeyboardInterrupt
     assert changed() == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["occlude", "trust"])
+def test_several_images_have_a_contact_sheet_also_in_shares_and_merged(
+    tmp_path: Path, command: str
+) -> None:
+    for name in "abcd":
+        shutil.copy(SHIP, tmp_path / f"{name}.png")
+    line = [command, str(tmp_path), "--mask", "16", "--stride", "16", "--quiet"]
+    if command == "trust":
+        line = ["trust", str(tmp_path), "--quiet"]
+    for number in range(2):
+        assert run([*line, "--shard", f"{number}/2", "--out", str(tmp_path / "parts")]) == 0
+        assert (tmp_path / "parts" / f"shard-{number}-of-2" / "overview.png").exists()
+    assert run(["merge", str(tmp_path / "parts"), "--out", str(tmp_path / "whole"), "--quiet"]) == 0
+    assert "overview.png" in summary(tmp_path / "whole", command)["files"]
+    assert (tmp_path / "whole" / "d" / "input.png").exists()

@@ -103,8 +103,16 @@ def test_the_gain_that_decides_is_the_one_that_is_printed() -> None:
         ({"effect": 2.4}, Verdict.FRAGILE, "no region lowers the log-odds by more than 2.4"),
         ({"effect_share": 0.0003}, Verdict.FRAGILE, "no region takes more than 0.03 %"),
         ({"predicted": False, "probability": 0.09}, Verdict.FRAGILE, "not predicted (p = 0.09)"),
-        ({"predicted": False, "probability": 0.11}, Verdict.BELIEVE, "agreement with other methods 1.00"),
-        ({"predicted": True, "probability": 0.02}, Verdict.BELIEVE, "agreement with other methods 1.00"),
+        (
+            {"predicted": False, "probability": 0.11},
+            Verdict.BELIEVE,
+            "agreement with other methods 1.00",
+        ),
+        (
+            {"predicted": True, "probability": 0.02},
+            Verdict.BELIEVE,
+            "agreement with other methods 1.00",
+        ),
         (
             {"witnesses": {"occlusion": hill(5, 6), "windows alone": hill(5, 6)}},
             Verdict.FRAGILE,
