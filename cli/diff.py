@@ -62,8 +62,12 @@ def names_of(a: ComparedRun, b: ComparedRun) -> Names:
     for count in range(1, 1 + min(map(len, parts))):
         names = ["/".join(path[-count:]) for path in parts]
         if names[0] != names[1]:
-            return names[0], names[1]
-    return f"{parts[0][-1]} (first)", f"{parts[1][-1]} (second)"
+            break
+    else:
+        names = [f"{parts[0][-1]} (first)", f"{parts[1][-1]} (second)"]
+    models = [run.run.summary.model for run in (a, b)]
+    marked = [f" ({model.mark})" if model and model.mark else "" for model in models]
+    return names[0] + marked[0], names[1] + marked[1]
 
 
 def _check_folders(runs: Sequence[Path], root: Path) -> None:
@@ -198,7 +202,7 @@ def _print_tables(run: Run, results: Results, names: Names) -> None:
         judged = any(change.certainty is not None for change in results.classes)
         none = "none" if judged else "not judged: too few classes of five images"
         rows.append(("changed more than others", ", ".join(results.changed) or none))
-    run.console.table(f"Changes from {names[0]} to {names[1]}", ("", ""), rows)
+    run.console.table(f"Changes from {names[0]} to {names[1]}", ("measure", "value"), rows)
     if results.worst_images:
         run.console.table("Most changed images", *_image_table(results.worst_images, names))
     if results.layers:

@@ -23,6 +23,7 @@ from cnnviz.cli.ci_reports import current, listening
 from cnnviz.cli.commands.datasets import AblateCommand, AuditCommand, MaxPatchesCommand, TsneCommand
 from cnnviz.cli.commands.images import (
     ActivationsCommand,
+    DetectCommand,
     OccludeCommand,
     RenderCommand,
     SaliencyCommand,
@@ -74,6 +75,7 @@ COMMANDS = {
         SaliencyCommand,
         TrustCommand,
         ActivationsCommand,
+        DetectCommand,
         RenderCommand,
         LayersCommand,
         FiltersCommand,

@@ -11,6 +11,7 @@ from cnnviz.cli.per_image import Advance, ImageRun, ImageStudy
 from cnnviz.core.data.images import WorkingImage, file_crop
 from cnnviz.core.data.outlines import outline_mask, read_outlines
 from cnnviz.core.errors import CheckFailed, UsageError
+from cnnviz.core.models.boxes import Boxes
 from cnnviz.core.models.labels import class_index
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.run_folder import RunFolder
@@ -32,7 +33,7 @@ def occlude(given: OccludeCommand) -> None:
     if given.min_inside is not None and given.expect is None:
         raise UsageError("--min-inside needs --expect, which names the object's location")
     paths = run.images(given.images, given.shard)
-    loaded = run.load(given.model)
+    loaded = run.load(given.model, boxes=True)
     occluder = Occluder(loaded, given.spec, GradCam(loaded, given.spec, run.console.note))
     if occluder.note:
         run.console.note(occluder.note)
@@ -62,7 +63,10 @@ class _Study(ImageStudy[OcclusionResult, OcclusionResult]):
         self._expected = read_outlines(given.expect) if given.expect else None
         trusted = given.trust or given.min_trust is not None
         self.judge = Judge(model, given.spec, occluder) if trusted else None
-        self.columns = ("image", "output", "value", "value occluded", "mask")
+        word = model.head.word
+        self.columns = ("image", "output", word, f"{word} occluded", "mask")
+        if isinstance(model.target, Boxes):
+            self.columns = ("image", "box", *self.columns[2:], "reliance", "vanishes")
         if model.head.has_classes:
             self.columns = ("image", "class", "p", "p occluded", "mask", "reliance", "flips")
         if self._expected:
@@ -77,7 +81,8 @@ class _Study(ImageStudy[OcclusionResult, OcclusionResult]):
         self.checks = checks
         if given.scores and given.pictures is not Pictures.NONE:
             self.arrays, self.look = SCORES, given.look
-            self.unit = f"mean {COMPARED[occluder.score]}" if model.head.has_classes else "drop"
+            compared = COMPARED[occluder.score]
+            self.unit = f"mean {compared}" if model.head.has_classes else f"drop of the {word}"
 
     def labels(self, paths: Sequence[Path]) -> list[str]:
         """The classes that `--expect` names for these images."""
@@ -137,7 +142,7 @@ class _Study(ImageStudy[OcclusionResult, OcclusionResult]):
             mask = str(height) if height == width else f"{height}x{width}"
             verdict = (panel.trust.verdict,) if panel.trust else ()
             name = Path(entry.image).name
-            digits = ".4g" if panel.value is not None else ".3f"
+            digits = ".4g" if panel.value is not None and panel.reliance is None else ".3f"
             occluded = panel.reading if panel.occluded is None else panel.occluded
             readings = (f"{panel.reading:{digits}}", f"{occluded:{digits}}", mask)
             shares: tuple[str, ...] = ()

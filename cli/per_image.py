@@ -218,6 +218,7 @@ class ImageRun(Run):
             "model": model.name,
             "preprocessing": repr(model.preprocess),
             "precision": model.precision,
+            "outputs": repr(self.outputs),
             "--format": self._output.format,
             "--dark": self._output.dark,
             "--width": self._output.width,
@@ -331,7 +332,7 @@ class ImageRun(Run):
         files = self.folder.files
         overviews = [name for name in files if name.startswith("overview")]
         matching = chain(overviews, (name for name in files if Path(name).match(pattern)))
-        shown = [self.folder.path / name for name in islice(matching, MOST_SHOWN)]
+        shown = [self.folder.path / name for name in islice(dict.fromkeys(matching), MOST_SHOWN)]
         ended: typer.Exit | None = None
         try:
             content = self.entries if results is ... else results

@@ -128,7 +128,7 @@ def saliency(
         read=(place.text or "own pixels") if reading else None,
         targets=(),
         working=image,
-        labels=model.labels,
+        labels=(reading and reading.labels) or model.labels,
         logits_K=logits_K,
         head=head,
         reading=reading,

@@ -9,7 +9,8 @@ from typing import Annotated
 from torch import Tensor
 
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.models.heads import Head, Reading
+from cnnviz.core.models.heads import Head
+from cnnviz.core.models.targets import Reading
 from cnnviz.core.output.notebook import Displayed
 from cnnviz.core.output.record import (
     ABSENT,
@@ -99,7 +100,9 @@ class SaliencyResult(Displayed, Record):
     @property
     def ranking_K(self) -> Tensor:  # noqa: N802 (a shape)
         """Larger for a class that the image shows more of: by score, or by pixels."""
-        return self.logits_K if self.reading is None else self.reading.ranking(self.labels)
+        if self.reading is None:
+            return self.logits_K
+        return self.reading.ranking(self.labels, self.logits_K)
 
     @property
     def maps(self) -> tuple[ClassMap, ...]:

@@ -5,7 +5,7 @@ symmetric about zero: red is evidence for the class (occluding it hurts), blue i
 it. All panels of a figure have one scale unless another one is requested.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from cnnviz.core.choices import pixels_text
 from cnnviz.core.maps import agreement
+from cnnviz.core.models.boxes import BoxReading
+from cnnviz.core.models.targets import RegionReading
 from cnnviz.core.output.canvas import Bar, Entry
 from cnnviz.core.output.drawing import image_pixels
 from cnnviz.core.output.layout import Cell, board, in_rows, picture, scaled
@@ -83,7 +85,8 @@ def draw(
     probability at each position: dark where occluding hurts), `label.png` (the most probable class
     at each position), with a gradient `agreement.png`, with `--sufficient` `sufficient.png` and,
     with `--layer`, `activation.png`. A regression has `value.png` in place of `probability.png` and
-    `label.png`; where each class is read at its own pixels, there is no `label.png`.
+    `label.png`; where each class is read at its own pixels, there is no `label.png`. A box has
+    `boxes.png`: where it vanishes, and where others appear.
 
     Args:
         result: what to draw.
@@ -101,7 +104,9 @@ def draw(
         "probability.png" if has_classes else "value.png": _readings(result, look),
     }
     reading = result.measured.reading
-    if has_classes and (reading is None or reading.pointed):
+    if isinstance(reading, BoxReading):
+        figures["boxes.png"] = _boxes(result, reading, beneath)
+    elif has_classes and not (isinstance(reading, RegionReading) and not reading.pointed):
         figures["label.png"] = _labels(result, beneath)
     if any(result.agreements):
         figures["agreement.png"] = _agreements(result, look, beneath)
@@ -187,7 +192,8 @@ def heading(result: OcclusionResult, panel: Panel) -> str:
     """Describes a panel: class, probability before and after occlusion, mask and stride."""
     measured = result.measured
     note = " (true class)" if result.label and panel.index == result.label.index else ""
-    where = f"\n{measured.place or 'mean over its pixels'}" if measured.reading else ""
+    own = "mean over its pixels" if measured.reading and measured.reading.where else ""
+    where = "\n" + (measured.place or own) if measured.place or own else ""
     change = measured.head.change_text(panel.reading, panel.occluded)
     return (
         f"{panel.class_}{note}  {change}\nmost important position occluded; {_mask(panel)}{where}"
@@ -207,7 +213,7 @@ def unit(result: OcclusionResult) -> str:
 
 def _occlusion_unit(result: OcclusionResult) -> str:
     head = result.measured.head
-    compared = COMPARED[result.compared] if head.has_classes else "drop of the value"
+    compared = COMPARED[result.compared] if head.has_classes else f"drop of the {head.word}"
     if result.compared is Score.LOGIT and head.probabilities_given:
         compared = "drop of the log-odds"
     return PER_PIXEL[result.upsample].format(compared)
@@ -286,7 +292,7 @@ def _readings(result: OcclusionResult, look: Look) -> Figure:
     """The class's probability at each position; all panels have one sequential scale."""
     has_classes = result.measured.head.has_classes
     values = [panel.probabilities_P.numpy() for panel in result.targets]
-    what = "probability of the class" if has_classes else "value"
+    what = "probability of the class" if has_classes else result.measured.head.word
     readings = [panel.reading for panel in result.targets]
     low = 0.0 if has_classes else float(min(*readings, *(v.min() for v in values)))
     high = max(*readings, *(float(v.max()) for v in values), low + 1e-12)
@@ -326,35 +332,65 @@ def _by_mask(result: OcclusionResult) -> list[Panel]:
 
 def _labels(result: OcclusionResult, beneath: Pixels) -> Figure:
     """The most probable class at each position where it is another one, a panel per mask."""
-    measured, size, by_mask = result.measured, result.measured.size, _by_mask(result)
+    measured = result.measured
     predicted = int(measured.base_logits_K.argmax())
-    winners = np.concatenate([panel.winners_P.numpy() for panel in by_mask])
-    classes, counts = np.unique(winners[winners != predicted], return_counts=True)
+
+    def title(panel: Panel, share: str) -> str:
+        return f"prediction flips at {share} of the positions\n{_mask(panel)}"
+
+    return _changes(result, beneath, _by_mask(result), measured.labels, predicted, title)
+
+
+def _boxes(result: OcclusionResult, reading: BoxReading, beneath: Pixels) -> Figure:
+    """What happens to each box at each position, a panel per box and mask."""
+
+    def title(panel: Panel, _share: str) -> str:
+        assert panel.flips is not None  # noqa: S101 (boxes have them)
+        share = f"{100 * panel.flips.share:.1f} %"
+        return f"{panel.class_} vanishes at {share} of the positions\n{_mask(panel)}"
+
+    return _changes(result, beneath, result.targets, reading.outcomes, 0, title)
+
+
+def _changes(
+    result: OcclusionResult,
+    beneath: Pixels,
+    panels: Sequence[Panel],
+    names: Sequence[str],
+    unchanged: int,
+    heading_of: Callable[[Panel, str], str],
+) -> Figure:
+    """The positions of each panel in the colour of its winner, without one where unchanged."""
+    size = result.measured.size
+    winners = np.concatenate([panel.winners_P.numpy() for panel in panels])
+    classes, counts = np.unique(winners[winners != unchanged], return_counts=True)
     ranked = classes[np.argsort(-counts, kind="stable")].tolist()
     colours = dict(zip(ranked, CLASS_COLOURS[:LEGEND_CLASSES], strict=False))
-    codes = np.zeros(len(measured.labels), np.intp)
+    codes = np.zeros(len(names), np.intp)
     codes[ranked] = len(colours) + 1
     codes[list(colours)] = np.arange(1, len(colours) + 1)
     opaque = [(*to_rgb(colour), FLIPPED) for colour in (*colours.values(), OTHER_GRAY)]
     rgba = np.array([(0.0, 0.0, 0.0, 0.0), *opaque], np.float32)
     cells = []
-    for panel in by_mask:
+    for panel in panels:
         kinds = codes[panel.winners_P.numpy()][nearest_positions(panel.grid, size).numpy()]
-        share = float((panel.winners_P.numpy() != predicted).mean())
-        title = f"prediction flips at {100 * share:.1f} % of the positions\n{_mask(panel)}"
-        cells.append(
-            picture(lambda axes, kinds=kinds: paint_kinds(axes, kinds, rgba, beneath), size, title)  # type: ignore[misc]
-        )
+        share = float((panel.winners_P.numpy() != unchanged).mean())
+
+        def paint(axes: Axes, kinds: NDArray[np.intp] = kinds, panel: Panel = panel) -> None:
+            paint_kinds(axes, kinds, rgba, beneath)
+            _outline_read(axes, result, panel)
+
+        cells.append(picture(paint, size, heading_of(panel, f"{100 * share:.1f} %")))
     shares = {index: float((winners == index).mean()) for index in ranked}
-    name = measured.labels[predicted]
+    name = names[unchanged]
     legend = [
-        Entry(f"{measured.labels[index]} {100 * shares[index]:.1f} %", colour)
+        Entry(f"{names[index]} {100 * shares[index]:.1f} %", colour)
         for index, colour in colours.items()
     ]
     if rest := ranked[len(colours) :]:
         share = sum(shares[index] for index in rest)
         legend.append(Entry(f"{len(rest)} other classes {100 * share:.1f} %", OTHER_GRAY))
-    share = float((winners == predicted).mean())
+    share = float((winners == unchanged).mean())
     legend.append(Entry(f"no colour: {name} (unchanged) {100 * share:.1f} %", "none", edge="#888"))
     return board(in_rows(cells, MOST_COLUMNS), legend=legend)
 

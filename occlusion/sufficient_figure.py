@@ -28,16 +28,17 @@ def draw_sufficient(result: OcclusionResult, first: Cell) -> Figure:
         kept_HW = entry.pixels_of(region)
         kept = (
             f"{100 * region.share:.1f} % of the image is enough\n"
-            f"p({entry.class_}) = {region.probability:.2f} "
+            f"{_of(entry)} = {region.probability:.2f} "
             f"(full image {entry.reading:.2f}, without this region {entry.without:.2f})"
         )
         shown = torch.zeros_like(kept_HW)
         lost = "The class is never lost\neven with everything occluded"
         if losing is not None:
+            what = "class" if entry.value is None else "box"
             shown = ~entry.pixels_of(losing)
             lost = (
-                f"Occluding {100 * losing.share:.1f} % loses the class\n"
-                f"p({entry.class_}) = {losing.probability:.2f}: {entry.lost_when}"
+                f"Occluding {100 * losing.share:.1f} % loses the {what}\n"
+                f"{_of(entry)} = {losing.probability:.2f}: {entry.lost_when}"
             )
         cells = [
             picture(_replaced(image, entry.fill_CHW, pixels_HW), size, title)
@@ -49,9 +50,14 @@ def draw_sufficient(result: OcclusionResult, first: Cell) -> Figure:
         legend=(
             Entry("only these cells kept", BLUE, marker="-"),
             Entry("these cells occluded", RED, marker="-"),
-            Entry(f"{100 * HELD:.0f} % of the original probability", "#888888", marker="-"),
+            Entry(f"{100 * HELD:.0f} % of the original", "#888888", marker="-"),
         ),
     )
+
+
+def _of(entry: Sufficiency) -> str:
+    """How a region's number is written: `p(dog)`, `score(1 dog)`."""
+    return f"{'p' if entry.value is None else 'score'}({entry.class_})"
 
 
 def _replaced(image: WorkingImage, fill_CHW: Tensor, kept_HW: Tensor) -> Callable[[Axes], None]:
@@ -70,6 +76,7 @@ def _curves(entry: Sufficiency, height: float) -> Cell:
         axes.plot(shares, entry.covered_curve.numpy(), color=RED)
         axes.axhline(HELD * entry.reading, color="#888888", linewidth=0.8, linestyle=":")
         axes.set(xlim=(0, 100), ylim=(-0.02, 1.02))
-        label_axes(axes, "% of the cells, most important first", f"p({entry.class_})")
+        label_axes(axes, "% of the cells, most important first", _of(entry))
 
-    return plot(paint, "Probability by the share of cells", height=height - 30, width=230)
+    what = "Probability" if entry.value is None else "Score"
+    return plot(paint, f"{what} by the share of cells", height=height - 30, width=230)

@@ -19,8 +19,10 @@ from cnnviz.core.data.replaced_pixels import replaced_logits
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.lazy import torchvision
 from cnnviz.core.maps import positive_part
+from cnnviz.core.models.boxes import Boxes, BoxReading
 from cnnviz.core.models.heads import Kind
 from cnnviz.core.models.load import Model
+from cnnviz.core.models.targets import RegionReading
 from cnnviz.core.models.variants import fast
 from cnnviz.core.output.summary import Scorecard
 from cnnviz.gradients.experiment import default_layer, saliency
@@ -51,6 +53,8 @@ class GradCam:
         self._model, self._spec, self._note = model, spec, note
         self._works = True
         try:
+            if isinstance(model.target, Boxes):
+                raise CnnvizError("Grad-CAM is not computed for boxes")
             default_layer(model)
         except CnnvizError as error:
             self._give_up(error)
@@ -140,7 +144,7 @@ class Answers:
         if not head.has_classes:
             return None, True
         probability = float(head.readings(base_K)[target])
-        if self.measured.reading is not None:
+        if isinstance(self.measured.reading, RegionReading):
             return probability, bool(self.measured.reading.shares_K[target] > 0)
         if head.kind is Kind.SIGMOID:
             return probability, bool(head.holds(base_K)[target])
@@ -212,7 +216,9 @@ class Judge:
         evidence = Evidence(
             witnesses=answers.witnesses(target),
             own=answers.own(target),
-            other_classes=[answers.own(other) for other in self._other_classes(target)],
+            other_classes=[
+                answers.own(other) for other in self._other_classes(answers.measured, target)
+            ],
             effect=effect,
             effect_share=effect_share,
             probability=probability,
@@ -264,10 +270,12 @@ class Judge:
         maps = {entry.index: _smooth(entry.map_HW) for entry in traced.targets}
         return (*found, Gradient("gradient x input, blurred", maps))
 
-    def _other_classes(self, target: int) -> list[int]:
-        """Some random classes without that one."""
+    def _other_classes(self, measured: Measurement, target: int) -> list[int]:
+        """Some random classes, or boxes, without that one."""
+        boxes = measured.reading
+        classes = len(boxes) if isinstance(boxes, BoxReading) else self._model.classes
         generator = torch.Generator().manual_seed(0)
-        shuffled = torch.randperm(self._model.classes, generator=generator).tolist()
+        shuffled = torch.randperm(classes, generator=generator).tolist()
         return [index for index in shuffled if index != target][:OTHER_CLASSES]
 
 

@@ -138,7 +138,7 @@ def components(card: Scorecard) -> dict[str, float]:
         "gain": card.gain / max(reach, torch.finfo(torch.float64).tiny),
         "agreement": card.agreement,
         "mirrored": card.mirrored,
-        "contrast": card.contrast or 0.0,
+        "contrast": USUAL["contrast"] if card.contrast is None else card.contrast,
     }
     for name, (low, high) in RANGES.items():
         values[name] = min(max(values[name], low), high)
@@ -171,7 +171,7 @@ def judge(card: Scorecard, positive: bool, evidence: Evidence) -> tuple[Verdict,
         return Verdict.FRAGILE, (*limits, *reasons) or (f"trust {card.trust:.2f}",)
     return Verdict.BELIEVE, (
         f"gain {card.gain:.2f}, chance up to {card.against_chance.interval[1]:.2f}",
-        f"others agree ({card.agreement:.2f})",
+        f"agreement with other methods {card.agreement:.2f}",
     )
 
 
@@ -186,6 +186,8 @@ def _limits(card: Scorecard, evidence: Evidence) -> Iterator[str]:
         yield f"no region lowers the log-odds by more than {card.effect:.2g}"
     if card.effect_share is not None and card.effect_share < MIN_SHARE:
         yield f"no region takes more than {100 * card.effect_share:.2g} % of the probability"
+    if card.contrast is None:
+        yield "no other class to compare it with"
     if len(card.witnesses) < WITNESSES:
         yield f"only {len(card.witnesses)} of {WITNESSES} methods to compare it with"
 
@@ -195,7 +197,7 @@ def _reasons(card: Scorecard) -> Iterator[str]:
     if card.gain <= 0:
         yield "removing what it marks harms the class no more than the rest"
     if card.agreement < USUAL["agreement"]:
-        yield f"other methods disagree ({card.agreement:.2f})"
+        yield f"low agreement with other methods ({card.agreement:.2f})"
     if card.mirrored < USUAL["mirrored"]:
         yield "its mirror images fit as well"
     if card.contrast is not None and card.contrast < USUAL["contrast"]:

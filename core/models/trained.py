@@ -134,6 +134,9 @@ def _from_architecture(
     else:
         file = fetch(ready, architecture.name)
         module = _with_weights(architecture, file, _state_dicts(file), size).module
+        for norm in module.modules():
+            if ready.eps is not None and isinstance(norm, nn.BatchNorm2d):
+                norm.eps = ready.eps
     module.eval()
     if 0 in (getattr(module, "num_classes", None), getattr(module, "num_labels", None)):
         headless = f"{architecture.name} has no classifier (0 classes)"

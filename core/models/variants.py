@@ -54,7 +54,7 @@ def fast(model: Model, keep: Collection[str] = ()) -> Model:
         A model whose module has the layers of `keep` under their names, or `model` itself if it
         cannot be optimised.
     """
-    if model.region is not None or not conv_layers(model.module):
+    if model.target is not None or not conv_layers(model.module):
         return model
     image = random_image(tuple(model.blank().shape[1:]), model.device, model.precision.dtype)
     names = list(keep)
@@ -202,13 +202,25 @@ class ReluRule(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def last_layers(model: Model, count: int = LAST) -> tuple[str, ...]:
-    """The convolutions and linear layers that run last; none for an archive."""
+    """The convolutions and linear layers that the scores depend on and that run last.
+
+    Decoders and heads of other tasks do not count. None for an archive.
+    """
     layers = named_layers(model.module)
     names = [name for name, layer in layers.items() if isinstance(layer, _WEIGHTED)]
     try:
-        return tuple(trial_outputs(model, names))[-count:]
+        ran = list(trial_outputs(model, names))
     except UsageError:
         return ()
+    image = random_image(tuple(model.blank().shape[1:]), model.device, model.precision.dtype)
+    last: list[str] = []
+    with torch.inference_mode():
+        scores = model.logits(image)
+        while ran and len(last) < count:
+            with rerandomised(model, (ran[-1],)):
+                last[:0] = [] if torch.equal(scores, model.logits(image)) else ran[-1:]
+            ran.pop()
+    return tuple(last)
 
 
 @contextmanager

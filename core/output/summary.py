@@ -20,10 +20,13 @@ from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import DAMAGE, SUMMARY, read_text
 from cnnviz.core.files import from_json as parsed
-from cnnviz.core.models.heads import Head, Reading
+from cnnviz.core.models.boxes import Boxes
+from cnnviz.core.models.heads import SIMILARITY, Head
 from cnnviz.core.models.load import Model
+from cnnviz.core.models.targets import Reading, RegionReading
 from cnnviz.core.output.record import (
     ABSENT,
+    Box,
     Change,
     Count,
     Hidden,
@@ -60,7 +63,7 @@ class ModelRecord(Record):
         str,
         Says(
             "what the network's outputs mean",
-            enum=[*HEADS, *(f"{head} per pixel" for head in HEADS)],
+            enum=[*HEADS, *(f"{head} per pixel" for head in HEADS), Boxes.name, SIMILARITY],
         ),
     ]
     random_weights: Annotated[
@@ -80,7 +83,7 @@ class ModelRecord(Record):
             weights_sha256=model.weights_sha256,
             classes=model.classes,
             input_size=model.input_size,
-            head=model.region.name if model.region else model.head.name,
+            head=model.target.name if model.target else model.head.name,
             random_weights=model.random,
         )
 
@@ -264,7 +267,7 @@ class Answered(Protocol):
 
     @property
     def reading(self) -> Reading | None:
-        """Of a dense output, the pixels that were read."""
+        """What was frozen of the image: the pixels that were read, the boxes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,10 +278,15 @@ class ClassRecord(Record):
     index: Count
     probability: Annotated[Share | None, Says(optional=True)] = None
     value: Annotated[
-        float | None, Says("of a regression, in place of the probability", optional=True)
+        float | None,
+        Says("of a regression, or of a box: in place of the probability", optional=True),
     ] = None
     pixels: Annotated[
         Share | None, Says("of a dense output: the class's share of the pixels", optional=True)
+    ] = None
+
+    box: Annotated[
+        Box | None, Says("of a detector: y0, x0, y1, x1 in the working image", optional=True)
     ] = None
 
     @property
@@ -295,17 +303,16 @@ class ClassRecord(Record):
 def class_fields(answered: Answered, index: int, reading: float) -> dict[str, Any]:
     """The fields of a `ClassRecord`, for records that add some of their own."""
     found: dict[str, Any] = {"class_": answered.labels[index], "index": index}
-    if not answered.head.has_classes:
-        return found | {"value": reading}
-    if answered.reading is not None:
-        found["pixels"] = float(answered.reading.shares_K[index])
-    return found | {"probability": reading}
+    reads = answered.reading
+    if reads is not None and (answered.head.has_classes or reads.labels):
+        found |= reads.fields(index)
+    return found | {"probability" if answered.head.has_classes else "value": reading}
 
 
 def top_records(answered: Answered, readings_K: Tensor) -> tuple[ClassRecord, ...]:
     """The five most probable classes; of a dense output those predicted for some pixel."""
     best: Sequence[int] = answered.ranking_K.argsort(descending=True, stable=True)[:TOP].tolist()
-    if answered.reading is not None:
+    if isinstance(answered.reading, RegionReading):
         best = [index for index in best if answered.reading.shares_K[index] > 0]
     return tuple(ClassRecord.of(answered, index, float(readings_K[index])) for index in best)
 

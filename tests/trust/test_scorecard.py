@@ -68,11 +68,11 @@ def test_a_map_that_everything_speaks_for_is_believed_and_the_line_says_why() ->
     assert found.gain == pytest.approx(3.6)
     assert found.verdict is Verdict.BELIEVE
     assert found.agreement == pytest.approx(1)
-    assert found.line == "believe: gain 3.60, chance up to 2.15; others agree (1.00)"
+    assert found.line == "believe: gain 3.60, chance up to 2.15; agreement with other methods 1.00"
 
 
 def test_trust_is_the_logistic_function_of_four_numbers() -> None:
-    found = card()
+    found = card(random=(0.8, -0.8, 0.8, -0.8))
     values = components(found)
     assert list(values) == list(WEIGHTS)
     total = OFFSET + sum(WEIGHTS[name] * values[name] for name in WEIGHTS)
@@ -103,8 +103,16 @@ def test_the_gain_that_decides_is_the_one_that_is_printed() -> None:
         ({"effect": 2.4}, Verdict.FRAGILE, "no region lowers the log-odds by more than 2.4"),
         ({"effect_share": 0.0003}, Verdict.FRAGILE, "no region takes more than 0.03 %"),
         ({"predicted": False, "probability": 0.09}, Verdict.FRAGILE, "not predicted (p = 0.09)"),
-        ({"predicted": False, "probability": 0.11}, Verdict.BELIEVE, "others agree"),
-        ({"predicted": True, "probability": 0.02}, Verdict.BELIEVE, "others agree"),
+        (
+            {"predicted": False, "probability": 0.11},
+            Verdict.BELIEVE,
+            "agreement with other methods 1.00",
+        ),
+        (
+            {"predicted": True, "probability": 0.02},
+            Verdict.BELIEVE,
+            "agreement with other methods 1.00",
+        ),
         (
             {"witnesses": {"occlusion": hill(5, 6), "windows alone": hill(5, 6)}},
             Verdict.FRAGILE,
@@ -113,7 +121,7 @@ def test_the_gain_that_decides_is_the_one_that_is_printed() -> None:
         (
             {"witnesses": dict.fromkeys(HERE, hill(15, 6)), "own": hill(15, 6)},
             Verdict.CHANCE,
-            "other methods disagree (0.0",
+            "low agreement with other methods (0.0",
         ),
         ({"map_HW": torch.zeros(20, 20)}, Verdict.WEAK, "the map has no positive evidence"),
         ({"map_HW": -hill(5, 6)}, Verdict.WEAK, "the map has no positive evidence"),
@@ -140,7 +148,9 @@ def test_a_map_that_fits_all_classes_is_not_believed() -> None:
     assert found.contrast == pytest.approx(0)
     assert found.verdict is not Verdict.BELIEVE
     assert "it fits other classes as well" in found.reasons
-    assert card(other_classes=[]).contrast is None
+    alone = card(other_classes=[])
+    assert alone.contrast is None
+    assert alone.line == "fragile: no other class to compare it with"
 
 
 def test_a_blob_in_the_centre_is_as_like_as_its_mirror_images() -> None:

@@ -18,7 +18,7 @@ from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, one_li
 from cnnviz.core.extras import required
 from cnnviz.core.files import regular
 from cnnviz.core.lazy import torchvision
-from cnnviz.core.models.preprocess import Assumed, Preprocess
+from cnnviz.core.models.preprocess import Assumed, Preprocess, plain
 
 DOWNLOAD_TIMEOUT_SECONDS = 30
 CANDIDATES = 12  # models that a checkpoint without a name is compared with
@@ -30,6 +30,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     name: {"aux_logits": False, "transform_input": True, "init_weights": True}
     for name in ("googlenet", "inception_v3")
 }
+_SIDES = {"320": 320, "ssd300": 300}
+"""Shorter side of the images of some detectors, by their names; of the others 800."""
+_WITHOUT_EPS = tuple(
+    f"{name}_resnet50_fpn" for name in ("fasterrcnn", "maskrcnn", "keypointrcnn", "retinanet")
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Published:
         notes: what the user should know about the preprocessing.
         head: what the publisher says about the outputs.
         assumed: whose preprocessing it is, if the publisher defines none.
+        eps: of the backbone's batch norms, if the weights were trained with another one.
     """
 
     name: str
@@ -58,6 +64,7 @@ class Published:
     notes: tuple[str, ...] = ()
     head: HeadChoice = HeadChoice.AUTO
     assumed: Assumed | None = None
+    eps: float | None = None
 
     def holds(self, file: Path) -> bool:
         """Whether a file is that of these weights: by its name, or by its hash in the name."""
@@ -131,14 +138,20 @@ def cache_folder() -> Path:
 
 
 def torchvision_names() -> list[str]:
-    """Every classification and segmentation model that torchvision can build, sorted."""
+    """Every classification, segmentation and detection model of torchvision, sorted."""
     models = torchvision("models")
-    return sorted(models.list_models(module=models) + _segmentation_names())
+    below = _segmentation_names() + _detection_names()
+    return sorted(models.list_models(module=models) + below)
 
 
 def _segmentation_names() -> list[str]:
     models = torchvision("models")
     return list(models.list_models(module=models.segmentation))
+
+
+def _detection_names() -> list[str]:
+    models = torchvision("models")
+    return list(models.list_models(module=models.detection))
 
 
 def nearest_in_size(parameters: int, file: str) -> list[str]:
@@ -180,7 +193,8 @@ def list_torchvision() -> list[Listed]:
 def of_torchvision(name: str) -> tuple[dict[str, Published], str | None]:
     """All weights of a torchvision model by name, and the name of its default entry."""
     entries = torchvision("models").get_model_weights(name)
-    published = {entry.name: _of_entry(entry) for entry in entries}
+    boxes = name in _detection_names()
+    published = {e.name: _of_detector(e, name) if boxes else _of_entry(e) for e in entries}
     return published, entries.DEFAULT.name if published else None
 
 
@@ -200,13 +214,22 @@ def _of_entry(entry: Any) -> Published:
     return Published(entry.name, preprocess, labels, file, entry.url)
 
 
+def _of_detector(entry: Any, name: str) -> Published:
+    """The preprocessing lies in the network, which takes over its size later (`boxes.py`)."""
+    side = next((side for text, side in _SIDES.items() if text in name), 800)
+    labels = tuple(entry.meta["categories"])
+    file = cache_folder() / entry.url.rpartition("/")[2]
+    eps = 0.0 if name in _WITHOUT_EPS and entry.name == "COCO_V1" else None
+    return Published(entry.name, plain(side), labels, file, entry.url, eps=eps)
+
+
 def torchvision_architecture(name: str) -> Architecture:
     """The architecture of one of `torchvision_names`."""
     models = torchvision("models")
 
     def make(classes: int | None, size: tuple[int, int]) -> nn.Module:
         options = dict(_OPTIONS.get(name, {}))
-        if segments:
+        if segments or detects:
             options["weights_backbone"] = None
         if name.startswith("vit_"):
             options["image_size"] = size[0]
@@ -222,7 +245,7 @@ def torchvision_architecture(name: str) -> Architecture:
             ) from error
         return module
 
-    segments = name in _segmentation_names()
+    segments, detects = name in _segmentation_names(), name in _detection_names()
     published, default = of_torchvision(name)
     ignores = _AUXILIARY if segments or name in _OPTIONS else ()
     inner = _of_inner_network if name in _OPTIONS else None

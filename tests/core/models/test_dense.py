@@ -18,8 +18,9 @@ from cnnviz.cli.main import app
 from cnnviz.core import load_model
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.heads import Head, Region
+from cnnviz.core.models.heads import Head
 from cnnviz.core.models.load import Model
+from cnnviz.core.models.targets import Region
 from cnnviz.core.output.summary import ModelRecord
 from cnnviz.gradients import Method, SaliencySpec, saliency
 from cnnviz.occlusion import OcclusionSpec, occlude
