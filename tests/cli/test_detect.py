@@ -87,7 +87,7 @@ def test_a_box_is_explained_drawn_again_compared_and_reported(folder: Path) -> N
         (["occlude", "data"], "net.py:make returns boxes: --box N, CLASS, CLASS@N or all says"),
         (["saliency", "data"], "net.py:make returns boxes, which saliency does not take; cnnviz"),
         (["audit", "data"], "net.py:make returns boxes, which audit does not take"),
-        (["tsne", "data"], "net.py:make returns boxes, which tsne does not take"),
+        (["trust", "data"], "net.py:make returns boxes, which trust does not take"),
         (["occlude", "data", "--box", "0"], "invalid box '0'; --box takes a number from 1"),
         (["occlude", "data", "--box", "7"], "no box '7' with a score of at least 0.5; there are 1"),
     ],
