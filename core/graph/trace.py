@@ -29,6 +29,7 @@ from cnnviz.core.graph.geometry import Fixed, Geometry, Image, Mix
 from cnnviz.core.graph.operations import classify
 from cnnviz.core.graph.program import Call
 
+_COMPILED = "cannot be traced (TorchScript is compiled already)"
 _ASSERTIONS = (torch._assert, fx._symbolic_trace._assert_is_none)
 _BATCH = 2  # with one image, the batch axis could be confused with other axes of size 1
 
@@ -150,9 +151,8 @@ def trace(module: nn.Module, tapped: Collection[str] = ()) -> fx.GraphModule:
             compiled code (TorchScript), or was exported for one batch size.
     """
     kind = type(module).__name__
-    compiled = f"{kind} cannot be traced (TorchScript is compiled already)"
     if isinstance(module, torch.jit.ScriptModule):
-        raise Untraceable(compiled)
+        raise Untraceable(f"{kind} {_COMPILED}")
     if module.training:
         raise Untraceable(f"{kind} cannot be traced in training mode; call .eval() first")
     with _unchanged(module):
@@ -171,7 +171,7 @@ def _traced(module: nn.Module, tracer: _NamingTracer) -> fx.GraphModule:
         raise Untraceable(f"{kind} cannot be traced (it takes {len(required)} inputs, not one)")
     called = [module.get_submodule(str(n.target)) for n in graph.find_nodes(op="call_module")]
     if called and all(isinstance(part, torch.jit.ScriptModule) for part in called):
-        raise Untraceable(compiled)  # an archive behind a reader of its output
+        raise Untraceable(f"{kind} {_COMPILED}")  # an archive behind a reader of its output
     _drop_defaults(graph)
     traced = fx.GraphModule(_parts(module, graph, tracer.taps), graph, class_name=kind)
     traced.training = False
