@@ -128,7 +128,9 @@ def _class_text(entry: ClassAudit) -> str:
     for kind, added in residual.kinds.items():
         became, random = percent(added.became), percent(added.became_random)
         untested = "" if added.p is not None else "; too few classes to test"
-        lines.append(f"{KINDS[kind]}: {became} flip to it (random {random}{untested})")
+        lines.append(
+            f"{KINDS[kind]}: {became} of other classes flip to it (random {random}{untested})"
+        )
     return "\n".join(lines)
 
 
@@ -178,7 +180,7 @@ def draw_overview(result: AuditResult) -> Figure:
     return draw_bars(
         [f"{entry.class_} ({entry.images})" for entry in classes],
         [columns[0], *(one for one in columns[1:] if any(v is not None for v in one.values))],
-        f"{result.images} images, grouped by predicted class: {result.verdict}",
+        f"{result.images} images, grouped by predicted class; {result.verdict}",
         "classes",
     )
 

@@ -40,12 +40,12 @@ from cnnviz.occlusion.results import Stride
 
 TABLE = "images.csv"
 TESTS = {
-    "pasted": "its patches make others it",
+    "pasted": "its patches flip others to it",
     "reliance": "its evidence is everywhere",
-    "plain": "its mean image makes others it",
-    "high_passed": "fine structure of its mean image makes others it",
-    "colour": "colour of its mean image makes others it",
-    "recoded": "storing others as JPEG makes them it",
+    "plain": "its mean image flips others to it",
+    "high_passed": "fine structure of its mean image flips others to it",
+    "colour": "the colour of its mean image flips others to it",
+    "recoded": "storing others as JPEG flips them to it",
 }
 """What a test that raises an alarm has found of the class."""
 

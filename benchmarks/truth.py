@@ -466,6 +466,7 @@ def verdicts(assets: Path, truth: Path, page: Path, keep: Path | None) -> None:
         kept = Path(folder) if keep is None else keep / "verdicts"
         script = Path(__file__).with_name("trust.py")
         line = [sys.executable, script, assets, truth, "--keep", kept, "--page", page]
+        line += ["--half", "held-out"]
         subprocess.run(line, check=True)  # noqa: S603
 
 

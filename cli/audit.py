@@ -71,7 +71,7 @@ def audit(given: AuditCommand) -> None:
     if given.pictures:
         result = _draw(run, result, auditor)
     run.console.table("Classes", COLUMNS, _rows(result))
-    run.console.sentence(result.verdict)
+    run.console.sentence(result.verdict[0].upper() + result.verdict[1:])
     checks: list[Callable[[], None]] = []
     if given.max_suspicion is not None:
         checks.append(partial(_check_suspicion, result, given.max_suspicion))

@@ -33,7 +33,7 @@ from cnnviz.filters.patches.results import MaxPatches
 
 Draw = Callable[[], Figure | None]
 Cells = Callable[[FilterChange], Sequence[Sequence[Small]]]
-STRENGTHS = {"filters": "norm", "max-patches": "fires on", "ablate": "change of accuracy"}
+STRENGTHS = {"filters": "norm", "max-patches": "active on", "ablate": "change of accuracy"}
 
 
 def diff(given: DiffCommand) -> None:

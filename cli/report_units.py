@@ -45,7 +45,7 @@ class Units:
         self._runs.append(run)
         for entry in patches.load(run).filters:
             unit = self._unit(entry.layer, entry.filter)
-            unit.numbers["fires on"] = entry.active_share
+            unit.numbers["active on (%)"] = 100 * entry.active_share
             unit.numbers["highest"] = entry.highest
             if entry.classes:
                 label, count = next(iter(entry.classes.items()))

@@ -65,7 +65,7 @@ COMPARED = {
 }
 PER_PIXEL = {
     Upsample.COVERAGE: "mean {} over the masks that cover a pixel",
-    Upsample.DENSITY: "mean {} over the masks that cover a pixel (fewer at the rim count as 0)",
+    Upsample.DENSITY: "mean {} over the masks that cover a pixel (0 where one is missing)",
     Upsample.BICUBIC: "{} with a mask centred here (interpolated)",
     Upsample.BILINEAR: "{} with a mask centred here (interpolated)",
     Upsample.NEAREST: "{} with a mask centred here",

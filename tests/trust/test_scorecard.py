@@ -72,7 +72,7 @@ def test_a_map_that_everything_speaks_for_is_believed_and_the_line_says_why() ->
 
 
 def test_trust_is_the_logistic_function_of_four_numbers() -> None:
-    found = card()
+    found = card(random=(0.8, -0.8, 0.8, -0.8))
     values = components(found)
     assert list(values) == list(WEIGHTS)
     total = OFFSET + sum(WEIGHTS[name] * values[name] for name in WEIGHTS)
@@ -159,7 +159,15 @@ def test_a_blob_in_the_centre_is_as_like_as_its_mirror_images() -> None:
     assert mirrored(blob, hill(9, 10)) == pytest.approx(0, abs=1e-6)
     found = card(map_HW=blob, witnesses=dict.fromkeys(HERE, hill(9, 10)), own=hill(9, 10))
     assert found.agreement > 0.9
-    assert "its mirror images fit as well" in found.reasons
+    assert found.mirrored == pytest.approx(0, abs=1e-6)
+    assert found.trust < card().trust
+    within = card(
+        random=(2.0, -2.0, 2.0, -2.0),
+        map_HW=blob,
+        witnesses=dict.fromkeys(HERE, hill(9, 10)),
+        own=hill(9, 10),
+    )
+    assert "its mirror images fit as well" in within.reasons
     assert mirrored(hill(5, 6), hill(5, 6)) > 0.5
     assert mirrored(hill(5, 6), hill(14, 6)) < 0
     wide = hill(5, 6)[:, :16]  # not square: no rotations by a quarter
@@ -181,7 +189,7 @@ def test_parents_cannot_vouch_for_a_map() -> None:
     parents = {"occlusion": hill(5, 6), "Grad-CAM": hill(5, 7)}
     others = {"windows alone": hill(15, 15), "gradient x input": hill(15, 14)}
     found = card(map_HW=agreement, witnesses=parents | others)
-    assert found.agreement < 0.01
+    assert found.agreement < 0.05
     assert found.verdict is not Verdict.BELIEVE
 
 
