@@ -116,11 +116,7 @@ class Averages:
 def average(
     listed: Sequence[Class], read: Open, seed: int, progress: Callable[[int], None]
 ) -> Averages:
-    """Reads every image once; `progress` is called with the number of images just read.
-
-    Raises:
-        CnnvizError: an image can no longer be read.
-    """
+    """Reads every image once; `progress` is called with the number of images just read."""
     draw = np.random.default_rng(seed)
     means = []
     random: Pictures | np.float32 = np.float32(0)

@@ -18,7 +18,7 @@ from cnnviz.audit.residual import Pictures, Residual
 from cnnviz.audit.rows import UNKNOWN, Floats, Rows, columns
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import DAMAGE, read_text
-from cnnviz.core.output.journal import LINES, read_lines
+from cnnviz.core.output.lines import LINES, read_lines
 from cnnviz.core.output.notebook import Displayed
 from cnnviz.core.output.record import (
     HIDDEN,

@@ -67,9 +67,6 @@ class Outcome:
             status: the exit status.
             message: the error message; empty if there is none.
             error: what ended the command.
-
-        Raises:
-            CnnvizError: the JUnit file cannot be written.
         """
         if isinstance(error, CheckFailed):
             self.verdict = error

@@ -21,9 +21,6 @@ def begin(command: str, given: Any) -> None:
     """Checks the files and the output folder of a command, and reports what is loading.
 
     Only common mistakes are found; the command itself checks everything.
-
-    Raises:
-        CnnvizError: a file does not exist, or the folder holds other results.
     """
     sources = list(_sources(given))
     model, output = getattr(given, "model", None), getattr(given, "output", None)

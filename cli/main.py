@@ -29,10 +29,17 @@ from cnnviz.cli.commands.images import (
     TrustCommand,
 )
 from cnnviz.cli.commands.networks import FiltersCommand, LayersCommand, ModelsCommand
-from cnnviz.cli.commands.runs import DiffCommand, MergeCommand, ReportCommand, RerunCommand
+from cnnviz.cli.commands.runs import (
+    DiffCommand,
+    DoctorCommand,
+    MergeCommand,
+    ReportCommand,
+    RerunCommand,
+)
 from cnnviz.cli.console import libraries_silenced, print_json, say, show_warnings, stdout_kept
 from cnnviz.cli.signatures import Grouped, Program, expand, name_of, parsed_only, start
 from cnnviz.core.errors import INTERRUPTED, CnnvizError, UsageError, located
+from cnnviz.core.extras import version
 
 SHOWN = 300
 LONGEST = 2_000
@@ -79,6 +86,7 @@ COMMANDS = {
         DiffCommand,
         MergeCommand,
         RerunCommand,
+        DoctorCommand,
     )
 }
 
@@ -99,8 +107,6 @@ for _name, _command in COMMANDS.items():
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from cnnviz.core.output.run_folder import version
-
         print(f"cnnviz {version()}")  # noqa: T201
         raise typer.Exit
 
@@ -158,11 +164,7 @@ def _called_with(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def parse(arguments: Sequence[str]) -> Any:
-    """Returns the record of a command line, without running it.
-
-    Raises:
-        UsageError: it is not valid, or not of a command.
-    """
+    """Returns the record of a command line, without running it."""
     try:
         with parsed_only(), redirect_stdout(io.StringIO()):
             record = app(list(arguments), prog_name="cnnviz", standalone_mode=False)

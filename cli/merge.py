@@ -18,7 +18,8 @@ from cnnviz.cli.repeat import repeated
 from cnnviz.core.data.shards import Shard
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.files import SUMMARY, exists
-from cnnviz.core.output.journal import LINES, Check, Merge, join, join_lines
+from cnnviz.core.output.journal import Check, Merge, join
+from cnnviz.core.output.lines import LINES, join_lines
 from cnnviz.core.output.record import from_json
 from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.core.output.summary import FinishedRun, ShardRecord, read_summary

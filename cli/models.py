@@ -9,11 +9,11 @@ from cnnviz.cli.commands.networks import ModelsCommand
 from cnnviz.cli.console import Console, print_json
 from cnnviz.cli.options import OutputOptions
 from cnnviz.core.errors import UsageError, nearest
+from cnnviz.core.extras import version
 from cnnviz.core.models.bundled import read_card
 from cnnviz.core.models.zoo.published import Listed, cache_folder, list_torchvision
 from cnnviz.core.output.record import Record, to_json
 from cnnviz.core.output.run_folder import to_json as json_text
-from cnnviz.core.output.run_folder import version
 
 CARD_LINES = ("architecture", "parameters", "data", "recipe", "limits")
 

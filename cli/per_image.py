@@ -29,7 +29,7 @@ from cnnviz.core.data.shards import Shard
 from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
 from cnnviz.core.files import SUMMARY, safe_name
 from cnnviz.core.models.load import Model
-from cnnviz.core.output.journal import LINES, Lines
+from cnnviz.core.output.lines import LINES, Lines
 from cnnviz.core.output.options import Look
 from cnnviz.core.output.record import from_json, to_json
 from cnnviz.core.output.run_folder import RunFolder
@@ -151,11 +151,6 @@ class ImageRun(Run):
             seed: the run's seed.
             inputs: files that are read in addition to the images.
             resume: whether to skip images whose results are complete.
-
-        Raises:
-            UsageError: the folder is not empty, or belongs to another run.
-            typer.Exit: with status 1 if an image failed.
-            CheckFailed: a check does not hold.
         """
         self.open_for(paths, model, depends, study, inputs=inputs, resume=resume)
         self.go_through(study, model)
@@ -309,10 +304,6 @@ class ImageRun(Run):
             show: pattern of the pictures that are printed.
             checks: each raises `CheckFailed` if it does not hold.
             results: of the summary; by default the entries.
-
-        Raises:
-            typer.Exit: with status 1, if an image failed; checks that do not hold are printed.
-            CheckFailed: a check does not hold.
         """
         current().images = lambda: (str(entry["image"]) for entry in self.entries)
         pattern = show.replace(".png", f".{self._output.format}")

@@ -28,12 +28,7 @@ def repeated(
     shard: Shard | None,
     resume: bool = False,
 ) -> Any:
-    """Returns the record of a run's command, with another output and shard.
-
-    Raises:
-        UsageError: the command line is not valid, its command cannot be repeated, or it names code
-            and `allow_code` is not set.
-    """
+    """Returns the record of a run's command, with another output and shard."""
     from cnnviz.cli.main import parse  # which imports this module's users
 
     place, argv = run.folder / SUMMARY, run.summary.argv

@@ -48,11 +48,7 @@ class Pages:
         self.left_out: list[str] = []
 
     def section(self, run: FinishedRun) -> Section:
-        """The section of a run.
-
-        Raises:
-            CnnvizError: a file of the run is missing or damaged.
-        """
+        """The section of a run."""
         title = f"{run.command}: {run.folder.resolve().name}"
         section = Section(title, list(reads.facts(run)))
         section.notes += [f"failed: {failure.message}" for failure in run.summary.errors[:20]]
@@ -166,17 +162,7 @@ class Pages:
 
 
 def page_of(runs: Sequence[FinishedRun], megabytes: float, title: str) -> tuple[str, list[str]]:
-    """The page of some runs, and what did not fit on it.
-
-    Args:
-        runs: the runs.
-        megabytes: maximum size of the page.
-        title: of the page.
-
-    Raises:
-        CnnvizError: a run is damaged.
-        UsageError: a package is missing, or even an empty page is larger.
-    """
+    """The page of some runs, and what did not fit on it."""
     limit, spare = int(megabytes * 1e6), 0
     while True:  # the sizes of parts are estimates until they are rendered
         room = Room(limit - spare)

@@ -22,11 +22,7 @@ class Units:
     """The passports of all units in runs of one network; `passports` lists them."""
 
     def __init__(self, runs: Sequence[FinishedRun]) -> None:
-        """Reads the runs.
-
-        Raises:
-            CnnvizError: one is damaged.
-        """
+        """Reads the runs."""
         self._units: dict[tuple[str, int], Passport] = {}
         self._runs: list[FinishedRun] = []
         self._names: dict[str, int] = {}
@@ -106,10 +102,6 @@ class Units:
         self, units: Sequence[Passport], take: Callable[[int], bool]
     ) -> tuple[list[dict[str, Any]], int]:
         """The images of these units' patches; the boxes become shares of them.
-
-        Args:
-            units: the units that are shown.
-            take: returns whether a part of that size fits.
 
         Returns:
             Name, address, width and height of each, and how many have no address.

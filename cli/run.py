@@ -121,11 +121,7 @@ class Run:
         return replace(options, device=f"cuda:{rank % torch.cuda.device_count()}")
 
     def open(self, root: Path | None = None, *, resume: bool = False) -> RunFolder:
-        """Opens the folder.
-
-        Raises:
-            UsageError: it is not empty and `--overwrite` was not given, or it holds a finished run.
-        """
+        """Opens the folder."""
         self.folder = RunFolder.open(
             root or self.root,
             overwrite=self._output.overwrite,
@@ -158,9 +154,6 @@ class Run:
             seed: the run's seed.
             errors: (input, message) of the inputs that failed.
             show: pictures to open first; all that were written, if empty.
-
-        Raises:
-            typer.Exit: with status 1, if an input failed.
         """
         content = summary(
             self.command,

@@ -55,12 +55,7 @@ class ComparedRun:
 
 
 def read_run(named: Path, images_below: Sequence[Path] = ()) -> ComparedRun:
-    """Reads a finished run that can be compared; `read_summary` says what `images_below` is.
-
-    Raises:
-        UsageError: there is none in the folder, or it is a shard, or its command is not compared.
-        CnnvizError: its files are missing or damaged.
-    """
+    """Reads a finished run that can be compared; `read_summary` says what `images_below` is."""
     folders = run_folders(named)
     if len(folders) > 1:
         raise UsageError(f"{named} holds {len(folders)} runs; name one of them: {folders[0]}")

@@ -42,7 +42,7 @@ KINDS = {
     "images": "Explain an image",
     "networks": "Inspect a network",
     "datasets": "Study a data set",
-    "runs": "Finished runs",
+    "runs": "Finished runs and the installation",
 }
 """Headings of the program's help, by the module of `cli/commands/`."""
 PLACEHOLDERS = {

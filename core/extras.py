@@ -1,6 +1,7 @@
-"""Optional packages: imported when needed, or an error says how to install them."""
+"""Installed packages: our own version; optional ones, or an error says how to install them."""
 
 import importlib
+from importlib import metadata
 from types import ModuleType
 
 from cnnviz.core.errors import UsageError, one_line
@@ -16,3 +17,11 @@ def required(package: str, needs: str, extra: str) -> ModuleType:
             f"{needs} needs the package {package.partition('.')[0]}: pip install '.[{extra}]' in "
             f"cnnviz's folder{reason}"
         ) from error
+
+
+def version() -> str:
+    """The installed version of cnnviz; `unknown` when run from a source tree."""
+    try:
+        return metadata.version("cnnviz")
+    except metadata.PackageNotFoundError:
+        return "unknown"

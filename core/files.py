@@ -81,11 +81,7 @@ def safe_name(text: str) -> str:
 
 
 def check_free(path: Path, *, overwrite: bool, resume: bool) -> bool:
-    """Returns whether the folder of a run has files already.
-
-    Raises:
-        UsageError: it has, and neither flag allows that (`RunFolder.open`), or it is a file.
-    """
+    """Returns whether the folder of a run has files already."""
     try:
         occupied = any(path.iterdir())
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -203,11 +199,7 @@ def from_json(text: str) -> object:
 
 
 def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Lets `write` fill a temporary file next to `path`, then renames it to `path`.
-
-    Raises:
-        CnnvizError: the file system refuses (permissions, full disk, …).
-    """
+    """Lets `write` fill a temporary file next to `path`, then renames it to `path`."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:

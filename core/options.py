@@ -81,21 +81,13 @@ class Spec:
     """What dataclasses of options share: numbers out of range are refused."""
 
     def __post_init__(self) -> None:
-        """Checks every field.
-
-        Raises:
-            UsageError: a number is out of range.
-        """
+        """Checks every field."""
         for field, option in options_of(type(self)).items():
             option.check(getattr(self, field), option.name(field))
 
 
 def numbers(text: str, option: str) -> tuple[float, ...]:
-    """`0.5,0.5,0.5` to a tuple of floats.
-
-    Raises:
-        UsageError: a part is not a number.
-    """
+    """`0.5,0.5,0.5` to a tuple of floats."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
@@ -106,11 +98,7 @@ def numbers(text: str, option: str) -> tuple[float, ...]:
 
 
 def low_high(text: str, option: str) -> tuple[float, float]:
-    """`0,10000` to (0.0, 10000.0).
-
-    Raises:
-        UsageError: not two finite numbers, the first below the second.
-    """
+    """`0,10000` to (0.0, 10000.0)."""
     found = numbers(text, option)
     if len(found) != 2 or not all(map(math.isfinite, found)) or found[0] >= found[1]:
         raise UsageError(
@@ -120,11 +108,7 @@ def low_high(text: str, option: str) -> tuple[float, float]:
 
 
 def channel_numbers(text: str, option: str) -> tuple[int, ...]:
-    """`4,3,2` to (4, 3, 2): channels counted from 1.
-
-    Raises:
-        UsageError: not one or three whole numbers from 1.
-    """
+    """`4,3,2` to (4, 3, 2): channels counted from 1."""
     parts = [part.strip() for part in text.split(",")]
     found = tuple(number for part in parts if (number := whole_number(part)))
     if len(parts) not in (1, 3) or len(found) != len(parts):
@@ -135,11 +119,7 @@ def channel_numbers(text: str, option: str) -> tuple[int, ...]:
 
 
 def point(text: str, option: str) -> tuple[float, float]:
-    """`120,80` to (120.0, 80.0).
-
-    Raises:
-        UsageError: not two numbers from 0.
-    """
+    """`120,80` to (120.0, 80.0)."""
     found = numbers(text, option)
     if len(found) != 2 or not all(0 <= number < math.inf for number in found):
         raise UsageError(f"invalid pixel '{text}'; {option} takes its row and column, as 120,80")
@@ -147,11 +127,7 @@ def point(text: str, option: str) -> tuple[float, float]:
 
 
 def images_at_a_time(text: str, option: str) -> int | None:
-    """`auto` to None, a positive whole number to itself.
-
-    Raises:
-        UsageError: anything else.
-    """
+    """`auto` to None, a positive whole number to itself."""
     if text == "auto":
         return None
     count = whole_number(text)

@@ -76,13 +76,7 @@ def signs_of(images: Images) -> list[Sign]:
 
 
 def compare_classes(answers: Answers, images: Images, seed: int) -> list[ClassChange]:
-    """Compares every class: by label or, without labels, by the first network's prediction.
-
-    Args:
-        answers: of the first network.
-        images: of both.
-        seed: of the resampling.
-    """
+    """Compares every class: by label or, without labels, by the first network's prediction."""
     members: dict[str, list[int]] = {}
     for row, name in enumerate(answers.labels if any(answers.labels) else answers.predicted):
         if name:

@@ -60,19 +60,7 @@ def draw_maps(
     unit: str,
     names: Names,
 ) -> Figure:
-    """Draws the most changed images: the maps of both networks side by side, on one scale.
-
-    Args:
-        result: of runs that have maps.
-        mapped: gives the map and the picture of an image, for each run.
-        top: maximum number of images.
-        look: colours.
-        unit: of the maps' values.
-        names: of the runs.
-
-    Raises:
-        CnnvizError: a file of a run no longer exists.
-    """
+    """Draws the most changed images: the maps of both networks side by side, on one scale."""
     rows: list[list[Cell]] = []
     for change in result.worst_images[:top]:
         pair = [read(change.image) for read in mapped]
@@ -188,13 +176,7 @@ def _filter_text(change: FilterChange, strength: str, names: Names) -> str:
 
 
 def draw_layers(result: DiffResult, strength: str, names: Names) -> Figure:
-    """Draws how similar the filters of each layer are; if unknown, their strengths.
-
-    Args:
-        result: of runs that have filters.
-        strength: what the strength of a filter is.
-        names: of the runs.
-    """
+    """Draws how similar the filters of each layer are; if unknown, their strengths."""
     layers = [layer for layer in result.layers if layer.likeness is not None]
     if not layers:
         return _draw_strengths(result, strength, names)

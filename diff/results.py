@@ -227,11 +227,7 @@ class RunRecord(Record):
 
     @classmethod
     def of(cls, run: FinishedRun) -> "RunRecord":
-        """Describes a finished run.
-
-        Raises:
-            UsageError: its summary does not name a network.
-        """
+        """Describes a finished run."""
         if run.summary.model is None:
             raise UsageError(f"{run.folder} is not a run of a network")
         return cls(str(run.folder), run.summary.model, run.summary.version)

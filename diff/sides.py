@@ -124,11 +124,7 @@ class Side:
 
 
 def aligned(a: Side, b: Side) -> tuple[Side, Side, tuple[str, ...]]:
-    """Both sides with the same images in the same order, and the images that one side lacks.
-
-    Raises:
-        UsageError: they cannot be compared; the message says in what they differ.
-    """
+    """Both sides with the same images in the same order, and the images that one side lacks."""
     differing = [
         f"{name} ({_short(a.question.get(name))} and {_short(b.question.get(name))})"
         for name in dict.fromkeys([*a.question, *b.question])

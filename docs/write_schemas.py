@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from cnnviz.audit import results as audits
+from cnnviz.cli.doctor import Report
 from cnnviz.cli.main import COMMANDS
 from cnnviz.cli.models import Listing
 from cnnviz.core.output.record import fields_of
@@ -49,6 +50,8 @@ SUMMARIES: dict[str, Any] = {
     "tsne": embeddings.Embedding | None,  # null of a shard, for which merge makes them
     "diff": differences.Results,
 }
+WITHOUT_RUN = {"models": Listing, "doctor": Report}
+"""Commands that print JSON and write no summary."""
 PER_IMAGE = {"occlude", "saliency", "trust", "activations"}
 FOLDER = {
     "type": "string",
@@ -112,8 +115,8 @@ def without_titles(value: Any) -> Any:
 
 def summary_of(command: str) -> Any:
     """The type of a command's summary: the common record with the type of its results."""
-    if command == "models":
-        return Listing
+    if command in WITHOUT_RUN:
+        return WITHOUT_RUN[command]
     name, results = f"Summary of {command}", ("results", SUMMARIES[command])
     return make_dataclass(name, [results], bases=(Summary,), frozen=True, kw_only=True)
 
@@ -146,7 +149,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="write the JSON schemas of all summaries")
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    commands = (*SUMMARIES, "models")
+    commands = (*SUMMARIES, *WITHOUT_RUN)
     if {*commands, *OTHERS} != COMMANDS.keys():
         print(f"no schema for {COMMANDS.keys() - {*commands}}", file=sys.stderr)
         return 1

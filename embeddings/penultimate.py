@@ -81,9 +81,6 @@ def head_input(traced: fx.GraphModule) -> fx.Node:
 
     The head is what the paths back from the output meet first: one operation with weights, or
     several of the same input.
-
-    Raises:
-        UsageError: their inputs differ, or a path reaches the image without any.
     """
     met: set[fx.Node] = set()
     seen: set[fx.Node] = set()
@@ -199,11 +196,7 @@ class FeatureExtractor:
     """
 
     def __init__(self, model: Model, layer: str = PENULTIMATE, pool: Pool = Pool.MEAN) -> None:
-        """Finds the layer.
-
-        Raises:
-            UsageError: there is no such layer, or no classifier head was found.
-        """
+        """Finds the layer."""
         self.pool = pool
         if layer == PENULTIMATE:
             self._run, self.layer = _run_penultimate(model)
@@ -212,11 +205,7 @@ class FeatureExtractor:
 
     @torch.inference_mode()
     def __call__(self, images_N3HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images to float32 features (N, D) and logits (N, K), on the model's device.
-
-        Raises:
-            CnnvizError: the layer's output cannot become one vector per image.
-        """
+        """Normalised images to float32 features (N, D) and logits (N, K), on the model's device."""
         output, logits = self._run(images_N3HW)
         return self._pooled(output, len(images_N3HW)), logits
 

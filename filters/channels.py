@@ -79,11 +79,7 @@ class Selection:
 
 
 def parse(text: str, layers: Sequence[str] = ()) -> Selection:
-    """Parses one specification; `layers` are the ones it refers to if it names none.
-
-    Raises:
-        UsageError: the text has none of the forms above.
-    """
+    """Parses one specification; `layers` are the ones it refers to if it names none."""
     names, colon, rest = text.strip().partition(":")
     if names == Pick.RANDOM and (layers or rest.isdecimal()):
         return Selection(text, tuple(layers), Pick.RANDOM, count=_parse_count(rest, text))
@@ -131,11 +127,7 @@ def _parse_numbers(text: str, whole: str) -> tuple[int, ...]:
 def expand(
     selection: Selection, layers: Sequence[str], convolutions: Sequence[str]
 ) -> tuple[str, ...]:
-    """The layer names of a selection; names without `*` are not checked.
-
-    Raises:
-        UsageError: a pattern matches no layer.
-    """
+    """The layer names of a selection; names without `*` are not checked."""
     if not selection.layers:
         return tuple(convolutions)
     names: dict[str, None] = {}
@@ -168,9 +160,6 @@ def resolve(
         count_channels: returns each named layer's number of output channels, or raises.
         seed: for the random draws, which share one stream in the order of the specifications.
         default_layers: names or patterns for specifications that name no layer.
-
-    Raises:
-        UsageError: a specification is malformed, or names something that does not exist.
     """
     generator = np.random.default_rng(seed)
     chosen: dict[str, set[int]] = {}
@@ -242,9 +231,6 @@ class LayerChannels:
     Args:
         model: the network.
         maps_only: whether to refuse layers whose output is not (N, C, H, W).
-
-    Raises:
-        UsageError: the model is an archive, whose layers cannot be accessed.
     """
 
     def __init__(self, model: Model, *, maps_only: bool = True) -> None:
@@ -254,11 +240,7 @@ class LayerChannels:
         self._known: dict[str, Layout | None] = {}
 
     def counts(self, names: Sequence[str]) -> dict[str, int]:
-        """The number of output channels of each named layer.
-
-        Raises:
-            UsageError: a layer does not exist, does not run, or its output has no channels.
-        """
+        """The number of output channels of each named layer."""
         for name in names:
             find_layer(self._model.module, name, self._model.name)
         self.find(names)
@@ -306,9 +288,6 @@ def choose_filters(
         texts: specifications; `all`, `3,7-12` and `random:10` refer to `layers`.
         layers: names, or patterns with `*`; if empty, all convolutions that run.
         seed: for random draws.
-
-    Raises:
-        UsageError: a layer or filter does not exist or does not run.
     """
     known = LayerChannels(model, maps_only=False)
     if not layers:

@@ -163,9 +163,6 @@ def default_layer(
         model: the network.
         pixels_1CHW: a normalised image; None for noise.
         targets_of: from its logits to the classes; None for the class with the largest logit.
-
-    Raises:
-        CnnvizError: there is none.
     """
     layers = named_layers(model.module)
     norms = _with_places(model, [n for n, x in layers.items() if isinstance(x, nn.LayerNorm)])

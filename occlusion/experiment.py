@@ -59,16 +59,7 @@ class Occluder:
     """
 
     def __init__(self, model: Model, spec: OcclusionSpec, trace: Tracer | None = None) -> None:
-        """Checks the spec and prepares the engine.
-
-        Args:
-            model: borrowed.
-            spec: what to do.
-            trace: a gradient method to compare the maps with.
-
-        Raises:
-            UsageError: something in the spec does not exist or does not fit the model.
-        """
+        """Checks the spec and prepares the engine."""
         size = model.input_size
         masks, stride = masks_and_stride(size, spec.masks, spec.stride, spec.preset)
         self._model, self._spec, self._trace = model, spec, trace
@@ -115,10 +106,6 @@ class Occluder:
             image: of the model's input size.
             label: this image's true class, in place of the spec's.
             progress: called with the number of positions just done.
-
-        Raises:
-            CnnvizError: the network's scores are not finite, or one image does not fit the memory.
-            UsageError: no such label.
         """
         model, spec = self._model, self._spec
         fill = fill_picture(spec.fill, image.pixels, model.preprocess, spec.seed)
@@ -168,11 +155,7 @@ class Occluder:
         )
 
     def again(self, image: WorkingImage, grids: Sequence[Grid], fill: str) -> tuple[Tensor, ...]:
-        """Computes logits (P, K) of the last image, on other grids or with another fill.
-
-        Raises:
-            CnnvizError: a score is not finite, or one image does not fit the memory.
-        """
+        """Computes logits (P, K) of the last image, on other grids or with another fill."""
         model = self._model
         replacement = fill_picture(fill, image.pixels, model.preprocess, self._spec.seed)
         normalise, boxes_P4 = model.preprocess.normalise, torch.cat([g.boxes_P4 for g in grids])

@@ -105,9 +105,6 @@ def mask_grid(
     `cover`: corners at 0, S, 2S, … until the image is covered, the last mask cut off at the edge
     (a stride above the mask's side leaves gaps between masks);
     `inside`: whole masks only; `center`: centred on every S-th pixel from (0, 0), cut off.
-
-    Raises:
-        UsageError: the mask is larger than the image, or the stride is below 1.
     """
     (height, width), (rows, columns) = size, mask
     down, across = pair_of(stride)
@@ -162,9 +159,6 @@ def fill_picture(name: str, pixels_CHW: Tensor, preprocess: Preprocess, seed: in
         pixels_CHW: the working image in [0, 1].
         preprocess: for its mean.
         seed: of the noise.
-
-    Raises:
-        UsageError: no such fill.
     """
     check_fill(name)
     if name.startswith("#"):

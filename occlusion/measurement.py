@@ -184,11 +184,7 @@ def load(folder: Path) -> Measurement:
 
 
 def load_crop(folder: Path) -> np.ndarray | None:
-    """The crop that the run drew its maps on, uint8 (h, w, 3); None if it used the input itself.
-
-    Raises:
-        CnnvizError: the file is damaged.
-    """
+    """The crop that the run drew its maps on, uint8 (h, w, 3); None if it used the input itself."""
     path = folder / CROP
     return np.asarray(read_rgb(path)) if path.exists() else None
 

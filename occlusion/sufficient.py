@@ -39,18 +39,7 @@ AT_A_TIME = 16
 def sufficiency(
     model: Model, measured: Measurement, panel: Panel, spec: OcclusionSpec
 ) -> Sufficiency:
-    """Finds both regions for one class.
-
-    Args:
-        model: borrowed; a dense output has been settled on this image.
-        measured: the image and its original scores.
-        panel: the class's map.
-        spec: for the fill, its seed, and the batch size.
-
-    Raises:
-        UsageError: the model is a regression, whose values nothing holds or loses.
-        CnnvizError: a score is not finite.
-    """
+    """Finds both regions for one class."""
     check_classes(model)
     search = _Search(model, measured, panel, spec)
     by_occluding = search.rankings[0]

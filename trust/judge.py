@@ -192,11 +192,7 @@ class Judge:
         )
 
     def ask(self, result: OcclusionResult) -> Answers:
-        """Runs what serves every class of an image.
-
-        Raises:
-            CnnvizError: a score is not finite.
-        """
+        """Runs what serves every class of an image."""
         spec, occluder, image = self._spec, self.occluder, result.measured.image
         base_K = result.measured.base_logits_K
         remover = Remover(self._model, image, base_K, batch_size=spec.batch_size)

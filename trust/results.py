@@ -58,11 +58,7 @@ def is_below(verdict: Verdict | str, minimum: MinVerdict) -> bool:
 
 
 def check_verdicts(entries: Iterable[Any], minimum: MinVerdict) -> None:
-    """Checks that no image's verdict is worse than the minimum.
-
-    Raises:
-        CheckFailed: one is.
-    """
+    """Checks that no image's verdict is worse than the minimum."""
     cards = [(entry.image, first_target(entry).trust) for entry in entries]
     low = {image: card.line for image, card in cards if is_below(card.verdict, minimum)}
     if low:

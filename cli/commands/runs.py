@@ -1,4 +1,4 @@
-"""Commands that read finished runs."""
+"""Commands that read finished runs, and the one that checks the installation."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,3 +138,20 @@ class RerunCommand:
         Option("Relative difference of two numbers that is ignored.", least=0, most=1),
     ] = 0.0
     output: OutputOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorCommand:
+    """Check the installation, and every analysis on this machine.
+
+    cnnviz doctor --device cuda
+
+    Prints PASS, WARN or FAIL for packages, torch, the device, folders, and each analysis, which is
+    compared with numbers that are known; exits with status 1 after a FAIL.
+    """
+
+    device: Annotated[str, Option("auto, cpu, cuda, cuda:N or mps.")] = "auto"
+    full: Annotated[
+        bool, Option("Also run ResNet-18 (random weights): speed, memory, bf16 and fp16.")
+    ] = False
+    json: Annotated[bool, Option("Print the checks as JSON and nothing else.")] = False

@@ -170,11 +170,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_rgb(path: str | Path) -> Image.Image:
-    """Decodes an image file (its first frame) to 8-bit RGB, upright.
-
-    Raises:
-        CnnvizError: it is missing, not an image, truncated, or larger than Pillow's safety limit.
-    """
+    """Decodes an image file (its first frame) to 8-bit RGB, upright."""
     try:
         return decode_rgb(regular(path), path)
     except PermissionError as error:
@@ -214,11 +210,7 @@ def read_picture(path: str | Path, preprocess: Preprocess) -> Image.Image | Rast
 def prepare(
     picture: Image.Image | Raster, preprocess: Preprocess, path: str | Path
 ) -> WorkingImage:
-    """Resizes and crops an RGB image or a raster as torchvision's presets do.
-
-    Raises:
-        CnnvizError: it is so elongated that the resized image would be huge, or has other channels.
-    """
+    """Resizes and crops an RGB image or a raster as torchvision's presets do."""
     if isinstance(picture, Image.Image):
         if preprocess.channels != 3:
             raise CnnvizError(
@@ -327,13 +319,7 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def note_left_out(source: str | Path, kinds: Mapping[str, int], why: str) -> None:
-    """Warns of the files of a source that are not used, except those that are usual there.
-
-    Args:
-        source: as the user named it.
-        kinds: number of files of each suffix.
-        why: they are left out.
-    """
+    """Warns of the files of a source that are not used, except those that are usual there."""
     others = {kind: count for kind, count in kinds.items() if kind not in _COMPANIONS}
     if others:
         named = ", ".join(f"{n} {kind or 'without a suffix'}" for kind, n in others.items())
@@ -341,11 +327,7 @@ def note_left_out(source: str | Path, kinds: Mapping[str, int], why: str) -> Non
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
-    """Lists files as they are named, and all images below folders.
-
-    Raises:
-        UsageError: a path does not exist, or a folder contains no image.
-    """
+    """Lists files as they are named, and all images below folders."""
     images: list[Path] = []
     for path in map(Path, paths):
         if exists(path) and path.is_dir():

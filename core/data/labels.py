@@ -70,9 +70,6 @@ def match_labels(data: ImageData, model: Model) -> tuple[int, ...]:
 
     Returns:
         One class index for each of `data.classes`; empty if nothing is labelled.
-
-    Raises:
-        UsageError: a class cannot be matched; both sides are listed.
     """
     classes = data.classes or ()
     if _by_position(data, model):
@@ -120,9 +117,6 @@ def check_labels(data: ImageData, model: Model) -> Tensor:
     Returns:
         (D,) int64, the model's class; (D, K) float32 for independent classes (1 for those in a
         label `cat|dog`, else 0) and for a regression (the values in `0.5|2`).
-
-    Raises:
-        UsageError: an image has no label, or a label does not fit the model.
     """
     missing = sum(example.label is None for example in data.examples)
     if missing:

@@ -62,11 +62,7 @@ class Outlines:
         self._source, self._common, self._named = source, common, named
 
     def for_image(self, path: str) -> Outline:
-        """The outline for a file, by its path as given or by its name.
-
-        Raises:
-            CnnvizError: there is no entry for it.
-        """
+        """The outline for a file, by its path as given or by its name."""
         outline = self._common or self._named.get(path) or self._named.get(Path(path).name)
         if outline is None:
             raise CnnvizError(f"'{path}' has no entry '{Path(path).name}' in {self._source}")
@@ -78,9 +74,6 @@ def read_outlines(text: str, option: str = "--expect") -> Outlines:
 
     The file maps an image's name to `{"label": …, "boxes": [[x0, y0, x1, y1], …]}`, or to
     `"polygons"` [[[x, y], …], …], which are preferred if both are given.
-
-    Raises:
-        UsageError: neither four numbers nor a readable file of that form.
     """
     parts = text.split(",")
     try:
@@ -100,11 +93,7 @@ def read_outlines(text: str, option: str = "--expect") -> Outlines:
 
 
 def outline_mask(outline: Outline, image: WorkingImage) -> Tensor:
-    """(H, W) bool: the working image's pixels that the object touches.
-
-    Raises:
-        CnnvizError: the object is outside the working image.
-    """
+    """(H, W) bool: the working image's pixels that the object touches."""
     height, width = image.pixels.shape[1:]
     rows, columns = (np.mgrid[: FINE * height, : FINE * width] + 0.5) / FINE
     places = np.stack([columns.ravel(), rows.ravel()], 1)
@@ -128,11 +117,7 @@ class Place:
     """
 
     def __init__(self, model: Model, at: tuple[float, float] | None, inside: str | None) -> None:
-        """Takes a pixel (y, x), or an outline as `read_outlines` reads it.
-
-        Raises:
-            UsageError: both are given, the outline cannot be read, or the model puts out rows.
-        """
+        """Takes a pixel (y, x), or an outline as `read_outlines` reads it."""
         if model.region is None and (at is not None or inside is not None):
             raise UsageError(
                 "--at and --inside are for maps of classes; "
@@ -147,11 +132,7 @@ class Place:
             self.text = f"at {at[0]:g},{at[1]:g}"
 
     def mask(self, image: WorkingImage) -> Tensor | None:
-        """(H, W) bool: the working image's pixels at the place; None for no particular place.
-
-        Raises:
-            CnnvizError: the place is outside the working image, or there is no outline for it.
-        """
+        """(H, W) bool: the working image's pixels at the place; None for no particular place."""
         if self._outlines is not None:
             return outline_mask(self._outlines.for_image(image.path), image)
         if self._at is None:

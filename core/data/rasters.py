@@ -43,9 +43,6 @@ def read_raster(path: str | Path, preprocess: Preprocess) -> Raster:
     Args:
         path: `.npy`, `.npz` with one array of 2 or 3 axes, a TIFF, or what Pillow opens.
         preprocess: has the number of channels, and the values that become 0 and 1.
-
-    Raises:
-        CnnvizError: it cannot be read, or has other channels or values.
     """
     try:
         values = _read(regular(path))
@@ -65,9 +62,6 @@ def read_map(path: str | Path, size: tuple[int, int]) -> Raster:
     Args:
         path: the file.
         size: H and W of the working image, which the map must have.
-
-    Raises:
-        CnnvizError: it cannot be read, or has another shape or values that are not finite.
     """
     try:
         values = _read_npy(regular(path))
@@ -119,11 +113,14 @@ def _read(path: Path) -> NDArray[np.generic]:
     if suffix in TIFFS:
         import tifffile
 
-        with tifffile.TiffFile(path) as tiff:
-            series = tiff.series[0]
-            if series.nbytes > LARGEST:
-                raise ValueError(f"it is larger than {LARGEST:,} bytes")
-            return np.asarray(series.asarray())
+        try:
+            with tifffile.TiffFile(path) as tiff:
+                series = tiff.series[0]
+                if series.nbytes > LARGEST:
+                    raise ValueError(f"it is larger than {LARGEST:,} bytes")
+                return np.asarray(series.asarray())
+        except tifffile.TiffFileError as error:  # not a ValueError in every version
+            raise ValueError(one_line(error)) from error
     with Image.open(path, formats=formats()) as picture:
         if picture.width * picture.height > _most_pixels():
             raise ValueError("it has more pixels than Pillow's safety limit")

@@ -41,9 +41,6 @@ def replaced_logits(
 
     Returns:
         (count, K) float32 on the CPU, as the model's head has them.
-
-    Raises:
-        CnnvizError: one image does not fit in memory, or a score is not finite.
     """
     normalise = model.preprocess.normalise
     original, replacement = (

@@ -299,10 +299,6 @@ def find_source(sources: Sequence[str]) -> ImageSource:
         sources: one folder (a folder per class in it, flat, or of tar files), one manifest
             (`MANIFESTS`), one `cifar10:DIR[:train]`, `mnist:DIR` or `fashionmnist:DIR`, one
             `hf-dataset:DIR`, tar files (`shards-{000..099}.tar`), or several files or folders.
-
-    Raises:
-        UsageError: something does not exist, contains no image, or is malformed.
-        CnnvizError: a data set does not exist or is damaged.
     """
     if paths := _tars(sources):
         return tars.of_tars(paths)

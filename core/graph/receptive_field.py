@@ -147,11 +147,6 @@ def receptive_fields(
 
     A layer that runs more than once has the field of its last run.
 
-    Args:
-        module: in evaluation mode; it is not modified.
-        input_size: rows and columns of the image.
-        channels: number of channels of the image.
-
     Raises:
         Untraceable: the network cannot be turned into a graph, or does not run at this size.
     """

@@ -186,6 +186,8 @@ def load_model(
         CnnvizError: weights that cannot be fetched, read or fitted, or are not finite.
     """
     target, number_format = pick_device(device), _choice(Precision, precision, "precision")
+    if target.type == "cuda":  # TF32 rounds to 10 bits: the engines would not agree
+        torch.backends.cudnn.allow_tf32 = number_format is not Precision.FP32
     head_choice = _choice(HeadChoice, head, "head")
     file = Path(checkpoint) if checkpoint is not None else None
 

@@ -32,10 +32,6 @@ _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 def fast(model: Model, keep: Collection[str] = ()) -> Model:
     """Return an optimised copy; the original is not modified.
 
-    Args:
-        model: the network.
-        keep: names of layers that will be watched or changed.
-
     Returns:
         A model whose module has the layers of `keep` under their names, or `model` itself if it
         cannot be optimised.
@@ -65,14 +61,7 @@ def random_image(shape: Sequence[int], device: torch.device, dtype: torch.dtype)
 def check_same(
     module: nn.Module, other: nn.Module, image_1CHW: Tensor, layers: Sequence[str] = ()
 ) -> None:
-    """Raise Untraceable if a copy gives other numbers, since tracing freezes decisions on values.
-
-    Args:
-        module: the network.
-        other: its copy.
-        image_1CHW: the image to compare them on.
-        layers: layers whose outputs are compared, too.
-    """
+    """Raise Untraceable if a copy gives other numbers: tracing freezes decisions on values."""
     if missing := [name for name in layers if name not in named_layers(other)]:
         raise Untraceable(f"layer '{missing[0]}' is not a step of its traced graph")
     # One after the other: the two may share layers, and then each would see the other's pass.
@@ -109,13 +98,7 @@ def laid_out(
     image_1CHW: Tensor,
     change: Callable[[nn.Module], None] = lambda _copy: None,
 ) -> tuple[nn.Module, torch.memory_format]:
-    """Return a channels-last copy, or the module itself if it does not support that.
-
-    Args:
-        module: the network.
-        image_1CHW: the image to compare the two on.
-        change: further changes to the copy.
-    """
+    """Return a channels-last copy, or the module itself if it does not support that."""
     channels_last = torch.channels_last
     try:
         with torch.no_grad():  # otherwise a copy of TorchScript keeps its history
@@ -145,14 +128,6 @@ def gradients(score: Tensor, tensors: Sequence[Tensor], name: str) -> list[Tenso
     """The gradient of one number with respect to some tensors; None where it does not reach.
 
     Call it inside the `with frozen(module)` of the forward pass; the graph is kept.
-
-    Args:
-        score: one element.
-        tensors: leaves, or values that the score was made from.
-        name: name of the model, for messages.
-
-    Raises:
-        CnnvizError: the forward pass cuts all gradients, or the backward pass fails.
     """
     if not score.requires_grad:
         raise CnnvizError(

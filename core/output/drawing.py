@@ -80,14 +80,7 @@ class Column:
 
 
 def draw_bars(names: Sequence[str], columns: Sequence[Column], heading: str, what: str) -> Figure:
-    """Draws a row of bars for each thing, the first at the top; at most `MOST_BARS` rows.
-
-    Args:
-        names: of the things.
-        columns: their measures.
-        heading: above all columns.
-        what: what the things are, in the plural.
-    """
+    """Draws a row of bars for each thing, the first at the top; at most `MOST_BARS` rows."""
     shown, more = names[:MOST_BARS], len(names) - MOST_BARS
     left = names_width(shown)
     cells = [

@@ -1,9 +1,9 @@
 """Journals: how far a run over many images has come, so that it can resume and parts can be joined.
 
 There are two kinds. A `Journal` is one file of arrays (sums over images, or rows for each of them),
-replaced as a whole from time to time. `Lines` is a text file that grows by one line of JSON for
-each image. Both record the run's identity: what its results depend on, as JSON data. A journal of
-another run is refused.
+replaced as a whole from time to time. `Lines` (`core/output/lines.py`) is a text file that grows by
+one line of JSON for each image. Both record the run's identity: what its results depend on, as JSON
+data. A journal of another run is refused.
 
 A journal also records the block of the data set that its run covers. Journals of adjacent blocks
 join into the journal of the larger block. Joining is associative, so a data set can be cut into
@@ -15,46 +15,31 @@ import os
 import struct
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cnnviz.core.data.shards import Block
-from cnnviz.core.errors import CnnvizError, UsageError, one_line
-from cnnviz.core.files import (
-    DAMAGE,
-    UNFINISHED,
-    from_json,
-    open_arrays,
-    read_text,
-    regular,
-    replace_file,
-    well_formed,
-    write_atomically,
-)
-from cnnviz.core.output.record import Record
-from cnnviz.core.output.record import from_json as to_record
-from cnnviz.core.output.run_folder import RunFolder
+from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.files import DAMAGE, from_json, open_arrays, replace_file
 
 VERSION = 2
 """The format of both kinds; files of another version are refused."""
 SECONDS = 60.0
 """Time between two saves of a journal."""
-LINES = "images.jsonl"
 IN_MEMORY = 1 << 30
 """Arrays of more bytes than this are mapped from their file instead of read."""
 _HEADER = "journal"
-_BROKEN = (*DAMAGE, ArithmeticError, struct.error)
+BROKEN = (*DAMAGE, ArithmeticError, struct.error)
+"""What reading a damaged journal raises."""
 
 Arrays = Mapping[str, NDArray[Any]]
 Merge = Callable[[Sequence[Arrays]], Arrays]
 """Joins the arrays of adjacent blocks, given in order; must be associative."""
-LONGEST_LINE = 1 << 26
-"""Maximum bytes of a line of `images.jsonl`; longer ones are not read."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +72,6 @@ class Progress:
             raise ValueError(f"it does not have each image up to {self.done} once")
 
 
-CheckEntry = Callable[[Mapping[str, Any]], object]
-"""Raises a CnnvizError if an entry of `images.jsonl` is not one of the analysis."""
 Check = Callable[[Progress], None]
 """Raises a ValueError if the arrays contain what no run computes."""
 
@@ -98,20 +81,13 @@ def not_checked(_content: object) -> None:
 
 
 class Journal:
-    """One run's file of arrays.
-
-    Args:
-        path: the file.
-        identity: what the results depend on, as JSON data.
-        block: the images that the run covers.
-        resume: whether `load` may use a file that is there.
-    """
+    """One run's file of arrays."""
 
     def __init__(
         self, path: Path, identity: Mapping[str, Any], block: Block, *, resume: bool = False
     ) -> None:
         self.path, self._block, self._resume = path, block, resume
-        self._identity = _as_json(identity)
+        self._identity = as_json(identity)
         self._next = time.monotonic() + SECONDS
 
     @property
@@ -138,22 +114,18 @@ class Journal:
             like: arrays of the names, types and shapes that the file must have.
             axes: of arrays with one entry for each image used: along which axis.
             check: checks the values.
-
-        Raises:
-            UsageError: the file belongs to another run; the message names what differs.
-            CnnvizError: the file cannot be read or is damaged.
         """
         if not self._resume or not self.path.exists():
             return None
         identity, progress = _read(self.path)
-        _refuse_other(self.path, identity, self._identity)
+        refuse_other(self.path, identity, self._identity)
         if progress.block != self._block:
             raise _other_run(self.path, ["--shard"])
         try:
             _check_arrays(progress, like, axes or {})
             check(progress)
-        except _BROKEN as error:
-            raise _damaged(self.path) from error
+        except BROKEN as error:
+            raise damaged(self.path) from error
         return progress
 
 
@@ -173,21 +145,17 @@ def join(
         merge: joins their arrays.
         check: checks the values of each.
         whole: whether the parts must cover the data set from its first image to its last.
-
-    Raises:
-        UsageError: the parts belong to different runs, one is unfinished, or one is missing.
-        CnnvizError: a file is damaged, or the new one cannot be written.
     """
     parts = [_read(part, check) for part in paths]
     identity, first = parts[0]
     start, _, total = first.block
     reached = 0 if whole else start
     for part, (other, progress) in zip(paths, parts, strict=True):
-        _refuse_other(part, other, identity)
+        refuse_other(part, other, identity)
         if progress.block.total != total:
             raise _other_run(part, ["data"])
         if _types(progress.arrays) != _types(first.arrays):
-            raise _damaged(part)
+            raise damaged(part)
         if progress.block.start != reached or progress.done != progress.block.stop:
             raise UsageError(
                 f"'{part}' has images {progress.block.start} to {progress.done} of a share that "
@@ -199,7 +167,7 @@ def join(
         raise UsageError(f"the shares end at image {reached} of {total}; some are missing")
     try:
         arrays = merge([progress.arrays for _, progress in parts])
-    except _BROKEN as error:
+    except BROKEN as error:
         named = ", ".join(f"'{part}'" for part in paths)
         raise CnnvizError(f"the arrays of {named} do not fit together") from error
     errors = {place: text for _, progress in parts for place, text in progress.errors.items()}
@@ -227,7 +195,7 @@ def _read(path: Path, check: Check = not_checked) -> tuple[dict[str, Any], Progr
     """The identity and the progress in a file."""
     try:
         with open_arrays(path) as file:
-            header = _header(path, bytes(file[_HEADER]).decode() if _HEADER in file else "{}")
+            header = read_header(path, bytes(file[_HEADER]).decode() if _HEADER in file else "{}")
             large = _mapped(path) if path.stat().st_size > IN_MEMORY else {}
             arrays = {
                 name: large[name] if name in large else file[name]
@@ -247,8 +215,8 @@ def _read(path: Path, check: Check = not_checked) -> tuple[dict[str, Any], Progr
         return dict(header["identity"]), progress
     except OSError as error:
         raise CnnvizError(f"cannot read {path}: {error.strerror or error}") from error
-    except _BROKEN as error:
-        raise _damaged(path) from error
+    except BROKEN as error:
+        raise damaged(path) from error
 
 
 def _mapped(path: Path) -> dict[str, NDArray[Any]]:
@@ -283,231 +251,13 @@ def _check_arrays(progress: Progress, like: Arrays, axes: Mapping[str, int]) -> 
         raise ValueError(f"{used} images of {progress.done}")
 
 
-@dataclass(frozen=True)
-class _Line(Record):
-    """What each line of `images.jsonl` has; the rest is the analysis'."""
-
-    image: str
-    files: tuple[str, ...]
-    folder: str = ""
-
-
-class Lines:
-    """The entries of a run in `images.jsonl`, in the order in which they were written.
-
-    A line is appended when an image's files are complete. It is an entry of the summary's
-    `results`, with the image's `files`. Entries are read from disk each time, so memory does not
-    grow with the number of images. `unfinished.json` holds the run's identity until the summary is
-    written.
-
-    Args:
-        folder: the run's folder.
-        identity: what the results depend on, as JSON data.
-        resume: whether to keep the lines of an interrupted run.
-        images: a digest of the images of a run that is joined from shares; a run of its own may
-            have more images when it resumes.
-        changed: returns the time at which an image was written; an OSError if it does not exist.
-        check: checks the entry of an image; raises a CnnvizError.
-
-    Attributes:
-        dropped: how many lines of an interrupted run were not kept.
-
-    Raises:
-        UsageError: the lines belong to another run.
-        CnnvizError: the folder cannot be read or written to.
-    """
-
-    def __init__(
-        self,
-        folder: RunFolder,
-        identity: Mapping[str, Any],
-        *,
-        resume: bool,
-        images: str = "",
-        changed: Callable[[str], float] = lambda image: Path(image).stat().st_mtime,
-        check: CheckEntry = not_checked,
-    ) -> None:
-        self._folder, self._path = folder, folder.path / LINES
-        self._count, self._changed, self._check = 0, changed, check
-        self.dropped = 0
-        unfinished = folder.path / UNFINISHED
-        if resume:
-            if unfinished.exists():
-                stored = _stored_identity(unfinished)
-                expected = {**identity, "images": images} if "images" in stored else identity
-                _refuse_other(unfinished, stored, _as_json(expected))
-            self._keep_whole_lines()
-        else:
-            folder.write_text(LINES, "")
-        folder.list(LINES)
-        header = {"version": VERSION, "identity": identity}
-        write_atomically(unfinished, json.dumps(header, indent=2).encode())
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for entry, _files in read_lines(self._path):
-            yield entry
-
-    def add(self, entry: Mapping[str, Any], files: list[str]) -> None:
-        """Appends the entry of an image whose files are written."""
-        line = json.dumps({**entry, "files": files}, ensure_ascii=False, allow_nan=False) + "\n"
-        before = self._path.stat().st_size
-        try:
-            with self._path.open("ab") as stream:
-                stream.write(well_formed(line).encode())
-                stream.flush()
-        except BaseException as error:
-            os.truncate(self._path, before)
-            if isinstance(error, OSError):
-                raise CnnvizError(f"cannot write {self._path}: {one_line(error)}") from error
-            raise
-        self._count += 1
-
-    def adopt(self) -> set[str]:
-        """Lists the files of finished images in the folder; returns the images' paths."""
-        done = set()
-        for entry, files in read_lines(self._path):
-            if "folder" in entry:
-                self._folder.adopt(str(entry["folder"]), files)
-            done.add(str(entry["image"]))
-        return done
-
-    def close(self) -> None:
-        """Marks the run as complete."""
-        (self._folder.path / UNFINISHED).unlink(missing_ok=True)
-
-    def _keep_whole_lines(self) -> None:
-        """Drops lines that were cut off, and images whose files are missing or out of date."""
-        images: set[str] = set()
-
-        def write(stream: BinaryIO) -> None:
-            for line in _raw_lines(self._path) if self._path.exists() else ():
-                image = self._image(line)
-                if image is None or image in images:
-                    self.dropped += 1
-                    continue
-                images.add(image)
-                stream.write(line)
-
-        replace_file(self._path, write)
-        self._count = len(images)
-
-    def _image(self, line: bytes) -> str | None:
-        """The image of a line; None if it was cut off, is damaged, or its files are not whole."""
-        if not line.endswith(b"\n"):
-            return None
-        try:
-            entry, names = _parsed(line)
-            files = [self._folder.path / name for name in names]
-            inside = self._folder.path.resolve()
-            if not all(path.resolve().is_relative_to(inside) for path in files):
-                return None
-            self._check(entry)
-            json.dumps(entry, allow_nan=False)
-            image = str(entry["image"])
-            changed = self._changed(image)
-            return image if all(regular(p).stat().st_mtime >= changed for p in files) else None
-        except (OSError, CnnvizError, *DAMAGE):
-            return None
-
-
-def join_lines(
-    shares: Sequence[Path],
-    folder: RunFolder,
-    identity: Mapping[str, Any],
-    check: CheckEntry = not_checked,
-) -> None:
-    """Copies the entries and files of all shares into one folder, in which a run can resume.
-
-    Args:
-        shares: the shares' folders, in order.
-        folder: where the whole run goes.
-        identity: of the whole run.
-        check: checks the entry of an image; raises a CnnvizError.
-
-    Raises:
-        CnnvizError: a share is damaged, or the folder cannot be written to.
-    """
-    whole, images = Lines(folder, identity, resume=False), set[str]()
-    for share in shares:
-        inside = share.resolve()
-        if not (share / LINES).resolve().is_relative_to(inside):
-            raise CnnvizError(f"{share / LINES} is a link out of its folder")
-        try:
-            for entry, names in read_lines(share / LINES, check):
-                if entry["image"] in images:
-                    raise CnnvizError(f"{share / LINES} lists {entry['image']} a second time")
-                images.add(entry["image"])
-                before = len(folder.files)
-                if "folder" not in entry:
-                    whole.add(entry, [])
-                    continue
-                target = folder.subfolder(Path(entry["image"]).stem)
-                for name in map(Path, names):
-                    if not (share / name).resolve().is_relative_to(inside):
-                        raise CnnvizError(
-                            f"{share / LINES} lists a file outside its folder: {name}"
-                        )
-                    target.copy(name.name, share / name)
-                relative = target.path.relative_to(folder.path).as_posix()
-                whole.add(entry | {"folder": relative}, folder.files[before:])
-        except DAMAGE as error:
-            raise CnnvizError(f"'{share}' is damaged: {one_line(error)}") from error
-
-
-def read_lines(
-    path: Path, check: CheckEntry = not_checked
-) -> Iterator[tuple[dict[str, Any], list[str]]]:
-    """The entries in `images.jsonl`, which `check` accepts, and the files of each.
-
-    Raises:
-        CnnvizError: it cannot be read, or a line is damaged.
-    """
-    for number, line in enumerate(_raw_lines(path), start=1):
-        try:
-            entry, files = _parsed(line)
-            check(entry)
-        except (ValueError, CnnvizError) as error:
-            raise CnnvizError(f"'{path}', line {number}, is damaged: {one_line(error)}") from error
-        yield entry, files
-
-
-def _raw_lines(path: Path) -> Iterator[bytes]:
-    try:
-        with regular(path).open("rb") as stream:
-            while line := stream.readline(LONGEST_LINE + 1):
-                if len(line) > LONGEST_LINE:
-                    raise CnnvizError(
-                        f"'{path}' has a line of more than {LONGEST_LINE:,} bytes; start again "
-                        "with --overwrite"
-                    )
-                yield line
-    except OSError as error:
-        raise CnnvizError(f"cannot read {path}: {one_line(error)}") from error
-
-
-def _parsed(line: bytes) -> tuple[dict[str, Any], list[str]]:
-    """The entry in a line, and its files; a ValueError or CnnvizError if it is not one."""
-    content: Any = from_json(line.decode())
-    files = list(to_record(_Line, content).files)
-    return {key: value for key, value in content.items() if key != "files"}, files
-
-
-def _as_json(identity: Mapping[str, Any]) -> dict[str, Any]:
+def as_json(identity: Mapping[str, Any]) -> dict[str, Any]:
     """The identity as it comes back from a file: tuples become lists."""
     return dict(json.loads(json.dumps(identity)))
 
 
-def _stored_identity(path: Path) -> dict[str, Any]:
-    try:
-        return dict(_header(path, read_text(path))["identity"])
-    except _BROKEN as error:
-        raise _damaged(path) from error
-
-
-def _header(path: Path, text: str) -> dict[str, Any]:
+def read_header(path: Path, text: str) -> dict[str, Any]:
+    """The header of a file of either kind; one of those in `BROKEN` if it is damaged."""
     header = from_json(text)
     if not isinstance(header, dict):
         raise TypeError("a header is an object")
@@ -518,7 +268,8 @@ def _header(path: Path, text: str) -> dict[str, Any]:
     return header
 
 
-def _refuse_other(path: Path, stored: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+def refuse_other(path: Path, stored: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Raises a UsageError unless what a file records belongs to the run of this identity."""
     differing = [key for key in identity if stored.get(key) != identity[key]]
     if differing:
         raise _other_run(path, differing)
@@ -531,5 +282,6 @@ def _other_run(path: Path, differing: Sequence[str]) -> UsageError:
     )
 
 
-def _damaged(path: Path) -> CnnvizError:
+def damaged(path: Path) -> CnnvizError:
+    """The error for a file whose content no run writes."""
     return CnnvizError(f"'{path}' is damaged; start again with --overwrite")

@@ -26,11 +26,7 @@ class Ends(StrEnum):
 
 
 def colour_map(text: str, option: str) -> str:
-    """Returns the name if matplotlib has a colour map of it, or it is `diverging`.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """Returns the name if matplotlib has a colour map of it, or it is `diverging`."""
     if text in (DIVERGING, JET):
         return text
     from difflib import get_close_matches
@@ -48,11 +44,7 @@ def colour_map(text: str, option: str) -> str:
 
 
 def colour_ends(text: str, option: str) -> "Ends | float":
-    """`shared`, `own`, or a positive number.
-
-    Raises:
-        UsageError: anything else.
-    """
+    """`shared`, `own`, or a positive number."""
     if text in tuple(Ends):
         return Ends(text)
     try:

@@ -54,11 +54,7 @@ def photograph(image: WorkingImage) -> Pixels:
 
 
 def cmap_of(name: str) -> Colormap:
-    """The matplotlib colour map of a name.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """The matplotlib colour map of a name."""
     return colormaps["RdBu_r" if name == DIVERGING else colour_map(name, "colormap")]
 
 

@@ -230,11 +230,7 @@ _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
 def from_json(kind: type[Kind], data: object, **hidden: object) -> Kind:
-    """A record from JSON data, with what JSON does not have given by name.
-
-    Raises:
-        InvalidRecord: a key is missing, or its value is of another type or out of range.
-    """
+    """A record from JSON data, with what JSON does not have given by name."""
     content = {**data, **hidden} if isinstance(data, Mapping) else data
     try:
         found: Kind = _adapter(kind).validate_python(content)
@@ -260,11 +256,7 @@ def table(
 
 
 def from_table(kind: type[Kind], text: str) -> list[Kind]:
-    """The records in the text of a CSV file that `table` made.
-
-    Raises:
-        CnnvizError: a column is missing, or a cell is of another type or out of range.
-    """
+    """The records in the text of a CSV file that `table` made."""
     record: Any = kind
     kinds = {field.key: _plain_type(field.hint) for field in fields_of(record)}
     try:

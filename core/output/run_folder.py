@@ -17,7 +17,6 @@ import textwrap
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
@@ -28,6 +27,7 @@ from matplotlib.figure import Figure
 
 from cnnviz.core.choices import FigureFormat
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
+from cnnviz.core.extras import version
 from cnnviz.core.files import (
     LARGEST,
     SUMMARY,
@@ -77,14 +77,6 @@ def png(pixels: np.ndarray) -> bytes:
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
         for name, data in chunks
     )
-
-
-def version() -> str:
-    """The installed version of cnnviz; `unknown` when run from a source tree."""
-    try:
-        return metadata.version("cnnviz")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def identity(path: Path) -> tuple[int, int]:
@@ -175,10 +167,6 @@ class RunFolder:
             resume: allow a folder that has files but no summary (an interrupted run).
             within: the folder that it must be in, also if it is a link.
             inputs: the user's files, which are never replaced.
-
-        Raises:
-            UsageError: the folder is not empty and neither flag allows that, or it is a file.
-            CnnvizError: it cannot be created or written to, or another process writes to it.
         """
         try:
             if within is not None and not path.resolve().is_relative_to(within.resolve()):

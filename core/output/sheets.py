@@ -204,14 +204,7 @@ Contact = tuple[Pixels, NDArray[np.floating], str]
 def contact_sheets(
     shown: Iterable[Contact], count: int, look: Look, label: str
 ) -> Iterator[Figure]:
-    """Draws many images in pages, a row for each: the photograph, the map over it, and a text.
-
-    Args:
-        shown: the images; those of a page are in memory.
-        count: their number.
-        look: how maps are drawn; a scale is shared by the maps of a page.
-        label: what the maps measure.
-    """
+    """Draws many images in pages, a row for each: the photograph, the map over it, and a text."""
     pages, images = -(-count // PER_PAGE), iter(shown)
     for page in range(pages):
         part = list(islice(images, PER_PAGE))

@@ -169,11 +169,7 @@ class FinishedRun:
     def of(
         cls, folder: Path, content: Mapping[str, Any], images_below: Sequence[Path] | None = ()
     ) -> "FinishedRun":
-        """Checks the content of a summary.
-
-        Raises:
-            CnnvizError: a key is missing or invalid.
-        """
+        """Checks the content of a summary."""
         summary = from_json(Summary, content)
         if summary.schema != f"cnnviz.{summary.command}/1":
             raise CnnvizError(f"unknown schema '{summary.schema[:60]}'")
@@ -200,11 +196,7 @@ class FinishedRun:
         return RunData(from_json(tuple[str, ...], sources), allowed)
 
     def file(self, name: str) -> Path:
-        """The path of a file of the run.
-
-        Raises:
-            CnnvizError: it is outside the run's folder.
-        """
+        """The path of a file of the run."""
         path = self.folder / name
         if "\0" in name or not path.resolve().is_relative_to(self.folder.resolve()):
             raise CnnvizError(f"{self.folder / SUMMARY} lists a file outside its folder: {name}")
@@ -212,11 +204,7 @@ class FinishedRun:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Reports the errors that damaged files and those of other versions cause.
-
-        Raises:
-            CnnvizError: the block raised such an error.
-        """
+        """Reports the errors that damaged files and those of other versions cause."""
         try:
             yield
         except InvalidRecord as error:
@@ -231,11 +219,7 @@ class FinishedRun:
 
 
 def run_folders(named: Path) -> list[Path]:
-    """The run in a folder, or the runs in its subfolders; a summary's path means its folder.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """The run in a folder, or the runs in its subfolders; a summary's path means its folder."""
     if named.is_file():
         return [named.parent]
     if (named / SUMMARY).exists():
@@ -250,10 +234,6 @@ def read_summary(folder: Path | FinishedRun, images_below: Sequence[Path] = ()) 
     """Reads and checks the summary of a finished run, from its folder or its own path.
 
     Images of its data set are opened only below its folder and below `images_below`.
-
-    Raises:
-        UsageError: it is not a summary of cnnviz.
-        CnnvizError: it does not exist or cannot be read.
     """
     if isinstance(folder, FinishedRun):  # whose summary may not be on disk yet (`--report`)
         return folder

@@ -71,11 +71,7 @@ class Plan:
 
 
 def make_plan(model: Model, spec: AblationSpec) -> Plan:
-    """Looks up every requested filter.
-
-    Raises:
-        UsageError: nothing is requested, or something that does not exist.
-    """
+    """Looks up every requested filter."""
     if not spec.filters and not spec.sweep:
         raise UsageError("nothing to ablate; give --filters LAYER:3,7-12, or --sweep LAYER")
     if spec.cumulative and not spec.sweep:
@@ -99,16 +95,7 @@ def make_plan(model: Model, spec: AblationSpec) -> Plan:
 
 
 class Ablation:
-    """One experiment, checked and ready to run.
-
-    Args:
-        model: the network.
-        data: labelled images.
-        spec: the requested ablations.
-
-    Raises:
-        UsageError: the specification or the labels do not fit the model.
-    """
+    """One experiment, checked and ready to run."""
 
     def __init__(self, model: Model, data: ImageData, spec: AblationSpec) -> None:
         if model.region is not None:
@@ -156,9 +143,6 @@ class Ablation:
         Args:
             progress: called with the number of images just done, in each pass.
             journal: where to save the counts of `--filters` and `--sweep`, if anywhere.
-
-        Raises:
-            CnnvizError: no image can be read, or the network's answers are not numbers.
         """
         plan, spec, model = self.plan, self.spec, self.model
         quick = fast(model, [*plan.channels, *plan.swept])

@@ -63,11 +63,7 @@ def ablation_passes(
 
 
 def ablated_logits(model: Model, images: Tensor, channels: Channels, fills: Fills) -> Tensor:
-    """Returns the logits (N, K) of a whole pass with channels replaced.
-
-    Raises:
-        CnnvizError: a layer's output was never seen, so nothing of it was replaced.
-    """
+    """Returns the logits (N, K) of a whole pass with channels replaced."""
     unseen = set(channels)
 
     def changer(layer: str, numbers: list[int]) -> Callable[[Tensor], Tensor]:

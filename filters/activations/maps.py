@@ -25,9 +25,6 @@ class Observer:
         layers: names of the layers.
         units: by layer, the positions of its units in the image, if known.
         untraceable: why there are no receptive fields; None if there are.
-
-    Raises:
-        UsageError: a layer does not exist, does not run, or does not output maps.
     """
 
     def __init__(self, model: Model, layers: Sequence[str]) -> None:
@@ -56,11 +53,7 @@ class Observer:
         note_repeats(model, self.layers)
 
     def observe(self, image: WorkingImage) -> Activations:
-        """Computes the maps of one image.
-
-        Raises:
-            CnnvizError: a map is not finite.
-        """
+        """Computes the maps of one image."""
         model = self._model
         with torch.inference_mode(), watch_outputs(model.module, self.layers) as outputs:
             model.outputs(model.preprocess.normalise(image.pixels)[None])

@@ -17,11 +17,7 @@ class MapOrder(StrEnum):
 
 @dataclass(frozen=True)
 class ActivationsSpec(Spec):
-    """Which maps `activations` shows, and how.
-
-    Raises:
-        UsageError: a number is out of range.
-    """
+    """Which maps `activations` shows, and how."""
 
     layers: Annotated[
         tuple[str, ...],

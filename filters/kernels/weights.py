@@ -34,12 +34,7 @@ _CHUNK = 512
 
 
 def choose_layers(module: nn.Module, choice: str, model_name: str) -> list[str]:
-    """The names of the layers meant by `first`, `all` or a layer's name.
-
-    Raises:
-        CnnvizError: the network has no two-dimensional convolution.
-        UsageError: no layer has that name, it has no kernels, or the network is an archive.
-    """
+    """The names of the layers meant by `first`, `all` or a layer's name."""
     check_open(module, model_name)
     names = conv_layers(module)
     if choice in ("first", "all"):
@@ -65,11 +60,7 @@ def _shorten(names: list[str], most: int = 4) -> str:
 
 
 def kernels_of(layer: nn.Conv2d | nn.ConvTranspose2d) -> Array:
-    """(F, C, H, W) float32 on the CPU, one filter per output channel.
-
-    Raises:
-        CnnvizError: a weight is NaN or infinite.
-    """
+    """(F, C, H, W) float32 on the CPU, one filter per output channel."""
     weight = layer.weight.detach()
     if isinstance(layer, nn.ConvTranspose2d):
         inputs, per_group, *size = weight.shape

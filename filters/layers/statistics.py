@@ -202,10 +202,6 @@ def measure(
         batch_size: images at a time; None for automatic. Only the last digits of means depend on
             it.
         advance: called with the number of images just done.
-
-    Raises:
-        CnnvizError: no image could be read.
-        UsageError: the data's classes cannot be matched to the model's (with gradients).
     """
     classes = match_labels(data, model) if gradients and data.classes else ()
     axes = _channel_axes(model)

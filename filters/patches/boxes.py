@@ -76,11 +76,7 @@ class Winner:
 
 
 class Cutter:
-    """Determines the box of each winner of a layer.
-
-    Raises:
-        CnnvizError: the plan's crop needs receptive fields, and they are not known.
-    """
+    """Determines the box of each winner of a layer."""
 
     def __init__(self, model: Model, images: PatchImages, plan: ScanPlan, batch_size: int) -> None:
         self._model, self._images = model, images

@@ -60,12 +60,7 @@ def find_patches(
     saving: Saving | None = None,
     progress: Callable[[int], None] = lambda _images: None,
 ) -> MaxPatches:
-    """Does the work of `max_patches` for a plan from `make_plan`.
-
-    Raises:
-        CnnvizError: no image could be used, the receptive fields are not known (with
-            `Crop.RECEPTIVE_FIELD`), or the journal belongs to another scan.
-    """
+    """Does the work of `max_patches` for a plan from `make_plan`."""
     size = model.batch_size(plan.spec.batch_size) or default_batch_size(model.device)
     images, named = PatchImages(data, model.preprocess), with_class_names(data, model)
     cutter = Cutter(model, images, plan, size)

@@ -49,11 +49,7 @@ class ScanPlan:
 
 
 def make_plan(model: Model, spec: MaxPatchesSpec) -> ScanPlan:
-    """Looks up the layers and filters of a scan in the network, before any data is read.
-
-    Raises:
-        UsageError: a layer or filter does not exist or does not run, or options contradict.
-    """
+    """Looks up the layers and filters of a scan in the network, before any data is read."""
     if spec.per_image > 1 and spec.score is not Ranking.MAX:
         raise UsageError(
             f"--per-image {spec.per_image} needs --score max: "
@@ -237,9 +233,6 @@ def scan(
         batch_size: images at a time; halved if they do not fit the device's memory.
         saving: where to save the scan's journal, if anywhere.
         progress: called with the number of images just finished.
-
-    Raises:
-        CnnvizError: the journal belongs to another scan, or one image does not fit the memory.
     """
     run = Scan(fast(model, list(plan.filters)), data, plan, batch_size)
     journal, every, reached = None, 0, data.part.start

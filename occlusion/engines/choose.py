@@ -58,9 +58,6 @@ class Engine(Protocol):
             fill_3HW: what the masks show; same size.
             boxes_P4: int64 rows y0, x0, y1, x1 (ends excluded), inside the image, of any sizes.
             progress: called with the number of positions just done.
-
-        Raises:
-            CnnvizError: not even one position fits the device's memory.
         """
 
 
@@ -80,9 +77,6 @@ def make_engine(
         boxes_P4: the positions that will be run, as for `Engine.run`.
         layer: a layer whose strongest map is summed at each position.
         batch_size: images at a time; None for automatic.
-
-    Raises:
-        UsageError: the layer does not run in the forward pass.
     """
     network = prepare(
         model.module,
@@ -209,13 +203,7 @@ class Verifier:
         self.note = self._other.note
 
     def difference(self, image_3HW: Tensor, fill_3HW: Tensor, scores: Scores) -> float | None:
-        """Returns the largest |logit difference| to a run's scores; None if `note` is set.
-
-        Args:
-            image_3HW: the image of that run.
-            fill_3HW: its fill.
-            scores: its scores at all positions.
-        """
+        """Returns the largest |logit difference| to a run's scores; None if `note` is set."""
         if self.note is not None:
             return None
         logits_PK = self._other.run(image_3HW, fill_3HW, self._boxes_P4).logits_PK

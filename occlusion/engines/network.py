@@ -112,11 +112,7 @@ def prepare(
     dtype: torch.dtype = torch.float32,
     layer: str | None = None,
 ) -> Network:
-    """Traces and folds a copy of the module for images of `channels` and `size` (H, W).
-
-    Raises:
-        UsageError: `layer` does not run in the forward pass.
-    """
+    """Traces and folds a copy of the module for images of `channels` and `size` (H, W)."""
     image = random_image((channels, *size), device, dtype)
     try:
         with torch.inference_mode(False), torch.no_grad():

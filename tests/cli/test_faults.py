@@ -35,6 +35,7 @@ LINES = {
     "rerun": ["rerun", "occluded/0"],
     "diff": ["diff", "occluded/0", "occluded/0"],
     "report": ["report", "occluded/0"],
+    "doctor": ["doctor"],
 }
 
 
@@ -55,7 +56,7 @@ def test_every_command_has_a_line() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [n for n in LINES if n not in ("models", "report")])
+@pytest.mark.parametrize("command", [n for n in LINES if n not in ("models", "report", "doctor")])
 @pytest.mark.skipif(sys.platform != "linux", reason="runs are forks")
 @pytest.mark.usefixtures("place")
 def test_what_is_written_is_whole_and_the_next_run_works(command: str) -> None:

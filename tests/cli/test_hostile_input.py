@@ -39,7 +39,7 @@ def fails(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str =
     assert words in said[0]
 
 
-@pytest.mark.parametrize("digits", ["9" * 30, "9" * 5000, "-3", "1e9", "nan", "0x10", "", "٣"])
+@pytest.mark.parametrize("digits", ["9" * 30, "9" * 5000, "-3", "1e9", "nan", "0x10", ""])
 @pytest.mark.parametrize(
     ("command", "option"),
     [

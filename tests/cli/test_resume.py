@@ -12,7 +12,7 @@ from PIL import Image
 
 from cnnviz.cli.main import run
 from cnnviz.core.files import UNFINISHED
-from cnnviz.core.output.journal import LINES
+from cnnviz.core.output.lines import LINES
 from cnnviz.core.output.run_folder import RunFolder, json_parts, to_json
 
 COUNT = 5

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from parts import slow_but
 
 from cnnviz.cli.main import COMMANDS
-from cnnviz.core.output.run_folder import version
+from cnnviz.core.extras import version
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -135,7 +135,8 @@ def test_commands_and_options_on_a_page_exist(name):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_an_example_with_its_output(name):
-    assert re.search(rf"```sh\n(cnnviz .*\n)*cnnviz {name} .*\n```\n\n```text\n", PAGES["examples"])
+    output = "" if name == "doctor" else "\n```text\n"  # differs on every machine
+    assert re.search(rf"```sh\n(cnnviz .*\n)*cnnviz {name}.*\n```\n{output}", PAGES["examples"])
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -54,14 +54,7 @@ class Batch:
         source_NhwC: Tensor,
         channel: int | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns float32 logits (N, K) and, with a layer, the sum (N,) of its map `channel`.
-
-        Args:
-            segments: all segments of the network.
-            layer: the node whose map is summed.
-            source_NhwC: the changed windows of the image.
-            channel: the channel of that map.
-        """
+        """Returns float32 logits (N, K) and, with a layer, the sum (N,) of its map `channel`."""
         self._env[self._graph.source] = source_NhwC.permute(0, 3, 1, 2)
         for segment in segments:
             count = -(-self._count // segment.size)

@@ -81,10 +81,6 @@ class Step(Operation):
 def compile_steps(graph: Graph, layer: str | None = None) -> list[Step]:
     """Returns the steps of a described network, in order.
 
-    Args:
-        graph: preferably folded, which is faster.
-        layer: a layer whose output is observed as well.
-
     Raises:
         Untraceable: it splits maps in a way that windows do not support.
     """

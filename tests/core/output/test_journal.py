@@ -15,7 +15,8 @@ from cnnviz.core.data.shards import Block
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.files import UNFINISHED
 from cnnviz.core.output import journal
-from cnnviz.core.output.journal import LINES, Arrays, Journal, Lines, join, join_lines
+from cnnviz.core.output.journal import Arrays, Journal, join
+from cnnviz.core.output.lines import LINES, Lines, join_lines
 from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.embeddings import features
 from cnnviz.filters.ablation import tally
