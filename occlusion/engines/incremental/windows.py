@@ -165,7 +165,7 @@ class ReadWindow(Once):
     @classmethod
     def at(cls, box: Box) -> "ReadWindow":
         """Exactly the positions of `box`."""
-        return box.once(cls, lambda: cls((box.top_N, box.left_N), (box.height, box.width)))
+        return box.once("at", lambda: cls((box.top_N, box.left_N), (box.height, box.width)))
 
     def numbers(self, axis: int) -> Ints:
         """Row (column) indices, (N, count)."""
