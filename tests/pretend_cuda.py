@@ -11,6 +11,7 @@ without CUDA and for backward passes; Python code sees `cuda:0` on them, and may
     python tests/pretend_cuda.py JSON     runs command lines, and mutants of the code (see `main`)
 """
 
+import io
 import json
 import os
 import sys
@@ -18,13 +19,21 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    redirect_stdout,
+)
+from functools import cache
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -70,15 +79,21 @@ def register() -> bool:
     return True
 
 
+@cache
+def _file(name: str) -> str | None:
+    """A file of cnnviz, as seen from the repository."""
+    inside = os.path.realpath(name).removeprefix(ROOT)
+    return inside[1:] if inside.startswith(CODE) else None
+
+
 def _place(kind: str) -> Event:
     frame: FrameType | None = sys._getframe(2)
     if threading.current_thread() is not threading.main_thread():  # of the backward pass
         frame = sys._current_frames()[threading.main_thread().ident or 0]
     while frame is not None:
-        file = os.path.realpath(frame.f_code.co_filename)
-        if file.startswith(ROOT) and file.removeprefix(ROOT).startswith(CODE):
+        if file := _file(frame.f_code.co_filename):
             name = frame.f_code.co_qualname.split(".<locals>.<")[0].replace("<locals>.", "")
-            return Event(kind, file.removeprefix(ROOT + os.sep), frame.f_lineno, name)
+            return Event(kind, file, frame.f_lineno, name)
         frame = frame.f_back
     return Event(kind, "torch", 0, "")
 
@@ -218,6 +233,8 @@ class _Functions(TorchFunctionMode):
     ) -> Any:
         name = getattr(func, "__name__", "")
         kwargs = dict(kwargs or {})
+        if func is torch.device:
+            return func(*args, **kwargs)
         for place, value in [*enumerate(args[:3]), *kwargs.items()]:
             if type(value) is str and value.partition(":")[0] == "cuda":
                 value = torch.device(value)  # noqa: PLW2901
@@ -244,7 +261,8 @@ def _of_cuda(func: Any, name: str, args: Any, kwargs: Any) -> Any:
         return _set(func, own, args[1], args[2])
     if name == "__getitem__":
         places = args[1] if isinstance(args[1], tuple) else (args[1],)
-        return func(own, tuple(torch.tensor(p) if type(p) is list else p for p in places))
+        copied = (list, np.ndarray)
+        return func(own, tuple(torch.tensor(p) if isinstance(p, copied) else p for p in places))
     if name == "tolist":
         _count("wait")
         return own.here.tolist()
@@ -260,13 +278,19 @@ def _of_cuda(func: Any, name: str, args: Any, kwargs: Any) -> Any:
 
 
 def _set(func: Any, own: OnCuda, places: Any, value: Any) -> None:
-    indices = [p for p in tree_leaves(places) if isinstance(p, Tensor)]
+    indices = [
+        torch.from_numpy(p) if isinstance(p, np.ndarray) else p
+        for p in tree_leaves(places)
+        if isinstance(p, Tensor | np.ndarray)
+    ]
+    filled = not isinstance(value, Tensor) or not value.dim()  # a masked fill waits for nothing
     if isinstance(value, Tensor) and value.dim() and not isinstance(value, OnCuda):
         if indices:
             raise _two_devices("aten::index_put_")
         _count_copy(value, False)
     for index in indices:
-        if not isinstance(index, OnCuda) or index.dtype in (torch.bool, torch.uint8):
+        by_mask = index.dtype in (torch.bool, torch.uint8) and not filled
+        if by_mask or not isinstance(index, OnCuda):
             _count("wait")
     _count("kernel")
     func(*tree_map(_here, (own, places, value)))
@@ -294,6 +318,8 @@ def pretend() -> Iterator[torch.device]:
         "current_device": lambda: 0,
         "empty_cache": lambda: None,
         "synchronize": lambda _device=None: _count("wait"),
+        "max_memory_allocated": lambda _device=None: 0,
+        "set_sync_debug_mode": lambda _mode: None,
         "mem_get_info": lambda _device=None: (4 << 30, 8 << 30),
         "get_device_properties": lambda _device=None: _Properties,
     }
@@ -326,15 +352,16 @@ def plant(file: str, old: str, new: str) -> None:
 
 
 def ran(line: list[str]) -> tuple[object, list[tuple[Event, int]]]:
-    """The exit status of a command line, or the traceback, and the events."""
+    """The exit status of a command line, or what it printed if it failed, and the events."""
     from cnnviz.cli.main import run
 
-    with pretend():
+    said = io.StringIO()
+    with pretend(), redirect_stderr(said), redirect_stdout(said):
         try:
-            status: object = run([*line, "--quiet"])
+            status: object = run(line)
         except Exception:  # noqa: BLE001 (whatever it is, it is shown)
-            status = traceback.format_exc()[-3000:]
-        return status, [*EVENTS.items()]
+            status = traceback.format_exc()
+        return status and f"{status} {said.getvalue()}"[-3000:], [*EVENTS.items()]
 
 
 def main() -> None:
