@@ -19,8 +19,9 @@ from cnnviz.audit.groups import ENOUGH, REST, Class, classes
 from cnnviz.audit.hosts import Hosts
 from cnnviz.audit.options import ALARM, AuditSpec
 from cnnviz.audit.paste import Verdict
-from cnnviz.audit.residual import Averages, Residual, average
+from cnnviz.audit.residual import Pictures, Residual, average
 from cnnviz.audit.results import (
+    TESTS,
     AuditResult,
     ClassAudit,
     Concentration,
@@ -29,7 +30,7 @@ from cnnviz.audit.results import (
     Shown,
     image_rows,
 )
-from cnnviz.audit.rows import Rows, columns
+from cnnviz.audit.rows import Floats, Rows, Whole, columns
 from cnnviz.audit.study import Auditor
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.data.images import WorkingImage
@@ -62,14 +63,7 @@ def audit(
     *,
     progress: Progress = _silent,
 ) -> AuditResult:
-    """Measures every image of a data set, and judges the classes.
-
-    Args:
-        model: borrowed.
-        data: from `cnnviz.core.open_data`.
-        spec: what to compute; None for the defaults.
-        expectations: where the objects are.
-        progress: opens progress bars.
+    """Measures every image of a data set (`cnnviz.core.open_data`), and judges the classes.
 
     Raises:
         UsageError: the model, the classes of the data or the spec do not fit.
@@ -92,8 +86,19 @@ def judge_rows(auditor: Auditor, rows: Rows, progress: Progress = _silent) -> Au
     """
     listed = list(classes(rows, auditor.spec.seed))
     tests = _test(auditor, rows, listed, progress)
-    group_N, typicality_N = _of_images(rows, listed)
-    audited = tuple(_classes(auditor, rows, listed, tests, typicality_N))
+    scaled_NRC = _scaled(rows.maps_NRC)
+    group_N, typicality_N = np.full((2, len(rows)), np.nan)
+    for entry in listed:
+        typicality_N[entry.members_N] = typicality(scaled_NRC[entry.members_N])
+        for number, members in enumerate(entry.groups):
+            group_N[members] = number
+    lists = _Lists(rows, auditor.model.labels, typicality_N, auditor.spec.top)
+    suspected = suspicions([test.decisive and test.decisive[1] for test in tests])
+    spreads = _spreads(scaled_NRC, listed, auditor.spec.seed)
+    audited = tuple(
+        _class(lists, *parts, scaled_NRC[parts[0].entry.members_N].mean(0))
+        for parts in zip(tests, suspected, spreads, strict=True)
+    )
     return AuditResult(
         mask=auditor.occluder.grids[0].mask,
         stride=auditor.occluder.grids[0].stride,
@@ -117,7 +122,8 @@ def judge_rows(auditor: Auditor, rows: Rows, progress: Progress = _silent) -> Au
 def verdict(audited: Sequence[ClassAudit]) -> str:
     """The result in one sentence."""
     judged = [entry for entry in audited if entry.suspicion is not None]
-    named = [entry.class_ for entry in judged if (entry.suspicion or 0) > ALARM]
+    above = [entry for entry in judged if (entry.suspicion or 0) > ALARM]
+    named = [f"{entry.class_} ({TESTS[entry.decisive or 'pasted']})" for entry in above]
     if not judged:
         reasons = sorted({str(entry.not_judged).partition(":")[0] for entry in audited})
         return f"no class could be judged: {', '.join(reasons)}"
@@ -130,18 +136,26 @@ def verdict(audited: Sequence[ClassAudit]) -> str:
     return text + (f" ({silent} of {len(audited)} not judged)" if silent else "")
 
 
-@dataclass(frozen=True)
-class _Tests:
-    """The results of all tests, in the order of the classes, with their suspicions."""
+@dataclass(frozen=True, eq=False)
+class _Tested:
+    """A class with the results of its tests, its mean image and its mean residual.
 
-    groups: tuple[tuple[Verdict, ...], ...]
-    reliances: tuple[Reliance, ...]
-    residuals: tuple[Residual, ...]
-    averages: Averages
+    `decisive` is as `_decisive` returns it; None if the class is not judged.
+    """
+
+    entry: Class
+    groups: tuple[Verdict, ...]
+    reliance: Reliance
+    residual: Residual
+    image_CYX: Pictures
+    residual_CYX: Pictures
+    decisive: tuple[str, float] | None
 
 
-def _test(auditor: Auditor, rows: Rows, listed: Sequence[Class], progress: Progress) -> _Tests:
-    """Runs the tests; the p-values of all classes with enough images are corrected together."""
+def _test(
+    auditor: Auditor, rows: Rows, listed: Sequence[Class], progress: Progress
+) -> list[_Tested]:
+    """Runs the tests."""
     model, data, spec = auditor.model, auditor.data, auditor.spec
     places = rows.places_N.tolist()
 
@@ -151,55 +165,37 @@ def _test(auditor: Auditor, rows: Rows, listed: Sequence[Class], progress: Progr
     hosts = Hosts(model, rows, read, spec.batch_size, spec.seed)
     with progress("pasting", sum(len(entry.groups) for entry in listed)) as advance:
         boxes_P4 = auditor.occluder.grids[0].boxes_P4.numpy()
-        verdicts = paste.judge(
-            hosts, rows, listed, boxes_P4, read, seed=spec.seed, progress=advance
-        )
+        verdicts = iter(paste.judge(hosts, rows, listed, boxes_P4, read, spec.seed, advance))
     with progress("averaging", len(rows) + len(listed)) as advance:
         averages = average(listed, read, spec.seed, advance)
-        residuals = residual.judge(hosts, averages, listed, seed=spec.seed, progress=advance)
-    reliances = _reliances(rows, listed)
-    judged = [entry.enough for entry in listed for _ in entry.groups]
-    of_groups = [v.p if enough else None for v, enough in zip(verdicts, judged, strict=True)]
-    of_classes = [*(test.p for test in reliances), *(test.p for test in residuals)]
-    suspected = iter(suspicions([*of_groups, *of_classes]))
-    verdict_of = iter([replace(entry, suspicion=next(suspected)) for entry in verdicts])
-    return _Tests(
-        tuple(tuple(next(verdict_of) for _ in entry.groups) for entry in listed),
-        tuple([replace(entry, suspicion=next(suspected)) for entry in reliances]),
-        tuple([replace(entry, suspicion=next(suspected)) for entry in residuals]),
-        averages,
-    )
+        residuals = residual.judge(hosts, averages, listed, spec.seed, advance)
+    tested = []
+    pairs = zip(listed, _reliances(rows, listed), residuals, strict=True)
+    for number, (entry, reliance, added) in enumerate(pairs):
+        groups = tuple(next(verdicts) for _ in entry.groups)
+        decisive = _decisive(groups, reliance, added) if entry.enough else None
+        pictures = averages.means[number], averages.residual(number)
+        tested.append(_Tested(entry, groups, reliance, added, *pictures, decisive))
+    return tested
 
 
-def _of_images(
-    rows: Rows, listed: Sequence[Class]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The group of each image, and its typicality; NaN where it has none."""
-    scaled_NRC = _scaled(rows.maps_NRC)
-    group_N, typicality_N = np.full((2, len(rows)), np.nan)
-    for entry in listed:
-        typicality_N[entry.members_N] = typicality(scaled_NRC[entry.members_N])
-        for number, members in enumerate(entry.groups):
-            group_N[members] = number
-    return group_N, typicality_N
+def _decisive(
+    verdicts: Sequence[Verdict], reliance: Reliance, residual: Residual
+) -> tuple[str, float] | None:
+    """The test that speaks most against a class, and its p-value, corrected (Bonferroni).
+
+    The three ways to look count the same, and so do the tests of each.
+    """
+    kinds = [("pasted", verdict.p) for verdict in verdicts]
+    ways = [kinds, [("reliance", reliance.p)], [(n, one.p) for n, one in residual.kinds.items()]]
+    known = [[(name, p) for name, p in way if p is not None] for way in ways]
+    known = [way for way in known if way]
+    found = [(name, len(known) * len(way) * p) for way in known for name, p in way]
+    name, p = min(found, key=lambda one: one[1], default=("", 1.0))
+    return (name, min(1.0, p)) if found else None
 
 
-def _classes(
-    auditor: Auditor,
-    rows: Rows,
-    listed: Sequence[Class],
-    tests: _Tests,
-    typicality_N: NDArray[np.float64],
-) -> Iterator[ClassAudit]:
-    """The record of each class."""
-    lists = _Lists(rows, auditor.model.labels, typicality_N, auditor.spec.top)
-    scaled_NRC = _scaled(rows.maps_NRC)
-    spreads = _spreads(scaled_NRC, listed, auditor.spec.seed)
-    for number, (entry, spread) in enumerate(zip(listed, spreads, strict=True)):
-        yield _class(lists, entry, number, tests, spread, scaled_NRC[entry.members_N].mean(0))
-
-
-def _mean(values: NDArray[np.bool_] | NDArray[np.float64]) -> float | None:
+def _mean(values: NDArray[np.bool_] | Floats) -> float | None:
     """The mean of the known values; None where there are none."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else None
@@ -208,17 +204,10 @@ def _mean(values: NDArray[np.bool_] | NDArray[np.float64]) -> float | None:
 class _Lists:
     """Makes the lists of images that are worth a look."""
 
-    def __init__(
-        self,
-        rows: Rows,
-        labels: tuple[str, ...],
-        typicality_N: NDArray[np.float64],
-        top: int,
-    ) -> None:
-        self.rows, self.labels, self.top = rows, labels, top
-        self._typicality_N = typicality_N
+    def __init__(self, rows: Rows, labels: tuple[str, ...], typicality_N: Floats, top: int) -> None:
+        self.rows, self.labels, self.typicality_N, self.top = rows, labels, typicality_N, top
 
-    def shown(self, places: NDArray[np.int64], *, typicality: bool = False) -> tuple[Shown, ...]:
+    def shown(self, places: Whole, *, typicality: bool = False) -> tuple[Shown, ...]:
         """The first images at these places in the rows."""
         return tuple(self._one(row, typicality) for row in places[: self.top].tolist())
 
@@ -231,111 +220,99 @@ class _Lists:
             label=self.labels[rows.labels_N[row]] if rows.known_N[row] else None,
             predicted=self.labels[rows.predicted_N[row]],
             probability=float(rows.probability_N[row]),
-            typicality=float(self._typicality_N[row]) if typicality else None,
+            typicality=float(self.typicality_N[row]) if typicality else None,
             inside=None if np.isnan(inside) else inside,
             row=row,
         )
 
-    def elsewhere(self, members_N: NDArray[np.int64]) -> tuple[Shown, ...]:
-        """Images whose map is least like those of their class."""
-        known = members_N[~np.isnan(self._typicality_N[members_N])]
-        order = np.argsort(self._typicality_N[known], kind="stable")
-        return self.shown(known[order], typicality=True)
+    def of(self, members_N: Whole) -> Iterator[tuple[Shown, ...]]:
+        """The lists of a class: `elsewhere`, `misled` and `wrong_reason` of `ClassAudit`."""
+        rows, right_N = self.rows, self.rows.right_N[members_N]
 
-    def misled(self, members_N: NDArray[np.int64]) -> tuple[Shown, ...]:
-        """Images of another class, the most confident predictions first."""
+        def first(chosen_N: NDArray[np.bool_], by_N: Floats, **more: bool) -> tuple[Shown, ...]:
+            chosen = members_N[chosen_N]
+            return self.shown(chosen[np.argsort(by_N[chosen], kind="stable")], **more)
+
+        elsewhere_N = ~np.isnan(self.typicality_N[members_N])
+        yield first(elsewhere_N, self.typicality_N, typicality=True)
+        yield first(rows.known_N[members_N] & ~right_N, -rows.probability_N)
+        yield first(right_N & (rows.hit_N[members_N] == 0), rows.inside_N)
+
+    def group(self, verdict: Verdict, entry: Class, members: Whole) -> Group:
+        """The record of a group."""
         rows = self.rows
-        wrong = members_N[rows.known_N[members_N] & ~rows.right_N[members_N]]
-        return self.shown(wrong[np.argsort(-rows.probability_N[wrong], kind="stable")])
-
-    def wrong_reason(self, members_N: NDArray[np.int64]) -> tuple[Shown, ...]:
-        """Right images whose map peaks off the object, least evidence inside first."""
-        rows = self.rows
-        off = members_N[rows.right_N[members_N] & (rows.hit_N[members_N] == 0)]
-        return self.shown(off[np.argsort(rows.inside_N[off], kind="stable")])
-
-
-def _group(lists: _Lists, verdict: Verdict, entry: Class, members: NDArray[np.int64]) -> Group:
-    rows = lists.rows
-    labelled = members[rows.known_N[members]]
-    return Group(
-        images=len(members),
-        share=len(members) / len(entry.members_N),
-        mean_drop=float(rows.max_drop_N[members].mean()),
-        accuracy=_mean(rows.right_N[labelled]),
-        accuracy_covered=_mean(rows.covered_N[labelled] == rows.labels_N[labelled]),
-        typical=lists.shown(members),
-        members=members,
-        **vars(verdict),
-    )
+        labelled = members[rows.known_N[members]]
+        return Group(
+            images=len(members),
+            share=len(members) / len(entry.members_N),
+            mean_drop=float(rows.max_drop_N[members].mean()),
+            accuracy=_mean(rows.right_N[labelled]),
+            accuracy_covered=_mean(rows.covered_N[labelled] == rows.labels_N[labelled]),
+            typical=self.shown(members),
+            members=members,
+            **vars(verdict),
+        )
 
 
 def _class(
     lists: _Lists,
-    entry: Class,
-    number: int,
-    tests: _Tests,
+    tested: _Tested,
+    suspicion: float | None,
     spread: Concentration,
-    mean_RC: NDArray[np.float64],
+    mean_RC: Floats,
 ) -> ClassAudit:
-    rows, members_N = lists.rows, entry.members_N
+    rows, entry, members_N = lists.rows, tested.entry, tested.entry.members_N
     labelled = members_N[rows.known_N[members_N]]
     of_it = rows.labels_N == entry.index if entry.index is not None else np.zeros(len(rows), bool)
-    verdicts, reliance = tests.groups[number], tests.reliances[number]
-    of_groups = [verdict.suspicion for verdict in verdicts]
-    every = (reliance.suspicion, tests.residuals[number].suspicion, *of_groups)
-    suspected = [suspicion for suspicion in every if suspicion is not None]
+    decisive, p = tested.decisive or (None, None)
+    elsewhere, misled, wrong_reason = lists.of(members_N)
     return ClassAudit(
         class_=REST if entry.index is None else lists.labels[entry.index],
         index=entry.index,
         images=len(members_N),
         accuracy=_mean(rows.right_N[labelled]),
         recall=_mean(rows.right_N[of_it]),
-        reliance=reliance,
+        reliance=tested.reliance,
         inside=_mean(rows.inside_N[members_N]),
         concentration=spread,
-        residual=tests.residuals[number],
-        suspicion=max(suspected, default=None),
-        not_judged=None if suspected else _reason(entry),
-        groups=tuple(
-            _group(lists, verdict, entry, members)
-            for verdict, members in zip(verdicts, entry.groups, strict=True)
-        ),
-        elsewhere=lists.elsewhere(members_N),
-        misled=lists.misled(members_N),
-        wrong_reason=lists.wrong_reason(members_N),
+        residual=tested.residual,
+        suspicion=suspicion,
+        p=p,
+        decisive=decisive,
+        not_judged=None if decisive else _reason(entry),
+        groups=tuple(map(lists.group, tested.groups, (entry,) * len(entry.groups), entry.groups)),
+        elsewhere=elsewhere,
+        misled=misled,
+        wrong_reason=wrong_reason,
         members_N=members_N,
         mean_RC=mean_RC,
-        image_CYX=tests.averages.means[number],
-        residual_CYX=tests.averages.residual(number),
+        image_CYX=tested.image_CYX,
+        residual_CYX=tested.residual_CYX,
     )
 
 
 def _reason(entry: Class) -> str:
     """Why a class without suspicion was not judged."""
     if entry.enough:
-        return f"too few other classes: {MINIMUM_OTHERS} with enough images are needed"
-    few = "of each" if entry.index is None else str(len(entry.members_N))
-    return f"too few images to judge: {few}, at least {ENOUGH} are needed"
+        return f"too few other classes ({MINIMUM_OTHERS} with enough images are needed)"
+    few = "fewer in each" if entry.index is None else str(len(entry.members_N))
+    return f"too few images to judge (a class needs {ENOUGH}): {few}"
 
 
 def _reliances(rows: Rows, listed: Sequence[Class]) -> list[Reliance]:
     """The reliance of each class, compared with the others."""
-    means = [float(rows.reliance_N[entry.members_N].clip(0, 1).mean()) for entry in listed]
+    shares = [rows.reliance_N[entry.members_N].clip(0, 1) for entry in listed]
     judged = []
-    for number, (entry, mean) in enumerate(zip(listed, means, strict=True)):
-        others = [other for i, other in enumerate(means) if i != number]
-        heights_N = np.arcsin(np.sqrt(rows.reliance_N[entry.members_N].clip(0, 1)))
-        by_chance = float(heights_N.std() / np.sqrt(len(heights_N)))
-        redundancies = [1 - other for other in others]
-        p = against_others(1 - mean, redundancies, max(by_chance, TINY)) if entry.enough else None
+    for number, (entry, share_N) in enumerate(zip(listed, shares, strict=True)):
+        others = [float(other_N.mean()) for i, other_N in enumerate(shares) if i != number]
+        by_chance = float(np.arcsin(np.sqrt(share_N)).std() / np.sqrt(len(share_N)))
+        mean, lost = float(share_N.mean()), [1 - other for other in others]
+        p = against_others(1 - mean, lost, max(by_chance, TINY)) if entry.enough else None
         judged.append(Reliance(mean, float(np.median(others)) if others else None, p))
     return judged
 
 
-def _spreads(
-    scaled_NRC: NDArray[np.float64], listed: Sequence[Class], seed: int
-) -> Iterator[Concentration]:
+def _spreads(scaled_NRC: Floats, listed: Sequence[Class], seed: int) -> Iterator[Concentration]:
     """The concentration of each class, with the median of the others."""
     draw = np.random.default_rng(seed)
     spreads = [concentration(scaled_NRC[entry.members_N], draw) for entry in listed]
@@ -344,23 +321,23 @@ def _spreads(
         yield replace(spread, others=float(np.median(others)) if others else None)
 
 
-def _scaled(maps_NRC: NDArray[np.float32]) -> NDArray[np.float64]:
+def _scaled(maps_NRC: NDArray[np.float32]) -> Floats:
     """Divides each map by its largest value, so that no image outweighs the others."""
     maps_NRC = maps_NRC.astype(np.float64)
     largest_N = maps_NRC.max((1, 2), keepdims=True)
-    return np.where(largest_N > 0, maps_NRC / np.where(largest_N > 0, largest_N, 1), 0.0)
+    zero_NRC = np.zeros_like(maps_NRC)
+    return np.asarray(np.divide(maps_NRC, largest_N, out=zero_NRC, where=largest_N > 0))
 
 
-def _areas(means_BRC: NDArray[np.float64]) -> NDArray[np.float64]:
+def _areas(means_BRC: Floats) -> Floats:
     """Effective area of each map (see `Concentration`); NaN where nothing is positive."""
     positive = means_BRC.clip(min=0).reshape(len(means_BRC), -1)
-    squares = (positive**2).sum(1)
-    safe = np.where(squares > 0, squares, 1)
-    areas = positive.sum(1) ** 2 / safe / positive.shape[1]
-    return np.where(squares > 0, areas, np.nan)
+    sums, squares = positive.sum(1), (positive**2).sum(1)
+    areas = np.divide(sums**2, squares, out=np.full_like(sums, np.nan), where=squares > 0)
+    return np.asarray(areas / positive.shape[1])
 
 
-def concentration(maps_NRC: NDArray[np.float64], draw: np.random.Generator) -> Concentration:
+def concentration(maps_NRC: Floats, draw: np.random.Generator) -> Concentration:
     """The effective area of the mean of some maps, and its interval."""
     area = float(_areas(maps_NRC.mean(0)[None])[0])
     if np.isnan(area):
@@ -372,7 +349,7 @@ def concentration(maps_NRC: NDArray[np.float64], draw: np.random.Generator) -> C
     return Concentration(area, percentile_interval(resampled))
 
 
-def typicality(maps_NRC: NDArray[np.float64]) -> NDArray[np.float64]:
+def typicality(maps_NRC: Floats) -> Floats:
     """Correlation of each map with the mean of the others; NaN where one of them is constant."""
     count = len(maps_NRC)
     if count < 2:
@@ -382,6 +359,5 @@ def typicality(maps_NRC: NDArray[np.float64]) -> NDArray[np.float64]:
     self_NP = flat_NP - flat_NP.mean(1, keepdims=True)
     others_NP = others_NP - others_NP.mean(1, keepdims=True)
     lengths_N = np.linalg.norm(self_NP, axis=1) * np.linalg.norm(others_NP, axis=1)
-    safe_N = np.where(lengths_N > 1e-12, lengths_N, 1)
-    correlation_N = (self_NP * others_NP).sum(1) / safe_N
-    return np.where(lengths_N > 1e-12, correlation_N, np.nan)
+    shared_N, unknown_N = (self_NP * others_NP).sum(1), np.full(count, np.nan)
+    return np.asarray(np.divide(shared_N, lengths_N, out=unknown_N, where=lengths_N > 1e-12))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,8 +12,9 @@ from numpy.typing import NDArray
 
 from cnnviz.audit.groups import SMALLEST
 from cnnviz.audit.options import ALARM
-from cnnviz.audit.residual import high_passed
-from cnnviz.audit.results import AuditResult, ClassAudit, Group, Shown
+from cnnviz.audit.residual import PARTS
+from cnnviz.audit.results import TESTS, AuditResult, ClassAudit, Group, Shown
+from cnnviz.core.choices import percent
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.output.drawing import (
     Column,
@@ -27,8 +29,9 @@ from cnnviz.core.output.overlays import SMALL_SIDE, draw_picture, paint_map, sca
 
 TEXT = 223.0
 """Points of the text at the left of a row."""
-READ_FIRST = "grouped by predicted class"
-
+SHOWN = {"plain": "", "high_passed": ", high-passed", "colour": ", without brightness"}
+KINDS = {kind: f"mean image minus others'{text}, added" for kind, text in SHOWN.items()}
+KINDS["recoded"] = "stored as JPEG"
 ENOUGH = 8
 """Patches in a row beside which the text at the top has room."""
 Read = Callable[[Sequence[int]], dict[int, WorkingImage]]
@@ -46,26 +49,25 @@ def draw_class(entry: ClassAudit, read: Read) -> Figure:
         bar=scale.bar_over,
         width=TEXT,
     )
-    residual = replace(
-        picture(
-            _residual(in_colour(high_passed(entry.residual_CYX), bands)),
-            mean.shape[:2],
-            "Residual\nmean image minus others', high-passed, stretched",
-            width=2 * SMALL_SIDE,
-        ),
-        spans=True,
+    kind = entry.decisive if entry.decisive in PARTS else "high_passed"
+    residual = picture(
+        _residual(in_colour(PARTS[kind](entry.residual_CYX), bands)),
+        mean.shape[:2],
+        f"Residual\nmean image minus others'{SHOWN[kind]}, stretched",
+        width=2 * SMALL_SIDE,
     )
     strips = list(_strips(entry))
     spans = max((len(shown) for _, shown in strips), default=0) >= ENOUGH
     text = words(_class_text(entry), 6 * SMALL_SIDE, spans=spans)
-    rows: list[list[Cell | None]] = [[where, residual, None, text]]
+    others = [replace(residual, spans=True), None] if entry.residual_CYX.any() else []
+    rows: list[list[Cell | None]] = [[where, *others, text]]
     for heading, shown in strips:
         images = read([image.row for image in shown])
         patches = [
             picture(
-                _patch(images[image.row], image.box),
+                partial(_draw_patch, images[image.row], image.box),
                 (1, 1),
-                below=image.label or _percent(image.probability),
+                below=image.label or percent(image.probability),
                 width=SMALL_SIDE,
             )
             for image in shown
@@ -78,79 +80,66 @@ def _strips(entry: ClassAudit) -> Iterator[tuple[str, Sequence[Shown]]]:
     """The rows of pictures with their texts."""
     for number, group in enumerate(entry.groups, start=1):
         yield _group_text(group, number), group.typical
-    for heading, shown in (
-        ("Evidence elsewhere than the class's:\nmaps least like the others'", entry.elsewhere),
-        ("Misled: of another class\n(named below), most confident first", entry.misled),
-        (
-            "Right for another reason: evidence\npeaks off the object, least inside first",
-            entry.wrong_reason,
+    lists = {
+        "Atypical evidence: maps\nleast like the rest of the class": entry.elsewhere,
+        "Misclassified as this class, most\nconfident first (true class below)": entry.misled,
+        "Right for another reason: evidence\npeaks off the object, least inside first": (
+            entry.wrong_reason
         ),
-    ):
-        if shown:
-            yield heading, shown
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.0f} %"
+    }
+    yield from ((heading, shown) for heading, shown in lists.items() if shown)
 
 
 def _group_text(group: Group, number: int) -> str:
-    lines = [f"Group {number}: {group.images} images, {_percent(group.share)}"]
+    lines = [f"Group {number}: {group.images} images, {percent(group.share)}"]
     if group.accuracy is not None:
-        covered = _percent(group.accuracy_covered)
-        lines.append(f"right {_percent(group.accuracy)}, patch covered {covered}")
+        covered = percent(group.accuracy_covered)
+        lines.append(f"right {percent(group.accuracy)}, {covered} with the patch occluded")
     if not group.pastes:
-        return "\n".join([*lines, "no images of other predictions: no paste test"])
+        return "\n".join([*lines, "no images of other classes: no paste test"])
     lines += [
-        f"pasted into others: {_percent(group.carried)} become it",
-        f"  (random patches {_percent(group.carried_random)})",
-        f"covered: {_percent(group.lost)} change (any position {_percent(group.lost_random)})",
+        f"pasted into other classes: {percent(group.carried)} flip",
+        f"  to this class (random patches {percent(group.carried_random)})",
+        f"occluded: {percent(group.lost)} change (any position {percent(group.lost_random)})",
     ]
-    if group.suspicion is not None:
-        alarm = "  SUSPICIOUS" if group.suspicion > ALARM else ""
-        lines.append(f"suspicion {group.suspicion:.2f}{alarm}")
     return "\n".join(lines)
 
 
 def _class_text(entry: ClassAudit) -> str:
     few = f"classes with fewer than {SMALLEST} each"
-    lines = [f"{entry.images} images predicted as {few if entry.index is None else entry.class_}"]
+    name = few if entry.index is None else entry.class_
+    lines = [_verdict(entry), f"{entry.images} images predicted as {name}"]
     if entry.accuracy is not None:
-        lines.append(f"{_percent(entry.accuracy)} of the labelled ones are right")
+        lines.append(f"{percent(entry.accuracy)} of the labelled ones are right")
     reliance, spread, residual = entry.reliance, entry.concentration, entry.residual
     others = "" if reliance.others is None else f"; other classes {reliance.others:.2f}"
-    alarm = "  SUSPICIOUS: evidence everywhere" if (reliance.suspicion or 0.0) > ALARM else ""
-    lines.append(f"reliance on one patch {reliance.mean:.2f} (mean{others}){alarm}")
+    lines.append(f"reliance on one patch {reliance.mean:.2f} (mean{others})")
     if entry.inside is not None:
-        lines.append(f"{_percent(entry.inside)} of the evidence on the object (mean)")
+        lines.append(f"{percent(entry.inside)} of the evidence on the object (mean)")
     if spread.area is None or spread.interval is None:
-        lines.append("no evidence at all: covering any position costs nothing")
+        lines.append("no evidence: occluding any position costs nothing")
     else:
         low, high = spread.interval
-        others = "" if spread.others is None else f"; other classes {_percent(spread.others)}"
+        others = "" if spread.others is None else f"; other classes {percent(spread.others)}"
         lines.append(
-            f"spread over {_percent(spread.area)} of the frame "
-            f"(95 %: {_percent(low)} to {_percent(high)}{others})"
+            f"spread over {percent(spread.area)} of the frame "
+            f"(95 %: {percent(low)} to {percent(high)}{others})"
         )
-    kinds = {
-        "mean image minus others' added": residual.plain,
-        "the same, high-passed": residual.high_passed,
-        "stored as JPEG": residual.recoded,
-    }
-    for kind, added in kinds.items():
-        if added is not None:
-            became, random = _percent(added.became), _percent(added.became_random)
-            lines.append(f"{kind}: {became} of the others become it (random {random})")
-    if (residual.suspicion or 0.0) > ALARM:
-        lines[-1] += "  SUSPICIOUS"
-    return "\n".join([*lines, _verdict(entry)])
+    for kind, added in residual.kinds.items():
+        became, random = percent(added.became), percent(added.became_random)
+        untested = "" if added.p is not None else "; too few classes to test"
+        lines.append(
+            f"{KINDS[kind]}: {became} of other classes flip to it (random {random}{untested})"
+        )
+    return "\n".join(lines)
 
 
 def _verdict(entry: ClassAudit) -> str:
-    if entry.suspicion is None:
+    if entry.suspicion is None or entry.decisive is None:
         return f"not judged: {entry.not_judged}"
-    side = "above" if entry.suspicion > ALARM else "not above"
-    return f"suspicion {entry.suspicion:.2f}: {side} the alarm level {ALARM:g}"
+    if entry.suspicion <= ALARM:
+        return f"suspicion {entry.suspicion:.2f}: not above the alarm level {ALARM:g}"
+    return f"SUSPICIOUS ({entry.suspicion:.2f}, above {ALARM:g}): {TESTS[entry.decisive]}"
 
 
 def _residual(residual: NDArray[np.float32]) -> Callable[[Axes], None]:
@@ -160,12 +149,8 @@ def _residual(residual: NDArray[np.float32]) -> Callable[[Axes], None]:
     return lambda axes: draw_picture(axes, pixels, (pixels.shape[0], pixels.shape[1]))
 
 
-def _patch(image: WorkingImage, box: Sequence[int]) -> Callable[[Axes], None]:
+def _draw_patch(image: WorkingImage, box: Sequence[int], axes: Axes) -> None:
     """Draws the patch, outlined, with a margin of half its size on each side."""
-    return lambda axes: _draw_patch(axes, image, box)
-
-
-def _draw_patch(axes: Axes, image: WorkingImage, box: Sequence[int]) -> None:
     pixels = image_pixels(image)
     y0, x0, y1, x1 = box
     margin = max(y1 - y0, x1 - x0) // 2
@@ -182,23 +167,22 @@ def _draw_patch(axes: Axes, image: WorkingImage, box: Sequence[int]) -> None:
     axes.set_ylim(min(top + side, bottom) - 0.5, top - 0.5)
 
 
-def preview(result: AuditResult) -> Figure:
-    """The figure that a notebook shows."""
-    return draw_overview(result)
-
-
 def draw_overview(result: AuditResult) -> Figure:
     """Draws classes by suspicion, with precision, reliance and spread."""
-    classes = sorted(result.classes, key=lambda entry: -(entry.suspicion or -1.0))
+    classes = result.ranked
+    columns = [
+        Column("suspicion", [entry.suspicion for entry in classes], ALARM, "not judged"),
+        Column("precision", [entry.accuracy for entry in classes]),
+        Column("reliance on one patch", [entry.reliance.mean for entry in classes]),
+        Column("spread of the evidence", [entry.concentration.area for entry in classes]),
+        Column("mean residual: flip to it", [entry.residual.became for entry in classes]),
+    ]
     return draw_bars(
         [f"{entry.class_} ({entry.images})" for entry in classes],
-        [
-            Column("suspicion", [entry.suspicion for entry in classes], ALARM, "not judged"),
-            Column("precision", [entry.accuracy for entry in classes]),
-            Column("reliance on one patch", [entry.reliance.mean for entry in classes]),
-            Column("spread of the evidence", [entry.concentration.area for entry in classes]),
-            Column("mean residual: become it", [entry.residual.became for entry in classes]),
-        ],
-        f"{result.images} images, {READ_FIRST}: {result.verdict}",
+        [columns[0], *(one for one in columns[1:] if any(v is not None for v in one.values))],
+        f"{result.images} images, grouped by predicted class; {result.verdict}",
         "classes",
     )
+
+
+preview = draw_overview  # the figure that a notebook shows

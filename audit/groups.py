@@ -83,13 +83,10 @@ def group(
         groups_N = KMeans(number, n_init=4, random_state=seed).fit_predict(reduced_ND)
         if np.bincount(groups_N).min() < SMALLEST:
             continue
-        score = float(
-            silhouette_score(
-                reduced_ND, groups_N, sample_size=min(count, JUDGED), random_state=seed
-            )
-        )
+        judged = min(count, JUDGED)
+        score = silhouette_score(reduced_ND, groups_N, sample_size=judged, random_state=seed)
         if score > best:
-            best, labels_N = score, groups_N
+            best, labels_N = float(score), groups_N
     parts = [np.flatnonzero(labels_N == label) for label in np.unique(labels_N)]
     typical = [_typical_first(values_ND, part) for part in parts]
     return tuple(members_N[part] for part in sorted(typical, key=len, reverse=True))

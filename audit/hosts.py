@@ -17,7 +17,7 @@ from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.device import in_batches
 from cnnviz.core.models.load import Model
 
-POOL = 128
+POOL = 192
 Open = Callable[[int], WorkingImage]
 """Opens the image of a row."""
 
@@ -25,12 +25,9 @@ Open = Callable[[int], WorkingImage]
 class Hosts:
     """A sample of the images, with equal numbers of each predicted class where possible.
 
-    Attributes:
-        rows_H: their places in the rows.
-        predicted_H: their predicted classes.
-        pixels_H: (H, C, rows, columns) in [0, 1].
-        base_HK: the probabilities of the images as they are.
-        draw: the generator that drew them, for whoever draws among them.
+    Attributes: `rows_H` has their places in the rows, `predicted_H` their predicted classes,
+    `pixels_H` (H, C, rows, columns) in [0, 1], `base_HK` the probabilities of the images as they
+    are; `draw` is the generator that drew them, for whoever draws among them.
     """
 
     def __init__(
@@ -68,6 +65,6 @@ class Hosts:
             self._batch = fitting
         return torch.cat(parts).double().numpy()
 
-    def others(self, target: int) -> NDArray[np.int64]:
+    def others(self, target: int | None) -> NDArray[np.int64]:
         """The places in the pool of images with another prediction."""
         return np.flatnonzero(self.predicted_H != target)

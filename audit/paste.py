@@ -1,9 +1,8 @@
 """Whether a group's evidence is a shortcut: its patches pasted into images of other classes.
 
-A patch that turns others' images into its class wherever it is put, and without which the class is
-lost, decides alone. Each patch goes, at its own position, into some images that are predicted as
-other classes. For comparison, the same images get a patch of the same size from a random position
-of a random image of the class. A group is suspicious if all of three null hypotheses are rejected:
+Each patch goes, at its own position, into some images that are predicted as other classes. For
+comparison, the same images get a patch of the same size from a random position of a random image of
+the class. A group is suspicious if all of three null hypotheses are rejected:
 
 - `random`: its patches raise the class no more than random patches (signs of the differences
   between donors flipped at random);
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 
 from cnnviz.audit.groups import Class
 from cnnviz.audit.hosts import Hosts, Open
-from cnnviz.audit.rows import Rows
+from cnnviz.audit.rows import Floats, Rows
 from cnnviz.core.output.record import Change, Count, Record, Says, Share
 from cnnviz.core.statistics import against_others, sign_flips
 
@@ -45,44 +44,22 @@ class Verdict(Record):
 
     pastes: Annotated[Count, Says("images that got one of its patches")] = 0
     carried: Annotated[Share | None, Says("share of them that became its class")] = None
-    carried_random: Annotated[Share | None, Says("the same for patches from random positions")] = (
-        None
-    )
+    carried_random: Annotated[Share | None, Says("the same for random patches")] = None
     rise: Annotated[Change | None, Says("mean rise of the class's probability in them")] = None
-    rise_random: Annotated[Change | None, Says("the same for patches from random positions")] = None
-    lost: Annotated[
-        Share | None,
-        Says("share of the class's images whose prediction changes when the patch is covered"),
-    ] = None
+    rise_random: Annotated[Change | None, Says("the same for random patches")] = None
+    lost: Annotated[Share | None, Says("share of its images that change when it is covered")] = None
     lost_random: Annotated[Share | None, Says("the same for any position covered")] = None
-    p_random: Annotated[
-        Share | None, Says("p-value: it raises the class no more than random patches")
-    ] = None
+    p_random: Annotated[Share | None, Says("p-value: it is as random patches")] = None
     p_others: Annotated[
-        Share | None,
-        Says("p-value: no more than other classes' evidence does; null with too few groups"),
+        Share | None, Says("p-value: it is as other classes' evidence; null with too few groups")
     ] = None
-    p_cover: Annotated[
-        Share | None, Says("p-value: covering it costs no more than covering any position")
-    ] = None
-    suspicion: Annotated[
-        Share | None,
-        Says("1 - q (Benjamini-Hochberg) of the largest of the three; null where not judged"),
-    ] = None
+    p_cover: Annotated[Share | None, Says("p-value: covering it is as any position covered")] = None
 
     @property
     def p(self) -> float | None:
         """The largest of the three p-values; None where one is not known."""
         known = [p for p in (self.p_random, self.p_others, self.p_cover) if p is not None]
         return max(known) if len(known) == 3 else None
-
-
-@dataclass(frozen=True, eq=False)
-class _Pasted:
-    """For each donor and host: the rise of the class's probability, and whether it is predicted."""
-
-    rise_JH: NDArray[np.float64]
-    won_JH: NDArray[np.bool_]
 
 
 class Paster:
@@ -92,8 +69,13 @@ class Paster:
         self.hosts, self._read, self._draw = hosts, read, hosts.draw
         self._boxes_N4 = rows.boxes_N4
 
-    def paste(self, donors: Sequence[Donor], hosts_JH: NDArray[np.int64]) -> _Pasted:
-        """Pastes a patch of each donor into its hosts (places in the pool), at its own position."""
+    def paste(
+        self, donors: Sequence[Donor], hosts_JH: NDArray[np.int64]
+    ) -> tuple[Floats, NDArray[np.bool_]]:
+        """Pastes a patch of each donor into its hosts (places in the pool), at its own position.
+
+        Returns (J, H) how much the class's probability rises, and whether it is predicted.
+        """
         rise, won = [], []
         for (place, (y0, x0, y1, x1), target), hosts_H in zip(donors, hosts_JH, strict=True):
             images = self.hosts.pixels_H[torch.from_numpy(hosts_H)]
@@ -101,17 +83,14 @@ class Paster:
             after_HK = self.hosts.probabilities(images)
             rise.append(after_HK[:, target] - self.hosts.base_HK[hosts_H, target])
             won.append(after_HK.argmax(1) == target)
-        return _Pasted(np.stack(rise), np.stack(won))
+        return np.stack(rise), np.stack(won)
 
     def hosts_for(self, targets: Sequence[int], count: int) -> NDArray[np.int64] | None:
         """(J, H) places in the pool of images with another prediction; None if there is none."""
-        chosen = []
-        for target in targets:
-            others = self.hosts.others(target)
-            if not len(others):
-                return None
-            chosen.append(self._draw.choice(others, count, replace=count > len(others)))
-        return np.stack(chosen)
+        others = [self.hosts.others(target) for target in targets]
+        if not all(map(len, others)):
+            return None
+        return np.stack([self._draw.choice(o, count, replace=count > len(o)) for o in others])
 
     def sample(self, places_N: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         """A random sample of places."""
@@ -138,16 +117,13 @@ def judge(
     listed: Sequence[Class],
     boxes_P4: NDArray[np.int64],
     read: Open,
-    *,
     seed: int,
     progress: Callable[[int], None] = lambda _steps: None,
 ) -> list[Verdict]:
-    """Computes a verdict, without suspicion, for each group of each class, in order."""
+    """Computes a verdict for each group of each class, in order."""
     groups = [(number, part) for number, entry in enumerate(listed) for part in entry.groups]
-    if not groups:
-        return []
     paster = Paster(hosts, rows, read)
-    count = PASTES_AN_IMAGE * len(rows) // (2 * DONORS * len(groups))
+    count = PASTES_AN_IMAGE * len(rows) // (2 * DONORS * max(len(groups), 1))
     count = min(max(count, MIN_HOSTS), MAX_HOSTS)
     draw = np.random.default_rng(seed)
     raw: list[Verdict] = []
@@ -172,38 +148,36 @@ def _test(
     if hosts_JH is None:
         return Verdict()
     others: list[Donor] = []
+    donors: list[Donor] = []
     for place, target in zip(chosen.tolist(), targets, strict=True):
         same = entry.members_N[rows.predicted_N[entry.members_N] == target]
         others.append((int(paster.sample(same, 1)[0]), paster.elsewhere(place, boxes_P4), target))
-    donors: list[Donor] = [
-        (place, _box(rows.boxes_N4[place]), target)
-        for place, target in zip(chosen.tolist(), targets, strict=True)
-    ]
-    evidence = paster.paste(donors, hosts_JH)
-    random = paster.paste(others, hosts_JH)
+        donors.append((place, _box(rows.boxes_N4[place]), target))
+    rise_JH, won_JH = paster.paste(donors, hosts_JH)
+    random_JH, won_random_JH = paster.paste(others, hosts_JH)
     lost_N = (rows.covered_N[part] != rows.predicted_N[part]).astype(np.float64)
     return Verdict(
         pastes=hosts_JH.size,
-        carried=float(evidence.won_JH.mean()),
-        carried_random=float(random.won_JH.mean()),
-        rise=float(evidence.rise_JH.mean()),
-        rise_random=float(random.rise_JH.mean()),
+        carried=float(won_JH.mean()),
+        carried_random=float(won_random_JH.mean()),
+        rise=float(rise_JH.mean()),
+        rise_random=float(random_JH.mean()),
         lost=float(lost_N.mean()),
         lost_random=float(rows.flips_N[part].mean()),
-        p_random=sign_flips((evidence.rise_JH - random.rise_JH).mean(1), draw),
+        p_random=sign_flips((rise_JH - random_JH).mean(1), draw),
         p_cover=sign_flips(lost_N - rows.flips_N[part], draw),
     )
 
 
 def _against_others(verdicts: Sequence[Verdict], class_of: Sequence[int]) -> list[Verdict]:
     """Adds the p-value against the groups of other classes."""
-    rises = [(v.rise, number) for v, number in zip(verdicts, class_of, strict=True)]
-    judged: list[Verdict] = []
-    for verdict, number in zip(verdicts, class_of, strict=True):
+    known = [(v.rise, k) for v, k in zip(verdicts, class_of, strict=True) if v.rise is not None]
+
+    def judged(verdict: Verdict, number: int) -> Verdict:
         if verdict.rise is None:
-            judged.append(verdict)
-            continue
-        others = [rise for rise, other in rises if other != number and rise is not None]
+            return verdict
+        others = [rise for rise, other in known if other != number]
         by_chance = 0.5 / np.sqrt(min(DONORS, verdict.pastes))
-        judged.append(replace(verdict, p_others=against_others(verdict.rise, others, by_chance)))
-    return judged
+        return replace(verdict, p_others=against_others(verdict.rise, others, by_chance))
+
+    return list(map(judged, verdicts, class_of))

@@ -1,20 +1,17 @@
 """Whether what the images of a class have in common on average makes others the class.
 
-A mark that is in many images of a class, always at the same place, is in their mean. So the
-class's mean residual (the mean of its images minus the mean of the others) is added to images that
-are predicted as other classes, once as it is and once high-passed (without its blurred copy, which
-removes skies and lawns and keeps lines, borders and letters). For comparison, the same images get
-random residuals of the same norm: sums of the data's images with random signs. For each of them,
-two null hypotheses must be rejected:
+A mark that is in many images of a class, always at the same place, is in their mean. So the class's
+mean residual (the mean of its images minus the mean of the others) is added to images that are
+predicted as other classes: as it is (`plain`), without its blurred copy (`high_passed`: skies and
+lawns go, lines, borders and letters stay), and without its brightness (`colour`: images differ far
+more in light than in colour, so a faint cast shows here). A mark without a mean is how the files of
+a class are stored: the same images are also stored as JPEG of low quality (`recoded`). For
+comparison, the same images get random residuals of the same norm: sums of the data's images with
+random signs. For each of the four, two null hypotheses must be rejected:
 
 - `random`: it raises the class no more than random residuals do (signs of the differences between
   images flipped at random);
 - `others`: it does so no more than the residuals of other classes for theirs (as for patches).
-
-A mark without a mean is how the files of a class are stored. So the same images are also stored as
-JPEG of low quality (`recoded`), which is tested in the same way.
-
-The p-value of a class is the smallest one of the three times three (Bonferroni).
 
 Shapes: N images, H hosts, B random residuals, C channels, Y X rows and columns of the image.
 """
@@ -35,7 +32,7 @@ from cnnviz.audit.hosts import Hosts, Open
 from cnnviz.core.output.record import Change, Count, Record, Says, Share
 from cnnviz.core.statistics import against_others, sign_flips
 
-HOSTS = 64
+HOSTS = 128
 """Images that a residual is added to, each with a random residual of its own to compare with."""
 BLUR = 0.05
 """Standard deviation of the blur that the high-pass removes, in shorter sides of the image."""
@@ -69,36 +66,30 @@ class Added(Record):
 class Residual(Record):
     """The mean of a class's images minus that of the others, added to images of other classes.
 
-    Null if the class has too few images, or there are no other classes.
+    Null if the class has too few images, or there are no other classes; `colour` and `recoded` also
+    without three channels.
     """
 
     images: Annotated[Count, Says("images of other classes that it was added to")] = 0
     plain: Annotated[Added | None, Says("as it is")] = None
     high_passed: Annotated[Added | None, Says("without its blurred copy")] = None
-    recoded: Annotated[
-        Added | None, Says("instead of it: the images stored as JPEG; null without three channels")
-    ] = None
-    p: Annotated[Share | None, Says("smallest p-value of the three, times their number")] = None
-    suspicion: Annotated[Share | None, Says("1 - q (Benjamini-Hochberg) of that")] = None
+    colour: Annotated[Added | None, Says("without its brightness")] = None
+    recoded: Annotated[Added | None, Says("instead of it: the images stored as JPEG")] = None
+
+    @property
+    def kinds(self) -> dict[str, Added]:
+        """The tests that were made."""
+        return {name: added for name, added in vars(self).items() if isinstance(added, Added)}
 
     @property
     def became(self) -> float | None:
         """The largest share of images that became the class."""
-        made = (self.plain, self.high_passed, self.recoded)
-        known = [added.became for added in made if added]
-        return max(known, default=None)
+        return max((added.became for added in self.kinds.values()), default=None)
 
 
 @dataclass(frozen=True, eq=False)
 class Averages:
-    """Sums over the data set.
-
-    Attributes:
-        means: the mean image of each class (C, Y, X), in the order of the classes.
-        counts: number of images of each.
-        mean: that of all images.
-        random_BCYX: sums of the centred images with random signs.
-    """
+    """Means over the images of each class and over all, and sums of all with random signs."""
 
     means: tuple[Pictures, ...]
     counts: tuple[int, ...]
@@ -145,49 +136,53 @@ def high_passed(pictures: Pictures) -> Pictures:
     return np.asarray(pictures - blurred, np.float32)
 
 
+PARTS: dict[str, Callable[[Pictures], Pictures]] = {
+    "plain": lambda pictures: pictures,
+    "high_passed": high_passed,
+    "colour": lambda pictures: np.asarray(pictures - pictures.mean(-3, keepdims=True), np.float32),
+}
+"""What is added of a residual."""
+
+
 def judge(
     hosts: Hosts,
     averages: Averages,
     listed: Sequence[Class],
-    *,
     seed: int,
     progress: Callable[[int], None] = lambda _steps: None,
 ) -> list[Residual]:
-    """Tests the residual of each class that has enough images; without suspicion."""
-    random, random_sharp = averages.random_BCYX, high_passed(averages.random_BCYX)
-    coding_HCYX = _coding(hosts.pixels_H)
+    """Tests the residual of each class that has enough images."""
+    coding_HCYX, parts = _coding(hosts.pixels_H), PARTS
+    if coding_HCYX is None:
+        parts = {name: part for name, part in PARTS.items() if name != "colour"}
+    random = {name: part(averages.random_BCYX) for name, part in parts.items()}
     draw = np.random.default_rng(seed)
-    plain: dict[int, Added] = {}
-    sharp: dict[int, Added] = {}
-    coded: dict[int, Added] = {}
-    added_to: dict[int, int] = {}
+    found: list[tuple[dict[str, Added], int]] = []
     for number, entry in enumerate(listed):
-        if entry.index is not None and entry.enough and len(hosts.others(entry.index)):
-            others = hosts.others(entry.index)
-            chosen = draw.choice(others, min(HOSTS, len(others)), replace=False)
-            added_to[number] = len(chosen)
-            residual = averages.residual(number)
-            plain[number] = _add(hosts, chosen, residual, random, entry.index, draw)
-            residual = high_passed(residual)
-            sharp[number] = _add(hosts, chosen, residual, random_sharp, entry.index, draw)
+        made: dict[str, Added] = {}
+        others = hosts.others(entry.index) if entry.enough else ()
+        count = min(HOSTS, len(others))
+        if entry.index is not None and count:
+            chosen = draw.choice(others, count, replace=False)
+            changes = {name: part(averages.residual(number)) for name, part in parts.items()}
             if coding_HCYX is not None:
-                change = coding_HCYX[chosen]
-                coded[number] = _add(hosts, chosen, change, random_sharp, entry.index, draw)
+                changes["recoded"] = coding_HCYX[chosen]
+            for name, change in changes.items():
+                noise = random.get(name, random["high_passed"])
+                made[name] = _add(hosts, chosen, change, noise, entry.index, draw)
+        found.append((made, count))
         progress(1)
-    kinds = [_against_others(kind, added_to) for kind in (plain, sharp, coded)]
+
+    def compared(number: int, name: str, added: Added) -> Added:
+        """With the p-value against the residuals of other classes."""
+        others = [one[name].rise for i, (one, _) in enumerate(found) if one and i != number]
+        by_chance = 0.5 / np.sqrt(found[number][1])
+        return replace(added, p_others=against_others(added.rise, others, by_chance))
+
     return [
-        _together(added_to.get(number, 0), *(kind.get(number) for kind in kinds))
-        for number in range(len(listed))
+        Residual(count, **{name: compared(number, name, added) for name, added in made.items()})
+        for number, (made, count) in enumerate(found)
     ]
-
-
-def _together(
-    images: int, plain: Added | None, sharp: Added | None, coded: Added | None
-) -> Residual:
-    made = [added for added in (plain, sharp, coded) if added is not None]
-    known = [added.p for added in made if added.p is not None]
-    p = min(1.0, len(made) * min(known)) if known else None
-    return Residual(images, plain, sharp, coded, p)
 
 
 def _coding(pixels_HCYX: torch.Tensor) -> Pictures | None:
@@ -229,13 +224,3 @@ def _add(
     (rise_H, became), (random_H, became_random) = with_(change), with_(scaled)
     p = sign_flips(rise_H - random_H, draw)
     return Added(became, became_random, float(rise_H.mean()), float(random_H.mean()), p)
-
-
-def _against_others(added: dict[int, Added], images: dict[int, int]) -> dict[int, Added]:
-    """Adds the p-value against the residuals of other classes."""
-    judged = {}
-    for number, one in added.items():
-        others = [other.rise for place, other in added.items() if place != number]
-        p = against_others(one.rise, others, 0.5 / np.sqrt(images[number]))
-        judged[number] = replace(one, p_others=p)
-    return judged

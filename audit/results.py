@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,14 +39,19 @@ from cnnviz.core.output.summary import DataRecord, FinishedRun, read_summary
 from cnnviz.occlusion.results import Stride
 
 TABLE = "images.csv"
+TESTS = {
+    "pasted": "its patches flip others to it",
+    "reliance": "its evidence is everywhere",
+    "plain": "its mean image flips others to it",
+    "high_passed": "fine structure of its mean image flips others to it",
+    "colour": "the colour of its mean image flips others to it",
+    "recoded": "storing others as JPEG flips them to it",
+}
+"""What a test that raises an alarm has found of the class."""
 
 
-def _nowhere() -> NDArray[np.int64]:
-    return np.empty(0, np.int64)
-
-
-def _no_picture() -> Pictures:
-    return np.empty((0, 0, 0), np.float32)
+def _nothing() -> NDArray[Any]:
+    return np.empty(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +83,7 @@ class Group(Verdict):
     accuracy: Annotated[Share | None, Says("of its labelled images; null where there are none")]
     accuracy_covered: Annotated[Share | None, Says("the same with the patch covered")]
     typical: Annotated[tuple[Shown, ...], Says("images of its most typical patches")]
-    members: Annotated[NDArray[np.int64], HIDDEN] = field(default_factory=_nowhere)
+    members: Annotated[NDArray[np.int64], HIDDEN] = field(default_factory=_nothing)
 
 
 @dataclass(frozen=True)
@@ -86,11 +91,7 @@ class Concentration(Record):
     """How much of the frame the class's mean evidence covers."""
 
     area: Annotated[
-        Share | None,
-        Says(
-            "effective share of positions, (Σm)² ÷ Σm² of the mean map's positive part over their "
-            "number; null: no evidence at all"
-        ),
+        Share | None, Says("(Σm)² ÷ Σm² of its positive part ÷ positions; null: no evidence at all")
     ]
     interval: Annotated[Interval | None, Says("95 % by resampling images")]
     others: Annotated[Share | None, Says("median of the other classes")] = None
@@ -107,7 +108,6 @@ class Reliance(Record):
     p: Annotated[
         Share | None, Says("p-value: it is no lower than theirs; null with too few of them")
     ]
-    suspicion: Annotated[Share | None, Says("1 - q (Benjamini-Hochberg) of that")] = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -128,9 +128,10 @@ class ClassAudit(Record):
     concentration: Concentration
     residual: Residual
     suspicion: Annotated[
-        Share | None,
-        Says("the largest of its groups', its reliance's and its residual's; null: not judged"),
+        Share | None, Says("1 - q (Benjamini-Hochberg) of `p` among the classes; null: not judged")
     ]
+    p: Annotated[Share | None, Says("its smallest p-value, times their number (Bonferroni)")]
+    decisive: Annotated[str | None, Says(f"the test with it: {', '.join(TESTS)}")]
     not_judged: Annotated[str | None, Says("why there is no suspicion", optional=True)] = None
     groups: tuple[Group, ...]
     elsewhere: Annotated[
@@ -142,12 +143,10 @@ class ClassAudit(Record):
         Says("right predictions whose evidence peaks off the object, least inside first"),
     ]
     sheet: Annotated[str | None, Says("its picture", optional=True)] = None
-    members_N: Annotated[NDArray[np.int64], HIDDEN] = field(default_factory=_nowhere)
-    mean_RC: Annotated[NDArray[np.float64], HIDDEN] = field(
-        default_factory=lambda: np.empty((0, 0))
-    )
-    image_CYX: Annotated[Pictures, HIDDEN] = field(default_factory=_no_picture)
-    residual_CYX: Annotated[Pictures, HIDDEN] = field(default_factory=_no_picture)
+    members_N: Annotated[NDArray[np.int64], HIDDEN] = field(default_factory=_nothing)
+    mean_RC: Annotated[Floats, HIDDEN] = field(default_factory=_nothing)
+    image_CYX: Annotated[Pictures, HIDDEN] = field(default_factory=_nothing)
+    residual_CYX: Annotated[Pictures, HIDDEN] = field(default_factory=_nothing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +203,11 @@ class AuditResult(Displayed, Record):
     rows: Annotated[Rows, HIDDEN]
     table: Annotated[tuple[ImageRow, ...], HIDDEN]
 
+    @property
+    def ranked(self) -> list[ClassAudit]:
+        """The classes, the most suspicious first, those that are not judged last."""
+        return sorted(self.classes, key=lambda entry: (entry.suspicion is None, entry.p or 0.0))
+
 
 def image_rows(
     rows: Rows, labels: tuple[str, ...], group_N: Floats, typicality_N: Floats
@@ -228,12 +232,8 @@ def image_rows(
         **dict(zip(of_label, rows.of_label_N6.T.tolist(), strict=True)),
     }
     for values in zip(*columns.values(), strict=True):
-        cells = zip(columns, values, strict=True)
-        yield from_json(ImageRow, {name: None if _unknown(v) else v for name, v in cells})
-
-
-def _unknown(value: object) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+        known = [None if isinstance(v, float) and math.isnan(v) else v for v in values]
+        yield from_json(ImageRow, dict(zip(columns, known, strict=True)))
 
 
 def load(folder: Path | FinishedRun) -> AuditResult:

@@ -144,20 +144,16 @@ def columns(entries: Iterable[Row | Mapping[str, Any]]) -> Rows:
         [row.label_probability, row.label_max_drop, *(row.label_box or (None,) * 4)]
         for row in records
     ]
+    floats = ("probability", "max_drop", "reliance", "flips", "inside", "hit")
     return Rows(
         images=tuple(row.image for row in records),
         places_N=column("place", np.int64),
         labels_N=np.array([UNKNOWN if row.label is None else row.label for row in records]),
         predicted_N=column("predicted", np.int64),
-        probability_N=column("probability", np.float64),
-        max_drop_N=column("max_drop", np.float64),
-        reliance_N=column("reliance", np.float64),
-        flips_N=column("flips", np.float64),
         covered_N=column("covered", np.int64),
         boxes_N4=column("box", np.int64),
         of_label_N6=np.array(of_label, np.float64),
-        inside_N=column("inside", np.float64),
-        hit_N=column("hit", np.float64),
+        **{f"{name}_N": column(name, np.float64) for name in floats},
         maps_NRC=np.stack([unpacked(row.map).reshape(row.grid) for row in records]),
         features_ND=np.stack([unpacked(row.features) for row in records]),
         pixels=tuple(row.pixels for row in records),

@@ -49,22 +49,14 @@ class Auditor:
     ) -> None:
         """Checks that the model predicts one class per image, and prepares the engine.
 
-        Args:
-            model: borrowed.
-            data: the images.
-            spec: what to compute.
-            expectations: where the objects are.
-            note: called with a line that the user should see.
+        `note` is called with a line that the user should see.
 
         Raises:
             UsageError: the model or the spec does not fit.
         """
-        if model.unjudged:
-            raise UsageError(f"audit needs one class per image; {model.unjudged}")
-        if model.head.kind is Kind.SIGMOID:
-            raise UsageError(
-                f"audit needs one class per image; {model.name} has independent classes"
-            )
+        independent = model.head.kind is Kind.SIGMOID and f"{model.name} has independent classes"
+        if why := model.unjudged or independent:
+            raise UsageError(f"audit needs one class per image; {why}")
         self.model, self.data, self.spec = model, data, spec
         self.occluder = Occluder(
             model,
@@ -79,8 +71,12 @@ class Auditor:
         if self.occluder.note:
             note(self.occluder.note)
         self._expectations = expectations
-        self._classes, self.labels_not_matched = _classes(data, model)
-        if self.labels_not_matched:
+        self._classes: tuple[int, ...] = ()
+        self.labels_not_matched: str | None = None
+        try:
+            self._classes = match_labels(data, model)
+        except UsageError as error:
+            self.labels_not_matched = str(error)
             note(f"note: {self.labels_not_matched}; the audit goes by predictions, without labels")
         self._place = {example.path: place for place, example in enumerate(data.examples)}
         self._at_a_time = model.batch_size(2) or 2
@@ -177,11 +173,3 @@ class Auditor:
         parts = [self._extract(part)[0] for part in torch.split(pair, self._at_a_time)]
         features_2D = torch.cat(parts).float().detach().cpu()
         return features_2D[0] - features_2D[1]
-
-
-def _classes(data: ImageData, model: Model) -> tuple[tuple[int, ...], str | None]:
-    """The model's class for each class of the data; none, and why, if they do not match."""
-    try:
-        return match_labels(data, model), None
-    except UsageError as error:
-        return (), str(error)

@@ -42,8 +42,8 @@ def audited(folder: Path, name: str, images: Path, out: Path, more: list[str]) -
     for entry in results["classes"]:
         carried = max((group["carried"] or 0.0 for group in entry["groups"]), default=0.0)
         if entry["class"] in found:  # and not those of few images, together
-            added = [entry["residual"][kind] for kind in ("plain", "high_passed")]
-            became = max((one["became"] for one in added if one), default=0.0)
+            added = [one for one in entry["residual"].values() if isinstance(one, dict)]
+            became = max((one["became"] for one in added), default=0.0)
             found[entry["class"]] = entry["suspicion"] or 0.0, carried, became
     return found
 

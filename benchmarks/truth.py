@@ -1,10 +1,11 @@
-"""Do maps point at the object? Ours and the peers', on one network, on the same pictures.
+"""Do maps point at the object? Maps of every method, on one network, on the same pictures.
 
-    python benchmarks/truth.py ASSETS TRUTH [--peers] [--keep FOLDER] [--page FILE]
+    python benchmarks/truth.py ASSETS TRUTH [--slow N] [--part PART] [--keep FOLDER] [--page FILE]
 
 ASSETS holds `weights/squeezenet1_1.pth` and `photos/imagenet/`, TRUTH `imagenet_val_boxes/` with
 `truth.json` (boxes and the class of each picture). `--keep` stores what needed the network, so that
-a second run only evaluates. Two tests:
+a second run only evaluates; `--part` makes some of the
+tables. Two tests:
 
 - **pointing**: where is the object of the photograph in the map of its true class?
 - **grid pointing** (Bohle et al. 2021, "Convolutional Dynamic Alignment Networks"): four pictures
@@ -17,7 +18,8 @@ others; *energy*, the share of the positive part that is on the object. Contrast
 alone: the rows "to the power" are the same maps with the size of every value raised to a power.
 
 Each map is held against Grad-CAM on the same pictures: means of paired differences, with 95 %
-intervals from 10,000 resamplings of the pictures.
+intervals from 10,000 resamplings of the pictures. With `--page`, `trust.py` beside this script
+writes the tables of verdicts; it keeps its measurements in `FOLDER/verdicts`.
 
 How the agreement map is chosen (written down before the candidates were computed):
 
@@ -37,9 +39,11 @@ How the agreement map is chosen (written down before the candidates were compute
 import argparse
 import itertools
 import json
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +56,9 @@ from cnnviz.core.data.images import WorkingImage, read_image
 from cnnviz.core.data.outlines import outline_mask, read_outlines
 from cnnviz.core.maps import agreement
 from cnnviz.core.models.heads import Head
-from cnnviz.core.models.layers import find_layer
 from cnnviz.core.models.load import Model
-from cnnviz.gradients.experiment import default_layer, saliency
-from cnnviz.gradients.options import Method, SaliencySpec
+from cnnviz.gradients.experiment import saliency
+from cnnviz.gradients.options import LAST_CONV, Method, SaliencySpec
 from cnnviz.occlusion import OcclusionSpec
 from cnnviz.occlusion.experiment import Occluder
 from cnnviz.occlusion.maps import class_scores, judge, pixel_map
@@ -76,6 +79,34 @@ SIZES = {(64, 16): ALL, (45, 22): FEW}
 45/22 with probability and coverage is `--preset classic`.
 """
 REFERENCE, PARTNER, OTHER = "Grad-CAM", "Grad-CAM", "Grad-CAM of the log-odds"
+TITLES = {
+    Method.GRAD_CAM: REFERENCE,
+    Method.GRAD_CAM_PP: "Grad-CAM++",
+    Method.LAYERCAM: "LayerCAM",
+    Method.SCORE_CAM: "Score-CAM",
+    Method.SMOOTHGRAD: "SmoothGrad",
+}
+BLOCK = "features.12"
+"""The last block of SqueezeNet. At its last convolution each class has one map, and all CAMs of it
+but Score-CAM are the same."""
+Traced = tuple[Method, str]
+GRADIENTS: tuple[Traced, ...] = (
+    (Method.GRADIENT, LAST_CONV),
+    (Method.GRADIENT_X_INPUT, LAST_CONV),
+    (Method.GRAD_CAM, LAST_CONV),
+)
+METHODS: dict[str, tuple[Traced, ...]] = {
+    "gradients": GRADIENTS,
+    "methods": (
+        (Method.GUIDED_BACKPROP, LAST_CONV),
+        (Method.DECONVOLUTION, LAST_CONV),
+        *((method, BLOCK) for method in (Method.GRAD_CAM, Method.GRAD_CAM_PP, Method.LAYERCAM)),
+    ),
+    "integrated": ((Method.INTEGRATED_GRADIENTS, LAST_CONV),),
+    "smoothgrad": ((Method.SMOOTHGRAD, LAST_CONV),),
+    "score-cam": ((Method.SCORE_CAM, BLOCK),),
+}
+SLOW = ("integrated", "smoothgrad", "score-cam")
 DEFAULT_SCORE = Score.LOG_ODDS
 DEFAULT = f"occlusion 64/16 {DEFAULT_SCORE} density"
 AGREEMENT = f"agreement of {DEFAULT.removeprefix('occlusion ')} and {PARTNER}"
@@ -88,7 +119,7 @@ COMBINED = (Score.LOG_ODDS, Score.LOGIT, Score.LOSS)
 LEAST_GRID = 0.97
 RESAMPLED = 10_000
 SURE = 0.9
-START, END = "<!-- written by benchmarks/truth.py -->", "<!-- end -->"
+PARTS, END = ("maps", "methods", "verdicts"), "<!-- end -->"
 
 
 class Occlusions:
@@ -110,67 +141,31 @@ class Occlusions:
 
 
 class Gradients:
-    """Our gradient maps, and Grad-CAM of the log-odds."""
+    """Maps of some methods of `saliency`, each at a layer."""
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    def __init__(self, model: Model, traced: Sequence[Traced]) -> None:
+        self.model, self.traced = model, traced
         self.odds = replace(model, head=Head(probabilities_given=True))  # its logits are log-odds
 
     def __call__(self, image: WorkingImage, targets: list[int]) -> Iterator[Maps]:
-        """The maps for each of the targets."""
+        """The maps for each of the targets; with Grad-CAM, that of the log-odds, too."""
+        maps = {}
+        for method, layer in self.traced:
+            at = "" if layer == LAST_CONV else f" at {layer}"
+            spec = SaliencySpec(method, layer)
+            maps[TITLES.get(method, method.value) + at] = _traced(self.model, image, spec, targets)
+        if REFERENCE in maps:
+            maps[OTHER] = _traced(self.odds, image, SaliencySpec(Method.GRAD_CAM), targets)
         for target in targets:
-            maps: Maps = {}
-            for method in Method:
-                name = REFERENCE if method is Method.GRAD_CAM else method.value
-                maps[name] = self._traced(self.model, image, method, target)
-            yield maps | {OTHER: self._traced(self.odds, image, Method.GRAD_CAM, target)}
-
-    def _traced(self, model: Model, image: WorkingImage, method: Method, target: int) -> Tensor:
-        return saliency(model, image, SaliencySpec(method=method), classes=[target]).maps[0].map_HW
+            yield {name: of_targets[target] for name, of_targets in maps.items()}
 
 
-class Peers:
-    """Captum's and pytorch-grad-cam's maps."""
-
-    def __init__(self, model: Model) -> None:
-        from captum.attr import IntegratedGradients, Occlusion
-        from pytorch_grad_cam import GradCAM, HiResCAM, LayerCAM
-
-        self.model = model
-        self.gradients, self.occlusion = (
-            kind(model.module) for kind in (IntegratedGradients, Occlusion)
-        )
-        layer = find_layer(model.module, default_layer(model), model.name)
-        self.cams = {
-            f"pytorch-grad-cam {kind.__name__}": kind(model=model.module, target_layers=[layer])
-            for kind in (GradCAM, LayerCAM, HiResCAM)
-        }
-
-    def __call__(self, image: WorkingImage, targets: list[int]) -> Iterator[Maps]:
-        """The maps for each of the targets."""
-        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-        pixels = self.model.preprocess.normalise(image.pixels)[None]
-        larger = min(self.model.input_size) // SIDE
-        for target in targets:
-            integrated = self.gradients.attribute(
-                pixels, target=target, n_steps=50, internal_batch_size=10
-            )
-            covered = self.occlusion.attribute(
-                pixels,
-                sliding_window_shapes=(3, 45 * larger, 45 * larger),
-                strides=(3, 22 * larger, 22 * larger),
-                target=target,
-                perturbations_per_eval=8,
-            )
-            found = {
-                "Captum IntegratedGradients": integrated[0].sum(0).detach().float(),
-                "Captum Occlusion 45/22, logit": covered[0].sum(0).detach().float(),
-            }
-            for name, cam in self.cams.items():
-                map_HW = cam(input_tensor=pixels, targets=[ClassifierOutputTarget(target)])[0]
-                found[name] = torch.from_numpy(map_HW).float()
-            yield found
+def _traced(
+    model: Model, image: WorkingImage, spec: SaliencySpec, targets: list[int]
+) -> dict[int, Tensor]:
+    """The map of each target; together, since Score-CAM's passes serve all of them."""
+    result = saliency(model, image, spec, classes=targets)
+    return {entry.index: entry.map_HW for entry in result.maps}
 
 
 class Source:
@@ -179,11 +174,15 @@ class Source:
     def __init__(self, makers: Mapping[str, Maker], keep: Path | None) -> None:
         self.makers, self.keep = makers, keep
 
-    def __call__(self, name: str, image: WorkingImage, targets: list[int]) -> Iterator[Maps]:
-        """All maps of each class."""
+    def __call__(
+        self, name: str, image: WorkingImage, targets: list[int], slow: bool = False
+    ) -> Iterator[Maps]:
+        """All maps of each class; those of slow methods only if it is asked for."""
         size = (int(image.pixels.shape[1]), int(image.pixels.shape[2]))
         parts = [
-            self._raw(f"{kind}_{name}", make, image, targets) for kind, make in self.makers.items()
+            self._raw(f"{kind}_{name}", make, image, targets)
+            for kind, make in self.makers.items()
+            if slow or kind not in SLOW
         ]
         for raw_of_makers in zip(*parts, strict=True):
             raw = {key: values for part in raw_of_makers for key, values in part.items()}
@@ -208,8 +207,10 @@ class Source:
 
 
 def _maps(raw: Maps, size: tuple[int, int]) -> Maps:
-    """The maps of one class of one picture, by name."""
+    """The maps of one class of one picture, by name; those of `raw` alone without scores in it."""
     maps: Maps = {}
+    if all(values.ndim == 2 for values in raw.values()):
+        return raw
     for (mask, stride), kinds in SIZES.items():
         larger = min(size) // SIDE
         grid = mask_grid(size, (mask * larger,) * 2, stride * larger, Border.COVER)
@@ -279,8 +280,8 @@ def _note(found: Found, maps: Maps, object_HW: Tensor) -> None:
         found.setdefault(name, []).append(measures(map_HW, object_HW))
 
 
-def pointing(model: Model, source: Source, place: Path, limit: int) -> Found:
-    """The measures of every map on each picture with boxes."""
+def pointing(model: Model, source: Source, place: Path, limit: int, slow: int = 0) -> Found:
+    """The measures of every map on each picture with boxes; `slow`: pictures of slow methods."""
     outlines = read_outlines(str(place / "truth.json"))
     entries = json.loads((place / "truth.json").read_text(encoding="utf-8"))
     labels = {name: entry["label"] for name, entry in entries.items()}
@@ -288,7 +289,7 @@ def pointing(model: Model, source: Source, place: Path, limit: int) -> Found:
     for number, name in enumerate(sorted(labels)[:limit]):
         image = read_image(place / name, model.preprocess)
         object_HW = outline_mask(outlines.for_image(str(place / name)), image)
-        for maps in source(Path(name).stem, image, [int(labels[name])]):
+        for maps in source(Path(name).stem, image, [int(labels[name])], number < slow):
             _note(found, maps, object_HW)
         if (number + 1) % 20 == 0:
             print(f"pointing: {number + 1} pictures", flush=True)
@@ -396,46 +397,77 @@ def choice(photographs: Found, mosaics: Found) -> tuple[str, str]:
     return _table([[*header, "mosaics: hit", "sum", "kept"], *rows]), said
 
 
+def maps_part(options: argparse.Namespace, boxes: Path) -> str:
+    """The tables of occlusion's maps and those that it is combined with."""
+    model, large = (_model(options.assets, side) for side in (SIDE, 2 * SIDE))
+
+    def source(model: Model) -> Source:
+        makers: dict[str, Maker] = {
+            f"{mask}-{stride}": Occlusions(model, mask, stride) for mask, stride in SIZES
+        }
+        return Source(makers | {"gradients": Gradients(model, GRADIENTS)}, options.keep)
+
+    photographs = pointing(model, source(model), boxes, options.limit)
+    pictures = recognised(model, [options.assets / "photos" / "imagenet", boxes])
+    mosaics = grid_pointing(source(large), pictures, options.limit)
+    candidates, chosen = choice(photographs, mosaics)
+    return (
+        f"### Pointing\n\n{table(photographs)}\n\n### Grid pointing\n\n{table(mosaics)}\n\n"
+        f"### Candidates of the agreement map\n\n{chosen}\n\n{candidates}"
+    )
+
+
+def methods_part(options: argparse.Namespace, boxes: Path) -> str:
+    """The table of the methods of `saliency`, on photographs."""
+    model = _model(options.assets, SIDE)
+    makers = {name: Gradients(model, some) for name, some in METHODS.items()}
+    found = pointing(model, Source(makers, options.keep), boxes, options.limit, options.slow)
+    return f"### Methods of saliency\n\n{table(found)}"
+
+
+def _model(assets: Path, side: int) -> Model:
+    weights = assets / "weights" / "squeezenet1_1.pth"
+    return load_model("squeezenet1_1", checkpoint=weights, size=side)
+
+
 def main() -> None:
     """Prints the tables, and puts them into a page."""
     parser = argparse.ArgumentParser(description="do maps point at the object?")
     parser.add_argument("assets", type=Path)
     parser.add_argument("truth", type=Path)
     parser.add_argument("--limit", type=int, default=10**6, help="pictures, and mosaics")
-    parser.add_argument("--peers", action="store_true", help="Captum's and pytorch-grad-cam's too")
+    parser.add_argument(
+        "--slow", type=int, default=0, help=f"photographs for {', '.join(SLOW)} (default: none)"
+    )
+    parser.add_argument("--part", choices=PARTS, action="append", help="repeatable (default: all)")
     parser.add_argument("--keep", type=Path, help="folder for what needed the network")
     parser.add_argument("--page", type=Path, help="a page whose tables are replaced")
     options = parser.parse_args()
     if options.keep:
         options.keep.mkdir(parents=True, exist_ok=True)
-    weights = options.assets / "weights" / "squeezenet1_1.pth"
     boxes = options.truth / "imagenet_val_boxes"
-    kinds: dict[str, Callable[[Model], Maker]] = {
-        f"{mask}-{stride}": partial(Occlusions, mask=mask, stride=stride) for mask, stride in SIZES
-    }
-    kinds["gradients"] = Gradients
-    if options.peers:
-        kinds["peers"] = Peers
-    model = load_model("squeezenet1_1", checkpoint=weights)
-    makers = {name: kind(model) for name, kind in kinds.items()}
-    photographs = pointing(model, Source(makers, options.keep), boxes, options.limit)
-    large = load_model("squeezenet1_1", checkpoint=weights, size=2 * SIDE)
-    pictures = recognised(model, [options.assets / "photos" / "imagenet", boxes])
-    makers = {name: kind(large) for name, kind in kinds.items()}
-    mosaics = grid_pointing(Source(makers, options.keep), pictures, options.limit)
-    candidates, chosen = choice(photographs, mosaics)
-    tables = [
-        f"Pointing\n\n{table(photographs)}",
-        f"Grid pointing\n\n{table(mosaics)}",
-        f"Candidates of the agreement map\n\n{chosen}\n\n{candidates}",
-    ]
-    body = "\n\n".join(f"### {text}" for text in tables)
-    print(f"\n{body}")
-    if options.page:
-        page = options.page.read_text(encoding="utf-8")
-        head, _, rest = page.partition(START)
-        _old, _, tail = rest.partition(END)
-        options.page.write_text(f"{head}{START}\n{body}\n{END}{tail}", encoding="utf-8")
+    for part in options.part or PARTS:
+        if part == "verdicts":
+            if options.page:
+                verdicts(options.assets, options.truth, options.page, options.keep)
+            continue
+        body = (maps_part if part == "maps" else methods_part)(options, boxes)
+        print(f"\n{body}", flush=True)
+        if options.page:
+            page = options.page.read_text(encoding="utf-8")
+            head, start, rest = page.partition(f"<!-- {part}: written by benchmarks/truth.py -->")
+            tail = rest.partition(END)[2]
+            options.page.write_text(f"{head}{start}\n{body}\n{END}{tail}", encoding="utf-8")
+
+
+def verdicts(assets: Path, truth: Path, page: Path, keep: Path | None) -> None:
+    """Has `trust.py` write the page's tables of verdicts."""
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) if keep is None else keep / "verdicts"
+        script = Path(__file__).with_name("trust.py")
+        line = [sys.executable, script, assets, truth, "--keep", kept, "--page", page]
+        line += ["--half", "held-out"]
+        subprocess.run(line, check=True)  # noqa: S603
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ def ablate(given: AblateCommand) -> None:
     for name, figure in draw(result, model, images).items():
         folder.write_figure(name, figure)
     for note in result.notes:
-        console.note(f"note: {note}")
+        if not note.startswith("a sample of"):  # which opening the data set has noted
+            console.note(f"note: {note}")
     _show(console, result)
     run.finish(to_json(result), model=model, seed=given.model.seed, errors=result.errors)
     after = result.accuracy and result.accuracy.after

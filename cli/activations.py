@@ -44,7 +44,7 @@ class _Study(ImageStudy[Activations, Activations]):
     """Observes the layers on one image, and draws their maps."""
 
     kind = Activations
-    work = "observing"
+    work = "running the model"
     title = "Activations"
     columns = ("image", "layer", "maps", "zeros", "silent", "strongest")
     show = "*_*.png"

@@ -71,7 +71,7 @@ def audit(given: AuditCommand) -> None:
     if given.pictures:
         result = _draw(run, result, auditor)
     run.console.table("Classes", COLUMNS, _rows(result))
-    run.console.note(result.verdict)
+    run.console.sentence(result.verdict[0].upper() + result.verdict[1:])
     checks: list[Callable[[], None]] = []
     if given.max_suspicion is not None:
         checks.append(partial(_check_suspicion, result, given.max_suspicion))
@@ -90,11 +90,12 @@ def _draw(run: ImageRun, result: AuditResult, auditor: Auditor) -> AuditResult:
 
     names = _file_names([entry.class_ for entry in result.classes])
     with run.console.progress("drawing", len(result.classes) + 1) as advance:
-        for name, entry in zip(names, result.classes, strict=True):
-            run.folder.write_figure(name, draw_class(entry, read))
-            advance(1)
         run.folder.write_figure("overview.png", draw_overview(result))
         advance(1)
+        for entry in result.ranked:
+            name = names[result.classes.index(entry)]
+            run.folder.write_figure(name, draw_class(entry, read))
+            advance(1)
     sheets = [Path(name).with_suffix(f".{run.folder.figures}").name for name in names]
     drawn = zip(result.classes, sheets, strict=True)
     return replace(result, classes=tuple(replace(entry, sheet=sheet) for entry, sheet in drawn))
@@ -105,7 +106,7 @@ def _file_names(labels: Sequence[str]) -> list[str]:
     names: list[str] = []
     taken: set[str] = set()
     for label in labels:
-        base = name = f"class_{safe_name(label)}"
+        base = name = f"class_{safe_name(label).replace(' ', '_')}"
         number = 1
         while name.lower() in taken:
             number += 1
@@ -121,7 +122,6 @@ def _rows(result: AuditResult) -> list[tuple[object, ...]]:
     def percent(share: float | None) -> str:
         return "" if share is None else f"{share:.0%}"
 
-    ranked = sorted(result.classes, key=lambda entry: -(entry.suspicion or -1))
     return [
         (
             entry.class_,
@@ -133,7 +133,7 @@ def _rows(result: AuditResult) -> list[tuple[object, ...]]:
             percent(entry.residual.became),
             "not judged" if entry.suspicion is None else f"{entry.suspicion:.2f}",
         )
-        for entry in ranked[:SHOWN]
+        for entry in result.ranked[:SHOWN]
     ]
 
 

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from cnnviz.cli.commands.runs import DiffCommand
 from cnnviz.cli.run import Run
 from cnnviz.cli.sides import ComparedRun, read_run
+from cnnviz.core.choices import percent
 from cnnviz.core.errors import CheckFailed, UsageError
 from cnnviz.core.output.options import Look
 from cnnviz.core.output.record import rounded, table, to_json
@@ -32,7 +33,7 @@ from cnnviz.filters.patches.results import MaxPatches
 
 Draw = Callable[[], Figure | None]
 Cells = Callable[[FilterChange], Sequence[Sequence[Small]]]
-STRENGTHS = {"filters": "norm", "max-patches": "fires on", "ablate": "change of accuracy"}
+STRENGTHS = {"filters": "norm", "max-patches": "active on", "ablate": "change of accuracy"}
 
 
 def diff(given: DiffCommand) -> None:
@@ -61,8 +62,12 @@ def names_of(a: ComparedRun, b: ComparedRun) -> Names:
     for count in range(1, 1 + min(map(len, parts))):
         names = ["/".join(path[-count:]) for path in parts]
         if names[0] != names[1]:
-            return names[0], names[1]
-    return f"{parts[0][-1]} (first)", f"{parts[1][-1]} (second)"
+            break
+    else:
+        names = [f"{parts[0][-1]} (first)", f"{parts[1][-1]} (second)"]
+    models = [run.run.summary.model for run in (a, b)]
+    marked = [f" ({model.mark})" if model and model.mark else "" for model in models]
+    return names[0] + marked[0], names[1] + marked[1]
 
 
 def _check_folders(runs: Sequence[Path], root: Path) -> None:
@@ -172,9 +177,13 @@ def _print_tables(run: Run, results: Results, names: Names) -> None:
     rows: list[tuple[object, ...]] = []
     if (predictions := results.predictions) is not None:
         rows.append(("images", results.images))
-        rows.append(("changed predictions", f"{predictions.flipped} ({predictions.flips:.1%})"))
+        rows.append(
+            ("changed predictions", f"{predictions.flipped} ({percent(predictions.flips, 1)})")
+        )
         if predictions.labelled:
-            accuracy = f"{predictions.accuracy_a:.1%} and {predictions.accuracy_b:.1%}"
+            accuracy = (
+                f"{percent(predictions.accuracy_a, 1)} and {percent(predictions.accuracy_b, 1)}"
+            )
             rows.append(
                 (
                     f"accuracy, {names[0]} and {names[1]}",
@@ -193,7 +202,7 @@ def _print_tables(run: Run, results: Results, names: Names) -> None:
         judged = any(change.certainty is not None for change in results.classes)
         none = "none" if judged else "not judged: too few classes of five images"
         rows.append(("changed more than others", ", ".join(results.changed) or none))
-    run.console.table(f"Changes from {names[0]} to {names[1]}", ("", ""), rows)
+    run.console.table(f"Changes from {names[0]} to {names[1]}", ("measure", "value"), rows)
     if results.worst_images:
         run.console.table("Most changed images", *_image_table(results.worst_images, names))
     if results.layers:
@@ -247,7 +256,8 @@ def _check(results: Results, min_agreement: float | None, max_flips: float | Non
     mean = rounded(agreement.mean) if agreement else None
     if max_flips is not None and predictions is not None and predictions.flips > max_flips:
         failed["flips"] = (
-            f"{predictions.flips:.1%} of the predictions changed, more than {max_flips:.1%}"
+            f"{percent(predictions.flips, 1)} of the predictions changed, more than "
+            f"{percent(max_flips, 1)}"
         )
     if agreement and mean is not None and min_agreement is not None and mean < min_agreement:
         failed["agreement"] = f"{agreement.of}: {mean:.3f}, less than {min_agreement:g}"

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from cnnviz.core.files import check_free, exists, regular, safe_name
 
 _NOT_A_PATH = re.compile(r"^[\w.+-]+:|[{}*?\[\]]")
 """A data set by name, a URL, or a pattern: only its reader can tell."""
+_PICTURES = (".jpg", ".jpeg", ".png")
+"""Suffixes of files that are surely images: other files may list several."""
 
 
 def begin(command: str, given: Any) -> None:
@@ -28,13 +31,24 @@ def begin(command: str, given: Any) -> None:
     shared = getattr(given, "shard", None) or of_environment(os.environ)  # in folders of shares
     if output is not None and not shared:
         root = output.folder(command)
-        if hasattr(given, "images") and len(sources) == 1 and Path(sources[0]).is_file():
-            root /= safe_name(Path(sources[0]).stem)
         resume = getattr(given, "resume", False)
         with suppress(OSError, RuntimeError):  # the command reports them
-            check_free(root, overwrite=output.overwrite, resume=resume)
+            folder = _of_images(root, set(sources)) if hasattr(given, "images") else root
+            if folder is not None:
+                check_free(folder, overwrite=output.overwrite, resume=resume)
     if model is not None and not (output and output.quiet) and sys.stderr.isatty():
         say(f"loading {model.checkpoint or model.model} …")
+
+
+def _of_images(root: Path, sources: set[str]) -> Path | None:
+    """The folder of a run over images; None if it depends on how many a source lists."""
+    if len(sources) != 1:
+        return root
+    only = Path(*sources)
+    if only.is_dir():
+        pictures = (path for path in only.rglob("*") if path.suffix.lower() in _PICTURES)
+        return root if len(list(islice(pictures, 2))) == 2 else None
+    return root / safe_name(only.stem) if only.suffix.lower() in _PICTURES else None
 
 
 def _check_files(sources: Sequence[str], model: Any) -> None:
@@ -43,8 +57,8 @@ def _check_files(sources: Sequence[str], model: Any) -> None:
             raise UsageError(f"'{source}' is a URL; cnnviz reads files: download it first")
         if not exists(Path(source)) and not _NOT_A_PATH.search(source):
             raise UsageError(f"no file or folder '{source}'")
-    for file in (model.checkpoint, model.labels) if model else ():
-        if file is not None:
+    for file in (model.checkpoint, model.labels, model.like) if model else ():
+        if file is not None and not file.is_dir():  # of a folder, its reader knows the remedy
             regular(file)
 
 

@@ -23,6 +23,7 @@ from cnnviz.cli.ci_reports import current, listening
 from cnnviz.cli.commands.datasets import AblateCommand, AuditCommand, MaxPatchesCommand, TsneCommand
 from cnnviz.cli.commands.images import (
     ActivationsCommand,
+    DetectCommand,
     OccludeCommand,
     RenderCommand,
     SaliencyCommand,
@@ -74,6 +75,7 @@ COMMANDS = {
         SaliencyCommand,
         TrustCommand,
         ActivationsCommand,
+        DetectCommand,
         RenderCommand,
         LayersCommand,
         FiltersCommand,
@@ -229,7 +231,7 @@ def _ended(given: list[str], record: object) -> tuple[int, str, BaseException | 
         return 2, f"{message} ({command} --help)", error
     except BaseException as error:
         if isinstance(error, Exception | SystemExit | GeneratorExit):
-            raise  # a bug, or an end that was asked for
+            raise  # a bug, or a requested exit
         return 1, f"the network's code raised {located(error)}", error
 
 

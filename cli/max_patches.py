@@ -4,13 +4,13 @@ from cnnviz.cli.commands.datasets import MaxPatchesCommand
 from cnnviz.cli.run import Run
 from cnnviz.core.files import SUMMARY
 from cnnviz.core.output.record import to_json
-from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.filters.patches.boxes import PatchImages
-from cnnviz.filters.patches.figures import count_sheets, draw
+from cnnviz.filters.patches.evidence import EvidenceTracer
+from cnnviz.filters.patches.figures import count_evidence, count_sheets, draw, draw_evidence
 from cnnviz.filters.patches.max_patches import find_patches
 from cnnviz.filters.patches.options import STATE
 from cnnviz.filters.patches.results import MaxPatches
-from cnnviz.filters.patches.scan import Saving, make_plan
+from cnnviz.filters.patches.scan import Saving, default_batch_size, make_plan
 
 _COLUMNS = ("layer", "filters", "dead", "most class-selective")
 _NAMED = 4  # dead filters that the table names; the summary has all
@@ -27,12 +27,16 @@ def max_patches(given: MaxPatchesCommand) -> None:
     folder = run.open(resume=given.resume)
     if not given.resume:
         (run.root / STATE).unlink(missing_ok=True)
+    images = PatchImages(data, model.preprocess)
     saving = Saving(folder.path / STATE, given.save_every, given.resume)
     with run.console.progress("scanning", len(data)) as advance:
         result = find_patches(model, data, plan, saving=saving, progress=advance)
-    if given.pictures and not run.shard:  # merge draws them once, for all shards
-        images = PatchImages(data, model.preprocess)
-        result = result.with_pictures(_draw(run, result, images, folder))
+    tracer = None
+    if given.evidence and not run.shard:
+        size = model.batch_size(given.spec.batch_size) or default_batch_size(model.device)
+        tracer = EvidenceTracer(model, images, plan.layouts, size)
+    if not run.shard:  # merge draws once, for all shards
+        result = result.with_pictures(_draw(run, result, images, given.pictures, tracer))
     run.console.table("Strongest patches", *_table(result))
     shown = [folder.path / row.pictures[0] for row in result.layers if row.pictures]
     results, seed = to_json(result), given.model.seed
@@ -44,20 +48,31 @@ def max_patches(given: MaxPatchesCommand) -> None:
 
 
 def _draw(
-    run: Run, result: MaxPatches, images: PatchImages, folder: RunFolder
+    run: Run,
+    result: MaxPatches,
+    images: PatchImages,
+    pictures: bool,
+    tracer: EvidenceTracer | None,
 ) -> dict[str, list[str]]:
-    """Writes each layer's sheets into a subfolder; returns their names by layer."""
+    """Writes each layer's sheets and evidence into a subfolder; returns the sheets by layer."""
     drawn: dict[str, list[str]] = {}
-    layers = [row.layer for row in result.layers]
-    sheets = sum(count_sheets(result, layer) for layer in layers)
-    with run.console.progress("drawing", sheets) as advance:
+    layers = [row.layer for row in result.layers] if pictures or tracer else []
+    sheets = sum(count_sheets(result, layer) for layer in layers) if pictures else 0
+    pages = sum(count_evidence(result, layer) for layer in layers) if tracer else 0
+    with run.console.progress("drawing", sheets + pages) as advance:
         for layer in layers:
-            target = folder.subfolder(layer)
-            before = len(folder.files)
-            for name, sheet in draw(result, layer, images):
+            target = run.folder.subfolder(layer)
+            before = len(run.folder.files)
+            for name, sheet in draw(result, layer, images) if pictures else ():
                 target.write_image(name, sheet)
                 advance(1)
-            drawn[layer] = folder.files[before:]
+            if tracer is not None:
+                for name, arrays, sheet in draw_evidence(result, layer, images, tracer.of):
+                    target.write_npz(f"{name}.npz", **arrays)
+                    if pictures:
+                        target.write_image(f"{name}.png", sheet)
+                    advance(1)
+            drawn[layer] = [n for n in run.folder.files[before:] if n.endswith(".png")]
     return drawn
 
 

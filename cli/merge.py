@@ -30,6 +30,7 @@ from cnnviz.filters.activations.results import Activations
 from cnnviz.filters.patches import options as patches
 from cnnviz.filters.patches import state
 from cnnviz.gradients.results import SaliencyResult
+from cnnviz.occlusion.boxes import Detected
 from cnnviz.occlusion.results import OcclusionResult
 from cnnviz.trust.results import TrustResult
 
@@ -42,6 +43,7 @@ ENTRIES: dict[str, Any] = {
     "trust": TrustResult,
     "activations": Activations,
     "audit": Row,
+    "detect": Detected,
 }
 """What the lines of `images.jsonl` are, by command."""
 SHOWN = 200

@@ -70,7 +70,7 @@ def _show_card(console: Console, card: dict[str, Any]) -> None:
     rows = [(name, card[name]) for name in CARD_LINES]
     top1 = f"{accuracy['top1_percent']} % of {card['accuracy_on']}"
     rows.insert(-1, ("accuracy", top1))
-    console.table("bundled (the default)", ["", "its card"], rows)
+    console.table("bundled (the default)", ["", "model card"], rows)
     console.table(
         "bundled: accuracy per class",
         ["class", "percent"],

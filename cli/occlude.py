@@ -1,7 +1,7 @@
 """`cnnviz occlude`: occlude an image piece by piece and see what the prediction depends on."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,8 @@ from cnnviz.cli.per_image import Advance, ImageRun, ImageStudy
 from cnnviz.core.data.images import WorkingImage, file_crop
 from cnnviz.core.data.outlines import outline_mask, read_outlines
 from cnnviz.core.errors import CheckFailed, UsageError
+from cnnviz.core.models.boxes import Boxes
+from cnnviz.core.models.labels import class_index
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.occlusion.experiment import Occluder
@@ -31,11 +33,13 @@ def occlude(given: OccludeCommand) -> None:
     if given.min_inside is not None and given.expect is None:
         raise UsageError("--min-inside needs --expect, which names the object's location")
     paths = run.images(given.images, given.shard)
-    loaded = run.load(given.model)
+    loaded = run.load(given.model, boxes=True)
     occluder = Occluder(loaded, given.spec, GradCam(loaded, given.spec, run.console.note))
     if occluder.note:
         run.console.note(occluder.note)
     study = _Study(given, loaded, occluder)
+    _check_labels(run, given, study.labels(paths), loaded)
+    run.note_common(expect=given.expect, inside=given.spec.inside)
     depends = {
         "options": given.spec,
         "look": given.look,
@@ -59,9 +63,14 @@ class _Study(ImageStudy[OcclusionResult, OcclusionResult]):
         self._expected = read_outlines(given.expect) if given.expect else None
         trusted = given.trust or given.min_trust is not None
         self.judge = Judge(model, given.spec, occluder) if trusted else None
-        self.columns = ("image", "output", "value", "value occluded", "mask")
+        word = model.head.word
+        self.columns = ("image", "output", word, f"{word} occluded", "mask")
+        if isinstance(model.target, Boxes):
+            self.columns = ("image", "box", *self.columns[2:], "reliance", "vanishes")
         if model.head.has_classes:
             self.columns = ("image", "class", "p", "p occluded", "mask", "reliance", "flips")
+        if self._expected:
+            self.columns = (*self.columns, "hit", "inside")
         if trusted:
             self.columns = (*self.columns, "verdict")
         checks = []
@@ -72,7 +81,14 @@ class _Study(ImageStudy[OcclusionResult, OcclusionResult]):
         self.checks = checks
         if given.scores and given.pictures is not Pictures.NONE:
             self.arrays, self.look = SCORES, given.look
-            self.unit = f"mean {COMPARED[occluder.score]}" if model.head.has_classes else "drop"
+            compared = COMPARED[occluder.score]
+            self.unit = f"mean {compared}" if model.head.has_classes else f"drop of the {word}"
+
+    def labels(self, paths: Sequence[Path]) -> list[str]:
+        """The classes that `--expect` names for these images."""
+        expected = self._expected
+        named = [expected.label_of(str(path)) for path in paths] if expected else []
+        return [label for label in named if label is not None]
 
     def one(self, image: WorkingImage, path: Path, advance: Advance) -> OcclusionResult:
         outline = self._expected.for_image(str(path)) if self._expected else None
@@ -100,7 +116,7 @@ class _Study(ImageStudy[OcclusionResult, OcclusionResult]):
             for panel, map_HW in zip(result.targets, result.maps, strict=True)
             if panel.trust is not None
         ]
-        lines = [judged.card.line for judged in shown]
+        lines = [judged.verdict for judged in shown]
         figures = {}
         if pictures is Pictures.ALL:
             figures = draw(result, look, crop, lines)
@@ -126,13 +142,31 @@ class _Study(ImageStudy[OcclusionResult, OcclusionResult]):
             mask = str(height) if height == width else f"{height}x{width}"
             verdict = (panel.trust.verdict,) if panel.trust else ()
             name = Path(entry.image).name
-            digits = ".4g" if panel.value is not None else ".3f"
+            digits = ".4g" if panel.value is not None and panel.reliance is None else ".3f"
             occluded = panel.reading if panel.occluded is None else panel.occluded
             readings = (f"{panel.reading:{digits}}", f"{occluded:{digits}}", mask)
             shares: tuple[str, ...] = ()
             if panel.reliance is not None and panel.flips is not None:
                 shares = (f"{panel.reliance:.3f}", f"{panel.flips.share:.1%}")
-            yield name, panel.class_, *readings, *shares, *verdict
+            yield name, panel.class_, *readings, *shares, *panel.cells, *verdict
+
+
+def _check_labels(run: ImageRun, given: OccludeCommand, expected: list[str], model: Model) -> None:
+    """Refuses true classes that the network does not have, before the first image is occluded."""
+    by_folder = given.spec.label == FOLDER
+    labels = run.labels() if by_folder else expected
+    wrong: dict[str, str] = {}
+    for label in set(labels):
+        try:
+            class_index(label, model.labels)
+        except UsageError as error:
+            wrong[label] = str(error)
+    if wrong:
+        count = sum(label in wrong for label in labels)
+        raise UsageError(
+            f"{'--label folder' if by_folder else '--expect'}: {count} of the {len(labels)} labels "
+            f"are not classes of {model.name}: {wrong[min(wrong)]}"
+        )
 
 
 def _check_inside(entries: Iterable[OcclusionResult], minimum: float) -> None:

@@ -1,13 +1,22 @@
 """Options that commands share, in groups; `signatures.py` makes a command line of them."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from cnnviz.core.choices import FigureFormat, HeadChoice, Precision, pixels
 from cnnviz.core.data.shards import Shard, shard
 from cnnviz.core.errors import UsageError
-from cnnviz.core.options import BatchSize, Option, Seed, channel_numbers, low_high, numbers
+from cnnviz.core.options import (
+    BatchSize,
+    Option,
+    Seed,
+    channel_numbers,
+    low_high,
+    name_and_file,
+    numbers,
+)
 
 if TYPE_CHECKING:
     from cnnviz.core.models.load import Model
@@ -61,8 +70,8 @@ class ModelOptions:
     checkpoint: Annotated[
         Path | None,
         Option(
-            "Weights from a file: .pth .pt .th .ckpt .safetensors, "
-            "or a TorchScript or torch.export archive (these need no --model)."
+            "Weights from a file: .pth .pt .th .ckpt .safetensors, a TorchScript or torch.export "
+            "archive (these, and weights of torchvision's networks, need no --model)."
         ),
     ] = None
     state: Annotated[
@@ -98,9 +107,44 @@ class ModelOptions:
     threshold: Annotated[
         float,
         Option(
-            "With --head sigmoid: a class is predicted from this probability on.", least=0, most=1
+            "With --head sigmoid: a class is predicted from this probability on; of a detector: a "
+            "box is found from this score on.",
+            least=0,
+            most=1,
         ),
     ] = 0.5
+    inputs: Annotated[
+        tuple[tuple[str, str], ...],
+        Option(
+            "Another input of a network that takes several, as NAME=FILE: an image, or numbers "
+            "(.npy .json .csv); repeatable. It stays fixed.",
+            ("--input",),
+            name_and_file,
+            metavar="NAME=FILE",
+        ),
+    ] = ()
+    cover: Annotated[
+        str | None,
+        Option("With --input: the input that is the image. Default: the first one not given."),
+    ] = None
+    like: Annotated[
+        Path | None,
+        Option(
+            "Explain the similarity to this reference image: the cosine of the features before "
+            "the classifier, or of an embedding."
+        ),
+    ] = None
+    like_layer: Annotated[
+        str | None, Option("With --like: the layer whose output is compared, in place of those.")
+    ] = None
+    texts: Annotated[
+        tuple[str, ...],
+        Option(
+            "Of a network with a text tower (CLIP and its like, hf:): explain the similarity to "
+            "this text; several texts are classes, with a softmax over them.",
+            ("--text",),
+        ),
+    ] = ()
     size: Annotated[
         tuple[int, int] | None,
         Option("Side of the working image in pixels, or HxW.", parse=pixels),
@@ -144,9 +188,12 @@ class ModelOptions:
 
     def load(self, *, scores: bool = True, features: bool = False) -> "Model":
         """Loads the model (see `load_model`)."""
+        from cnnviz.core.data.inputs import read_input
         from cnnviz.core.models.load import load_model
 
-        return load_model(
+        if self.like_layer is not None and self.like is None:
+            raise UsageError(f"--like-layer {self.like_layer}: it needs --like, a reference image")
+        model = load_model(
             self.model,
             checkpoint=self.checkpoint,
             weights=self.weights,
@@ -165,8 +212,19 @@ class ModelOptions:
             threshold=self.threshold,
             repeat=self.repeat,
             scores=scores,
-            features=features,
+            features=features or self.like is not None or bool(self.texts),
+            inputs=[(name, partial(read_input, name, file)) for name, file in self.inputs],
+            cover=self.cover,
         )
+        if self.like is None and not self.texts:
+            return model
+        from cnnviz.embeddings.likeness import describe, like
+
+        if self.texts and self.like is not None:
+            raise UsageError("--text and --like are two references; give one of them")
+        if self.like is None:
+            return describe(model, self.texts)
+        return like(model, self.like, self.like_layer)
 
 
 def _folder(text: str, option: str) -> Path:

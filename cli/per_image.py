@@ -130,6 +130,23 @@ class ImageRun(Run):
         self.take_share(requested, len(paths))
         return paths
 
+    def labels(self) -> list[str]:
+        """The label of each image: that of the data set, or else the name of its folder."""
+        classes = self._data.classes or ()
+        return [
+            Path(one.path).resolve().parent.name if one.label is None else classes[one.label]
+            for one in self._data.examples
+        ]
+
+    def note_common(self, **places: str | None) -> None:
+        """Prints a note on each option that gives one box, or pixel, for several images."""
+        for option, place in places.items():
+            if place and len(self._places) > 1 and not Path(place).exists():
+                self.console.note(
+                    f"--{option} {place}: taken for each of the {len(self._places)} images; "
+                    "a JSON file has boxes for each"
+                )
+
     def go(
         self,
         study: ImageStudy[Any, Any],
@@ -156,7 +173,7 @@ class ImageRun(Run):
         self.go_through(study, model)
         if study.title and len(self.entries):
             self._table(study)
-        if study.arrays and self._index is not None and self.shard is None:
+        if study.arrays and self._index is not None:
             self._overview(study)
         checks = [partial(check, _Records(self.entries, study.kind)) for check in study.checks]
         self.finish_images(model, seed=seed, show=study.show, checks=checks)
@@ -201,6 +218,7 @@ class ImageRun(Run):
             "model": model.name,
             "preprocessing": repr(model.preprocess),
             "precision": model.precision,
+            "outputs": repr(self.outputs),
             "--format": self._output.format,
             "--dark": self._output.dark,
             "--width": self._output.width,
@@ -283,6 +301,10 @@ class ImageRun(Run):
         first = islice(_Records(self.entries, study.kind), MOST_SHOWN)
         rows = [row for entry in first for row in study.rows(entry)]
         self.console.table(study.title, study.columns, rows)
+        top = next(iter(self.entries)).get("top5") if self._alone else None
+        if top:
+            best = [(one["class"], f"{one['probability']:.3f}") for one in top]
+            self.console.table(f"Top {len(best)}", ("class", "p"), best)
         if len(self.entries) > MOST_SHOWN:
             more = len(self.entries) - MOST_SHOWN
             self.console.sentence(f"… and {more} more images, all of them in images.jsonl")
@@ -310,7 +332,7 @@ class ImageRun(Run):
         files = self.folder.files
         overviews = [name for name in files if name.startswith("overview")]
         matching = chain(overviews, (name for name in files if Path(name).match(pattern)))
-        shown = [self.folder.path / name for name in islice(matching, MOST_SHOWN)]
+        shown = [self.folder.path / name for name in islice(dict.fromkeys(matching), MOST_SHOWN)]
         ended: typer.Exit | None = None
         try:
             content = self.entries if results is ... else results

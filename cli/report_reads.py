@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from cnnviz.core.errors import CnnvizError
 from cnnviz.core.files import csv_rows, read_text
 from cnnviz.core.output.summary import FinishedRun
 from cnnviz.embeddings import results as embeddings
+from cnnviz.embeddings.figures import looks_of
 from cnnviz.occlusion.measurement import SCORES, load, load_crop
 from cnnviz.occlusion.options import Upsample
 from cnnviz.occlusion.results import OcclusionResult
@@ -21,6 +23,10 @@ SHOWN = 400
 """Maximum length of a command line."""
 CELLS = 4
 """Maximum length of a list in a cell."""
+PERCENT = frozenset({"share", "sparsity", "inside", "active_share", "object_share", "accuracy"})
+"""Last words of columns that the terminal shows in percent."""
+POINTS = frozenset({"change", "hurts_change"})
+"""Columns of a sweep that it shows in percentage points, if they are changes of accuracy."""
 
 
 def facts(run: FinishedRun) -> Iterator[tuple[str, str]]:
@@ -43,14 +49,41 @@ def tables(run: FinishedRun) -> Iterator[tuple[str, Sequence[str], list[list[Any
     if isinstance(results, list) and results:
         rows = [dict(_flat(part)) for entry in results for part in _parts(entry)]
         header = list(dict.fromkeys(name for row in rows for name in row))
-        yield "results", header, [[row.get(name, "") for name in header] for row in rows]
+        yield "results", *_as_shown(header, [[row.get(k, "") for k in header] for row in rows])
     for name in run.summary.files:
         if name.endswith(".csv"):
             header, *lines = csv_rows(read_text(run.file(name)))
             if any(len(line) != len(header) for line in lines):
                 raise CnnvizError(f"{run.file(name)} has rows of different lengths")
             if lines:
-                yield name, header, lines
+                yield name, *_as_shown(header, lines)
+
+
+def _as_shown(
+    header: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> tuple[list[str], list[list[Any]]]:
+    """The table with shares in percent and changes of accuracy in points, as in the terminal."""
+    places = {name: place for place, name in enumerate(header)}
+    of_accuracy = "correct" in places and any(row[places["correct"]] != "" for row in rows)
+    unit = {
+        place: "points" if name in POINTS else "%"
+        for name, place in places.items()
+        if name.rpartition(" ")[2] in PERCENT or (of_accuracy and name in POINTS)
+    }
+    shown = [
+        [_hundredfold(cell) if place in unit else cell for place, cell in enumerate(row)]
+        for row in rows
+    ]
+    names = [f"{name} ({unit[k]})" if k in unit else name for k, name in enumerate(header)]
+    return names, shown
+
+
+def _hundredfold(cell: Any) -> Any:
+    """A share, or its text, times 100 with the same digits; anything else as it is."""
+    try:
+        return cell if cell in ("", None) else float(Decimal(str(cell)) * 100)
+    except ArithmeticError:
+        return cell
 
 
 def _parts(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -85,8 +118,7 @@ def scorecard(entry: OcclusionResult) -> str:
     card = entry.targets[0].trust
     if card is None:
         return ""
-    trust = "" if card.trust is None else f", trust {card.trust:.2f}"
-    return f"Scorecard: {card.verdict}{trust}. {'; '.join(card.reasons)}".strip()
+    return f"Scorecard: {card.verdict}, trust {card.trust:.2f}. {'; '.join(card.reasons)}"
 
 
 def has_scores(run: FinishedRun, entry: OcclusionResult) -> bool:
@@ -127,5 +159,6 @@ def scattered(run: FinishedRun) -> Scattered:
         labels=result.label_names,
         predicted=result.predicted_names,
         near_Nk=result.nearest_Nk,
+        looks=looks_of(result),
         pictures=[tile(run.data.image(name)) for name in result.image_names],
     )

@@ -49,8 +49,7 @@ class Pages:
 
     def section(self, run: FinishedRun) -> Section:
         """The section of a run."""
-        title = f"{run.command}: {run.folder.resolve().name}"
-        section = Section(title, list(reads.facts(run)))
+        section = Section(page_title([run]), list(reads.facts(run)))
         section.notes += [f"failed: {failure.message}" for failure in run.summary.errors[:20]]
         section.findings += [Findings(f.title, f.columns, f.rows) for f in run.summary.findings]
         with run.reading():
@@ -139,6 +138,7 @@ class Pages:
     def _add_pictures(self, section: Section, run: FinishedRun) -> None:
         files = run.summary.files
         names = [n for n in files if n.endswith(PICTURES) and Path(n).name not in INPUTS]
+        names.sort(key=lambda name: not name.startswith("overview"))  # first, in their order
         printed = sum(name.endswith(".pdf") for name in files)
         if printed:
             self.left_out.append(f"{section.title}: {printed} figures that are PDF files")
@@ -183,21 +183,19 @@ def page_title(runs: Sequence[FinishedRun]) -> str:
     """The heading of a page that was not given one."""
     if len(runs) > 1:
         return f"{len(runs)} runs of cnnviz"
-    return f"{runs[0].command}: {runs[0].folder.resolve().name}"
+    command, name = runs[0].command, runs[0].folder.resolve().name
+    return command if name == command else f"{command}: {name}"
 
 
 def _sections(pages: Pages, runs: Sequence[FinishedRun]) -> Iterator[Section]:
-    """Units of each network first, then every run."""
+    """Every run, which begins with its findings, then the units of each network."""
     networks: dict[str, list[FinishedRun]] = {}
     for run in runs:
         if run.summary.model:
             networks.setdefault(run.summary.model.weights_sha256, []).append(run)
-    for of_network in networks.values():
-        units = pages.units(of_network)
-        if units is not None:
-            yield units
-    for run in runs:
-        yield pages.section(run)
+    units = [pages.units(of_network) for of_network in networks.values()]  # have room first
+    yield from map(pages.section, runs)
+    yield from (section for section in units if section is not None)
 
 
 def page_of_new(

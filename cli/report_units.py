@@ -45,7 +45,7 @@ class Units:
         self._runs.append(run)
         for entry in patches.load(run).filters:
             unit = self._unit(entry.layer, entry.filter)
-            unit.numbers["fires on"] = entry.active_share
+            unit.numbers["active on (%)"] = 100 * entry.active_share
             unit.numbers["highest"] = entry.highest
             if entry.classes:
                 label, count = next(iter(entry.classes.items()))
@@ -82,12 +82,13 @@ class Units:
     def _read_sweep(self, run: FinishedRun) -> None:
         for effect in ablation.load(run).effects:
             unit = self._unit(effect.layer, effect.filter)
-            unit.numbers["off: change"] = effect.change
+            points, unit_of = (1, "change") if effect.correct is None else (100, "points")
+            unit.numbers[f"when removed ({unit_of})"] = points * effect.change
             if effect.p_value is not None:
-                unit.numbers["off: p"] = effect.p_value
+                unit.numbers["p value"] = effect.p_value
             if effect.hurts is not None:
-                unit.numbers["hurts"] = effect.hurts
-                unit.numbers["hurts by"] = effect.hurts_change
+                unit.numbers["worst class"] = effect.hurts
+                unit.numbers[f"its change ({unit_of})"] = points * effect.hurts_change
 
     def _read_layers(self, run: FinishedRun) -> None:
         rows = {row.name: row for row in layers.load(run).layers}

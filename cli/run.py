@@ -17,6 +17,9 @@ from cnnviz.cli.options import ModelOptions, OutputOptions
 from cnnviz.core.choices import FigureFormat, whole_number
 from cnnviz.core.data.datasets import ImageData, open_data
 from cnnviz.core.data.shards import Shard, of_environment
+from cnnviz.core.errors import UsageError
+from cnnviz.core.models.boxes import Boxes
+from cnnviz.core.models.files.checkpoints import file_sha256
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.trained import BUNDLED
 from cnnviz.core.output.record import to_json
@@ -42,6 +45,7 @@ class Run:
         caption: small text below every figure.
         shard: the share of the images, if there is one.
         identity: what the results depend on, if the command's journal is of lines.
+        outputs: the options that say what the network's outputs are, and their files.
         folder: where the files go, after `open`.
     """
 
@@ -56,6 +60,7 @@ class Run:
         self._notes: list[str] = []
         self.shard: Shard | None = None
         self.identity: Mapping[str, Any] = {}
+        self.outputs: tuple[object, ...] = ()
         self.console = Console(output)
         current().begin(command, output.junit)
 
@@ -91,13 +96,34 @@ class Run:
             )
         return data
 
-    def load(self, options: ModelOptions, *, scores: bool = True, features: bool = False) -> Model:
+    def load(
+        self,
+        options: ModelOptions,
+        *,
+        scores: bool = True,
+        features: bool = False,
+        boxes: bool = False,
+    ) -> Model:
         """Loads the model; `open` prints notes about it, as a mistake in the options is one line.
 
         Without `scores`, a network that has no class scores is accepted, too; with `features`, one
-        whose weights hold no classifier.
+        whose weights hold no classifier; with `boxes`, a detector.
+
+        Raises:
+            UsageError: it is a detector, which the command does not take.
         """
+        files = [options.like] if options.like else []
+        files += [Path(file) for _, file in options.inputs]
         model = self._placed(options).load(scores=scores, features=features)
+        self.outputs = (
+            options.head, options.pick, options.threshold, options.like_layer, options.texts,
+            options.inputs, options.cover, [file_sha256(file) for file in files],
+        )  # fmt: skip
+        if isinstance(model.target, Boxes) and not boxes:
+            raise UsageError(
+                f"{model.name} returns boxes, which {self.command} does not take; cnnviz detect "
+                "and cnnviz occlude --box do"
+            )
         demo = model.name == BUNDLED and BUNDLED not in " ".join(sys.argv)
         if demo and not self._output.quiet:
             self._notes.append(

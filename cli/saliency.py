@@ -1,14 +1,14 @@
-"""`cnnviz saliency`: what the gradient says about an image, and whether occlusion agrees."""
+"""`cnnviz saliency`: traces predictions back, and compares the maps with occlusion."""
 
+import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cnnviz.cli.commands.images import SaliencyCommand
 from cnnviz.cli.per_image import Advance, ImageRun, ImageStudy
@@ -25,9 +25,10 @@ from cnnviz.core.output.overlays import photograph
 from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.gradients.experiment import default_layer
 from cnnviz.gradients.experiment import saliency as trace_back
-from cnnviz.gradients.figures import BAR_LABELS, class_line, draw, draw_comparison, unit
-from cnnviz.gradients.options import LAST_CONV, Method, SaliencySpec
+from cnnviz.gradients.figures import class_line, draw, draw_comparison
+from cnnviz.gradients.options import LAST_CONV, OF_METHODS, SaliencySpec
 from cnnviz.gradients.results import Comparison, SaliencyResult
+from cnnviz.gradients.rules import RULED, SAMPLED, captum, try_rule
 from cnnviz.occlusion.experiment import Occluder
 from cnnviz.occlusion.options import OcclusionSpec, Score
 from cnnviz.trust.figures import Shown
@@ -35,6 +36,7 @@ from cnnviz.trust.figures import draw as draw_cards
 from cnnviz.trust.judge import Judge
 from cnnviz.trust.results import check_verdicts
 
+_log = logging.getLogger("cnnviz")
 INPUT, ARRAYS, COMPARISON = "input.png", "saliency.npz", "comparison.png"
 
 
@@ -46,6 +48,7 @@ def saliency(given: SaliencyCommand) -> None:
     loaded = run.load(given.model)
     _check_model(loaded, given.spec)
     study = _Study(given, loaded)
+    run.note_common(inside=given.spec.inside)
     depends = {
         "options": given.spec,
         "look": given.look,
@@ -60,18 +63,24 @@ def saliency(given: SaliencyCommand) -> None:
 def _check(given: SaliencyCommand) -> None:
     if given.compare is None and (given.mask is not None or given.stride is not None):
         raise UsageError("--mask and --stride need --compare occlusion, which places masks")
-    if given.spec.method is not Method.GRAD_CAM and given.spec.layer != LAST_CONV:
-        raise UsageError(
-            f"--layer needs --method grad-cam; {given.spec.method} depends on pixels, not layers"
-        )
+    spec, default = given.spec, SaliencySpec()
+    for field, methods in OF_METHODS.items():
+        if spec.method not in methods and getattr(spec, field) != getattr(default, field):
+            raise UsageError(
+                f"--{field} needs --method {' or '.join(methods)}; {spec.method} has none"
+            )
+    if spec.method in SAMPLED:
+        captum(spec.method)
 
 
 def _check_model(model: Model, spec: SaliencySpec) -> None:
-    """Checks the layer, the classes and the place before any image."""
-    if spec.method is Method.GRAD_CAM:
+    """Checks the method, the layer, the classes and the place before any image."""
+    if spec.method.of_layer:
         layer = default_layer(model) if spec.layer == LAST_CONV else spec.layer
         find_layer(model.module, layer, model.name)
         note_repeats(model, [layer])
+    if spec.method in RULED and (note := try_rule(model, spec.method)):
+        _log.warning("note: %s", note)
     resolve_targets(spec.targets, torch.zeros(model.classes), model.labels, model.head)
     Place(model, spec.at, spec.inside)
 
@@ -80,7 +89,7 @@ class _Study(ImageStudy[SaliencyResult, SaliencyResult]):
     """Traces an image's prediction back, and compares the maps with occlusion on request."""
 
     kind = SaliencyResult
-    work, title = "tracing back", "Saliency"
+    work, title = "computing gradients", "Saliency"
 
     def __init__(self, given: SaliencyCommand, model: Model) -> None:
         self._given, self._model, self._spec = given, model, given.spec
@@ -109,7 +118,7 @@ class _Study(ImageStudy[SaliencyResult, SaliencyResult]):
         if self.judge:
             self.columns = (*self.columns, "verdict")
         self.arrays, self.photo, self.look = ARRAYS, INPUT, given.look
-        self.unit = BAR_LABELS[given.spec.method]
+        self.unit = given.spec.method.unit
         if given.min_trust is not None:
             self.checks = [partial(check_verdicts, minimum=given.min_trust)]
 
@@ -125,13 +134,9 @@ class _Study(ImageStudy[SaliencyResult, SaliencyResult]):
         if self.judge is None:
             return result
 
-        def make(image: WorkingImage, classes: Sequence[int]) -> dict[int, Tensor]:
-            traced = trace_back(self._model, image, self._spec, classes=classes)
-            return {entry.index: entry.map_HW for entry in traced.targets}
-
         maps = {entry.index: entry.map_HW for entry in result.targets}
         occluded = self.judge.occluder.run(image)
-        cards = self.judge.of_maps(occluded, maps, make, result.method.value)
+        cards = self.judge.of_maps(occluded, maps)
         pairs = zip(result.targets, cards, strict=True)
         return replace(result, targets=tuple(replace(entry, trust=card) for entry, card in pairs))
 
@@ -170,10 +175,10 @@ class _Study(ImageStudy[SaliencyResult, SaliencyResult]):
             for entry in result.targets
             if entry.trust is not None
         ]
-        figures = draw(result, look, [judged.card.line for judged in shown])
+        figures = draw(result, look, [judged.verdict for judged in shown])
         if shown:
             beneath, has_classes = photograph(result.working), result.head.has_classes
-            figures |= draw_cards(shown, look, unit(result), beneath, has_classes)
+            figures |= draw_cards(shown, look, result.unit, beneath, has_classes)
         if self._other is not None:
             figures[COMPARISON] = draw_comparison(result, look)
         folder.write_image(INPUT, image_pixels(result.working))

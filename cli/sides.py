@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cnnviz.audit import results as audits
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models.boxes import BoxReading
 from cnnviz.core.output.record import to_json
 from cnnviz.core.output.summary import FinishedRun, read_summary, run_folders
 from cnnviz.diff.sides import Answers, Evidence, Layer, Side
@@ -98,7 +99,10 @@ def _occlude(run: FinishedRun) -> ComparedRun:
         measured = load(run.file(entries[image].folder))
         if measured.head.has_classes:
             return look(measured, PanelSpec())
-        return look(measured, PanelSpec(targets=(str(entries[image].targets[0].index),)))
+        first = entries[image].targets[0].index
+        if isinstance(measured.reading, BoxReading):
+            return look(measured, PanelSpec(boxes=(str(first + 1),)))
+        return look(measured, PanelSpec(targets=(str(first),)))
 
     maps, pixels, answers, reliance, inside = [], [], [], [], []
     question: dict[str, object] = {}

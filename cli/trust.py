@@ -4,26 +4,28 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from cnnviz.cli.commands.images import TrustCommand
 from cnnviz.cli.per_image import Advance, ImageRun, ImageStudy
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.outlines import outline_mask, read_outlines
-from cnnviz.core.data.rasters import read_map
+from cnnviz.core.data.rasters import check_npy, read_map
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.drawing import image_pixels
 from cnnviz.core.output.overlays import photograph
 from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.core.output.summary import class_fields
-from cnnviz.occlusion.figures import unit
+from cnnviz.occlusion.figures import COMPARED, unit
 from cnnviz.occlusion.maps import judge
 from cnnviz.trust.figures import Shown, draw, draw_maps
 from cnnviz.trust.judge import Judge
 from cnnviz.trust.results import JudgedMap, TrustResult, check_verdicts
 
 OCCLUSION = "occlusion"
+INPUT, ARRAYS = "input.png", "trust.npz"
 
 
 def trust(given: TrustCommand) -> None:
@@ -33,6 +35,7 @@ def trust(given: TrustCommand) -> None:
     maps = _find_maps(given.given, paths)
     loaded = run.load(given.model)
     study = _Study(given, loaded, maps)
+    run.note_common(expect=given.expect, inside=given.spec.inside)
     depends = {
         "options": given.spec,
         "look": given.look,
@@ -60,6 +63,7 @@ def _find_maps(given: Path | None, paths: list[Path]) -> dict[Path, Path]:
                 f"--map {given} is one map, and there are {len(paths)} images; give a folder with "
                 "a map named like each"
             )
+        check_npy(given)
         return {paths[0]: given}
     maps = {path: given / f"{path.stem}.npy" for path in paths}
     missing = [path for path, name in maps.items() if not name.exists()]
@@ -75,17 +79,22 @@ class _Study(ImageStudy[TrustResult, TrustResult]):
     """Judges the maps of one image."""
 
     kind = TrustResult
-    work, title = "judging", "Trust"
+    work, title = "scoring maps", "Trust"
 
     def __init__(self, given: TrustCommand, model: Model, maps: dict[Path, Path]) -> None:
-        self._look, self._maps = given.look, maps
+        self._maps, self._head, self.look = maps, model.head, given.look
+        self.arrays, self.photo = ARRAYS, INPUT
         self._judge = Judge.of(
             model, given.spec, seed=given.model.seed, batch_size=given.model.batch_size
         )
+        compared = COMPARED[self._judge.occluder.score]
+        self.unit = "the map's own unit" if maps else f"mean {compared}"
         self._expected = read_outlines(given.expect) if given.expect else None
         self.steps = self._judge.occluder.positions
         p = "p" if model.head.has_classes else "value"
         self.columns = ("image", "class", p, "gain", "chance", "verdict")
+        if self._expected:
+            self.columns = (*self.columns[:-1], "hit", "inside", "verdict")
         if given.min_trust is not None:
             self.checks = [partial(check_verdicts, minimum=given.min_trust)]
 
@@ -132,11 +141,19 @@ class _Study(ImageStudy[TrustResult, TrustResult]):
         of_occlusion = result.map == OCCLUSION
         map_unit = unit(result.occlusion) if of_occlusion else "the map's own unit"
         beneath, has_classes = photograph(measured.image), measured.head.has_classes
-        folder.write_image("input.png", image_pixels(measured.image))
-        folder.write_figure("overlay.png", draw_maps(shown, self._look, map_unit, beneath))
-        figures = draw(shown, self._look, map_unit, beneath, has_classes)
+        folder.write_image(INPUT, image_pixels(measured.image))
+        maps = np.stack([target.map_HW.numpy() for target in result.targets])
+        targets = np.array([target.index for target in result.targets])
+        folder.write_npz(ARRAYS, maps=maps, targets=targets)
+        folder.write_figure("overlay.png", draw_maps(shown, self.look, map_unit, beneath))
+        figures = draw(shown, self.look, map_unit, beneath, has_classes)
         for name, figure in figures.items():
             folder.write_figure(name, figure)
+
+    def line(self, entry: TrustResult) -> str:
+        first = entry.targets[0]
+        read = self._head.text(first.reading)
+        return f"{Path(entry.image).name}\n{first.class_}  {read}\nverdict: {first.trust.verdict}"
 
     def rows(self, entry: TrustResult) -> Iterator[tuple[object, ...]]:
         for target in entry.targets:
@@ -146,7 +163,8 @@ class _Study(ImageStudy[TrustResult, TrustResult]):
                 Path(entry.image).name,
                 target.class_,
                 f"{target.probability:.3f}" if target.value is None else f"{target.value:.4g}",
-                f"{chance.gain:.3f}",
+                f"{target.trust.gain:.3f}",
                 f"{low:.3f} to {high:.3f}",
+                *target.cells,
                 target.trust.verdict,
             )

@@ -52,6 +52,11 @@ def whole_number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None
 
 
+def percent(share: float | None, digits: int = 0) -> str:
+    """A share as text, "95 %"; a dash for None."""
+    return "-" if share is None else f"{100 * share:.{digits}f} %"
+
+
 def pixels(text: str, option: str) -> tuple[int, int]:
     """Parse `15` to (15, 15) and `15x30` to (15, 30): rows, columns; `option` is for the error."""
     match = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text.lower())

@@ -126,6 +126,35 @@ def point(text: str, option: str) -> tuple[float, float]:
     return found[0], found[1]
 
 
+def box_name(text: str, option: str) -> str:
+    """`all`, `3`, `dog` or `dog@2` to itself.
+
+    Raises:
+        UsageError: anything else.
+    """
+    name, at, nth = text.partition("@")
+    if not name.strip() or whole_number(text) == 0 or (at and not whole_number(nth)):
+        raise UsageError(
+            f"invalid box '{text[:40]}'; {option} takes a number from 1, a class, the N-th of a "
+            "class as dog@2, or all"
+        )
+    return text
+
+
+def name_and_file(text: str, option: str) -> tuple[str, str]:
+    """`table=row.json` to (`table`, `row.json`).
+
+    Raises:
+        UsageError: not a name and a file.
+    """
+    name, _, file = text.partition("=")
+    if not name.isidentifier() or not file:
+        raise UsageError(
+            f"invalid input '{text[:60]}'; {option} takes NAME=FILE, as table=row.json"
+        )
+    return name, file
+
+
 def images_at_a_time(text: str, option: str) -> int | None:
     """`auto` to None, a positive whole number to itself."""
     if text == "auto":

@@ -14,17 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from cnnviz.core.choices import percent
 from cnnviz.core.output.drawing import Column, draw_bars, label_axes, name_rows, names_width
 from cnnviz.core.output.layout import Cell, board, in_rows, picture, plot, words
 from cnnviz.core.output.options import Look
-from cnnviz.core.output.overlays import (
-    MOST_COLUMNS,
-    Scale,
-    draw_picture,
-    paint_map,
-    scales,
-    small,
-)
+from cnnviz.core.output.overlays import MOST_COLUMNS, draw_picture, map_cell, scales, small
 from cnnviz.core.output.style import BLUE, SMALL, ink
 from cnnviz.diff.options import NAMED
 from cnnviz.diff.results import DiffResult, FilterChange, ImageChange
@@ -82,27 +76,13 @@ def draw_maps(
         ):
             sure = "" if probability is None else f" {probability:.2f}"
             lines = f"{name}: {predicted}{sure}" if row else f"{title}\n{name}: {predicted}{sure}"
-            row.append(_map(map_HW, over, scale, look, lines))
+            row.append(map_cell(map_HW, scale, look, over, lines, width=200.0))
         rows.append(row)
     return board(rows)
 
 
 def _picture(pixels: Pixels, size: tuple[int, int], title: str) -> Cell:
     return picture(lambda axes: draw_picture(axes, pixels, size), size, title, width=200.0)
-
-
-def _map(
-    map_HW: NDArray[np.floating], over: Pixels | None, scale: Scale, look: Look, title: str
-) -> Cell:
-    size = (int(map_HW.shape[0]), int(map_HW.shape[1]))
-    bar = scale.bar if over is None else scale.bar_over
-    return picture(
-        lambda axes: paint_map(axes, map_HW, scale, look.display, over),
-        size,
-        title,
-        bar=bar,
-        width=200.0,
-    )
 
 
 def _label(change: ImageChange, before: str) -> str:
@@ -132,7 +112,7 @@ def draw_neighbors(
         text = (
             f"{PurePath(change.image).name}\n{_label(change, 'is ')}"
             f"{names[0]}: {change.a}, {names[1]}: {change.b}\n"
-            f"keeps {change.kept or 0:.0%} of {len(near_a)} neighbours"
+            f"keeps {percent(change.kept or 0)} of {len(near_a)} neighbours"
         )
         cells: list[Small | None] = [Small(read(change.image), "the image")]
         for side, nearest, other in zip(names, (near_a, near_b), (near_b, near_a), strict=True):

@@ -78,7 +78,7 @@ class Layer:
 
     Attributes:
         filters: their numbers.
-        strength_F: norm of the kernel, share of images it fires on, or harm of its removal.
+        strength_F: norm of the kernel, share of images it is active on, or harm of its removal.
         dead_F: whether it does nothing.
         kernels_FD: their weights.
         images: the images of each filter's strongest patches.

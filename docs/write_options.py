@@ -27,7 +27,7 @@ SHARED = ("model", "figures", "output")
 INTRODUCTION = """# Options that commands share
 
 Same name, same meaning in every command that has them. `cnnviz COMMAND --help` lists all options of
-a command; its page lists those of its own.
+a command; its page lists its other options.
 """
 
 

@@ -18,21 +18,61 @@ from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
+from torchvision.models import SqueezeNet1_1_Weights
 
 from cnnviz.cli.main import run
+from cnnviz.gradients.options import Method
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "img"
 PHOTOS = "sample_photos"
 NET = "--model squeezenet1_1 --checkpoint squeezenet1_1.pth"
-LAYER = "--layer features.block2.conv2"
+DETECTOR = "--model windows.py:make --checkpoint squeezenet1_1.pth --labels names.txt --size 448"
+WINDOWS = """
+'A detector by hand: SqueezeNet in windows of a quarter of the image.'
+import torch
+from torch.nn.functional import avg_pool2d
+from torchvision.models import SqueezeNet
+from torchvision.ops import batched_nms
+
+class Windows(SqueezeNet):
+    score_thresh, nms_thresh, detections_per_img = 0.5, 0.2, 100
+    def forward(self, images):
+        maps = self.classifier[1](self.features(images)).relu()
+        side = maps.shape[2] // 2
+        step = side // 2 + 1
+        shares = avg_pool2d(maps, side, step).softmax(1)
+        rows, columns = shares.shape[2:]
+        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        corners = torch.stack([x, y], -1).flatten(0, 1).repeat_interleave(20, 0) * step
+        boxes = torch.cat([corners, corners + side], 1) * (images.shape[2] / maps.shape[2])
+        found = []
+        for scores, labels in zip(*shares.flatten(2).transpose(1, 2).topk(20, 2)):
+            scores, labels = scores.flatten(), labels.flatten()
+            kept = (scores > self.score_thresh).nonzero().flatten()
+            if self.nms_thresh < 1:
+                best = batched_nms(boxes[kept], scores[kept], labels[kept], self.nms_thresh)
+                kept = kept[best]
+            kept = kept[: self.detections_per_img]
+            found.append({"boxes": boxes[kept], "scores": scores[kept], "labels": labels[kept]})
+        return found
+
+def make():
+    return Windows(version="1_1")
+"""
 MOST_BYTES, WIDTH = 80_000, 1000
 PICTURES = {
     "occlude": (
         f"occlude {PHOTOS}/soccer-ball.jpg {NET} --sufficient",
         ("overlay", "agreement", "sufficient"),
     ),
+    "detect": (f"detect mosaic.png {DETECTOR}", ("boxes",)),
+    "targets": (
+        f"occlude mosaic.png {DETECTOR} --box all --mask 96 --stride 48",
+        ("overlay", "boxes"),
+    ),
+    "like": (f"occlude {PHOTOS}/soccer-ball.jpg {NET} --like {PHOTOS}/balloon.jpg", ("overlay",)),
     "render": (
         "render run/occlude/soccer-ball --target top3 --score probability --colormap jet",
         ("overlay",),
@@ -48,7 +88,11 @@ PICTURES = {
     ),
     "layers": ("layers data --gradients", ("statistics",)),
     "filters": (f"filters {NET}", ("kernels_features.0", "gabor_features.0")),
-    "max-patches": (f"max-patches data {LAYER} --filters random:6 --top 8", ("patches",)),
+    "max-patches": (
+        f"max-patches {PHOTOS} {NET} --layer features.12.expand3x3_activation "
+        "--filters 83,137,227 --top 5 --evidence",
+        ("patches", "evidence"),
+    ),
     "ablate": (
         "ablate data --filters stem.conv:random:8 --sweep stem.conv",
         ("classes", "confusions", "sweep"),
@@ -56,6 +100,16 @@ PICTURES = {
     "tsne": ("tsne data --perplexity 20", ("scatter", "grid")),
     "audit": ("audit data --stride 4", ("overview", "class_frog")),
     "diff": ("diff run/audit run/other --data data --top 4", ("worst", "classes")),
+}
+DAISY = f"saliency {PHOTOS}/daisy.jpg {NET} --width 640 --method"
+METHODS = {
+    **{method: "" for method in Method if not method.of_layer},
+    **{method: "--layer features.12" for method in Method if method.of_layer},
+    Method.LAYERCAM: "--layer features.5",
+}
+PICTURES |= {
+    f"saliency-{method}": (f"{DAISY} {method} {layer}", ("overlay",))
+    for method, layer in METHODS.items()
 }
 BEFORE = {"diff": "audit data --stride 4 --mean 0.4,0.5,0.6 --out run/other"}
 
@@ -79,6 +133,18 @@ def make_data(folder: Path, each: int = 20) -> None:
             pixels = np.asarray(part)[:, :: random.choice([-1, 1])] * random.uniform(0.8, 1.2)
             varied = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
             varied.save(folder / path.stem / f"{number:02}.png")
+
+
+def make_detector() -> None:
+    """A detector, its class names, and four photographs in one image."""
+    Path("windows.py").write_text(WINDOWS)
+    names = SqueezeNet1_1_Weights.IMAGENET1K_V1.meta["categories"]
+    Path("names.txt").write_text("\n".join(names))
+    mosaic = Image.new("RGB", (448, 448))
+    for number, name in enumerate(("soccer-ball", "daisy", "balloon", "traffic-light")):
+        photo = ImageOps.fit(Image.open(Path(PHOTOS, f"{name}.jpg")), (224, 224))
+        mosaic.paste(photo, (number % 2 * 224, number // 2 * 224))
+    mosaic.save("mosaic.png")
 
 
 def save_small(picture: Path, target: Path) -> None:
@@ -117,6 +183,7 @@ def main() -> int:
         Path(PHOTOS).symlink_to(ROOT / PHOTOS)
         Path(weights.name).symlink_to(weights)
         make_data(Path("data"))
+        make_detector()
         for command in given.commands:
             for figure, name in made(command):
                 save_small(figure, IMAGES / name)

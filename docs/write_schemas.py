@@ -28,6 +28,7 @@ from cnnviz.filters.kernels import results as kernels
 from cnnviz.filters.layers import results as layers
 from cnnviz.filters.patches import results as patches
 from cnnviz.gradients import results as gradients
+from cnnviz.occlusion import boxes
 from cnnviz.occlusion import results as occlusion
 from cnnviz.trust import results as trust
 
@@ -42,6 +43,7 @@ SUMMARIES: dict[str, Any] = {
     "saliency": list[gradients.SaliencyResult],
     "trust": list[trust.TrustResult],
     "activations": list[activations.Activations],
+    "detect": list[boxes.Detected],
     "filters": kernels.FilterResults,
     "layers": layers.Inventory,
     "max-patches": patches.MaxPatches,
@@ -52,7 +54,7 @@ SUMMARIES: dict[str, Any] = {
 }
 WITHOUT_RUN = {"models": Listing, "doctor": Report}
 """Commands that print JSON and write no summary."""
-PER_IMAGE = {"occlude", "saliency", "trust", "activations"}
+PER_IMAGE = {"occlude", "saliency", "trust", "activations", "detect"}
 FOLDER = {
     "type": "string",
     "description": "where its files are, relative to the folder of this summary",

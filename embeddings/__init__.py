@@ -7,6 +7,7 @@ from cnnviz.core.lazy import lazily
 if TYPE_CHECKING:
     from cnnviz.embeddings.experiment import embed
     from cnnviz.embeddings.figures import scatter
+    from cnnviz.embeddings.likeness import describe, like
     from cnnviz.embeddings.options import EmbeddingSpec, Method, Pool
     from cnnviz.embeddings.results import EmbeddingResult, load
 else:
@@ -15,9 +16,20 @@ else:
         {
             "experiment": ("embed",),
             "figures": ("scatter",),
+            "likeness": ("describe", "like"),
             "options": ("EmbeddingSpec", "Method", "Pool"),
             "results": ("EmbeddingResult", "load"),
         },
     )
 
-__all__ = ["EmbeddingResult", "EmbeddingSpec", "Method", "Pool", "embed", "load", "scatter"]
+__all__ = [
+    "EmbeddingResult",
+    "EmbeddingSpec",
+    "Method",
+    "Pool",
+    "describe",
+    "embed",
+    "like",
+    "load",
+    "scatter",
+]

@@ -36,6 +36,8 @@ from cnnviz.embeddings.quality import UNKNOWN
 FEATURES = "features.npz"
 MEMORY_BUDGET = 1 << 30
 FORMAT = "cnnviz features 1"
+LONGEST = 2.0**62
+"""The maximum length of a vector of features: squared distances must fit into float32."""
 _AXES = {"features": 0, "predicted": 0, "indices": 0}
 _LIKE = {"predicted": np.empty(0, np.int64), "indices": np.empty(0, np.int64)}
 
@@ -61,6 +63,12 @@ class Features:
     errors: tuple[tuple[str, str], ...]
     key: str
     reused: bool = False
+
+
+def usable(values_ND: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which vectors are finite and short enough to be compared, (N,)."""
+    squares_N = np.einsum("nd,nd->n", values_ND, values_ND, dtype=np.float64)
+    return np.asarray(squares_N <= LONGEST**2)
 
 
 def _structure(model: Model) -> str:
@@ -129,15 +137,16 @@ class _Collected:
     errors: list[tuple[int, str]] = field(default_factory=list)
 
     def add(self, indices: list[int], features: NDArray[np.float32], logits: torch.Tensor) -> None:
-        finite = np.isfinite(features).all(axis=1) & logits.isfinite().all(dim=1).numpy()
-        self.store.add(features[finite])
+        good_N = usable(features) & logits.isfinite().all(dim=1).numpy()
+        self.store.add(features[good_N])
         predicted = logits.argmax(1).tolist() if self.classes else [UNKNOWN] * len(indices)
-        for index, good, best in zip(indices, finite, predicted, strict=True):
+        for index, good, best in zip(indices, good_N, predicted, strict=True):
             if good:
                 self.indices.append(index)
                 self.predicted.append(best)
             else:
-                self.errors.append((index, "its features are not finite; try --precision fp32"))
+                text = "its features are not finite or too large; try --precision fp32"
+                self.errors.append((index, text))
 
 
 def default_batch_size(device: torch.device) -> int:
@@ -243,8 +252,7 @@ def check(progress: Progress) -> None:
     if any(row.shape != values_ND.shape[:1] for row in [*rows, arrays["images"]]):
         raise ValueError("its arrays are of different images")
     progress.check_images(arrays["indices"], len(errors))
-    finite = all(np.isfinite(row).all() for row in values_ND)  # one by one: they may be on disk
-    if not finite or (arrays["predicted"] < 0).any():
+    if not usable(values_ND).all() or (arrays["predicted"] < 0).any():
         raise ValueError("its numbers are out of range")
 
 
@@ -265,4 +273,6 @@ def read_vectors(path: Path) -> tuple[NDArray[np.float32], tuple[str, ...]]:
     """Reads the features (N, D) and the names of their images from a finished run's file."""
     with open_arrays(path) as stored:
         values = np.array(stored["features"], np.float32)
+        if not usable(values).all():
+            raise ValueError("features are not finite or too large")
         return values, tuple(str(image) for image in stored["images"])

@@ -8,6 +8,7 @@ repeat with another marker; beyond sixty the markers repeat too, and names are w
 Shapes: N images.
 """
 
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -23,12 +24,14 @@ from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
+from cnnviz.core.choices import percent
+from cnnviz.core.output.canvas import Entry
 from cnnviz.core.output.drawing import label_axes
-from cnnviz.core.output.layout import PANEL, Cell, Entry, board, in_rows, plot
+from cnnviz.core.output.layout import PANEL, Cell, board, in_rows, plot
 from cnnviz.core.output.style import SMALL, ink
 from cnnviz.core.output.text import LINE, escape, text_width
 from cnnviz.embeddings.quality import UNKNOWN, LabelQuality
-from cnnviz.embeddings.results import MEASURES, EmbeddingResult, Map
+from cnnviz.embeddings.results import MEASURES, Embedding, EmbeddingResult, Map
 
 PALETTE = (
     "#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6",
@@ -41,6 +44,7 @@ DISTINCT = len(PALETTE) * len(MARKERS)
 LEGEND_ROWS = 30
 NAMED_BARS = 8
 RING, CORNER = "o", "s"
+_FEW = 3  # points that their name does not cover
 
 
 def color_of(label: int) -> str:
@@ -86,15 +90,31 @@ class Groups:
         return [int(group) for group in np.unique(self.group_N) if group != UNKNOWN]
 
 
-def groups_of(result: EmbeddingResult) -> Groups:
+def _natural(name: str) -> str:
+    """A key that orders numbers in names by value."""
+    return re.sub(r"[0-9]+", lambda digits: digits[0].zfill(20), name)
+
+
+def groups_of(result: Embedding) -> Groups:
     """The classes of labelled data; else the predictions, of which rare ones are one group."""
-    if result.image_data.classes:
-        return Groups(tuple(result.image_data.classes), result.labels_N)
+    if any(result.label_names):
+        classes = tuple(sorted(set(result.label_names) - {""}, key=_natural))
+        numbers = {name: number for number, name in enumerate(classes)} | {"": UNKNOWN}
+        labels = [numbers[name] for name in result.label_names]
+        return Groups(classes, np.array(labels, np.int64))
     common = Counter(result.predicted_names).most_common(len(PALETTE))
     names = tuple(name for name, _ in common)
     places = {name: place for place, name in enumerate(names)}
     found = [places.get(name, UNKNOWN) for name in result.predicted_names]
     return Groups(names, np.array(found or [UNKNOWN] * result.images, np.int64), predicted=True)
+
+
+def looks_of(result: Embedding) -> dict[str, tuple[str, str]]:
+    """The colour and marker of each group, and, of labelled data, of predictions of other names."""
+    names = dict.fromkeys(groups_of(result).names)
+    if any(result.label_names):
+        names |= dict.fromkeys(name for name, _ in Counter(result.predicted_names).most_common())
+    return {name: (color_of(place), marker_of(place)) for place, name in enumerate(names) if name}
 
 
 def _point_size(count: int) -> float:
@@ -170,7 +190,8 @@ def _name_groups(axes: Axes, groups: Groups, places_N2: NDArray[np.float32]) -> 
         x, y = axes.transData.transform(np.median(places_N2[groups.group_N == group], axis=0))
         wide, high = dots * text_width(name, size), dots * size * LINE
         x = np.clip(x, axes.bbox.x0 + wide / 2, axes.bbox.x1 - wide / 2)
-        for step in (0, 1, -1, 2, -2, 3, -3):
+        few = (groups.group_N == group).sum() <= _FEW  # which the name would hide
+        for step in (1, -1, 2, -2, 3, -3) if few else (0, 1, -1, 2, -2, 3, -3):
             box = Bbox.from_bounds(x - wide / 2, y - high / 2 + step * high, wide, high)
             if crowded or not any(box.overlaps(other) for other in taken):
                 taken.append(box)
@@ -232,7 +253,7 @@ def side_by_side(result: EmbeddingResult) -> Figure:
     cells: list[Cell] = []
     for map_ in result.maps:
         kept = map_.quality.preservation_10
-        share = "" if kept is None else f"\n{kept:.1%} of 10 nearest kept"
+        share = "" if kept is None else f"\n{percent(kept, 1)} of 10 nearest kept"
         cells.append(
             plot(
                 lambda axes, map_=map_: _paint_points(axes, result, map_, named=False),  # type: ignore[misc]

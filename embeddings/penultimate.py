@@ -96,7 +96,7 @@ def head_input(traced: fx.GraphModule) -> fx.Node:
     before = list({_without_noops(traced, node) for node in inputs})
     if len(inputs) != len(met) or len(before) != 1:
         raise UsageError(
-            "the classifier head was not found (no layer with weights stands alone before the "
+            "the classifier head was not found (no single layer with weights comes before the "
             "output); name the layer whose features you want with --layer"
         )
     return inputs[0] if len(met) == 1 else before[0]
@@ -128,7 +128,7 @@ def _run_penultimate(model: Model) -> tuple[Run, str]:
         both = _with_value_of(traced, head_input(traced))
     except (Untraceable, UsageError) as error:
         check_open(model.module, model.name)
-        if (head := _last_linear(model)) is not None:
+        if (head := last_linear(model)) is not None:
             return _run_input(fast(model, [head]), head), f"{PENULTIMATE} (before {head})"
         if isinstance(error, UsageError):
             raise
@@ -146,8 +146,8 @@ def _run_penultimate(model: Model) -> tuple[Run, str]:
     return run, f"{PENULTIMATE} ({where})"
 
 
-def _last_linear(model: Model) -> str | None:
-    """The linear layer whose output equals the network's; for networks that cannot be traced."""
+def last_linear(model: Model) -> str | None:
+    """Find the linear layer whose output is the network's; for networks that cannot be traced."""
     layers = named_layers(model.module)
     linear = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
     noise = torch.randn(model.blank().shape, generator=torch.Generator().manual_seed(0))

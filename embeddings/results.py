@@ -12,6 +12,7 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnviz.core.choices import percent
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.files import csv_rows, read_text
@@ -265,7 +266,7 @@ class Measure:
         value = self.value(quality)
         if value is None:
             return "-" if hasattr(quality, self.field) else ""
-        return f"{value:.1%}" if self.percent else f"{value:.3f}"
+        return percent(value, 1) if self.percent else f"{value:.3f}"
 
 
 MEASURES = (

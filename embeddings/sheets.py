@@ -1,7 +1,7 @@
 """Maps made of the images themselves: at their places, or snapped to a grid.
 
 They are composed pixel by pixel, so that thumbnails stay sharp, and framed in the colors of the
-classes. On the grid every image gets a cell of its own, as near to its place as possible. Up to
+classes. On the grid every image gets a separate cell, as near to its place as possible. Up to
 1,500 images this is one linear assignment, which is optimal. Its cost grows with n³, so larger maps
 start from a recursive halving of the plane and are improved by optimal assignments within windows
 that overlap from one sweep to the next; on clustered maps of 800 to 1,500 points the sum of squared

@@ -31,7 +31,6 @@ from cnnviz.core.errors import UsageError
 from cnnviz.core.graph.receptive_field import ReceptiveField, receptive_fields
 from cnnviz.core.graph.trace import Untraceable
 from cnnviz.core.models.layers import (
-    Form,
     Layout,
     Layouts,
     check_open,
@@ -180,8 +179,8 @@ def _pick(selection: Selection, counts: Mapping[str, int]) -> dict[str, list[int
         outside = [channel for channel in selection.channels if channel >= count]
         if outside:
             raise UsageError(
-                f"no channel {outside[0]} in '{selection.text}'; "
-                f"layer '{name}' has {count} channels, 0 to {count - 1}"
+                f"channel {outside[0]} in '{selection.text}' does not exist; "
+                f"layer '{name}' has channels 0 to {count - 1}"
             )
         named = set(selection.channels)
         if selection.pick is not Pick.THESE:
@@ -230,12 +229,11 @@ class LayerChannels:
 
     Args:
         model: the network.
-        maps_only: whether to refuse layers whose output is not (N, C, H, W).
     """
 
-    def __init__(self, model: Model, *, maps_only: bool = True) -> None:
+    def __init__(self, model: Model) -> None:
         check_open(model.module, model.name)
-        self._model, self._maps_only = model, maps_only
+        self._model = model
         self._layouts = Layouts(model)
         self._known: dict[str, Layout | None] = {}
 
@@ -262,11 +260,6 @@ class LayerChannels:
         layout = self._known[name]
         if layout is None:
             raise not_run(name)
-        if self._maps_only and layout.form is not Form.MAPS:
-            raise UsageError(
-                f"layer '{name}' outputs ({layout.form}), not maps (images, channels, rows, "
-                "columns); name a convolution, or a layer between convolutions"
-            )
         return layout
 
     def find(self, names: Sequence[str]) -> None:
@@ -289,7 +282,7 @@ def choose_filters(
         layers: names, or patterns with `*`; if empty, all convolutions that run.
         seed: for random draws.
     """
-    known = LayerChannels(model, maps_only=False)
+    known = LayerChannels(model)
     if not layers:
         known.find(conv_layers(model.module))
         layers = known.running
@@ -326,20 +319,23 @@ class ChannelStrength:
 def channel_strengths(
     model: Model,
     batches: Iterable[Tensor],
-    layers: Sequence[str],
+    axes: Mapping[str, int],
     progress: Callable[[int], None] = lambda _images: None,
 ) -> dict[str, ChannelStrength]:
-    """Averages each channel of `layers` in one pass over images (N, 3, H, W), at least one."""
+    """Averages each channel in one pass over images (N, 3, H, W), at least one.
+
+    `axes` has each layer's axis of channels.
+    """
     exact = torch.float32 if model.device.type == "mps" else torch.float64
     sums: dict[str, Tensor] = {}
-    units = dict.fromkeys(layers, 0)
+    units = dict.fromkeys(axes, 0)
     for images in batches:
-        with torch.inference_mode(), watch_outputs(model.module, layers) as outputs:
+        with torch.inference_mode(), watch_outputs(model.module, list(axes)) as outputs:
             model.outputs(images)
-            for name in layers:
-                values = outputs[name].to(exact)
-                both = torch.stack([values.sum((0, 2, 3)), values.abs().sum((0, 2, 3))])
+            for name, axis in axes.items():
+                values = outputs[name].to(exact).movedim(axis, 0).flatten(1)
+                both = torch.stack([values.sum(1), values.abs().sum(1)])
                 sums[name] = sums[name] + both if name in sums else both
-                units[name] += values[:, 0].numel()
+                units[name] += values.shape[1]
         progress(len(images))
-    return {name: ChannelStrength(*(sums[name] / units[name]).to(torch.float32)) for name in layers}
+    return {name: ChannelStrength(*(sums[name] / units[name]).to(torch.float32)) for name in axes}

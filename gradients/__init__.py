@@ -1,4 +1,4 @@
-"""What the gradient says about an image: saliency and Grad-CAM."""
+"""Traces a prediction back to the image: gradients, and class activation maps."""
 
 from typing import TYPE_CHECKING
 

@@ -1,11 +1,26 @@
-"""The gradient of a class's logit at one image: the linear approximation of the network there.
+"""Traces a class's logit back to one image: to its pixels, or to the maps of a layer.
 
-    gradient            |d logit / d pixel|, the largest of the colours
-                        (Simonyan et al. 2013, "Deep Inside Convolutional Networks")
-    gradient-x-input    gradient times normalised pixel, summed over colours: signed
-                        (Shrikumar et al. 2016, "Not Just a Black Box")
-    grad-cam            a layer's maps, weighted by their mean gradients, summed and rectified
-                        (Selvaraju et al. 2017, "Grad-CAM")
+    gradient              |d logit / d pixel|, the largest of the colours
+                          (Simonyan et al. 2013, "Deep Inside Convolutional Networks")
+    gradient-x-input      gradient times normalised pixel, summed over colours: signed
+                          (Shrikumar et al. 2016, "Not Just a Black Box")
+    smoothgrad            as gradient, of the mean gradient over noisy images
+                          (Smilkov et al. 2017, "SmoothGrad")
+    integrated-gradients  gradients along the line from a baseline, times the difference to it,
+                          summed over colours: signed
+                          (Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks")
+    guided-backprop       as gradient, but ReLUs pass positive gradients only
+                          (Springenberg et al. 2014, "Striving for Simplicity")
+    deconvolution         as gradient, but ReLUs pass every positive gradient
+                          (Zeiler and Fergus 2014, "Visualizing and Understanding …")
+    grad-cam              a layer's maps, weighted by their mean gradients, summed and rectified
+                          (Selvaraju et al. 2017, "Grad-CAM")
+    grad-cam++            weighted by sums of their positive gradients
+                          (Chattopadhay et al. 2018, "Grad-CAM++")
+    layercam              weighted at each position by the positive gradient there
+                          (Jiang et al. 2021, "LayerCAM")
+    score-cam             weighted by the logits that remain if a map fades the image
+                          (Wang et al. 2020, "Score-CAM")
 
 Shapes: C channels, H W rows and columns of the image, h w of a layer's maps, K classes.
 """
@@ -30,6 +45,7 @@ from cnnviz.core.models.layers import (
     Form,
     Layout,
     Layouts,
+    check_open,
     conv_layers,
     find_layer,
     named_layers,
@@ -37,10 +53,20 @@ from cnnviz.core.models.layers import (
     replace_outputs,
 )
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.variants import frozen, gradients
+from cnnviz.core.models.variants import ReluRule, frozen, gradients
 from cnnviz.core.output.summary import class_fields, top_records
-from cnnviz.gradients.options import LAST_CONV, Method, SaliencySpec
+from cnnviz.gradients.options import LAST_CONV, SIGNED, Method, SaliencySpec
 from cnnviz.gradients.results import ClassMap, SaliencyResult
+from cnnviz.gradients.rules import (
+    COMPLETE,
+    RULED,
+    SAMPLED,
+    check_rule,
+    image_slope,
+    sampled,
+    score_cams,
+    weighted,
+)
 
 _log = logging.getLogger("cnnviz")
 _Targets = Callable[[Tensor], tuple[int, ...]]
@@ -81,11 +107,11 @@ def saliency(
         return resolve_targets(spec.targets, logits_K.detach().cpu(), model.labels, head)
 
     layer = None
-    if method is Method.GRAD_CAM:
+    if method.of_layer:
         default = spec.layer == LAST_CONV
         layer = default_layer(model, pixels, targets_of) if default else spec.layer
-    logits_K, slopes = _slopes(model, pixels, targets_of, layer)
-    raw_maps = {target: slope.float().cpu() for target, slope in slopes.items()}
+    logits_K, traced = _traced(model, image, targets_of, layer, spec)
+    raw_maps = {target: raw.float().cpu() for target, raw in traced.items()}
     if not all(values.isfinite().all() for values in (logits_K, *raw_maps.values())):
         raise CnnvizError(
             f"{model.name} gives scores or gradients that are not finite on '{image.path}' in "
@@ -97,11 +123,12 @@ def saliency(
     result = SaliencyResult(
         image=image.path,
         method=method,
+        unit=method.unit,
         layer=layer,
         read=(place.text or "own pixels") if reading else None,
         targets=(),
         working=image,
-        labels=model.labels,
+        labels=(reading and reading.labels) or model.labels,
         logits_K=logits_K,
         head=head,
         reading=reading,
@@ -164,6 +191,10 @@ def default_layer(
         pixels_1CHW: a normalised image; None for noise.
         targets_of: from its logits to the classes; None for the class with the largest logit.
     """
+    try:
+        check_open(model.module, model.name)
+    except UsageError as error:
+        raise UsageError(f"{error}; --method gradient needs no layers") from error
     layers = named_layers(model.module)
     norms = _with_places(model, [n for n, x in layers.items() if isinstance(x, nn.LayerNorm)])
     convolutions = _with_places(model, conv_layers(model.module))
@@ -259,37 +290,75 @@ def _layout(model: Model, layer: str) -> Layout:
     return layout
 
 
-def _slopes(
-    model: Model, pixels_13HW: Tensor, targets_of: _Targets, layer: str | None
+def _traced(
+    model: Model, image: WorkingImage, targets_of: _Targets, layer: str | None, spec: SaliencySpec
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """Logits (K,) and by class the gradient (3, H, W) of its logit, or its Grad-CAM (h, w)."""
+    """Logits (K,) and by class what is traced back: to pixels (C, H, W), or to a layer (h, w)."""
     layout = None if layer is None else _layout(model, layer)
-    leaf = pixels_13HW.detach().requires_grad_(True)
-    slopes = {}
+    leaf = model.preprocess.normalise(image.pixels)[None].to(model.device).requires_grad_()
     with frozen(model.module):
         with nullcontext([leaf]) if layer is None else _kept(model.module, layer) as outputs:
             # A copy, since the network's first layer may work in place.
             logits_K = model.logits(leaf.clone())[0]
-        logit_K = model.head.own_logits(logits_K)
-        for target in targets_of(logits_K):
-            (gradient,) = gradients(logit_K[target], outputs[-1:], model.name)
-            if gradient is None and layer is None:
-                raise CnnvizError(
-                    f"the gradient of {model.name} does not reach the image; "
-                    "cnnviz occlude needs none"
-                )
-            if gradient is None:
-                raise UsageError(
-                    f"layer '{layer}' of {model.name} has no influence on the classes; name "
-                    "another one with --layer, or use --method gradient"
-                )
-            if layout is None:
-                slopes[target] = gradient[0]
-                continue
-            weights_C = layout.maps(gradient)[0].float().mean(dim=(1, 2))
-            maps_CHW = layout.maps(outputs[-1])[0].detach().float()
-            slopes[target] = torch.einsum("c,chw->hw", weights_C, maps_CHW)
-    return logits_K.detach().cpu(), slopes
+        targets = targets_of(logits_K)
+        if spec.method in SAMPLED:
+            raw_maps = {target: _sampled(model, image, target, spec) for target in targets}
+        elif layout is None:
+            raw_maps = _pixel_slopes(model, logits_K, targets, leaf, spec.method)
+        else:
+            maps_Chw = layout.maps(outputs[-1])[0].detach().float()
+            if spec.method is Method.SCORE_CAM:
+                raw_maps = score_cams(model, image, maps_Chw, targets, spec)
+            else:
+                slopes = _layer_slopes(model, logits_K, targets, outputs[-1], str(layer))
+                raw_maps = {
+                    target: weighted(spec.method, maps_Chw, layout.maps(slope)[0].float())
+                    for target, slope in slopes.items()
+                }
+    return logits_K.detach().cpu(), raw_maps
+
+
+def _pixel_slopes(
+    model: Model, logits_K: Tensor, targets: Sequence[int], leaf: Tensor, method: Method
+) -> dict[int, Tensor]:
+    """The gradients (C, H, W) of some logits, with the method's rule for ReLUs."""
+    logit_K, slopes = model.head.own_logits(logits_K), {}
+    for target in targets:
+        rule = ReluRule(method is Method.DECONVOLUTION) if method in RULED else None
+        with rule or nullcontext():
+            slopes[target] = image_slope(model, logit_K[target], leaf)[0]
+        if rule is not None:
+            check_rule(rule, method, model.name)
+    return slopes
+
+
+def _layer_slopes(
+    model: Model, logits_K: Tensor, targets: Sequence[int], output: Tensor, layer: str
+) -> dict[int, Tensor]:
+    """The gradients of some logits by a layer's output."""
+    logit_K, slopes = model.head.own_logits(logits_K), {}
+    for target in targets:
+        (gradient,) = gradients(logit_K[target], [output], model.name)
+        if gradient is None:
+            raise UsageError(
+                f"layer '{layer}' of {model.name} has no influence on the classes; name "
+                "another one with --layer, or use --method gradient"
+            )
+        slopes[target] = gradient
+    return slopes
+
+
+def _sampled(model: Model, image: WorkingImage, target: int, spec: SaliencySpec) -> Tensor:
+    """SmoothGrad or integrated gradients, with a note if these miss what they should sum to."""
+    raw, rise = sampled(model, image, target, spec)
+    total = float(raw.sum())
+    if rise is not None and abs(total - rise) > COMPLETE * abs(rise):
+        _log.warning(
+            "note: the integrated gradients of %s on '%s' sum to %.3g, but its logit rises by %.3g "
+            "from the baseline: a larger --steps than %d is more exact",
+            *(model.labels[target], image.path, total, rise, spec.steps),
+        )
+    return raw
 
 
 @contextmanager
@@ -307,10 +376,10 @@ def _kept(module: nn.Module, layer: str) -> Iterator[list[Tensor]]:
 
 def _shown(raw: Tensor, method: Method, size: Sequence[int]) -> Tensor:
     """(H, W) the map to show."""
-    if method is Method.GRADIENT:
-        return raw.abs().amax(0)
-    if method is Method.GRADIENT_X_INPUT:
+    if method in SIGNED:
         return raw.sum(0)
+    if not method.of_layer:
+        return raw.abs().amax(0)
     rectified = raw.clamp_min(0)[None, None]
     shown: Tensor = functional.interpolate(rectified, tuple(size), mode="bilinear")[0, 0]
     return shown

@@ -11,26 +11,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from cnnviz.core.output.layout import Cell, board, in_rows, picture
+from cnnviz.core.output.layout import Cell, board, in_rows
 from cnnviz.core.output.options import Look
 from cnnviz.core.output.overlays import (
     MOST_COLUMNS,
-    Scale,
     input_cell,
+    map_cell,
     outline_pixels,
-    paint_map,
     photograph,
     scales,
 )
-from cnnviz.gradients.options import Method
 from cnnviz.gradients.results import ClassMap, SaliencyResult
 
 CLIPPED_ABOVE = 99.5  # percentile of the magnitude
-BAR_LABELS = {
-    Method.GRADIENT: "|gradient| of the logit by the normalised pixel",
-    Method.GRADIENT_X_INPUT: "gradient × normalised pixel",
-    Method.GRAD_CAM: "Grad-CAM (weighted sum of the layer's maps)",
-}
 Pixels = NDArray[np.uint8]
 
 
@@ -61,25 +54,19 @@ def preview(result: SaliencyResult) -> Figure | None:
 def draw_comparison(result: SaliencyResult, look: Look | None = None) -> Figure:
     """Draws a row for each class: image, saliency map, other map, and how far they agree."""
     look = look or Look()
-    beneath, size = photograph(result.working), _size(result)
+    beneath = photograph(result.working)
     pairs = [(entry, entry.comparison) for entry in result.targets if entry.comparison]
     others = [other.other_HW.numpy() for _, other in pairs]
     ends = scales(others, look, pairs[0][1].other_unit)
     rows = []
-    for place, cell in enumerate(_maps(result, look, beneath)):
-        other, scale = pairs[place][1], ends[place]
+    for (_, other), other_HW, scale, cell in zip(
+        pairs, others, ends, _maps(result, look, beneath), strict=True
+    ):
         value = other.rank_correlation
         shown = "none (a map is constant)" if value is None else f"{value:.2f}"
         title = f"{other.with_}\n{other.other_seconds:.2f} s, rank correlation {shown}"
-
-        def paint(
-            axes: Axes, map_HW: NDArray[np.float32] = others[place], scale: Scale = scale
-        ) -> None:
-            paint_map(axes, map_HW, scale, look.display, beneath)
-
-        rows.append(
-            [_input(result, beneath), cell, picture(paint, size, title, "", scale.bar_over)]
-        )
+        compared = map_cell(other_HW, scale, look, beneath, title)
+        rows.append([_input(result, beneath), cell, compared])
     return board(rows)
 
 
@@ -98,33 +85,22 @@ def _maps(
     """A cell for each class."""
     size, maps = _size(result), [entry.map_HW.numpy() for entry in result.targets]
     ends = None
-    if result.method is not Method.GRAD_CAM:
+    if not result.method.of_layer:
         ends = [float(np.percentile(np.abs(map_HW), CLIPPED_ABOVE)) for map_HW in maps]
-    shown = scales(maps, look, unit(result), one_sided=True, ends=ends)
+    shown = scales(maps, look, result.unit, one_sided=True, ends=ends)
     cells = []
     for place, (entry, map_HW, scale) in enumerate(zip(result.targets, maps, shown, strict=True)):
 
-        def paint(
-            axes: Axes,
-            entry: ClassMap = entry,
-            map_HW: NDArray[np.float32] = map_HW,
-            scale: Scale = scale,
-        ) -> None:
-            paint_map(axes, map_HW, scale, look.display, over)
+        def mark(axes: Axes, entry: ClassMap = entry) -> None:
             if result.reading is not None:
                 outline_pixels(axes, result.reading.of(entry.index).numpy(), size)
 
         title = f"{class_line(result, entry)}\n{_method_line(result)}"
         if other := entry.comparison:
             title += f", {other.seconds:.2f} s"
-        bar = scale.bar if over is None else scale.bar_over
-        cells.append(picture(paint, size, title, lines[place] if lines else "", bar))
+        below = lines[place] if lines else ""
+        cells.append(map_cell(map_HW, scale, look, over, title, below, mark=mark))
     return cells
-
-
-def unit(result: SaliencyResult) -> str:
-    """Names the unit of the maps."""
-    return BAR_LABELS[result.method]
 
 
 def class_line(result: SaliencyResult, entry: ClassMap) -> str:

@@ -9,7 +9,8 @@ from typing import Annotated
 from torch import Tensor
 
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.models.heads import Head, Reading
+from cnnviz.core.models.heads import Head
+from cnnviz.core.models.targets import Reading
 from cnnviz.core.output.notebook import Displayed
 from cnnviz.core.output.record import (
     ABSENT,
@@ -45,8 +46,9 @@ class Comparison(Record):
 class ClassMap(ClassRecord):
     """The map of one class.
 
-    `raw` is the signed gradient or gradient x input (3, H, W), or the signed Grad-CAM (h, w);
-    `map_HW` is the map that is shown, not negative for `gradient` and `grad-cam`.
+    `raw` is signed: for each pixel and channel (C, H, W), or the sum of the layer's maps (h, w);
+    `map_HW` is the map that is shown, negative only with `gradient-x-input` and
+    `integrated-gradients`.
     """
 
     lowest: float
@@ -79,7 +81,8 @@ class SaliencyResult(Displayed, Record):
 
     image: str
     method: Method
-    layer: Annotated[str | None, Says("of Grad-CAM")]
+    unit: Annotated[str, Says("what the maps' values are")]
+    layer: Annotated[str | None, Says("whose maps are weighted; null for methods of pixels")]
     prediction: Annotated[ClassRecord | None, OPTIONAL] = None
     top5: Annotated[tuple[ClassRecord, ...] | None, Says(minItems=1, maxItems=5, optional=True)] = (
         None
@@ -97,7 +100,9 @@ class SaliencyResult(Displayed, Record):
     @property
     def ranking_K(self) -> Tensor:  # noqa: N802 (a shape)
         """Larger for a class that the image shows more of: by score, or by pixels."""
-        return self.logits_K if self.reading is None else self.reading.ranking(self.labels)
+        if self.reading is None:
+            return self.logits_K
+        return self.reading.ranking(self.labels, self.logits_K)
 
     @property
     def maps(self) -> tuple[ClassMap, ...]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from cnnviz.core.lazy import lazily
 
 if TYPE_CHECKING:
+    from cnnviz.occlusion.boxes import Detected, detect
     from cnnviz.occlusion.experiment import look, occlude
     from cnnviz.occlusion.figures import draw
     from cnnviz.occlusion.measurement import load
@@ -15,6 +16,7 @@ else:
         __name__,
         {
             "options": ("Border", "OcclusionSpec", "PanelSpec", "Score", "Upsample"),
+            "boxes": ("Detected", "detect"),
             "experiment": ("look", "occlude"),
             "figures": ("draw",),
             "measurement": ("load",),
@@ -24,11 +26,13 @@ else:
 
 __all__ = [
     "Border",
+    "Detected",
     "OcclusionResult",
     "OcclusionSpec",
     "PanelSpec",
     "Score",
     "Upsample",
+    "detect",
     "draw",
     "load",
     "load_run",

@@ -18,6 +18,7 @@ from torch import Tensor
 from cnnviz.core.data.images import WorkingImage, read_image
 from cnnviz.core.data.outlines import Place
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.models.boxes import Boxes, BoxReading
 from cnnviz.core.models.heads import Head, Kind, resolve_targets
 from cnnviz.core.models.labels import class_index
 from cnnviz.core.models.layers import find_layer
@@ -38,7 +39,7 @@ from cnnviz.occlusion.options import (
     Upsample,
 )
 from cnnviz.occlusion.results import OcclusionResult, Sufficiency
-from cnnviz.occlusion.sufficient import check_classes, sufficiency
+from cnnviz.occlusion.sufficient import check_shares, sufficiency
 
 DEFAULT_SCORES = {
     Kind.SOFTMAX: Score.LOG_ODDS,
@@ -68,8 +69,11 @@ class Occluder:
         check_fill(spec.fill)
         _check_head(model.head, spec)
         if spec.sufficient:
-            check_classes(model)
-        resolve_targets(spec.targets, torch.zeros(model.classes), model.labels, model.head)
+            check_shares(model.head)
+        boxes = isinstance(model.target, Boxes)
+        _check_boxes(boxes, spec, model.name)
+        if not boxes:
+            resolve_targets(spec.targets, torch.zeros(model.classes), model.labels, model.head)
         if spec.label not in (None, FOLDER):
             class_index(spec.label, model.labels)
         if spec.layer is not None:
@@ -112,7 +116,8 @@ class Occluder:
         pair = [model.preprocess.normalise(p).to(model.device) for p in (image.pixels, fill)]
         reading = model.settle(pair[0][None], self._place.mask(image))
         if reading is not None:
-            reading.targets(spec.targets, model.labels, model.head, image.path)  # before the work
+            labels = reading.labels or model.labels
+            reading.targets(spec.requested, labels, model.head, image.path)  # before the work
         scores = self._engine.run(pair[0], pair[1], self._boxes_P4, progress)
         logits_PK = self._logits(scores.logits_PK, image)
         base_logits_K = self._logits(scores.base_logits_K, image)
@@ -128,7 +133,7 @@ class Occluder:
             )
         measured = Measurement(
             image,
-            model.labels,
+            (reading and reading.labels) or model.labels,
             base_logits_K,
             logits_PK,
             self.grids,
@@ -198,15 +203,26 @@ def _shown(spec: OcclusionSpec, head: Head) -> tuple[Score, Upsample]:
     return spec.score or score, spec.upsample or upsample
 
 
+def _check_boxes(boxes: bool, spec: PanelSpec, name: str) -> None:
+    """Raises UsageError unless boxes are requested of a detector, and only there."""
+    if boxes and not spec.boxes:
+        raise UsageError(
+            f"{name} returns boxes: --box N, CLASS, CLASS@N or all says which to explain "
+            "(cnnviz detect draws and numbers them)"
+        )
+    if boxes and spec.targets != PanelSpec().targets:
+        raise UsageError(f"--target names a class; {name} returns boxes, which --box names")
+    if spec.boxes and not boxes:
+        raise UsageError(f"--box is for detectors; {name} returns no boxes: use --target")
+
+
 def _check_head(head: Head, spec: PanelSpec) -> None:
     if head.has_classes:
         return
     if spec.score in (Score.LOSS, Score.LOG_ODDS):
-        raise UsageError(
-            f"--score {spec.score} needs classes; a regression (--head none) has values only"
-        )
+        raise UsageError(f"--score {spec.score} needs classes; {head.described}")
     if spec.label is not None:
-        raise UsageError("--label names a class; a regression (--head none) has no classes")
+        raise UsageError(f"--label names a class; {head.described}")
 
 
 def look(
@@ -224,11 +240,12 @@ def look(
         UsageError: a target or the label is not a class.
         CnnvizError: the method is agreement, and a class has no gradient.
     """
-    head = measured.head
+    head, reading = measured.head, measured.reading
     _check_head(head, spec)
+    _check_boxes(isinstance(reading, BoxReading), spec, "the network of this run")
     targets, true_class = _targets(measured, spec, label)
-    if measured.reading is not None:
-        measured.reading.check(targets, measured.labels, measured.image.path)
+    if reading is not None:
+        reading.check(targets, measured.labels, measured.image.path)
     score, upsample = spec.score or measured.score, spec.upsample or measured.upsample
     panels = make_panels(measured, targets, score, upsample)
     if spec.method is MapKind.AGREEMENT:
@@ -247,7 +264,7 @@ def look(
         image=measured.image.path,
         prediction=top[0] if top else None,
         top5=top,
-        read=(measured.place or "own pixels") if measured.reading else None,
+        read=(measured.place or reading.where or None) if reading else None,
         score=score if head.has_classes else "value",
         upsample=upsample,
         method=spec.method,
@@ -275,6 +292,9 @@ def _targets(
     true_text = label if label is not None else spec.label
     if true_text == FOLDER:
         true_text = measured.image.label or Path(measured.image.path).resolve().parent.name
+    if isinstance(measured.reading, BoxReading):
+        path = measured.image.path
+        return measured.reading.targets(spec.boxes, (), measured.head, path), None
     targets = resolve_targets(spec.targets, measured.ranking_K, measured.labels, measured.head)
     if true_text is None:
         return targets, None

@@ -14,22 +14,23 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch import Tensor
 
 from cnnviz.core.choices import pixels_text
-from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.maps import agreement
-from cnnviz.core.output.drawing import image_pixels, label_axes
-from cnnviz.core.output.layout import Bar, Cell, Entry, board, in_rows, picture, plot, scaled
+from cnnviz.core.models.boxes import BoxReading
+from cnnviz.core.models.targets import RegionReading
+from cnnviz.core.output.canvas import Bar, Entry
+from cnnviz.core.output.drawing import image_pixels
+from cnnviz.core.output.layout import Cell, board, in_rows, picture, scaled
 from cnnviz.core.output.options import Look
 from cnnviz.core.output.overlays import (
     MOST_COLUMNS,
     Scale,
     cmap_of,
-    draw_picture,
     enlarged,
     hatch_pixels,
     input_cell,
+    map_cell,
     outline_pixels,
     paint_kinds,
     paint_map,
@@ -39,8 +40,8 @@ from cnnviz.core.output.style import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, YELL
 from cnnviz.occlusion.masks import nearest_positions
 from cnnviz.occlusion.measurement import Activation
 from cnnviz.occlusion.options import MapKind, Score, Upsample
-from cnnviz.occlusion.results import Agreement, OcclusionResult, Panel, Sufficiency
-from cnnviz.occlusion.sufficient import HELD
+from cnnviz.occlusion.results import Agreement, OcclusionResult, Panel
+from cnnviz.occlusion.sufficient_figure import draw_sufficient
 
 LEGEND_CLASSES = 9
 OTHER_GRAY = "#8c8c8c"
@@ -64,7 +65,7 @@ COMPARED = {
 }
 PER_PIXEL = {
     Upsample.COVERAGE: "mean {} over the masks that cover a pixel",
-    Upsample.DENSITY: "mean {} over the masks that cover a pixel (fewer at the rim count as 0)",
+    Upsample.DENSITY: "mean {} over the masks that cover a pixel (0 where one is missing)",
     Upsample.BICUBIC: "{} with a mask centred here (interpolated)",
     Upsample.BILINEAR: "{} with a mask centred here (interpolated)",
     Upsample.NEAREST: "{} with a mask centred here",
@@ -84,7 +85,8 @@ def draw(
     probability at each position: dark where occluding hurts), `label.png` (the most probable class
     at each position), with a gradient `agreement.png`, with `--sufficient` `sufficient.png` and,
     with `--layer`, `activation.png`. A regression has `value.png` in place of `probability.png` and
-    `label.png`; where each class is read at its own pixels, there is no `label.png`.
+    `label.png`; where each class is read at its own pixels, there is no `label.png`. A box has
+    `boxes.png`: where it vanishes, and where others appear.
 
     Args:
         result: what to draw.
@@ -102,12 +104,14 @@ def draw(
         "probability.png" if has_classes else "value.png": _readings(result, look),
     }
     reading = result.measured.reading
-    if has_classes and (reading is None or reading.pointed):
+    if isinstance(reading, BoxReading):
+        figures["boxes.png"] = _boxes(result, reading, beneath)
+    elif has_classes and not (isinstance(reading, RegionReading) and not reading.pointed):
         figures["label.png"] = _labels(result, beneath)
     if any(result.agreements):
         figures["agreement.png"] = _agreements(result, look, beneath)
     if result.sufficient:
-        figures["sufficient.png"] = _sufficiencies(result, result.sufficient, beneath)
+        figures["sufficient.png"] = draw_sufficient(result, _input(result, beneath))
     if result.activation:
         figures["activation.png"] = _activation(result, result.activation, look, beneath)
     return figures
@@ -178,19 +182,18 @@ def _map(
     over: Pixels | None,
     below: str = "",
 ) -> Cell:
-    def paint(axes: Axes) -> None:
-        paint_map(axes, values_HW, scale, look.display, over)
+    def mark(axes: Axes) -> None:
         _outline_read(axes, result, panel)
 
-    bar = scale.bar if over is None else scale.bar_over
-    return picture(paint, result.measured.size, title, below, bar)
+    return map_cell(values_HW, scale, look, over, title, below, mark=mark)
 
 
 def heading(result: OcclusionResult, panel: Panel) -> str:
     """Describes a panel: class, probability before and after occlusion, mask and stride."""
     measured = result.measured
     note = " (true class)" if result.label and panel.index == result.label.index else ""
-    where = f"\n{measured.place or 'mean over its pixels'}" if measured.reading else ""
+    own = "mean over its pixels" if measured.reading and measured.reading.where else ""
+    where = "\n" + (measured.place or own) if measured.place or own else ""
     change = measured.head.change_text(panel.reading, panel.occluded)
     return (
         f"{panel.class_}{note}  {change}\nmost important position occluded; {_mask(panel)}{where}"
@@ -210,7 +213,7 @@ def unit(result: OcclusionResult) -> str:
 
 def _occlusion_unit(result: OcclusionResult) -> str:
     head = result.measured.head
-    compared = COMPARED[result.compared] if head.has_classes else "drop of the value"
+    compared = COMPARED[result.compared] if head.has_classes else f"drop of the {head.word}"
     if result.compared is Score.LOGIT and head.probabilities_given:
         compared = "drop of the log-odds"
     return PER_PIXEL[result.upsample].format(compared)
@@ -285,80 +288,15 @@ def _both(
     return replace(cell, paint=paint)
 
 
-def _sufficiencies(
-    result: OcclusionResult, entries: Sequence[Sufficiency], beneath: Pixels
-) -> Figure:
-    """A row for each class: the image, the sufficient region, the losing region, the search."""
-    image, size = result.measured.image, result.measured.size
-    rows = []
-    for entry in entries:
-        region, losing = entry.region, entry.losing
-        kept_HW = entry.pixels_of(region)
-        kept = (
-            f"{100 * region.share:.1f} % of the image is enough\n"
-            f"p({entry.class_}) = {region.probability:.2f} "
-            f"(full image {entry.reading:.2f}, without this region {entry.without:.2f})"
-        )
-        shown = torch.zeros_like(kept_HW)
-        lost = "The class is never lost\neven with everything occluded"
-        if losing is not None:
-            shown = ~entry.pixels_of(losing)
-            lost = (
-                f"Occluding {100 * losing.share:.1f} % loses the class\n"
-                f"p({entry.class_}) = {losing.probability:.2f}: {entry.lost_when}"
-            )
-        cells = [
-            picture(_replaced(image, entry.fill_CHW, pixels_HW), size, title)
-            for pixels_HW, title in ((kept_HW, kept), (shown, lost))
-        ]
-        rows.append([_input(result, beneath), *cells, _curves(entry, cells[0].height)])
-    return board(
-        rows,
-        legend=(
-            Entry("only these cells kept", BLUE, marker="-"),
-            Entry("these cells occluded", RED, marker="-"),
-            Entry(f"{100 * HELD:.0f} % of the original probability", "#888888", marker="-"),
-        ),
-    )
-
-
-def _replaced(image: WorkingImage, fill_CHW: Tensor, kept_HW: Tensor) -> Callable[[Axes], None]:
-    """Draws what the network sees with only those pixels kept."""
-    seen = replace(image, pixels=torch.where(kept_HW, image.pixels, fill_CHW))
-    size = (int(kept_HW.shape[0]), int(kept_HW.shape[1]))
-    return lambda axes: draw_picture(axes, image_pixels(seen), size)
-
-
-def _curves(entry: Sufficiency, height: float) -> Cell:
-    """The class's probability while cells are kept alone, or occluded, most important first."""
-
-    def paint(axes: Axes) -> None:
-        shares = np.linspace(0, 100, len(entry.kept_curve))
-        axes.plot(shares, entry.kept_curve.numpy(), color=BLUE)
-        axes.plot(shares, entry.covered_curve.numpy(), color=RED)
-        axes.axhline(HELD * entry.reading, color="#888888", linewidth=0.8, linestyle=":")
-        axes.set(xlim=(0, 100), ylim=(-0.02, 1.02))
-        label_axes(axes, "% of the cells, most important first", f"p({entry.class_})")
-
-    return plot(paint, "Probability by the share of cells", height=height - 30, width=230)
-
-
-def _centred_scale(values: Sequence[NDArray[np.floating]], original: float, what: str) -> Scale:
-    """Colours that are neutral at the original value: blue below, red above."""
-    limit = max(*(float(np.abs(v - original).max(initial=0.0)) for v in values), 1e-12)
-    label = f"{what} with a mask here, compared with the original"
-    return Scale(original - limit, original + limit, cmap_of("RdBu_r"), label, 1.0, fading=False)
-
-
 def _readings(result: OcclusionResult, look: Look) -> Figure:
     """The class's probability at each position; all panels have one sequential scale."""
     has_classes = result.measured.head.has_classes
     values = [panel.probabilities_P.numpy() for panel in result.targets]
-    what = "probability of the class" if has_classes else "value"
+    what = "probability of the class" if has_classes else result.measured.head.word
     readings = [panel.reading for panel in result.targets]
     low = 0.0 if has_classes else float(min(*readings, *(v.min() for v in values)))
     high = max(*readings, *(float(v.max()) for v in values), low + 1e-12)
-    label = f"{what} with a mask centred here"
+    label = f"{what} with a mask centred here (at the rim: with the nearest mask)"
     scale = Scale(low, high, cmap_of("viridis"), label, 1.0, fading=False)
     cells = []
     for panel, values_P in zip(result.targets, values, strict=True):
@@ -367,12 +305,7 @@ def _readings(result: OcclusionResult, look: Look) -> Figure:
         if len({panel.index for panel in result.targets}) == 1:
             bar = replace(bar, mark=(panel.reading, "original"))
         cells.append(_positions(result, panel, values_P, scale, look, title, bar))
-    return _grid(result, look, _one_bar(cells))
-
-
-def _one_bar(cells: Sequence[Cell]) -> list[Cell]:
-    """The cells with the first one's bar."""
-    return [replace(cell, bar=cells[0].bar) for cell in cells]
+    return _grid(result, look, [replace(cell, bar=cells[0].bar) for cell in cells])
 
 
 def _positions(
@@ -399,35 +332,65 @@ def _by_mask(result: OcclusionResult) -> list[Panel]:
 
 def _labels(result: OcclusionResult, beneath: Pixels) -> Figure:
     """The most probable class at each position where it is another one, a panel per mask."""
-    measured, size, by_mask = result.measured, result.measured.size, _by_mask(result)
+    measured = result.measured
     predicted = int(measured.base_logits_K.argmax())
-    winners = np.concatenate([panel.winners_P.numpy() for panel in by_mask])
-    classes, counts = np.unique(winners[winners != predicted], return_counts=True)
+
+    def title(panel: Panel, share: str) -> str:
+        return f"prediction flips at {share} of the positions\n{_mask(panel)}"
+
+    return _changes(result, beneath, _by_mask(result), measured.labels, predicted, title)
+
+
+def _boxes(result: OcclusionResult, reading: BoxReading, beneath: Pixels) -> Figure:
+    """What happens to each box at each position, a panel per box and mask."""
+
+    def title(panel: Panel, _share: str) -> str:
+        assert panel.flips is not None  # noqa: S101 (boxes have them)
+        share = f"{100 * panel.flips.share:.1f} %"
+        return f"{panel.class_} vanishes at {share} of the positions\n{_mask(panel)}"
+
+    return _changes(result, beneath, result.targets, reading.outcomes, 0, title)
+
+
+def _changes(
+    result: OcclusionResult,
+    beneath: Pixels,
+    panels: Sequence[Panel],
+    names: Sequence[str],
+    unchanged: int,
+    heading_of: Callable[[Panel, str], str],
+) -> Figure:
+    """The positions of each panel in the colour of its winner, without one where unchanged."""
+    size = result.measured.size
+    winners = np.concatenate([panel.winners_P.numpy() for panel in panels])
+    classes, counts = np.unique(winners[winners != unchanged], return_counts=True)
     ranked = classes[np.argsort(-counts, kind="stable")].tolist()
     colours = dict(zip(ranked, CLASS_COLOURS[:LEGEND_CLASSES], strict=False))
-    codes = np.zeros(len(measured.labels), np.intp)
+    codes = np.zeros(len(names), np.intp)
     codes[ranked] = len(colours) + 1
     codes[list(colours)] = np.arange(1, len(colours) + 1)
     opaque = [(*to_rgb(colour), FLIPPED) for colour in (*colours.values(), OTHER_GRAY)]
     rgba = np.array([(0.0, 0.0, 0.0, 0.0), *opaque], np.float32)
     cells = []
-    for panel in by_mask:
+    for panel in panels:
         kinds = codes[panel.winners_P.numpy()][nearest_positions(panel.grid, size).numpy()]
-        share = float((panel.winners_P.numpy() != predicted).mean())
-        title = f"prediction flips at {100 * share:.1f} % of the positions\n{_mask(panel)}"
-        cells.append(
-            picture(lambda axes, kinds=kinds: paint_kinds(axes, kinds, rgba, beneath), size, title)  # type: ignore[misc]
-        )
+        share = float((panel.winners_P.numpy() != unchanged).mean())
+
+        def paint(axes: Axes, kinds: NDArray[np.intp] = kinds, panel: Panel = panel) -> None:
+            paint_kinds(axes, kinds, rgba, beneath)
+            _outline_read(axes, result, panel)
+
+        cells.append(picture(paint, size, heading_of(panel, f"{100 * share:.1f} %")))
     shares = {index: float((winners == index).mean()) for index in ranked}
-    name = measured.labels[predicted]
+    name = names[unchanged]
     legend = [
-        Entry(f"{measured.labels[index]} {100 * shares[index]:.1f} %", colour)
+        Entry(f"{names[index]} {100 * shares[index]:.1f} %", colour)
         for index, colour in colours.items()
     ]
     if rest := ranked[len(colours) :]:
         share = sum(shares[index] for index in rest)
         legend.append(Entry(f"{len(rest)} other classes {100 * share:.1f} %", OTHER_GRAY))
-    share = float((winners == predicted).mean())
+    share = float((winners == unchanged).mean())
     legend.append(Entry(f"no colour: {name} (unchanged) {100 * share:.1f} %", "none", edge="#888"))
     return board(in_rows(cells, MOST_COLUMNS), legend=legend)
 
@@ -439,7 +402,10 @@ def _activation(
     by_mask = _by_mask(result)
     parts = torch.split(activation.sums_P, [panel.positions for panel in by_mask])
     values = [sums_P.numpy() for sums_P in parts]
-    scale = _centred_scale(values, activation.sum, "summed activation")
+    limit = max(*(float(np.abs(v - activation.sum).max(initial=0.0)) for v in values), 1e-12)
+    low, high = activation.sum - limit, activation.sum + limit
+    label = "summed activation with a mask here, compared with the original"
+    scale = Scale(low, high, cmap_of("RdBu_r"), label, 1.0, fading=False)
     bar = replace(scale.bar, mark=(activation.sum, "original"))
     cells = [
         _positions(

@@ -15,7 +15,6 @@ Shapes: P positions, K classes, H W rows and columns of the working image.
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from cnnviz.core.maps import agreement, peak, positive_part, rank_correlation
+from cnnviz.core.models.boxes import BoxReading
 from cnnviz.core.models.heads import SOFTMAX, Head, Kind
 from cnnviz.core.output.summary import Judged, class_fields
 from cnnviz.occlusion.masks import Grid
@@ -164,7 +164,7 @@ def _panel(
     largest = int(values_P.argmax())
     map_HW = pixel_map(values_P, grid, measured.size, upsample)
     reliance = None
-    if head.has_classes:
+    if head.has_shares:
         tiny = torch.finfo(torch.float64).tiny
         reliance = (reading - float(probabilities_P.min())) / max(reading, tiny)
     return Panel(
@@ -183,25 +183,43 @@ def _panel(
         probabilities_P=probabilities_P,
         values_P=values_P,
         map_HW=map_HW,
-        winners_P=logits_PK.argmax(1),
+        winners_P=_winners(measured, logits_PK, target),
     )
+
+
+def _winners(measured: Measurement, logits_PK: Tensor, target: int) -> Tensor:
+    """(P,) the most probable class; of a box what happens to it, by `BoxReading.outcomes`."""
+    if isinstance(measured.reading, BoxReading):
+        return measured.reading.changes(logits_PK)[0][:, target]
+    return logits_PK.argmax(1)
 
 
 def _flips(measured: Measurement, logits_PK: Tensor, target: int) -> Flips | None:
     head, base_logits_K = measured.head, measured.base_logits_K
+    boxes = measured.reading
+    if isinstance(boxes, BoxReading):
+        codes_PB, appears_PC = boxes.changes(logits_PK)
+        vanishes_P = (codes_PB[:, target] > 0) & (codes_PB[:, target] < 2 + len(boxes.appearing))
+        named = measured.labels[2 * len(boxes) :]
+        return _ranked(vanishes_P, appears_PC.sum(0).tolist(), named)
     if not head.has_classes:
         return None
     if head.kind is Kind.SIGMOID:
         crossed_P = head.holds(logits_PK)[:, target] != head.holds(base_logits_K)[target]
         return Flips(share=float(crossed_P.double().mean()), to=())
     predicted = int(base_logits_K.argmax())
-    others = Counter(winner for winner in logits_PK.argmax(1).tolist() if winner != predicted)
-    ranked = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+    winners_P = logits_PK.argmax(1)
+    counts = winners_P[winners_P != predicted].bincount(minlength=len(base_logits_K)).tolist()
+    return _ranked(winners_P != predicted, counts, measured.labels)
+
+
+def _ranked(changed_P: Tensor, counts: Sequence[int], labels: Sequence[str]) -> Flips:
+    """The share of the positions, and how often each class takes over, the most frequent first."""
+    ranked = sorted((-count, index) for index, count in enumerate(counts) if count)
     return Flips(
-        share=others.total() / len(logits_PK),
+        share=float(changed_P.double().mean()),
         to=tuple(
-            Flip(class_=measured.labels[index], index=index, positions=count)
-            for index, count in ranked
+            Flip(class_=labels[index], index=index, positions=-count) for count, index in ranked
         ),
     )
 

@@ -9,8 +9,9 @@ The `Measurement` holds all that needed the network: the scores of every class a
 columns of cells) bool for class index T; `labels` (K,); `masks` (masks, 2) and `grids` (masks, 2):
 rows and columns of each mask and of its grid of positions; `stride` (its rows and columns where
 they differ) and `border`; `head`,
-`probabilities_given` and `threshold` (what the outputs mean); of a dense output, `pixels`
-(places, h, w) that were read, `shares` (K,) of them and `place`; with a layer, `activation` (P,),
+`probabilities_given`, `threshold` and `word` (what the outputs mean); of a dense output, `pixels`
+(places, h, w) that were read, `shares` (K,) of them and `place`; of a detector, `box_corners`
+(B, 4), `box_scores` (B,) and `box_names` (B,); with a layer, `activation` (P,),
 `activation_base`, `activation_channel` and `activation_layer`. No array holds objects: nothing is
 ever unpickled.
 Shapes: P positions, K classes, H W rows and columns of the working image.
@@ -28,7 +29,9 @@ from torch import Tensor
 from cnnviz.core.data.images import WorkingImage, read_rgb
 from cnnviz.core.errors import CnnvizError, one_line
 from cnnviz.core.files import DAMAGE, exists, open_arrays
-from cnnviz.core.models.heads import Head, Kind, Reading
+from cnnviz.core.models.boxes import BoxReading
+from cnnviz.core.models.heads import VALUE, WORDS, Head, Kind
+from cnnviz.core.models.targets import Reading, RegionReading
 from cnnviz.core.output.record import ABSENT, Count, Hidden, Record
 from cnnviz.occlusion.masks import Grid
 from cnnviz.occlusion.options import Border, Score, Upsample
@@ -86,7 +89,7 @@ class Measurement:
         grids: one per mask, in the order of the positions.
         activation: with `--layer`, its strongest channel.
         head: what the outputs mean.
-        reading: of a dense output, the pixels that were read.
+        reading: what was frozen of the image: the pixels that were read, the boxes.
         place: of a dense output, the place that the user named; empty for each class's own pixels.
         score: the default score to compare.
         upsample: the default way from positions to pixels.
@@ -111,7 +114,7 @@ class Measurement:
         """Larger for a class that the original image shows more of: by score, or by pixels."""
         if self.reading is None:
             return self.base_logits_K
-        return self.reading.ranking(self.labels)
+        return self.reading.ranking(self.labels, self.base_logits_K)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -134,6 +137,7 @@ class Measurement:
             "head": head.kind.value,
             "probabilities_given": head.probabilities_given,
             "threshold": head.threshold,
+            "word": head.word,
             "score": self.score.value,
             "upsample": self.upsample.value,
         }
@@ -143,11 +147,17 @@ class Measurement:
                 "gradient_target": list(self.gradient.maps),
                 "gradient_name": self.gradient.name,
             }
-        if reading:
+        if isinstance(reading, RegionReading):
             arrays |= {
                 "pixels": reading.pixels_Rhw,
                 "shares": reading.shares_K,
                 "place": self.place,
+            }
+        if isinstance(reading, BoxReading):
+            arrays |= {
+                "box_corners": reading.corners_B4,
+                "box_scores": reading.scores_B,
+                "box_names": reading.names,
             }
         if self.activation:
             arrays |= {
@@ -243,6 +253,8 @@ def _stride(stride: np.ndarray) -> int | tuple[int, int]:
 
 
 def _reading(arrays: dict[str, np.ndarray]) -> Reading | None:
+    if "box_corners" in arrays:
+        return _boxes(arrays)
     if "pixels" not in arrays:
         return None
     pixels_Rhw, shares_K = arrays["pixels"], arrays["shares"]
@@ -250,7 +262,24 @@ def _reading(arrays: dict[str, np.ndarray]) -> Reading | None:
     fits = pixels_Rhw.ndim == 3 and len(pixels_Rhw) in places and pixels_Rhw.dtype == bool
     if not fits or shares_K.shape != (len(arrays["labels"]),):
         raise ValueError("its arrays do not fit each other")
-    return Reading(torch.from_numpy(pixels_Rhw), torch.from_numpy(shares_K))
+    return RegionReading(torch.from_numpy(pixels_Rhw), torch.from_numpy(shares_K))
+
+
+def _boxes(arrays: dict[str, np.ndarray]) -> BoxReading:
+    corners, scores, names = (arrays[f"box_{key}"] for key in ("corners", "scores", "names"))
+    labels, count = arrays["labels"].tolist(), len(names)
+    reading = BoxReading(
+        torch.from_numpy(corners),
+        torch.from_numpy(scores),
+        tuple(names.tolist()),
+        tuple(label.removeprefix("another ") for label in labels[2 * count :]),
+        (int(arrays["boxes"][:, 2].max()), int(arrays["boxes"][:, 3].max())),
+    )
+    shapes = corners.shape == (count, 4) and scores.shape == (count,) and names.dtype.kind == "U"
+    finite = np.isfinite(corners).all() and np.isfinite(scores).all()
+    if not (shapes and finite and reading.appearing and reading.labels == tuple(labels)):
+        raise ValueError("its boxes do not fit each other")
+    return reading
 
 
 def _head(arrays: dict[str, np.ndarray]) -> Head:
@@ -258,7 +287,10 @@ def _head(arrays: dict[str, np.ndarray]) -> Head:
     if "head" not in arrays:
         return Head()
     given = bool(arrays["probabilities_given"])
-    return Head(Kind(str(arrays["head"])), given, float(arrays["threshold"]))
+    word = str(arrays.get("word", VALUE))
+    if word not in WORDS:
+        raise ValueError(f"unknown numbers '{word[:40]}'")
+    return Head(Kind(str(arrays["head"])), given, float(arrays["threshold"]), word)
 
 
 def _check(arrays: dict[str, np.ndarray], size: tuple[int, int]) -> None:

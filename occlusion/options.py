@@ -15,10 +15,11 @@ from cnnviz.core.options import (
     Spec,
     Stride,
     Targets,
+    box_name,
 )
 
 FOLDER = "folder"
-"""The label that stands for the name of each image's folder."""
+"""The label that means the name of each image's folder."""
 
 
 class Border(StrEnum):
@@ -79,6 +80,15 @@ class PanelSpec(Spec):
     """
 
     targets: Targets = ("predicted",)
+    boxes: Annotated[
+        tuple[str, ...],
+        Option(
+            "Box of a detector to explain: a number as in boxes.png of cnnviz detect, a class "
+            "(all boxes of it), the N-th of a class as dog@2, or all; repeatable.",
+            ("--box",),
+            box_name,
+        ),
+    ] = ()
     method: Annotated[
         MapKind,
         Option("Map to draw over the image: occlusion's, or where Grad-CAM agrees with it."),
@@ -102,6 +112,11 @@ class PanelSpec(Spec):
         str | None,
         Option("True class, by name or index; 'folder': the name of each image's folder."),
     ] = None
+
+    @property
+    def requested(self) -> tuple[str, ...]:
+        """The boxes, or the classes."""
+        return self.boxes or self.targets
 
 
 @dataclass(frozen=True)

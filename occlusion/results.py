@@ -48,7 +48,7 @@ RANKED_BY = ("covering", "keeping")
 
 @dataclass(frozen=True, kw_only=True)
 class Flip(Record):
-    """A class that becomes the prediction where a mask lies."""
+    """A class that becomes the prediction, or of which a box appears, where a mask lies."""
 
     class_: str
     index: Count
@@ -57,7 +57,10 @@ class Flip(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Flips(Record):
-    """How often occlusion changes the prediction; of independent classes, crosses the threshold."""
+    """How often occlusion changes the prediction; of independent classes, crosses the threshold.
+
+    Of a box: how often it vanishes, and at how many positions boxes appear elsewhere, by class.
+    """
 
     share: Share
     to: tuple[Flip, ...]
@@ -89,8 +92,9 @@ class Panel(Judged, ClassRecord):
     """The map of one class and one mask.
 
     `values_P` is how much occluding each position hurts, in units of the score, and `map_HW` the
-    same for each pixel. `probabilities_P` are the class's probabilities (of a regression values)
-    and `winners_P` the most probable class at each position.
+    same for each pixel. `probabilities_P` are the class's probabilities (of a regression values, of
+    a box its score times IoU) and `winners_P` the most probable class at each position, or what
+    happens to a box (`BoxReading.outcomes`).
     """
 
     mask: Sides
@@ -107,7 +111,7 @@ class Panel(Judged, ClassRecord):
     ] = None
     reliance: Annotated[
         float | None,
-        Says("largest drop of the probability over the probability", maximum=1, optional=True),
+        Says("largest drop of the probability or score, over it", maximum=1, optional=True),
     ] = None
     flips: Annotated[Flips | None, OPTIONAL] = None
     agreement: Annotated[

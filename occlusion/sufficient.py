@@ -20,9 +20,10 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from cnnviz.core.choices import percent
 from cnnviz.core.data.replaced_pixels import replaced_logits
 from cnnviz.core.errors import UsageError
-from cnnviz.core.models.heads import Kind
+from cnnviz.core.models.heads import Head, Kind
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.summary import class_fields
 from cnnviz.occlusion.maps import pixel_map, target_scores
@@ -40,7 +41,7 @@ def sufficiency(
     model: Model, measured: Measurement, panel: Panel, spec: OcclusionSpec
 ) -> Sufficiency:
     """Finds both regions for one class."""
-    check_classes(model)
+    check_shares(model.head)
     search = _Search(model, measured, panel, spec)
     by_occluding = search.rankings[0]
     region = search.smallest(keep=True)
@@ -68,12 +69,11 @@ def _prefixes(ranking_L: Tensor) -> Tensor:
     return ranking_L.argsort() < counts[:, None]
 
 
-def check_classes(model: Model) -> None:
-    """Raises UsageError for a regression."""
-    if not model.head.has_classes:
+def check_shares(head: Head) -> None:
+    """Raises UsageError for numbers without a zero, such as a regression's."""
+    if not head.has_shares:
         raise UsageError(
-            "--sufficient needs classes, which a region holds or loses; a regression (--head none) "
-            "has values only"
+            f"--sufficient needs classes or boxes, which a region holds or loses; {head.described}"
         )
 
 
@@ -95,7 +95,8 @@ class _Search:
         )
         self._predicted = bool(self._predicts(measured.base_logits_K[None])[0])
         if not self._predicted:
-            self.lost_when = f"its probability falls below {LOST:.0%} of what it was"
+            what = self._head.reading_name
+            self.lost_when = f"its {what} falls below {percent(LOST)} of what it was"
         elif model.head.kind is Kind.SIGMOID:
             self.lost_when = "its probability falls below the threshold"
         else:
@@ -103,6 +104,8 @@ class _Search:
 
     def _predicts(self, logits_NK: Tensor) -> Tensor:
         """(N,) whether the class is predicted; of independent classes, whether it holds."""
+        if not self._head.has_classes:
+            return torch.zeros(len(logits_NK), dtype=torch.bool)
         if self._head.kind is Kind.SIGMOID:
             return self._head.holds(logits_NK)[:, self._panel.index]
         return logits_NK.argmax(1) == self._panel.index

@@ -93,13 +93,14 @@ function draw() {
   drawWinners();
 }
 
-const HUES = ["#00000000", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#7b4fa3", "#8c564b"];
+const OTHER = "#8c8c8c";
+const HUES = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000", "#8C6D46"];  // as label.png
 
 function drawWinners() {
   const often = new Map();
   for (let p = start; p < start + count; p++) often.set(winner[p + 1], (often.get(winner[p + 1]) ?? 0) + 1);
   const others = [...often.keys()].filter((c) => c !== winner[0]).sort((a, b) => often.get(b) - often.get(a));
-  const hue = new Map([[winner[0], HUES[0]], ...others.map((c, n) => [c, HUES[1 + n % (HUES.length - 1)]])]);
+  const hue = new Map([[winner[0], "#00000000"], ...others.map((c, n) => [c, HUES[n] ?? OTHER])]);
   const [nr, nc] = grids[which];
   const l = [], r = [], b = [], t = [], colour = [];
   const edges = (n, axis, step) => {  // a position's cell ends half way to the next one's middle

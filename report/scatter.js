@@ -65,12 +65,12 @@ if (hovered !== undefined) {
   }
 } else {
   const chosen = colourings[by.value];
-  source.data = {...maps[which.value], colour: chosen.colours};
+  source.data = {...maps[which.value], colour: chosen.colours, marker: chosen.markers};
   near.data = {x: [], y: []};
   const list = element("div");
-  for (const [name, colour] of chosen.legend) {
-    const patch = element("span", "\u00a0\u00a0\u00a0");
-    patch.style.background = colour;
+  for (const [name, colour, marker] of chosen.legend) {
+    const patch = element("span", marker);
+    patch.style.color = colour;
     const entry = element("span");
     entry.style.whiteSpace = "nowrap";
     entry.append(patch, ` ${name}`);
@@ -78,7 +78,7 @@ if (hovered !== undefined) {
   }
   legend.text = list.outerHTML;
   if (!said.text) {
-    const told = element("div", "Hover over a point to see its image and neighbours; scroll to zoom, and choose a tool to move.");
-    said.text = told.outerHTML;
+    const hint = element("div", "Hover over a point to see its image and neighbours; scroll to zoom, and choose a tool to move.");
+    said.text = hint.outerHTML;
   }
 }

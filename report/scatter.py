@@ -22,11 +22,17 @@ MISSING = 200
 """Grey of missing pictures and of margins."""
 MOST = 10_000
 """Maximum number of images on a page."""
-ALL = (
-    *("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5"),
-    *("#9c6b4e", "#9498a0", "#1f6f78", "#b3331d", "#7a8b00", "#5b2a86", "#00a6d6", "#c2185b"),
-    *("#b8860b", "#2e8b57", "#8b4513", "#4b5563"),
-)
+PLAIN, LEGEND = ("#8c8c8c", "o"), 60
+"""Colour and marker of points without a group; entries of the legend."""
+MARKERS = {
+    "o": ("circle", "●"),
+    "s": ("square", "■"),
+    "^": ("triangle", "▲"),
+    "D": ("diamond", "◆"),
+    "v": ("inverted_triangle", "▼"),
+    "P": ("plus", "✚"),
+}
+"""matplotlib's letters: the name of the marker in Bokeh, and a character like it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +45,7 @@ class Scattered:
         labels: true classes; empty where unknown.
         predicted: predicted classes.
         near_Nk: rows of the nearest images in the features.
+        looks: colour (#rrggbb) and marker (matplotlib's letter) of each class; others are grey.
         pictures: tiles, uint8 (TILE, TILE, 3); None where an image cannot be read.
     """
 
@@ -47,6 +54,7 @@ class Scattered:
     labels: Sequence[str]
     predicted: Sequence[str]
     near_Nk: NDArray[np.int64]
+    looks: Mapping[str, tuple[str, str]]
     pictures: Sequence[NDArray[np.uint8] | None]
 
 
@@ -95,7 +103,8 @@ def scatter(scattered: Scattered, address: str, columns: int) -> Any:
         name: {axis: places[:, column].astype(np.float32) for column, axis in enumerate("xy")}
         for name, places in scattered.maps.items()
     }
-    source = parts.ColumnDataSource(maps[shown] | {"colour": colourings[first]["colours"]})
+    columns_of = {name: colourings[first][f"{name}s"] for name in ("colour", "marker")}
+    source = parts.ColumnDataSource(maps[shown] | columns_of)
     figure = empty_figure(
         SIDE,
         SIDE,
@@ -114,8 +123,10 @@ def scatter(scattered: Scattered, address: str, columns: int) -> Any:
         source=source,
         size=7 if len(scattered.names) < 2000 else 4,
         fill_color="colour",
-        line_color=None,
-        fill_alpha=0.8,
+        marker="marker",
+        line_color=LINES,  # so that the darkest is seen on a dark page
+        line_width=0.3,
+        fill_alpha=0.9,
     )
     near = parts.ColumnDataSource({"x": [], "y": []})
     figure.scatter("x", "y", source=near, size=11, fill_alpha=0, line_color=LINES, line_width=2)
@@ -170,24 +181,30 @@ def _colourings(scattered: Scattered) -> Mapping[str, dict[str, Any]]:
     colourings: dict[str, dict[str, Any]] = {}
     for name, values in (("label", scattered.labels), ("prediction", scattered.predicted)):
         if any(values):
-            colourings[name] = _by_class(values)
+            colourings[name] = _coloured(values, scattered.looks)
     if any(scattered.labels):
         pairs = zip(scattered.labels, scattered.predicted, strict=True)
         kinds = ["no label" if not t else "right" if t == p else "wrong" for t, p in pairs]
         hue = {"right": "#9aa4af", "wrong": "#d1242f", "no label": "#d8dee4"}
-        colourings["correctness"] = {
-            "colours": [hue[kind] for kind in kinds],
-            "legend": [[kind, colour] for kind, colour in hue.items() if kind in kinds],
-        }
-    return colourings or {"nothing": {"colours": [ALL[0]] * len(scattered.names), "legend": []}}
+        colourings["correctness"] = _coloured(kinds, {kind: (hue[kind], "o") for kind in hue})
+    return colourings or {"nothing": _coloured([""] * len(scattered.names), {})}
 
 
-def _by_class(values: Sequence[str]) -> dict[str, Any]:
-    kinds = sorted(set(values) - {""})
-    hue = {kind: ALL[number % len(ALL)] for number, kind in enumerate(kinds)} | {"": "#d8dee4"}
-    legend = [[kind, hue[kind]] for kind in kinds[: 2 * len(ALL)]]
-    if len(kinds) > len(legend):
-        legend.append([f"and {len(kinds) - len(legend)} more; colours repeat", "#00000000"])
-    elif len(kinds) > len(ALL):
-        legend.append(["colours repeat", "#00000000"])
-    return {"colours": [hue[value] for value in values], "legend": legend}
+def _coloured(values: Sequence[str], looks: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    """The colour and marker of each point, and the legend: texts, colours and characters."""
+    present = set(values)
+    legend = [
+        [kind, colour, MARKERS[marker][1]]
+        for kind, (colour, marker) in looks.items()
+        if kind in present
+    ]
+    more = [[f"and {len(legend) - LEGEND} more; they repeat", PLAIN[0], ""]] * (
+        len(legend) > LEGEND
+    )
+    others = [["other", PLAIN[0], MARKERS[PLAIN[1]][1]]] * bool(legend and present - looks.keys())
+    shown = [looks.get(value, PLAIN) for value in values]
+    return {
+        "colours": [colour for colour, _ in shown],
+        "markers": [MARKERS[marker][0] for _, marker in shown],
+        "legend": [*legend[:LEGEND], *more, *others],
+    }

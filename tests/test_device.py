@@ -33,7 +33,7 @@ LINES = {
     "ablate": ["ablate", "data", "--filters", "stem.conv:1", "--sweep", "stem.conv"],
     "ablate-mean": ["ablate", "data", "--sweep", "stem.conv", "--cumulative", "--mode", "mean"],
     "tsne": ["tsne", "data", "--perplexity", "2"],
-    "saliency": ["saliency", "data/cat/0.png"],
+    "saliency": ["saliency", "data/cat/0.png", "--method", "gradient"],
     "grad-cam": ["saliency", "data/cat/0.png", "--method", "grad-cam", "--compare", "occlusion"],
     "trust": ["trust", "data/cat/0.png"],
     "audit": ["audit", "data", "--mask", "16", "--stride", "16", "--top", "2"],

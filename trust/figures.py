@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cnnviz.core.output.canvas import Entry
 from cnnviz.core.output.drawing import label_axes
-from cnnviz.core.output.layout import Cell, Entry, board, in_rows, picture, plot
+from cnnviz.core.output.layout import Cell, board, in_rows, picture, plot
 from cnnviz.core.output.options import Look
 from cnnviz.core.output.overlays import (
     MOST_COLUMNS,
@@ -39,6 +40,11 @@ class Shown:
     map_HW: Tensor
     card: Scorecard
 
+    @property
+    def verdict(self) -> str:
+        """The text under the map."""
+        return f"Verdict: {self.card.line}"
+
 
 def draw(
     maps: Sequence[Shown], look: Look, unit: str, beneath: Pixels, has_classes: bool
@@ -63,7 +69,7 @@ def draw(
 def draw_maps(maps: Sequence[Shown], look: Look, unit: str, beneath: Pixels) -> Figure:
     """Draws the image and each map over it, its verdict underneath; arguments as for `draw`."""
     cells = [
-        picture(cell.paint, _size(shown), shown.name, shown.card.line, cell.bar)
+        picture(cell.paint, _size(shown), shown.name, shown.verdict, cell.bar)
         for shown, cell in _maps(maps, look, unit, beneath)
         if cell.paint is not None
     ]
@@ -131,14 +137,14 @@ def _draw_curves(maps: Sequence[Shown], reading: str) -> Figure:
             row.append(
                 plot(
                     lambda axes, curves=curves: _removal(axes, curves, reading),  # type: ignore[misc]
-                    f"{shown.name}\nreplaced by {name} ; areas ({area}): {areas}",
+                    f"{shown.name}\nreplaced by {name}; areas ({area}): {areas}",
                     width=230.0,
                 )
             )
         row.append(
             plot(
                 lambda axes, card=shown.card: _chance(axes, card),  # type: ignore[misc]
-                f"Compared with random maps\n{shown.card.line}",
+                f"Compared with random maps\n{shown.verdict}",
                 width=230.0,
                 left=8.0,
             )
@@ -165,7 +171,7 @@ def _chance(axes: Axes, card: Scorecard) -> None:
     axes.axvspan(*chance.interval, color=RANDOM, alpha=0.15, linewidth=0)
     heights = np.linspace(0.25, 0.75, len(chance.random_maps))
     axes.plot(chance.random_maps, heights, "o", color=RANDOM, markersize=4)
-    axes.axvline(chance.gain, color=ink(), linewidth=1.6)
+    axes.axvline(card.gain, color=ink(), linewidth=1.6)
     axes.set_ylim(0, 1)
     axes.set_yticks([])
-    label_axes(axes, "relevance gain, mean fill")
+    label_axes(axes, "relevance gain (log-odds)")

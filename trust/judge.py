@@ -1,13 +1,14 @@
 """Judges the maps of an image: runs the checks that a scorecard combines.
 
-A map is compared with occlusion and Grad-CAM of the same class (`GradCam`), with occlusion by masks
-of other sizes and another fill, with maps of other classes, and with the network whose last layers
-are random. Most of these runs serve every class of an image (`Answers`).
+A map is compared with four others of the same class: occlusion by masks of other sizes and another
+fill, what windows show on their own, Grad-CAM and gradient x input. Which ones these are depends on
+the network alone, not on the run's masks, fill or score: the same map gets the same verdict however
+it was made. Most of the runs serve every class of an image (`Answers`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -16,27 +17,29 @@ from cnnviz.core.choices import pair_of
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.replaced_pixels import replaced_logits
 from cnnviz.core.errors import CnnvizError
-from cnnviz.core.maps import rank_correlation
+from cnnviz.core.lazy import torchvision
+from cnnviz.core.maps import positive_part
+from cnnviz.core.models.boxes import Boxes, BoxReading
+from cnnviz.core.models.heads import Kind
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.variants import last_layers, rerandomised
+from cnnviz.core.models.targets import RegionReading
+from cnnviz.core.models.variants import fast
 from cnnviz.core.output.summary import Scorecard
 from cnnviz.gradients.experiment import default_layer, saliency
 from cnnviz.gradients.options import Method, SaliencySpec
 from cnnviz.occlusion.experiment import Occluder
 from cnnviz.occlusion.maps import pixel_map, position_values
-from cnnviz.occlusion.masks import Grid, fill_picture, inside_boxes, mask_grid
-from cnnviz.occlusion.measurement import Gradient
-from cnnviz.occlusion.options import Border, MapKind, OcclusionSpec
+from cnnviz.occlusion.masks import Grid, fill_picture, inside_boxes, mask_grid, masks_and_stride
+from cnnviz.occlusion.measurement import Gradient, Measurement
+from cnnviz.occlusion.options import Border, MapKind, OcclusionSpec, Score, Upsample
 from cnnviz.occlusion.results import OcclusionResult
 from cnnviz.trust.options import TrustSpec
-from cnnviz.trust.removal import Order, Remover, gain
-from cnnviz.trust.scorecard import Evidence, scorecard
+from cnnviz.trust.removal import Order, Remover
+from cnnviz.trust.scorecard import Evidence, certain, scorecard
 
-SMALLER, LARGER = 5 / 7, 1.5  # masks of the variants, of the first mask's sides
-OTHER_CLASSES, OTHER_GRADIENTS = 10, 3
-OTHER_FILL = {"blur": "mean"}  # for anything else, the blur
-MakeMaps = Callable[[WorkingImage, Sequence[int]], Mapping[int, Tensor]]
-"""A method: maps (H, W) of some classes of an image, by class index."""
+SMALLER, LARGER = 5 / 7, 1.5  # masks of the witness, of the default mask's sides
+OTHER_CLASSES = 10
+SMOOTHED = 14  # gradient x input is blurred by a deviation of this part of the shorter side
 
 
 class GradCam:
@@ -50,6 +53,8 @@ class GradCam:
         self._model, self._spec, self._note = model, spec, note
         self._works = True
         try:
+            if isinstance(model.target, Boxes):
+                raise CnnvizError("Grad-CAM is not computed for boxes")
             default_layer(model)
         except CnnvizError as error:
             self._give_up(error)
@@ -80,42 +85,92 @@ class GradCam:
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Scores of one image that serve every class: of the result of occlusion, and more.
+    """Scores of one image that serve every class.
 
-    `variants` are grids and logits (P, K) of other sizes and fills; `tiles_LK` and `large_PK` the
-    logits with each tile or large mask, `covered_K` with all of the image occluded. `randomised`
-    are the logits (K,) of the image and (P, K) with each large mask of the network whose last
-    layers are random; None if it has no layers.
+    `variants` are grids and logits (P, K) of occlusion with other sizes and another fill; `kept`
+    the grid of windows and the logits with all but each window replaced; `covered_K` those of the
+    replaced image.
     """
 
-    result: OcclusionResult
+    measured: Measurement
     remover: Remover
-    random_logits: list[dict[Order, Tensor]]
-    variants: dict[str, tuple[Grid, Tensor]]
-    tiles_LK: Tensor
-    large_PK: Tensor
+    random_logits: list[list[tuple[str, Order, Tensor]]]
+    variants: tuple[tuple[Grid, Tensor], ...]
+    kept: tuple[Grid, Tensor]
     covered_K: Tensor
-    randomised: tuple[Tensor, Tensor] | None
+    gradients: tuple[Gradient, ...]
+
+    def _drops(self, logits_PK: Tensor, target: int, base_K: Tensor | None = None) -> Tensor:
+        base_K = self.measured.base_logits_K if base_K is None else base_K
+        head = self.measured.head
+        score = Score.LOG_ODDS if head.has_classes else Score.PROBABILITY
+        return position_values(base_K, logits_PK, target, score, head)
+
+    def occluded(self, target: int) -> list[Tensor]:
+        """(H, W) by each of the variants: what occlusion reports for a class."""
+        return [
+            pixel_map(self._drops(logits_PK, target), grid, self.measured.size, Upsample.DENSITY)
+            for grid, logits_PK in self.variants
+        ]
+
+    def own(self, target: int) -> Tensor:
+        """The mean of their positive parts (H, W)."""
+        return torch.stack([positive_part(map_HW) for map_HW in self.occluded(target)]).mean(0)
+
+    def witnesses(self, target: int) -> dict[str, Tensor]:
+        """Maps (H, W) of a class by methods of their own, by name."""
+        grid, logits_PK = self.kept
+        gained_P = -self._drops(logits_PK, target, self.covered_K)
+        found = {
+            "occlusion": self.own(target),
+            "windows alone": pixel_map(gained_P, grid, self.measured.size, Upsample.DENSITY),
+        }
+        return found | {g.name: g.maps[target] for g in self.gradients if target in g.maps}
+
+    def effect(self, target: int) -> tuple[float, float | None]:
+        """The largest drop of the score, and the largest share of the probability."""
+        head = self.measured.head
+        logits_PK = torch.cat([logits_PK for _grid, logits_PK in self.variants])
+        largest = max(float(self._drops(logits_PK, target).max()), 0.0)
+        if not head.has_classes:
+            return largest, None
+        before = float(head.readings(self.measured.base_logits_K)[target])
+        after = float(head.readings(logits_PK)[:, target].min())
+        return largest, max(1 - after / before, 0.0) if before > 0 else 0.0
+
+    def standing(self, target: int) -> tuple[float | None, bool]:
+        """The class's probability, and whether it is predicted."""
+        head, base_K = self.measured.head, self.measured.base_logits_K
+        if not head.has_classes:
+            return None, True
+        probability = float(head.readings(base_K)[target])
+        if isinstance(self.measured.reading, RegionReading):
+            return probability, bool(self.measured.reading.shares_K[target] > 0)
+        if head.kind is Kind.SIGMOID:
+            return probability, bool(head.holds(base_K)[target])
+        return probability, int(base_K.argmax()) == target
 
 
 class Judge:
     """Judges maps of one image after the other."""
 
     def __init__(self, model: Model, spec: OcclusionSpec, occluder: Occluder) -> None:
-        """Lays the grids of the occlusion that maps are compared with.
+        """Lays the grids of the witnesses.
 
         The occluder is of that spec; run it on an image before the image is judged.
         """
         self._model, self._spec, self.occluder = model, spec, occluder
-        size, first = model.input_size, occluder.grids[0]
-        small, large = (_scaled(first.mask, times, size) for times in (SMALLER, LARGER))
-        self._tiles = mask_grid(size, small, min(small), Border.COVER)
-        self._large = mask_grid(size, large, max(1, min(large) // 2), Border.COVER)
-        sparse = max(2 * max(pair_of(first.stride)), 3 * min(first.mask) // 4)
-        self._sparse = mask_grid(size, first.mask, sparse, Border.COVER)
-        self._all = mask_grid(size, size, max(size), Border.COVER)
-        self._fill = OTHER_FILL.get(spec.fill, "blur")
-        self._layers = last_layers(model)
+        self._fast = fast(model)
+        size = model.input_size
+        (mask,), stride = masks_and_stride(size, (), None)
+        small, large = (_scaled(mask, times, size) for times in (SMALLER, LARGER))
+        sparse = max(2 * max(pair_of(stride)), 3 * min(mask) // 4)
+        self._grids = [
+            mask_grid(size, small, min(small), Border.COVER),
+            mask_grid(size, large, max(1, min(large) // 2), Border.COVER),
+            mask_grid(size, mask, sparse, Border.COVER),
+        ]
+        self._windows = mask_grid(size, large, max(1, min(mask) // 2), Border.COVER)
 
     @classmethod
     def of(
@@ -138,173 +193,104 @@ class Judge:
         return cls(model, occlusion, Occluder(model, occlusion, grad_cam))
 
     def of_occlusion(self, result: OcclusionResult) -> list[Scorecard]:
-        """Judges each panel of the occluder's last result."""
+        """Judges each panel's map: occlusion's, or its agreement with the gradient."""
         answers = self.ask(result)
-        return [self._of_panel(answers, number) for number in range(len(result.targets))]
+        cards = []
+        for panel, map_HW in zip(result.targets, result.maps, strict=True):
+            variants = [map_HW, *answers.occluded(panel.index)]
+            cards.append(self.of_map(answers, map_HW, panel.index, certain(variants)))
+        return cards
 
-    def of_maps(
-        self,
-        result: OcclusionResult,
-        maps: Mapping[int, Tensor],
-        make: MakeMaps | None = None,
-        method: str = "",
-    ) -> list[Scorecard]:
-        """Judges a map of each class.
-
-        Args:
-            result: the occluder's last result.
-            maps: (H, W) by class index.
-            make: the gradient method that made them; None for maps from a file.
-            method: its name.
-        """
-        answers, gradient = self.ask(result), result.measured.gradient
-        if method == Method.GRAD_CAM:
-            gradient = None  # it would agree with itself
-        return [
-            self.of_map(answers, map_HW, target, gradient, make) for target, map_HW in maps.items()
-        ]
+    def of_maps(self, result: OcclusionResult, maps: Mapping[int, Tensor]) -> list[Scorecard]:
+        """Judges a map (H, W) of each class, by class index; see `of_occlusion`."""
+        answers = self.ask(result)
+        return [self.of_map(answers, map_HW, target) for target, map_HW in maps.items()]
 
     def of_map(
-        self,
-        answers: Answers,
-        map_HW: Tensor,
-        target: int,
-        gradient: Gradient | None,
-        make: MakeMaps | None = None,
+        self, answers: Answers, map_HW: Tensor, target: int, certain_HW: Tensor | None = None
     ) -> Scorecard:
-        """Compares a map with occlusion and the gradient; see `of_maps`."""
-        randomised = other_classes = None
-        if make is not None:
-            image = answers.result.measured.image
-            others = make(image, self._other_classes(target, OTHER_GRADIENTS))
-            other_classes = (map_HW, list(others.values())) if others else None
-            if self._layers:
-                with rerandomised(self._model, self._layers, self._spec.seed):
-                    randomised = map_HW, make(image, [target])[target]
-        panel = next(p for p in answers.result.targets if p.index == target)
-        return self._card(
-            answers,
-            map_HW,
-            target,
-            {"occlusion": panel.map_HW, **_maps_of(gradient, target)},
-            randomised=randomised,
-            other_classes=other_classes,
-        )
-
-    def ask(self, result: OcclusionResult) -> Answers:
-        """Runs what serves every class of an image."""
-        spec, occluder, image = self._spec, self.occluder, result.measured.image
-        base_K = result.measured.base_logits_K
-        remover = Remover(self._model, image, base_K, batch_size=spec.batch_size)
-        grids = (self._tiles, self._large, self._all)
-        tiles_LK, large_PK, covered_1K = occluder.again(image, grids, spec.fill)
-        (sparse_PK,) = occluder.again(image, (self._sparse,), self._fill)
-        return Answers(
-            result=result,
-            remover=remover,
-            random_logits=remover.random_logits(spec.seed),
-            variants={
-                f"{self._fill} fill": (self._sparse, sparse_PK),
-                f"mask {self._tiles.name}": (self._tiles, tiles_LK),
-                f"mask {self._large.name}": (self._large, large_PK),
-            },
-            tiles_LK=tiles_LK,
-            large_PK=large_PK,
-            covered_K=covered_1K[0],
-            randomised=self._randomised(image),
-        )
-
-    def _randomised(self, image: WorkingImage) -> tuple[Tensor, Tensor] | None:
-        """Logits (K,) and (P, K) of the large masks with the last layers random."""
-        if not self._layers:
-            return None
-        model, spec = self._model, self._spec
-        fill_CHW = fill_picture(spec.fill, image.pixels, model.preprocess, spec.seed)
-        nowhere = torch.zeros(1, 4, dtype=torch.int64)
-        boxes = torch.cat([nowhere, self._large.boxes_P4])
-        with rerandomised(model, self._layers, spec.seed):
-            logits = replaced_logits(
-                model,
-                image,
-                fill_CHW,
-                len(boxes),
-                lambda part: ~inside_boxes(boxes[part], model.input_size),
-                batch_size=spec.batch_size,
-            )
-        return logits[0], logits[1:]
-
-    def _of_panel(self, answers: Answers, number: int) -> Scorecard:
-        """Judges a panel's map: occlusion's, or its agreement with the gradient.
-
-        The checks of the method are those of occlusion, also where its agreement is drawn.
-        """
-        result, measured = answers.result, answers.result.measured
-        panel = result.targets[number]
-        target = panel.index
-
-        def values(
-            logits_PK: Tensor, class_index: int = target, base_K: Tensor | None = None
-        ) -> Tensor:
-            base_K = measured.base_logits_K if base_K is None else base_K
-            return position_values(base_K, logits_PK, class_index, result.compared, measured.head)
-
-        tiles_L = values(answers.tiles_LK)
-        whole = float(values(answers.covered_K[None])[0])
-        first_PK = measured.logits_PK[: len(self.occluder.grids[0].boxes_P4)]
-        randomised = None
-        if answers.randomised is not None:
-            base_K, logits_PK = answers.randomised
-            randomised = values(answers.large_PK), values(logits_PK, base_K=base_K)
-        others = [values(first_PK, other) for other in self._other_classes(target)]
-        return self._card(
-            answers,
-            result.maps[number],
-            target,
-            _maps_of(measured.gradient, target),
-            compared_HW=panel.map_HW,
-            variants={
-                name: pixel_map(values(logits_PK), grid, measured.size, result.upsample)
-                for name, (grid, logits_PK) in answers.variants.items()
-            },
-            randomised=randomised,
-            other_classes=(values(first_PK), others),
-            completeness=float(tiles_L.sum()) / whole if whole else None,
-        )
-
-    def _card(
-        self,
-        answers: Answers,
-        map_HW: Tensor,
-        target: int,
-        others: Mapping[str, Tensor],
-        *,
-        compared_HW: Tensor | None = None,
-        variants: Mapping[str, Tensor] | None = None,
-        **checks: Any,
-    ) -> Scorecard:
-        remover, compared_HW = answers.remover, map_HW if compared_HW is None else compared_HW
+        """Judges a map of a class."""
+        remover = answers.remover
+        effect, effect_share = answers.effect(target)
+        probability, predicted = answers.standing(target)
         evidence = Evidence(
-            others=others,
-            agreement={name: rank_correlation(compared_HW, m) for name, m in others.items()},
-            other_gains={name: gain(remover.curves(m, target)) for name, m in others.items()},
-            variants=variants or {},
-            **checks,
+            witnesses=answers.witnesses(target),
+            own=answers.own(target),
+            other_classes=[
+                answers.own(other) for other in self._other_classes(answers.measured, target)
+            ],
+            effect=effect,
+            effect_share=effect_share,
+            probability=probability,
+            predicted=predicted,
+            certain_HW=certain_HW,
         )
         random_gains = remover.random_gains(answers.random_logits, target)
         return scorecard(map_HW, remover.curves(map_HW, target), random_gains, evidence)
 
-    def _other_classes(self, target: int, count: int = OTHER_CLASSES) -> list[int]:
-        """Some random classes without that one."""
-        generator = torch.Generator().manual_seed(self._spec.seed)
-        shuffled = torch.randperm(self._model.classes, generator=generator).tolist()
-        return [index for index in shuffled if index != target][:count]
+    def ask(self, result: OcclusionResult) -> Answers:
+        """Runs what serves every class of an image."""
+        spec, occluder, image = self._spec, self.occluder, result.measured.image
+        base_K, size = result.measured.base_logits_K, self._model.input_size
+        small, large, middle = self._grids
+        whole = mask_grid(size, size, max(size), Border.COVER)
+        small_PK, large_PK, covered_1K = occluder.again(image, (small, large, whole), "mean")
+        (middle_PK,) = occluder.again(image, (middle,), "blur")
+        mean = fill_picture("mean", image.pixels, self._model.preprocess)
+        boxes_P4 = self._windows.boxes_P4
+        kept_PK = replaced_logits(
+            self._fast,
+            image,
+            mean,
+            len(boxes_P4),
+            lambda part: inside_boxes(boxes_P4[part], size),
+            batch_size=spec.batch_size,
+        )
+        remover = Remover(self._fast, image, base_K, batch_size=spec.batch_size)
+        targets = list(dict.fromkeys(panel.index for panel in result.targets))
+        return Answers(
+            measured=result.measured,
+            remover=remover,
+            random_logits=remover.random_logits(spec.seed),
+            variants=((small, small_PK), (large, large_PK), (middle, middle_PK)),
+            kept=(self._windows, kept_PK),
+            covered_K=covered_1K[0],
+            gradients=self._gradients(result.measured, targets),
+        )
+
+    def _gradients(self, measured: Measurement, targets: Sequence[int]) -> tuple[Gradient, ...]:
+        """Grad-CAM and gradient x input of the classes, where the network allows them."""
+        found = [] if measured.gradient is None else [measured.gradient]
+        method = Method.GRADIENT_X_INPUT
+        spec = SaliencySpec(method=method, at=self._spec.at, inside=self._spec.inside)
+        try:
+            traced = saliency(self._model, measured.image, spec, classes=targets)
+        except CnnvizError:
+            return tuple(found)
+        maps = {entry.index: _smooth(entry.map_HW) for entry in traced.targets}
+        return (*found, Gradient("gradient x input, blurred", maps))
+
+    def _other_classes(self, measured: Measurement, target: int) -> list[int]:
+        """Some random classes, or boxes, without that one."""
+        boxes = measured.reading
+        classes = len(boxes) if isinstance(boxes, BoxReading) else self._model.classes
+        generator = torch.Generator().manual_seed(0)
+        shuffled = torch.randperm(classes, generator=generator).tolist()
+        return [index for index in shuffled if index != target][:OTHER_CLASSES]
 
 
-def _maps_of(gradient: Gradient | None, target: int) -> dict[str, Tensor]:
-    """The class's map by the gradient method, by its name."""
-    if gradient is None or target not in gradient.maps:
-        return {}
-    return {gradient.name: gradient.maps[target]}
+def _smooth(map_HW: Tensor) -> Tensor:
+    """The map blurred, as far as it is large enough to blur."""
+    shorter = min(map_HW.shape)
+    sigma = max(1, shorter // SMOOTHED)
+    reach = min(3 * sigma // 2, shorter - 1)
+    if reach == 0:
+        return map_HW
+    transforms = torchvision("transforms.v2.functional")
+    blurred: Tensor = transforms.gaussian_blur(
+        map_HW[None], [2 * reach + 1] * 2, [float(sigma)] * 2
+    )
+    return blurred[0]
 
 
 def _scaled(mask: tuple[int, int], times: float, size: tuple[int, int]) -> tuple[int, int]:

@@ -18,7 +18,7 @@ Trust = Annotated[
     bool,
     Option(
         "Judge each map: scorecard in the summary, verdict under the image, curves.png and "
-        "certainty.png. At most doubles the time."
+        "certainty.png. Takes up to twice as long."
     ),
 ]
 MinTrust = Annotated[

@@ -3,7 +3,8 @@
 A good map makes the class fall fast the one way and slowly the other. The area between the two
 curves is the symmetric relevance gain (Blücher et al. 2024, "Decoupling Pixel Flipping and
 Occlusion Strategy for Consistent XAI Benchmarks", arXiv 2401.06654), which ranks maps in the same
-order however pixels are replaced; either curve alone does not. Two of the four areas have names
+order however pixels are replaced; either curve alone does not. It is measured in log-odds, which do
+not saturate. Two of the four areas of the probability have names
 (Petsiuk et al. 2018, "RISE", arXiv 1806.07421): *deletion* is that of the most important first
 replaced by the mean, *insertion* that of the least important first replaced by a blur, which is the
 image inserted into its blur, the most important first.
@@ -25,8 +26,8 @@ from cnnviz.core.lazy import torchvision
 from cnnviz.core.models.load import Model
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
-RANDOM_SHARES = (0.5,)
-RANDOM_MAPS = 5  # and their opposites
+GAIN_SHARES = (0.1, 0.5, 0.9)  # distinguish bad maps as well as all five do: docs/truth.md
+RANDOM_MAPS = 10  # and their opposites
 RANDOM_CELLS = 7  # hills a side of a random map, as in RISE's masks
 MEAN, BLUR = "mean", "blur"
 
@@ -40,12 +41,16 @@ class Order(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A class's probabilities (of a regression values) while shares of the pixels are replaced."""
+    """A class's probabilities (of a regression values) while shares of the pixels are replaced.
+
+    `scores` are its log-odds (of a regression its values).
+    """
 
     fill: str
     order: Order
     shares: tuple[float, ...]
     readings: tuple[float, ...]
+    scores: tuple[float, ...]
 
     @property
     def area(self) -> float:
@@ -54,10 +59,18 @@ class Curve:
 
 
 def gain(curves: Sequence[Curve]) -> float:
-    """The symmetric relevance gain: area least first − area most first, mean over the fills."""
+    """The symmetric relevance gain in log-odds: area least first − area most first.
+
+    It is the mean over the fills. Only `GAIN_SHARES` count, as for random maps.
+    """
+    kept = (0.0, *GAIN_SHARES, 1.0)
     fills = {curve.fill for curve in curves}
-    signs = {Order.LEAST: 1, Order.MOST: -1}
-    return sum(signs[curve.order] * curve.area for curve in curves) / len(fills)
+    total = 0.0
+    for curve in curves:
+        values = [v for s, v in zip(curve.shares, curve.scores, strict=True) if s in kept]
+        area = float(np.trapezoid(values, kept))
+        total += area if curve.order is Order.LEAST else -area
+    return total / len(fills)
 
 
 def ranks(map_HW: Tensor) -> Tensor:
@@ -145,43 +158,39 @@ class Remover:
             for order in Order
         )
 
-    def random_logits(self, seed: int) -> list[dict[Order, Tensor]]:
-        """Of each random map (3, K) by order, half of the pixels replaced by the mean.
+    def random_logits(self, seed: int) -> list[list[tuple[str, Order, Tensor]]]:
+        """Fill, order and logits (5, K) of each random map at `GAIN_SHARES`.
 
-        At a half, a map and its opposite swap roles: each serves for both.
+        Those of its opposite have the orders exchanged: each map serves for both.
         """
         return [
-            {order: self.logits(map_HW, MEAN, order, RANDOM_SHARES) for order in Order}
+            [
+                (fill, order, self.logits(map_HW, fill, order, GAIN_SHARES))
+                for fill in self._fills
+                for order in Order
+            ]
             for map_HW in random_maps(self._image.pixels.shape[1:], seed)
         ]
 
     def random_gains(
-        self, logits: Sequence[Mapping[Order, Tensor]], target: int
+        self, logits: Sequence[Sequence[tuple[str, Order, Tensor]]], target: int
     ) -> tuple[float, ...]:
         """The gain of each of these maps and of its opposite, for one class."""
         gains = [
-            gain([self._curve(logits, MEAN, o, RANDOM_SHARES, target) for o, logits in by.items()])
-            for by in logits
+            gain([self._curve(logits, fill, o, GAIN_SHARES, target) for fill, o, logits in one])
+            for one in logits
         ]
         return (*gains, *(-value for value in gains))
 
     def _curve(
         self, logits_FK: Tensor, fill: str, order: Order, shares: Sequence[float], target: int
     ) -> Curve:
-        readings = self._model.head.readings(logits_FK)[:, target].tolist()
-        return Curve(fill, order, (0.0, *shares, 1.0), tuple(readings))
-
-
-def on_random_shares(curves: Sequence[Curve]) -> list[Curve]:
-    """The curves that random maps also have, at their shares."""
-    kept = (0.0, *RANDOM_SHARES, 1.0)
-    return [
-        Curve(
-            curve.fill,
-            curve.order,
-            kept,
-            tuple(r for s, r in zip(curve.shares, curve.readings, strict=True) if s in kept),
+        head = self._model.head
+        readings, scores = head.readings(logits_FK), head.log_odds(logits_FK)
+        return Curve(
+            fill,
+            order,
+            (0.0, *shares, 1.0),
+            tuple(readings[:, target].tolist()),
+            tuple(scores[:, target].tolist()),
         )
-        for curve in curves
-        if curve.fill == MEAN
-    ]

@@ -22,7 +22,9 @@ class MaxPatchesCommand:
     Writes for each layer sheets of patches and of whole images with the patch as a white box.
     """
 
-    FIRST: ClassVar[tuple[str, ...]] = ("layers", "filters", "top", "crop", "limit", "resume")
+    FIRST: ClassVar[tuple[str, ...]] = (
+        *("layers", "filters", "top", "crop", "evidence", "limit", "resume"),
+    )
 
     data: Annotated[
         list[str],
@@ -34,6 +36,13 @@ class MaxPatchesCommand:
     spec: MaxPatchesSpec
     limit: Limit = None
     pictures: Annotated[bool, Option("Draw the sheets.")] = True
+    evidence: Annotated[
+        bool,
+        Option(
+            "Also save and draw what in each patch drives the filter: its gradient, and guided "
+            "back-projection."
+        ),
+    ] = False
     resume: Resume = False
     shard: Share = None
     save_every: Annotated[int, Option("Save the scan's state after every N batches.", least=1)] = 20

@@ -40,7 +40,9 @@ class OccludeCommand:
     Writes overlay, heatmap, probability and label pictures and the raw scores, for each image.
     """
 
-    FIRST: ClassVar[tuple[str, ...]] = ("targets", "masks", "stride", "method", "expect", "trust")
+    FIRST: ClassVar[tuple[str, ...]] = (
+        "targets", "boxes", "masks", "stride", "method", "expect", "trust",
+    )  # fmt: skip
 
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help=IMAGES)]
     spec: OcclusionSpec
@@ -68,6 +70,24 @@ class OccludeCommand:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DetectCommand:
+    """Draw and number the boxes that a detector finds.
+
+    cnnviz detect street.jpg --model fasterrcnn_resnet50_fpn
+
+    Writes a picture of the boxes, for each image; occlude --box N explains the N-th.
+    """
+
+    FIRST: ClassVar[tuple[str, ...]] = ("threshold", "size")
+
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help=IMAGES)]
+    resume: Resume = False
+    shard: Share = None
+    model: ModelOptions
+    output: OutputOptions
+
+
+@dataclass(frozen=True, kw_only=True)
 class RenderCommand:
     """Redraw an occlusion run: other classes, scores or colours.
 
@@ -76,7 +96,7 @@ class RenderCommand:
     Needs no model: the run keeps the scores of every class. What is not given is as in the run.
     """
 
-    FIRST: ClassVar[tuple[str, ...]] = ("targets", "method", "score", "colormap")
+    FIRST: ClassVar[tuple[str, ...]] = ("targets", "boxes", "method", "score", "colormap")
 
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="What cnnviz occlude wrote for one image.")
@@ -88,11 +108,11 @@ class RenderCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class SaliencyCommand:
-    """Trace a prediction back to the pixels: gradients, Grad-CAM.
+    """Trace a prediction back to the image: Grad-CAM and its relatives, gradients.
 
-    cnnviz saliency dog.jpg --model resnet18 --method grad-cam --layer layer4 --compare occlusion
+    cnnviz saliency dog.jpg --model resnet18 --layer layer4 --compare occlusion
 
-    Writes overlay and heatmap pictures and the raw gradients, for each image.
+    Writes overlay and heatmap pictures and the raw values, for each image.
     """
 
     FIRST: ClassVar[tuple[str, ...]] = ("targets", "method", "layer", "compare", "trust")
@@ -154,7 +174,7 @@ class TrustCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationsCommand:
-    """Show what a layer makes of an image: its feature maps.
+    """Show what a layer responds to in an image: feature maps.
 
     cnnviz activations dog.jpg --model resnet18 --layer layer4 --top 64
 

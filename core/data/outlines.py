@@ -16,6 +16,7 @@ from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import exists, from_json, read_text
 from cnnviz.core.models.load import Model
+from cnnviz.core.models.targets import Region
 
 FINE = 4
 """Rows and columns of points per pixel that decide whether an object touches it."""
@@ -60,6 +61,11 @@ class Outlines:
 
     def __init__(self, source: str, common: Outline | None, named: Mapping[str, Outline]) -> None:
         self._source, self._common, self._named = source, common, named
+
+    def label_of(self, path: str) -> str | None:
+        """The class in a file's outline; None if it names none, or there is none."""
+        outline = self._common or self._named.get(path) or self._named.get(Path(path).name)
+        return outline.label if outline else None
 
     def for_image(self, path: str) -> Outline:
         """The outline for a file, by its path as given or by its name."""
@@ -118,10 +124,10 @@ class Place:
 
     def __init__(self, model: Model, at: tuple[float, float] | None, inside: str | None) -> None:
         """Takes a pixel (y, x), or an outline as `read_outlines` reads it."""
-        if model.region is None and (at is not None or inside is not None):
+        if not isinstance(model.target, Region) and (at is not None or inside is not None):
             raise UsageError(
                 "--at and --inside are for maps of classes; "
-                f"{model.name} has one row of scores per image"
+                f"{model.name} has {'boxes' if model.target else 'one row of scores per image'}"
             )
         if at is not None and inside is not None:
             raise UsageError("--at and --inside name two places; give one of them")

@@ -18,6 +18,7 @@ from cnnviz.core.files import DAMAGE, LARGEST, open_arrays, regular
 from cnnviz.core.models.preprocess import Preprocess
 
 ARRAYS = frozenset({".npy", ".npz"})
+_NPY = b"\x93NUMPY"
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"),
     *("AVIF", "DIB", "ICO", "JPEG2000", "MPO", "PCX", "PPM", "SGI", "TGA"),
@@ -80,11 +81,23 @@ def read_map(path: str | Path, size: tuple[int, int]) -> Raster:
     return numbers
 
 
+def check_npy(path: Path) -> None:
+    """Raises a CnnvizError if a file is not a `.npy` file, by its first bytes."""
+    with regular(path).open("rb") as file:
+        if file.read(len(_NPY)) != _NPY:
+            raise CnnvizError(f"--map takes a .npy file (numpy.save); '{path}' is not one")
+
+
 def _read_npy(path: Path) -> NDArray[np.generic]:
     with path.open("rb") as file:
         if path.stat().st_size > LARGEST:
             raise ValueError(f"it is larger than {LARGEST:,} bytes")
-        array: NDArray[np.generic] = np.load(file, allow_pickle=False)
+        try:
+            array: NDArray[np.generic] = np.load(file, allow_pickle=False)
+        except ValueError as error:
+            if "allow_pickle" in str(error):  # which is not what to do
+                raise ValueError("it does not hold an array of numbers") from error
+            raise
     if not isinstance(array, np.ndarray):
         raise ValueError("it is an archive, not one array")
     return array

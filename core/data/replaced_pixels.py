@@ -34,8 +34,8 @@ def replaced_logits(
         image: of the model's input size.
         fill_CHW: an image in [0, 1], before normalisation.
         count: number of choices.
-        kept: maps a slice of the choices to the pixels that are kept, (n, H, W) bool; called for a
-            batch at a time, so that all masks never exist at once.
+        kept: maps a slice of the choices to the pixels that are kept, (n, H, W): bool, or shares
+            from 0 to 1; called for a batch at a time, so that all masks never exist at once.
         batch_size: images at a time; None for automatic.
         progress: called with the number of images just done.
 
@@ -50,8 +50,7 @@ def replaced_logits(
     layouts = [torch.contiguous_format, torch.channels_last]  # the last is the faster
 
     def batch(part: slice) -> None:
-        kept_N1HW = kept(part).to(model.device)[:, None]
-        pictures = torch.where(kept_N1HW, original, replacement)
+        pictures = _mixed(original, replacement, kept(part))
         try:
             logits_NK = model.logits(pictures.contiguous(memory_format=layouts[-1]))
         except (CnnvizError, RuntimeError) as error:
@@ -66,8 +65,7 @@ def replaced_logits(
 
     def last_differs() -> bool:
         """Whether the last image has other logits when it is run alone."""
-        kept_1HW = kept(slice(count - 1, count)).to(model.device)
-        picture = torch.where(kept_1HW[:, None], original, replacement)
+        picture = _mixed(original, replacement, kept(slice(count - 1, count)))
         return beyond_rounding(alone(picture), batches[-1][-1], alone, picture) > 0
 
     automatic = CPU_BATCH if model.device.type == "cpu" else DEVICE_BATCH
@@ -87,3 +85,11 @@ def replaced_logits(
             f"{model.precision.value}; use --precision fp32, or check the weights"
         )
     return logits_NK
+
+
+def _mixed(original_CHW: Tensor, replacement_CHW: Tensor, kept_NHW: Tensor) -> Tensor:
+    """The images (N, C, H, W) in which those pixels, or shares of pixels, are the original's."""
+    kept_N1HW = kept_NHW.to(original_CHW.device)[:, None]
+    if kept_NHW.dtype is torch.bool:
+        return torch.where(kept_N1HW, original_CHW, replacement_CHW)
+    return torch.lerp(replacement_CHW, original_CHW, kept_N1HW)

@@ -103,33 +103,39 @@ class _Header(tarfile.TarInfo):
         return header
 
 
-def _check_end(stream: IO[bytes], end: int) -> None:
-    """Raises a tarfile.ReadError unless a tar ends there: an empty block, and then padding."""
+def _after(stream: IO[bytes], end: int) -> int | None:
+    """Where the next of several tars joined by `cat` begins, behind the end of one; None if none.
+
+    Raises a tarfile.ReadError unless a tar ends there: an empty block, and then padding.
+    """
     stream.seek(end)
     last, padding = stream.read(_BLOCK), stream.read(LONGEST_PADDING)
     if len(last) < _BLOCK:
         raise tarfile.ReadError("it has no end: it was cut off after a file")
     if any(last):
         raise tarfile.ReadError(f"damaged at byte {end:,}")
-    if any(padding):
-        raise tarfile.ReadError("it goes on behind its end, as several files in one do")
+    zeros = len(padding) - len(padding.lstrip(b"\0"))
+    return end + _BLOCK + zeros // _BLOCK * _BLOCK if zeros < len(padding) else None
 
 
 def _members(stream: IO[bytes], path: Path, others: Counter[str]) -> Iterator[_Member]:
     """The regular files of a tar, in order; links and sparse files are counted in `others`."""
+    start: int | None = 0
     try:
-        with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as archive:
-            for entry in archive:
-                if entry.size < 0 or archive.offset <= entry.offset:
-                    raise tarfile.ReadError(f"a file of {entry.size} bytes")
-                archive.members = []  # type: ignore[attr-defined]  # it would keep them all
-                member = _Member(entry.name, entry.offset_data, entry.size)
-                hidden = member.key.rpartition("/")[2] == ""  # as .DS_Store
-                if entry.isreg() and not entry.issparse() and not hidden:
-                    yield member
-                elif not entry.isdir() and not hidden:
-                    others["sparse files" if entry.issparse() else "links and devices"] += 1
-            _check_end(stream, archive.offset)
+        while start is not None:
+            stream.seek(start)
+            with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header) as archive:
+                for entry in archive:
+                    if entry.size < 0 or archive.offset <= entry.offset:
+                        raise tarfile.ReadError(f"a file of {entry.size} bytes")
+                    archive.members = []  # type: ignore[attr-defined]  # it would keep them all
+                    member = _Member(entry.name, entry.offset_data, entry.size)
+                    hidden = member.key.rpartition("/")[2] == ""  # as .DS_Store
+                    if entry.isreg() and not entry.issparse() and not hidden:
+                        yield member
+                    elif not entry.isdir() and not hidden:
+                        others["sparse files" if entry.issparse() else "links and devices"] += 1
+                start = _after(stream, archive.offset)
     except (tarfile.TarError, EOFError, ValueError, OSError, OverflowError) as error:
         raise CnnvizError(
             f"'{path}' is not a complete tar file ({one_line(error)}); unpack it first if it is "

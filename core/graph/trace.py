@@ -16,6 +16,7 @@ The module is not modified: the graph module refers to its layers and parameters
 import inspect
 import operator
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from cnnviz.core.graph.geometry import Fixed, Geometry, Image, Mix
 from cnnviz.core.graph.operations import classify
 from cnnviz.core.graph.program import Call
 
+_COMPILED = "cannot be traced (TorchScript is compiled already)"
 _ASSERTIONS = (torch._assert, fx._symbolic_trace._assert_is_none)
 _BATCH = 2  # with one image, the batch axis could be confused with other axes of size 1
 
@@ -150,10 +152,15 @@ def trace(module: nn.Module, tapped: Collection[str] = ()) -> fx.GraphModule:
     """
     kind = type(module).__name__
     if isinstance(module, torch.jit.ScriptModule):
-        raise Untraceable(f"{kind} cannot be traced (TorchScript is compiled already)")
+        raise Untraceable(f"{kind} {_COMPILED}")
     if module.training:
         raise Untraceable(f"{kind} cannot be traced in training mode; call .eval() first")
-    tracer = _NamingTracer(tapped)
+    with _unchanged(module):
+        return _traced(module, _NamingTracer(tapped))
+
+
+def _traced(module: nn.Module, tracer: _NamingTracer) -> fx.GraphModule:
+    kind = type(module).__name__
     try:
         graph = tracer.trace(module, _defaults(module))
     except USER_CODE_ERRORS as error:
@@ -162,11 +169,33 @@ def trace(module: nn.Module, tapped: Collection[str] = ()) -> fx.GraphModule:
     required = [node for node in graph.find_nodes(op="placeholder") if not node.args]
     if len(required) != 1:
         raise Untraceable(f"{kind} cannot be traced (it takes {len(required)} inputs, not one)")
+    called = [module.get_submodule(str(n.target)) for n in graph.find_nodes(op="call_module")]
+    if called and all(isinstance(part, torch.jit.ScriptModule) for part in called):
+        raise Untraceable(f"{kind} {_COMPILED}")  # an archive behind a reader of its output
     _drop_defaults(graph)
     traced = fx.GraphModule(_parts(module, graph, tracer.taps), graph, class_name=kind)
     traced.training = False
     traced.meta["layers"] = tracer.layers
     return traced
+
+
+@contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Undoes what the forward stores in modules: later passes would read a cache of proxies."""
+    parts = [part for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)]
+    before = [(vars(part), dict(vars(part))) for part in parts]
+    values = [value for _, attributes in before for value in attributes.values()]
+    containers = [(value, value.copy()) for value in values if isinstance(value, dict | list | set)]
+    try:
+        yield
+    finally:
+        for now, attributes in before:
+            for name in now.keys() - attributes.keys():
+                del now[name]
+            now.update(attributes)
+        for container, content in containers:
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(content)
 
 
 def _parts(module: nn.Module, graph: fx.Graph, taps: Collection[str]) -> dict[str, Any]:

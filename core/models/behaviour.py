@@ -15,6 +15,7 @@ Shapes: N images, C channels, H W rows and columns, K classes or values.
 
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -270,6 +271,20 @@ def _converted(module: nn.Module, device: torch.device, dtype: torch.dtype) -> n
     return module
 
 
+def _on_image(module: nn.Module, image_1CHW: Tensor) -> object:
+    """The network's output; a RuntimeError if a 3-D convolution gets the batch as its channels."""
+
+    def refuse(_layer: nn.Module, given: tuple[Any, ...]) -> None:
+        if given[0].ndim == 4:
+            raise RuntimeError("conv3d takes 5D input")
+
+    with ExitStack() as hooks, torch.no_grad():  # no_grad: lazy layers' tensors are changed later
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv3d):
+                hooks.callback(layer.register_forward_pre_hook(refuse).remove)
+        return module(image_1CHW)
+
+
 def probe(
     module: nn.Module,
     name: str,
@@ -281,8 +296,7 @@ def probe(
     """Run a network on a blank image; if it refuses that, with other numbers of channels."""
 
     def run(count: int) -> object:
-        with torch.no_grad():  # not inference mode: tensors that lazy layers make are changed later
-            return module(torch.zeros(1, count, *size, dtype=dtype, device=device))
+        return _on_image(module, torch.zeros(1, count, *size, dtype=dtype, device=device))
 
     try:
         return FirstRun(module, run(channels), channels)
@@ -326,11 +340,16 @@ def _essence(error: BaseException) -> str:
 _REMEDIES = (
     (
         r"conv3d|5D|5-D|5-dim|\(expected 5, got 4\)",
-        "an image has no depth, time or views, and this network takes an input of 5 dimensions",
+        "cnnviz explains 2-D images, and this network takes an input of 5 dimensions (depth, time "
+        "or views)",
+    ),
+    (
+        r"conv1d|2D \(unbatched\) or 3D|LSTM|GRU|RNN|input must have [23] dimensions",
+        "cnnviz explains 2-D images, and this network takes a sequence",
     ),
     (
         r"forward\(\) missing \d+ required",
-        "its forward takes more than one image; write a factory that fixes the other inputs",
+        "its forward takes more than one image; --input NAME=FILE gives the others",
     ),
     (
         r"NVIDIA|CUDA|on the same device|cuda:\d",
@@ -399,18 +418,20 @@ def run_checked(
 def guarded(module: nn.Module, name: str, classes: int) -> nn.Module:
     """Let every call of a network be checked (`run_checked`); `classes` 0 accepts any output.
 
-    Its class is replaced, so that layers keep their names, and graphs do not see it.
+    Its class is replaced, so that layers keep their names, and graphs do not see it. Of a network
+    that is guarded already, the last number counts.
     """
     kind: Any = type(module)
     if isinstance(module, torch.jit.ScriptModule):
         return module  # its class cannot be replaced; its types are checked when it is compiled
 
-    def call(self: nn.Module, images: Any, *others: Any, **options: Any) -> object:
-        shape = (classes,) if classes and isinstance(images, Tensor) else None
+    def call(self: Any, images: Any, *others: Any, **options: Any) -> object:
+        count = self.guarded_classes
+        shape = (count,) if count and isinstance(images, Tensor) else None
         run = partial(kind.__call__, self, images, *others, **options)
         return run_checked(run, len(images) if shape else 0, shape, name)
 
-    module.__class__ = type(kind.__name__, (kind,), {"__call__": call})
+    module.__class__ = type(kind.__name__, (kind,), {"__call__": call, "guarded_classes": classes})
     return module
 
 

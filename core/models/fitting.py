@@ -11,7 +11,10 @@ import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn, strided
@@ -39,8 +42,8 @@ _NO_WEIGHT = frozenset(
 _LONGEST_HEAD = 4  # layers
 _HEAD_LAYERS = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.BatchNorm1d)
 FEATURES_ONLY = (
-    "layers, filters, activations, max-patches and tsne do without it; --head none explains the "
-    "features as values"
+    "layers, filters, activations, max-patches and tsne do without it; --like REFERENCE.jpg "
+    "explains a similarity, --head none the features as values"
 )
 
 
@@ -147,14 +150,42 @@ def _split(
 
 
 def head_classes(module: nn.Module, state: Mapping[str, Tensor]) -> int | None:
-    """The class count of a state dict whose only misfit is the first axis of the head."""
-    counts = set()
+    """The class count of a state dict whose only misfit is the first axis of the head.
+
+    Heads of detectors have rows for each class and corner, or each class and anchor.
+    """
+    counts, shares = set(), set()
     for name, value in module.state_dict().items():
         if name in state and state[name].shape != value.shape:
             if not state[name].shape or state[name].shape[1:] != value.shape[1:]:
                 return None
             counts.add(len(state[name]))
+            shares.add(Fraction(len(state[name]), len(value)))
+    known = _detector_classes(module)
+    if known and len(shares) == 1:
+        classes = shares.pop() * known
+        return int(classes) if classes.denominator == 1 else None
     return counts.pop() if len(counts) == 1 else None
+
+
+def _detector_classes(module: Any) -> int | None:
+    """The number of classes of one of torchvision's detectors; None for any other network."""
+    paths = ("roi_heads.box_predictor.cls_score", "head.classification_head")
+    for owner in (reduce(lambda x, k: getattr(x, k, None), p.split("."), module) for p in paths):
+        for name in ("out_features", "num_classes", "num_columns"):
+            if isinstance(count := getattr(owner, name, None), int):
+                return count
+    return None
+
+
+def matches(module: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict has a network's names and shapes, apart from the number of classes."""
+    required = module.state_dict()
+    names = {name for name in required if _last(name) not in _NO_WEIGHT}
+    if not names <= state.keys() or not state.keys() <= required.keys():
+        return False
+    same = all(state[name].shape == required[name].shape for name in state)
+    return same or head_classes(module, state) is not None
 
 
 def _misfits(module: nn.Module, state: Mapping[str, Tensor]) -> str:

@@ -4,35 +4,31 @@ A head is determined once, from the network's outputs for random images, unless 
 All code here handles scores as logits: softmax (the sigmoid, for independent classes) turns them
 into the network's probabilities. The outputs of a regression are values and stay unchanged.
 
-Dense outputs (segmentation) become one row per image. A class's number is the log-odds of its mean
-probability over a region: the one that the user points at, or the pixels where the original image
-is predicted as that class. For a dense regression it is the mean value. The region is fixed once
-per image (`Region.settle`), so that occluded copies are read at the same pixels; before that, the
-whole image is read.
-
-Shapes: N images, K classes or values, h w rows and columns of a dense output, H W of the image,
-R regions: one that the user points at, or one per class.
+Shapes: N images, K classes or values.
 """
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from cnnviz.core.choices import HeadChoice, whole_number
 from cnnviz.core.device import rounding
-from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.labels import class_index, normalised_name
+from cnnviz.core.errors import UsageError
+from cnnviz.core.graph.program import target_name
+from cnnviz.core.models.labels import class_index
 
-SHOWN = 6
 MAXIMUM_VALUES = 5
-"""A regression with more values must be told which one to explain."""
-_BACKGROUND = "background"
+"""Of a regression with more values, the one to explain must be named."""
+WORDS = VALUE, SCORE, SIMILARITY, FEATURE = "value", "score", "similarity", "feature"
+"""What numbers are called that are not probabilities."""
 
 
 class Kind(StrEnum):
@@ -47,11 +43,11 @@ class Kind(StrEnum):
 
 
 def _probability(value: float) -> str:
-    """Two decimals; more near 0 and 1."""
+    """Two decimals; more near 0 and 1, at most four."""
     if 0.01 <= value < 0.995 or value in (0.0, 1.0):
         return f"{value:.2f}"
     if value < 0.01:
-        return f"{value:.2g}"
+        return f"{value:.2g}" if value >= 0.001 else "< 0.001"
     shown = f"{value:.4f}"
     return shown if shown == "1.0000" else shown.rstrip("0")
 
@@ -64,7 +60,9 @@ class Head:
     probabilities_given: bool = False
     """The outputs are probabilities, not logits."""
     threshold: float = 0.5
-    """An independent class is present from this probability on."""
+    """An independent class, or a box, is present from this probability or score on."""
+    word: str = VALUE
+    """What a number is called if there are no classes."""
 
     @property
     def name(self) -> str:
@@ -78,13 +76,30 @@ class Head:
         """Whether there are classes at all."""
         return self.kind is not Kind.NONE
 
+    @property
+    def described(self) -> str:
+        """What there is in place of classes, for messages."""
+        if self.word != VALUE:
+            return f"here each number is a {self.word}"
+        return "a regression (--head none) has values only"
+
+    @property
+    def has_shares(self) -> bool:
+        """Whether a number has a natural zero, so that shares of it can be held or lost."""
+        return self.has_classes or self.word == SCORE
+
+    @property
+    def reading_name(self) -> str:
+        """What a number is called: probability, value, score."""
+        return "probability" if self.has_classes else self.word
+
     def logits(self, outputs: Tensor) -> Tensor:
         """Turn outputs of any shape (…, K) into logits; values stay unchanged."""
         if not self.probabilities_given:
             return outputs
         if self.kind is Kind.SIGMOID:
             return outputs.logit(eps=torch.finfo(outputs.dtype).eps / 2)
-        return _log(outputs)
+        return log_of(outputs)
 
     def readings(self, logits: Tensor) -> Tensor:
         """Turn logits (…, K) into float64 probabilities; values stay unchanged."""
@@ -94,15 +109,20 @@ class Head:
         return exact.softmax(-1) if self.kind is Kind.SOFTMAX else exact.sigmoid()
 
     def text(self, reading: float) -> str:
-        """Format a probability, `p = 0.123`, or a value, for headings."""
-        return f"p = {_probability(reading)}" if self.has_classes else f"= {reading:.4g}"
+        """Format a probability, `p = 0.123`, a value or a score, for headings."""
+        shown = self._number(reading)
+        if self.has_classes:
+            return f"p {shown}" if shown.startswith("<") else f"p = {shown}"
+        return f"= {shown}" if self.word == VALUE else f"{self.word} {shown}"
+
+    def _number(self, reading: float) -> str:
+        if self.has_classes:
+            return _probability(reading)
+        return f"{reading:.4g}" if self.word == VALUE else f"{reading:.2f}"
 
     def change_text(self, before: float, after: float | None) -> str:
         """Format what occlusion does to a probability, `p = 0.93 → 0.21`, or to a value."""
-        if after is None:
-            return self.text(before)
-        shown = _probability(after) if self.has_classes else f"{after:.4g}"
-        return f"{self.text(before)} → {shown}"
+        return self.text(before) + ("" if after is None else f" → {self._number(after)}")
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
         """Log p of each class, in the number format of the logits."""
@@ -139,7 +159,55 @@ class Head:
 SOFTMAX = Head()
 
 
-def _log(positive: Tensor) -> Tensor:
+class LastSigmoid(TorchFunctionMode):
+    """Takes the input of a network's last sigmoid instead of its output, if `removed`.
+
+    A probability near 1 is rounded, which leaves few digits of its logit. `seen` records whether
+    the output is that of a sigmoid.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.removed = self.seen = False
+        self._made: dict[int, tuple[Any, Any]] = {}
+
+    def __deepcopy__(self, _memo: object) -> "LastSigmoid":
+        return self
+
+    def watched(self) -> AbstractContextManager[object]:
+        """The context in which the network runs."""
+        return self if self.removed else nullcontext()
+
+    def __torch_function__(
+        self, function: Any, _types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        output = function(*args, **(kwargs or {}))
+        if getattr(function, "__name__", "") in ("sigmoid", "expit", "special_expit") and args:
+            self._made[id(output)] = output, args[0]  # an output that is kept keeps its id
+        return output
+
+    def logits(self, output: Any) -> Any:
+        """The logits of a network's output; of what no sigmoid made, by their formula."""
+        if not self.removed:
+            return output
+        if isinstance(output, fx.Proxy):
+            node, tracer = output.node, output.tracer
+            assert isinstance(tracer, fx.Tracer)  # noqa: S101 (a module is traced)
+            layer = (
+                tracer.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+            )
+            sigmoid = isinstance(layer, nn.Sigmoid) or target_name(node.target) == "sigmoid"
+            first = node.args[0] if sigmoid and node.args else None
+            before = tracer.proxy(first) if isinstance(first, fx.Node) else None
+        else:
+            before = self._made.get(id(output), (None, None))[1]
+        self._made.clear()
+        self.seen = before is not None
+        return Head(Kind.SIGMOID, True).logits(output) if before is None else before
+
+
+def log_of(positive: Tensor) -> Tensor:
+    """The logarithm, finite at 0."""
     return positive.clamp_min(torch.finfo(positive.dtype).tiny).log()
 
 
@@ -153,7 +221,7 @@ def _range(outputs_NK: Tensor, dtype: torch.dtype) -> str | None:
 
 
 def _unit_length(outputs_NK: Tensor, dtype: torch.dtype) -> bool:
-    """Whether every row is a vector of length 1, whatever the image."""
+    """Whether every row is a vector of length 1, for every image."""
     lengths = outputs_NK.double().norm(dim=1)
     return outputs_NK.shape[1] > 1 and bool(((lengths - 1).abs() < rounding(dtype)).all())
 
@@ -179,9 +247,9 @@ def determine_head(
         far_NK = outputs_far_away()
         all_NK = outputs_NK if far_NK is None else torch.cat([outputs_NK, far_NK])
         if _unit_length(all_NK, dtype):
-            return Head(Kind.NONE), [
-                f"{name} returns vectors of length 1, features of an embedding and not classes: "
-                "they are used as values (--head overrides this)"
+            return Head(Kind.NONE, word=FEATURE), [
+                f"{name} returns vectors of length 1, features of an embedding and not classes "
+                "(--head overrides this)"
             ]
         if bool((all_NK == all_NK[0]).all()):
             return Head(), [
@@ -221,7 +289,7 @@ def resolve_targets(
     for target in targets:
         top = re.fullmatch(r"top(\d+)", target)
         if not head.has_classes and (target == "predicted" or top):
-            indices += _values(target, labels)
+            indices += _values(target, labels, head.word)
         elif target == "predicted":
             indices.append(ranked[0])
         elif top:
@@ -234,130 +302,16 @@ def resolve_targets(
     return tuple(dict.fromkeys(indices))
 
 
-def _values(target: str, labels: Sequence[str]) -> list[int]:
+def _values(target: str, labels: Sequence[str], word: str) -> list[int]:
+    if word == FEATURE:
+        raise UsageError(
+            "the outputs are features of an embedding, not classes: --like REFERENCE.jpg explains "
+            "what makes an image similar to another one, and --target an index from 0 to "
+            f"{len(labels) - 1} one feature"
+        )
     if target != "predicted" or len(labels) > MAXIMUM_VALUES:
         raise UsageError(
-            f"'{target}': a regression has no ranking; --target takes a value's name or an index "
-            f"from 0 to {len(labels) - 1}"
+            f"'{target}': {len(labels)} values (a regression, or features of an embedding) have no "
+            f"ranking; --target takes a value's name or an index from 0 to {len(labels) - 1}"
         )
     return list(range(len(labels)))
-
-
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """The pixels of one image at which a dense output is read."""
-
-    pixels_Rhw: Tensor
-    """Bool, of the output; one region that the user points at, or one per class."""
-    shares_K: Tensor
-    """The share of the region, or of the whole image, that is predicted as each class."""
-
-    @property
-    def pointed(self) -> bool:
-        """Whether the user points at the region, which then is the same for every class."""
-        return len(self.pixels_Rhw) < len(self.shares_K) or len(self.shares_K) == 1
-
-    def of(self, target: int) -> Tensor:
-        """(h, w) bool: where that class is read."""
-        return self.pixels_Rhw[0 if self.pointed else target]
-
-    def targets(
-        self, requested: Sequence[str], labels: Sequence[str], head: Head, path: str
-    ) -> tuple[int, ...]:
-        """Resolve the requested classes (`resolve_targets`) by their pixels; all must have some."""
-        indices = resolve_targets(requested, self.ranking(labels), labels, head)
-        self.check(indices, labels, path)
-        return indices
-
-    def ranking(self, labels: Sequence[str]) -> Tensor:
-        """(K,) larger for a class with more pixels; a background is last, unless pointed at."""
-        ranking_K = self.shares_K.clone()
-        if not self.pointed:
-            for index, label in enumerate(labels):
-                if normalised_name(label) == _BACKGROUND:
-                    ranking_K[index] = -1
-        return ranking_K
-
-    def check(self, targets: Sequence[int], labels: Sequence[str], path: str) -> None:
-        """Raise CnnvizError if a class has no pixel at which it can be read."""
-        absent = [labels[t] for t in targets if not self.pointed and self.shares_K[t] == 0]
-        if absent:
-            order = [i for i in self.shares_K.argsort(descending=True).tolist() if self.shares_K[i]]
-            there = ", ".join(f"{labels[i]} {float(self.shares_K[i]):.1%}" for i in order[:SHOWN])
-            raise CnnvizError(
-                f"'{path}': no pixel is predicted as {absent[0]} (predicted are {there}); --at or "
-                "--inside names a region to read it at"
-            )
-
-
-class Region:
-    """Reads dense outputs; all copies of a network share the one it was made with."""
-
-    def __init__(self, head: Head) -> None:
-        """Take the meaning of one pixel's numbers."""
-        self.head = head
-        self._weights_Rhw: Tensor | None = None
-        self._seen_NKhw: Tensor | None = None
-
-    @property
-    def name(self) -> str:
-        """The head's name in summaries."""
-        return f"{self.head.name} per pixel"
-
-    def __deepcopy__(self, _memo: object) -> "Region":
-        return self
-
-    def settle(self, run: Callable[[], object], inside_HW: Tensor | None) -> Reading:
-        """Fix the pixels that are read from now on.
-
-        Args:
-            run: runs the network on the original image alone.
-            inside_HW: the region that the user points at, bool; None: each class's prediction.
-        """
-        self._weights_Rhw = None
-        run()
-        assert self._seen_NKhw is not None  # noqa: S101 (the network ends in `read`)
-        predicted_Khw = self._predicted(self._seen_NKhw[0].float())
-        self._seen_NKhw = None
-        regions_Rhw = predicted_Khw
-        if inside_HW is not None:
-            area = inside_HW[None, None].float()
-            share = functional.interpolate(area, predicted_Khw.shape[1:], mode="area")
-            regions_Rhw = share[0].to(predicted_Khw)
-        empty = regions_Rhw.sum((1, 2), keepdim=True) == 0  # a class without a pixel
-        weights = torch.where(empty, 1.0, regions_Rhw)
-        self._weights_Rhw = weights / weights.sum((1, 2), keepdim=True)
-        whole_hw = 1 / predicted_Khw[0].numel() if inside_HW is None else self._weights_Rhw[0]
-        return Reading((regions_Rhw > 0).cpu(), (predicted_Khw * whole_hw).sum((1, 2)).cpu())
-
-    def _predicted(self, output_Khw: Tensor) -> Tensor:
-        """(K, h, w) 1 where a class is predicted; everywhere, for a regression."""
-        if self.head.kind is Kind.NONE:
-            return torch.ones_like(output_Khw)
-        if self.head.kind is Kind.SIGMOID:
-            return self.head.holds(self.head.logits(output_Khw)).float()
-        best_hw = output_Khw.argmax(0)
-        return functional.one_hot(best_hw, len(output_Khw)).movedim(-1, 0).float()
-
-    def read(self, output_NKhw: Any) -> Any:
-        """Turn dense outputs into rows (N, K); one call in the graph of a traced network."""
-        if isinstance(output_NKhw, fx.Proxy):
-            return output_NKhw.tracer.create_proxy("call_function", self.read, (output_NKhw,), {})
-        output, weights = output_NKhw.float(), self._weights_Rhw
-        if weights is None:
-            self._seen_NKhw = output_NKhw.detach()
-            weights = torch.full_like(output[0, :1], 1 / output[0, 0].numel())
-        if self.head.kind is Kind.NONE:
-            return (output * weights).sum((2, 3))
-        yes, no = self._shares(output)
-        return _log((yes * weights).sum((2, 3))) - _log((no * weights).sum((2, 3)))
-
-    def _shares(self, output_NKhw: Tensor) -> tuple[Tensor, Tensor]:
-        """Each class's probability at each pixel, and that of its absence, exact near 0 and 1."""
-        given = self.head.probabilities_given
-        if self.head.kind is Kind.SIGMOID:
-            yes = output_NKhw if given else output_NKhw.sigmoid()
-            return yes, 1 - yes if given else (-output_NKhw).sigmoid()
-        yes = output_NKhw if given else output_NKhw.softmax(1)
-        best = output_NKhw.argmax(1, keepdim=True)  # for the others, 1 - p is exact
-        return yes, (1 - yes).scatter(1, best, yes.scatter(1, best, 0).sum(1, keepdim=True))

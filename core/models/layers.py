@@ -221,6 +221,11 @@ class Layout:
         return output[:, :, None, None]
 
     @property
+    def axis(self) -> int:
+        """The axis of channels in the layer's output."""
+        return {Form.LAST: 3, Form.TOKENS: 2}.get(self.form, 1)
+
+    @property
     def patches(self) -> bool:
         """Whether the units are a regular grid of patches of the image."""
         return self.form in (Form.TOKENS, Form.LAST)

@@ -21,11 +21,14 @@ from cnnviz.core.choices import HeadChoice, Precision
 from cnnviz.core.device import pick_device
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.behaviour import Behaviour, guarded, run_first
+from cnnviz.core.models.boxes import Boxes, square_note, taken_over
 from cnnviz.core.models.fitting import FEATURES_ONLY
-from cnnviz.core.models.heads import Head, Kind, Reading, Region
+from cnnviz.core.models.heads import Head, Kind
+from cnnviz.core.models.inputs import Reader, with_inputs
 from cnnviz.core.models.labels import Labels, class_index, imagenet_wnids, is_wnid, read_labels
-from cnnviz.core.models.outputs import read_out
+from cnnviz.core.models.outputs import ReadOut, read_out
 from cnnviz.core.models.preprocess import Preprocess, adjust, plain
+from cnnviz.core.models.targets import Reading, Target
 from cnnviz.core.models.trained import BUNDLED, Trained, find_trained
 
 Choice = TypeVar("Choice", bound=StrEnum)
@@ -49,7 +52,7 @@ class Model:
         behaviour: whether answers depend on the batch or differ from pass to pass.
         head: what its numbers mean.
         repeat: passes that scores are averaged over.
-        region: where a dense output is read; None for a network that returns rows.
+        target: what makes rows of its output; None for a network that returns rows.
         layout: the memory format of its input.
         random: the seed of its weights if they are random (`--weights none`); None otherwise.
     """
@@ -67,7 +70,7 @@ class Model:
     behaviour: Behaviour = field(default_factory=Behaviour)
     head: Head = field(default_factory=Head)
     repeat: int = 1
-    region: Region | None = None
+    target: Target | None = None
     layout: torch.memory_format = torch.contiguous_format
     random: int | None = None
 
@@ -79,11 +82,12 @@ class Model:
     @property
     def unjudged(self) -> str | None:
         """Why its answer to an image is not one class, right or wrong; None if it is."""
+        if self.target is not None:
+            return f"{self.name} {self.target.unjudged}"
         if not self.classes:
             return f"{self.name} has no classifier"
-        if not self.head.has_classes:
-            return f"{self.name} returns values, not classes (--head none)"
-        return f"{self.name} gives a class to each pixel, not to an image" if self.region else None
+        values = f"{self.name} returns values, not classes (--head none)"
+        return None if self.head.has_classes else values
 
     def blank(self, size: tuple[int, int] | None = None) -> Tensor:
         """One image of zeros, (1, C, H, W), on the CPU."""
@@ -107,17 +111,17 @@ class Model:
         return rows.float() if isinstance(rows, Tensor) else rows
 
     def settle(self, pixels_1CHW: Tensor, inside_HW: Tensor | None) -> Reading | None:
-        """Fix where a dense output is read from now on, by one original image.
+        """Freeze what a target depends on, besides the output, by one original image.
 
         Args:
             pixels_1CHW: the image, normalised.
-            inside_HW: the region that the user points at, bool; None: where each class is
-                predicted.
+            inside_HW: the region of a dense output that the user points at, bool; None: where
+                each class is predicted.
         """
-        if self.region is None:
+        if self.target is None:
             return None
         with torch.no_grad():
-            return self.region.settle(lambda: self.outputs(pixels_1CHW), inside_HW)
+            return self.target.settle(lambda: self.outputs(pixels_1CHW), inside_HW)
 
     def batch_size(self, requested: int | None) -> int | None:
         """The requested batch size (None: automatic), or 1 if the network mixes its batch."""
@@ -150,6 +154,8 @@ def load_model(
     repeat: int = 1,
     scores: bool = True,
     features: bool = False,
+    inputs: Sequence[tuple[str, Reader]] = (),
+    cover: str | None = None,
 ) -> Model:
     """Load a network with its weights, preprocessing and class names.
 
@@ -180,13 +186,15 @@ def load_model(
             one is accepted, with no classes.
         features: whether a network is accepted whose weights hold no classifier, as features
             without classes; it is too if no scores are required.
+        inputs: the other inputs of a network that takes several, and what reads each.
+        cover: the input that is the image; by default the first one that is not given.
 
     Raises:
         UsageError: a name, option or file that does not exist.
         CnnvizError: weights that cannot be fetched, read or fitted, or are not finite.
     """
-    target, number_format = pick_device(device), _choice(Precision, precision, "precision")
-    if target.type == "cuda":  # TF32 rounds to 10 bits: the engines would not agree
+    place, number_format = pick_device(device), _choice(Precision, precision, "precision")
+    if place.type == "cuda":  # TF32 rounds to 10 bits: the engines would not agree
         torch.backends.cudnn.allow_tf32 = number_format is not Precision.FP32
     head_choice = _choice(HeadChoice, head, "head")
     file = Path(checkpoint) if checkpoint is not None else None
@@ -210,7 +218,11 @@ def load_model(
                 raise CnnvizError(f"{trained.headless}; {FEATURES_ONLY}")
             head_choice = HeadChoice.NONE
             notes.append(f"{trained.headless}: its outputs are features, not classes")
-        ran = run_first(trained.module, name, preprocess.channels, preprocess.crop, dtype, target)
+        module = with_inputs(trained.module, name, inputs, cover, preprocess)
+        if own := taken_over(trained.module, size, mean, std):
+            preprocess, trained = own, replace(trained, assumed=None)
+            notes += [square_note(name, own)] if size is None else []
+        ran = run_first(module, name, preprocess.channels, preprocess.crop, dtype, place)
         module, channels = ran.module, ran.channels
         notes += ran.notes
         if channels != preprocess.channels:
@@ -221,16 +233,12 @@ def load_model(
         preprocess = replace(preprocess, scale=value_range, show=_bands(show, channels))
         scores = scores and not no_classes
         result = read_out(
-            module, ran.output, name, preprocess, target, dtype, output, head_choice, scores
+            module, ran.output, name, preprocess, place, dtype, output, head_choice, scores
         )
         if no_classes:
             result = replace(result, classes=0, labels=())
-    if threshold != Head().threshold and result.head.kind is not Kind.SIGMOID:
-        raise UsageError(
-            f"--threshold {threshold:g} is for independent classes (--head sigmoid); the head of "
-            f"{name} is {result.head.name}"
-        )
-    named = _name_classes(given, trained.labels or result.labels, result.classes, name)
+    named = _name_classes(given, trained.labels or result.labels, result, name)
+    _set_threshold(result, threshold, name, named)
     return Model(
         module=guarded(result.module, name, result.classes),
         name=name,
@@ -238,14 +246,14 @@ def load_model(
         labels=named.names,
         input_size=preprocess.crop,
         weights_sha256=trained.weights_sha256,
-        device=target,
+        device=place,
         precision=number_format,
         wnids=named.wnids,
         notes=(*notes, *result.notes),
         behaviour=result.behaviour,
         head=replace(result.head, threshold=threshold),
         repeat=repeat,
-        region=result.region,
+        target=result.target,
         random=seed if weights == "none" and checkpoint is None else None,
     )
 
@@ -308,7 +316,24 @@ def _seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(before)
 
 
-def _name_classes(given: Labels | None, known: tuple[str, ...], classes: int, name: str) -> Labels:
+def _set_threshold(result: ReadOut, threshold: float, name: str, named: Labels) -> None:
+    """Give a detector its threshold and names; refuse one where the outputs have none."""
+    if isinstance(result.target, Boxes):
+        result.target.names, result.target.threshold = named.names, threshold
+    elif threshold != Head().threshold and result.head.kind is not Kind.SIGMOID:
+        raise UsageError(
+            f"--threshold {threshold:g} is for independent classes (--head sigmoid) and boxes; "
+            f"the head of {name} is {result.head.name}"
+        )
+
+
+def _name_classes(
+    given: Labels | None, known: tuple[str, ...], result: ReadOut, name: str
+) -> Labels:
+    """The class names; those of boxes are taken as they are, as their number is not known."""
+    classes = result.classes
+    if isinstance(result.target, Boxes):
+        return given or Labels(known)
     if given is not None and classes:
         if len(given.names) != classes:
             raise UsageError(

@@ -9,13 +9,14 @@ Shapes: N images, K classes or values, h w rows and columns of a dense output, H
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
@@ -23,13 +24,14 @@ from cnnviz.core.choices import HeadChoice
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, one_line
 from cnnviz.core.models.behaviour import (
     Behaviour,
-    Wrapper,
     examine,
     far_away,
     run_checked,
 )
-from cnnviz.core.models.heads import Head, Kind, Region, determine_head
+from cnnviz.core.models.boxes import Boxes, detections
+from cnnviz.core.models.heads import FEATURE, SCORE, Head, Kind, LastSigmoid, determine_head
 from cnnviz.core.models.preprocess import Preprocess
+from cnnviz.core.models.targets import Reader, Region, Target, with_reader
 from cnnviz.core.models.zoo.factories import find_function
 
 FAMILIAR = ("logits", "out", "output")
@@ -39,8 +41,9 @@ COARSEST = 8
 YES_OR_NO = ("negative", "positive")
 """Class names of a network with one logit."""
 _DEEPEST = 4
+_EMBEDDING = re.compile(r"(^|[._])(embed(ding|dings|der)?|fc_embed\w*|to_embed\w*)\d*$")
+"""Names of last layers that make embeddings."""
 
-Reader = Callable[[Any], Tensor]
 Path = tuple[Any, ...]
 """Keys, indices and field names, from the outside in."""
 
@@ -51,14 +54,14 @@ class ReadOut:
 
     module: nn.Module
     classes: int
-    """K; 0 if it has no scores and none are required."""
+    """K; 0 if it has no scores and none are required, or another number for each image."""
     head: Head
     behaviour: Behaviour
     notes: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     """Class names, if they follow from the form of the output."""
-    region: Region | None = None
-    """Where a dense output is read."""
+    target: Target | None = None
+    """What makes rows of it, if the network returns none."""
 
 
 def read_out(
@@ -77,33 +80,23 @@ def read_out(
     `raw` is its output for one blank image, `output` and `choice` are the user's choices of the
     output and of the head, `required` refuses a network without scores.
     """
-    try:
-        scores = find_scores(raw, output, name, preprocess.crop)
-    except CnnvizError:
-        two = torch.zeros(2, preprocess.channels, *preprocess.crop, dtype=dtype, device=device)
-        restored = _batch_axis(module, raw, two)
-        if restored is not None:
-            module, raw = with_reader(module, restored), restored(raw)
-            scores = find_scores(raw, output, name, preprocess.crop)
-            note = f"{name} drops the batch axis of a single image; it is restored"
-            scores = dataclasses.replace(scores, notes=(note, *scores.notes))
-        elif required or output is not None:
-            raise
-        else:
-            scores = Scores(_first_tensor(raw), dense=True)
-    if scores.read is not None:
-        module, raw = with_reader(module, scores.read), scores.read(raw)
+    if output is None and detections(raw) is not None:
+        return _read_boxes(module, raw, name, preprocess, device, dtype, required)
+    size = preprocess.crop
+    two = torch.zeros(2, preprocess.channels, *size, dtype=dtype, device=device)
+    module, raw, scores = _find(module, raw, two, name, size, output, required)
+    ends = LastSigmoid()
+    if scores.take is not None or scores.shaped is not None or _are_shares(raw):
+        take, shaped = scores.take or _same, scores.shaped or _same
+        module = with_reader(module, lambda o: shaped(ends.logits(take(o))), ends.watched)
+        raw = shaped(take(raw))
     if scores.dense and not required:
         return ReadOut(module, 0, Head(Kind.NONE), Behaviour())
     shape = (preprocess.channels, *preprocess.crop)
     answer_shape: tuple[int, ...] = tuple(raw.shape[1:]) if isinstance(raw, Tensor) else ()
     if 0 in answer_shape:
         raise CnnvizError(f"{name} returns no scores: its output has shape {(1, *answer_shape)}")
-
-    def outputs(images: Tensor) -> Tensor:
-        run = partial(module, images.to(device, dtype))
-        answer: Tensor = run_checked(run, len(images), answer_shape, name)
-        return answer.float()
+    outputs = _checked(module, device, dtype, answer_shape, name)
 
     def far() -> Tensor | None:
         answer = far_away(outputs, shape, dtype)
@@ -111,6 +104,17 @@ def read_out(
 
     answers, behaviour = examine(outputs, shape, dtype)
     head, head_notes = determine_head(_pixel_rows(answers), far, choice, dtype, name)
+    if embedding := choice is HeadChoice.AUTO and not scores.dense and _embedding(module, name):
+        head, head_notes = embedding
+    if head.probabilities_given and (head.kind is Kind.SIGMOID or answers.shape[1] == 1):
+        ends.removed = True
+        without = examine(outputs, shape, dtype)
+        ends.removed = ends.seen
+        if ends.removed:
+            answers, behaviour = without
+            head = dataclasses.replace(head, probabilities_given=False)
+            text = f"{name} ends in a sigmoid: its logits are used (--head overrides this)"
+            head_notes = [text] * len(head_notes)
     classes: int = answers.shape[1]
     labels: tuple[str, ...] = ()
     if classes == 1 and head.has_classes:
@@ -119,6 +123,82 @@ def read_out(
     notes = (*scores.notes, *behaviour.notes(name), *head_notes)
     result = ReadOut(module, classes, head, behaviour, notes, labels)
     return _read_in_regions(result, name) if scores.dense else result
+
+
+def _same(output: Any) -> Any:
+    return output
+
+
+def _are_shares(raw: object) -> bool:
+    return isinstance(raw, Tensor) and bool(((raw >= 0) & (raw <= 1)).all())
+
+
+def _find(
+    module: nn.Module,
+    raw: object,
+    two: Tensor,
+    name: str,
+    size: tuple[int, int],
+    output: str | None,
+    required: bool,
+) -> "tuple[nn.Module, object, Scores]":
+    """The scores in the output of one image, whose batch axis is restored if two images show it."""
+    try:
+        return module, raw, find_scores(raw, output, name, size)
+    except CnnvizError:
+        restored = _batch_axis(module, raw, two)
+        if restored is not None:
+            module, raw = with_reader(module, restored), restored(raw)
+            scores = find_scores(raw, output, name, size)
+            note = f"{name} drops the batch axis of a single image; it is restored"
+            return module, raw, dataclasses.replace(scores, notes=(note, *scores.notes))
+        if required or output is not None:
+            raise
+        return module, raw, Scores(_first_tensor(raw), dense=True)
+
+
+def _embedding(module: nn.Module, name: str) -> tuple[Head, list[str]] | None:
+    """The head of features, if the name of the last linear layer says that; with a note."""
+    linear = [layer for layer, kind in module.named_modules() if isinstance(kind, nn.Linear)]
+    if not linear or not _EMBEDDING.search(linear[-1].lower()):
+        return None
+    note = f"{name} ends in '{linear[-1]}': features of an embedding and not classes"
+    return Head(Kind.NONE, word=FEATURE), [f"{note} (--head overrides this)"]
+
+
+def _checked(
+    module: nn.Module, device: torch.device, dtype: torch.dtype, shape: tuple[int, ...], name: str
+) -> Callable[[Tensor], Tensor]:
+    """Runs normalised images (N, C, H, W), and checks that it answers each with that shape."""
+
+    def outputs(images: Tensor) -> Tensor:
+        run = partial(module, images.to(device, dtype))
+        answer: Tensor = run_checked(run, len(images), shape, name)
+        return answer.float()
+
+    return outputs
+
+
+def _read_boxes(
+    module: nn.Module,
+    raw: object,
+    name: str,
+    preprocess: Preprocess,
+    device: torch.device,
+    dtype: torch.dtype,
+    required: bool,
+) -> ReadOut:
+    """Turn a detector's boxes into one row per image; if none is required, its first tensor."""
+    if not required:
+        read = _first_tensor(raw)
+        module = module if read is None else with_reader(module, read)
+        return ReadOut(module, 0, Head(Kind.NONE), Behaviour())
+    target = Boxes(module, preprocess.crop, name)
+    module = with_reader(module, target.read)
+    outputs = _checked(module, device, dtype, (1,), name)
+    _, behaviour = examine(outputs, (preprocess.channels, *preprocess.crop), dtype)
+    notes = (*filter(None, [target.note]), *behaviour.notes(name))
+    return ReadOut(module, 0, Head(Kind.NONE, word=SCORE), behaviour, notes, target=target)
 
 
 def _batch_axis(module: nn.Module, raw: object, two: Tensor) -> Reader | None:
@@ -177,7 +257,7 @@ def _read_in_regions(dense: ReadOut, name: str) -> ReadOut:
         module=with_reader(dense.module, region.read),
         head=Head(Kind.SIGMOID if has_classes else Kind.NONE),
         notes=(*dense.notes, note),
-        region=region,
+        target=region,
     )
 
 
@@ -258,8 +338,10 @@ def _to_rows(value: Tensor) -> Reader | None:
 class Scores:
     """Which part of a network's output the scores are."""
 
-    read: Reader | None
+    take: Reader | None = None
     """Takes it from the output; None if the output is just that."""
+    shaped: Reader | None = None
+    """Makes rows of it; None if it has that shape."""
     dense: bool = False
     """It is numbers for each pixel (N, K, h, w), not one row per image."""
     notes: tuple[str, ...] = ()
@@ -271,7 +353,7 @@ def find_scores(raw: object, requested: str | None, name: str, size: tuple[int, 
     `requested` is a part's name or number, or `file.py:function`; None for the obvious part.
     """
     if requested is not None and ":" in requested:
-        return Scores(_by_function(requested, raw, name))
+        return Scores(*_by_function(requested, raw, name))
     parts = {".".join(map(str, path)): (path, value) for path, value in _tensors(raw)}
     rows = [key for key, (_, value) in parts.items() if _is_row(value)]
     maps = [key for key, (_, value) in parts.items() if _is_dense(value, size)]
@@ -292,18 +374,17 @@ def find_scores(raw: object, requested: str | None, name: str, size: tuple[int, 
     path, value = parts[key]
     shaped, dense = _to_rows(value), key in maps
     if not path:
-        return Scores(shaped, dense)
-    reader = _composed(lambda output: _at(output, path), shaped)
+        return Scores(None, shaped, dense)
+
+    def take(output: Any) -> Any:
+        return _at(output, path)
+
     if requested is not None:
-        return Scores(reader, dense)
+        return Scores(take, shaped, dense)
     others = ", ".join(other for other in parts if other != key)
     unused = f", {others} unused" if others else ""
     note = f"{name} returns {type(raw).__name__}: {key} is used{unused} (--output names another)"
-    return Scores(reader, dense, (note,))
-
-
-def _composed(take: Reader, shaped: Reader | None) -> Reader:
-    return take if shaped is None else lambda output: shaped(take(output))
+    return Scores(take, shaped, dense, (note,))
 
 
 def _obvious(raw: object, keys: Iterable[str], name: str) -> str:
@@ -330,7 +411,7 @@ def _no_such_output(
     return UsageError(f"--output {requested}: no such part; {name} returns {listed}")
 
 
-def _by_function(requested: str, raw: object, name: str) -> Reader:
+def _by_function(requested: str, raw: object, name: str) -> tuple[Reader, Reader | None]:
     function = find_function(requested)
 
     def read(output: Any) -> Any:
@@ -346,32 +427,4 @@ def _by_function(requested: str, raw: object, name: str) -> Reader:
             f"--output {requested} returned {what} for one image of {name}, not numbers of shape "
             "(1,) or (1, K)"
         )
-    return _composed(read, _to_rows(rows))
-
-
-class _Read(Wrapper):
-    """An archive's network with its reader."""
-
-    def __init__(self, network: nn.Module, read: Reader) -> None:
-        super().__init__(network)
-        self.read = read
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Images (N, 3, H, W) to (N, K)."""
-        return self.read(self.network(x))
-
-
-def with_reader(module: nn.Module, read: Reader) -> nn.Module:
-    """Make a network return what `read` takes from its output.
-
-    Its class is replaced, so that layers keep their names; an archive is wrapped.
-    """
-    kind: Any = type(module)
-    if isinstance(module, torch.jit.ScriptModule | fx.GraphModule):
-        return _Read(module, read).train(module.training)
-
-    def forward(self: nn.Module, x: Tensor) -> Tensor:
-        return read(kind.forward(self, x))
-
-    module.__class__ = type(kind.__name__, (kind,), {"forward": forward})
-    return module
+    return read, _to_rows(rows)

@@ -3,7 +3,7 @@
 The weights are the publisher's, a checkpoint's (`fitting.py`), an archive's, or random.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from cnnviz.core.models.files.archives import SELF_CONTAINED, open_archive, scri
 from cnnviz.core.models.files.checkpoints import StateDict, read_shards, read_state_dicts
 from cnnviz.core.models.files.child import run_in_child
 from cnnviz.core.models.files.kinds import SUFFIXES, Kind, kind_of, shards
-from cnnviz.core.models.fitting import choose, fit, head_classes
+from cnnviz.core.models.fitting import choose, fit, head_classes, matches
 from cnnviz.core.models.preprocess import Assumed, Preprocess, plain, plain_for
 from cnnviz.core.models.zoo import find_architecture
-from cnnviz.core.models.zoo.published import Architecture, Published, fetch
+from cnnviz.core.models.zoo.published import Architecture, Published, fetch, nearest_in_size
 
 BUNDLED = "bundled"
+_USUAL_SIZE = (224, 224)
 PASS_PIXELS, PASS_MEMORY, PASS_SECONDS = 512**2, 4 * 2**30, 120
 """Limits for the first pass of an archive's network: bytes and seconds per so many pixels."""
 
@@ -108,18 +109,20 @@ def _from_architecture(
     labels: int | None,
     features: bool,
 ) -> Trained:
-    architecture = find_architecture(name)
+    architecture, notes = find_architecture(name), tuple[str, ...]()
+    states = [] if checkpoint is None else _state_dicts(checkpoint)
+    if checkpoint is not None and name == BUNDLED:
+        architecture, notes = _recognised(architecture, checkpoint, states)
     entry = _published_entry(architecture, weights, checkpoint)
     assumed = _assumed(architecture, entry, weights, checkpoint)
     if assumed and architecture.transforms_input and entry:
         entry = architecture.transforms_input(entry)
     published = entry is not None and entry.assumed is None
     preprocess = adjusted(entry.preprocess if entry else plain(None), published)
-    size, notes = preprocess.crop, entry.notes if entry else ()
+    size, notes = preprocess.crop, (*notes, *(entry.notes if entry else ()))
     ready, headless = entry if weights != "none" else None, ""
     if checkpoint is not None:
-        hint = " (name its architecture with --model)" if name == BUNDLED else ""
-        loaded = _with_weights(architecture, checkpoint, size, state, hint, features)
+        loaded = _with_weights(architecture, checkpoint, states, size, state, features)
         module, headless, notes = loaded.module, loaded.headless, (*notes, *loaded.notes)
         if assumed and architecture.transforms_input:
             network: Any = module
@@ -129,7 +132,11 @@ def _from_architecture(
     elif ready.network is not None:
         module, headless = ready.network(size)
     else:
-        module = _with_weights(architecture, fetch(ready, architecture.name), size).module
+        file = fetch(ready, architecture.name)
+        module = _with_weights(architecture, file, _state_dicts(file), size).module
+        for norm in module.modules():
+            if ready.eps is not None and isinstance(norm, nn.BatchNorm2d):
+                norm.eps = ready.eps
     module.eval()
     if 0 in (getattr(module, "num_classes", None), getattr(module, "num_labels", None)):
         headless = f"{architecture.name} has no classifier (0 classes)"
@@ -144,6 +151,27 @@ def _from_architecture(
         headless,
         assumed,
     )
+
+
+def _recognised(
+    bundled: Architecture, path: Path, states: Sequence[StateDict]
+) -> tuple[Architecture, tuple[str, ...]]:
+    """The architecture of a checkpoint that is given without one, by names and shapes.
+
+    It is the bundled one if no model of torchvision matches.
+    """
+    count = max(sum(value.numel() for value in state.tensors.values()) for state in states)
+    for name in (BUNDLED, *nearest_in_size(count, path.name)):
+        architecture = bundled if name == BUNDLED else find_architecture(name)
+        try:
+            with torch.device("meta"):
+                module = architecture.make(None, _USUAL_SIZE)
+        except NotImplementedError:  # it computes its widths with tensors
+            module = architecture.make(None, _USUAL_SIZE)
+        if matches(module, architecture.needed(choose(states, module, None, path).tensors)):
+            note = f"'{path}' has the names and shapes of {name}: loaded as --model {name}"
+            return architecture, () if name == BUNDLED else (note,)
+    return bundled, ()
 
 
 def _assumed(
@@ -209,18 +237,18 @@ class _Loaded:
 def _with_weights(
     architecture: Architecture,
     path: Path,
+    states: Sequence[StateDict],
     size: tuple[int, int],
     state_name: str | None = None,
-    hint: str = "",
     features: bool = False,
 ) -> _Loaded:
     """Build the network for as many classes as the file's head has, with its weights."""
-    states = _state_dicts(path)
     module = architecture.make(None, size)
     chosen = choose(states, module, state_name, path)
-    state = {k: v for k, v in chosen.tensors.items() if not k.startswith(architecture.ignores)}
+    state = architecture.needed(chosen.tensors)
     classes = head_classes(module, state) if architecture.sets_classes else None
     if classes is not None:
         module = architecture.make(classes, size)
+    hint = " (name its architecture with --model)" if architecture.name == BUNDLED else ""
     headless = fit(module, state, path, architecture.name + hint, features)
     return _Loaded(module, headless, chosen.notes)

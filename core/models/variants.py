@@ -13,9 +13,11 @@ import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnviz.core.device import rounding
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, one_line
@@ -26,6 +28,22 @@ from cnnviz.core.models.layers import conv_layers, named_layers, trial_outputs, 
 from cnnviz.core.models.load import Model
 
 LAST = 3
+_RECTIFIERS = (
+    torch.ops.aten.threshold_backward.default,
+    torch.ops.aten.hardtanh_backward.default,
+)
+_ACTIVATIONS = {
+    "elu_backward": "ELU",
+    "gelu_backward": "GELU",
+    "hardswish_backward": "Hardswish",
+    "hardtanh_backward": "Hardtanh",
+    "leaky_relu_backward": "LeakyReLU",
+    "mish_backward": "Mish",
+    "_prelu_kernel_backward": "PReLU",
+    "silu_backward": "SiLU",
+    "softplus_backward": "Softplus",
+}
+"""Other activations, by the operation of their gradient."""
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
@@ -36,7 +54,7 @@ def fast(model: Model, keep: Collection[str] = ()) -> Model:
         A model whose module has the layers of `keep` under their names, or `model` itself if it
         cannot be optimised.
     """
-    if model.region is not None or not conv_layers(model.module):
+    if model.target is not None or not conv_layers(model.module):
         return model
     image = random_image(tuple(model.blank().shape[1:]), model.device, model.precision.dtype)
     names = list(keep)
@@ -152,14 +170,57 @@ def gradients(score: Tensor, tensors: Sequence[Tensor], name: str) -> list[Tenso
     return result
 
 
+class ReluRule(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Replaces the gradient of every ReLU and ReLU6 in the backward passes inside the `with`.
+
+    Guided back-propagation passes the positive part of the gradient (Springenberg et al. 2014),
+    deconvolution the positive part of what arrives, also where the ReLU was off (Zeiler and Fergus
+    2014). It is the operation of the backward pass that is replaced, so functions, modules that run
+    more than once and in-place ReLUs are included, and nothing is left on the network.
+
+    Attributes:
+        count: ReLUs that the passes went through.
+        others: activations whose gradient stayed as it is.
+    """
+
+    def __init__(self, deconvolve: bool = False) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._deconvolve = deconvolve
+        self.count = 0
+        self.others: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs an operation of the backward pass."""
+        result = func(*args, **(kwargs or {}))
+        if func in _RECTIFIERS and args[2] == 0:
+            self.count += 1
+            return (args[0] if self._deconvolve else result).clamp_min(0)
+        name = getattr(func, "overloadpacket", func).__name__
+        if name in _ACTIVATIONS:
+            self.others.add(_ACTIVATIONS[name])
+        return result
+
+
 def last_layers(model: Model, count: int = LAST) -> tuple[str, ...]:
-    """The convolutions and linear layers that run last; none for an archive."""
+    """The convolutions and linear layers that the scores depend on and that run last.
+
+    Decoders and heads of other tasks do not count. None for an archive.
+    """
     layers = named_layers(model.module)
     names = [name for name, layer in layers.items() if isinstance(layer, _WEIGHTED)]
     try:
-        return tuple(trial_outputs(model, names))[-count:]
+        ran = list(trial_outputs(model, names))
     except UsageError:
         return ()
+    image = random_image(tuple(model.blank().shape[1:]), model.device, model.precision.dtype)
+    last: list[str] = []
+    with torch.inference_mode():
+        scores = model.logits(image)
+        while ran and len(last) < count:
+            with rerandomised(model, (ran[-1],)):
+                last[:0] = [] if torch.equal(scores, model.logits(image)) else ran[-1:]
+            ran.pop()
+    return tuple(last)
 
 
 @contextmanager

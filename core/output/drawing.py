@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.output.layout import board, plot
 from cnnviz.core.output.style import HARM, SMALL, ink
-from cnnviz.core.output.text import escape, shortened, text_width
+from cnnviz.core.output.text import escape, shortened_inside, text_width
 
 MOST_BARS = 40
 LONGEST = 150.0
@@ -52,14 +52,14 @@ def label_axes(axes: Axes, xlabel: str = "", ylabel: str = "") -> None:
 
 def name_rows(axes: Axes, names: Sequence[str], size: float = SMALL) -> None:
     """Writes the name of each row of bars, the first one at the top; see `names_width`."""
-    shown = [shortened(name, size, LONGEST).replace("$", r"\$") for name in names]
+    shown = [shortened_inside(name, size, LONGEST).replace("$", r"\$") for name in names]
     axes.set_yticks(range(len(names)), shown, fontsize=size)
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 
 def names_width(names: Sequence[str], size: float = SMALL) -> float:
     """The room that the names of rows of bars take, in points."""
-    return 8.0 + max(text_width(shortened(name, size, LONGEST), size) for name in names)
+    return 8.0 + max(text_width(shortened_inside(name, size, LONGEST), size) for name in names)
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,7 @@ class Column:
 def draw_bars(names: Sequence[str], columns: Sequence[Column], heading: str, what: str) -> Figure:
     """Draws a row of bars for each thing, the first at the top; at most `MOST_BARS` rows."""
     shown, more = names[:MOST_BARS], len(names) - MOST_BARS
+    columns = [c for c in columns if c.unknown or any(v is not None for v in c.values)]
     left = names_width(shown)
     cells = [
         plot(

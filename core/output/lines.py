@@ -63,7 +63,7 @@ class Lines:
         folder: the run's folder.
         identity: what the results depend on, as JSON data.
         resume: whether to keep the lines of an interrupted run.
-        images: a digest of the images of a run that is joined from shares; a run of its own may
+        images: a digest of the images of a run that is joined from shares; another run may
             have more images when it resumes.
         changed: returns the time at which an image was written; an OSError if it does not exist.
         check: checks the entry of an image; raises a CnnvizError.

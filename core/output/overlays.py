@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cnnviz.core.data.images import WorkingImage, file_crop
+from cnnviz.core.output.canvas import Bar
 from cnnviz.core.output.drawing import image_pixels
-from cnnviz.core.output.layout import Bar, Cell, picture
+from cnnviz.core.output.layout import PANEL, Cell, picture
 from cnnviz.core.output.options import DIVERGING, JET, Display, Ends, Look, colour_map
 
 MOST_COLUMNS = 4
@@ -37,7 +38,7 @@ CENTRED = frozenset(
         *("coolwarm", "seismic", "berlin", "managua", "vanimo", DIVERGING),
     )
 )
-"""Colour maps whose middle stands for zero."""
+"""Colour maps whose middle means zero."""
 
 LEVELS = 511  # odd, so that zero of a symmetric scale is one of them
 SMALL_SIDE, COARSE, MISSING = 84.0, 16, 225
@@ -144,7 +145,8 @@ def scales(
 
 def _scale(maps: Sequence[Values], look: Look, label: str, one_sided: bool, limit: float) -> Scale:
     low, high = (float(end([end(values) for values in maps])) for end in (np.min, np.max))
-    limit, colours, first = max(limit, 1e-12), cmap_of(look.colormap), 0.0
+    limit = limit if limit > 1e-12 else 1.0  # a map of zeros is blank
+    colours, first = cmap_of(look.colormap), 0.0
     centred = look.colormap.removesuffix("_r") in CENTRED
     if one_sided and low >= 0 and (centred or look.limit is not None):
         bottom, top, first = 0.0, limit, 0.5 if centred else 0.0
@@ -311,6 +313,30 @@ def _firsts(values: NDArray[np.float32], tiny: float) -> NDArray[np.intp]:
     """The first line of each run of equal lines."""
     changed = (np.abs(np.diff(values, axis=0)) > tiny).any(axis=1)
     return np.concatenate([[0], np.flatnonzero(changed) + 1]).astype(np.intp)
+
+
+def map_cell(
+    values_HW: Values,
+    scale: Scale,
+    look: Look,
+    over: Pixels | None,
+    title: str = "",
+    below: str = "",
+    *,
+    width: float = PANEL,
+    mark: Callable[[Axes], None] = lambda _axes: None,
+) -> Cell:
+    """A cell for a map, alone or over a picture (h, w, 3), with its colour bar.
+
+    `mark` draws on top of it.
+    """
+
+    def paint(axes: Axes) -> None:
+        paint_map(axes, values_HW, scale, look.display, over)
+        mark(axes)
+
+    bar = scale.bar if over is None else scale.bar_over
+    return picture(paint, (values_HW.shape[0], values_HW.shape[1]), title, below, bar, width)
 
 
 def input_cell(pixels: Pixels, size: tuple[int, int], detail: str = "") -> Cell:

@@ -44,7 +44,7 @@ from cnnviz.core.files import (
 )
 from cnnviz.core.models.load import Model
 from cnnviz.core.output import parquet
-from cnnviz.core.output.layout import pixels_of, sign
+from cnnviz.core.output.canvas import pixels_of, sign
 from cnnviz.core.output.record import to_json as to_data
 from cnnviz.core.output.style import WRITING
 from cnnviz.core.output.summary import ModelRecord

@@ -17,10 +17,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from cnnviz.core.output.canvas import Bar
 from cnnviz.core.output.drawing import label_axes
-from cnnviz.core.output.layout import GAP, PANEL, Bar, Cell, board, picture, plot, words
+from cnnviz.core.output.layout import GAP, PANEL, Cell, board, picture, plot, words
 from cnnviz.core.output.options import Look
-from cnnviz.core.output.overlays import Scale, draw_picture, paint_map, scales, show
+from cnnviz.core.output.overlays import draw_picture, map_cell, scales, show
 from cnnviz.core.output.style import SMALL
 from cnnviz.core.output.text import Written
 
@@ -212,21 +213,12 @@ def contact_sheets(
         rows = []
         for (photo, values_HW, text), scale in zip(part, found, strict=True):
             size = (values_HW.shape[0], values_HW.shape[1])
-
-            def paint(
-                axes: Axes,
-                photo: Pixels = photo,
-                values_HW: NDArray[np.floating] = values_HW,
-                scale: Scale = scale,
-            ) -> None:
-                paint_map(axes, values_HW, scale, look.display, photo)
-
             left = picture(
                 lambda axes, photo=photo, size=size: draw_picture(axes, photo, size),  # type: ignore[misc]
                 size,
                 width=CONTACT,
             )
-            right = picture(paint, size, bar=scale.bar_over, width=CONTACT)
+            right = map_cell(values_HW, scale, look, photo, width=CONTACT)
             rows.append([left, right, words(text, 1.6 * CONTACT)])
         which = f", page {page + 1} of {pages}" if pages > 1 else ""
         yield board(rows, heading=f"{count} images{which}")

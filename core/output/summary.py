@@ -4,6 +4,7 @@ A summary is written last (`RunFolder.finish`), so a folder that has one is comp
 is the one place that opens and checks one; what `results` holds is read by the analysis' `load`.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,15 +15,18 @@ from typing import Annotated, Any, Protocol
 
 from torch import Tensor
 
-from cnnviz.core.choices import Precision
+from cnnviz.core.choices import Precision, percent
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import DAMAGE, SUMMARY, read_text
 from cnnviz.core.files import from_json as parsed
-from cnnviz.core.models.heads import Head, Reading
+from cnnviz.core.models.boxes import Boxes
+from cnnviz.core.models.heads import SIMILARITY, Head
 from cnnviz.core.models.load import Model
+from cnnviz.core.models.targets import Reading, RegionReading
 from cnnviz.core.output.record import (
     ABSENT,
+    Box,
     Change,
     Count,
     Hidden,
@@ -59,7 +63,7 @@ class ModelRecord(Record):
         str,
         Says(
             "what the network's outputs mean",
-            enum=[*HEADS, *(f"{head} per pixel" for head in HEADS)],
+            enum=[*HEADS, *(f"{head} per pixel" for head in HEADS), Boxes.name, SIMILARITY],
         ),
     ]
     random_weights: Annotated[
@@ -79,7 +83,7 @@ class ModelRecord(Record):
             weights_sha256=model.weights_sha256,
             classes=model.classes,
             input_size=model.input_size,
-            head=model.region.name if model.region else model.head.name,
+            head=model.target.name if model.target else model.head.name,
             random_weights=model.random,
         )
 
@@ -263,7 +267,7 @@ class Answered(Protocol):
 
     @property
     def reading(self) -> Reading | None:
-        """Of a dense output, the pixels that were read."""
+        """What was frozen of the image: the pixels that were read, the boxes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,10 +278,15 @@ class ClassRecord(Record):
     index: Count
     probability: Annotated[Share | None, Says(optional=True)] = None
     value: Annotated[
-        float | None, Says("of a regression, in place of the probability", optional=True)
+        float | None,
+        Says("of a regression, or of a box: in place of the probability", optional=True),
     ] = None
     pixels: Annotated[
         Share | None, Says("of a dense output: the class's share of the pixels", optional=True)
+    ] = None
+
+    box: Annotated[
+        Box | None, Says("of a detector: y0, x0, y1, x1 in the working image", optional=True)
     ] = None
 
     @property
@@ -294,17 +303,16 @@ class ClassRecord(Record):
 def class_fields(answered: Answered, index: int, reading: float) -> dict[str, Any]:
     """The fields of a `ClassRecord`, for records that add some of their own."""
     found: dict[str, Any] = {"class_": answered.labels[index], "index": index}
-    if not answered.head.has_classes:
-        return found | {"value": reading}
-    if answered.reading is not None:
-        found["pixels"] = float(answered.reading.shares_K[index])
-    return found | {"probability": reading}
+    reads = answered.reading
+    if reads is not None and (answered.head.has_classes or reads.labels):
+        found |= reads.fields(index)
+    return found | {"probability" if answered.head.has_classes else "value": reading}
 
 
 def top_records(answered: Answered, readings_K: Tensor) -> tuple[ClassRecord, ...]:
     """The five most probable classes; of a dense output those predicted for some pixel."""
     best: Sequence[int] = answered.ranking_K.argsort(descending=True, stable=True)[:TOP].tolist()
-    if answered.reading is not None:
+    if isinstance(answered.reading, RegionReading):
         best = [index for index in best if answered.reading.shares_K[index] > 0]
     return tuple(ClassRecord.of(answered, index, float(readings_K[index])) for index in best)
 
@@ -334,6 +342,15 @@ class Pointing(Record):
         ),
     ] = None
 
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Whether the peak is on the object, and the share on it, for tables; empty for none."""
+        if self.inside is None:
+            return ()
+        if math.isnan(self.inside):
+            return "no evidence", "-"
+        return "yes" if self.pointing_game_hit else "no", percent(self.inside, 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Judged(Pointing):
@@ -349,15 +366,15 @@ class Verdict(StrEnum):
     """How far a map can be believed, in words, the worst first."""
 
     CHANCE = "no better than chance"
+    WEAK = "too weak to judge"
     FRAGILE = "fragile"
     BELIEVE = "believe"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AgainstChance(Record):
-    """The gain next to that of random maps."""
+    """The gain of random maps."""
 
-    gain: float
     random_maps: tuple[float, ...]
     interval: Annotated[Interval, Says("of 95 % of random maps")]
 
@@ -366,53 +383,46 @@ class AgainstChance(Record):
 class Scorecard(Record):
     """How trustworthy one class's map is: `--trust`.
 
-    `curves` are those of removal, by both fills and in both orders; `certain_HW` tells where all
-    variants have the map's sign, None without any.
+    `curves` are those of removal, by both fills and in both orders; `certain_HW` tells where other
+    masks and fills have the map's sign, None if that was not computed.
     """
 
     verdict: Annotated[str, Says(enum=[*Verdict])]
-    reasons: Annotated[tuple[str, ...], Says("why it is no better")]
+    reasons: Annotated[tuple[str, ...], Says("why")]
     trust: Annotated[
-        Share | None,
-        Says(
-            "two parts relative gain, two parts agreement, one part nearness of peaks; null with "
-            "no other method"
-        ),
+        Share, Says("gain over chance, agreement, mirrored and contrast, weighted; 0 to 1")
     ]
     gain: Annotated[
         float,
         Says(
-            "symmetric relevance gain: area under least important first minus most important "
-            "first, mean over fills"
+            "symmetric relevance gain in log-odds: area under least important first minus most "
+            "important first, mean over fills"
         ),
     ]
-    relative_gain: Annotated[Share, Says("over the largest gain of any method here")]
-    other_gains: Annotated[Mapping[str, float], Says("gain of each other method's map")]
-    gain_by_fill: Annotated[Mapping[str, float], Says("the gain by each fill")]
-    against_chance: Annotated[AgainstChance, Says("half of the pixels replaced by the mean")]
+    against_chance: Annotated[AgainstChance, Says("the gain of random maps")]
     insertion: Annotated[float, Says("area under the curve of RISE's protocol, at few shares")]
     deletion: Annotated[float, Says("area under the curve of RISE's protocol, at few shares")]
+    witnesses: Annotated[
+        Mapping[str, Change], Says("cosine of the positive parts with each other method's map")
+    ]
     agreement: Annotated[
-        Mapping[str, Change | None], Says("rank correlation with each other method")
+        Share, Says("the second lowest of these: the map may have been made from two of the others")
     ]
-    peak_spread: Annotated[
-        Share | None, Says("mean distance of peaks over sizes, fills and methods, in diagonals")
+    mirrored: Annotated[
+        Change,
+        Says("cosine minus the mean cosine of the map's mirror images; the second lowest"),
     ]
-    stability: Annotated[
-        Mapping[str, Change | None],
-        Says("rank correlation with the same method at another size or fill"),
+    contrast: Annotated[
+        float | None,
+        Says("cosine with occlusion's evidence for the class, minus its mean for other classes"),
+    ]
+    effect: Annotated[float, Says("largest drop of the log-odds that any occluded region causes")]
+    effect_share: Annotated[
+        float | None, Says("largest share of the probability that any occluded region takes")
     ]
     certain: Annotated[
-        Share | None, Says("share of the pixels whose sign is the same in all of them")
-    ]
-    randomised: Annotated[
-        Change | None,
-        Says("rank correlation with the map of the network with its last layers random"),
-    ]
-    other_class: Annotated[Change | None, Says("mean rank correlation with maps of other classes")]
-    completeness: Annotated[
-        float | None,
-        Says("what non-overlapping masks take in sum over what covering everything takes"),
+        Share | None,
+        Says("share of the pixels whose sign is the same with other masks and another fill"),
     ]
     curves: Hidden[tuple[Any, ...]] = ABSENT
     certain_HW: Hidden[Tensor | None] = ABSENT

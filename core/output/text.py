@@ -84,6 +84,8 @@ def _fitting(text: str, size: float, width: float) -> int:
     ends = np.cumsum([size * _advance(character) for character in text])
     fits = max(1, int((ends <= width).sum()))
     space = text.rfind(" ", 0, fits + 1)
+    if text[space + 1 : space + 2] == "%":  # stays with its number
+        space = text.rfind(" ", 0, space)
     if space > 0:
         return space
     marks = [text.rfind(mark, 0, fits) + 1 for mark in "./_-"]
@@ -98,6 +100,15 @@ def shortened(text: str, size: float, width: float) -> str:
     while len(shown) > 1 and text_width(shown + "…", size) > width:
         shown = shown[:-1]
     return shown.rstrip(" …") + "…"
+
+
+def shortened_inside(text: str, size: float, width: float, tail: int = 10) -> str:
+    """The text, with '…' in place of its middle where it is wider: its last characters stay."""
+    shown = _plain(text, 400)
+    if text_width(shown, size) <= width:
+        return shown
+    end = shown[-tail:]
+    return shortened(shown[:-tail] + "……", size, width - text_width(end, size)) + end
 
 
 def number(value: float) -> str:

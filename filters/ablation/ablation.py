@@ -58,6 +58,7 @@ class Plan:
 
     filters: tuple[FilterSet, ...]  # switched off together; empty for none
     swept: Mapping[str, int]  # layer to its number of channels
+    axes: Mapping[str, int]  # layer to the axis of channels in its output
 
     @property
     def channels(self) -> Channels:
@@ -90,15 +91,16 @@ def make_plan(model: Model, spec: AblationSpec) -> Plan:
     if not swept and not channels:
         raise UsageError(f"{model.name} has no convolution; name layers whose output has channels")
     counts = layers.counts(list(channels))
+    axes = {name: layers.layout(name).axis for name in [*channels, *swept]}
     filters = (FilterSet(name, tuple(off), counts[name]) for name, off in channels.items())
-    return Plan(tuple(filters), swept)
+    return Plan(tuple(filters), swept, axes)
 
 
 class Ablation:
     """One experiment, checked and ready to run."""
 
     def __init__(self, model: Model, data: ImageData, spec: AblationSpec) -> None:
-        if model.region is not None:
+        if model.target is not None:
             raise UsageError(f"ablate judges answers, and {model.unjudged}")
         self.model, self.data, self.spec = model, data, spec
         self.classes = check_labels(data, model)
@@ -154,14 +156,16 @@ class Ablation:
         together: list[Channels] = [{}, plan.channels] if plan.filters else [{}]
         alone: list[Channels] = [{layer: (channel,)} for layer, channel in plan.swept_filters]
         outcome, indices, engine = _measure(
-            stream, [*together, *alone], fills, len(together), spec, journal
+            stream, [*together, *alone], fills, plan.axes, len(together), spec, journal
         )
         sweep = effects(outcome, plan.swept_filters, len(together), model.labels)
         cumulative: list[Curve] = []
         if spec.cumulative:
             for layer in plan.swept:
                 of_layer = [effect for effect in sweep if effect.layer == layer]
-                cumulative += _cumulative(stream, layer, of_layer, strengths[layer], fills, spec)
+                cumulative += _cumulative(
+                    stream, plan, layer, of_layer, strengths[layer], fills, spec
+                )
         messages = sorted(stream.errors.items())
         return make_result(
             model,
@@ -197,13 +201,14 @@ def _strengths(
         return {}
     stream.first(1)
     images = stream.images(stream.model.batch_size(spec.batch_size) or IMAGES)
-    return channel_strengths(stream.model, images, list(layers))
+    return channel_strengths(stream.model, images, {layer: plan.axes[layer] for layer in layers})
 
 
 def _measure(
     stream: LabelledImages,
     ablations: Sequence[Channels],
     fills: Fills,
+    axes: Mapping[str, int],
     recorded: int,
     spec: AblationSpec,
     journal: Journal | None = None,
@@ -220,6 +225,7 @@ def _measure(
         first=stream.first(REHEARSED),
         memory=(spec.memory or 0) * _MEBIBYTE or default_memory(model.device),
         images=model.batch_size(spec.batch_size),
+        axes=axes,
     )
     measure = measure_of(model.head)
     tally: Tally | Answers
@@ -235,7 +241,9 @@ def _measure(
 
     def save(journal: Journal) -> None:
         errors = {place: text for place, text in stream.errors.items() if place < done}
-        journal.save(done, errors, arrays())
+        counts = arrays()
+        _check_finite(model, counts)
+        journal.save(done, errors, counts)
 
     if journal and (stored := journal.load(arrays(), AXES, check)):
         indices.append(torch.from_numpy(stored.arrays[INDICES]))
@@ -256,31 +264,26 @@ def _measure(
     done = part.stop
     if journal:
         save(journal)
-    outcome = _finite(model, tally.finish())
-    return outcome, torch.cat(indices).numpy(), Engine(passes.engine, passes.reason)
+    else:
+        _check_finite(model, arrays())
+    return tally.finish(), torch.cat(indices).numpy(), Engine(passes.engine, passes.reason)
 
 
-def _finite(model: Model, outcome: Counts | Measured | None) -> Counts | Measured:
-    """The outcome; raises CnnvizError if answers are not numbers."""
-    if outcome is None:
-        raise _not_finite(model, "original network, or with filters switched off")
-    if isinstance(outcome, Counts):
-        wrong = np.flatnonzero(~np.isfinite(outcome.probability).all(axis=1))
-        if wrong.size:
-            when = "original network" if wrong[0] == 0 else "with filters switched off"
-            raise _not_finite(model, when)
-    return outcome
-
-
-def _not_finite(model: Model, when: str) -> CnnvizError:
-    return CnnvizError(
-        f"{model.name} gives answers that are not numbers ({when}) in {model.precision.value}; "
-        "use --precision fp32, or check the weights"
-    )
+def _check_finite(model: Model, arrays: Arrays) -> None:
+    """Raises a CnnvizError if answers are not numbers; such counts are never saved."""
+    answers_V = arrays["probability" if "probability" in arrays else "answers"]
+    wrong = np.flatnonzero([not np.isfinite(answers).all() for answers in answers_V])
+    if wrong.size:
+        when = "original network" if wrong[0] == 0 else "with filters switched off"
+        raise CnnvizError(
+            f"{model.name} gives answers that are not numbers ({when}) in {model.precision.value}; "
+            "use --precision fp32, or check the weights"
+        )
 
 
 def _cumulative(
     stream: LabelledImages,
+    plan: Plan,
     layer: str,
     sweep: Sequence[FilterEffect],
     strength: ChannelStrength,
@@ -294,5 +297,5 @@ def _cumulative(
         norms = module.weight.detach().float().flatten(1).norm(dim=1).cpu().numpy()
     orders = removal_orders(channels, sweep, norms, strength.magnitude.cpu().numpy(), spec.seed)
     ablations = cumulative_ablations(layer, channels, orders)
-    outcome, _indices, _engine = _measure(stream, ablations, fills, 1, spec)
+    outcome, _indices, _engine = _measure(stream, ablations, fills, plan.axes, 1, spec)
     return curves(layer, channels, orders, outcome.mean_V)

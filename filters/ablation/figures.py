@@ -13,10 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from cnnviz.core.choices import percent
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.models.load import Model
+from cnnviz.core.output.canvas import Bar, Entry
 from cnnviz.core.output.drawing import image_pixels, label_axes, name_rows, names_width
-from cnnviz.core.output.layout import Bar, Cell, Entry, board, in_rows, plot
+from cnnviz.core.output.layout import Cell, board, in_rows, plot
 from cnnviz.core.output.options import DIVERGING
 from cnnviz.core.output.overlays import MOST_COLUMNS, cmap_of, small
 from cnnviz.core.output.style import BLUE, GAIN, GREEN, HARM, PURPLE, RED, SMALL, ink
@@ -97,7 +99,7 @@ def _classes(result: AblationResult) -> Figure:
         f"Accuracy per class{of_all}\n{_switched_off(result)}",
         "accuracy on the class's images (their number in brackets)",
     )
-    return board([[cell]], legend=_pairs_legend(f"{before:.1%}", f"{after:.1%}"))
+    return board([[cell]], legend=_pairs_legend(percent(before, 1), percent(after, 1)))
 
 
 def _measured(result: AblationResult, measured: Measured) -> Figure:
@@ -300,6 +302,7 @@ class _Unit:
         self.scale = 100 if counts else 1
         self.name = f"change of {result.measure}" + (", points" if counts else "")
         self.form = "+.1f" if counts else "+.3g"
+        self.suffix = " points" if counts else ""
 
 
 def _sweep_bars(
@@ -311,7 +314,7 @@ def _sweep_bars(
     for row, effect in enumerate(shown):
         if effect.hurts is not None:
             name = escape(effect.hurts, NAME_LENGTH)
-            text = f" {name} {unit.scale * effect.hurts_change:{unit.form}}"
+            text = f" {name} {unit.scale * effect.hurts_change:{unit.form}}{unit.suffix}"
             axes.text(max(changes[row], 0), row, text, va="center", fontsize=SMALL - 1)
     name_rows(axes, names)
     low, high = min([*changes, 0.0]), max([*changes, 0.0])

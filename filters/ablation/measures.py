@@ -126,12 +126,10 @@ class Answers:
         self._truth = [torch.from_numpy(arrays["truth"])]
         self._answers = [torch.from_numpy(arrays["answers"])]
 
-    def finish(self) -> Measured | None:
-        """Measures all answers; None if some are not finite."""
+    def finish(self) -> Measured:
+        """Measures all answers, which are finite."""
         arrays = self.arrays()
         truth_MK, answers_VMK = arrays["truth"], arrays["answers"]
-        if not np.isfinite(answers_VMK).all():
-            return None
         each_VK = np.stack([self._measure.of(truth_MK, answers_MK) for answers_MK in answers_VMK])
         valued = self._measure.sign < 0
         images_K = np.full(truth_MK.shape[1], len(truth_MK)) if valued else truth_MK.sum(0)

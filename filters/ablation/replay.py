@@ -13,7 +13,7 @@ Shapes: N images, G ablations, V ablations in all, C channels, K classes.
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import ClassVar
 
@@ -39,6 +39,9 @@ Consume = Callable[[slice, slice, Tensor], None]
 """Receives (images, ablations, logits (N, G, K)) of one part of a batch."""
 Fills = Mapping[str, Tensor]
 """Layer name to the values that replace its channels, (C,); other layers' channels become zero."""
+Axes = Mapping[str, int]
+"""Layer name to the axis of channels in its output; other layers return (N, C, ...)."""
+CHANNELS_SECOND: Axes = {}
 
 
 def ablation_passes(
@@ -49,6 +52,7 @@ def ablation_passes(
     first: Tensor,
     memory: int = MEMORY,
     images: int | None = None,
+    axes: Axes = CHANNELS_SECOND,
 ) -> "Replay | WholePasses":
     """Returns the fastest correct way to run these ablations; arguments as for `Replay`.
 
@@ -57,12 +61,18 @@ def ablation_passes(
     try:
         if model.repeat > 1:
             raise CannotReplay(f"its answers are averaged over {model.repeat} passes")
-        return Replay(model, ablations, fills, first=first, memory=memory, images=images)
+        return Replay(model, ablations, fills, first=first, memory=memory, images=images, axes=axes)
     except (Untraceable, CannotReplay) as reason:
-        return WholePasses(model, ablations, fills, images or IMAGES, str(reason))
+        return WholePasses(model, ablations, fills, images or IMAGES, str(reason), axes)
 
 
-def ablated_logits(model: Model, images: Tensor, channels: Channels, fills: Fills) -> Tensor:
+def ablated_logits(
+    model: Model,
+    images: Tensor,
+    channels: Channels,
+    fills: Fills,
+    axes: Axes = CHANNELS_SECOND,
+) -> Tensor:
     """Returns the logits (N, K) of a whole pass with channels replaced."""
     unseen = set(channels)
 
@@ -70,9 +80,8 @@ def ablated_logits(model: Model, images: Tensor, channels: Channels, fills: Fill
         def change(output: Tensor) -> Tensor:
             unseen.discard(layer)
             changed, fill = output.clone(), fills.get(layer)
-            changed[:, numbers] = (
-                0.0 if fill is None else fill[numbers].to(output.dtype).view(1, -1, 1, 1)
-            )
+            last = changed.movedim(axes.get(layer, 1), -1)  # a view
+            last[..., numbers] = 0.0 if fill is None else fill[numbers].to(output.dtype)
             return changed
 
         return change
@@ -98,6 +107,7 @@ class WholePasses:
     fills: Fills
     images: int = IMAGES  # at a time
     reason: str | None = None  # why not `Replay`
+    axes: Axes = field(default_factory=dict)
 
     def run(self, images: Tensor, consume: Consume) -> None:
         """Runs every ablation on images (N, 3, H, W); passes each result on exactly once."""
@@ -105,7 +115,7 @@ class WholePasses:
         for number, channels in enumerate(self.ablations):
 
             def one(part: slice, number: int = number, channels: Channels = channels) -> None:
-                logits = ablated_logits(self.model, images[part], channels, self.fills)
+                logits = ablated_logits(self.model, images[part], channels, self.fills, self.axes)
                 consume(part, slice(number, number + 1), logits.unsqueeze(1))
 
             for _done, size in in_batches(len(images), self.images, one):
@@ -143,6 +153,7 @@ class Replay:
         first: some of the images, (N, 3, H, W), to rehearse on.
         memory: bytes for cached values and for running suffixes, together.
         images: images at a time; None to choose by `memory`.
+        axes: the axis of channels in each layer's output.
 
     Raises:
         Untraceable: the network cannot be turned into a graph.
@@ -161,8 +172,9 @@ class Replay:
         first: Tensor,
         memory: int = MEMORY,
         images: int | None = None,
+        axes: Axes = CHANNELS_SECOND,
     ) -> None:
-        self.model, self.ablations, self.fills = model, ablations, fills
+        self.model, self.ablations, self.fills, self.axes = model, ablations, fills, axes
         traced = trace(model.module)
         if traced.graph.find_nodes(op="call_function", target=operator.setitem):
             raise CannotReplay("it assigns to parts of a tensor")
@@ -284,17 +296,19 @@ class Replay:
         starts = [node for outputs in nodes.values() for node in outputs]
         suffix = Suffix(self.program, starts, changed_channel_rules)
         device = self.model.device
-        if single and len(starts) == 1:
+        is_map = len(shapes[starts[0]]) == 4 and self.axes.get(layers[0], 1) == 1
+        if single and len(starts) == 1 and is_map:
             numbers = [self.ablations[place][layers[0]][0] for place in places]
             fill = self.fills.get(layers[0])
             change = Change(None, torch.tensor(numbers).to(device), fill)
             return _Block(places, suffix, {starts[0]: change})
         changes: dict[fx.Node, Change] = {}
         for layer in layers:
-            mask = torch.zeros(len(places), shapes[nodes[layer][0]][1], dtype=torch.bool)
+            axis = self.axes.get(layer, 1)
+            mask = torch.zeros(len(places), shapes[nodes[layer][0]][axis], dtype=torch.bool)
             for row, place in enumerate(places):
                 mask[row, list(self.ablations[place][layer])] = True
-            change = Change(mask.to(device), None, self.fills.get(layer))
+            change = Change(mask.to(device), None, self.fills.get(layer), axis)
             changes |= dict.fromkeys(nodes[layer], change)
         return _Block(places, suffix, changes)
 
@@ -314,7 +328,7 @@ class Replay:
         return [self._named[self._outputs[layer]]]
 
     def _compare(self, logits: Tensor, channels: Channels, images: Tensor) -> None:
-        expected = ablated_logits(self.model, images.contiguous(), channels, self.fills)
+        expected = ablated_logits(self.model, images.contiguous(), channels, self.fills, self.axes)
         logits = self.model.head.logits(logits.float())
         eps = torch.finfo(self.model.precision.dtype).eps
         tolerance = max(1e-4 if images.device.type == "cpu" else 1e-2, 16 * eps)

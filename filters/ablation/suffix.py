@@ -108,11 +108,13 @@ class Change:
     mask: Tensor | None  # (G, C) bool, the channels that each ablation replaces
     channel: Tensor | None  # (G,) int64, the single channel that each ablation replaces
     fill: Tensor | None  # (C,) the values that replace them; None for zero
+    axis: int = 1  # of channels in the output; another one than 1 only with a mask
 
     def part(self, part: slice) -> "Change":
         """The changes of some of the ablations."""
         mask = None if self.mask is None else self.mask[part]
-        return Change(mask, None if self.channel is None else self.channel[part], self.fill)
+        channel = None if self.channel is None else self.channel[part]
+        return Change(mask, channel, self.fill, self.axis)
 
 
 Rule = Callable[["Run", fx.Node], "ChangedChannel | FullRows | None"]
@@ -227,15 +229,14 @@ class Run:
                 new += change.fill[change.channel].to(new.dtype).view(1, -1, 1, 1)
             return ChangedChannel(new, change.channel)
         assert change.mask is not None  # noqa: S101 (a change has a channel or a mask)
-        mask = change.mask.view(1, *change.mask.shape, 1, 1)
         old: Tensor = self.rows(node)
         rows = old.clone() if node in self.env else old
-        parts = torch.unflatten(rows, 0, batch)
+        parts = torch.unflatten(rows, 0, batch).movedim(change.axis + 1, -1)  # (N, G, ..., C)
+        mask = torch.unflatten(change.mask, 0, (-1, *[1] * (parts.dim() - 3)))
         if change.fill is None:
             parts.masked_fill_(mask, 0)
         else:
-            fill = change.fill.to(rows.dtype).view(1, 1, -1, 1, 1)
-            parts.copy_(torch.where(mask, fill, parts))
+            parts.copy_(torch.where(mask, change.fill.to(rows.dtype), parts))
         return FullRows(rows)
 
     def rows(self, node: fx.Node) -> Any:

@@ -149,15 +149,12 @@ class Tally:
 
 
 def check(progress: Progress) -> None:
-    """Raises a ValueError unless the counts are possible for the images that are done.
-
-    NaN is possible: a network may answer it, which is reported at the end.
-    """
+    """Raises a ValueError unless the counts are possible for the images that are done."""
     arrays = progress.arrays
     progress.check_images(arrays[INDICES])
     if "labels" not in arrays:  # the answers themselves: see `measures`
-        if not np.isfinite(arrays["truth"]).all():
-            raise ValueError("the truth is not finite")
+        if not all(np.isfinite(arrays[name]).all() for name in ("truth", "answers")):
+            raise ValueError("the truth or the answers are not finite")
         return
     labels, correct, answers = arrays["labels"], arrays["correct"], arrays["answers"]
     classes = correct.shape[1]
@@ -177,7 +174,7 @@ def check(progress: Progress) -> None:
 
 
 def _check_range(values: NDArray[Any], maximum: Any) -> None:
-    if ((values < 0) | (values > maximum)).any():
+    if not ((values >= 0) & (values <= maximum)).all():  # NaN is out of range as well
         raise ValueError("a number is out of range")
 
 

@@ -8,20 +8,16 @@ receptive field, and a token covers its patch.
 
 from collections.abc import Sequence
 
-import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from cnnviz.core.choices import Scaling
 from cnnviz.core.data.images import WorkingImage
-from cnnviz.core.output.layout import board, in_rows, picture
+from cnnviz.core.output.layout import board, in_rows
 from cnnviz.core.output.options import Ends, Look
 from cnnviz.core.output.overlays import (
     MOST_COLUMNS,
-    Scale,
     input_cell,
-    paint_map,
+    map_cell,
     photograph,
     scales,
 )
@@ -80,12 +76,7 @@ def draw_overlays(
     for channel, values_HW, scale in zip(
         channels, maps, scales(maps, look, "activation", one_sided=True), strict=True
     ):
-
-        def paint(
-            axes: Axes, values_HW: NDArray[np.float32] = values_HW, scale: Scale = scale
-        ) -> None:
-            paint_map(axes, values_HW, scale, look.display, background)
-
-        title = f"channel {channel}\n{layer.layer}"
-        cells.append(picture(paint, size, title, bar=scale.bar_over))
+        nothing = "" if values_HW.any() else ", zero everywhere"
+        title = f"channel {channel}{nothing}\n{layer.layer}"
+        cells.append(map_cell(values_HW, scale, look, background, title))
     return board(in_rows(cells, MOST_COLUMNS))

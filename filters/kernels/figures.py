@@ -13,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.projections.polar import PolarAxes
 from numpy.typing import NDArray
 
-from cnnviz.core.choices import Scaling
+from cnnviz.core.choices import Scaling, percent
+from cnnviz.core.output.canvas import Bar, Entry
 from cnnviz.core.output.drawing import label_axes, to_uint8
-from cnnviz.core.output.layout import Bar, Entry, board, in_rows, plot
+from cnnviz.core.output.layout import board, in_rows, plot
 from cnnviz.core.output.sheets import Sheet, grid, matrix, sheet_cell
 from cnnviz.core.output.style import BLUE, SMALL, ink
 from cnnviz.filters.kernels.results import GABOR_LIKE, GaborFit, GaborStats, KernelStats
@@ -104,7 +105,8 @@ def draw_gabor(stats: KernelStats, model_name: str) -> Figure:
     gabor, count = stats.gabor, len(stats.gabor.fits)
     left = plot(
         lambda axes: _draw_polar(cast(PolarAxes, axes), gabor.fits),
-        f"{model_name} {stats.layer}: {gabor.share:.0%} of {count} filters with R² > {GABOR_LIKE}\n"
+        f"{model_name} {stats.layer}: {percent(gabor.share)} of {count} filters with "
+        f"R² > {GABOR_LIKE}\n"
         "angle: wave direction (perpendicular to the stripes); radius: wavelength in pixels (near "
         "the rim: blobs)",
         width=270.0,
@@ -115,8 +117,8 @@ def draw_gabor(stats: KernelStats, model_name: str) -> Figure:
     right = plot(
         lambda axes: _draw_r2(axes, gabor),
         "Variance explained, compared with chance\n"
-        f"above {GABOR_LIKE}: {gabor.share:.0%} of the kernels, {gabor.share_by_chance:.0%} with "
-        "shuffled pixels",
+        f"above {GABOR_LIKE}: {percent(gabor.share)} of the kernels, "
+        f"{percent(gabor.share_by_chance)} with shuffled pixels",
         width=270.0,
         height=190.0,
     )

@@ -11,8 +11,9 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cnnviz.core.output.canvas import Bar, Entry
 from cnnviz.core.output.drawing import label_axes, name_rows, names_width
-from cnnviz.core.output.layout import Bar, Cell, Entry, board, plot
+from cnnviz.core.output.layout import Cell, board, plot
 from cnnviz.core.output.style import RED, SMALL
 from cnnviz.filters.layers.results import Inventory, SpreadRecord
 

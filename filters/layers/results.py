@@ -85,7 +85,8 @@ class SpreadRecord(Record):
     highest: Rounded | None
     channels: Positive | None
     dead_channels: Annotated[
-        tuple[Count, ...] | None, Says("channels with one and the same value throughout")
+        tuple[Count, ...] | None,
+        Says("channels with one and the same value throughout; null with one value each"),
     ]
     octaves: Octaves
 

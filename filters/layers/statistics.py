@@ -78,8 +78,11 @@ class Spread:
 
     @property
     def dead(self) -> list[int] | None:
-        """Channels that had one and the same value throughout; None if channels are unknown."""
-        if self.lows_C is None or self.highs_C is None:
+        """Channels that had one and the same value throughout.
+
+        None if channels are unknown, or have a single value each.
+        """
+        if self.lows_C is None or self.highs_C is None or self.count <= len(self.lows_C):
             return None
         return (self.lows_C == self.highs_C).nonzero().flatten().tolist()
 

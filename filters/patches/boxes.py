@@ -7,13 +7,14 @@ Urtasun, Zemel 2016, "Understanding the Effective Receptive Field in Deep Convol
 Networks"). That box leaves out at most 2.5 % of the gradient's energy on each of its four sides, so
 it carries at least 90 %.
 
-Shapes: A units, one per image; H W rows and columns of the image.
+Shapes: A units, one per image; C channels, H W rows and columns of the image.
 """
 
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,7 @@ from cnnviz.core.device import in_batches
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.models.layers import Layout, replace_outputs
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.variants import frozen, gradients
+from cnnviz.core.models.variants import ReluRule, frozen, gradients
 from cnnviz.filters.channels import known_fields
 from cnnviz.filters.patches.options import Crop
 from cnnviz.filters.patches.scan import ScanPlan
@@ -145,9 +146,24 @@ def gradient_energy(
     layout: Layout,
     filters: Sequence[int],
     units: Sequence[tuple[int, int]],
-    images_A3HW: Tensor,
+    images_ACHW: Tensor,
 ) -> Tensor:
-    """Squared gradient of each unit with respect to its image, summed over channels.
+    """Squared `unit_gradients`, summed over channels: (A, H, W) float64 on the CPU."""
+    gradient_ACHW = unit_gradients(model, layer, layout, filters, units, images_ACHW)
+    return gradient_ACHW.double().square().sum(1)
+
+
+def unit_gradients(
+    model: Model,
+    layer: str,
+    layout: Layout,
+    filters: Sequence[int],
+    units: Sequence[tuple[int, int]],
+    images_ACHW: Tensor,
+    *,
+    guided: bool = False,
+) -> Tensor:
+    """Gradient of each unit with respect to its image; zero where it does not reach.
 
     Args:
         model: the network.
@@ -155,10 +171,11 @@ def gradient_energy(
         layout: of its output.
         filters: one per image.
         units: (row, column) in the filter's map; one per image.
-        images_A3HW: normalised.
+        images_ACHW: normalised.
+        guided: whether a ReLU passes positive gradients only.
 
     Returns:
-        (A, H, W) float64 on the CPU.
+        (A, C, H, W) float32 on the CPU.
     """
     chosen: list[Tensor] = []
 
@@ -168,13 +185,12 @@ def gradient_energy(
         chosen[:] = [torch.stack([maps[pick] for pick in picks]).sum()]
         return output
 
-    leaf = images_A3HW.to(model.device, model.precision.dtype).requires_grad_()
+    leaf = images_ACHW.to(model.device, model.precision.dtype).requires_grad_()
     with frozen(model.module), replace_outputs(model.module, {layer: take}):
         model.outputs(leaf * 1)  # the first operation may be in place
-        (gradient,) = gradients(chosen[0], [leaf], model.name)
-    if gradient is None:
-        return torch.zeros(len(leaf), *leaf.shape[2:], dtype=torch.float64)
-    return gradient.detach().cpu().double().square().sum(1)
+        with ReluRule() if guided else nullcontext():
+            (gradient,) = gradients(chosen[0], [leaf], model.name)
+    return (torch.zeros_like(leaf) if gradient is None else gradient).detach().cpu().float()
 
 
 def box_of_energy(energy_HW: Tensor) -> Box | None:

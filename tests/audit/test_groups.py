@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
+from cnnviz.audit.experiment import _decisive
 from cnnviz.audit.groups import SMALLEST, classes, group
+from cnnviz.audit.paste import Verdict
+from cnnviz.audit.residual import Added, Residual
+from cnnviz.audit.results import Reliance
 from cnnviz.audit.rows import Rows, columns, packed
 
 
@@ -80,3 +84,29 @@ def test_columns_are_in_the_order_of_the_data_and_say_what_is_not_known() -> Non
 def test_features_beyond_float16_stay_finite() -> None:
     rows = columns([entry(0, 0, np.array([1e9, -1e9]))])
     assert np.isfinite(rows.features_ND).all()
+
+
+def test_the_decisive_test_is_corrected_for_the_number_of_tests_of_a_class() -> None:
+    def pasted(p: float) -> Verdict:
+        return Verdict(60, p_random=p, p_others=p, p_cover=p)
+
+    def added(p: float) -> Added:
+        return Added(0.5, 0.0, 0.5, 0.0, p, p)
+
+    groups = [pasted(0.01), pasted(0.002)]
+    of_means = Residual(9, added(0.3), added(0.2), added(0.001))
+    assert _decisive(groups, Reliance(0.5, None, 0.5), of_means) == ("colour", pytest.approx(0.009))
+    assert _decisive(groups, Reliance(0.5, None, 0.001), of_means) == (
+        "reliance",
+        pytest.approx(0.003),
+    )
+    assert _decisive(groups, Reliance(0.5, None, 0.9), Residual()) == (
+        "pasted",
+        pytest.approx(0.008),
+    )
+    assert _decisive([], Reliance(0.5, None, 0.9), Residual()) == ("reliance", 0.9)
+    assert _decisive([pasted(0.9)], Reliance(0.5, None, 0.8), of_means) == (
+        "colour",
+        pytest.approx(0.009),
+    )
+    assert _decisive([], Reliance(0.5, None, None), Residual()) is None

@@ -170,7 +170,7 @@ def test_a_sample_and_a_silenced_layer_are_said(
     assert run(["ablate", str(photos), *options, "--filters", "3:all", "--limit", "6"]) == 0
     told = capsys.readouterr()
     assert "note: all 6 filters of '3' are off" in told.err
-    assert "note: a sample of 6 of the 12 images" in told.err
+    assert told.err.count("a sample of 6 of the 12 images") == 1
     assert "McNemar p" in told.out
 
 
@@ -178,10 +178,9 @@ def test_a_sample_and_a_silenced_layer_are_said(
     ("more", "message"),
     [
         ([], "nothing to ablate; give --filters LAYER:3,7-12, or --sweep LAYER"),
-        (["--filters", "0:8"], "layer '0' has 8 channels, 0 to 7"),
+        (["--filters", "0:8"], "layer '0' has channels 0 to 7"),
         (["--filters", "9:0"], "no layer '9'"),
         (["--filters", "0"], "'0' does not name any filters"),
-        (["--filters", "7:0"], "layer '7' outputs (N, C), not maps"),
         (["--filters", "0:0", "--cumulative"], "--cumulative needs --sweep"),
         (["--sweep", "0", "--min-accuracy", "0.5"], "--min-accuracy needs --filters"),
         (

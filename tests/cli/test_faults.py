@@ -36,6 +36,7 @@ LINES = {
     "diff": ["diff", "occluded/0", "occluded/0"],
     "report": ["report", "occluded/0"],
     "doctor": ["doctor"],
+    "detect": ["detect", "data/cat/0.png"],
 }
 
 
@@ -56,7 +57,9 @@ def test_every_command_has_a_line() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [n for n in LINES if n not in ("models", "report", "doctor")])
+@pytest.mark.parametrize(
+    "command", [n for n in LINES if n not in ("models", "report", "doctor", "detect")]
+)
 @pytest.mark.skipif(sys.platform != "linux", reason="runs are forks")
 @pytest.mark.usefixtures("place")
 def test_what_is_written_is_whole_and_the_next_run_works(command: str) -> None:

@@ -3,6 +3,7 @@
 PNG, PDF and SVG files are made of the same figure, so it is measured once.
 """
 
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,18 @@ from PIL import Image
 from rendering import misplaced
 
 from cnnviz.cli.main import run
-from cnnviz.core.output.layout import Bar, Cell, Entry, board, picture
+from cnnviz.core.output.canvas import Bar, Entry
+from cnnviz.core.output.layout import Cell, board, picture
 from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.core.output.text import text_width as width_of
 from cnnviz.core.output.text import wrap
+from cnnviz.filters.patches import figures as patches
 
 LONG = "Greater Swiss Mountain dog, working breed from the Alps"
 MASKS = ["--mask", "5", "--mask", "8", "--mask", "12x20", "--stride", "6"]
+LAYER = "features.block3.conv2"
+OTHER = ["--weights", "none"]  # another network
+PAIR = ["0.png", "1.png", "--mask", "16", "--stride", "16"]
 LINES = {
     "occlude": ["occlude", "0.png", *MASKS, "--target", "top3", "--layer", "stem.conv"],
     "occlude-dark": ["occlude", "0.png", "--stride", "8", "--dark", "--label", "0"],
@@ -40,7 +46,29 @@ LINES = {
     "tsne": ["tsne", "."],
     "tsne-labelled": ["tsne", "labels.csv"],
     "audit": ["audit", "labels.csv"],
+    "max-patches": ["max-patches", "labels.csv", "--layer", "stem.conv", "--filters", "0-3"],
+    "max-patches-evidence": ["max-patches", ".", "--layer", LAYER, "--evidence", "--top", "3"],
+    "trust-many": ["trust", "0.png", "1.png"],
 }
+ON_RUNS = {
+    "render": ([["occlude", "0.png", *MASKS]], ["render", "r0/0", "--target", "top3"]),
+    "diff-occlude": ([["occlude", *PAIR], ["occlude", *PAIR, *OTHER]], ["diff", "r0", "r1"]),
+    "diff-ablate": (
+        [["ablate", "labels.csv", "--filters", "stem.conv:1", *more] for more in ([], OTHER)],
+        ["diff", "r0", "r1"],
+    ),
+    "diff-filters": (
+        [["filters", "--layer", "stem.conv"], ["filters", "--layer", "stem.conv", *OTHER]],
+        ["diff", "r0", "r1"],
+    ),
+    "diff-max-patches": (
+        [["max-patches", ".", "--layer", "stem.conv", *more] for more in ([], OTHER)],
+        ["diff", "r0", "r1"],
+    ),
+    "diff-tsne": ([["tsne", "labels.csv", *more] for more in ([], OTHER)], ["diff", "r0", "r1"]),
+    "diff-audit": ([["audit", "labels.csv", *more] for more in ([], OTHER)], ["diff", "r0", "r1"]),
+}
+"""Commands that read finished runs, after the command lines that make these."""
 QUICK = ("occlude-dark", "saliency", "activations", "filters-random")
 
 
@@ -64,13 +92,53 @@ def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str
         faults[written.name] = misplaced(figure)
         return written
 
+    def lettered(sheet: np.ndarray, texts: list[patches._Text]) -> np.ndarray:
+        texts = [text for text in texts if text.text]
+        faults[f"sheet {len(faults)}"] = [
+            *(f"outside: {t.text!r}" for t in texts if not _inside(_extent(t), sheet.shape)),
+            *(f"{a.text!r} covers {b.text!r}" for a, b in combinations(texts, 2) if _meet(a, b)),
+        ]
+        return letter(sheet, texts)
+
+    letter = patches._add_texts
+    monkeypatch.setattr(patches, "_add_texts", lettered)
     monkeypatch.setattr(RunFolder, "write_figure", measured)
     return faults
+
+
+def _extent(text: patches._Text) -> tuple[float, ...]:
+    shown = patches.shortened(text.text, text.size, text.width)
+    anchor = "mm" if text.centred else "lm"
+    x0, y0, x1, y1 = patches._font(text.size).getbbox(shown, anchor=anchor)
+    return text.x + x0, text.y + y0, text.x + x1, text.y + y1
+
+
+def _inside(extent: tuple[float, ...], shape: tuple[int, ...]) -> bool:
+    x0, y0, x1, y1 = extent
+    return x0 >= 0 and y0 >= 0 and x1 <= shape[1] and y1 <= shape[0]
+
+
+def _meet(one: patches._Text, other: patches._Text) -> bool:
+    a, b = _extent(one), _extent(other)
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 @pytest.mark.parametrize("command", slow_but(list(LINES), *QUICK))
 def test_no_text_is_clipped_or_covered(command: str, found: dict[str, list[str]]) -> None:
     assert run([*LINES[command], "--labels", "names.txt", "--quiet", "--out", "o"]) == 0
+    assert found
+    assert {name: faults for name, faults in found.items() if faults} == {}
+
+
+@pytest.mark.parametrize("command", slow_but(list(ON_RUNS)))
+def test_no_text_is_clipped_or_covered_in_pictures_of_finished_runs(
+    command: str, found: dict[str, list[str]]
+) -> None:
+    lines, reading = ON_RUNS[command]
+    for number, line in enumerate(lines):
+        assert run([*line, "--labels", "names.txt", "--quiet", "--out", f"r{number}"]) == 0
+    found.clear()
+    assert run([*reading, "--quiet", "--out", "o"]) == 0
     assert found
     assert {name: faults for name, faults in found.items() if faults} == {}
 

@@ -8,7 +8,8 @@ from parts import slow_but
 from PIL import Image
 
 from cnnviz.cli.main import run
-from cnnviz.core.output.layout import GAP, MARGIN, PANEL
+from cnnviz.core.output.canvas import MARGIN
+from cnnviz.core.output.layout import GAP, PANEL
 from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.core.output.style import DPI
 

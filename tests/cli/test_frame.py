@@ -66,6 +66,16 @@ def test_wrong_paths_are_reported_before_torch_is_imported(line, message, tmp_pa
     assert done.returncode == 0, done.stderr
 
 
+def test_a_list_of_images_is_not_taken_for_an_image(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("out", "of", "other").mkdir(parents=True)
+    for name in ("of.csv", "of.png"):
+        Path(name).touch()
+    begin("occlude", parse(["occlude", "of.csv", "--out", "out"]))
+    with pytest.raises(UsageError, match="out/of is not empty"):
+        begin("occlude", parse(["occlude", "of.png", "--out", "out"]))
+
+
 def test_a_launchers_share_begins_beside_the_folders_of_the_others(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("out", "share-of-another").mkdir(parents=True)
@@ -75,6 +85,43 @@ def test_a_launchers_share_begins_beside_the_folders_of_the_others(tmp_path, mon
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     begin("max-patches", given)
+
+
+@pytest.mark.parametrize(
+    ("sources", "folder"),
+    [
+        (["a.png"], "out/a"),
+        (["a.png", "b.png"], "out"),
+        (["two"], "out"),
+        (["a.csv"], None),
+        (["a.tar"], None),
+        (["one"], None),
+    ],
+)
+def test_the_folder_that_is_checked_early_is_the_one_that_is_written(
+    sources, folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png", "two/a.png", "two/b.png", "one/a.png", "a.tar"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    Path("a.csv").write_text("path\na.png\nb.png\n")
+    given = parse(["occlude", *sources, "--out", "out"])
+    for occupied in ("out/a/mine", "out/one/mine", "out/two/mine"):
+        Path(occupied).mkdir(parents=True)
+    if folder is None:
+        begin("occlude", given)
+    else:
+        with pytest.raises(UsageError, match=f"{folder} is not empty"):
+            begin("occlude", given)
+
+
+def test_a_folder_as_checkpoint_is_left_to_its_reader_who_knows_the_remedy(tmp_path, capsys):
+    (tmp_path / "checkpoint-500").mkdir()
+    (tmp_path / "checkpoint-500" / "model.safetensors").touch()
+    checkpoint = str(tmp_path / "checkpoint-500")
+    assert run(["filters", "--model", "resnet18", "--checkpoint", checkpoint]) == 2
+    assert "is a folder; name the file in it: " in capsys.readouterr().err
 
 
 def test_torchvision_comes_without_torchs_compiler():

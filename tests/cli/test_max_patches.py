@@ -122,7 +122,7 @@ def test_unreadable_files_are_listed_the_rest_is_done_and_the_status_is_1(
     ("more", "message"),
     [
         (["--layer", "7"], "no layer '7'"),
-        (["--layer", "2", "--filters", "4"], "no channel 4"),
+        (["--layer", "2", "--filters", "4"], "channel 4 in '4' does not exist"),
         (["--filters", "random:99"], "asks for 99 filters; there are 34"),
         (["--top", "0"], "--top 0 is out of range; it takes a whole number from 1"),
         (["--save-every", "0"], "--save-every 0 is out of range; it takes a whole number from 1"),

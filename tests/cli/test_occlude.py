@@ -273,3 +273,43 @@ def test_labels_with_markup_are_drawn_and_printed_literally(tmp_path, capsys):
     captured = capsys.readouterr()
     assert "[bold]x" in captured.out
     assert "\x1b[2J" not in captured.out
+
+
+@pytest.mark.parametrize("option", ["--label", "--expect"])
+def test_labels_that_are_no_classes_are_refused_before_the_first_image(tmp_path, capsys, option):
+    for folder, name in (("ship", "one.png"), ("scenes", "two.png")):
+        (tmp_path / folder).mkdir()
+        shutil.copy(SHIP, tmp_path / folder / name)
+    boxes = {
+        n: {"label": c, "boxes": [[0, 0, 9, 9]]}
+        for n, c in (("one.png", "ship"), ("two.png", "scenes"))
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    value = "folder" if option == "--label" else str(tmp_path / "boxes.json")
+    images = [str(tmp_path / "ship"), str(tmp_path / "scenes")]
+    assert run(["occlude", *images, *FAST, option, value, "--out", str(tmp_path / "out")]) == 2
+    printed = capsys.readouterr().err
+    assert "1 of the 2 labels are not classes of bundled: no class 'scenes'" in printed
+    assert "occluding" not in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_expected_objects_have_columns_and_one_box_for_several_images_is_noted(tmp_path, capsys):
+    shutil.copy(SHIP, tmp_path / "a.png")
+    shutil.copy(SHIP, tmp_path / "b.png")
+    line = [*FAST, "--expect", "0,0,9999,9999"]
+    assert run(["occlude", str(tmp_path), *line, "--out", str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    assert "--expect 0,0,9999,9999: taken for each of the 2 images" in err
+    assert all(word in out for word in ("hit", "inside", "yes", "100.0 %"))
+    assert run(["occlude", str(tmp_path / "a.png"), *line, "--out", str(tmp_path / "one")]) == 0
+    assert "taken for each" not in capsys.readouterr().err
+
+
+def test_one_image_has_its_five_most_probable_classes_in_a_table(tmp_path, capsys):
+    assert run(["occlude", str(SHIP), *FAST, "--out", str(tmp_path)]) == 0
+    summary = valid(tmp_path / "ship")
+    title, rows = summary["findings"][1]["title"], summary["findings"][1]["rows"]
+    assert title == "Top 5"
+    assert title in capsys.readouterr().out
+    assert [row[0] for row in rows] == [top["class"] for top in summary["results"][0]["top5"]]

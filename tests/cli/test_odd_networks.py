@@ -63,7 +63,7 @@ infinite = make(lambda x, out: nan_rows(x, out).nan_to_num(float("inf")))
 ODD = [line.split(" = ")[0] for line in NET.splitlines() if " = make(" in line]
 COMMANDS = {
     "occlude": ["data/cat/grey.png", "data/dog/white.png", "--mask", "4", "--stride", "4"],
-    "saliency": ["data/cat/grey.png", "data/dog/white.png"],
+    "saliency": ["data/cat/grey.png", "data/dog/white.png", "--method", "gradient"],
     "activations": ["data/cat/grey.png", "data/dog/white.png", "--layer", "first"],
     "ablate": ["data", "--filters", "first:0,1", "--sweep", "first"],
     "max-patches": ["data", "--layer", "first", "--crop", "effective"],

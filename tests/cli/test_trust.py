@@ -1,17 +1,23 @@
 """`--trust` and `cnnviz trust` from the outside: whole files, bad maps told apart, bad input."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jsonschema
 import numpy as np
 import pytest
 import torch
+from networks import model_of
 from parts import slow_but
+from torch import Tensor, nn
 
 from cnnviz.cli.main import run
 from cnnviz.core import load_model, read_image
 from cnnviz.core.models.variants import last_layers, rerandomised
+from cnnviz.occlusion import OcclusionSpec, occlude
+from cnnviz.occlusion.options import MapKind, Score
+from cnnviz.trust.judge import GradCam
 from cnnviz.trust.removal import random_maps
 
 ROOT = Path(__file__).parent.parent.parent
@@ -43,9 +49,14 @@ def test_occlude_judges_each_of_its_maps(
     found = summary(tmp_path / "truck", "occlude")
     assert {"curves.png", "certainty.png"} <= set(found["files"])
     first = found["results"][0]["targets"][0]["trust"]
-    assert list(first["agreement"]) == ["Grad-CAM at features.block3.conv2"]
-    assert list(first["stability"]) == ["blur fill", "mask 6", "mask 12"]
-    assert len(first["against_chance"]["random_maps"]) == 10
+    assert list(first["witnesses"]) == [
+        "occlusion",
+        "windows alone",
+        "Grad-CAM at features.block3.conv2",
+        "gradient x input, blurred",
+    ]
+    assert first["agreement"] == sorted(first["witnesses"].values())[1]
+    assert len(first["against_chance"]["random_maps"]) == 20
     assert first["gain"] > 0
     assert all("trust" in target for target in found["results"][0]["targets"])
 
@@ -81,11 +92,38 @@ def test_saliency_is_judged_too(tmp_path: Path, method: str) -> None:
     line = ["saliency", TRUCK, "--method", method, "--trust", "--quiet", "--out", str(tmp_path)]
     assert run(line) == 0
     found = card(tmp_path / "truck", "saliency")
-    others = ["occlusion"] if method == "grad-cam" else ["occlusion", "Grad-CAM at"]
-    assert len(found["agreement"]) == len(others)
-    assert found["randomised"] is not None
-    assert found["stability"] == {}
-    assert found["completeness"] is None
+    assert len(found["witnesses"]) == 4
+    assert found["certain"] is None
+    assert found["reasons"]
+
+
+def test_an_agreement_map_is_judged_alike_whoever_made_it_and_with_any_masks(
+    tmp_path: Path,
+) -> None:
+    """The references do not depend on the run's masks, fill, score and method."""
+    options = ["--method", "agreement", "--mask", "8", "--stride", "4", "--fill", "black"]
+    line = ["occlude", TRUCK, *options, "--score", "probability", "--trust", *HASTE]
+    assert run([*line, "--out", str(tmp_path / "o")]) == 0
+    own = card(tmp_path / "o" / "truck", "occlude")
+    found = occlude(
+        model := load_model(),
+        TRUCK,
+        OcclusionSpec(
+            masks=((8, 8),),
+            stride=4,
+            fill="black",
+            score=Score.PROBABILITY,
+            method=MapKind.AGREEMENT,
+        ),
+        trace=GradCam(model, OcclusionSpec(), print),
+    )
+    np.save(tmp_path / "map.npy", found.maps[0].numpy())
+    given = ["trust", TRUCK, "--map", str(tmp_path / "map.npy"), "--quiet"]
+    assert run([*given, "--out", str(tmp_path / "g")]) == 0
+    judged = card(tmp_path / "g" / "truck")
+    assert own.pop("certain") is not None
+    assert judged.pop("certain") is None
+    assert judged == own
 
 
 def test_the_same_map_is_judged_alike_by_either_command(tmp_path: Path) -> None:
@@ -99,9 +137,9 @@ def test_the_same_map_is_judged_alike_by_either_command(tmp_path: Path) -> None:
     given = ["trust", TRUCK, "--map", str(tmp_path / "map.npy"), "--quiet"]
     assert run([*given, "--expect", TRUTH, "--out", str(tmp_path / "g")]) == 0
     found = card(tmp_path / "g" / "truck")
-    for key in ("gain", "gain_by_fill", "against_chance", "insertion", "deletion"):
-        assert found[key] == own[key]
-    assert found["agreement"]["occlusion"] == pytest.approx(1)
+    assert own.pop("certain") is not None
+    assert found.pop("certain") is None
+    assert found == own
     (entry,) = summary(tmp_path / "g" / "truck", "trust")["results"]
     assert entry["targets"][0]["pointing_game_hit"] is True
     assert entry["map"] == str(tmp_path / "map.npy")
@@ -122,7 +160,7 @@ def test_maps_that_are_known_to_be_bad_are_not_believed(tmp_path: Path) -> None:
     )
     assert all(entry["verdict"] != "believe" for entry in bad)
     above = [g["trust"] > b["trust"] for g in good for b in bad]
-    assert sum(above) / len(above) >= 0.95
+    assert sum(above) / len(above) >= 0.85  # 0.93 on 25 others: docs/truth.md
 
 
 def test_min_trust_ends_with_status_three(
@@ -165,8 +203,8 @@ def test_the_users_map_is_never_written_over(
         (np.full((32, 32), 1e300), "holds values that are not finite"),
         (np.full((32, 32), "a"), "a map of this image has a number for each pixel"),
         (np.array({"a": 1}), "cannot be read as an array"),
-        (b"no array", "cannot be read as an array"),
-        (b"", "cannot be read as an array"),
+        (b"no array", "--map takes a .npy file (numpy.save)"),
+        (b"", "--map takes a .npy file (numpy.save)"),
     ],
 )
 def test_what_is_no_map_of_the_picture_is_refused(
@@ -179,7 +217,9 @@ def test_what_is_no_map_of_the_picture_is_refused(
         np.save(path, content, allow_pickle=True)
     line = ["trust", TRUCK, "--map", str(path), "--quiet", "--out", str(tmp_path / "out")]
     assert run(line) == 1
-    assert reason in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert reason in told
+    assert "allow_pickle" not in told
 
 
 @pytest.mark.parametrize(
@@ -220,8 +260,8 @@ def test_networks_without_a_gradient_are_fragile_at_best(tmp_path: Path) -> None
     line = ["occlude", TRUCK, "--model", f"{net}:make", "--size", "32", "--trust", "--quiet"]
     assert run([*line, "--out", str(tmp_path / "out")]) == 0
     found = card(tmp_path / "out" / "truck", "occlude")
-    assert found["trust"] is None
-    assert found["randomised"] is None  # it has no layers
+    assert list(found["witnesses"]) == ["occlusion", "windows alone"]
+    assert found["agreement"] == min(found["witnesses"].values())
     assert found["verdict"] != "believe"
 
 
@@ -236,6 +276,26 @@ def test_a_regression_is_judged_by_its_values(tmp_path: Path) -> None:
     line = ["occlude", TRUCK, "--model", f"{net}:make", "--size", "32", "--head", "none"]
     assert run([*line, "--trust", "--quiet", "--out", str(tmp_path / "out")]) == 0
     assert card(tmp_path / "out" / "truck", "occlude")["verdict"]
+
+
+class TwoTasks(nn.Module):
+    """Classes, and a mask whose decoder runs after the classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+        self.decoder = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.body(x).relu()
+        scores = self.head(maps.mean((2, 3)))
+        self.decoder(maps)
+        return scores
+
+
+def test_layers_of_another_task_are_not_among_the_last_ones() -> None:
+    model = model_of(TwoTasks().eval(), (8, 8), ["a", "b", "c"])
+    assert last_layers(model) == ("body", "head")
 
 
 def test_the_last_layers_are_random_only_for_a_while() -> None:
@@ -259,3 +319,21 @@ def test_the_last_layers_are_random_only_for_a_while() -> None:
     with pytest.raises(KeyboardInterrupt), rerandomised(model, layers):
         raise KeyboardInterrupt
     assert changed() == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["occlude", "trust"])
+def test_several_images_have_a_contact_sheet_also_in_shares_and_merged(
+    tmp_path: Path, command: str
+) -> None:
+    for name in "abcd":
+        shutil.copy(SHIP, tmp_path / f"{name}.png")
+    line = [command, str(tmp_path), "--mask", "16", "--stride", "16", "--quiet"]
+    if command == "trust":
+        line = ["trust", str(tmp_path), "--quiet"]
+    for number in range(2):
+        assert run([*line, "--shard", f"{number}/2", "--out", str(tmp_path / "parts")]) == 0
+        assert (tmp_path / "parts" / f"shard-{number}-of-2" / "overview.png").exists()
+    assert run(["merge", str(tmp_path / "parts"), "--out", str(tmp_path / "whole"), "--quiet"]) == 0
+    assert "overview.png" in summary(tmp_path / "whole", command)["files"]
+    assert (tmp_path / "whole" / "d" / "input.png").exists()

@@ -1,6 +1,7 @@
 """layers, filters, activations and saliency from the outside: files, numbers, messages."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from cnnviz.core.output.record import to_json
 from cnnviz.filters.activations import results as maps
 from cnnviz.filters.kernels import results as kernels
 from cnnviz.filters.layers import results as layers
+from cnnviz.gradients.options import Method
 
 SCHEMAS = Path(__file__).parent.parent.parent / "docs" / "schemas"
 NET = """
@@ -246,27 +248,28 @@ def test_activations_refuses_what_it_cannot_do(
 ) -> None:
     line = ["activations", photo, *options]
     told = fails([*line, "--filters", "9"], 2, capsys)
-    assert "no channel 9 in '9'; layer '0' has 8 channels, 0 to 7" in told
+    assert "channel 9 in '9' does not exist; layer '0' has channels 0 to 7" in told
     assert "nearest are" in fails([*line, "--layer", "33"], 2, capsys)
     assert "--top 0" in fails([*line, "--top", "0"], 2, capsys)
     moody = ["activations", photo, "--model", f"{net}:moody", "--size", "16", "--filters", "1"]
     assert "cannot place maps" in fails([*moody, "--out", str(tmp_path / "x")], 1, capsys)
 
 
-@pytest.mark.parametrize("method", ["gradient", "gradient-x-input", "grad-cam"])
+@pytest.mark.parametrize("method", list(Method))
 def test_saliency_writes_maps_of_each_target(
-    method: str, photo: str, options: list[str], tmp_path: Path
+    method: Method, photo: str, options: list[str], tmp_path: Path
 ) -> None:
     assert run(["saliency", photo, *options, "--method", method, "--target", "top2"]) == 0
     content = checked(tmp_path / "out" / "photo0", "saliency")
     (entry,) = content["results"]
-    assert entry["layer"] == ("3" if method == "grad-cam" else None)
+    assert entry["layer"] == ("3" if method.of_layer else None)
+    assert entry["unit"] == method.unit
     assert len(entry["targets"]) == 2
     arrays = np.load(tmp_path / "out" / "photo0" / "saliency.npz")
     assert arrays["maps"].shape == (2, 16, 16)
     for target, shown in zip(entry["targets"], arrays["maps"], strict=True):
         assert shown[tuple(target["peak"])] == shown.max()
-    assert arrays["raw"].shape[1:] == ((3, 3) if method == "grad-cam" else (3, 16, 16))
+    assert arrays["raw"].shape[1:] == ((3, 3) if method.of_layer else (3, 16, 16))
 
 
 def test_saliency_beside_occlusion_has_correlation_and_times(
@@ -287,13 +290,34 @@ def test_saliency_refuses_what_it_cannot_do(
 ) -> None:
     line = ["saliency", photo, *options]
     assert "wolf" in fails([*line, "--target", "wolf"], 2, capsys)
-    assert "--layer needs --method grad-cam" in fails([*line, "--layer", "3"], 2, capsys)
+    for option, method, needed in (
+        ("--layer=3", "gradient", "grad-cam or grad-cam++ or layercam or score-cam"),
+        ("--samples=9", "grad-cam", "smoothgrad"),
+        ("--noise=0.1", "gradient", "smoothgrad"),
+        ("--steps=9", "smoothgrad", "integrated-gradients"),
+        ("--baseline=mean", "grad-cam", "integrated-gradients"),
+    ):
+        told = fails([*line, "--method", method, option], 2, capsys)
+        assert f"{option.partition('=')[0]} needs --method {needed}; {method} has none" in told
     assert "need --compare" in fails([*line, "--mask", "3"], 2, capsys)
     grad_cam = [*line, "--method", "grad-cam"]
     assert "no layer 'layer9'" in fails([*grad_cam, "--layer", "layer9"], 2, capsys)
     flat = ["saliency", photo, "--model", f"{net}:flat", "--size", "16", "--method", "grad-cam"]
     message = fails([*flat, "--out", str(tmp_path / "x")], 1, capsys)
     assert "--method gradient, which works on any model" in message
+
+
+@pytest.mark.parametrize("method", ["smoothgrad", "integrated-gradients"])
+def test_a_missing_captum_is_named_with_its_extra(
+    method: str,
+    photo: str,
+    options: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    told = fails(["saliency", photo, *options, "--method", method], 2, capsys)
+    assert f"--method {method} needs the package captum: pip install '.[attribution]'" in told
 
 
 @pytest.mark.pictures

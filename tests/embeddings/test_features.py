@@ -256,7 +256,8 @@ def test_unreadable_images_are_named_and_left_out(model, folder):
     assert sum(steps) == 8
 
 
-def test_images_with_nan_features_are_named_and_left_out(model, folder):
+@pytest.mark.parametrize("value", [torch.nan, 1e30])
+def test_images_with_nan_or_huge_features_are_named_and_left_out(model, folder, value):
     dark = folder / "b" / "2.png"
     Image.new("RGB", (8, 8)).save(dark)
     with torch.no_grad():
@@ -269,11 +270,12 @@ def test_images_with_nan_features_are_named_and_left_out(model, folder):
             self.inner = inner
 
         def forward(self, x):
-            return self.inner(torch.where((x <= -2).all(3, keepdim=True), torch.nan, x))
+            return self.inner(torch.where((x <= -2).all(3, keepdim=True), value, x))
 
     broken = wrap(NanWhenDark(model.module))
     got = extract(broken, open_data([str(folder)]), FeatureExtractor(broken))
-    assert got.errors == ((str(dark), "its features are not finite; try --precision fp32"),)
+    text = "its features are not finite or too large; try --precision fp32"
+    assert got.errors == ((str(dark), text),)
     assert 6 not in got.indices_N.tolist()
     assert np.isfinite(got.values_ND).all()
 

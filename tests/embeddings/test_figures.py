@@ -109,6 +109,7 @@ def result(tmp_path):
         preprocess=Preprocess(8, (8, 8)),
         vectors=Features(values, np.arange(20), predicted, "layer", (), "key"),
         labels_N=labels,
+        label_names=tuple("ab"[k] for k in labels),
         correct_N=predicted == labels,
         near=near,
     )
@@ -257,6 +258,7 @@ def unlabelled(result, predicted):
         result,
         image_data=dataclasses.replace(result.image_data, classes=None),
         labels_N=np.full(20, -1),
+        label_names=("",) * 20,
         correct_N=None,
         predicted_names=predicted,
     )
@@ -268,6 +270,20 @@ def test_without_labels_points_have_the_colour_of_their_prediction(result):
     assert [len(points.get_offsets()) for points in (cats, dogs)] == [12, 8]
     assert cats.get_facecolor()[0, :3] == pytest.approx(to_rgb(figures.color_of(0)))
     assert {"predicted cat", "predicted dog"} <= set(texts(figure))
+
+
+def test_looks_are_those_of_the_points_and_numbers_in_names_are_ordered_by_value(result):
+    names = ("10", "9") * 10
+    labelled = dataclasses.replace(result, label_names=names, predicted_names=("9", "cat") * 10)
+    looks = figures.looks_of(labelled)
+    assert list(looks) == ["9", "10", "cat"]
+    assert looks["cat"] == (figures.color_of(2), figures.marker_of(2))
+    groups = figures.groups_of(labelled)
+    assert [groups.names[k] for k in groups.group_N] == list(names)
+    assert list(figures.looks_of(unlabelled(result, ("cat",) * 12 + ("dog",) * 8))) == [
+        "cat",
+        "dog",
+    ]
 
 
 def test_rare_predictions_are_one_grey_group(result):
@@ -288,6 +304,7 @@ def test_hundreds_of_classes_are_named_on_the_map(result):
         result,
         image_data=dataclasses.replace(result.image_data, classes=names),
         labels_N=np.arange(100),
+        label_names=names,
         correct_N=None,
     )
     crowded = moved(crowded, np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32))

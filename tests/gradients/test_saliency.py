@@ -68,7 +68,7 @@ def test_a_grad_cam_without_positive_values_has_no_peak() -> None:
 @pytest.mark.parametrize("inplace", [False, True])
 def test_gradient_equals_captum(inplace: bool) -> None:
     model, image = model_of(network(inplace)), picture()
-    result = saliency(model, image, SaliencySpec(targets=("top5",)))
+    result = saliency(model, image, SaliencySpec(Method.GRADIENT, targets=("top5",)))
     peer = Saliency(model_of(network(False)).module)
     for found in result.maps:
         pixels = normalised(model, image).requires_grad_(True)
@@ -116,7 +116,9 @@ def test_gradient_equals_finite_differences() -> None:
         moved[2, 2, 5, 6] -= 1e-5
         logits = module(moved)
     slope = (logits[1, 3] - logits[2, 3]) / 2e-5
-    found = saliency(model_of(network()), image, SaliencySpec(targets=("dog",))).maps[0]
+    found = saliency(
+        model_of(network()), image, SaliencySpec(Method.GRADIENT, targets=("dog",))
+    ).maps[0]
     assert found.raw[2, 5, 6] == pytest.approx(float(slope), rel=1e-3, abs=1e-5)
 
 
@@ -147,7 +149,8 @@ class BrightSpot(nn.Module):
 
 
 def test_planted_evidence_is_where_the_gradient_is() -> None:
-    found = saliency(model_of(BrightSpot().eval()), picture(), SaliencySpec(targets=("2",))).maps[0]
+    spec = SaliencySpec(Method.GRADIENT, targets=("2",))
+    found = saliency(model_of(BrightSpot().eval()), picture(), spec).maps[0]
     rows, columns = found.map_HW.nonzero().T
     assert rows.min() >= 2
     assert rows.max() <= 3

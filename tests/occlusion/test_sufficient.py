@@ -147,7 +147,7 @@ def test_the_curves_go_from_the_fill_to_the_picture_and_back(source: Path) -> No
 
 def test_a_class_that_is_not_the_answer_is_lost_at_half_of_its_probability(source: Path) -> None:
     result = found(made(source, "against"), "1")
-    assert result.lost_when == "its probability falls below 50% of what it was"
+    assert result.lost_when == "its probability falls below 50 % of what it was"
     assert result.losing is not None
     assert result.losing.probability < 0.5 * result.reading
 

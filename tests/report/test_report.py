@@ -13,6 +13,8 @@ from parts import slow_but
 
 from cnnviz.cli.main import run
 from cnnviz.core.files import csv_text
+from cnnviz.embeddings.figures import looks_of
+from cnnviz.embeddings.results import load as load_embedding
 from cnnviz.occlusion.experiment import look
 from cnnviz.occlusion.measurement import load
 from cnnviz.occlusion.options import PanelSpec, Score
@@ -180,7 +182,9 @@ def test_units_are_sorted_searched_and_shown(written: Any, browser: Any) -> None
 
 
 @pytest.mark.slow
-def test_an_image_of_the_map_is_shown_with_its_neighbours(written: Any, browser: Any) -> None:
+def test_an_image_of_the_map_is_shown_with_its_neighbours(
+    runs: Path, written: Any, browser: Any
+) -> None:
     opened = Opened(browser, written("tsne"))
     page = opened.page
     frame = page.locator(".bk-events, .bk-canvas-events, .bk-Canvas").first.bounding_box()
@@ -195,6 +199,10 @@ def test_an_image_of_the_map_is_shown_with_its_neighbours(written: Any, browser:
     assert page.get_by_text("nearest in the features:").count() == 1
     assert page.locator(".strip .cut").count() == 5
     assert page.get_by_text(re.compile(r"\d<b>\.png$")).count() >= 1
+    drawn = looks_of(load_embedding(folder(runs, "tsne")))
+    colours = page.evaluate(COLOURS)
+    labels = load_embedding(folder(runs, "tsne")).label_names
+    assert colours == [drawn[label][0] for label in labels]
     page.locator("select").nth(0).select_option("correctness")
     page.wait_for_timeout(200)
     assert page.get_by_text("wrong").count() >= 1
@@ -211,6 +219,11 @@ SHARES = """() => {
   const {x, y} = all.find((model) => model.data?.colour && model.data.x).data;
   const share = (value, range) => (value - range.start) / (range.end - range.start);
   return [share(x[0], figure.x_range), share(y[0], figure.y_range)];
+}"""
+COLOURS = """() => {
+  for (const model of Bokeh.documents[0]._all_models.values())
+    if (model.type === "ColumnDataSource" && model.data.colour && model.data.x)
+      return [...model.data.colour];
 }"""
 PLACES = """() => {
   for (const model of Bokeh.documents[0]._all_models.values())

@@ -13,14 +13,13 @@ from cnnviz.core import WorkingImage, load_model
 from cnnviz.core.models.load import Model
 from cnnviz.trust.removal import (
     BLUR,
+    GAIN_SHARES,
     MEAN,
-    RANDOM_SHARES,
+    RANDOM_MAPS,
     SHARES,
-    Curve,
     Order,
     Remover,
     gain,
-    on_random_shares,
     random_maps,
     ranks,
     rise_blur,
@@ -151,7 +150,11 @@ def test_the_gain_is_the_area_between_the_orders_and_turns_with_the_map(
     own = remover(made(source, "small"), picture)
     map_HW = torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(5))
     curves = own.curves(map_HW, 0)
-    areas = {(c.fill, c.order): np.trapezoid(c.readings, c.shares) for c in curves}
+    kept = (0.0, *GAIN_SHARES, 1.0)
+    areas = {
+        (c.fill, c.order): np.trapezoid([c.scores[c.shares.index(s)] for s in kept], kept)
+        for c in curves
+    }
     by_hand = [areas[fill, Order.LEAST] - areas[fill, Order.MOST] for fill in (MEAN, BLUR)]
     assert gain(curves) == pytest.approx(np.mean(by_hand))
     assert gain(own.curves(-map_HW, 0)) == pytest.approx(-gain(curves), abs=1e-6)
@@ -162,12 +165,11 @@ def test_random_maps_come_with_their_opposites_and_are_measured_as_the_map_is(
 ) -> None:
     own = remover(made(source, "small"), picture)
     gains = own.random_gains(own.random_logits(7), 1)
-    assert len(gains) == 10
+    assert len(gains) == 2 * RANDOM_MAPS
     for number, map_HW in enumerate(random_maps((SIDE, SIDE), 7)):
-        measured = gain(on_random_shares(own.curves(map_HW, 1)))
-        assert measured == pytest.approx(gains[number], abs=1e-6)
-        opposite = gain(on_random_shares(own.curves(-map_HW, 1)))
-        assert opposite == pytest.approx(gains[number + 5], abs=1e-6)
+        assert gain(own.curves(map_HW, 1)) == pytest.approx(gains[number], abs=1e-6)
+        opposite = gain(own.curves(-map_HW, 1))
+        assert opposite == pytest.approx(gains[number + RANDOM_MAPS], abs=1e-6)
 
 
 def test_equal_pixels_go_from_the_top_left() -> None:
@@ -188,8 +190,12 @@ def test_pictures_of_few_pixels_are_removed_too(tmp_path, size: tuple[int, int])
     assert gain(curves) == pytest.approx(-gain(own.curves(-torch.ones(size), 0)), abs=2)
 
 
-def test_the_share_that_random_maps_have_is_one_that_maps_have() -> None:
-    assert set(RANDOM_SHARES) <= set(SHARES)
-    curve = Curve(MEAN, Order.MOST, (0.0, *SHARES, 1.0), tuple(range(len(SHARES) + 2)))
-    (part,) = on_random_shares([curve])
-    assert part.shares == (0.0, *RANDOM_SHARES, 1.0)
+def test_the_shares_of_the_gain_are_ones_that_maps_have_and_scores_are_log_odds(
+    source: str, picture: WorkingImage
+) -> None:
+    assert set(GAIN_SHARES) <= set(SHARES)
+    assert tuple(round(1 - share, 9) for share in reversed(GAIN_SHARES)) == GAIN_SHARES
+    own = remover(made(source, "small"), picture)
+    for curve in own.curves(torch.rand(SIDE, SIDE), 1):
+        p = np.array(curve.readings)
+        assert np.allclose(curve.scores, np.log(p / (1 - p)))

@@ -117,7 +117,7 @@ def shards(path: Path, kind: Kind) -> list[Path]:
 
 
 def _indexed(path: Path) -> list[str]:
-    """The names of the files that an index lists; all lie beside it."""
+    """The names of the files that an index lists; all are in its folder."""
     if path.stat().st_size > MAX_INDEX:
         raise CnnvizError(f"'{path}' has more than {MAX_INDEX:,} bytes, too many for an index")
     try:
@@ -129,7 +129,7 @@ def _indexed(path: Path) -> list[str]:
         raise CnnvizError(f"'{path}' is not an index of shards: it has no weight_map")
     names = sorted({str(name) for name in files.values()})
     if odd := [name for name in names if Path(name).name != name or name.endswith(_INDEX)]:
-        raise CnnvizError(f"'{path}' lists '{odd[0][:LONGEST]}', which is not a file beside it")
+        raise CnnvizError(f"'{path}' lists '{odd[0][:LONGEST]}', which is not a file in its folder")
     if len(names) >= MAX_SHARDS:
         raise CnnvizError(f"'{path}' lists {len(names):,} files; at most {MAX_SHARDS:,} are read")
     return names

@@ -1,9 +1,9 @@
 """Weights that a file holds as several tensors, multiplied into the one that a plain network takes.
 
 Pruning keeps a weight and a mask, weight norm a direction and a length, spectral norm a weight and
-its singular vectors, PEFT's LoRA a weight and a product to add. The first three are products that
-torch defines (`torch.nn.utils`), so they are computed here. LoRA's scale is not in the file: its
-weight is taken only if the product is zero.
+its singular vectors, PEFT's LoRA a weight and a product to add, DoRA a length of the sum as well.
+The first three are products that torch defines (`torch.nn.utils`), so they are computed here.
+LoRA's scale is not in the file: its weight is taken only if the product is zero.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,9 @@ from torch import Tensor, strided
 from cnnviz.core.models.files.kinds import first_few
 
 _BASE, _LORA = "base_layer.", ("lora_A.", "lora_B.")
-_TRACES = (".parametrizations.", "weight_orig", "weight_g", "weight_v", "base_layer.", "lora_")
+_TRACES = (
+    ".parametrizations.", "weight_orig", "weight_g", "weight_v", "base_layer.", "lora_", "dora_",
+)  # fmt: skip
 
 
 def _masked(weight: Tensor, mask: Tensor) -> Tensor:
@@ -121,6 +123,6 @@ def remedy(names: list[str]) -> str:
         return ""
     return (
         "; these weights are written as several tensors: before saving, call merge_and_unload() "
-        "(LoRA), torch.nn.utils.prune.remove or parametrize.remove_parametrizations, or name a "
-        "factory that applies the same to the network"
+        "(LoRA, DoRA), torch.nn.utils.prune.remove or parametrize.remove_parametrizations, or name "
+        "a factory that applies the same to the network"
     )

@@ -1,7 +1,7 @@
 """From the name of a model to an architecture, which can build the network and knows its weights.
 
-A name is "bundled", a torchvision classification or segmentation model (`published`), a model of
-timm or Hugging Face (`hubs`), or a factory of the user's (`factories`).
+A name is "bundled", a torchvision classification, segmentation or detection model (`published`), a
+model of timm or Hugging Face (`hubs`), or a factory of the user's (`factories`).
 """
 
 from torch import nn

@@ -30,6 +30,7 @@ from cnnviz.core.models.files.kinds import first_few
 from cnnviz.core.models.fitting import remove_head, untrained_head
 from cnnviz.core.models.preprocess import Assumed, Preprocess, plain_for
 from cnnviz.core.models.zoo.published import ANOTHER_FILE, Architecture, Published, fetched
+from cnnviz.core.models.zoo.towers import ImageTower
 
 PRETRAINED = "pretrained"
 SIDES = (320, 240)
@@ -148,6 +149,10 @@ def transformers_architecture(name: str) -> Architecture:
         _check_labels(transformers.PretrainedConfig.get_config_dict(source)[0], name)
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
     _use_own_kernels(config)
+    zero_shot = transformers.AutoModelForZeroShotImageClassification
+    classifies = any("ForImageClassification" in listed for listed in config.architectures or ())
+    towers = type(config) in zero_shot._model_mapping and not classifies
+    kind = zero_shot if towers else kind
     if type(config) not in kind._model_mapping:
         raise CnnvizError(
             f"{name} is a network of the type '{config.model_type}', for which transformers has no "
@@ -167,20 +172,23 @@ def transformers_architecture(name: str) -> Architecture:
             )
         except USER_CODE_ERRORS as error:  # of the library, and of the file's content
             raise CnnvizError(f"{name} cannot be built: {one_line(error)}") from error
-        return module
+        return ImageTower(module, source) if towers else module
 
     def network(_size: tuple[int, int]) -> tuple[nn.Module, str]:
         with fetched(f"the weights of {name}", source, ANOTHER_FILE):
             module, info = kind.from_pretrained(
                 source, config=config, trust_remote_code=False, output_loading_info=True
             )
+        if towers and not info["missing_keys"]:
+            tower = ImageTower(module, source)
+            return tower, f"{name} has a tower for images and one for texts (--text), no classifier"
         return module, _without_untrained(module, info, name)
 
     preprocess, notes, assumed = _transformers_preprocess(transformers, source, name, config)
     entry = Published(
         PRETRAINED,
         preprocess,
-        _transformers_labels(config),
+        () if towers else _transformers_labels(config),
         network=network,
         notes=notes,
         head=HEADS.get(str(getattr(config, "problem_type", None)), HeadChoice.AUTO),
@@ -254,7 +262,8 @@ def _transformers_preprocess(
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     except USER_CODE_ERRORS as error:  # of the library, and of its dependencies
-        size = config.image_size if isinstance(getattr(config, "image_size", None), int) else None
+        sides = getattr(getattr(config, "vision_config", config), "image_size", None)
+        size = sides if isinstance(sides, int) else None
         return plain_for(size), (), Assumed(f"{name} ({one_line(error)})")
 
     given = dict(getattr(processor, "size", None) or {})

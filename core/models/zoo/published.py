@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cnnviz.core.choices import HeadChoice
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, one_line
 from cnnviz.core.extras import required
 from cnnviz.core.files import regular
 from cnnviz.core.lazy import torchvision
-from cnnviz.core.models.preprocess import Assumed, Preprocess
+from cnnviz.core.models.preprocess import Assumed, Preprocess, plain
 
 DOWNLOAD_TIMEOUT_SECONDS = 30
+CANDIDATES = 12  # models that a checkpoint without a name is compared with
 ANOTHER_FILE = "name a file with --checkpoint FILE, or random weights with --weights none"
 _HUBS = ("huggingface_hub", "timm", "transformers")  # their warnings are not shown
 # Heads that only help in training; the published weights were trained behind the transform.
@@ -29,6 +30,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     name: {"aux_logits": False, "transform_input": True, "init_weights": True}
     for name in ("googlenet", "inception_v3")
 }
+_SIDES = {"320": 320, "ssd300": 300}
+"""Shorter side of the images of some detectors, by their names; of the others 800."""
+_WITHOUT_EPS = tuple(
+    f"{name}_resnet50_fpn" for name in ("fasterrcnn", "maskrcnn", "keypointrcnn", "retinanet")
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Published:
         notes: what the user should know about the preprocessing.
         head: what the publisher says about the outputs.
         assumed: whose preprocessing it is, if the publisher defines none.
+        eps: of the backbone's batch norms, if the weights were trained with another one.
     """
 
     name: str
@@ -57,6 +64,7 @@ class Published:
     notes: tuple[str, ...] = ()
     head: HeadChoice = HeadChoice.AUTO
     assumed: Assumed | None = None
+    eps: float | None = None
 
     def holds(self, file: Path) -> bool:
         """Whether a file is that of these weights: by its name, or by its hash in the name."""
@@ -99,6 +107,10 @@ class Architecture:
     names_weights: bool = False
     transforms_input: Callable[[Published], Published] | None = None
 
+    def needed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a state dict that inference needs."""
+        return {name: v for name, v in state.items() if not name.startswith(self.ignores)}
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -126,14 +138,36 @@ def cache_folder() -> Path:
 
 
 def torchvision_names() -> list[str]:
-    """Every classification and segmentation model that torchvision can build, sorted."""
+    """Every classification, segmentation and detection model of torchvision, sorted."""
     models = torchvision("models")
-    return sorted(models.list_models(module=models) + _segmentation_names())
+    below = _segmentation_names() + _detection_names()
+    return sorted(models.list_models(module=models) + below)
 
 
 def _segmentation_names() -> list[str]:
     models = torchvision("models")
     return list(models.list_models(module=models.segmentation))
+
+
+def _detection_names() -> list[str]:
+    models = torchvision("models")
+    return list(models.list_models(module=models.detection))
+
+
+def nearest_in_size(parameters: int, file: str) -> list[str]:
+    """The models with the most similar number of parameters, first the one that a file is named by.
+
+    Files of torchvision are named `resnet18-f37072fd.pth`.
+    """
+    models = torchvision("models")
+    sizes = {
+        name: entry.meta["num_params"]
+        for name in models.list_models(module=models)
+        for entry in list(models.get_model_weights(name))[:1]
+    }
+    named = max((n for n in sizes if file.lower().startswith(n)), key=len, default=None)
+    order = sorted(sizes, key=lambda name: (name != named, abs(sizes[name] - parameters)))
+    return order[:CANDIDATES]
 
 
 def list_torchvision() -> list[Listed]:
@@ -159,7 +193,8 @@ def list_torchvision() -> list[Listed]:
 def of_torchvision(name: str) -> tuple[dict[str, Published], str | None]:
     """All weights of a torchvision model by name, and the name of its default entry."""
     entries = torchvision("models").get_model_weights(name)
-    published = {entry.name: _of_entry(entry) for entry in entries}
+    boxes = name in _detection_names()
+    published = {e.name: _of_detector(e, name) if boxes else _of_entry(e) for e in entries}
     return published, entries.DEFAULT.name if published else None
 
 
@@ -179,13 +214,22 @@ def _of_entry(entry: Any) -> Published:
     return Published(entry.name, preprocess, labels, file, entry.url)
 
 
+def _of_detector(entry: Any, name: str) -> Published:
+    """The preprocessing lies in the network, which takes over its size later (`boxes.py`)."""
+    side = next((side for text, side in _SIDES.items() if text in name), 800)
+    labels = tuple(entry.meta["categories"])
+    file = cache_folder() / entry.url.rpartition("/")[2]
+    eps = 0.0 if name in _WITHOUT_EPS and entry.name == "COCO_V1" else None
+    return Published(entry.name, plain(side), labels, file, entry.url, eps=eps)
+
+
 def torchvision_architecture(name: str) -> Architecture:
     """The architecture of one of `torchvision_names`."""
     models = torchvision("models")
 
     def make(classes: int | None, size: tuple[int, int]) -> nn.Module:
         options = dict(_OPTIONS.get(name, {}))
-        if segments:
+        if segments or detects:
             options["weights_backbone"] = None
         if name.startswith("vit_"):
             options["image_size"] = size[0]
@@ -201,7 +245,7 @@ def torchvision_architecture(name: str) -> Architecture:
             ) from error
         return module
 
-    segments = name in _segmentation_names()
+    segments, detects = name in _segmentation_names(), name in _detection_names()
     published, default = of_torchvision(name)
     ignores = _AUXILIARY if segments or name in _OPTIONS else ()
     inner = _of_inner_network if name in _OPTIONS else None

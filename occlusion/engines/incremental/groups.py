@@ -2,7 +2,7 @@
 
 A batch needs windows of one size at every layer, so its cost is that of its largest mask. Masks at
 the edge reach less, and how far an inner mask reaches depends on its alignment with the grid of
-each stride. Row spans are therefore clustered by their joint cost, and column spans likewise; a
+each stride. Row spans are therefore clustered by their joint cost, and so are column spans; a
 group is the positions of one row cluster and one column cluster. Merging clusters makes windows
 larger; separate clusters make more, smaller batches; the cheaper of the two is taken.
 Shapes: I distinct spans on one axis, M maps of the network, P positions.

@@ -73,7 +73,8 @@ TARS: dict[str, bytes] = {
     "cut after a file": FIRST,
     "cut in the end": FIRST + bytes(100),
     "garbage after a file": FIRST + b"\x07" * BLOCK + END,
-    "two files in one": FIRST + END + FIRST + END,
+    "garbage behind its end": FIRST + END + b"\x07" * BLOCK + END,
+    "two in one, the second cut": FIRST + END + FIRST,
     "nothing": b"",
 }
 
@@ -90,6 +91,17 @@ def test_a_whole_tar_and_its_padding(tmp_path: Path) -> None:
     (tmp_path / "short.tar").write_bytes(FIRST + bytes(BLOCK))
     assert len(open_data([str(tmp_path / "t.tar")])) == 2
     assert len(open_data([str(tmp_path / "short.tar")])) == 1
+
+
+@pytest.mark.parametrize("between", [BLOCK, 2 * BLOCK, 7 * BLOCK])
+def test_tars_joined_by_cat_are_read_to_the_last(between: int, tmp_path: Path) -> None:
+    path = tmp_path / "t.tar"
+    path.write_bytes(FIRST + bytes(between) + _tar(("b.png", "c.png")) + FIRST + END)
+    data = open_data([str(path)])
+    assert [example.path.rpartition("/")[2] for example in data.examples] == [
+        "a.png", "b.png", "c.png", "a.png",
+    ]  # fmt: skip
+    assert len({data.open(row).tobytes() for row in range(4)}) == 1
 
 
 @pytest.mark.parametrize(

@@ -376,7 +376,7 @@ def test_every_command_takes_four_channels(source: str, tmp_path: Path) -> None:
         np.save(place / "abcdefghij"[number], values * 1000)
     options = ["--model", f"{source}:four", "--size", str(SIDE), "--range", "0,1100"]
     for command in COMMANDS:
-        if command in ("models", "merge", "rerun", "report", "doctor"):
+        if command in ("models", "merge", "rerun", "report", "doctor", "detect"):
             continue
         own = arguments(command, tmp_path)
         given = options if command not in ("render", "diff") else []

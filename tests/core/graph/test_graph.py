@@ -363,3 +363,36 @@ def test_arguments_with_defaults_are_fixed_at_them() -> None:
     assert [node.name for node in traced.graph.find_nodes(op="placeholder")] == ["x"]
     graph = describe(traced, (8, 8))
     assert graph.layers.keys() == {"conv", "fc"}
+
+
+class Caching(nn.Module):
+    """Keeps a bias by device, its last map and its shapes, as attention of LeViT and hooks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.bias = nn.Parameter(torch.ones(4, 2))
+        self.cache: dict[str, Tensor] = {}
+        self.shapes: list[object] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        key = str(x.device)
+        if key not in self.cache:
+            self.cache[key] = self.bias[:, 0]
+        self.last = self.conv(x)
+        self.shapes.append(x.shape)
+        return self.last.mean((2, 3)) + self.cache[key]
+
+
+def test_what_a_forward_keeps_while_it_is_traced_is_forgotten() -> None:
+    module, image = Caching().eval(), torch.rand(1, 3, 8, 8)
+    for _ in range(2):
+        graph = describe(trace(module), (8, 8))
+        assert not module.cache
+        assert not module.shapes
+        assert not hasattr(module, "last")
+    expected = module(image)
+    torch.testing.assert_close(graph.module(image), expected)
+    torch.testing.assert_close(trace(module)(image), expected)
+    assert list(module.cache) == ["cpu"]
+    assert isinstance(module.last, Tensor)

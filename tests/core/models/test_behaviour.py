@@ -336,10 +336,10 @@ class OneSize(Plain):
 @pytest.mark.parametrize(
     ("module", "ending"),
     [
-        (TwoInputs(), "takes more than one image; write a factory that fixes the other inputs"),
+        (TwoInputs(), "takes more than one image; --input NAME=FILE gives the others"),
         (Records(), r"something other than one tensor \(N, C, H, W\); write a factory .*it"),
         (ChannelsLast(), r"takes \(N, H, W, C\); write a factory that permutes its input, .*"),
-        (Views(), "an image has no depth, time or views, .* an input of 5 dimensions"),
+        (Views(), r"2-D images, .* an input of 5 dimensions \(depth, time or views\)"),
         (Lacking(), "object has no attribute 'scale'"),
         (OneSize(), "; --size gives another size"),
         (failing(RuntimeError("Found no NVIDIA driver on your system")), r"write \.to\(x.device\)"),

@@ -18,10 +18,11 @@ from cnnviz.cli.main import app
 from cnnviz.core import load_model
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.heads import Head, Region
+from cnnviz.core.models.heads import Head
 from cnnviz.core.models.load import Model
+from cnnviz.core.models.targets import Region
 from cnnviz.core.output.summary import ModelRecord
-from cnnviz.gradients import SaliencySpec, saliency
+from cnnviz.gradients import Method, SaliencySpec, saliency
 from cnnviz.occlusion import OcclusionSpec, occlude
 from cnnviz.occlusion.measurement import load
 from cnnviz.occlusion.options import EngineChoice, Score
@@ -177,7 +178,7 @@ def test_a_class_that_is_nowhere_is_refused_with_what_there_is(source: str) -> N
     with pytest.raises(CnnvizError, match=r"no pixel is predicted as 2 \(predicted are 0 69"):
         occlude(made(source, "plain"), image, spec(targets=("2",)))
     with pytest.raises(CnnvizError, match="no pixel is predicted as 2"):
-        saliency(made(source, "plain"), image, SaliencySpec(targets=("2",)))
+        saliency(made(source, "plain"), image, SaliencySpec(Method.GRADIENT, targets=("2",)))
     at = occlude(made(source, "plain"), image, spec(targets=("2",), at=(0.0, 0.0)))
     assert 0 < at.panels[0].probability < 0.3
 
@@ -195,7 +196,7 @@ def test_classes_on_their_own_one_channel_and_values(source: str) -> None:
     image = picture()
     near = functional.avg_pool2d(image.pixels[None], NEAR, 1, 2, count_include_pad=False)[0]
     own = made(source, "sigmoid")
-    assert ModelRecord.of(own).head == "probabilities per class per pixel"
+    assert ModelRecord.of(own).head == "sigmoid per pixel"
     red = (4 * near[0]).sigmoid()
     found = occlude(own, image, spec(targets=("1",))).panels[0]
     assert found.probability == pytest.approx(float(red[red >= 0.5].mean()), abs=1e-5)
@@ -208,7 +209,7 @@ def test_classes_on_their_own_one_channel_and_values(source: str) -> None:
 
 def test_gradients_are_those_of_the_log_odds(source: str) -> None:
     image = picture()
-    found = saliency(made(source, "plain"), image, SaliencySpec(targets=("1",)))
+    found = saliency(made(source, "plain"), image, SaliencySpec(Method.GRADIENT, targets=("1",)))
     leaf = image.pixels[None].double().requires_grad_(True)
     shares = by_hand(leaf)[0]
     where = shares.argmax(0) == 1
@@ -283,7 +284,13 @@ def test_commands(source: str, tmp_path: Path) -> None:
     common = [str(file), "--model", f"{source}:torchvision_like", "--size", str(SIDE), "--quiet"]
     runs = {
         "occlude": ["--target", "1", "--inside", "1,2,7,10", "--mask", "4", "--stride", "3"],
-        "saliency": ["--target", "1", "--at", "5,3", "--compare", "occlusion", "--mask", "3"],
+        "saliency": [
+            "--target=1",
+            "--at=5,3",
+            "--method=gradient",
+            "--compare=occlusion",
+            "--mask=3",
+        ],
     }
     for command, options in runs.items():
         out = tmp_path / command

@@ -302,8 +302,18 @@ def test_lora_that_adds_nothing_is_skipped_and_any_other_is_refused() -> None:
     state = dict(network().state_dict())
     assert same(dict(ready(lora(state, 0.0), network()).state_dict()), state)
     assert "skipped LoRA adapters that add nothing" in only(lora(state, 0.0)).notes[0]
-    with pytest.raises(CnnvizError, match=r"call merge_and_unload\(\) \(LoRA\)"):
+    with pytest.raises(CnnvizError, match=r"call merge_and_unload\(\) \(LoRA, DoRA\)"):
         ready(lora(state, 0.1), network())
+
+
+@pytest.mark.parametrize("added", [0.0, 0.1])
+def test_dora_is_refused_with_the_remedy_even_where_only_its_length_was_trained(
+    added: float,
+) -> None:
+    state = lora(dict(network().state_dict()), added)
+    state["base_model.model.5.lora_magnitude_vector.default.weight"] = torch.ones(4)
+    with pytest.raises(CnnvizError, match=r"does not fit.*call merge_and_unload\(\) .*DoRA"):
+        ready(state, network())
 
 
 def test_counters_and_computed_buffers_are_skipped_with_a_note() -> None:

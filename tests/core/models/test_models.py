@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 from torchvision import models as torchvision_models
 
 from cnnviz.core.data.images import Preprocess, prepare, read_image
@@ -200,6 +201,29 @@ def test_checkpoint_that_does_not_fit_names_what_is_wrong(tmp_path: Path) -> Non
     )
     with pytest.raises(CnnvizError, match=message):
         load_model(checkpoint=tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v3_small", "regnet_x_400mf"])
+def test_checkpoint_alone_is_recognised_by_names_and_shapes(tmp_path: Path, name: str) -> None:
+    network = torchvision_models.get_model(name, weights=None, num_classes=6).eval()
+    state = {f"module.{key}": value for key, value in network.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "mine.pth")
+    for model in (
+        load_model(str(tmp_path / "mine.pth"), size=64, device="cpu"),
+        load_model(checkpoint=tmp_path / "mine.pth", size=64, device="cpu"),
+    ):
+        assert (model.name, model.classes) == (name, 6)
+        assert f"loaded as --model {name}" in model.notes[0]
+        x = torch.randn(2, 3, 64, 64)
+        assert torch.allclose(model.logits(x), network(x), atol=1e-5)
+
+
+def test_checkpoint_of_a_changed_network_is_not_taken_for_the_usual_one(tmp_path: Path) -> None:
+    network = torchvision_models.squeezenet1_1(weights=None)
+    network.features[0] = nn.Conv2d(3, 64, 5)
+    torch.save(network.state_dict(), tmp_path / "squeezenet1_1.pth")
+    with pytest.raises(CnnvizError, match=r"does not fit the model bundled \(name its archi"):
+        load_model(str(tmp_path / "squeezenet1_1.pth"))
 
 
 def test_checkpoint_beside_a_name_takes_that_weights_transform(tmp_path: Path) -> None:

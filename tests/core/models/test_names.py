@@ -217,7 +217,7 @@ def test_commands_on_hugging_faces_networks_answer_or_refuse_in_a_line(
         ["layers"],
         ["filters", "--layer", "first"],
         ["activations", photo],
-        ["saliency", photo],
+        ["saliency", photo, "--method", "gradient"],
         ["saliency", photo, "--method", "grad-cam"],
         ["max-patches", str(data), "--filters", "0-1", "--top", "2", "--crop", "effective"],
         ["ablate", str(data), "--filters", "*:0"],
@@ -395,10 +395,56 @@ def test_code_that_comes_with_a_known_architecture_is_not_run(
     assert not (tmp_path / "mark").exists()
 
 
-def test_a_configuration_of_a_billion_classes_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "vit", "num_labels": 1000000000}')
-    with pytest.raises(CnnvizError, match="num_labels is 1000000000; at most 1,000,000 classes"):
-        load_model(f"hf:{tmp_path}")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"num_labels": 10**9}, "num_labels is 1000000000; at most 1,000,000 classes"),
+        ({"num_labels": 1_000_001}, "num_labels is 1000001; at most 1,000,000 classes"),
+        ({"num_labels": "many"}, "num_labels is many; at most 1,000,000 classes"),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1e\\+06; at most 10,000 are built"),
+        ({"num_hidden_layers": 10_001}, "num_hidden_layers is 10001; at most 10,000 are built"),
+        ({"model_type": "resnet", "depths": [1, 10**6]}, "depths is 1e\\+06; at most 10,000"),
+        (
+            {
+                "model_type": "upernet",
+                "backbone_config": {"model_type": "resnet", "depths": [10**9]},
+            },
+            "depths is 1e\\+09; at most 10,000",
+        ),
+    ],
+)
+def test_configurations_of_too_many_classes_or_layers_are_refused(
+    content: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"} | content))
+    with pytest.raises(CnnvizError, match=message):
+        load_model(f"hf:{tmp_path}", weights="none")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"size": {"height": 10**6, "width": 10**6}},
+        {"size": {"height": 8, "width": 8193}},
+        {"size": {"shortest_edge": 10**6}},
+        {"size": {"height": 8, "width": 8}, "crop_size": {"height": 10**6, "width": 8}},
+        {"size": {"height": "x", "width": 8}},
+    ],
+)
+def test_image_processors_of_absurd_sizes_are_refused(
+    content: dict[str, object], tmp_path: Path
+) -> None:
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        image_size=8, patch_size=4, num_labels=3,
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    given = {"image_processor_type": "ViTImageProcessor"} | content
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(given))
+    with pytest.raises(
+        CnnvizError, match=r"at most 8,192|preprocessor_config\.json cannot be used"
+    ):
+        load_model(f"hf:{tmp_path}", weights="none")
 
 
 def onnx_file(path: Path, batch: int | str = "n", outputs: int = 1, last: bool = False) -> Path:
@@ -469,7 +515,7 @@ def test_onnx_occlusion_is_the_plain_loop_and_layers_are_refused(tmp_path: Path)
     assert entry["targets"][0]["max_drop"] == pytest.approx(max(drops), rel=1e-4)
     for command, words in (
         (["activations", photo, "--layer", "conv1"], "no visible layers"),
-        (["saliency", photo], "cuts its gradient"),
+        (["saliency", photo, "--method", "gradient"], "cuts its gradient"),
         (["filters"], "has no convolutions"),
     ):
         ran = CliRunner().invoke(app, [*command, *model, "--out", str(tmp_path / command[0])])

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.heads import Head, Kind
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.summary import ModelRecord
-from cnnviz.gradients import SaliencySpec, saliency
+from cnnviz.gradients import Method, SaliencySpec, saliency
 from cnnviz.occlusion import OcclusionSpec, PanelSpec, Score, load, look, occlude
 from cnnviz.occlusion.engines.choose import make_engine
 from cnnviz.occlusion.options import EngineChoice
 
 NETS = """
-import collections, dataclasses
+import collections, dataclasses, warnings
 import torch
 from torch import nn
 from torch.nn import functional
@@ -53,6 +54,9 @@ Named = collections.namedtuple("Named", "hidden output")
 Soft = ending(lambda z: z.softmax(1))
 LogSoft = ending(lambda z: z.log_softmax(1))
 Sigmoid = ending(lambda z: z.sigmoid())
+SigmoidDict = ending(lambda z: {"aux": z[:, :3].sigmoid(), "logits": torch.sigmoid(z)})
+SigmoidConv = ending(lambda z: functional.sigmoid(z[:, :, None, None]))
+SigmoidScaled = ending(lambda z: 0.5 * z.sigmoid())
 Tuple = ending(lambda z: (z, z[:, :3]))
 List = ending(lambda z: [z[:, :, None, None]])
 Dict = ending(lambda z: {"aux": z[:, :3], "logits": z})
@@ -76,6 +80,17 @@ Half = ending(lambda z: 0 * z + 0.5)
 Unit = ending(functional.normalize)
 PositiveUnit = ending(lambda z: functional.normalize(z.abs()))
 SmallLogits = ending(lambda z: 0.5 + z / 1000)
+
+class SigmoidLayer(Plain):
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Sequential(nn.Sigmoid())
+    def end(self, z):
+        return self.last(z)
+
+def Script():
+    with warnings.catch_warnings(action="ignore"):
+        return torch.jit.trace(Sigmoid().eval(), torch.zeros(1, 3, 12, 12))
 
 class Asserting(Sigmoid):
     def forward(self, x):
@@ -182,20 +197,49 @@ def test_embeddings_are_values_and_never_softmaxed(
     assert network("Soft").head.kind is Kind.SOFTMAX  # one-hot far away: of length 1 as well
 
 
+@pytest.mark.parametrize("name", ["Sigmoid", "SigmoidLayer", "SigmoidDict", "SigmoidConv"])
+@pytest.mark.parametrize("engine", [EngineChoice.FULL, EngineChoice.INCREMENTAL])
 def test_a_sigmoid_inside_gives_the_maps_of_head_sigmoid_on_the_plain_network(
-    network: Callable[..., Model], picture: str
+    network: Callable[..., Model], picture: str, name: str, engine: EngineChoice
 ) -> None:
-    inside, outside = network("Sigmoid"), network("Plain", head="sigmoid")
-    assert inside.head == Head(Kind.SIGMOID, True)
-    assert ModelRecord.of(inside).head == "probabilities per class"
-    assert ModelRecord.of(outside).head == "sigmoid"
-    # Log-odds of rounded probabilities differ more than these do.
-    torch.testing.assert_close(maps(inside, picture), maps(outside, picture), rtol=2e-3, atol=1e-4)
+    inside, outside = network(name), network("Plain", head="sigmoid")
+    assert inside.head == outside.head == Head(Kind.SIGMOID)
+    assert any("ends in a sigmoid: its logits are used" in note for note in inside.notes)
+    spec = replace(SPEC, engine=engine)
+    wanted = maps(outside, picture, spec)
+    torch.testing.assert_close(maps(inside, picture, spec), wanted, rtol=1e-5, atol=1e-5)
     image = read_image(picture, outside.preprocess)
     with torch.no_grad():
         logits = outside.logits(outside.preprocess.normalise(image.pixels)[None])[0]
-    panel = occlude(outside, picture, SPEC).panels[0]
-    assert panel.probability == pytest.approx(float(logits[0].sigmoid()), rel=1e-5)
+    for model in (inside, outside):
+        panel = occlude(model, picture, SPEC).panels[0]
+        assert panel.probability == pytest.approx(float(logits[0].sigmoid()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["SigmoidScaled", "Script"])
+def test_a_sigmoid_that_is_not_the_output_leaves_probabilities(
+    network: Callable[..., Model], picture: str, name: str
+) -> None:
+    model = network(name)
+    assert model.head == Head(Kind.SIGMOID, True)
+    assert ModelRecord.of(model).head == "probabilities per class"
+    # Rounded probabilities leave few digits of their log-odds.
+    scale = 0.5 if name == "SigmoidScaled" else 1.0
+    image = read_image(picture, model.preprocess)
+    with torch.no_grad():
+        plain = network("Plain").logits(model.preprocess.normalise(image.pixels)[None])[0]
+    panel = occlude(model, picture, SPEC).panels[0]
+    assert panel.probability == pytest.approx(scale * float(plain[0].sigmoid()), rel=1e-5)
+
+
+def test_one_probability_that_a_sigmoid_makes_is_read_by_its_logit(
+    network: Callable[..., Model], picture: str
+) -> None:
+    inside, outside = network("OneProbability"), network("OneLogit")
+    assert inside.head == outside.head == Head()
+    torch.testing.assert_close(
+        maps(inside, picture, ONE), maps(outside, picture, ONE), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_classes_on_their_own_flip_where_they_cross_the_threshold(
@@ -242,7 +286,7 @@ def test_a_regression_has_values_and_no_ranks(network: Callable[..., Model], pic
         (OcclusionSpec(score=Score.LOSS), "--score loss needs classes; a regression"),
         (OcclusionSpec(score=Score.LOG_ODDS), "--score log-odds needs classes; a regression"),
         (OcclusionSpec(label="0"), "--label names a class; a regression"),
-        (OcclusionSpec(targets=("top2",)), "a regression has no ranking"),
+        (OcclusionSpec(targets=("top2",)), r"values \(a regression, or .* have no ranking"),
     ):
         with pytest.raises(UsageError, match=message):
             occlude(model, picture, spec)
@@ -267,6 +311,12 @@ def test_probabilities_near_1_keep_their_digits(p: float, text: str) -> None:
     assert Head().text(p) == f"p = {text}"
 
 
+def test_probabilities_near_0_are_no_powers_of_ten() -> None:
+    assert Head().text(0.0012) == "p = 0.0012"
+    assert Head().text(1.8e-5) == "p < 0.001"
+    assert Head().change_text(0.4, 1.8e-5) == "p = 0.40 → < 0.001"
+
+
 def test_logits_that_lie_between_0_and_1_by_chance_stay_logits(
     network: Callable[..., Model],
 ) -> None:
@@ -278,8 +328,8 @@ def test_logits_that_lie_between_0_and_1_by_chance_stay_logits(
 def test_a_sigmoid_that_bears_no_strange_picture_is_known_by_its_numbers(
     network: Callable[..., Model],
 ) -> None:
-    for name in ("Asserting", "Overflowing"):
-        assert network(name).head == Head(Kind.SIGMOID, True)
+    assert network("Asserting").head == Head(Kind.SIGMOID)
+    assert network("Overflowing").head == Head(Kind.SIGMOID, True)
 
 
 @pytest.mark.parametrize(
@@ -348,7 +398,7 @@ def test_gradients_and_drawing_again_follow_the_head(
     for name in ("Tuple", "Dict", "Conv"):
         image = read_image(picture, network("Plain").preprocess)
         ours, theirs = (
-            saliency(network(which), image, SaliencySpec(targets=("3",))).maps[0]
+            saliency(network(which), image, SaliencySpec(Method.GRADIENT, targets=("3",))).maps[0]
             for which in (name, "Plain")
         )
         torch.testing.assert_close(ours.raw, theirs.raw)

@@ -3,7 +3,8 @@ import io
 import numpy as np
 import pytest
 
-from cnnviz.core.output.layout import board, picture, pixels_of
+from cnnviz.core.output.canvas import pixels_of
+from cnnviz.core.output.layout import board, picture
 from cnnviz.core.output.sheets import tile_columns, tiles
 from cnnviz.core.output.text import escape
 

@@ -11,8 +11,9 @@ from scipy.interpolate import PchipInterpolator
 from cnnviz.core.data.images import read_image
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models.preprocess import Preprocess
+from cnnviz.core.output.canvas import pixels_of
 from cnnviz.core.output.drawing import image_pixels
-from cnnviz.core.output.layout import board, picture, pixels_of
+from cnnviz.core.output.layout import board, picture
 from cnnviz.core.output.options import Display, Ends, Look
 from cnnviz.core.output.overlays import (
     Scale,
@@ -108,7 +109,7 @@ def test_kinds_have_their_colour_and_kind_zero_has_none() -> None:
         ([-1, 0, 4], Look(), {"ends": [2.0]}, (-2, 2), (False, True)),
         ([-4, 0, 4], Look(), {"ends": [2.0]}, (-2, 2), (True, True)),
         ([-4, 0, 1], Look("viridis"), {"ends": [2.0]}, (-2, 1), (True, False)),
-        ([0, 0], Look(), {"one_sided": True, "ends": [0.0]}, (0, 1e-12), (False, False)),
+        ([0, 0], Look(), {"one_sided": True, "ends": [0.0]}, (0, 1.0), (False, False)),
         ([0, 0.1], Look(scale=0.5), {}, (-0.5, 0.5), (False, False)),
         ([-3, 4], Look("jet", scale=0.5), {}, (-0.5, 0.5), (True, True)),
         ([0.1, 0.2], Look(scale=0.5), {"one_sided": True}, (0, 0.5), (False, False)),

@@ -7,7 +7,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from cnnviz.core.output.layout import CAPTION, Cell, board, pixels_of, plot, sign
+from cnnviz.core.output.canvas import CAPTION, pixels_of, sign
+from cnnviz.core.output.layout import Cell, board, plot
 from cnnviz.core.output.run_folder import RunFolder, png
 from cnnviz.core.output.style import GROUND, INK, ink, style
 

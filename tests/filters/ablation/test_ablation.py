@@ -149,7 +149,7 @@ def test_mean_mode_uses_the_mean_over_all_images_and_positions(
     pixels = np.stack([np.asarray(data.open(row), dtype=np.float64) for row in range(15)]) / 255
     mean = pixels[..., 2].mean()  # channel 0 of the network is blue
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
-    strength = channel_strengths(model, images.split(4), ["conv"])["conv"]
+    strength = channel_strengths(model, images.split(4), {"conv": 1})["conv"]
     assert float(strength.mean[0]) == pytest.approx(mean, rel=1e-6)
     assert float(strength.magnitude[0]) == pytest.approx(mean, rel=1e-6)
     result = ablate(model, data, AblationSpec(filters=("conv:0",), mode=Mode.MEAN))
@@ -263,30 +263,64 @@ class ChannelsLast(nn.Module):
         self.conv = nn.Conv2d(3, 4, 1)
         self.wide = nn.Linear(4, 6)
         self.gelu = nn.GELU()
+        self.tokens = nn.Linear(6, 6)
         self.unused = nn.Conv2d(4, 4, 1)
         self.head = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.gelu(self.wide(self.conv(x).permute(0, 2, 3, 1)))
-        return self.head(y.mean((1, 2)))
+        return self.head(self.tokens(y.flatten(1, 2)).mean(1))
 
 
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        ("head", r"layer 'head' outputs \(N, C\), not maps"),
-        ("wide", r"layer 'wide' outputs \(N, H, W, C\), not maps"),
-        ("gelu", r"layer 'gelu' outputs \(N, H, W, C\), not maps"),
         ("unused", "layer 'unused' does not run in a forward pass"),
         ("convv", "no layer 'convv' in planted; the nearest are conv"),
     ],
 )
-def test_layers_without_channel_maps_are_refused(layer: str, message: str) -> None:
+def test_layers_that_do_not_run_are_refused(layer: str, message: str) -> None:
     channels = LayerChannels(as_model(ChannelsLast()))
     with pytest.raises(UsageError, match=message):
         channels.counts([layer])
     assert channels.counts(["conv"]) == {"conv": 4}
     assert channels.convolutions() == ["conv"]
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize("layer", ["wide", "gelu", "tokens", "head"])
+def test_channels_on_the_last_axis_as_in_a_plain_loop(
+    layer: str, mode: Mode, data: ImageData
+) -> None:
+    torch.manual_seed(0)
+    model = as_model(ChannelsLast().eval())
+    spec = AblationSpec(filters=(f"{layer}:0,2",), sweep=(layer,), mode=mode)
+    result = ablate(model, data, spec)
+    assert result.engine.name == "replay", result.engine
+    pixels = np.stack([np.asarray(data.open(row), dtype=np.float32) for row in range(15)]) / 255
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    seen: list[Tensor] = []
+    module = dict(model.module.named_modules())[layer]
+    hook = module.register_forward_hook(lambda _m, _i, output: seen.append(output))
+    with hook, torch.inference_mode():
+        model.module(images)
+    values = seen[0].flatten(0, -2).mean(0) if mode is Mode.MEAN else torch.zeros(6)
+
+    def probability(numbers: list[int]) -> Tensor:
+        def silence(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+            output = output.clone()
+            output[..., numbers] = values[numbers]
+            return output
+
+        with module.register_forward_hook(silence), torch.inference_mode():
+            logits = torch.cat([model.module(image[None]) for image in images])
+        return logits.double().softmax(1)[torch.arange(15), torch.arange(15) // 5]
+
+    together = result.counts.predictions[1].true_probability
+    np.testing.assert_allclose(together, probability([0, 2]), atol=1e-6)
+    for channel, sums_K in enumerate(result.counts.probability[2:]):
+        expected = probability([channel]).view(3, 5).sum(1)
+        np.testing.assert_allclose(sums_K, expected, atol=1e-5)
 
 
 def test_archives_are_refused_with_the_remedy(model: Model) -> None:
@@ -306,8 +340,7 @@ def test_archives_are_refused_with_the_remedy(model: Model) -> None:
     [
         (AblationSpec(), "nothing to ablate; give --filters"),
         (AblationSpec(filters=("conv:0",), cumulative=True), "--cumulative needs --sweep"),
-        (AblationSpec(filters=("conv:4",)), "no channel 4 .* 0 to 3"),
-        (AblationSpec(sweep=("linear",)), "layer 'linear' outputs"),
+        (AblationSpec(filters=("conv:4",)), "channel 4 .* 0 to 3"),
         (AblationSpec(sweep=("nothing*",)), r"no layer matches 'nothing\*'"),
     ],
 )

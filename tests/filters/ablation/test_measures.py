@@ -19,7 +19,7 @@ from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.record import to_json
 from cnnviz.filters.ablation import measures
-from cnnviz.filters.ablation.ablation import AblationResult, ablate
+from cnnviz.filters.ablation.ablation import AblationResult, _check_finite, ablate
 from cnnviz.filters.ablation.measures import ERROR, PRECISION, Answers
 from cnnviz.filters.ablation.options import AblationSpec
 from cnnviz.filters.ablation.results import load
@@ -212,16 +212,16 @@ def test_more_answers_than_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -
         Answers(5, 100, 3, PRECISION, together=False)
 
 
-def test_answers_that_are_not_numbers_and_classes_nobody_has() -> None:
+def test_answers_that_are_not_numbers_and_classes_nobody_has(place: Path) -> None:
     answers = Answers(1, 2, 2, ERROR, together=False)
     answers.start(torch.zeros(2, 2))
     answers.add(slice(0, 2), slice(0, 1), torch.full((2, 1, 2), torch.nan))
-    assert answers.finish() is None
+    with pytest.raises(CnnvizError, match=r"not numbers \(original network\)"):
+        _check_finite(made(place, "values", "none"), answers.arrays())
     answers = Answers(1, 2, 2, PRECISION, together=False)
     answers.start(torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
     answers.add(slice(0, 2), slice(0, 1), torch.tensor([[[2.0, 1.0]], [[1.0, 1.0]]]))
     found = answers.finish()
-    assert found is not None
     assert np.isnan(found.each_VK[0, 1])
     assert found.mean_V.tolist() == [1.0]
 

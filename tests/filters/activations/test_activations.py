@@ -153,7 +153,7 @@ def test_random_filters_are_drawn_from_the_layers_together() -> None:
     [
         ("5-3", "the range '5-3' runs backwards; write 3-5"),
         ("1,5-3", "the range '5-3' in '1,5-3' runs backwards"),
-        ("5-6", "no channel 6 in '5-6'; layer '0' has 6 channels, 0 to 5"),
+        ("5-6", "channel 6 in '5-6' does not exist; layer '0' has channels 0 to 5"),
         ("a", "^invalid channel or range 'a'"),
         ("", "^invalid channel or range ''"),
         ("random:0", "invalid number of filters '0' in 'random:0'"),

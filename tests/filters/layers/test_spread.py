@@ -24,3 +24,8 @@ def test_dead_channels_of_runs_alike_are_those_that_never_change() -> None:
         values[:, 1] = 0.5
         total.add(spread_of(values, 1))
     assert total.dead == [1]
+
+
+def test_channels_of_one_value_each_are_not_dead() -> None:
+    assert spread_of(torch.randn(1, 3, 1, 1), 1).dead is None
+    assert spread_of(torch.zeros(2, 3, 1, 1), 1).dead == [0, 1, 2]

@@ -379,7 +379,7 @@ def test_several_patches_of_one_image_need_the_max_score(net: Branches, data: Im
     ("options", "message"),
     [
         ({"layers": ["lost"]}, "no layer 'lost' in net; the nearest are last"),
-        ({"layers": ["stem"], "filters": ["4"]}, "no channel 4 .* 'stem' has 4 channels, 0 to 3"),
+        ({"layers": ["stem"], "filters": ["4"]}, "channel 4 .* 'stem' has channels 0 to 3"),
         ({"filters": ["random:99"]}, "asks for 99 filters; there are 15"),
         ({"filters": ["x"]}, "'x'"),
         ({"top": 0}, "--top 0"),
