@@ -11,7 +11,7 @@ Networks of random weights: their time does not depend on what they know.
 
 import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -60,6 +60,12 @@ class Files(Dataset[Tensor]):
         return found
 
 
+def on_device(loader: DataLoader[Tensor], module: nn.Module) -> Iterator[Tensor]:
+    """The images where the network is."""
+    device = next(module.parameters()).device
+    return (images.to(device) for images in loader)
+
+
 @torch.inference_mode()
 def patches_by_hand(module: nn.Module, loader: DataLoader[Tensor], layers: list[str]) -> None:
     """The images that excite each filter most: a hook, and a running `topk`."""
@@ -69,7 +75,10 @@ def patches_by_hand(module: nn.Module, loader: DataLoader[Tensor], layers: list[
     def hook_of(name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(_layer: nn.Module, _given: object, maps: Tensor) -> None:
             values, units = maps.flatten(2).max(2)
-            places = units + (torch.arange(len(maps))[:, None] + seen) * maps[0, 0].numel()
+            places = (
+                units
+                + (torch.arange(len(maps), device=maps.device)[:, None] + seen) * maps[0, 0].numel()
+            )
             if name in best:
                 values, places = (
                     torch.cat([best[name][0], values]),
@@ -82,7 +91,7 @@ def patches_by_hand(module: nn.Module, loader: DataLoader[Tensor], layers: list[
 
     modules = named_layers(module)
     hooks = [modules[name].register_forward_hook(hook_of(name)) for name in layers]
-    for images in loader:
+    for images in on_device(loader, module):
         module(images)
         seen += len(images)
     for hook in hooks:
@@ -99,7 +108,7 @@ def features_by_hand(module: nn.Module, loader: DataLoader[Tensor]) -> None:
             given[0].flatten(2).mean(2) if given[0].dim() == 4 else given[0].clone()
         )
     )
-    for images in loader:
+    for images in on_device(loader, module):
         module(images)
     hook.remove()
     torch.cat(found)
@@ -114,7 +123,7 @@ def ablation_by_hand(module: nn.Module, loader: DataLoader[Tensor], layer: str) 
         maps[:, 0] = 0
         return maps
 
-    for images in loader:
+    for images in on_device(loader, module):
         module(images).argmax(1)
         handle = named_layers(module)[layer].register_forward_hook(hook)
         module(images).argmax(1)
@@ -184,13 +193,14 @@ def measure(model: Model, data: ImageData, batch_size: int, rounds: int) -> None
             took = timed(model.device, runs[key])
             if number:  # the first round warms up
                 times[key].append(took)
-    floor = [processor for _, processor in times["bare, folded", "ours"]]
+    clock = 0 if model.device.type == "cuda" else 1  # wall-clock or processor time
+    floor = [took[clock] for took in times["bare, folded", "ours"]]
     print(f"\n{model.name}: {len(data) / statistics.median(floor):.1f} images/s bare and folded")
     for name in contenders:
         if (name, "by hand") not in times:
             continue
-        own = [processor for _, processor in times[name, "ours"]]
-        by_hand = [processor for _, processor in times[name, "by hand"]]
+        own = [took[clock] for took in times[name, "ours"]]
+        by_hand = [took[clock] for took in times[name, "by hand"]]
         gains = [b / a for a, b in zip(own, by_hand, strict=True)]
         above = [a / b for a, b in zip(own, floor, strict=True)]
         rate = len(data) / statistics.median(own)
@@ -216,7 +226,7 @@ def main() -> None:
     data = open_data(options.data, limit=options.limit)
     print(
         f"torch {torch.__version__}, {options.device}, {options.threads} threads: {len(data)} "
-        f"images in batches of {options.batch_size}, processor time, {options.rounds} rounds"
+        f"images in batches of {options.batch_size}, {options.rounds} rounds"
     )
     for name in options.model or ["resnet50", "mobilenet_v2"]:
         weights = None if options.checkpoint else "none"

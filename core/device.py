@@ -34,6 +34,13 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the CPU to a device; from pinned memory the host need not wait for it."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 _ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}
 _COARSE = 0.1  # bfloat16, float16
 _AMPLIFIED = 30  # times the effect of rounding the pixels: that of rounding in all layers
@@ -53,6 +60,7 @@ def beyond_rounding(
     rounding does then change as well. Infinite where only one of the two is finite.
     """
     dtype, scale = pixels.dtype, 1.0
+    expected, got = expected.cpu(), got.cpu()  # at once: each number would wait for the device
     if expected.numel() and bool(expected.isfinite().all()):
         scale = float(expected.abs().max())
     same = torch.isclose(got, expected, rtol=0, atol=rounding(dtype) * scale, equal_nan=True)
@@ -60,7 +68,7 @@ def beyond_rounding(
         return 0.0
     apart = (got - expected).abs().nan_to_num(nan=math.inf, posinf=math.inf)
     largest = float(apart[~same].max())
-    shaken = again(pixels * (1 + torch.finfo(dtype).eps))
+    shaken = again(pixels * (1 + torch.finfo(dtype).eps)).cpu()
     amplified = float((shaken - expected).abs().nan_to_num(nan=0.0, posinf=0.0).max())
     return 0.0 if largest <= _AMPLIFIED * amplified else largest
 

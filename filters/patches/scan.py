@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cnnviz.core.data.datasets import Batch, ImageData, batches
-from cnnviz.core.device import in_batches
+from cnnviz.core.device import in_batches, send
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models.behaviour import check_batch
 from cnnviz.core.models.layers import Layout, note_repeats, replace_outputs
@@ -112,6 +112,11 @@ class Scan:
             name: LayerState.empty(len(filters), plan.spec.top, model.device)
             for name, filters in plan.filters.items()
         }
+        self._watched = {
+            name: torch.tensor(filters, device=model.device)
+            for name, filters in plan.filters.items()
+            if len(filters) < plan.layouts[name].shape[0]
+        }
         self.errors: dict[int, str] = {}
         self.unreadable: dict[int, str] = {}
 
@@ -128,7 +133,7 @@ class Scan:
     def _add(self, images_N3HW: Tensor, indices_N: Tensor) -> None:
         """Adds images, without those on which a filter is not finite."""
         while len(indices_N):
-            layers, finite = self._forward(images_N3HW, indices_N.to(self._model.device))
+            layers, finite = self._forward(images_N3HW, send(indices_N, self._model.device))
             good_N = torch.stack([layer.all(1) for layer in finite.values()]).all(0).cpu()
             if good_N.all():
                 self.layers = layers
@@ -164,11 +169,8 @@ class Scan:
 
     def _maps(self, name: str, output: Tensor) -> Tensor:
         """The maps of the watched filters in a layer's output."""
-        filters, layout = self._plan.filters[name], self._plan.layouts[name]
-        maps = layout.maps(output)
-        if len(filters) == layout.shape[0]:
-            return maps
-        return maps[:, torch.tensor(filters, device=maps.device)]
+        maps = self._plan.layouts[name].maps(output)
+        return maps[:, self._watched[name]] if name in self._watched else maps
 
     def _reason(self, index: int, row: int, finite: Mapping[str, Tensor]) -> str:
         """Names the first filter that is not finite on an image."""

@@ -25,8 +25,11 @@ from cnnviz.filters.patches.options import Ranking
 
 EMPTY = -(2**63)
 _TICKETS = 2**32
-GATHERED = 32
-"""Below one map in this many, gathering the maps is faster than reducing the rows of all maps."""
+GATHERED, GATHERED_ON_DEVICE = 32, 3
+"""Below one map in this many, gathering the maps is faster than reducing the rows of all maps.
+
+On the CPU as measured; on a GPU by bytes: a gathered map is read, written and read again.
+"""
 
 
 def pack(scores: Tensor, tickets: Tensor) -> Tensor:
@@ -125,7 +128,8 @@ def peaks(maps_MHW: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def _strongest(maps_NFHW: Tensor, rows_M: Tensor, filters_M: Tensor) -> Tensor:
     """The largest unit (M, 1) of some maps; of many maps without gathering them."""
-    if GATHERED * len(rows_M) < maps_NFHW.shape[0] * maps_NFHW.shape[1]:
+    above = GATHERED if maps_NFHW.device.type == "cpu" else GATHERED_ON_DEVICE
+    if above * len(rows_M) < maps_NFHW.shape[0] * maps_NFHW.shape[1]:
         return peaks(maps_NFHW[rows_M, filters_M].to(torch.float32), 1)[1]
     width = maps_NFHW.shape[3]
     lines_NFH = _line_maxima(maps_NFHW)
@@ -148,7 +152,11 @@ def ranked(
     """
     keys_FN = pack(scores_NF.T, images_N * per_image)
     keys_FA, rows_FA = keys_FN.topk(min(best.keys.shape[1], keys_FN.shape[1]), dim=1)
-    filters_M, slots_M = (keys_FA > best.threshold[:, None]).nonzero(as_tuple=True)
+    if keys_FA.device.type == "cpu":
+        filters_M, slots_M = (keys_FA > best.threshold[:, None]).nonzero(as_tuple=True)
+    else:  # all: how many enter is known only once the device has finished, a wait per layer
+        places = torch.arange(keys_FA.numel(), device=keys_FA.device)
+        filters_M, slots_M = places // keys_FA.shape[1], places % keys_FA.shape[1]
     rows_M = rows_FA[filters_M, slots_M]
     if per_image == 1:
         values_MP = scores_NF[rows_M, filters_M][:, None]

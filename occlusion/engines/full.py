@@ -136,7 +136,7 @@ class FullEngine:
         image does that takes its whole batch along. The others differ from run to run.
         """
         count, size = len(scores.logits_PK), self.batch_size
-        changes_P = (scores.logits_PK - scores.base_logits_K).abs().amax(1).nan_to_num()
+        changes_P = (scores.logits_PK - scores.base_logits_K).abs().amax(1).nan_to_num().cpu()
         batches = [batch for batch in torch.split(changes_P, size) if len(batch) > 1]
         most = max(range(len(batches)), key=lambda number: float(batches[number].min()))
         picked = {most * size, min(count, (most + 1) * size) - 1}

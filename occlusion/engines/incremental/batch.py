@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from cnnviz.core.device import send
 from cnnviz.core.graph.geometry import Fixed, Window, copied_from
 from cnnviz.core.graph.trace import Graph
 from cnnviz.occlusion.engines.incremental.schedule import Segment
@@ -295,6 +296,10 @@ def _sums(rows_NhwC: Tensor) -> Tensor:
 
 def _reading(window: Window, box: Box) -> ReadWindow:
     """The input positions that output windows at `box` read, including padding."""
+    return box.once(window, lambda: _read_window(window, box))
+
+
+def _read_window(window: Window, box: Box) -> ReadWindow:
     firsts, counts, steps = [], [], []
     for axis, (start, size) in enumerate(((box.top_N, box.height), (box.left_N, box.width))):
         stride, kernel = window.stride[axis], window.kernel[axis]
@@ -309,11 +314,13 @@ def _fill_outside(
     cut_NhwC: Tensor, read: ReadWindow, extent: tuple[int, int], operation: Sliding
 ) -> None:
     """Writes the padding value where the cut is outside the map."""
-    rows, columns = read.numbers(0), read.numbers(1)
-    outside = ((rows < 0) | (rows >= extent[0]))[:, :, None]
-    outside = outside | ((columns < 0) | (columns >= extent[1]))[:, None, :]
-    mask = torch.from_numpy(outside[..., None]).to(cut_NhwC.device)
-    cut_NhwC.masked_fill_(mask, operation.fill)
+
+    def outside() -> Any:
+        rows, columns = read.numbers(0), read.numbers(1)
+        above = ((rows < 0) | (rows >= extent[0]))[:, :, None, None]
+        return above | ((columns < 0) | (columns >= extent[1]))[:, None, :, None]
+
+    cut_NhwC.masked_fill_(read.table(("outside", extent), cut_NhwC.device, outside), operation.fill)
 
 
 def _channels(graph: Graph, node: fx.Node, axes: tuple[int, int]) -> int:
@@ -326,15 +333,20 @@ def source_windows(
     image_3HW: Tensor, fill_3HW: Tensor, box: Box, boxes_N4: np.ndarray[Any, Any]
 ) -> Tensor:
     """Cuts the occluded image at each window: the fill inside the mask, else the image; NhwC."""
-    width = box.extent[1]
-    rows = box.top_N[:, None] + np.arange(box.height)
-    columns = box.left_N[:, None] + np.arange(box.width)
-    covered_rows = (rows >= boxes_N4[:, :1]) & (rows < boxes_N4[:, 2:3])
-    covered_columns = (columns >= boxes_N4[:, 1:2]) & (columns < boxes_N4[:, 3:])
-    covered = covered_rows[:, :, None] & covered_columns[:, None, :]
-    index = (rows * width)[:, :, None] + columns[:, None, :]
-    index = index + covered * (box.extent[0] * width)
     both = torch.cat([image_3HW.flatten(1).T, fill_3HW.flatten(1).T])
-    return both.index_select(0, torch.from_numpy(index.reshape(-1)).to(both.device)).view(
-        *index.shape, -1
-    )
+
+    def tables(axis: int) -> tuple[Tensor, Tensor]:
+        """Of each row (column) of a window: its place in the image, and whether it is masked."""
+        start, size = ((box.top_N, box.height), (box.left_N, box.width))[axis]
+        numbers = start[:, None] + np.arange(size)
+        low, high = boxes_N4[:, axis, None], boxes_N4[:, axis + 2, None]
+        places = numbers * (box.extent[1], 1)[axis]
+        masked = (numbers >= low) & (numbers < high)
+        device = both.device
+        return send(torch.from_numpy(places), device), send(torch.from_numpy(masked), device)
+
+    rows, masked_rows = box.once("source rows", lambda: tables(0))
+    columns, masked_columns = box.once("source columns", lambda: tables(1))
+    covered = masked_rows[:, :, None] & masked_columns[:, None, :]
+    index = rows[:, :, None] + columns[:, None, :] + covered * (len(both) // 2)
+    return both.index_select(0, index.view(-1)).view(*index.shape, -1)

@@ -29,7 +29,8 @@ from cnnviz.occlusion.engines.incremental.steps import Baseline, compile_steps, 
 from cnnviz.occlusion.engines.incremental.windows import Box
 from cnnviz.occlusion.engines.network import Network, Scores, ScoreSheet
 
-# From this many positions on, memory is released after each group, which takes 5 % of the time.
+# From this many positions on, memory is released after each group, which takes 5 % of the time,
+# and index tables are not kept for the next image.
 _LONG_RUN = 1024
 
 
@@ -124,12 +125,16 @@ class IncrementalEngine:
 
         def batch(part: slice) -> None:
             positions = group.positions_N[part]
-            map_boxes = self._map_boxes(group, axes, positions)
+            map_boxes = group.boxes.get((part.start, len(positions)))
+            if map_boxes is None:
+                map_boxes = self._map_boxes(group, axes, positions)
+                if len(boxes_P4) < _LONG_RUN:
+                    group.boxes[part.start, len(positions)] = map_boxes
             source = map_boxes[self._graph.source]
             windows = source_windows(*images, source, boxes_P4[positions])
             run = Batch(self._graph, baseline, map_boxes, len(positions))
             logits, sums = run.run(schedule.segments, self._layer, windows, channel)
-            index = torch.from_numpy(positions).to(logits.device)
+            index = source.table("positions", logits.device, lambda: positions)
             results.append((index, logits, sums))
 
         for _done in in_batches(count, -(-count // batches), batch):

@@ -9,7 +9,7 @@ Shapes: I distinct spans on one axis, M maps of the network, P positions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from torch import fx
 from cnnviz.core.graph.geometry import Ints, Window
 from cnnviz.core.graph.reach import Spans, reach
 from cnnviz.core.graph.trace import Graph
+from cnnviz.occlusion.engines.incremental.windows import Box
 
 Floats = npt.NDArray[np.float64]
 _LEVELS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
@@ -38,6 +39,8 @@ class Group:
 
     positions_N: Ints  # indices into the set of masks
     sizes: dict[fx.Node, tuple[int, int]]  # node to the (height, width) of its windows
+    # the boxes of a batch of them, by its first position and size, kept for the next image
+    boxes: dict[tuple[int, int], dict[fx.Node, Box]] = field(default_factory=dict)
 
 
 def reach_of_boxes(graph: Graph, boxes_P4: Ints) -> tuple[AxisReach, AxisReach]:

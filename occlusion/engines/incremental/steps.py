@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F  # noqa: N812
 
+from cnnviz.core.device import send
 from cnnviz.core.graph.geometry import Fixed, Image, Merge, Mix, Pointwise, Window
 from cnnviz.core.graph.program import (
     FREE,
@@ -233,10 +234,14 @@ def _average_pool(
 
     def compute(cut: Tensor, box: Box) -> Tensor:
         sums = F.avg_pool2d(cut, window.kernel, stride, divisor_override=1)
-        rows = counts[0][torch.from_numpy(box.top_N)[:, None] + torch.arange(box.height)]
-        columns = counts[1][torch.from_numpy(box.left_N)[:, None] + torch.arange(box.width)]
-        divisor = (rows[:, None, :, None] * columns[:, None, None, :]).to(sums.device, sums.dtype)
-        return sums.div_(divisor)
+
+        def divisor() -> Tensor:
+            rows = counts[0][torch.from_numpy(box.top_N)[:, None] + torch.arange(box.height)]
+            columns = counts[1][torch.from_numpy(box.left_N)[:, None] + torch.arange(box.width)]
+            product = rows[:, None, :, None] * columns[:, None, None, :]
+            return send(product.to(sums.dtype), sums.device)
+
+        return sums.div_(box.once(compute, divisor))
 
     return compute
 

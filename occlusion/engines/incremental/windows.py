@@ -7,22 +7,43 @@ strided copy for each run of windows with the same relative position.
 Shapes: N windows, h w rows and columns of a window, H W of the map, C channels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cnnviz.core.device import send
 from cnnviz.core.graph.geometry import Ints
 
 Axes = tuple[int, int]
+Made = TypeVar("Made")
+
+
+class Once:
+    """Keeps what is derived from it, such as index tables on the device, for the next image."""
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` returned the first time that this key was asked for."""
+        made: dict[Hashable, Any] = self.__dict__.setdefault("_made", {})
+        if key not in made:
+            made[key] = make()
+        kept: Made = made[key]
+        return kept
+
+    def table(
+        self, key: Hashable, device: torch.device, make: Callable[[], np.ndarray[Any, Any]]
+    ) -> Tensor:
+        """An array that is copied to the device the first time."""
+        return self.once(key, lambda: send(torch.from_numpy(make()), device))
 
 
 @dataclass(frozen=True, eq=False)
-class Box:
+class Box(Once):
     """The positions of a batch's windows on their map; all have one size and are inside the map."""
 
     height: int
@@ -43,8 +64,12 @@ class Box:
 
     def part(self, positions: slice) -> "Box":
         """Selects the windows of some positions."""
-        tops, lefts = self.top_N[positions], self.left_N[positions]
-        return Box(self.height, self.width, tops, lefts, self.extent)
+
+        def make() -> "Box":
+            tops, lefts = self.top_N[positions], self.left_N[positions]
+            return Box(self.height, self.width, tops, lefts, self.extent)
+
+        return self.once(("part", positions.start, positions.stop), make)
 
     def same(self, other: "Box") -> bool:
         """Whether both have equal positions on maps of equal size."""
@@ -102,12 +127,15 @@ class CachedMap:
 
     def box_sums(self, box: Box) -> Tensor:
         """Sums the original map over each window, (N, C)."""
-        width = self.extent[1] + 1
-        top, left = box.top_N * width, box.left_N
-        bottom, right = (box.top_N + box.height) * width, box.left_N + box.width
-        corners = [top + left, bottom + right, top + right, bottom + left]
-        index = torch.from_numpy(np.concatenate(corners)).to(self.table.device)
-        parts = self.integral.index_select(0, index).view(4, len(top), -1)
+
+        def corners() -> Ints:
+            width = self.extent[1] + 1
+            top, left = box.top_N * width, box.left_N
+            bottom, right = (box.top_N + box.height) * width, box.left_N + box.width
+            return np.concatenate([top + left, bottom + right, top + right, bottom + left])
+
+        index = box.table("corners", self.table.device, corners)
+        parts = self.integral.index_select(0, index).view(4, len(box.top_N), -1)
         return parts[0] + parts[1] - parts[2] - parts[3]
 
     def cut(self, rows: Tensor, columns: Tensor, *, lowest: bool = False) -> Tensor:
@@ -127,7 +155,7 @@ class CachedMap:
 
 
 @dataclass(frozen=True, eq=False)
-class ReadWindow:
+class ReadWindow(Once):
     """The input positions that a batch of windows needs: rows first + i·step, i < count."""
 
     first: tuple[Ints, Ints]  # (top_N, left_N), possibly outside the map
@@ -137,7 +165,7 @@ class ReadWindow:
     @classmethod
     def at(cls, box: Box) -> "ReadWindow":
         """Exactly the positions of `box`."""
-        return cls((box.top_N, box.left_N), (box.height, box.width))
+        return box.once("at", lambda: cls((box.top_N, box.left_N), (box.height, box.width)))
 
     def numbers(self, axis: int) -> Ints:
         """Row (column) indices, (N, count)."""
@@ -146,14 +174,14 @@ class ReadWindow:
 
     def indices(self, extent: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
         """Arguments of `CachedMap.cut`; positions outside the map become padding."""
-        positions = extent[0] * extent[1]
-        indices = []
-        for axis, scale in ((0, extent[1]), (1, 1)):
-            numbers = self.numbers(axis)
+
+        def index(axis: int) -> Ints:
+            numbers, scale = self.numbers(axis), (extent[1], 1)[axis]
             outside = (numbers < 0) | (numbers >= extent[axis])
-            index = np.where(outside, positions + 1, numbers * scale)
-            indices.append(torch.from_numpy(index).to(device, non_blocking=True))
-        return indices[0], indices[1]
+            return np.where(outside, extent[0] * extent[1] + 1, numbers * scale)
+
+        rows, columns = (self.table((a, extent), device, partial(index, a)) for a in (0, 1))
+        return rows, columns
 
     def pastes(self, box: Box) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
         """Where changed windows at `box` go: pairs of slices (of the cut, of the windows)."""
@@ -209,14 +237,14 @@ def cut_mapped(
     base = np.where(rows < 0, positions, rows * width)[:, :, None]
     base = np.minimum(base + np.where(columns < 0, positions, columns)[:, None, :], positions)
     if changed_NhwC is None:
-        index = torch.from_numpy(base).to(device)
+        index = send(torch.from_numpy(base), device)
         return cached.table.index_select(0, index.view(-1)).view(*base.shape, -1)
     y, x = rows - box.top_N[:, None], columns - box.left_N[:, None]
     inside_y, inside_x = (y >= 0) & (y < box.height), (x >= 0) & (x < box.width)
     number = np.arange(len(rows))[:, None, None] * (box.height * box.width)
     place = number + (y * box.width)[:, :, None] + x[:, None, :] + len(cached.table)
     inside = inside_y[:, :, None] & inside_x[:, None, :]
-    index = torch.from_numpy(np.where(inside, place, base)).to(device)
+    index = send(torch.from_numpy(np.where(inside, place, base)), device)
     both = torch.cat([cached.table, changed_NhwC.reshape(-1, cached.table.shape[1])])
     return both.index_select(0, index.view(-1)).view(*base.shape, -1)
 
