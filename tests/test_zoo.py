@@ -53,7 +53,7 @@ NOTES = {
     **dict.fromkeys(("OneAtATime", "AssertsOne"), "mixes the images"),
     **dict.fromkeys(RANDOM, "is stochastic"),
     "Softmax": "returns probabilities: ",
-    "Sigmoid": "an independent probability for each class",
+    "Sigmoid": "ends in a sigmoid: its logits are used",
     **dict.fromkeys(("Tuple", "Dict", "Dataclass", "NamedTuple"), "is used"),
     **dict.fromkeys(("OneLogit", "OneFlatLogit", "OneProbability"), "one number per image"),
 }

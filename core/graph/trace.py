@@ -15,10 +15,10 @@ The module is not modified: the graph module refers to its layers and parameters
 
 import inspect
 import operator
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -181,7 +181,7 @@ def _traced(module: nn.Module, tracer: _NamingTracer) -> fx.GraphModule:
 
 @contextmanager
 def _unchanged(module: nn.Module) -> Iterator[None]:
-    """Undoes what the forward stores in modules: later passes would read a cache of proxies."""
+    """Undoes what the forward caches of a trace: later passes would read proxies of values."""
     parts = [part for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)]
     before = [(vars(part), dict(vars(part))) for part in parts]
     values = [value for _, attributes in before for value in attributes.values()]
@@ -189,13 +189,22 @@ def _unchanged(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for now, attributes in before:
-            for name in now.keys() - attributes.keys():
-                del now[name]
-            now.update(attributes)
         for container, content in containers:
-            container.clear()
-            (container.extend if isinstance(container, list) else container.update)(content)
+            if _holds_proxies(container):
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(content)
+        for now, attributes in before:
+            for name in [name for name, value in now.items() if _holds_proxies(value)]:
+                del now[name]
+                now.update({name: attributes[name]} if name in attributes else {})
+
+
+def _holds_proxies(value: object) -> bool:
+    items = value.values() if isinstance(value, dict) else value
+    several = isinstance(value, dict | list | set | tuple)
+    return isinstance(value, fx.Proxy) or (
+        several and any(isinstance(item, fx.Proxy) for item in cast("Iterable[object]", items))
+    )
 
 
 def _parts(module: nn.Module, graph: fx.Graph, taps: Collection[str]) -> dict[str, Any]:

@@ -113,7 +113,10 @@ LINES: dict[str, tuple[list[str], str]] = {
     ),
     "watched": (["max-patches", "data", *net("flat")], "has no convolution that can be watched"),
     "swept": (["ablate", "data", *net("flat"), "--sweep", "all"], "has no convolution"),
-    "gradient": (["saliency", "x.png", *net("Own")], "does not reach the image"),
+    "gradient": (
+        ["saliency", "x.png", *net("Own"), "--method", "gradient"],
+        "does not reach the image",
+    ),
     "grad-cam": (
         ["saliency", "x.png", *net("Aside"), "--method", "grad-cam", "--layer", "aside"],
         "layer 'aside' of net.py:Aside has no influence on the classes",
