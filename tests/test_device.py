@@ -99,8 +99,8 @@ BUDGET: dict[str, dict[str, float]] = {
     "occlude, incremental, next image": {
         "core/device.py beyond_rounding": 2,
         "core/models/load.py Model.outputs": 3,
-        "gradients/experiment.py _influences": 12,
-        "gradients/experiment.py _slopes": 1,
+        "gradients/experiment.py _influences": 10,
+        "gradients/experiment.py _traced": 2,
         "gradients/experiment.py saliency": 2,
         "occlusion/engines/full.py difference_alone": 1,
         "occlusion/engines/network.py Scores.of": 1,
