@@ -62,7 +62,7 @@ ON_RUNS = {
         ["diff", "r0", "r1"],
     ),
     "diff-max-patches": (
-        [["max-patches", ".", "--layer", "stem.conv", *more] for more in ([], OTHER)],
+        [["max-patches", "labels.csv", "--layer", "stem.conv", *more] for more in ([], OTHER)],
         ["diff", "r0", "r1"],
     ),
     "diff-tsne": ([["tsne", "labels.csv", *more] for more in ([], OTHER)], ["diff", "r0", "r1"]),
