@@ -77,7 +77,7 @@ class ModelOptions:
     state: Annotated[
         str | None,
         Option(
-            "Which of several sets of weights in the checkpoint, by key or prefix. Default: "
+            "Weights to read from a checkpoint with several sets, by key or prefix. Default: "
             "the one that fits best, averaged weights (EMA) before raw ones."
         ),
     ] = None
@@ -99,16 +99,16 @@ class ModelOptions:
     pick: Annotated[
         str | None,
         Option(
-            "Which of several outputs, by name or number, or path/to/file.py:function, which "
-            "converts the network's output to a tensor (N,) or (N, K).",
+            "Output to read from a network with several: name, number or path/to/file.py:function, "
+            "which converts the network's output to a tensor (N,) or (N, K).",
             ("--output",),
         ),
     ] = None
     threshold: Annotated[
         float,
         Option(
-            "With --head sigmoid: a class is predicted from this probability on; of a detector: a "
-            "box is found from this score on.",
+            "With --head sigmoid: minimum probability of a predicted class; for detectors: minimum "
+            "score of a box.",
             least=0,
             most=1,
         ),
@@ -135,13 +135,13 @@ class ModelOptions:
         ),
     ] = None
     like_layer: Annotated[
-        str | None, Option("With --like: the layer whose output is compared, in place of those.")
+        str | None, Option("With --like: layer whose output is compared instead.")
     ] = None
     texts: Annotated[
         tuple[str, ...],
         Option(
-            "Of a network with a text tower (CLIP and its like, hf:): explain the similarity to "
-            "this text; several texts are classes, with a softmax over them.",
+            "For networks with a text encoder (such as CLIP, hf:): explain the similarity to this "
+            "text; several texts are classes, with a softmax over them.",
             ("--text",),
         ),
     ] = ()

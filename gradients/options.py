@@ -80,8 +80,8 @@ class SaliencySpec(Spec):
     method: Annotated[
         Method,
         Option(
-            "Of the pixels: gradient, gradient-x-input, smoothgrad, integrated-gradients, "
-            "guided-backprop, deconvolution. Of a layer's maps: grad-cam, grad-cam++, layercam, "
+            "Pixel maps: gradient, gradient-x-input, smoothgrad, integrated-gradients, "
+            "guided-backprop, deconvolution. Layer maps: grad-cam, grad-cam++, layercam, "
             "score-cam."
         ),
     ] = Method.GRAD_CAM

@@ -55,7 +55,7 @@ CLASS_COLOURS = (
 )  # fmt: skip
 DISAGREEMENT = (
     Entry("occlusion only", BLUE, "////"),
-    Entry("the gradient only", GREEN, "\\\\\\\\"),
+    Entry("Grad-CAM only", GREEN, "\\\\\\\\"),
 )
 COMPARED = {
     Score.LOG_ODDS: "drop of the log-odds",
@@ -65,7 +65,9 @@ COMPARED = {
 }
 PER_PIXEL = {
     Upsample.COVERAGE: "mean {} over the masks that cover a pixel",
-    Upsample.DENSITY: "mean {} over the masks that cover a pixel (0 where one is missing)",
+    Upsample.DENSITY: (
+        "mean {} over the masks that cover a pixel (near the edge, missing masks count as 0)"
+    ),
     Upsample.BICUBIC: "{} with a mask centred here (interpolated)",
     Upsample.BILINEAR: "{} with a mask centred here (interpolated)",
     Upsample.NEAREST: "{} with a mask centred here",
@@ -220,7 +222,7 @@ def _occlusion_unit(result: OcclusionResult) -> str:
 
 
 def _agreement_unit(together: Agreement) -> str:
-    return f"mean of occlusion and {together.with_.split()[0]}, each over its 99 % quantile"
+    return f"mean of occlusion and {together.with_.split()[0]}, each divided by its 99 % quantile"
 
 
 def _outline_read(axes: Axes, result: OcclusionResult, panel: Panel) -> None:
@@ -239,7 +241,7 @@ def _agreements(result: OcclusionResult, look: Look, beneath: Pixels) -> Figure:
     free = replace(look, scale=look.scale if look.limit is None else Look().scale)
     columns = (
         scales(occluded, look, _occlusion_unit(result)),
-        scales(traced, free, "Grad-CAM (its own unit)", one_sided=True),
+        scales(traced, free, "Grad-CAM (arbitrary unit)", one_sided=True),
         scales(agreed, free, _agreement_unit(pairs[0][1]), one_sided=True),
     )
     rows = []
@@ -249,7 +251,7 @@ def _agreements(result: OcclusionResult, look: Look, beneath: Pixels) -> Figure:
         titles = (
             heading(result, panel),
             together.with_.replace(" at ", "\nat "),
-            f"both\nrank correlation {text}",
+            f"mean of both\nrank correlation {text}",
         )
         maps = (occluded[row], traced[row], agreed[row])
         cells = [
@@ -296,7 +298,7 @@ def _readings(result: OcclusionResult, look: Look) -> Figure:
     readings = [panel.reading for panel in result.targets]
     low = 0.0 if has_classes else float(min(*readings, *(v.min() for v in values)))
     high = max(*readings, *(float(v.max()) for v in values), low + 1e-12)
-    label = f"{what} with a mask centred here (at the rim: with the nearest mask)"
+    label = f"{what} with a mask centred here (near the edge: with the nearest mask)"
     scale = Scale(low, high, cmap_of("viridis"), label, 1.0, fading=False)
     cells = []
     for panel, values_P in zip(result.targets, values, strict=True):

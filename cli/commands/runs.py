@@ -146,8 +146,8 @@ class DoctorCommand:
 
     cnnviz doctor --device cuda
 
-    Prints PASS, WARN or FAIL for packages, torch, the device, folders, and each analysis, which is
-    compared with numbers that are known; exits with status 1 after a FAIL.
+    Prints PASS, WARN or FAIL for packages, torch, the device, folders and each analysis, whose
+    results are compared with stored ones; exits with status 1 after a FAIL.
     """
 
     device: Annotated[str, Option("auto, cpu, cuda, cuda:N or mps.")] = "auto"

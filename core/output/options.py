@@ -79,8 +79,8 @@ class Look(Spec):
     alpha: Annotated[
         float | None,
         Option(
-            "Opacity of the map over the image where its colours end; elsewhere it is in "
-            "proportion to the value. With jet, everywhere. Default: 0.9; 0.5 with jet.",
+            "Opacity of the map over the image at the ends of the colour scale; elsewhere it is "
+            "proportional to the value. With jet, everywhere. Default: 0.9; 0.5 with jet.",
             least=0,
             most=1,
         ),
@@ -92,8 +92,8 @@ class Look(Spec):
     scale: Annotated[
         Ends | float,
         Option(
-            "Value at which the colours end: the largest of the figure's maps (shared), of each "
-            "map (own), or a number, so that figures can be compared.",
+            "Maximum of the colour scale: the largest value in the figure (shared) or in each map "
+            "(own), or a number, so that figures can be compared.",
             parse=colour_ends,
         ),
     ] = Ends.SHARED
