@@ -118,7 +118,7 @@ def _certain(shown: Shown, cell: Cell) -> Cell:
 
     def paint(axes: Axes) -> None:
         beneath(axes)
-        hatch_pixels(axes, ~certain_HW.numpy(), UNCERTAIN.colour, UNCERTAIN.hatch)
+        hatch_pixels(axes, ~certain_HW.numpy(), UNCERTAIN.colour, UNCERTAIN.hatch, wash=0.35)
 
     title = f"{shown.name}\nsign is stable on {share:.0f} % of the image"
     return picture(paint, _size(shown), title, "", cell.bar)
@@ -161,7 +161,14 @@ def _draw_curves(maps: Sequence[Shown], reading: str) -> Figure:
 def _removal(axes: Axes, curves: Sequence[Curve], reading: str) -> None:
     for curve in curves:
         shares = [100 * share for share in curve.shares]
-        axes.plot(shares, curve.readings, color=COLOURS[curve.order], marker="o", markersize=3)
+        axes.plot(
+            shares,
+            curve.readings,
+            color=COLOURS[curve.order],
+            marker="o",
+            markersize=3,
+            clip_on=False,
+        )
     axes.set_xlim(0, 100)
     label_axes(axes, "% of the pixels replaced", reading)
 

@@ -380,12 +380,24 @@ def outline_pixels(axes: Axes, inside_hw: NDArray[np.bool_], size: tuple[int, in
     axes.set(xlim=(0, size[1]), ylim=(size[0], 0))
 
 
-def hatch_pixels(axes: Axes, inside_HW: NDArray[np.bool_], colour: str, hatch: str) -> None:
-    """Hatches pixels of a map, and draws a line around them."""
+def hatch_pixels(
+    axes: Axes, inside_HW: NDArray[np.bool_], colour: str, hatch: str, wash: float = 0.0
+) -> None:
+    """Hatches pixels of a map, and outlines them.
+
+    Args:
+        axes: of the map.
+        inside_HW: the pixels to hatch.
+        colour: of the hatching and the outline.
+        hatch: matplotlib's pattern.
+        wash: opacity of white below the hatching, so that a dark one is visible on a dark image.
+    """
     if not inside_HW.any():
         return
     padded = np.pad(inside_HW, 1).astype(float)
     rows, columns = (np.arange(n + 2) - 0.5 for n in inside_HW.shape)
+    if wash:
+        axes.contourf(columns, rows, padded, levels=[0.5, 1.5], colors="white", alpha=wash)
     marked = axes.contourf(columns, rows, padded, levels=[0.5, 1.5], colors="none", hatches=[hatch])
     marked.set(edgecolor=colour, linewidth=0.0)
     axes.contour(columns, rows, padded, levels=[0.5], colors=colour, linewidths=1.2)
