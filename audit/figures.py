@@ -110,19 +110,19 @@ def _class_text(entry: ClassAudit) -> str:
     name = few if entry.index is None else entry.class_
     lines = [_verdict(entry), f"{entry.images} images predicted as {name}"]
     if entry.accuracy is not None:
-        lines.append(f"{percent(entry.accuracy)} of the labelled ones are right")
+        lines.append(f"accuracy {percent(entry.accuracy)} on labelled images")
     reliance, spread, residual = entry.reliance, entry.concentration, entry.residual
     others = "" if reliance.others is None else f"; other classes {reliance.others:.2f}"
     lines.append(f"reliance on one patch {reliance.mean:.2f} (mean{others})")
     if entry.inside is not None:
         lines.append(f"{percent(entry.inside)} of the evidence on the object (mean)")
     if spread.area is None or spread.interval is None:
-        lines.append("no evidence: occluding any position costs nothing")
+        lines.append("no evidence: occlusion at no position lowers the score")
     else:
         low, high = spread.interval
         others = "" if spread.others is None else f"; other classes {percent(spread.others)}"
         lines.append(
-            f"spread over {percent(spread.area)} of the frame "
+            f"spread over {percent(spread.area)} of the image "
             f"(95 %: {percent(low)} to {percent(high)}{others})"
         )
     for kind, added in residual.kinds.items():
