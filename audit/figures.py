@@ -117,7 +117,7 @@ def _class_text(entry: ClassAudit) -> str:
     if entry.inside is not None:
         lines.append(f"{percent(entry.inside)} of the evidence on the object (mean)")
     if spread.area is None or spread.interval is None:
-        lines.append("no evidence: occlusion at no position lowers the score")
+        lines.append("no evidence: no occluded position lowers the score")
     else:
         low, high = spread.interval
         others = "" if spread.others is None else f"; other classes {percent(spread.others)}"

@@ -312,7 +312,7 @@ def _sweep_bars(
     changes = [unit.scale * effect.change for effect in shown]
     axes.barh(rows, changes, color=[_colour(-effect.harm) for effect in shown])
     for row, effect in enumerate(shown):
-        if effect.hurts is not None:
+        if effect.hurts is not None and effect.hurts_change:
             name = escape(effect.hurts, NAME_LENGTH)
             text = f" {name} {unit.scale * effect.hurts_change:{unit.form}}{unit.suffix}"
             axes.text(max(changes[row], 0), row, text, va="center", fontsize=SMALL - 1)
