@@ -220,8 +220,8 @@ def _driver() -> str:
 
 def _folder(name: str, path: Path, remedy: str) -> Check:
     """Whether files can be written to a folder, or made where it would be, and have space."""
-    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
     try:
+        there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(b"cnnviz")
             file.flush()
@@ -238,8 +238,17 @@ def _locks() -> Check:
     """Whether the file system keeps two runs out of one folder."""
     if os.name != "posix":
         return Check("locks", Status.WARN, "this system has none; give each run its own --out")
+    try:
+        return _locked(Path.cwd())
+    except OSError as error:
+        detail = f"not tried: no folder can be made here ({error.strerror})"
+        return Check("locks", Status.WARN, detail, "run it where results are to go")
+
+
+def _locked(place: Path) -> Check:
+    """Whether a folder that is made there is locked by the first who opens it."""
     fcntl = import_module("fcntl")
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
+    with tempfile.TemporaryDirectory(dir=place) as name:
         first, second = os.open(name, os.O_RDONLY), os.open(name, os.O_RDONLY)
         try:
             fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -41,10 +41,14 @@ def read_input(key: str, file: str, preprocess: Preprocess) -> Tensor:
             raise ValueError("it holds something other than finite numbers")
         if not 0 < values.size <= MOST_NUMBERS:
             raise ValueError(f"it holds {values.size:,} numbers")
+        whole = values.dtype.kind in "iub" and suffix == ".npy"
+        with np.errstate(over="ignore"):  # refused here
+            kept = values.astype(np.int64 if whole else np.float32)
+        if not np.isfinite(kept).all() or ((kept < 0) & (values > 0)).any():
+            raise ValueError(f"it holds numbers too large for {kept.dtype}")
     except (ValueError, TypeError, OSError, EOFError, MemoryError) as error:
         raise CnnvizError(f"--input {key}={file} cannot be read: {one_line(error)}") from error
-    whole = values.dtype.kind in "iub" and suffix == ".npy"
-    return torch.from_numpy(values.astype(np.int64 if whole else np.float32))
+    return torch.from_numpy(kept)
 
 
 def _numbers(content: object) -> NDArray[np.float64]:

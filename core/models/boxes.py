@@ -208,10 +208,21 @@ class Boxes(Target):
                 setattr(heads, part, None)  # masks of every detection would take minutes
 
     def settle(self, run: Callable[[], object], _inside_HW: Tensor | None) -> BoxReading:
-        """Find the boxes of the original image."""
+        """Find the boxes of the original image.
+
+        Raises:
+            CnnvizError: they or their scores are not finite, or scores are not in 0 to 1.
+        """
         self._frozen = None
         run()
         all_ = self._seen[0]
+        if not (all_.corners_n4.isfinite().all() and all_.scores_n.isfinite().all()):
+            raise CnnvizError(f"{self._model} returns boxes or scores that are not finite")
+        if ((all_.scores_n < 0) | (all_.scores_n > 1)).any():
+            raise CnnvizError(
+                f"{self._model} returns scores from {float(all_.scores_n.min()):.3g} to "
+                f"{float(all_.scores_n.max()):.3g}; scores of boxes are in 0 to 1"
+            )
         found = self._kept(all_)
         listed = list(range(len(self.names)))
         if not listed:

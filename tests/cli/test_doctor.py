@@ -102,6 +102,31 @@ def test_a_folder_that_cannot_be_written_fails(tmp_path: Path) -> None:
     assert doctor._folder("output", tmp_path / "file", "elsewhere").status is Status.FAIL
 
 
+@pytest.mark.usefixtures("healthy")
+@pytest.mark.parametrize("gone", [True, False])
+def test_all_is_checked_where_nothing_can_be_written(
+    gone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "gone" if gone else Path("/proc/self")
+    if gone:
+        place.mkdir()
+    elif not place.exists():
+        pytest.skip("a file system of Linux")
+    monkeypatch.chdir(place)
+    if gone:
+        place.rmdir()
+    assert run(["doctor"]) == 1
+    shown = capsys.readouterr()
+    assert "FAIL  output folder" in shown.out
+    assert "WARN  locks: not tried" in shown.out
+    assert "PASS  occlusion on the CPU" in shown.out
+    assert shown.err == ""
+
+
+def test_a_name_too_long_for_a_folder_fails(tmp_path: Path) -> None:
+    assert doctor._folder("weights", tmp_path / ("a" * 300), "elsewhere").status is Status.FAIL
+
+
 def test_little_space_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "LITTLE", 1 << 80)
     assert doctor._folder("weights", tmp_path, "elsewhere").status is Status.WARN

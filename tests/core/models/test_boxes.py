@@ -236,6 +236,24 @@ def test_an_image_without_boxes_is_refused(source: str) -> None:
         occlude(made(source), image_of(torch.zeros(3, SIDE, SIDE)), spec("all"))
 
 
+@pytest.mark.parametrize(
+    ("corner", "score", "reason"),
+    [
+        (float("nan"), 0.9, "not finite"),
+        (float("inf"), 0.9, "not finite"),
+        (0.0, float("nan"), "not finite"),
+        (0.0, 5.9, r"scores from 5\.9 to 5\.9"),
+        (0.0, -5.0, "scores from -5 to -5"),
+    ],
+)
+def test_boxes_that_mean_nothing_are_refused(corner: float, score: float, reason: str) -> None:
+    target = Boxes(torch.nn.Identity(), (SIDE, SIDE), "net")
+    corners, label = torch.tensor([[corner, 0.0, 9.0, 9.0]]), torch.tensor([1])
+    found = [{"boxes": corners, "scores": torch.tensor([score]), "labels": label}]
+    with pytest.raises(CnnvizError, match=reason):
+        target.settle(lambda: target.rows(found), None)
+
+
 @pytest.mark.parametrize("text", ["", "0", "dog@", "dog@0", "dog@x", "@1"])
 def test_names_of_boxes_are_checked(text: str) -> None:
     with pytest.raises(UsageError, match=r"invalid box .* --box takes a number"):

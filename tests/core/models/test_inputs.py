@@ -159,6 +159,13 @@ def test_files_that_hold_no_input_are_refused(folder: Path, file: str, content: 
         made(folder, "Table", table=file)
 
 
+@pytest.mark.parametrize("number", [np.uint64(2**64 - 1), np.float64(1e300), np.float64(-1e300)])
+def test_numbers_that_do_not_fit_are_refused(folder: Path, number: np.generic) -> None:
+    np.save(folder / "big.npy", np.array([number, 1, 2], number.dtype))
+    with pytest.raises(CnnvizError, match=r"table=.*big\.npy cannot be read: .* too large for"):
+        made(folder, "Table", table="big.npy")
+
+
 @pytest.mark.parametrize("text", ["table", "=row.json", "table=", "a b=c"])
 def test_inputs_are_named(text: str) -> None:
     with pytest.raises(UsageError, match=r"--input takes NAME=FILE"):
