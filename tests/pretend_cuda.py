@@ -28,6 +28,7 @@ from contextlib import (
 )
 from functools import cache
 from importlib.machinery import SourceFileLoader
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -44,7 +45,8 @@ BACKEND = "pretend"
 CUDA = torch.device("cuda", 0)
 ROOMS = "cli|core|occlusion|filters|embeddings|gradients|trust|audit|diff|report"
 CODE = tuple(f"{os.sep}{room}{os.sep}" for room in ROOMS.split("|"))
-ROOT = str(Path(__file__).resolve().parents[1])
+ROOT = str(Path(getattr(find_spec("cnnviz.core"), "origin", "")).resolve().parents[1])
+"""The folder of the package, installed or not."""
 
 
 class Event(NamedTuple):

@@ -224,10 +224,13 @@ def hurried() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
+NOT_FUZZED = ("merge", "rerun", "doctor", "detect")  # run others, no options, detectors
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("hurried")
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("merge", "rerun")])
+@pytest.mark.parametrize("command", [n for n in COMMANDS if n not in NOT_FUZZED])
 def test_random_command_lines(
     world: Path,
     tmp_path: Path,

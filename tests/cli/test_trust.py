@@ -326,11 +326,13 @@ def test_the_last_layers_are_random_only_for_a_while() -> None:
 def test_several_images_have_a_contact_sheet_also_in_shares_and_merged(
     tmp_path: Path, command: str
 ) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
     for name in "abcd":
-        shutil.copy(SHIP, tmp_path / f"{name}.png")
-    line = [command, str(tmp_path), "--mask", "16", "--stride", "16", "--quiet"]
+        shutil.copy(SHIP, images / f"{name}.png")
+    line = [command, str(images), "--mask", "16", "--stride", "16", "--quiet"]
     if command == "trust":
-        line = ["trust", str(tmp_path), "--quiet"]
+        line = ["trust", str(images), "--quiet"]
     for number in range(2):
         assert run([*line, "--shard", f"{number}/2", "--out", str(tmp_path / "parts")]) == 0
         assert (tmp_path / "parts" / f"shard-{number}-of-2" / "overview.png").exists()
