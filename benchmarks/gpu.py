@@ -7,7 +7,7 @@ Four parts, each with warm-up, the contenders in turns and the device's work inc
 `matrices`, the rate of plain products in each number format, which bounds everything else;
 `occlusion`, both engines against Captum's at the same positions (`occlusion_vs_captum.py`);
 `scans`, images a second of `max-patches` of all convolutions and of the features of `tsne`, beside
-the bare pass, on images that lie in memory, and (`scan_throughput.py`) from files beside the loop
+the bare pass, on images in memory, and (`scan_throughput.py`) from files next to the loop
 by hand; `neighbours`, exact ones on the device against Annoy (`tsne_time.py`).
 Networks have random weights. What does not begin in time is named as left out.
 """
@@ -62,7 +62,7 @@ def occlusion(name: str, options: argparse.Namespace) -> None:
 
 
 def in_memory(model: Model, data: ImageData, batch_size: int, rounds: int) -> None:
-    """Images a second where none is decoded, beside the bare pass of the folded network."""
+    """Images a second without decoding, compared with the bare pass of the folded network."""
     layers = conv_layers(model.module)
     plan = make_plan(model, MaxPatchesSpec(layers=tuple(layers)))
     run, quick = Scan(fast(model, layers), data, plan, batch_size), fast(model)

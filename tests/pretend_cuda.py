@@ -361,7 +361,7 @@ def ran(line: list[str]) -> tuple[object, list[tuple[Event, int]]]:
     with pretend(), redirect_stderr(said), redirect_stdout(said):
         try:
             status: object = run(line)
-        except Exception:  # noqa: BLE001 (whatever it is, it is shown)
+        except Exception:  # noqa: BLE001 (any failure is shown)
             status = traceback.format_exc()
         return status and f"{status} {said.getvalue()}"[-3000:], [*EVENTS.items()]
 

@@ -50,7 +50,7 @@ HERE = {
     "doctor": ["doctor", "--device", "cuda"],
     "merge": ["merge", "shares"],
 }
-"""Commands that read finished runs; the device is the run's, or none is needed."""
+"""Commands that read finished runs; on the device of the run, or on none."""
 SHARES = [["saliency", "data", "--shard", f"{i}/2", "--out", "shares"] for i in (0, 1)]
 CUDA = ["--device", "cuda"]
 BATCH = ["--batch-size", "4"]

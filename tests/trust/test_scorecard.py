@@ -182,9 +182,7 @@ def test_parents_cannot_vouch_for_a_map() -> None:
     assert without_parents([]) == 0
     generator = torch.Generator().manual_seed(0)
     for values in torch.rand(200, 4, generator=generator).tolist():
-        assert without_parents(values) <= max(
-            values[:2]
-        )  # parents: the last two, whatever they are
+        assert without_parents(values) <= max(values[:2])  # parents: always the last two
     agreement = (hill(5, 6) + hill(5, 7)) / 2
     parents = {"occlusion": hill(5, 6), "Grad-CAM": hill(5, 7)}
     others = {"windows alone": hill(15, 15), "gradient x input": hill(15, 14)}

@@ -1,4 +1,4 @@
-"""The evidence in patches against plain autograd on the single image, with a ReLU of its own."""
+"""The evidence in patches against plain autograd on the single image, with its own ReLU."""
 
 import logging
 from collections.abc import Callable
