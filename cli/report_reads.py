@@ -118,7 +118,7 @@ def scorecard(entry: OcclusionResult) -> str:
     card = entry.targets[0].trust
     if card is None:
         return ""
-    return f"Scorecard: {card.verdict}, trust {card.trust:.2f}. {'; '.join(card.reasons)}"
+    return f"Scorecard: {card.verdict}, trust {card.trust:.2f}: {'; '.join(card.reasons)}"
 
 
 def has_scores(run: FinishedRun, entry: OcclusionResult) -> bool:
