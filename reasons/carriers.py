@@ -1,0 +1,289 @@
+"""Which filters carry what a region says: activation patching, layer by layer.
+
+Two passes differ by one region: the untouched image and the occluded one. A filter whose untouched
+activations are put into the occluded pass brings back a share of the drop (`restored`); one whose
+occluded activations are put into the untouched pass takes a share of it (`taken`). Where either of
+two filters would do, each restores all and takes nothing; where both are needed, each takes all and
+restores nothing. Filters are ranked by the mean of the two shares.
+
+Putting another pass's activations into a layer is an ablation that fills channels with them, so
+suffix replay (`filters/ablation/replay.py`) runs all filters of a layer: the part before the layer
+once, the part after it for many filters together.
+Method: Vig et al. 2020, "Investigating Gender Bias in Language Models Using Causal Mediation
+Analysis"; both directions: Heimersheim and Nanda 2024, "How to use and interpret activation
+patching".
+Shapes: H W rows and columns of the image, G groups of filters, K classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from cnnviz.core.data.images import WorkingImage
+from cnnviz.core.device import rounding
+from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.graph.program import Program
+from cnnviz.core.graph.trace import Untraceable, trace
+from cnnviz.core.models.layers import (
+    Layout,
+    Layouts,
+    conv_layers,
+    count_runs,
+    find_layer,
+    named_layers,
+    not_run,
+    trial_outputs,
+    watch_outputs,
+)
+from cnnviz.core.models.load import Model
+from cnnviz.core.output.record import ABSENT, Count, Hidden, Positive, Record, Says, Share
+from cnnviz.filters.ablation.replay import MEMORY, Fills, ablation_passes
+from cnnviz.filters.channels import Channels
+from cnnviz.occlusion.experiment import DEFAULT_SCORES
+from cnnviz.occlusion.maps import target_scores
+
+SHOWN = 10
+"""Filters of a layer in `summary.json`."""
+MOST = 4
+"""Layers, if none is named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Carrier(Record):
+    """A filter, or a group of neighbouring ones, and what it carries of the drop."""
+
+    layer: str
+    filter: Count
+    last: Annotated[Count, Says("last filter of the group; the same one without --group")]
+    restored: Annotated[float, Says("share of the drop that its untouched activations bring back")]
+    taken: Annotated[float, Says("share of the drop that its occluded activations cause alone")]
+
+    @property
+    def share(self) -> float:
+        """The mean of both, by which filters are ranked."""
+        return (self.restored + self.taken) / 2
+
+    @property
+    def name(self) -> str:
+        """`12`, or `8-15`."""
+        return str(self.filter) if self.last == self.filter else f"{self.filter}-{self.last}"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LayerCarriers(Record):
+    """The filters of a layer, the strongest first."""
+
+    layer: str
+    of_filters: Positive
+    restored: Annotated[float, Says("share that all filters together bring back")]
+    taken: Annotated[float, Says("share that all filters together take")]
+    restored_sum: Annotated[float, Says("of each filter alone; as `restored` where they add up")]
+    taken_sum: Annotated[float, Says("of each filter alone; as `taken` where they add up")]
+    filters: Annotated[tuple[Carrier, ...], Says("the strongest")]
+    every: Hidden[tuple[Carrier, ...]] = ABSENT
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Carriers(Record):
+    """The filters that carry what a region says of a class."""
+
+    region: Annotated[Share, Says("the region's share of the image's pixels")]
+    fill: str
+    score: Annotated[str, Says("the score that drops")]
+    before: Annotated[float, Says("score of the original image")]
+    after: Annotated[float, Says("score with the region occluded")]
+    engine: Annotated[str, Says("replay or full")]
+    layers: tuple[LayerCarriers, ...]
+    region_HW: Hidden[Tensor] = ABSENT
+
+    @property
+    def drop(self) -> float:
+        """What occluding the region takes from the score."""
+        return self.before - self.after
+
+
+def carriers(
+    model: Model,
+    image: WorkingImage,
+    fill_CHW: Tensor,
+    region_HW: Tensor,
+    target: int,
+    *,
+    fill: str = "mean",
+    layers: Sequence[str] = (),
+    group: int = 1,
+    memory: int = MEMORY,
+) -> Carriers:
+    """Finds the filters that carry a region's effect on one class, or output.
+
+    Args:
+        model: settled on the image; not modified.
+        image: of the model's input size.
+        fill_CHW: what replaces the region, in [0, 1].
+        region_HW: bool.
+        target: index of the class.
+        fill: name of the fill.
+        layers: names; empty for the last ones of each size that all goes through.
+        group: neighbouring filters that are put together.
+        memory: bytes for replaying.
+
+    Raises:
+        UsageError: a layer does not exist, has no channels or runs more than once.
+        CnnvizError: occluding the region changes the score no more than rounding does.
+    """
+    layouts = _layers(model, layers)
+    names = list(layouts)
+    normalise = model.preprocess.normalise
+    covered_CHW = torch.where(region_HW, fill_CHW, image.pixels)
+    images = [normalise(pixels)[None].to(model.device) for pixels in (image.pixels, covered_CHW)]
+    outputs = [_outputs(model, pixels_1CHW, names) for pixels_1CHW in images]
+    scale = float(outputs[0][0].abs().max())
+    before, after = (float(_scores(model, logits_1K, target)[0]) for logits_1K, _ in outputs)
+    drop = before - after
+    if not abs(drop) > rounding(model.precision.dtype) * scale:
+        raise CnnvizError(
+            f"occluding the region with {fill} changes the score by {drop:.2g} only, so no filter "
+            "carries anything; name another region with --region, or another --fill"
+        )
+    ablations = _ablations(names, layouts, group)
+    axes = {name: layout.axis for name, layout in layouts.items()}
+    results = []
+    for pixels_1CHW, (_logits, fills) in zip(images[::-1], outputs, strict=True):
+        passes = ablation_passes(
+            model, ablations, fills, first=pixels_1CHW, memory=memory, images=1, axes=axes
+        )
+        values_V = torch.zeros(len(ablations), dtype=torch.float64)
+
+        def consume(
+            _images: slice, part: slice, logits_1GK: Tensor, into: Tensor = values_V
+        ) -> None:
+            into[part] = _scores(model, logits_1GK[0], target)
+
+        passes.run(pixels_1CHW, consume)
+        results.append(values_V)
+    restored_V, taken_V = (results[0] - after) / drop, (before - results[1]) / drop
+    rows = list(zip(ablations, restored_V.tolist(), taken_V.tolist(), strict=True))
+    return Carriers(
+        region=float(region_HW.double().mean()),
+        fill=fill,
+        score=DEFAULT_SCORES[model.head.kind].value,
+        before=before,
+        after=after,
+        engine=passes.engine,
+        layers=tuple(
+            _layer(name, layouts[name], [row for row in rows if name in row[0]]) for name in names
+        ),
+        region_HW=region_HW,
+    )
+
+
+def _scores(model: Model, logits_NK: Tensor, target: int) -> Tensor:
+    """The class's score in each row, (N,) float64."""
+    head = model.head
+    return target_scores(logits_NK.cpu(), target, DEFAULT_SCORES[head.kind], head)
+
+
+def _outputs(model: Model, pixels_1CHW: Tensor, names: Sequence[str]) -> tuple[Tensor, Fills]:
+    """The logits of an image and the outputs of these layers."""
+    with torch.inference_mode(), watch_outputs(model.module, names) as outputs:
+        logits_1K = model.logits(pixels_1CHW)
+    return logits_1K, dict(outputs)
+
+
+def _ablations(names: Sequence[str], layouts: Mapping[str, Layout], group: int) -> list[Channels]:
+    """For each layer its groups of filters, and last all of them."""
+    found: list[Channels] = []
+    for name in names:
+        count = layouts[name].shape[0]
+        found += [
+            {name: tuple(range(first, min(first + group, count)))}
+            for first in range(0, count, group)
+        ]
+        found.append({name: tuple(range(count))})
+    return found
+
+
+def _layer(
+    name: str, layout: Layout, rows: Sequence[tuple[Channels, float, float]]
+) -> LayerCarriers:
+    *groups, (_all, restored, taken) = rows
+    every = sorted(
+        (
+            Carrier(
+                layer=name,
+                filter=channels[name][0],
+                last=channels[name][-1],
+                restored=alone,
+                taken=without,
+            )
+            for channels, alone, without in groups
+        ),
+        key=lambda carrier: -abs(carrier.share),
+    )
+    return LayerCarriers(
+        layer=name,
+        of_filters=layout.shape[0],
+        restored=restored,
+        taken=taken,
+        restored_sum=sum(carrier.restored for carrier in every),
+        taken_sum=sum(carrier.taken for carrier in every),
+        filters=tuple(every[:SHOWN]),
+        every=tuple(every),
+    )
+
+
+def _layers(model: Model, requested: Sequence[str]) -> dict[str, Layout]:
+    """The layers to patch and their layouts, in the order in which they run."""
+    for name in requested:
+        find_layer(model.module, name, model.name)
+    layouts = Layouts(model).of(requested) if requested else _bottlenecks(model)
+    for name, times in count_runs(model, list(layouts)).items():
+        if times > 1:
+            raise UsageError(
+                f"layer '{name}' of {model.name} runs {times} times in a forward pass; name a "
+                "layer that runs once (cnnviz layers lists all)"
+            )
+    if missing := [name for name in requested if name not in layouts]:
+        raise not_run(missing[0])
+    return {name: layouts[name] for name in trial_outputs(model, list(layouts))}
+
+
+def _bottlenecks(model: Model) -> dict[str, Layout]:
+    """The last layer of each of the last `MOST` sizes of maps that all of the image goes through.
+
+    All filters of such a layer together restore all of the drop. Maps of a single unit have the
+    channels of the maps before them, and maps of the classes' scores carry their own class: they
+    are left out. Of a network that cannot be traced, the last convolution.
+    """
+    try:
+        traced = trace(model.module)
+    except Untraceable:
+        return Layouts(model).of(conv_layers(model.module)[-1:])
+    program = Program(traced)
+    path = [node for node in program.nodes if node in program.on_image]
+    last = {read: at for at, node in enumerate(path) for read in node.all_input_nodes}
+    names: dict[str, str] = {}  # by node; the shortest
+    for name, node_name in traced.meta["layers"].items():
+        if len(name) < len(names.get(node_name, name + " ")):
+            names[node_name] = name
+    through, pending = [], 0
+    for at, node in enumerate(path):
+        if pending <= at and node.name in names:
+            through.append(names[node.name])
+        pending = max(pending, last.get(node, at))
+    parts, runs = named_layers(model.module), count_runs(model, through)
+    once = [
+        name
+        for name in through
+        if runs[name] == 1 and not isinstance(parts[name], nn.Dropout | nn.Identity)
+    ]
+    found: dict[tuple[int, int], str] = {}
+    layouts = Layouts(model).of(once, refuse=False)
+    for name, layout in layouts.items():
+        filters, *size = layout.shape
+        if max(size) > 1 and filters != model.classes:
+            found[size[0], size[1]] = name
+    return {name: layouts[name] for name in list(found.values())[-MOST:]}
