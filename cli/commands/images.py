@@ -14,6 +14,7 @@ from cnnviz.core.output.options import Look
 from cnnviz.filters.activations.options import ActivationsSpec
 from cnnviz.gradients.options import SaliencySpec
 from cnnviz.occlusion.options import OcclusionSpec, PanelSpec
+from cnnviz.reasons.options import ReasonsSpec
 from cnnviz.trust.options import MinTrust, Trust, TrustSpec
 
 
@@ -166,6 +167,26 @@ class TrustCommand:
     ] = None
     expect: Expect = None
     min_trust: MinTrust = None
+    resume: Resume = False
+    shard: Share = None
+    model: ModelOptions
+    output: OutputOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasonsCommand:
+    """Find how many reasons a prediction has, and which of them are needed.
+
+    cnnviz reasons dog.jpg --model resnet18
+
+    Writes the regions that each hold the class alone, over the image, and their numbers.
+    """
+
+    FIRST: ClassVar[tuple[str, ...]] = ("targets", "cell", "most", "expect")
+
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help=IMAGES)]
+    spec: ReasonsSpec
+    expect: Expect = None
     resume: Resume = False
     shard: Share = None
     model: ModelOptions

@@ -1,0 +1,77 @@
+"""Figures of reasons: regions over the photograph, each in its colour.
+
+Shapes: H W rows and columns of the working image, h w of the picture below.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from cnnviz.core.output.layout import Cell, board, in_rows, picture
+from cnnviz.core.output.overlays import input_cell, paint_kinds
+from cnnviz.core.output.style import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW
+from cnnviz.reasons.results import ClassReasons, Reason, ReasonsResult
+
+COLOURS = (ORANGE, SKY, GREEN, PURPLE, YELLOW, BLUE, RED)
+OPACITY = 0.45
+Pixels = NDArray[np.uint8]
+
+
+def draw(result: ReasonsResult, beneath: Pixels) -> dict[str, Figure]:
+    """Draws all figures of an image, by file name.
+
+    Args:
+        result: what to draw.
+        beneath: the image, uint8 (h, w, 3).
+    """
+    return {"reasons.png": _regions(result, beneath)}
+
+
+def _regions(result: ReasonsResult, beneath: Pixels) -> Figure:
+    """A row for each class: the image, its reasons over it, the region that is needed."""
+    size = result.occlusion.measured.size
+    cells: list[Cell] = []
+    for target in result.targets:
+        first = input_cell(beneath, size, f"p({target.class_}) = {target.reading:.2f}")
+        several = len(target.reasons) != 1
+        title = f"{len(target.reasons)} reason{'s' * several}"
+        texts = [f"{n}: {_text(reason)}" for n, reason in enumerate(target.reasons, start=1)]
+        cells += [first, _painted(target, target.reasons, size, beneath, title, "\n".join(texts))]
+        if target.needed is not None:
+            title = "Sufficient and necessary"
+            cells.append(
+                _painted(target, [target.needed], size, beneath, title, _text(target.needed))
+            )
+    return board(in_rows(cells, 3))
+
+
+def _text(reason: Reason) -> str:
+    return (
+        f"{100 * reason.share:.1f} % of the image, alone {reason.alone:.2f}, "
+        f"without {reason.without:.2f}"
+    )
+
+
+def _painted(
+    target: ClassReasons,
+    reasons: Sequence[Reason],
+    size: tuple[int, int],
+    beneath: Pixels,
+    title: str,
+    below: str,
+) -> Cell:
+    """The photograph with each region in its colour."""
+    kinds_HW = np.zeros(size, np.intp)
+    for number, reason in enumerate(reasons, start=1):
+        kinds_HW[target.mask(reason, size).numpy()] = number
+    rgba = [(0.0, 0.0, 0.0, 0.0)]
+    rgba += [(*to_rgb(COLOURS[n % len(COLOURS)]), OPACITY) for n in range(len(reasons))]
+
+    def paint(axes: Axes) -> None:
+        paint_kinds(axes, kinds_HW, np.array(rgba, np.float32), beneath)
+
+    return picture(paint, size, title, below)
