@@ -29,6 +29,19 @@ class ReasonsSpec(Spec):
             most=1,
         ),
     ] = 0.9
+    segments: Annotated[
+        str | None,
+        Option(
+            "Shapley values of these parts of the image: grid, slic (superpixels, needs "
+            "scikit-image), or a label image (.npy or .png, of the file's size or of input.png's)."
+        ),
+    ] = None
+    parts: Annotated[
+        int, Option("Number of parts of grid and slic; up to 12 are exact.", least=2, most=400)
+    ] = 12
+    permutations: Annotated[
+        int, Option("Random orders of more than 12 parts, an even number.", least=4, most=100_000)
+    ] = 40
     fill: Fill = "mean"
     at: At = None
     inside: Inside = None
