@@ -1,18 +1,28 @@
 """The reasons for the classes of an image: regions first, then what is asked about them."""
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from cnnviz.core.data.images import WorkingImage, read_image
+from cnnviz.core.errors import UsageError
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.summary import class_fields
 from cnnviz.occlusion.experiment import Occluder
+from cnnviz.occlusion.masks import fill_picture, inside_boxes
 from cnnviz.occlusion.options import OcclusionSpec
 from cnnviz.occlusion.results import OcclusionResult, Panel
 from cnnviz.occlusion.sufficient import Search, check_shares
-from cnnviz.reasons.options import ReasonsSpec
+from cnnviz.reasons.carriers import NoEffect, carriers
+from cnnviz.reasons.interactions import Interacting
+from cnnviz.reasons.options import Part, ReasonsSpec
 from cnnviz.reasons.regions import find_regions
-from cnnviz.reasons.results import ClassReasons, ReasonsResult
+from cnnviz.reasons.results import Carriers, ClassReasons, ReasonsResult
+
+_log = logging.getLogger("cnnviz")
 
 
 class Reasoner:
@@ -31,6 +41,18 @@ class Reasoner:
             seed=spec.seed,
         )
         self.occluder = Occluder(model, self._occlusion)
+        self._pairs: Interacting | None = None
+        if Part.PAIRS not in spec.skip:
+            self._pairs = Interacting(
+                model, grid=spec.grid, fill=spec.fill, batch_size=spec.batch_size, seed=spec.seed
+            )
+        self.steps = self.occluder.positions + (self._pairs.positions if self._pairs else 0)
+        if spec.region is not None and not _inside(spec.region, model.input_size):
+            rows, columns = model.input_size
+            raise UsageError(
+                f"--region {','.join(map(str, spec.region))} is outside the working image of "
+                f"{rows}x{columns} pixels"
+            )
 
     def run(
         self, image: WorkingImage, progress: Callable[[int], None] = lambda _steps: None
@@ -42,14 +64,42 @@ class Reasoner:
             prediction=result.prediction,
             top5=result.top5,
             fill=self._spec.fill,
-            targets=tuple(self._target(result, panel) for panel in result.targets),
+            targets=tuple(self._target(result, panel, progress) for panel in result.targets),
             occlusion=result,
         )
 
-    def _target(self, result: OcclusionResult, panel: Panel) -> ClassReasons:
+    def _target(
+        self, result: OcclusionResult, panel: Panel, progress: Callable[[int], None]
+    ) -> ClassReasons:
         measured, spec = result.measured, self._spec
         search = Search(self._model, measured, panel, self._occlusion, spec.cell, spec.hold)
-        return find_regions(search, class_fields(measured, panel.index, panel.reading), spec.most)
+        found = find_regions(search, class_fields(measured, panel.index, panel.reading), spec.most)
+        pairs = self._pairs and self._pairs.run(measured.image, panel.index, progress)
+        carried = None if Part.FILTERS in spec.skip else self._carriers(result, panel)
+        return replace(found, interactions=pairs, carriers=carried)
+
+    def _carriers(self, result: OcclusionResult, panel: Panel) -> Carriers | None:
+        """The filters that carry a region; None, with a note, where it has no effect."""
+        image, spec = result.measured.image, self._spec
+        box_14 = torch.tensor([spec.region or panel.max_drop_box])
+        try:
+            return carriers(
+                self._model,
+                image,
+                fill_picture(spec.fill, image.pixels, self._model.preprocess, spec.seed),
+                inside_boxes(box_14, result.measured.size)[0],
+                panel.index,
+                fill=spec.fill,
+                layers=spec.layers,
+                group=spec.group,
+            )
+        except NoEffect as reason:
+            _log.warning("note: %s, %s: %s", image.path, panel.class_, reason)
+            return None
+
+
+def _inside(box: tuple[int, int, int, int], size: tuple[int, int]) -> bool:
+    return box[2] <= size[0] and box[3] <= size[1]
 
 
 def reasons(
