@@ -77,7 +77,6 @@ COMMANDS = {
         SaliencyCommand,
         ReasonsCommand,
         TrustCommand,
-        ReasonsCommand,
         ActivationsCommand,
         DetectCommand,
         RenderCommand,

@@ -43,8 +43,7 @@ from cnnviz.occlusion.options import MapKind, Score, Upsample
 Stride = Annotated[
     Positive | Sides, Says("pixels between positions; rows, columns where they differ")
 ]
-RANKED_BY = ("covering", "keeping", "union")
-"""What a region was found by: either map, or the union of earlier regions."""
+RANKED_BY = ("covering", "keeping")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ Shapes: N images, L cells, H W rows and columns, r c rows and columns of cells.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from enum import Enum
 from functools import partial
@@ -38,7 +38,11 @@ from cnnviz.occlusion.results import RANKED_BY, Panel, Region, Sufficiency, in_p
 HELD = 0.9  # of the class's probability, by what is kept alone
 LOST = 0.5  # of it, for a class that is not the prediction anyway
 AT_A_TIME = 16
-EXCHANGES = 4  # cells from outside that are tried in exchange
+STEPS, TOGETHER = 32, 6  # numbers of cells that are tried at first, and removed together
+OUTSIDE, EXCHANGES = (
+    16,
+    2,
+)  # best cells that are added, and those of them that are tried in exchange
 THINNED = 2  # of the map's positions, every second row and column ranks what a region leaves
 
 
@@ -83,6 +87,11 @@ def _prefixes(ranking_R: Tensor, cells: int) -> Tensor:
     return place_L < torch.arange(len(ranking_R) + 1)[:, None]
 
 
+def _spread(low: int, high: int, count: int) -> list[int]:
+    """At most so many whole numbers from low to high, both included."""
+    return sorted({round(low + (high - low) * i / (count - 1)) for i in range(count)})
+
+
 def check_shares(head: Head, option: str) -> None:
     """Raises UsageError for numbers without a zero, such as a regression's."""
     if not head.has_shares:
@@ -113,6 +122,7 @@ class Search:
         """Lays the grid; `held` is the share of the probability that is enough."""
         self._head, self._panel, self._size = model.head, panel, measured.size
         self._held, self.passes = held, 0
+        self._ranked: Mapping[str, Tensor] = {}
         image = measured.image
         # A long strip gets no more cells than a square: the search goes through all of them.
         self.cell = cell or max(1, round(STRIDE_SHARE * math.sqrt(math.prod(self._size))))
@@ -164,6 +174,11 @@ class Search:
         """The class's probability with only those cells kept, or with them occluded."""
         return float(self.probabilities(self.run(cells_L[None], keep=keep))[0])
 
+    def log_odds(self, count: int, kept: Callable[[slice], Tensor]) -> Tensor:
+        """(N,) of the class with only those pixels kept, (n, H, W) bool of a slice of them."""
+        self.passes += count
+        return self._scores(self._logits(count, kept), Score.LOG_ODDS)
+
     def run(self, cells_NL: Tensor, *, keep: bool) -> Tensor:
         """(N, K) logits with only those cells kept, or with them occluded."""
 
@@ -190,9 +205,12 @@ class Search:
 
     def rankings(self, covered_L: Tensor | None = None) -> Mapping[str, Tensor]:
         """The cells (R,) that are not covered, most important first, by both maps."""
+        covered_L = covered_L if covered_L is not None and bool(covered_L.any()) else None
+        if covered_L is None and self._ranked:
+            return self._ranked
         grid = self._panel.grid
         boxes_P4 = grid.boxes_P4
-        if covered_L is None or not covered_L.any():
+        if covered_L is None:
             left_HW, map_HW = torch.ones(self._size, dtype=torch.bool), self._panel.map_HW
             ranked = torch.arange(self.cells)
         else:
@@ -202,10 +220,13 @@ class Search:
             boxes_P4 = torch.stack([boxes_P4[r * grid.shape[1] + c] for r in rows for c in columns])
             map_HW = self._by_boxes(boxes_P4, left_HW, keep=False)
         maps = (map_HW, self._by_boxes(boxes_P4, left_HW, keep=True))
-        return {
+        rankings = {
             name: ranked[self._means(each_HW)[ranked].argsort(descending=True, stable=True)]
-            for name, each_HW in zip(RANKED_BY, maps, strict=False)
+            for name, each_HW in zip(RANKED_BY, maps, strict=True)
         }
+        if covered_L is None:
+            self._ranked = rankings
+        return rankings
 
     def _by_boxes(self, boxes_P4: Tensor, left_HW: Tensor, *, keep: bool) -> Tensor:
         """(H, W) what keeping boxes of what is left adds, or occluding them takes away."""
@@ -226,49 +247,45 @@ class Search:
         return torch.stack([map_HW[y0:y1, x0:x1].double().mean() for y0, x0, y1, x1 in boxes])
 
     def smallest(
-        self, need: Need, covered_L: Tensor | None = None, start_L: Tensor | None = None
+        self, need: Need, covered_L: Tensor | None = None, base_L: Tensor | None = None
     ) -> Region | None:
         """The smallest region of the cells that are not covered; None where none is found.
 
         Args:
             need: what it has to do.
             covered_L: cells that it may not have.
-            start_L: a region to start from as well; it is taken if it meets the need.
+            base_L: cells that the search starts with.
         """
-        best: tuple[int, str, Tensor] | None = None
+        best: tuple[Tensor, str] | None = None
         rankings = self.rankings(covered_L)
         for name, ranking_R in rankings.items():
-            cells_L = self._first(ranking_R, need)
+            cells_L = self._first(ranking_R, need, base_L)
             if cells_L is not None:
-                best = self._better(best, self.minimal(cells_L, need), name)
-        if start_L is not None and bool(self.met(start_L[None], need)[0]):
-            best = self._better(best, self.minimal(start_L, need), RANKED_BY[2])
+                cells_L = self.minimal(cells_L, need)
+                if best is None or self._area(cells_L) < self._area(best[0]):
+                    best = cells_L, name
         if best is None:
             return None
-        return self._region(self._exchanged(best[2], need, covered_L), best[1], need)
-
-    def _better(
-        self, best: tuple[int, str, Tensor] | None, cells_L: Tensor, name: str
-    ) -> tuple[int, str, Tensor]:
-        area = self._area(cells_L)
-        return (area, name, cells_L) if best is None or area < best[0] else best
+        outside = sorted({i for ranked in rankings.values() for i in ranked[:OUTSIDE].tolist()})
+        return self._region(self._exchanged(best[0], need, torch.tensor(outside)), best[1], need)
 
     def _area(self, cells_L: Tensor) -> int:
         return int(self._areas_L[cells_L].sum())
 
-    def _first(self, ranking_R: Tensor, need: Need) -> Tensor | None:
-        """The fewest of the best cells that are enough."""
-        for part_NL in torch.split(_prefixes(ranking_R, self.cells), AT_A_TIME):
+    def _first(self, ranking_R: Tensor, need: Need, base_L: Tensor | None) -> Tensor | None:
+        """About the fewest of the best cells that are enough, with the base if there is one."""
+        grown_NL = _prefixes(ranking_R, self.cells)[_spread(0, len(ranking_R), STEPS)]
+        for part_NL in torch.split(grown_NL if base_L is None else grown_NL | base_L, AT_A_TIME):
             met_N, _margins = self.met(part_NL, need)
             if met_N.any():
                 return part_NL[int(met_N.int().argmax())]
         return None
 
-    def minimal(self, cells_L: Tensor, need: Need) -> Tensor:
+    def minimal(self, cells_L: Tensor, need: Need, fewest: int = 1) -> Tensor:
         """The region without the cells that it can do without: no single cell can go.
 
-        In each round all cells that can go alone are ordered by what is left without them, and as
-        many of them as possible go together.
+        In each round all cells that can go alone are ordered by what is left without them, and and
+        as many of them as possible go together. If fewer than `fewest` can go at first, none do.
         """
         while True:
             members = cells_L.nonzero()[:, 0]
@@ -277,19 +294,19 @@ class Search:
             without_NL = cells_L.repeat(len(members), 1)
             without_NL[torch.arange(len(members)), members] = False
             met_N, margin_N = self.met(without_NL, need)
-            if not met_N.any():
+            if met_N.sum() < fewest:
                 return cells_L
+            fewest = 1
             spare = members[met_N][margin_N[met_N].argsort(descending=True, stable=True)]
-            together_NL = cells_L & ~_prefixes(spare, self.cells)[1:]
+            together_NL = cells_L & ~_prefixes(spare, self.cells)[_spread(1, len(spare), TOGETHER)]
             met_N, _margins = self.met(together_NL, need)
             met_N[0] = True  # as before, on its own
             cells_L = together_NL[int(met_N.nonzero().max())]
 
-    def _exchanged(self, cells_L: Tensor, need: Need, covered_L: Tensor | None) -> Tensor:
+    def _exchanged(self, cells_L: Tensor, need: Need, best: Tensor) -> Tensor:
         """The region with cells from outside, where more than one can go in exchange."""
         while True:
-            free_L = ~cells_L if covered_L is None else ~(cells_L | covered_L)
-            outside = free_L.nonzero()[:, 0]
+            outside = best[~cells_L[best]]
             if not len(outside) or not cells_L.any():
                 return cells_L
             added_NL = cells_L.repeat(len(outside), 1)
@@ -297,7 +314,7 @@ class Search:
             met_N, margin_N = self.met(added_NL, need)
             added_NL = added_NL[met_N][margin_N[met_N].argsort(descending=True, stable=True)]
             for each_L in added_NL[:EXCHANGES]:
-                smaller_L = self.minimal(each_L, need)
+                smaller_L = self.minimal(each_L, need, fewest=2)
                 if self._area(smaller_L) < self._area(cells_L):
                     cells_L = smaller_L
                     break

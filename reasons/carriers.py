@@ -59,9 +59,9 @@ def carriers(
     fill_CHW: Tensor,
     region_HW: Tensor,
     target: int,
+    layouts: Mapping[str, Layout],
     *,
     fill: str = "mean",
-    layers: Sequence[str] = (),
     group: int = 1,
     memory: int | None = None,
 ) -> Carriers:
@@ -73,16 +73,14 @@ def carriers(
         fill_CHW: what replaces the region, in [0, 1].
         region_HW: bool.
         target: index of the class.
+        layouts: of `patched_layers`.
         fill: name of the fill.
-        layers: names; empty for the last ones of each size that all goes through.
         group: neighbouring filters that are put together.
         memory: bytes for replaying; None for automatic.
 
     Raises:
-        UsageError: a layer does not exist, has no channels or runs more than once.
         NoEffect: occluding the region changes the score no more than rounding does.
     """
-    layouts = _layers(model, layers)
     names = list(layouts)
     normalise = model.preprocess.normalise
     covered_CHW = torch.where(region_HW, fill_CHW, image.pixels)
@@ -194,8 +192,12 @@ def _layer(
     )
 
 
-def _layers(model: Model, requested: Sequence[str]) -> dict[str, Layout]:
-    """The layers to patch and their layouts, in the order in which they run."""
+def patched_layers(model: Model, requested: Sequence[str] = ()) -> dict[str, Layout]:
+    """The layers to patch and their layouts, in the order in which they run.
+
+    Raises:
+        UsageError: a layer does not exist, has no channels, does not run, or runs more than once.
+    """
     for name in requested:
         find_layer(model.module, name, model.name)
     layouts = Layouts(model).of(requested) if requested else _bottlenecks(model)

@@ -6,21 +6,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from cnnviz.core.data.images import WorkingImage, read_image
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models.load import Model
+from cnnviz.core.models.variants import fast
 from cnnviz.core.output.summary import class_fields
 from cnnviz.occlusion.experiment import Occluder
 from cnnviz.occlusion.masks import fill_picture, inside_boxes
 from cnnviz.occlusion.options import OcclusionSpec
 from cnnviz.occlusion.results import OcclusionResult, Panel
 from cnnviz.occlusion.sufficient import Search, check_shares
-from cnnviz.reasons.carriers import NoEffect, carriers
+from cnnviz.reasons.carriers import NoEffect, carriers, patched_layers
 from cnnviz.reasons.interactions import Interacting
-from cnnviz.reasons.options import Part, ReasonsSpec
+from cnnviz.reasons.options import Question, ReasonsSpec
 from cnnviz.reasons.regions import find_regions
 from cnnviz.reasons.results import Carriers, ClassReasons, ReasonsResult
+from cnnviz.reasons.segments import Parts, check_segments, parts_of
+from cnnviz.reasons.shapley import shapley_of
 
 _log = logging.getLogger("cnnviz")
 
@@ -31,7 +35,17 @@ class Reasoner:
     def __init__(self, model: Model, spec: ReasonsSpec) -> None:
         """Checks the spec and prepares the occlusion."""
         check_shares(model.head, "reasons")
-        self._model, self._spec = model, spec
+        check_segments(spec.segments)
+        if spec.region is not None and not _inside(spec.region, model.input_size):
+            rows, columns = model.input_size
+            raise UsageError(
+                f"--region {','.join(map(str, spec.region))} is outside the working image of "
+                f"{rows}x{columns} pixels"
+            )
+        self._model, self._fast, self._spec = model, fast(model), spec
+        self._layouts = {}
+        if Question.FILTERS not in spec.skip:
+            self._layouts = patched_layers(model, spec.layers)
         self._occlusion = OcclusionSpec(
             targets=spec.targets,
             fill=spec.fill,
@@ -42,40 +56,48 @@ class Reasoner:
         )
         self.occluder = Occluder(model, self._occlusion)
         self._pairs: Interacting | None = None
-        if Part.PAIRS not in spec.skip:
+        if Question.PAIRS not in spec.skip:
             self._pairs = Interacting(
                 model, grid=spec.grid, fill=spec.fill, batch_size=spec.batch_size, seed=spec.seed
             )
         self.steps = self.occluder.positions + (self._pairs.positions if self._pairs else 0)
-        if spec.region is not None and not _inside(spec.region, model.input_size):
-            rows, columns = model.input_size
-            raise UsageError(
-                f"--region {','.join(map(str, spec.region))} is outside the working image of "
-                f"{rows}x{columns} pixels"
-            )
 
     def run(
         self, image: WorkingImage, progress: Callable[[int], None] = lambda _steps: None
     ) -> ReasonsResult:
         """Studies one image."""
+        spec = self._spec
+        parts = parts_of(image, spec.segments, spec.parts) if spec.segments else None
         result = self.occluder.run(image, progress=progress)
         return ReasonsResult(
             image=image.path,
             prediction=result.prediction,
             top5=result.top5,
             fill=self._spec.fill,
-            targets=tuple(self._target(result, panel, progress) for panel in result.targets),
+            targets=tuple(self._target(result, panel, parts, progress) for panel in result.targets),
             occlusion=result,
         )
 
     def _target(
-        self, result: OcclusionResult, panel: Panel, progress: Callable[[int], None]
+        self,
+        result: OcclusionResult,
+        panel: Panel,
+        parts: Parts | None,
+        progress: Callable[[int], None],
     ) -> ClassReasons:
         measured, spec = result.measured, self._spec
-        search = Search(self._model, measured, panel, self._occlusion, spec.cell, spec.hold)
-        found = find_regions(search, class_fields(measured, panel.index, panel.reading), spec.most)
+        search = Search(self._fast, measured, panel, self._occlusion, spec.cell, spec.hold)
+        fields = class_fields(measured, panel.index, panel.reading)
+        found = find_regions(search, fields, spec.most)
+        if parts is not None:
+
+            def game(kept_NP: Tensor) -> Tensor:
+                return search.log_odds(len(kept_NP), lambda part: kept_NP[part][:, parts.labels_HW])
+
+            shapley = shapley_of(game, parts, spec.permutations, spec.seed)
+            found = replace(found, shapley=shapley)
         pairs = self._pairs and self._pairs.run(measured.image, panel.index, progress)
-        carried = None if Part.FILTERS in spec.skip else self._carriers(result, panel)
+        carried = self._carriers(result, panel) if self._layouts else None
         return replace(found, interactions=pairs, carriers=carried)
 
     def _carriers(self, result: OcclusionResult, panel: Panel) -> Carriers | None:
@@ -89,8 +111,8 @@ class Reasoner:
                 fill_picture(spec.fill, image.pixels, self._model.preprocess, spec.seed),
                 inside_boxes(box_14, result.measured.size)[0],
                 panel.index,
+                self._layouts,
                 fill=spec.fill,
-                layers=spec.layers,
                 group=spec.group,
             )
         except NoEffect as reason:

@@ -9,7 +9,7 @@ from cnnviz.core.errors import UsageError
 from cnnviz.core.options import At, BatchSize, Fill, Inside, Option, Seed, Spec, Targets
 
 
-class Part(StrEnum):
+class Question(StrEnum):
     """A question that is asked besides the regions."""
 
     PAIRS = "pairs"
@@ -54,8 +54,21 @@ class ReasonsSpec(Spec):
             most=1,
         ),
     ] = 0.9
+    segments: Annotated[
+        str | None,
+        Option(
+            "Shapley values of these parts of the image: grid, slic (superpixels, needs "
+            "scikit-image), or a label image (.npy or .png, of the file's size or of input.png's)."
+        ),
+    ] = None
+    parts: Annotated[
+        int, Option("Number of parts of grid and slic; up to 12 are exact.", least=2, most=400)
+    ] = 12
+    permutations: Annotated[
+        int, Option("Random orders of more than 12 parts, an even number.", least=4, most=100_000)
+    ] = 40
     skip: Annotated[
-        tuple[Part, ...],
+        tuple[Question, ...],
         Option("Leave out a part: pairs (of cells), filters; repeatable."),
     ] = ()
     grid: Annotated[int, Option("Pairs: cells along each side of the image.", least=2, most=16)] = 7

@@ -4,6 +4,7 @@ One is found, covered for good, and the search starts again with what is left, u
 more. Shapes: L cells, H W rows and columns.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,17 +26,25 @@ def find_regions(search: Search, fields: dict[str, Any], most: int) -> ClassReas
         if region is not None and region.cells:
             covered_L |= region.cells_rc.flatten()
             found.append(_reason(search, region, covered_L))
-    needed = search.smallest(Need.BOTH, start_L=covered_L)
+    # Where the first is lost with the class, it is the smallest that is both: no cell can go.
+    needed = found[0] if found and found[0].lost else _both(search, found)
     return ClassReasons(
         **fields,
         cell=search.cell,
         grid=search.shape,
         reasons=tuple(found),
         complete=complete,
-        needed=None if needed is None else _reason(search, needed, needed.cells_rc.flatten()),
+        needed=needed,
         lost_when=search.lost_when,
         passes=search.passes,
     )
+
+
+def _both(search: Search, found: Sequence[Reason]) -> Reason | None:
+    base_L = torch.zeros(search.cells, dtype=torch.bool)
+    base_L[list(found[0].cells) if found else []] = True
+    region = search.smallest(Need.BOTH, base_L=base_L)
+    return None if region is None else _reason(search, region, region.cells_rc.flatten())
 
 
 def _reason(search: Search, region: Region, covered_L: Tensor) -> Reason:

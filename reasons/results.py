@@ -100,6 +100,29 @@ class Interactions(Record):
         return [pair for pair in self.pairs if pair.relation is relation]
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Part(Record):
+    """A part of the image and its Shapley value."""
+
+    label: Annotated[int, Says("its number in the label image; of a grid, row by row from 0")]
+    share: Annotated[Share, Says("of the image's pixels")]
+    value: Annotated[float, Says("mean gain of the log-odds as it joins others")]
+    error: Annotated[float | None, Says("standard error; absent if exact", optional=True)] = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Shapley(Record):
+    """The log-odds of the image, shared among its parts: the values sum to `all` - `none`."""
+
+    segments: Annotated[str, Says("grid, slic or the file's name")]
+    parts: Annotated[tuple[Part, ...], Says(minItems=2)]
+    all: Annotated[float, Says("log-odds of the image")]
+    none: Annotated[float, Says("log-odds with all parts occluded")]
+    permutations: Annotated[Count, Says("random orders, in opposite pairs; 0 if exact")]
+    passes: Positive
+    labels_HW: Hidden[Tensor] = ABSENT
+
+
 @dataclass(frozen=True, kw_only=True)
 class Carrier(Record):
     """A filter, or a group of neighbouring ones, and what it carries of the drop."""
@@ -175,6 +198,7 @@ class ClassReasons(ClassRecord):
     ]
     lost_when: str
     passes: Annotated[Positive, Says("images through the network for the regions")]
+    shapley: Annotated[Shapley | None, Says("with --segments", optional=True)] = None
     interactions: Annotated[Interactions | None, OPTIONAL] = None
     carriers: Annotated[Carriers | None, OPTIONAL] = None
 

@@ -12,7 +12,7 @@ import torch
 from networks import image_of, model_of
 from torch import Tensor, nn
 
-from cnnviz.reasons.carriers import NoEffect, carriers
+from cnnviz.reasons.carriers import NoEffect, carriers, patched_layers
 from cnnviz.reasons.interactions import Interacting
 from cnnviz.reasons.results import Carriers, LayerCarriers
 
@@ -78,8 +78,8 @@ class Case:
         for colour in colours:
             region_HW[self.places[colour]] = True
         black = torch.zeros_like(self.image.pixels)
-        layers = ("first", "second")
-        return carriers(self.model, self.image, black, region_HW, 0, layers=layers)
+        layouts = patched_layers(self.model, ("first", "second"))
+        return carriers(self.model, self.image, black, region_HW, 0, layouts)
 
 
 PLACEMENTS = [range(1), pytest.param(range(1, 8), marks=pytest.mark.slow)]
