@@ -1,6 +1,7 @@
 """`cnnviz reasons`: how many reasons does the network have, and which are needed?"""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from cnnviz.cli.commands.images import ReasonsCommand
@@ -10,12 +11,15 @@ from cnnviz.core.data.outlines import outline_mask, read_outlines
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.drawing import image_pixels
 from cnnviz.core.output.overlays import photograph
+from cnnviz.core.output.record import table
 from cnnviz.core.output.run_folder import RunFolder
+from cnnviz.core.output.summary import read_summary
 from cnnviz.reasons.experiment import Reasoner
 from cnnviz.reasons.figures import draw
-from cnnviz.reasons.results import ReasonsResult
+from cnnviz.reasons.results import Carrier, Pair, ReasonsResult
+from cnnviz.reasons.units import Units
 
-INPUT = "input.png"
+INPUT, PAIRS, FILTERS = "input.png", "pairs.csv", "filters.csv"
 
 
 def reasons(given: ReasonsCommand) -> None:
@@ -23,10 +27,19 @@ def reasons(given: ReasonsCommand) -> None:
     run = ImageRun("reasons", given.output)
     paths = run.images(given.images, given.shard)
     loaded = run.load(given.model)
-    study = _Study(given, loaded)
+    units = None
+    if given.units is not None:
+        units = Units(read_summary(given.units, given.data))
+        if units.closed:
+            run.console.note(
+                f"the images of {given.units} are in other folders than it, so no patches are "
+                "shown; name theirs with --data"
+            )
+    study = _Study(given, loaded, units)
     run.note_common(expect=given.expect, inside=given.spec.inside)
-    depends = {"options": given.spec, "--expect": given.expect}
-    run.go(study, loaded, paths, depends, seed=given.model.seed, resume=given.resume)
+    depends = {"options": given.spec, "--expect": given.expect, "--units": given.units}
+    inputs = [units.summary] if units else []
+    run.go(study, loaded, paths, depends, seed=given.model.seed, inputs=inputs, resume=given.resume)
 
 
 class _Study(ImageStudy[ReasonsResult, ReasonsResult]):
@@ -37,10 +50,13 @@ class _Study(ImageStudy[ReasonsResult, ReasonsResult]):
     columns = ("image", "class", "p", "reason", "share", "alone", "without")
     show = "reasons.png"
 
-    def __init__(self, given: ReasonsCommand, model: Model) -> None:
-        self._reasoner = Reasoner(model, given.spec)
+    def __init__(self, given: ReasonsCommand, model: Model, units: Units | None) -> None:
+        self._units, spec = units, given.spec
+        if units is not None:
+            spec = replace(spec, layers=spec.layers or units.layers)
+        self._reasoner = Reasoner(model, spec)
         self._expected = read_outlines(given.expect) if given.expect else None
-        self.steps = self._reasoner.occluder.positions
+        self.steps = self._reasoner.steps
 
     def one(self, image: WorkingImage, path: Path, advance: Advance) -> ReasonsResult:
         result = self._reasoner.run(image, advance)
@@ -54,8 +70,13 @@ class _Study(ImageStudy[ReasonsResult, ReasonsResult]):
     def files(self, result: ReasonsResult, folder: RunFolder) -> None:
         image = result.occlusion.measured.image
         folder.write_image(INPUT, image_pixels(image))
-        for name, figure in draw(result, photograph(image)).items():
+        patches = self._units and self._units.patches
+        for name, figure in draw(result, photograph(image), patches).items():
             folder.write_figure(name, figure)
+        if rows := list(result.table_pairs()):
+            folder.write_csv(PAIRS, *table(Pair, rows))
+        if filters := list(result.table_carriers()):
+            folder.write_csv(FILTERS, *table(Carrier, filters))
 
     def rows(self, entry: ReasonsResult) -> Iterator[tuple[object, ...]]:
         for target in entry.targets:

@@ -16,8 +16,6 @@ Shapes: H W rows and columns of the image, G groups of filters, K classes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +37,11 @@ from cnnviz.core.models.layers import (
     watch_outputs,
 )
 from cnnviz.core.models.load import Model
-from cnnviz.core.output.record import ABSENT, Count, Hidden, Positive, Record, Says, Share
-from cnnviz.filters.ablation.replay import MEMORY, Fills, ablation_passes
+from cnnviz.filters.ablation.replay import Fills, ablation_passes, default_memory
 from cnnviz.filters.channels import Channels
 from cnnviz.occlusion.experiment import DEFAULT_SCORES
 from cnnviz.occlusion.maps import target_scores
+from cnnviz.reasons.results import Carrier, Carriers, LayerCarriers
 
 SHOWN = 10
 """Filters of a layer in `summary.json`."""
@@ -51,58 +49,8 @@ MOST = 4
 """Layers, if none is named."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Carrier(Record):
-    """A filter, or a group of neighbouring ones, and what it carries of the drop."""
-
-    layer: str
-    filter: Count
-    last: Annotated[Count, Says("last filter of the group; the same one without --group")]
-    restored: Annotated[float, Says("share of the drop that its untouched activations bring back")]
-    taken: Annotated[float, Says("share of the drop that its occluded activations cause alone")]
-
-    @property
-    def share(self) -> float:
-        """The mean of both, by which filters are ranked."""
-        return (self.restored + self.taken) / 2
-
-    @property
-    def name(self) -> str:
-        """`12`, or `8-15`."""
-        return str(self.filter) if self.last == self.filter else f"{self.filter}-{self.last}"
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class LayerCarriers(Record):
-    """The filters of a layer, the strongest first."""
-
-    layer: str
-    of_filters: Positive
-    restored: Annotated[float, Says("share that all filters together bring back")]
-    taken: Annotated[float, Says("share that all filters together take")]
-    restored_sum: Annotated[float, Says("of each filter alone; as `restored` where they add up")]
-    taken_sum: Annotated[float, Says("of each filter alone; as `taken` where they add up")]
-    filters: Annotated[tuple[Carrier, ...], Says("the strongest")]
-    every: Hidden[tuple[Carrier, ...]] = ABSENT
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Carriers(Record):
-    """The filters that carry what a region says of a class."""
-
-    region: Annotated[Share, Says("the region's share of the image's pixels")]
-    fill: str
-    score: Annotated[str, Says("the score that drops")]
-    before: Annotated[float, Says("score of the original image")]
-    after: Annotated[float, Says("score with the region occluded")]
-    engine: Annotated[str, Says("replay or full")]
-    layers: tuple[LayerCarriers, ...]
-    region_HW: Hidden[Tensor] = ABSENT
-
-    @property
-    def drop(self) -> float:
-        """What occluding the region takes from the score."""
-        return self.before - self.after
+class NoEffect(CnnvizError):  # noqa: N818 (a reason, not an error of the program)
+    """Occluding a region changes the score no more than rounding does."""
 
 
 def carriers(
@@ -111,11 +59,11 @@ def carriers(
     fill_CHW: Tensor,
     region_HW: Tensor,
     target: int,
+    layouts: Mapping[str, Layout],
     *,
     fill: str = "mean",
-    layers: Sequence[str] = (),
     group: int = 1,
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> Carriers:
     """Finds the filters that carry a region's effect on one class, or output.
 
@@ -125,16 +73,14 @@ def carriers(
         fill_CHW: what replaces the region, in [0, 1].
         region_HW: bool.
         target: index of the class.
+        layouts: of `patched_layers`.
         fill: name of the fill.
-        layers: names; empty for the last ones of each size that all goes through.
         group: neighbouring filters that are put together.
-        memory: bytes for replaying.
+        memory: bytes for replaying; None for automatic.
 
     Raises:
-        UsageError: a layer does not exist, has no channels or runs more than once.
-        CnnvizError: occluding the region changes the score no more than rounding does.
+        NoEffect: occluding the region changes the score no more than rounding does.
     """
-    layouts = _layers(model, layers)
     names = list(layouts)
     normalise = model.preprocess.normalise
     covered_CHW = torch.where(region_HW, fill_CHW, image.pixels)
@@ -144,7 +90,7 @@ def carriers(
     before, after = (float(_scores(model, logits_1K, target)[0]) for logits_1K, _ in outputs)
     drop = before - after
     if not abs(drop) > rounding(model.precision.dtype) * scale:
-        raise CnnvizError(
+        raise NoEffect(
             f"occluding the region with {fill} changes the score by {drop:.2g} only, so no filter "
             "carries anything; name another region with --region, or another --fill"
         )
@@ -153,7 +99,13 @@ def carriers(
     results = []
     for pixels_1CHW, (_logits, fills) in zip(images[::-1], outputs, strict=True):
         passes = ablation_passes(
-            model, ablations, fills, first=pixels_1CHW, memory=memory, images=1, axes=axes
+            model,
+            ablations,
+            fills,
+            first=pixels_1CHW,
+            memory=memory or default_memory(model.device),
+            images=1,
+            axes=axes,
         )
         values_V = torch.zeros(len(ablations), dtype=torch.float64)
 
@@ -165,6 +117,10 @@ def carriers(
         passes.run(pixels_1CHW, consume)
         results.append(values_V)
     restored_V, taken_V = (results[0] - after) / drop, (before - results[1]) / drop
+    changes = {
+        name: (layout.maps(outputs[0][1][name]) - layout.maps(outputs[1][1][name]))[0].float().cpu()
+        for name, layout in layouts.items()
+    }
     rows = list(zip(ablations, restored_V.tolist(), taken_V.tolist(), strict=True))
     return Carriers(
         region=float(region_HW.double().mean()),
@@ -174,7 +130,7 @@ def carriers(
         after=after,
         engine=passes.engine,
         layers=tuple(
-            _layer(name, layouts[name], [row for row in rows if name in row[0]]) for name in names
+            _layer(name, changes[name], [row for row in rows if name in row[0]]) for name in names
         ),
         region_HW=region_HW,
     )
@@ -207,7 +163,7 @@ def _ablations(names: Sequence[str], layouts: Mapping[str, Layout], group: int) 
 
 
 def _layer(
-    name: str, layout: Layout, rows: Sequence[tuple[Channels, float, float]]
+    name: str, changes_Chw: Tensor, rows: Sequence[tuple[Channels, float, float]]
 ) -> LayerCarriers:
     *groups, (_all, restored, taken) = rows
     every = sorted(
@@ -225,18 +181,23 @@ def _layer(
     )
     return LayerCarriers(
         layer=name,
-        of_filters=layout.shape[0],
+        of_filters=len(changes_Chw),
         restored=restored,
         taken=taken,
         restored_sum=sum(carrier.restored for carrier in every),
         taken_sum=sum(carrier.taken for carrier in every),
         filters=tuple(every[:SHOWN]),
         every=tuple(every),
+        changes_Nhw=torch.stack([changes_Chw[c.filter : c.last + 1].sum(0) for c in every[:SHOWN]]),
     )
 
 
-def _layers(model: Model, requested: Sequence[str]) -> dict[str, Layout]:
-    """The layers to patch and their layouts, in the order in which they run."""
+def patched_layers(model: Model, requested: Sequence[str] = ()) -> dict[str, Layout]:
+    """The layers to patch and their layouts, in the order in which they run.
+
+    Raises:
+        UsageError: a layer does not exist, has no channels, does not run, or runs more than once.
+    """
     for name in requested:
         find_layer(model.module, name, model.name)
     layouts = Layouts(model).of(requested) if requested else _bottlenecks(model)

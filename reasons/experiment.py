@@ -1,24 +1,32 @@
 """The reasons for the classes of an image: regions first, then what is asked about them."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from cnnviz.core.data.images import WorkingImage, read_image
+from cnnviz.core.errors import UsageError
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import fast
 from cnnviz.core.output.summary import class_fields
 from cnnviz.occlusion.experiment import Occluder
+from cnnviz.occlusion.masks import fill_picture, inside_boxes
 from cnnviz.occlusion.options import OcclusionSpec
 from cnnviz.occlusion.results import OcclusionResult, Panel
 from cnnviz.occlusion.sufficient import Search, check_shares
-from cnnviz.reasons.options import ReasonsSpec
+from cnnviz.reasons.carriers import NoEffect, carriers, patched_layers
+from cnnviz.reasons.interactions import Interacting
+from cnnviz.reasons.options import Question, ReasonsSpec
 from cnnviz.reasons.regions import find_regions
-from cnnviz.reasons.results import ClassReasons, ReasonsResult
+from cnnviz.reasons.results import Carriers, ClassReasons, ReasonsResult
 from cnnviz.reasons.segments import Parts, check_segments, parts_of
 from cnnviz.reasons.shapley import shapley_of
+
+_log = logging.getLogger("cnnviz")
 
 
 class Reasoner:
@@ -28,7 +36,16 @@ class Reasoner:
         """Checks the spec and prepares the occlusion."""
         check_shares(model.head, "reasons")
         check_segments(spec.segments)
-        self._fast, self._spec = fast(model), spec
+        if spec.region is not None and not _inside(spec.region, model.input_size):
+            rows, columns = model.input_size
+            raise UsageError(
+                f"--region {','.join(map(str, spec.region))} is outside the working image of "
+                f"{rows}x{columns} pixels"
+            )
+        self._model, self._fast, self._spec = model, fast(model), spec
+        self._layouts = {}
+        if Question.FILTERS not in spec.skip:
+            self._layouts = patched_layers(model, spec.layers)
         self._occlusion = OcclusionSpec(
             targets=spec.targets,
             fill=spec.fill,
@@ -38,6 +55,12 @@ class Reasoner:
             seed=spec.seed,
         )
         self.occluder = Occluder(model, self._occlusion)
+        self._pairs: Interacting | None = None
+        if Question.PAIRS not in spec.skip:
+            self._pairs = Interacting(
+                model, grid=spec.grid, fill=spec.fill, batch_size=spec.batch_size, seed=spec.seed
+            )
+        self.steps = self.occluder.positions + (self._pairs.positions if self._pairs else 0)
 
     def run(
         self, image: WorkingImage, progress: Callable[[int], None] = lambda _steps: None
@@ -50,24 +73,55 @@ class Reasoner:
             image=image.path,
             prediction=result.prediction,
             top5=result.top5,
-            fill=spec.fill,
-            targets=tuple(self._target(result, panel, parts) for panel in result.targets),
+            fill=self._spec.fill,
+            targets=tuple(self._target(result, panel, parts, progress) for panel in result.targets),
             occlusion=result,
         )
 
-    def _target(self, result: OcclusionResult, panel: Panel, parts: Parts | None) -> ClassReasons:
+    def _target(
+        self,
+        result: OcclusionResult,
+        panel: Panel,
+        parts: Parts | None,
+        progress: Callable[[int], None],
+    ) -> ClassReasons:
         measured, spec = result.measured, self._spec
         search = Search(self._fast, measured, panel, self._occlusion, spec.cell, spec.hold)
         fields = class_fields(measured, panel.index, panel.reading)
         found = find_regions(search, fields, spec.most)
-        if parts is None:
-            return found
+        if parts is not None:
 
-        def game(kept_NP: Tensor) -> Tensor:
-            return search.log_odds(len(kept_NP), lambda part: kept_NP[part][:, parts.labels_HW])
+            def game(kept_NP: Tensor) -> Tensor:
+                return search.log_odds(len(kept_NP), lambda part: kept_NP[part][:, parts.labels_HW])
 
-        shapley = shapley_of(game, parts, spec.permutations, spec.seed)
-        return replace(found, shapley=shapley)
+            shapley = shapley_of(game, parts, spec.permutations, spec.seed)
+            found = replace(found, shapley=shapley)
+        pairs = self._pairs and self._pairs.run(measured.image, panel.index, progress)
+        carried = self._carriers(result, panel) if self._layouts else None
+        return replace(found, interactions=pairs, carriers=carried)
+
+    def _carriers(self, result: OcclusionResult, panel: Panel) -> Carriers | None:
+        """The filters that carry a region; None, with a note, where it has no effect."""
+        image, spec = result.measured.image, self._spec
+        box_14 = torch.tensor([spec.region or panel.max_drop_box])
+        try:
+            return carriers(
+                self._model,
+                image,
+                fill_picture(spec.fill, image.pixels, self._model.preprocess, spec.seed),
+                inside_boxes(box_14, result.measured.size)[0],
+                panel.index,
+                self._layouts,
+                fill=spec.fill,
+                group=spec.group,
+            )
+        except NoEffect as reason:
+            _log.warning("note: %s, %s: %s", image.path, panel.class_, reason)
+            return None
+
+
+def _inside(box: tuple[int, int, int, int], size: tuple[int, int]) -> bool:
+    return box[2] <= size[0] and box[3] <= size[1]
 
 
 def reasons(

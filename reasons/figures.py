@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from cnnviz.core.output.layout import Cell, board, in_rows, picture
 from cnnviz.core.output.overlays import input_cell, paint_kinds
 from cnnviz.core.output.style import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW
+from cnnviz.reasons.carriers_figure import Patches, draw_carriers
+from cnnviz.reasons.pairs_figure import draw_pairs
 from cnnviz.reasons.results import ClassReasons, Reason, ReasonsResult
 
 COLOURS = (ORANGE, SKY, GREEN, PURPLE, YELLOW, BLUE, RED)
@@ -21,14 +23,22 @@ OPACITY = 0.45
 Pixels = NDArray[np.uint8]
 
 
-def draw(result: ReasonsResult, beneath: Pixels) -> dict[str, Figure]:
+def draw(
+    result: ReasonsResult, beneath: Pixels, patches: Patches | None = None
+) -> dict[str, Figure]:
     """Draws all figures of an image, by file name.
 
     Args:
         result: what to draw.
         beneath: the image, uint8 (h, w, 3).
+        patches: the strongest patches of a filter.
     """
-    return {"reasons.png": _regions(result, beneath)}
+    figures = {"reasons.png": _regions(result, beneath)}
+    if any(target.interactions for target in result.targets):
+        figures["pairs.png"] = draw_pairs(result, beneath)
+    if any(target.carriers for target in result.targets):
+        figures["filters.png"] = draw_carriers(result, beneath, patches)
+    return figures
 
 
 def _regions(result: ReasonsResult, beneath: Pixels) -> Figure:

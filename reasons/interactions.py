@@ -18,9 +18,6 @@ Shapes: F fills, L cells, K classes, H W rows and columns.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -29,72 +26,18 @@ from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.device import rounding
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.load import Model
-from cnnviz.core.output.record import ABSENT, Box, Count, Hidden, Positive, Record, Says, Sides
 from cnnviz.occlusion.engines.choose import Engine, make_engine
 from cnnviz.occlusion.engines.full import cover
 from cnnviz.occlusion.experiment import DEFAULT_SCORES
 from cnnviz.occlusion.maps import class_scores
 from cnnviz.occlusion.masks import fill_picture
 from cnnviz.occlusion.options import EngineChoice
+from cnnviz.reasons.results import Interactions, Pair, Relation
 
 FILLS = ("mean", "blur", "noise")
 """The fills that must agree, besides the run's own."""
 SMALLEST = 0.05
 """Share of the largest drop, of a cell or a pair, below which a pair is not named."""
-
-
-class Relation(StrEnum):
-    """What two cells are to each other."""
-
-    REDUNDANT = "either would do"
-    """`beyond` is positive, and both together take something."""
-    CONJUNCTIVE = "both are needed"
-    """`beyond` is negative, and each alone takes something."""
-    NONE = "none"
-    """Too weak, of unlike signs with different fills, or one speaks against the class."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair(Record):
-    """Two cells and what they are to each other. Numbers are means over the fills."""
-
-    first: Annotated[Count, Says("cell, row by row from 0")]
-    second: Count
-    first_drop: Annotated[float, Says("what occluding the first cell takes from the score")]
-    second_drop: float
-    both: Annotated[float, Says("what occluding both takes from the score")]
-    beyond: Annotated[float, Says("both minus the drops of each")]
-    lowest: Annotated[float, Says("of `beyond` over the fills")]
-    highest: Annotated[float, Says("of `beyond` over the fills")]
-    relation: Relation
-
-    @property
-    def certain(self) -> float:
-        """The smallest magnitude of `beyond` over the fills; 0 where its sign changes."""
-        return 0.0 if self.lowest * self.highest <= 0 else min(abs(self.lowest), abs(self.highest))
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Interactions(Record):
-    """All pairs of cells of a grid, for one class."""
-
-    grid: Annotated[Sides, Says("rows, columns of cells")]
-    boxes: Annotated[tuple[Box, ...], Says("of the cells, in the working image")]
-    score: Annotated[str, Says("the score that drops")]
-    drops: Annotated[tuple[float, ...], Says("what occluding each cell takes; mean over the fills")]
-    fills: Annotated[tuple[str, ...], Says("all of them agree on a named pair", minItems=1)]
-    engine: str
-    passes: Annotated[Positive, Says("occluded images")]
-    smallest: Annotated[float, Says("magnitude of `beyond` from which on a pair is named")]
-    of_pairs: Positive
-    pairs: Annotated[tuple[Pair, ...], Says("those that are named, the most certain first")]
-    every: Hidden[tuple[Pair, ...]] = ABSENT
-    beyond_FLL: Hidden[Tensor] = ABSENT
-    """Symmetric, with zeros on the diagonal."""
-
-    def named(self, relation: Relation) -> list[Pair]:
-        """The named pairs of a relation, the most certain first."""
-        return [pair for pair in self.pairs if pair.relation is relation]
 
 
 def cells(size: tuple[int, int], grid: int) -> Tensor:

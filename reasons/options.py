@@ -1,9 +1,34 @@
 """Options of `reasons`; imports nothing heavy."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated
 
+from cnnviz.core.choices import whole_number
+from cnnviz.core.errors import UsageError
 from cnnviz.core.options import At, BatchSize, Fill, Inside, Option, Seed, Spec, Targets
+
+
+class Question(StrEnum):
+    """A question that is asked besides the regions."""
+
+    PAIRS = "pairs"
+    """Which cells need each other, and which can stand in for each other?"""
+    FILTERS = "filters"
+    """Which filters carry the region whose occlusion hurts most?"""
+
+
+def region(text: str, option: str) -> tuple[int, int, int, int]:
+    """`40,60,120,150` to rows and columns y0, x0, y1, x1, ends excluded."""
+    found = [whole_number(part.strip()) for part in text.split(",")]
+    if len(found) == 4 and None not in found:
+        y0, x0, y1, x1 = (number or 0 for number in found)
+        if y0 < y1 and x0 < x1:
+            return y0, x0, y1, x1
+    raise UsageError(
+        f"invalid region '{text[:40]}'; {option} takes rows and columns of the working image as "
+        "top,left,bottom,right: 40,60,120,150"
+    )
 
 
 @dataclass(frozen=True)
@@ -42,6 +67,30 @@ class ReasonsSpec(Spec):
     permutations: Annotated[
         int, Option("Random orders of more than 12 parts, an even number.", least=4, most=100_000)
     ] = 40
+    skip: Annotated[
+        tuple[Question, ...],
+        Option("Leave out a part: pairs (of cells), filters; repeatable."),
+    ] = ()
+    grid: Annotated[int, Option("Pairs: cells along each side of the image.", least=2, most=16)] = 7
+    region: Annotated[
+        tuple[int, int, int, int] | None,
+        Option(
+            "Filters: the region to occlude, in pixels of the working image, as "
+            "top,left,bottom,right. Default: the mask whose occlusion hurts most.",
+            parse=region,
+        ),
+    ] = None
+    layers: Annotated[
+        tuple[str, ...],
+        Option(
+            "Filters: layer to look into; repeatable. Default: of the last four sizes of maps, the "
+            "last layer that everything goes through.",
+            ("--layer",),
+        ),
+    ] = ()
+    group: Annotated[
+        int, Option("Filters: neighbouring filters that are put together.", least=1)
+    ] = 1
     fill: Fill = "mean"
     at: At = None
     inside: Inside = None

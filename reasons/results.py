@@ -4,7 +4,9 @@ Cells are numbered row by row from the top left, from 0.
 Shapes: L cells, H W rows and columns of the working image.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Annotated
 
 import torch
@@ -16,7 +18,6 @@ from cnnviz.core.output.record import (
     Box,
     Count,
     Hidden,
-    Interval,
     Positive,
     Record,
     Says,
@@ -44,31 +45,59 @@ class Reason(Record):
     ] = None
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+class Relation(StrEnum):
+    """What two cells are to each other."""
+
+    REDUNDANT = "either would do"
+    """`beyond` is positive, and both together take something."""
+    CONJUNCTIVE = "both are needed"
+    """`beyond` is negative, and each alone takes something."""
+    NONE = "none"
+    """Too weak, of unlike signs with different fills, or one speaks against the class."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pair(Record):
-    """Two cells, and whether they need each other.
+    """Two cells and what they are to each other. Numbers are means over the fills."""
 
-    `interaction` is what occluding both takes beyond what each takes: above 0 both are needed
-    (conjunction), below 0 either would do (redundancy)... of log-odds.
-    """
-
-    first: Count
+    class_: Annotated[str, Says("in the table of all pairs", only="csv")] = ""
+    first: Annotated[Count, Says("cell, row by row from 0")]
     second: Count
-    both: Annotated[float, Says("drop of the log-odds with both occluded")]
-    interaction: Annotated[float, Says("both minus the drops of each; mean over the fills")]
-    interval: Annotated[Interval | None, Says("of the interaction, over the fills")] = None
+    first_drop: Annotated[float, Says("what occluding the first cell takes from the score")]
+    second_drop: float
+    both: Annotated[float, Says("what occluding both takes from the score")]
+    beyond: Annotated[float, Says("both minus the drops of each")]
+    lowest: Annotated[float, Says("of `beyond` over the fills")]
+    highest: Annotated[float, Says("of `beyond` over the fills")]
+    relation: Relation
+
+    @property
+    def certain(self) -> float:
+        """The smallest magnitude of `beyond` over the fills; 0 where its sign changes."""
+        return 0.0 if self.lowest * self.highest <= 0 else min(abs(self.lowest), abs(self.highest))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Interactions(Record):
-    """All pairs of cells of a grid."""
+    """All pairs of cells of a grid, for one class."""
 
     grid: Annotated[Sides, Says("rows, columns of cells")]
     boxes: Annotated[tuple[Box, ...], Says("of the cells, in the working image")]
-    drops: Annotated[tuple[float, ...], Says("drop of the log-odds with each cell occluded")]
-    fills: tuple[str, ...]
-    pairs: Annotated[tuple[Pair, ...], Says("the strongest first")]
-    passes: Positive
+    score: Annotated[str, Says("the score that drops")]
+    drops: Annotated[tuple[float, ...], Says("what occluding each cell takes; mean over the fills")]
+    fills: Annotated[tuple[str, ...], Says("all of them agree on a named pair", minItems=1)]
+    engine: str
+    passes: Annotated[Positive, Says("occluded images")]
+    smallest: Annotated[float, Says("magnitude of `beyond` from which on a pair is named")]
+    of_pairs: Positive
+    pairs: Annotated[tuple[Pair, ...], Says("those that are named, the most certain first")]
+    every: Hidden[tuple[Pair, ...]] = ABSENT
+    beyond_FLL: Hidden[Tensor] = ABSENT
+    """Symmetric, with zeros on the diagonal."""
+
+    def named(self, relation: Relation) -> list[Pair]:
+        """The named pairs of a relation, the most certain first."""
+        return [pair for pair in self.pairs if pair.relation is relation]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -94,15 +123,26 @@ class Shapley(Record):
     labels_HW: Hidden[Tensor] = ABSENT
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Carrier(Record):
-    """A filter, and how much of the drop it carries."""
+    """A filter, or a group of neighbouring ones, and what it carries of the drop."""
 
+    class_: Annotated[str, Says("in the table of all filters", only="csv")] = ""
+    layer: str
     filter: Count
-    restored: Annotated[
-        float, Says("share of the drop that its untouched activations bring back alone")
-    ]
-    removed: Annotated[float, Says("share of the drop that its occluded activations cause alone")]
+    last: Annotated[Count, Says("last filter of the group; the same one without --group")]
+    restored: Annotated[float, Says("share of the drop that its untouched activations bring back")]
+    taken: Annotated[float, Says("share of the drop that its occluded activations cause alone")]
+
+    @property
+    def share(self) -> float:
+        """The mean of both, by which filters are ranked."""
+        return (self.restored + self.taken) / 2
+
+    @property
+    def name(self) -> str:
+        """`12`, or `8-15`."""
+        return str(self.filter) if self.last == self.filter else f"{self.filter}-{self.last}"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -110,17 +150,34 @@ class LayerCarriers(Record):
     """The filters of a layer, the strongest first."""
 
     layer: str
-    filters: tuple[Carrier, ...]
-    sum: Annotated[float, Says("of all filters' restored shares; 1 if they add up")]
+    of_filters: Positive
+    restored: Annotated[float, Says("share that all filters together bring back")]
+    taken: Annotated[float, Says("share that all filters together take")]
+    restored_sum: Annotated[float, Says("of each filter alone; as `restored` where they add up")]
+    taken_sum: Annotated[float, Says("of each filter alone; as `taken` where they add up")]
+    filters: Annotated[tuple[Carrier, ...], Says("the strongest")]
+    every: Hidden[tuple[Carrier, ...]] = ABSENT
+    changes_Nhw: Hidden[Tensor] = ABSENT
+    """Original minus occluded activations of `filters`; of a group their sum."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Carriers(Record):
-    """Which filters carry the region whose occlusion hurts most."""
+    """The filters that carry what a region says of a class."""
 
-    box: Box
-    drop: Annotated[float, Says("of the log-odds with the region occluded")]
+    region: Annotated[Share, Says("the region's share of the image's pixels")]
+    fill: str
+    score: Annotated[str, Says("the score that drops")]
+    before: Annotated[float, Says("score of the original image")]
+    after: Annotated[float, Says("score with the region occluded")]
+    engine: Annotated[str, Says("replay or full")]
     layers: tuple[LayerCarriers, ...]
+    region_HW: Hidden[Tensor] = ABSENT
+
+    @property
+    def drop(self) -> float:
+        """What occluding the region takes from the score."""
+        return self.before - self.after
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -183,6 +240,19 @@ class ReasonsResult(Record):
         """The result with the share of each region on the object, (H, W) bool."""
         targets = tuple(target.on(object_HW) for target in self.targets)
         return replace(self, targets=targets)
+
+    def table_pairs(self) -> Iterator[Pair]:
+        """All pairs of all classes, for a table."""
+        for target in self.targets:
+            for pair in target.interactions.every if target.interactions else ():
+                yield replace(pair, class_=target.class_)
+
+    def table_carriers(self) -> Iterator[Carrier]:
+        """All filters of all classes and layers, for a table."""
+        for target in self.targets:
+            for layer in target.carriers.layers if target.carriers else ():
+                for carrier in layer.every:
+                    yield replace(carrier, class_=target.class_)
 
 
 def load_run(run: FinishedRun) -> tuple[ReasonsResult, ...]:

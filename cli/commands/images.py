@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from cnnviz.cli.options import IMAGES, Expect, ModelOptions, OutputOptions, Resume, Share
+from cnnviz.cli.options import IMAGES, Data, Expect, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.core.choices import pixels
 from cnnviz.core.options import Option
 from cnnviz.core.output.options import Look
@@ -182,11 +182,20 @@ class ReasonsCommand:
     Writes the regions that each hold the class alone, over the image, and their numbers.
     """
 
-    FIRST: ClassVar[tuple[str, ...]] = ("targets", "cell", "most", "expect")
+    FIRST: ClassVar[tuple[str, ...]] = ("targets", "cell", "most", "skip", "units", "expect")
 
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help=IMAGES)]
     spec: ReasonsSpec
     expect: Expect = None
+    units: Annotated[
+        Path | None,
+        Option(
+            "Finished run of max-patches of the same network: shows each filter's strongest "
+            "patches, of its layers if none is named.",
+            metavar="RUN",
+        ),
+    ] = None
+    data: Data = ()
     resume: Resume = False
     shard: Share = None
     model: ModelOptions

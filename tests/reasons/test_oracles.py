@@ -11,14 +11,13 @@ from cnnviz.core.models.layers import named_layers
 from cnnviz.core.models.load import Model
 from cnnviz.occlusion.masks import fill_picture
 from cnnviz.occlusion.options import EngineChoice
-from cnnviz.reasons.carriers import carriers
+from cnnviz.reasons.carriers import carriers, patched_layers
 from cnnviz.reasons.interactions import Interacting
 
 SIZE, CLASS = 64, 3
 NETWORKS = [
-    "squeezenet1_1",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "mobilenet_v2")),
-    pytest.param("densenet121", marks=pytest.mark.slow),
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("squeezenet1_1", "resnet18", "mobilenet_v2", "densenet121")
 ]
 
 
@@ -72,7 +71,8 @@ def test_every_filter_carries_what_a_hook_that_patches_it_brings_back(
     region_HW = torch.zeros(SIZE, SIZE, dtype=torch.bool)
     region_HW[10:50, 10:50] = True
     black = torch.zeros_like(image.pixels)
-    result = carriers(model, image, black, region_HW, CLASS, group=group)
+    layouts = patched_layers(model)
+    result = carriers(model, image, black, region_HW, CLASS, layouts, group=group)
     pictures = image.pixels[None], torch.where(region_HW, black, image.pixels)[None]
     parts = named_layers(model.module)
     assert result.engine == "replay"
@@ -111,11 +111,8 @@ def test_every_filter_carries_what_a_hook_that_patches_it_brings_back(
 
 
 def test_a_layer_that_runs_twice_cannot_be_patched() -> None:
-    image, relu = noise((SIZE, SIZE)), nn.ReLU()
-    pool = nn.AdaptiveAvgPool2d(1)
-    twice = nn.Sequential(nn.Conv2d(3, 4, 1), relu, nn.Conv2d(4, 4, 1), relu, pool, nn.Flatten())
-    model = model_of(twice, (SIZE, SIZE), list("abcd"))
-    region_HW = torch.ones(SIZE, SIZE, dtype=torch.bool)
-    black = torch.zeros_like(image.pixels)
+    relu = nn.ReLU()
+    twice = nn.Sequential(nn.Conv2d(3, 4, 1), relu, nn.Conv2d(4, 4, 1), relu, nn.Flatten())
+    model = model_of(twice, (4, 4), [str(number) for number in range(64)])
     with pytest.raises(UsageError, match=r"layer '1' of net runs 2 times in a forward pass; name"):
-        carriers(model, image, black, region_HW, 0, layers=["1"])
+        patched_layers(model, ["1"])

@@ -12,9 +12,9 @@ import torch
 from networks import image_of, model_of
 from torch import Tensor, nn
 
-from cnnviz.core import CnnvizError
-from cnnviz.reasons.carriers import Carriers, LayerCarriers, carriers
+from cnnviz.reasons.carriers import NoEffect, carriers, patched_layers
 from cnnviz.reasons.interactions import Interacting
+from cnnviz.reasons.results import Carriers, LayerCarriers
 
 GRID, CELL, FILTERS = 5, 8, 8
 KINDS = ("one", "either", "both", "two of three", "against")
@@ -78,8 +78,8 @@ class Case:
         for colour in colours:
             region_HW[self.places[colour]] = True
         black = torch.zeros_like(self.image.pixels)
-        layers = ("first", "second")
-        return carriers(self.model, self.image, black, region_HW, 0, layers=layers)
+        layouts = patched_layers(self.model, ("first", "second"))
+        return carriers(self.model, self.image, black, region_HW, 0, layouts)
 
 
 PLACEMENTS = [range(1), pytest.param(range(1, 8), marks=pytest.mark.slow)]
@@ -134,5 +134,5 @@ def test_the_filters_that_carry_the_places_are_named(kind: str, seed: int) -> No
 
 
 def test_a_region_that_changes_nothing_has_no_carriers() -> None:
-    with pytest.raises(CnnvizError, match="so no filter carries anything"):
+    with pytest.raises(NoEffect, match="so no filter carries anything"):
         Case("either", 0).carriers(0)

@@ -1,0 +1,97 @@
+"""What `cnnviz reasons` costs: all pairs of cells incrementally and in full, filters by replay.
+
+    python benchmarks/reasons_cells.py --threads 2
+
+Prints passes and seconds of processor time per image, the better of two alternating runs. Weights
+are random.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+
+from cnnviz.core import load_model
+from cnnviz.core.data.images import WorkingImage
+from cnnviz.core.models.load import Model
+from cnnviz.filters.ablation.replay import WholePasses
+from cnnviz.occlusion.options import EngineChoice
+from cnnviz.reasons import carriers as room
+from cnnviz.reasons.interactions import Interacting
+
+CLASS = 3
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Processor seconds of one call."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def picture(model: Model) -> WorkingImage:
+    """A seeded random image."""
+    pixels = torch.rand(3, *model.input_size, generator=torch.Generator().manual_seed(0))
+    rows, columns = model.input_size
+    return WorkingImage(
+        "random.png", pixels, (0.0, 0.0, float(rows), float(columns)), (rows, columns)
+    )
+
+
+def pairs(model: Model, image: WorkingImage, grid: int) -> None:
+    """Prints the cost of the interactions with both engines, alternating."""
+    studies = {
+        choice: Interacting(model, grid=grid, engine=choice)
+        for choice in (EngineChoice.INCREMENTAL, EngineChoice.FULL)
+    }
+    times: dict[EngineChoice, list[float]] = {choice: [] for choice in studies}
+    for _round in range(2):
+        for choice, study in studies.items():
+            times[choice].append(seconds(lambda study=study: study.run(image, CLASS)))  # type: ignore[misc]
+    fast, full = (min(found) for found in times.values())
+    study = studies[EngineChoice.FULL]
+    print(
+        f"  pairs, {grid}x{grid} cells, {len(study.fills)} fills: {study.positions} occluded "
+        f"images; incremental {fast:.1f} s, full {full:.1f} s ({full / fast:.1f} times)"
+    )
+
+
+def filters(model: Model, image: WorkingImage) -> None:
+    """Prints the cost of the carriers, by replay and (from a few of them) by whole passes."""
+    region = torch.zeros(model.input_size, dtype=torch.bool)
+    region[60:120, 60:120] = True
+    fill = torch.zeros_like(image.pixels)
+    layouts, results = room.patched_layers(model), []
+    replay = seconds(
+        lambda: results.append(room.carriers(model, image, fill, region, CLASS, layouts))  # type: ignore[func-returns-value]
+    )
+    passes = 2 * sum(len(layer.every) + 1 for layer in results[0].layers)
+    some = [{layer.layer: (0,)} for layer in results[0].layers for _ in range(4)]
+    pixels = model.preprocess.normalise(image.pixels)[None]
+    whole = seconds(lambda: WholePasses(model, some, {}).run(pixels, lambda *_: None)) / len(some)
+    print(
+        f"  filters, layers {', '.join(layer.layer for layer in results[0].layers)}: {passes} "
+        f"patched passes; replay {replay:.1f} s, whole passes {passes * whole:.1f} s "
+        f"({passes * whole / replay:.1f} times)"
+    )
+
+
+def main() -> None:
+    """Measures each model."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="+", default=["squeezenet1_1", "resnet18"])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--grid", type=int, default=7)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    for name in given.models:
+        model = load_model(name, weights="none")
+        image = picture(model)
+        print(f"{name}, {model.input_size[0]}x{model.input_size[1]}, {given.threads} threads")
+        filters(model, image)
+        pairs(model, image, given.grid)
+
+
+if __name__ == "__main__":
+    main()
