@@ -38,6 +38,7 @@ from cnnviz.core.models.variants import fast
 from cnnviz.occlusion import OcclusionSpec, occlude
 from cnnviz.occlusion.sufficient import Need, Search
 from cnnviz.reasons import ReasonsSpec, reasons
+from cnnviz.reasons.options import Question
 from cnnviz.reasons.results import Reason
 
 BATCH, MOST_TRIED = 256, 250_000
@@ -70,7 +71,7 @@ def objects(assets: Path, truth: Path, count: int, hold: float, keep: Path | Non
         image = read_image(path, model.preprocess)
         object_HW = outline_mask(outlines.for_image(str(path)), image)
         start = time.process_time()
-        result = reasons(model, image, ReasonsSpec(hold=hold)).on(object_HW)
+        result = reasons(model, image, ReasonsSpec(hold=hold, skip=tuple(Question))).on(object_HW)
         seconds, (target,) = time.process_time() - start, result.targets
         if str(target.index) != str(outlines.label_of(str(path))):
             continue
@@ -185,7 +186,7 @@ def passes(assets: Path, truth: Path, count: int) -> None:
         rows = []
         for path in islice(pictures(truth, count), count):
             start = time.perf_counter()
-            (target,) = reasons(model, path).targets
+            (target,) = reasons(model, path, ReasonsSpec(skip=tuple(Question))).targets
             rows.append((target.passes, time.perf_counter() - start))
         for what, values in zip(("passes", "seconds"), zip(*rows, strict=True), strict=True):
             print(
