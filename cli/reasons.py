@@ -70,7 +70,7 @@ class _Study(ImageStudy[ReasonsResult, ReasonsResult]):
     def files(self, result: ReasonsResult, folder: RunFolder) -> None:
         image = result.occlusion.measured.image
         folder.write_image(INPUT, image_pixels(image))
-        patches = self._units and self._units.patches
+        patches = None if self._units is None else self._units.patches
         for name, figure in draw(result, photograph(image), patches).items():
             folder.write_figure(name, figure)
         if rows := list(result.table_pairs()):
