@@ -38,11 +38,8 @@ from cnnviz.occlusion.results import RANKED_BY, Panel, Region, Sufficiency, in_p
 HELD = 0.9  # of the class's probability, by what is kept alone
 LOST = 0.5  # of it, for a class that is not the prediction anyway
 AT_A_TIME = 16
-STEPS, TOGETHER = 32, 6  # numbers of cells that are tried at first, and removed together
-OUTSIDE, EXCHANGES = (
-    16,
-    2,
-)  # best cells that are added, and those of them that are tried in exchange
+STEPS, TOGETHER = 32, 6  # sizes that are tried at first, and for cells that go together
+OUTSIDE, EXCHANGES = 16, 4  # best cells that are added, those that are tried in exchange
 THINNED = 2  # of the map's positions, every second row and column ranks what a region leaves
 
 
@@ -284,8 +281,9 @@ class Search:
     def minimal(self, cells_L: Tensor, need: Need, fewest: int = 1) -> Tensor:
         """The region without the cells that it can do without: no single cell can go.
 
-        In each round all cells that can go alone are ordered by what is left without them, and and
-        as many of them as possible go together. If fewer than `fewest` can go at first, none do.
+        In each round all cells that can go alone are ordered by what is left without them, and as
+        many as possible of their first half go together. If fewer than `fewest` can go at first,
+        none do.
         """
         while True:
             members = cells_L.nonzero()[:, 0]
@@ -298,7 +296,8 @@ class Search:
                 return cells_L
             fewest = 1
             spare = members[met_N][margin_N[met_N].argsort(descending=True, stable=True)]
-            together_NL = cells_L & ~_prefixes(spare, self.cells)[_spread(1, len(spare), TOGETHER)]
+            counts = _spread(1, (len(spare) + 1) // 2, TOGETHER)
+            together_NL = cells_L & ~_prefixes(spare, self.cells)[counts]
             met_N, _margins = self.met(together_NL, need)
             met_N[0] = True  # as before, on its own
             cells_L = together_NL[int(met_N.nonzero().max())]
