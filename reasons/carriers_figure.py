@@ -13,19 +13,20 @@ from numpy.typing import NDArray
 from cnnviz.core.choices import percent
 from cnnviz.core.output.canvas import Entry
 from cnnviz.core.output.drawing import ROW, label_axes, name_rows, names_width
-from cnnviz.core.output.layout import Cell, board, picture, plot
+from cnnviz.core.output.layout import Cell, board, picture, plot, words
 from cnnviz.core.output.options import Look
 from cnnviz.core.output.overlays import (
     draw_picture,
     enlarged,
-    map_cell,
     outline_pixels,
+    paint_map,
     scales,
 )
 from cnnviz.core.output.style import BLUE, ORANGE, ink
+from cnnviz.core.output.text import number
 from cnnviz.reasons.results import Carrier, Carriers, LayerCarriers, ReasonsResult
 
-BARS, MAPS = 8, 3
+BARS, MAPS = 7, 3
 """Filters with bars, and with maps."""
 WIDTH = 150.0
 Pixels = NDArray[np.uint8]
@@ -57,43 +58,71 @@ def _rows(
 ) -> list[Sequence[Cell | None]]:
     region_HW = carried.region_HW.numpy()
     size = (region_HW.shape[0], region_HW.shape[1])
-    rows: list[Sequence[Cell | None]] = []
-    for layer in carried.layers:
-        maps = [enlarged(map_hw.numpy(), size, Look().display) for map_hw in layer.changes_Nhw]
-        (scale, *_) = scales(maps, Look(), "original − occluded activation")
-        cells = [_bars(layer)]
-        for carrier, map_HW in zip(layer.filters[:MAPS], maps, strict=False):
-            text = f"filter {carrier.name}: {_text(carrier)}"
-            cells.append(
-                map_cell(
-                    map_HW,
-                    scale,
-                    Look(),
-                    beneath,
-                    "",
-                    text,
-                    width=WIDTH,
-                    mark=lambda axes: outline_pixels(axes, region_HW, size),
-                )
-            )
-        rows.append(cells)
-        if patches is not None:
-            strips = [patches(carrier) for carrier in layer.filters[:MAPS]]
-            if any(strip is not None for strip in strips):
-                rows.append([None, *map(_strip, strips)])
-    heading = (
-        f"{name}: occluding the outlined region takes {carried.drop:.2g} of the {carried.score}"
-    )
 
     def outlined(axes: Axes) -> None:
         draw_picture(axes, beneath, size)
         outline_pixels(axes, region_HW, size)
 
-    return [[picture(outlined, size, heading, width=WIDTH)], *rows]
+    text = (
+        f"{name}: {carried.score} {carried.before:.2f}, with the outlined region occluded "
+        f"{carried.after:.2f}. Which filters carry this drop? On the right, for the strongest of "
+        "each layer, the region with the original minus the occluded activation: red where it is "
+        "higher in the original."
+    )
+    rows: list[Sequence[Cell | None]] = [
+        [picture(outlined, size, width=WIDTH), words(text, 2.5 * WIDTH, spans=True)]
+    ]
+    near = _around(region_HW)
+    for layer in carried.layers:
+        strongest = list(zip(layer.filters, layer.changes_Nhw, strict=True))[:MAPS]
+        maps = [enlarged(map_hw.numpy(), size, Look().display) for _carrier, map_hw in strongest]
+        cells = [
+            _near(carrier, map_HW, near, region_HW, beneath)
+            for (carrier, _map), map_HW in zip(strongest, maps, strict=True)
+        ]
+        rows.append([_bars(layer), *cells])
+        if patches is not None:
+            strips = [patches(carrier) for carrier, _map in strongest]
+            if any(strip is not None for strip in strips):
+                rows.append([None, *map(_strip, strips)])
+    return rows
 
 
-def _text(carrier: Carrier) -> str:
-    return f"brings back {percent(carrier.restored)}, causes {percent(carrier.taken)}"
+def _around(region_HW: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """The rows and columns of the region and half of its side around it."""
+    found = []
+    for axis, side in enumerate(region_HW.shape):
+        inside = np.flatnonzero(region_HW.any(1 - axis))
+        first, last = int(inside[0]), int(inside[-1]) + 1
+        more = (last - first) // 2
+        found.append(slice(max(0, first - more), min(side, last + more)))
+    return found[0], found[1]
+
+
+def _near(
+    carrier: Carrier,
+    map_HW: NDArray[np.float32],
+    near: tuple[slice, slice],
+    region_HW: NDArray[np.bool_],
+    beneath: Pixels,
+) -> Cell:
+    """The part of a filter's map around the region, in colours that end at its largest value."""
+    shown_hw, finer = map_HW[near], (beneath.shape[0] / len(map_HW))
+    rows, columns = (slice(round(s.start * finer), round(s.stop * finer)) for s in near)
+    below = np.ascontiguousarray(beneath[rows, columns])
+    (scale,) = scales([shown_hw], Look(), "")
+    size = (shown_hw.shape[0], shown_hw.shape[1])
+
+    def paint(axes: Axes) -> None:
+        paint_map(axes, shown_hw, scale, Look().display, below)
+        outline_pixels(axes, region_HW[near], size)
+
+    largest = number(float(np.abs(shown_hw).max(initial=0.0)))
+    text = (
+        f"filter {carrier.name}: brings back {percent(carrier.restored)}, causes "
+        f"{percent(carrier.taken)} (largest change {largest})"
+    )
+    return picture(paint, size, below=text, width=WIDTH)
 
 
 def _strip(pixels: Pixels | None) -> Cell | None:

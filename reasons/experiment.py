@@ -96,7 +96,9 @@ class Reasoner:
 
             shapley = shapley_of(game, parts, spec.permutations, spec.seed)
             found = replace(found, shapley=shapley)
-        pairs = self._pairs.run(measured.image, panel.index, progress) if self._pairs else None
+        pairs = None
+        if self._pairs is not None:
+            pairs = self._pairs.run(measured.image, panel.index, progress)
         carried = self._carriers(result, panel) if self._layouts else None
         return replace(found, interactions=pairs, carriers=carried)
 
