@@ -97,9 +97,7 @@ def test_a_reversed_order_removes_what_pairs_of_parts_add() -> None:
 @pytest.fixture(scope="module")
 def model() -> Model:
     torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(3, 4, 5, stride=3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 36, 3)
-    )
+    net = nn.Sequential(nn.Conv2d(3, 4, 5, stride=3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 36, 3))
     return model_of(net.eval(), (20, 20), ("a", "b", "c"))
 
 
