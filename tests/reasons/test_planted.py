@@ -12,10 +12,13 @@ import torch
 from networks import image_of, model_of
 from torch import Tensor, nn
 
-from cnnviz.reasons import ReasonsSpec, reasons
+from cnnviz.core.output.summary import class_fields
+from cnnviz.occlusion import OcclusionSpec, occlude
+from cnnviz.occlusion.options import EngineChoice
+from cnnviz.occlusion.sufficient import Search
 from cnnviz.reasons.carriers import NoEffect, carriers, patched_layers
 from cnnviz.reasons.interactions import Interacting
-from cnnviz.reasons.options import Question
+from cnnviz.reasons.regions import find_regions
 from cnnviz.reasons.results import Carriers, LayerCarriers
 
 GRID, CELL, FILTERS = 5, 8, 8
@@ -153,8 +156,10 @@ def test_the_reasons_are_the_places(kind: str, seeds: range) -> None:
     }[kind]
     for seed in seeds:
         case = Case(kind, seed)
-        spec = ReasonsSpec(targets=("yes",), cell=CELL, fill="black", skip=tuple(Question))
-        (target,) = reasons(case.model, case.image, spec).targets
+        spec = OcclusionSpec(targets=("yes",), fill="black", engine=EngineChoice.FULL)
+        result = occlude(case.model, case.image, spec)
+        search = Search(case.model, result.measured, result.panels[0], spec, CELL)
+        target = find_regions(search, class_fields(result.measured, 0, 1.0), 4)
         found = [{case.cells.index(cell) for cell in reason.cells} for reason in target.reasons]
         if kind == "two of three":
             assert found[0] in needed
