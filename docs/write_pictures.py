@@ -82,6 +82,10 @@ PICTURES = {
         ("comparison",),
     ),
     "trust": (f"trust {PHOTOS}/traffic-light.jpg {NET}", ("overlay", "curves", "certainty")),
+    "reasons": (
+        f"reasons {PHOTOS}/balloon.jpg {NET} --segments grid --parts 9 --target top2",
+        ("reasons", "pairs", "filters", "shapley"),
+    ),
     "activations": (
         f"activations {PHOTOS}/balloon.jpg {NET} --layer features.12.expand3x3_activation --top 32",
         ("maps_features.12.expand3x3_activation",),
