@@ -129,6 +129,7 @@ def carriers(
         before=before,
         after=after,
         engine=passes.engine,
+        reason=passes.reason,
         layers=tuple(
             _layer(name, changes[name], [row for row in rows if name in row[0]]) for name in names
         ),

@@ -107,7 +107,7 @@ class Reasoner:
         image, spec = result.measured.image, self._spec
         box_14 = torch.tensor([spec.region or panel.max_drop_box])
         try:
-            return carriers(
+            found = carriers(
                 self._model,
                 image,
                 fill_picture(spec.fill, image.pixels, self._model.preprocess, spec.seed),
@@ -120,6 +120,13 @@ class Reasoner:
         except NoEffect as reason:
             _log.warning("note: %s, %s: %s", image.path, panel.class_, reason)
             return None
+        if found.reason:
+            _log.warning(
+                "note: each filter took two passes of the whole network, since %s; --group and "
+                "--layer need fewer, and --skip filters none",
+                found.reason,
+            )
+        return found
 
 
 def _inside(box: tuple[int, int, int, int], size: tuple[int, int]) -> bool:
