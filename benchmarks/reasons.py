@@ -11,7 +11,7 @@ ASSETS holds `weights/squeezenet1_1.pth`, `weights/resnet18.pth` and `cifar10/`,
   reasons lie on the object (share of the region inside its boxes), passes. Every region is checked:
   no single cell of it can go.
 - **gap**: the smallest region by greedy search against the smallest of all subsets, the bundled
-  network on CIFAR-10 images (5 x 5 cells; 4 x 4 for regions that are necessary, too), and
+  network on CIFAR-10 images (4 x 4 cells), and
   SqueezeNet 1.1 on photographs (3 x 3 cells). Subsets are
   tried in the order of their size, up to one below the greedy one: a network's answer is not
   monotone, so that no subset can be left out because of another one.
@@ -38,6 +38,7 @@ from cnnviz.core.models.variants import fast
 from cnnviz.occlusion import OcclusionSpec, occlude
 from cnnviz.occlusion.sufficient import Need, Search
 from cnnviz.reasons import ReasonsSpec, reasons
+from cnnviz.reasons.options import Question
 from cnnviz.reasons.results import Reason
 
 BATCH, MOST_TRIED = 256, 250_000
@@ -70,7 +71,7 @@ def objects(assets: Path, truth: Path, count: int, hold: float, keep: Path | Non
         image = read_image(path, model.preprocess)
         object_HW = outline_mask(outlines.for_image(str(path)), image)
         start = time.process_time()
-        result = reasons(model, image, ReasonsSpec(hold=hold)).on(object_HW)
+        result = reasons(model, image, ReasonsSpec(hold=hold, skip=tuple(Question))).on(object_HW)
         seconds, (target,) = time.process_time() - start, result.targets
         if str(target.index) != str(outlines.label_of(str(path))):
             continue
@@ -185,7 +186,7 @@ def passes(assets: Path, truth: Path, count: int) -> None:
         rows = []
         for path in islice(pictures(truth, count), count):
             start = time.perf_counter()
-            (target,) = reasons(model, path).targets
+            (target,) = reasons(model, path, ReasonsSpec(skip=tuple(Question))).targets
             rows.append((target.passes, time.perf_counter() - start))
         for what, values in zip(("passes", "seconds"), zip(*rows, strict=True), strict=True):
             print(
@@ -210,7 +211,7 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory() as folder:
             images = cifar(given.assets, Path(folder), 2 * given.count)
-            gap_of(load_model(), images, Need.HOLD, 7, given.count)
+            gap_of(load_model(), images, Need.HOLD, 8, given.count)
             gap_of(load_model(), images, Need.BOTH, 8, given.count)
         photos = list(pictures(given.truth, given.count))
         for need in (Need.HOLD, Need.BOTH):

@@ -4,22 +4,27 @@ Shapes: H W rows and columns of the working image, h w of the picture below.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 from cnnviz.core.output.layout import Cell, board, in_rows, picture
-from cnnviz.core.output.overlays import input_cell, paint_kinds
-from cnnviz.core.output.style import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, YELLOW
+from cnnviz.core.output.options import Display, Look
+from cnnviz.core.output.overlays import input_cell, map_cell, paint_kinds, scales
+from cnnviz.core.output.style import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, SMALL, YELLOW
 from cnnviz.reasons.carriers_figure import Patches, draw_carriers
 from cnnviz.reasons.pairs_figure import draw_pairs
-from cnnviz.reasons.results import ClassReasons, Reason, ReasonsResult
+from cnnviz.reasons.results import ClassReasons, Reason, ReasonsResult, Shapley
 
 COLOURS = (ORANGE, SKY, GREEN, PURPLE, YELLOW, BLUE, RED)
 OPACITY = 0.45
+WRITTEN = 16
+"""Parts whose values are written over the image, at most."""
 Pixels = NDArray[np.uint8]
 
 
@@ -34,6 +39,8 @@ def draw(
         patches: the strongest patches of a filter.
     """
     figures = {"reasons.png": _regions(result, beneath)}
+    if any(target.shapley for target in result.targets):
+        figures["shapley.png"] = _shares(result, beneath)
     if any(target.interactions for target in result.targets):
         figures["pairs.png"] = draw_pairs(result, beneath)
     if any(target.carriers for target in result.targets):
@@ -57,6 +64,60 @@ def _regions(result: ReasonsResult, beneath: Pixels) -> Figure:
                 _painted(target, [target.needed], size, beneath, title, _text(target.needed))
             )
     return board(in_rows(cells, 3))
+
+
+def _shares(result: ReasonsResult, beneath: Pixels) -> Figure:
+    """A row for each class: the image, and the Shapley value of each part over it."""
+    size, look = result.occlusion.measured.size, Look(display=Display.CELLS)
+    found = [(target, target.shapley) for target in result.targets if target.shapley]
+    maps = [
+        np.array([part.value for part in shapley.parts], np.float32)[shapley.labels_HW.numpy()]
+        for _target, shapley in found
+    ]
+    cells: list[Cell] = []
+    for (target, shapley), values_HW, scale in zip(
+        found, maps, scales(maps, look, "Shapley value (log-odds)"), strict=True
+    ):
+        errors = [part.error for part in shapley.parts if part.error is not None]
+        worst = f"standard error up to {max(errors, default=0):.2f}"
+        title = f"Shapley values of {len(shapley.parts)} parts ({shapley.segments})"
+        below = (
+            f"{shapley.all:.2f} for the image = {shapley.none:.2f} with all parts occluded "
+            f"{shapley.all - shapley.none:+.2f} for all values"
+        )
+        detail = (
+            f"{shapley.permutations} random orders, {worst}" if shapley.permutations else "exact"
+        )
+        cells.append(input_cell(beneath, size, f"p({target.class_}) = {target.reading:.2f}"))
+        cells.append(
+            map_cell(
+                *(values_HW, scale, look, beneath, f"{title}\n{detail}", below),
+                mark=partial(_write_values, shapley=shapley),
+            )
+        )
+    return board(in_rows(cells, 2))
+
+
+def _write_values(axes: Axes, shapley: Shapley) -> None:
+    """Outlines the parts, and writes the values of a few into them."""
+    labels_HW = shapley.labels_HW.numpy()
+    for part in range(len(shapley.parts)):
+        outline = (labels_HW == part).astype(float)
+        axes.contour(outline, levels=[0.5], colors="white", linewidths=0.6)
+    axes.set(xlim=(0, labels_HW.shape[1]), ylim=(labels_HW.shape[0], 0))
+    if len(shapley.parts) > WRITTEN:
+        return
+    for number, each in enumerate(shapley.parts):
+        rows, columns = np.nonzero(labels_HW == number)
+        place = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
+        text = axes.text(
+            *(columns[place] + 0.5, rows[place] + 0.5, f"{each.value:+.2f}"),
+            fontsize=SMALL,
+            ha="center",
+            va="center",
+            color="black",
+        )
+        text.set_path_effects([withStroke(linewidth=2, foreground="white")])
 
 
 def _text(reason: Reason) -> str:

@@ -203,6 +203,15 @@ class ClassReasons(ClassRecord):
     interactions: Annotated[Interactions | None, OPTIONAL] = None
     carriers: Annotated[Carriers | None, OPTIONAL] = None
 
+    def boxes(self, reason: Reason, size: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """y0, x0, y1, x1 of the cells of a region."""
+        found = []
+        for place in reason.cells:
+            corner = [self.cell * n for n in divmod(place, self.grid[1])]
+            ends = (min(n + self.cell, side) for n, side in zip(corner, size, strict=True))
+            found.append((*corner, *ends))
+        return found
+
     def mask(self, reason: Reason, size: tuple[int, ...]) -> Tensor:
         """(H, W) bool: the pixels of a region."""
         cells_L = torch.zeros(self.grid[0] * self.grid[1], dtype=torch.bool)

@@ -12,8 +12,13 @@ import torch
 from networks import image_of, model_of
 from torch import Tensor, nn
 
+from cnnviz.core.output.summary import class_fields
+from cnnviz.occlusion import OcclusionSpec, occlude
+from cnnviz.occlusion.options import EngineChoice
+from cnnviz.occlusion.sufficient import Search
 from cnnviz.reasons.carriers import NoEffect, carriers, patched_layers
 from cnnviz.reasons.interactions import Interacting
+from cnnviz.reasons.regions import find_regions
 from cnnviz.reasons.results import Carriers, LayerCarriers
 
 GRID, CELL, FILTERS = 5, 8, 8
@@ -136,3 +141,32 @@ def test_the_filters_that_carry_the_places_are_named(kind: str, seed: int) -> No
 def test_a_region_that_changes_nothing_has_no_carriers() -> None:
     with pytest.raises(NoEffect, match="so no filter carries anything"):
         Case("either", 0).carriers(0)
+
+
+@pytest.mark.parametrize("seeds", PLACEMENTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_reasons_are_the_places(kind: str, seeds: range) -> None:
+    """By the colours' numbers: the reasons, in any order, and what is sufficient and necessary."""
+    expected, needed = {
+        "one": ([{0}], [{0}]),
+        "either": ([{0}, {1}], [{0, 1}]),
+        "both": ([{0, 1}], [{0, 1}]),
+        "two of three": ([{0, 1}], [{0, 1}, {0, 2}, {1, 2}]),
+        "against": ([{0}], [{0}]),
+    }[kind]
+    for seed in seeds:
+        case = Case(kind, seed)
+        spec = OcclusionSpec(targets=("yes",), fill="black", engine=EngineChoice.FULL)
+        result = occlude(case.model, case.image, spec)
+        search = Search(case.model, result.measured, result.panels[0], spec, CELL)
+        target = find_regions(search, class_fields(result.measured, 0, 1.0), 4)
+        found = [{case.cells.index(cell) for cell in reason.cells} for reason in target.reasons]
+        if kind == "two of three":
+            assert found[0] in needed
+            assert len(found) == 1
+        else:
+            assert sorted(map(sorted, found)) == list(map(sorted, expected))
+        assert target.complete
+        assert [reason.lost for reason in target.reasons][-1]
+        assert target.needed is not None
+        assert {case.cells.index(cell) for cell in target.needed.cells} in needed
