@@ -49,7 +49,7 @@ def pairs(model: Model, image: WorkingImage, grid: int, rounds: int) -> None:
     times: dict[EngineChoice, list[float]] = {choice: [] for choice in studies}
     for _round in range(rounds):
         for choice, study in studies.items():
-            times[choice].append(seconds(lambda study=study: study.run(image, CLASS)))  # type: ignore[misc]
+            times[choice].append(seconds(lambda study=study: study.run(image, [CLASS])))  # type: ignore[misc]
     fast, full = (min(found) for found in times.values())
     print(
         f"  pairs of {grid}x{grid} cells: {studies[EngineChoice.FULL].positions} occluded images; "

@@ -36,7 +36,8 @@ def log_odds(logits_1K: Tensor) -> float:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_pair_is_that_of_images_occluded_one_by_one(name: str, engine: EngineChoice) -> None:
     model, image = network(name), noise((SIZE, SIZE))
-    result = Interacting(model, grid=3, fill="gray", engine=engine).run(image, CLASS)
+    study = Interacting(model, grid=3, fill="gray", engine=engine)
+    _first, result = study.run(image, [0, CLASS])
     assert result.engine == engine.value
     assert result.fills == ("gray", "mean", "blur", "noise")
     fills = [fill_picture(fill, image.pixels, model.preprocess) for fill in result.fills]

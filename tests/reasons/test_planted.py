@@ -101,7 +101,7 @@ def test_exactly_the_pairs_that_interact_are_named_with_the_right_sign(
     pairs = [] if kind in ("one", "against") else redundant
     for seed in seeds:
         case = Case(kind, seed)
-        result = Interacting(case.model, grid=GRID).run(case.image, 0)
+        (result,) = Interacting(case.model, grid=GRID).run(case.image, [0])
         cells = {tuple(sorted(case.cells[colour] for colour in pair)) for pair in pairs}
         assert {(pair.first, pair.second) for pair in result.pairs} == cells
         assert {pair.relation.value for pair in result.pairs} <= {relation}
