@@ -62,10 +62,9 @@ def filters(model: Model, image: WorkingImage) -> None:
     """Prints the cost of the carriers, by replay and (from a few of them) by whole passes."""
     region = torch.zeros(model.input_size, dtype=torch.bool)
     region[60:120, 60:120] = True
-    fill = torch.zeros_like(image.pixels)
     layouts, results = room.patched_layers(model), []
     replay = seconds(
-        lambda: results.append(room.carriers(model, image, fill, region, CLASS, layouts))  # type: ignore[func-returns-value]
+        lambda: results.append(room.carriers(model, image, region, CLASS, layouts))  # type: ignore[func-returns-value]
     )
     passes = 2 * sum(len(layer.every) + 1 for layer in results[0].layers)
     some = [{layer.layer: (0,)} for layer in results[0].layers for _ in range(4)]

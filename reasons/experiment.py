@@ -14,7 +14,7 @@ from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import fast
 from cnnviz.core.output.summary import class_fields
 from cnnviz.occlusion.experiment import Occluder
-from cnnviz.occlusion.masks import fill_picture, inside_boxes
+from cnnviz.occlusion.masks import inside_boxes
 from cnnviz.occlusion.options import OcclusionSpec
 from cnnviz.occlusion.results import OcclusionResult, Panel
 from cnnviz.occlusion.sufficient import Search, check_shares
@@ -109,12 +109,12 @@ class Reasoner:
             found = carriers(
                 self._model,
                 image,
-                fill_picture(spec.fill, image.pixels, self._model.preprocess, spec.seed),
                 inside_boxes(box_14, result.measured.size)[0],
                 panel.index,
                 self._layouts,
                 fill=spec.fill,
                 group=spec.group,
+                seed=spec.seed,
             )
         except NoEffect as reason:
             _log.warning("note: %s, %s: %s", image.path, panel.class_, reason)

@@ -36,6 +36,7 @@ from cnnviz.reasons.results import Interactions, Pair, Relation
 
 FILLS = ("mean", "blur", "noise")
 """The fills that must agree, besides the run's own."""
+KINDS = (Relation.NONE, Relation.REDUNDANT, Relation.CONJUNCTIVE)
 SMALLEST = 0.05
 """Share of the largest drop, of a cell or a pair, below which a pair is not named."""
 
@@ -162,26 +163,14 @@ class Interacting:
         smallest = max(SMALLEST * largest, rounding(model.precision.dtype) * scale)
         redundant_P = ((beyond_FP >= smallest) & (both_FP > 0)).all(0)
         conjunctive_P = ((beyond_FP <= -smallest) & (first_FP > 0) & (second_FP > 0)).all(0)
-        numbers = torch.stack(
+        numbers_6P = torch.stack(
             [
-                *(first_FP.mean(0), second_FP.mean(0), both_FP.mean(0), beyond_FP.mean(0)),
+                *(values.mean(0) for values in (first_FP, second_FP, both_FP, beyond_FP)),
                 *(beyond_FP.amin(0), beyond_FP.amax(0)),
             ]
         )
-        names = ("first_drop", "second_drop", "both", "beyond", "lowest", "highest")
         kinds = (redundant_P.int() + 2 * conjunctive_P.int()).tolist()
-        relations = (Relation.NONE, Relation.REDUNDANT, Relation.CONJUNCTIVE)
-        every = tuple(
-            Pair(
-                first=first,
-                second=second,
-                relation=relations[kind],
-                **dict(zip(names, row, strict=True)),
-            )
-            for first, second, kind, row in zip(
-                first_P.tolist(), second_P.tolist(), kinds, numbers.T.tolist(), strict=True
-            )
-        )
+        every = _pairs(first_P.tolist(), second_P.tolist(), kinds, numbers_6P.T.tolist())
         named = [pair for pair in every if pair.relation is not Relation.NONE]
         beyond_FLL = torch.zeros_like(both_FLL)
         beyond_FLL[:, first_P, second_P] = beyond_FLL[:, second_P, first_P] = beyond_FP
@@ -200,3 +189,22 @@ class Interacting:
             every=every,
             beyond_FLL=beyond_FLL,
         )
+
+
+def _pairs(
+    firsts: Sequence[int],
+    seconds: Sequence[int],
+    kinds: Sequence[int],
+    numbers: Sequence[Sequence[float]],
+) -> tuple[Pair, ...]:
+    """The records of pairs; a kind is the place of its relation in `KINDS`."""
+    names = ("first_drop", "second_drop", "both", "beyond", "lowest", "highest")
+    return tuple(
+        Pair(
+            first=first,
+            second=second,
+            relation=KINDS[kind],
+            **dict(zip(names, row, strict=True)),
+        )
+        for first, second, kind, row in zip(firsts, seconds, kinds, numbers, strict=True)
+    )

@@ -73,7 +73,7 @@ def test_every_filter_carries_what_a_hook_that_patches_it_brings_back(
     region_HW[10:50, 10:50] = True
     black = torch.zeros_like(image.pixels)
     layouts = patched_layers(model)
-    result = carriers(model, image, black, region_HW, CLASS, layouts, group=group)
+    result = carriers(model, image, region_HW, CLASS, layouts, fill="black", group=group)
     pictures = image.pixels[None], torch.where(region_HW, black, image.pixels)[None]
     parts = named_layers(model.module)
     assert result.engine == "replay"

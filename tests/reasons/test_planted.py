@@ -82,9 +82,8 @@ class Case:
         region_HW = torch.zeros(self.image.pixels.shape[1:], dtype=torch.bool)
         for colour in colours:
             region_HW[self.places[colour]] = True
-        black = torch.zeros_like(self.image.pixels)
         layouts = patched_layers(self.model, ("first", "second"))
-        return carriers(self.model, self.image, black, region_HW, 0, layouts)
+        return carriers(self.model, self.image, region_HW, 0, layouts, fill="black")
 
 
 PLACEMENTS = [range(1), pytest.param(range(1, 8), marks=pytest.mark.slow)]
