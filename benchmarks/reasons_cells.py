@@ -2,8 +2,8 @@
 
     python benchmarks/reasons_cells.py --threads 2
 
-Prints passes and seconds of processor time per image, the better of two alternating runs. Weights
-are random.
+Prints passes and seconds of processor time per image; pairs with one fill, of which the command has
+three, the best of `--rounds` alternating runs. Weights are random.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from cnnviz.core.models.load import Model
 from cnnviz.filters.ablation.replay import WholePasses
 from cnnviz.occlusion.options import EngineChoice
 from cnnviz.reasons import carriers as room
-from cnnviz.reasons.interactions import Interacting
+from cnnviz.reasons import interactions
 
 CLASS = 3
 
@@ -39,21 +39,22 @@ def picture(model: Model) -> WorkingImage:
     )
 
 
-def pairs(model: Model, image: WorkingImage, grid: int) -> None:
+def pairs(model: Model, image: WorkingImage, grid: int, rounds: int) -> None:
     """Prints the cost of the interactions with both engines, alternating."""
+    interactions.FILLS = ("mean",)
     studies = {
-        choice: Interacting(model, grid=grid, engine=choice)
+        choice: interactions.Interacting(model, grid=grid, engine=choice)
         for choice in (EngineChoice.INCREMENTAL, EngineChoice.FULL)
     }
     times: dict[EngineChoice, list[float]] = {choice: [] for choice in studies}
-    for _round in range(2):
+    for _round in range(rounds):
         for choice, study in studies.items():
-            times[choice].append(seconds(lambda study=study: study.run(image, CLASS)))  # type: ignore[misc]
+            times[choice].append(seconds(lambda study=study: study.run(image, [CLASS])))  # type: ignore[misc]
     fast, full = (min(found) for found in times.values())
-    study = studies[EngineChoice.FULL]
     print(
-        f"  pairs, {grid}x{grid} cells, {len(study.fills)} fills: {study.positions} occluded "
-        f"images; incremental {fast:.1f} s, full {full:.1f} s ({full / fast:.1f} times)"
+        f"  pairs of {grid}x{grid} cells: {studies[EngineChoice.FULL].positions} occluded images; "
+        f"incremental {fast:.1f} s, full {full:.1f} s ({full / fast:.1f} times)",
+        flush=True,
     )
 
 
@@ -61,10 +62,9 @@ def filters(model: Model, image: WorkingImage) -> None:
     """Prints the cost of the carriers, by replay and (from a few of them) by whole passes."""
     region = torch.zeros(model.input_size, dtype=torch.bool)
     region[60:120, 60:120] = True
-    fill = torch.zeros_like(image.pixels)
     layouts, results = room.patched_layers(model), []
     replay = seconds(
-        lambda: results.append(room.carriers(model, image, fill, region, CLASS, layouts))  # type: ignore[func-returns-value]
+        lambda: results.append(room.carriers(model, image, region, CLASS, layouts))  # type: ignore[func-returns-value]
     )
     passes = 2 * sum(len(layer.every) + 1 for layer in results[0].layers)
     some = [{layer.layer: (0,)} for layer in results[0].layers for _ in range(4)]
@@ -73,7 +73,8 @@ def filters(model: Model, image: WorkingImage) -> None:
     print(
         f"  filters, layers {', '.join(layer.layer for layer in results[0].layers)}: {passes} "
         f"patched passes; replay {replay:.1f} s, whole passes {passes * whole:.1f} s "
-        f"({passes * whole / replay:.1f} times)"
+        f"({passes * whole / replay:.1f} times)",
+        flush=True,
     )
 
 
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["squeezenet1_1", "resnet18"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--grid", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     for name in given.models:
@@ -90,7 +92,7 @@ def main() -> None:
         image = picture(model)
         print(f"{name}, {model.input_size[0]}x{model.input_size[1]}, {given.threads} threads")
         filters(model, image)
-        pairs(model, image, given.grid)
+        pairs(model, image, given.grid, given.rounds)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ once, the part after it for many filters together.
 Method: Vig et al. 2020, "Investigating Gender Bias in Language Models Using Causal Mediation
 Analysis"; both directions: Heimersheim and Nanda 2024, "How to use and interpret activation
 patching".
-Shapes: H W rows and columns of the image, G groups of filters, K classes.
+Shapes: H W rows and columns of the image, h w of a layer's maps, V patched passes, G at a time, K
+classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,10 +38,11 @@ from cnnviz.core.models.layers import (
     watch_outputs,
 )
 from cnnviz.core.models.load import Model
-from cnnviz.filters.ablation.replay import Fills, ablation_passes, default_memory
+from cnnviz.filters.ablation.replay import ablation_passes, default_memory
 from cnnviz.filters.channels import Channels
 from cnnviz.occlusion.experiment import DEFAULT_SCORES
 from cnnviz.occlusion.maps import target_scores
+from cnnviz.occlusion.masks import fill_picture
 from cnnviz.reasons.results import Carrier, Carriers, LayerCarriers
 
 SHOWN = 10
@@ -56,71 +58,42 @@ class NoEffect(CnnvizError):  # noqa: N818 (a reason, not an error of the progra
 def carriers(
     model: Model,
     image: WorkingImage,
-    fill_CHW: Tensor,
     region_HW: Tensor,
     target: int,
     layouts: Mapping[str, Layout],
     *,
     fill: str = "mean",
     group: int = 1,
-    memory: int | None = None,
+    seed: int = 0,
 ) -> Carriers:
     """Finds the filters that carry a region's effect on one class, or output.
 
     Args:
         model: settled on the image; not modified.
         image: of the model's input size.
-        fill_CHW: what replaces the region, in [0, 1].
         region_HW: bool.
         target: index of the class.
         layouts: of `patched_layers`.
-        fill: name of the fill.
+        fill: what replaces the region.
         group: neighbouring filters that are put together.
-        memory: bytes for replaying; None for automatic.
+        seed: of the fill, if it is noise.
 
     Raises:
         NoEffect: occluding the region changes the score no more than rounding does.
     """
-    names = list(layouts)
-    normalise = model.preprocess.normalise
+    fill_CHW = fill_picture(fill, image.pixels, model.preprocess, seed)
     covered_CHW = torch.where(region_HW, fill_CHW, image.pixels)
-    images = [normalise(pixels)[None].to(model.device) for pixels in (image.pixels, covered_CHW)]
-    outputs = [_outputs(model, pixels_1CHW, names) for pixels_1CHW in images]
-    scale = float(outputs[0][0].abs().max())
-    before, after = (float(_scores(model, logits_1K, target)[0]) for logits_1K, _ in outputs)
-    drop = before - after
+    passes = [_Pass(model, pixels, layouts) for pixels in (image.pixels, covered_CHW)]
+    before, after = (float(one.scores(one.logits_1K, target)[0]) for one in passes)
+    drop, scale = before - after, float(passes[0].logits_1K.abs().max())
     if not abs(drop) > rounding(model.precision.dtype) * scale:
         raise NoEffect(
             f"occluding the region with {fill} changes the score by {drop:.2g} only, so no filter "
             "carries anything; name another region with --region, or another --fill"
         )
-    ablations = _ablations(names, layouts, group)
-    axes = {name: layout.axis for name, layout in layouts.items()}
-    results = []
-    for pixels_1CHW, (_logits, fills) in zip(images[::-1], outputs, strict=True):
-        passes = ablation_passes(
-            model,
-            ablations,
-            fills,
-            first=pixels_1CHW,
-            memory=memory or default_memory(model.device),
-            images=1,
-            axes=axes,
-        )
-        values_V = torch.zeros(len(ablations), dtype=torch.float64)
-
-        def consume(
-            _images: slice, part: slice, logits_1GK: Tensor, into: Tensor = values_V
-        ) -> None:
-            into[part] = _scores(model, logits_1GK[0], target)
-
-        passes.run(pixels_1CHW, consume)
-        results.append(values_V)
-    restored_V, taken_V = (results[0] - after) / drop, (before - results[1]) / drop
-    changes = {
-        name: (layout.maps(outputs[0][1][name]) - layout.maps(outputs[1][1][name]))[0].float().cpu()
-        for name, layout in layouts.items()
-    }
+    ablations = _ablations(layouts, group)
+    restored_V = (passes[1].patched(ablations, passes[0], target) - after) / drop
+    taken_V = (before - passes[0].patched(ablations, passes[1], target)) / drop
     rows = list(zip(ablations, restored_V.tolist(), taken_V.tolist(), strict=True))
     return Carriers(
         region=float(region_HW.double().mean()),
@@ -128,32 +101,66 @@ def carriers(
         score=DEFAULT_SCORES[model.head.kind].value,
         before=before,
         after=after,
-        engine=passes.engine,
+        engine=passes[0].engine,
+        reason=passes[0].reason,
         layers=tuple(
-            _layer(name, changes[name], [row for row in rows if name in row[0]]) for name in names
+            _layer(
+                name, passes[0].maps(name) - passes[1].maps(name), [r for r in rows if name in r[0]]
+            )
+            for name in layouts
         ),
         region_HW=region_HW,
     )
 
 
-def _scores(model: Model, logits_NK: Tensor, target: int) -> Tensor:
-    """The class's score in each row, (N,) float64."""
-    head = model.head
-    return target_scores(logits_NK.cpu(), target, DEFAULT_SCORES[head.kind], head)
+class _Pass:
+    """One of the two passes: its logits and the outputs of the layers that are patched."""
+
+    engine = ""
+    reason: str | None = None
+
+    def __init__(self, model: Model, pixels_CHW: Tensor, layouts: Mapping[str, Layout]) -> None:
+        self._model, self._layouts = model, layouts
+        self._pixels_1CHW = model.preprocess.normalise(pixels_CHW)[None].to(model.device)
+        with torch.inference_mode(), watch_outputs(model.module, list(layouts)) as outputs:
+            self.logits_1K = model.logits(self._pixels_1CHW)
+        self.outputs = dict(outputs)
+
+    def maps(self, layer: str) -> Tensor:
+        """The layer's output as maps (C, h, w)."""
+        return self._layouts[layer].maps(self.outputs[layer])[0].float().cpu()
+
+    def scores(self, logits_NK: Tensor, target: int) -> Tensor:
+        """The class's score in each row, (N,) float64."""
+        head = self._model.head
+        return target_scores(logits_NK.cpu(), target, DEFAULT_SCORES[head.kind], head)
+
+    def patched(self, ablations: Sequence[Channels], other: "_Pass", target: int) -> Tensor:
+        """(V,) the score with each of these sets of channels from the other pass."""
+        passes = ablation_passes(
+            self._model,
+            ablations,
+            other.outputs,
+            first=self._pixels_1CHW,
+            memory=default_memory(self._model.device),
+            images=1,
+            axes={name: layout.axis for name, layout in self._layouts.items()},
+        )
+        values_V = torch.zeros(len(ablations), dtype=torch.float64)
+
+        def consume(_images: slice, part: slice, logits_1GK: Tensor) -> None:
+            values_V[part] = self.scores(logits_1GK[0], target)
+
+        passes.run(self._pixels_1CHW, consume)
+        self.engine, self.reason = passes.engine, passes.reason
+        return values_V
 
 
-def _outputs(model: Model, pixels_1CHW: Tensor, names: Sequence[str]) -> tuple[Tensor, Fills]:
-    """The logits of an image and the outputs of these layers."""
-    with torch.inference_mode(), watch_outputs(model.module, names) as outputs:
-        logits_1K = model.logits(pixels_1CHW)
-    return logits_1K, dict(outputs)
-
-
-def _ablations(names: Sequence[str], layouts: Mapping[str, Layout], group: int) -> list[Channels]:
+def _ablations(layouts: Mapping[str, Layout], group: int) -> list[Channels]:
     """For each layer its groups of filters, and last all of them."""
     found: list[Channels] = []
-    for name in names:
-        count = layouts[name].shape[0]
+    for name, layout in layouts.items():
+        count = layout.shape[0]
         found += [
             {name: tuple(range(first, min(first + group, count)))}
             for first in range(0, count, group)

@@ -14,7 +14,7 @@ from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import fast
 from cnnviz.core.output.summary import class_fields
 from cnnviz.occlusion.experiment import Occluder
-from cnnviz.occlusion.masks import fill_picture, inside_boxes
+from cnnviz.occlusion.masks import inside_boxes
 from cnnviz.occlusion.options import OcclusionSpec
 from cnnviz.occlusion.results import OcclusionResult, Panel
 from cnnviz.occlusion.sufficient import Search, check_shares
@@ -69,22 +69,24 @@ class Reasoner:
         spec = self._spec
         parts = parts_of(image, spec.segments, spec.parts) if spec.segments else None
         result = self.occluder.run(image, progress=progress)
+        targets = tuple(self._target(result, panel, parts) for panel in result.targets)
+        if self._pairs is not None:
+            indices = [panel.index for panel in result.targets]
+            pairs = self._pairs.run(image, indices, progress)
+            targets = tuple(
+                replace(target, interactions=found)
+                for target, found in zip(targets, pairs, strict=True)
+            )
         return ReasonsResult(
             image=image.path,
             prediction=result.prediction,
             top5=result.top5,
-            fill=self._spec.fill,
-            targets=tuple(self._target(result, panel, parts, progress) for panel in result.targets),
+            fill=spec.fill,
+            targets=targets,
             occlusion=result,
         )
 
-    def _target(
-        self,
-        result: OcclusionResult,
-        panel: Panel,
-        parts: Parts | None,
-        progress: Callable[[int], None],
-    ) -> ClassReasons:
+    def _target(self, result: OcclusionResult, panel: Panel, parts: Parts | None) -> ClassReasons:
         measured, spec = result.measured, self._spec
         search = Search(self._fast, measured, panel, self._occlusion, spec.cell, spec.hold)
         fields = class_fields(measured, panel.index, panel.reading)
@@ -96,30 +98,34 @@ class Reasoner:
 
             shapley = shapley_of(game, parts, spec.permutations, spec.seed)
             found = replace(found, shapley=shapley)
-        pairs = None
-        if self._pairs is not None:
-            pairs = self._pairs.run(measured.image, panel.index, progress)
         carried = self._carriers(result, panel) if self._layouts else None
-        return replace(found, interactions=pairs, carriers=carried)
+        return replace(found, carriers=carried)
 
     def _carriers(self, result: OcclusionResult, panel: Panel) -> Carriers | None:
         """The filters that carry a region; None, with a note, where it has no effect."""
         image, spec = result.measured.image, self._spec
         box_14 = torch.tensor([spec.region or panel.max_drop_box])
         try:
-            return carriers(
+            found = carriers(
                 self._model,
                 image,
-                fill_picture(spec.fill, image.pixels, self._model.preprocess, spec.seed),
                 inside_boxes(box_14, result.measured.size)[0],
                 panel.index,
                 self._layouts,
                 fill=spec.fill,
                 group=spec.group,
+                seed=spec.seed,
             )
         except NoEffect as reason:
             _log.warning("note: %s, %s: %s", image.path, panel.class_, reason)
             return None
+        if found.reason:
+            _log.warning(
+                "note: each filter took two passes of the whole network, since %s; --group and "
+                "--layer need fewer, and --skip filters none",
+                found.reason,
+            )
+        return found
 
 
 def _inside(box: tuple[int, int, int, int], size: tuple[int, int]) -> bool:

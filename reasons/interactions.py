@@ -14,10 +14,10 @@ players in cooperative games"): as players that raise the score, redundant cells
 For each cell i, the image with i occluded becomes the image of an engine's run, and the later cells
 its masks: the engine's plan depends on the masks alone, so only the baseline is new. The values
 depend on the fill, so they are measured with several, and a pair is named only if all agree.
-Shapes: F fills, L cells, K classes, H W rows and columns.
+Shapes: T targets, F fills, L cells, P positions and pairs, K classes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ from cnnviz.reasons.results import Interactions, Pair, Relation
 
 FILLS = ("mean", "blur", "noise")
 """The fills that must agree, besides the run's own."""
+KINDS = (Relation.NONE, Relation.REDUNDANT, Relation.CONJUNCTIVE)
 SMALLEST = 0.05
 """Share of the largest drop, of a cell or a pair, below which a pair is not named."""
 
@@ -100,50 +101,49 @@ class Interacting:
     def run(
         self,
         image: WorkingImage,
-        target: int,
+        targets: Sequence[int],
         progress: Callable[[int], None] = lambda _steps: None,
-    ) -> Interactions:
-        """Measures all pairs for one class, or output; the model is settled on the image.
+    ) -> list[Interactions]:
+        """Measures all pairs, for each of some classes; the model is settled on the image.
 
         Args:
             image: of the model's input size.
-            target: index of the class.
+            targets: indices of classes, or outputs.
             progress: called with the number of positions just done.
         """
-        model = self._model
+        model, count = self._model, len(self.boxes_L4)
         normalise = model.preprocess.normalise
         original = normalise(image.pixels).to(model.device)
         fills = [
             normalise(fill_picture(name, image.pixels, model.preprocess, self._seed))
             for name in self.fills
         ]
-        fills = [fill.to(model.device) for fill in fills]
-        count = len(self.boxes_L4)
-        alone_FL = torch.zeros(len(fills), count, dtype=torch.float64)
-        both_FLL = torch.zeros(len(fills), count, count, dtype=torch.float64)
-        base, scale = 0.0, 0.0
+        chosen = list(targets)
+        drops_TFL = torch.zeros(len(chosen), len(fills), count, dtype=torch.float64)
+        both_TFLL = torch.zeros(len(chosen), len(fills), count, count, dtype=torch.float64)
+        base_T, scale = drops_TFL[:, 0, 0], 0.0
         # Fills innermost: the engine keeps the plan of the last set of masks.
         for cell in range(-1, count - 1):
-            later = self.boxes_L4[cell + 1 :]
             for number, fill in enumerate(fills):
-                covered = original
+                other, covered = fill.to(model.device), original
                 if cell >= 0:
-                    box = self.boxes_L4[cell : cell + 1].to(model.device)
-                    covered = cover(original, fill, box)[0].contiguous()
-                scores = self._engine.run(covered, fill, later, progress)
-                values_P = self._values(scores.logits_PK, target, image)
-                if cell >= 0:
-                    both_FLL[number, cell, cell + 1 :] = values_P
-                    continue
-                alone_FL[number] = values_P
-                base = float(self._values(scores.base_logits_K[None], target, image)[0])
-                scale = float(scores.base_logits_K.abs().max())
-        upper = torch.ones(count, count, dtype=torch.bool).triu(1)
-        both_FLL = torch.where(upper, base - both_FLL, 0.0)
-        return self._result(base - alone_FL, both_FLL, scale)
+                    box_14 = self.boxes_L4[cell : cell + 1].to(model.device)
+                    covered = cover(original, other, box_14)[0].contiguous()
+                scores = self._engine.run(covered, other, self.boxes_L4[cell + 1 :], progress)
+                values_TP = self._values(scores.logits_PK, image)[:, chosen].T
+                if cell < 0:
+                    base_T = self._values(scores.base_logits_K[None], image)[0, chosen]
+                    scale = float(scores.base_logits_K.abs().max())
+                    drops_TFL[:, number] = base_T[:, None] - values_TP
+                else:
+                    both_TFLL[:, number, cell, cell + 1 :] = base_T[:, None] - values_TP
+        return [
+            self._result(drops_FL, both_FLL, scale)
+            for drops_FL, both_FLL in zip(drops_TFL, both_TFLL, strict=True)
+        ]
 
-    def _values(self, logits_PK: Tensor, target: int, image: WorkingImage) -> Tensor:
-        """The class's score of each row, (P,) float64."""
+    def _values(self, logits_PK: Tensor, image: WorkingImage) -> Tensor:
+        """The score of each class in each row, (P, K) float64."""
         model = self._model
         logits_PK = model.head.logits(logits_PK.cpu())
         if not logits_PK.isfinite().all():
@@ -151,7 +151,7 @@ class Interacting:
                 f"{model.name} gives scores that are not finite on parts of '{image.path}' in "
                 f"{model.precision.value}; use --precision fp32, or check the weights"
             )
-        return class_scores(logits_PK, DEFAULT_SCORES[model.head.kind], model.head)[:, target]
+        return class_scores(logits_PK, DEFAULT_SCORES[model.head.kind], model.head)
 
     def _result(self, drops_FL: Tensor, both_FLL: Tensor, scale: float) -> Interactions:
         model, count = self._model, len(self.boxes_L4)
@@ -163,26 +163,14 @@ class Interacting:
         smallest = max(SMALLEST * largest, rounding(model.precision.dtype) * scale)
         redundant_P = ((beyond_FP >= smallest) & (both_FP > 0)).all(0)
         conjunctive_P = ((beyond_FP <= -smallest) & (first_FP > 0) & (second_FP > 0)).all(0)
-        numbers = torch.stack(
+        numbers_6P = torch.stack(
             [
-                *(first_FP.mean(0), second_FP.mean(0), both_FP.mean(0), beyond_FP.mean(0)),
+                *(values.mean(0) for values in (first_FP, second_FP, both_FP, beyond_FP)),
                 *(beyond_FP.amin(0), beyond_FP.amax(0)),
             ]
         )
-        names = ("first_drop", "second_drop", "both", "beyond", "lowest", "highest")
         kinds = (redundant_P.int() + 2 * conjunctive_P.int()).tolist()
-        relations = (Relation.NONE, Relation.REDUNDANT, Relation.CONJUNCTIVE)
-        every = tuple(
-            Pair(
-                first=first,
-                second=second,
-                relation=relations[kind],
-                **dict(zip(names, row, strict=True)),
-            )
-            for first, second, kind, row in zip(
-                first_P.tolist(), second_P.tolist(), kinds, numbers.T.tolist(), strict=True
-            )
-        )
+        every = _pairs(first_P.tolist(), second_P.tolist(), kinds, numbers_6P.T.tolist())
         named = [pair for pair in every if pair.relation is not Relation.NONE]
         beyond_FLL = torch.zeros_like(both_FLL)
         beyond_FLL[:, first_P, second_P] = beyond_FLL[:, second_P, first_P] = beyond_FP
@@ -201,3 +189,22 @@ class Interacting:
             every=every,
             beyond_FLL=beyond_FLL,
         )
+
+
+def _pairs(
+    firsts: Sequence[int],
+    seconds: Sequence[int],
+    kinds: Sequence[int],
+    numbers: Sequence[Sequence[float]],
+) -> tuple[Pair, ...]:
+    """The records of pairs; a kind is the place of its relation in `KINDS`."""
+    names = ("first_drop", "second_drop", "both", "beyond", "lowest", "highest")
+    return tuple(
+        Pair(
+            first=first,
+            second=second,
+            relation=KINDS[kind],
+            **dict(zip(names, row, strict=True)),
+        )
+        for first, second, kind, row in zip(firsts, seconds, kinds, numbers, strict=True)
+    )

@@ -18,7 +18,7 @@ class Question(StrEnum):
     """Which filters carry the region whose occlusion hurts most?"""
 
 
-def region(text: str, option: str) -> tuple[int, int, int, int]:
+def corners(text: str, option: str) -> tuple[int, int, int, int]:
     """`40,60,120,150` to rows and columns y0, x0, y1, x1, ends excluded."""
     found = [whole_number(part.strip()) for part in text.split(",")]
     if len(found) == 4 and None not in found:
@@ -77,7 +77,8 @@ class ReasonsSpec(Spec):
         Option(
             "Filters: the region to occlude, in pixels of the working image, as "
             "top,left,bottom,right. Default: the mask whose occlusion hurts most.",
-            parse=region,
+            parse=corners,
+            metavar="TOP,LEFT,BOTTOM,RIGHT",
         ),
     ] = None
     layers: Annotated[

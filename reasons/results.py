@@ -172,6 +172,7 @@ class Carriers(Record):
     after: Annotated[float, Says("score with the region occluded")]
     engine: Annotated[str, Says("replay or full")]
     layers: tuple[LayerCarriers, ...]
+    reason: Annotated[str | None, Says("why whole passes were run", optional=True)] = None
     region_HW: Hidden[Tensor] = ABSENT
 
     @property

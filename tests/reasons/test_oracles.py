@@ -36,7 +36,8 @@ def log_odds(logits_1K: Tensor) -> float:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_pair_is_that_of_images_occluded_one_by_one(name: str, engine: EngineChoice) -> None:
     model, image = network(name), noise((SIZE, SIZE))
-    result = Interacting(model, grid=3, fill="gray", engine=engine).run(image, CLASS)
+    study = Interacting(model, grid=3, fill="gray", engine=engine)
+    _first, result = study.run(image, [0, CLASS])
     assert result.engine == engine.value
     assert result.fills == ("gray", "mean", "blur", "noise")
     fills = [fill_picture(fill, image.pixels, model.preprocess) for fill in result.fills]
@@ -72,7 +73,7 @@ def test_every_filter_carries_what_a_hook_that_patches_it_brings_back(
     region_HW[10:50, 10:50] = True
     black = torch.zeros_like(image.pixels)
     layouts = patched_layers(model)
-    result = carriers(model, image, black, region_HW, CLASS, layouts, group=group)
+    result = carriers(model, image, region_HW, CLASS, layouts, fill="black", group=group)
     pictures = image.pixels[None], torch.where(region_HW, black, image.pixels)[None]
     parts = named_layers(model.module)
     assert result.engine == "replay"

@@ -82,9 +82,8 @@ class Case:
         region_HW = torch.zeros(self.image.pixels.shape[1:], dtype=torch.bool)
         for colour in colours:
             region_HW[self.places[colour]] = True
-        black = torch.zeros_like(self.image.pixels)
         layouts = patched_layers(self.model, ("first", "second"))
-        return carriers(self.model, self.image, black, region_HW, 0, layouts)
+        return carriers(self.model, self.image, region_HW, 0, layouts, fill="black")
 
 
 PLACEMENTS = [range(1), pytest.param(range(1, 8), marks=pytest.mark.slow)]
@@ -101,7 +100,7 @@ def test_exactly_the_pairs_that_interact_are_named_with_the_right_sign(
     pairs = [] if kind in ("one", "against") else redundant
     for seed in seeds:
         case = Case(kind, seed)
-        result = Interacting(case.model, grid=GRID).run(case.image, 0)
+        (result,) = Interacting(case.model, grid=GRID).run(case.image, [0])
         cells = {tuple(sorted(case.cells[colour] for colour in pair)) for pair in pairs}
         assert {(pair.first, pair.second) for pair in result.pairs} == cells
         assert {pair.relation.value for pair in result.pairs} <= {relation}
