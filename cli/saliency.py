@@ -202,7 +202,9 @@ class _Study(ImageStudy[SaliencyResult, SaliencyResult]):
             yield (
                 Path(entry.image).name,
                 target.class_,
-                decimals(target.probability) if target.value is None else f"{target.value:.4g}",
+                f"{target.value:.4g}"
+                if target.probability is None
+                else decimals(target.probability),
                 entry.method + (f" at {entry.layer}" if entry.layer else ""),
                 "{}, {}".format(*target.peak) if target.peak else "-",
                 "-" if compared is None else f"{compared:.2f}",

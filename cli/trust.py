@@ -163,7 +163,9 @@ class _Study(ImageStudy[TrustResult, TrustResult]):
             yield (
                 Path(entry.image).name,
                 target.class_,
-                decimals(target.probability) if target.value is None else f"{target.value:.4g}",
+                f"{target.value:.4g}"
+                if target.probability is None
+                else decimals(target.probability),
                 f"{target.trust.gain:.3f}",
                 f"{low:.3f} to {high:.3f}",
                 *target.cells,
