@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
@@ -21,8 +22,8 @@ from cnnviz.reasons.carriers_figure import Patches, draw_carriers
 from cnnviz.reasons.pairs_figure import draw_pairs
 from cnnviz.reasons.results import ClassReasons, Reason, ReasonsResult, Shapley
 
-COLOURS = (ORANGE, SKY, GREEN, PURPLE, YELLOW, BLUE, RED)
-OPACITY = 0.45
+COLOURS = (PURPLE, SKY, ORANGE, GREEN, YELLOW, BLUE, RED)
+OPACITY = 0.4
 WRITTEN = 16
 """Parts whose values are written over the image, at most."""
 Pixels = NDArray[np.uint8]
@@ -68,7 +69,7 @@ def _regions(result: ReasonsResult, beneath: Pixels) -> Figure:
 
 def _shares(result: ReasonsResult, beneath: Pixels) -> Figure:
     """A row for each class: the image, and the Shapley value of each part over it."""
-    size, look = result.occlusion.measured.size, Look(display=Display.CELLS)
+    size, look = result.occlusion.measured.size, Look(display=Display.CELLS, opacity=0.6)
     found = [(target, target.shapley) for target in result.targets if target.shapley]
     maps = [
         np.array([part.value for part in shapley.parts], np.float32)[shapley.labels_HW.numpy()]
@@ -82,8 +83,8 @@ def _shares(result: ReasonsResult, beneath: Pixels) -> Figure:
         worst = f"standard error up to {max(errors, default=0):.2f}"
         title = f"Shapley values of {len(shapley.parts)} parts ({shapley.segments})"
         below = (
-            f"{shapley.all:.2f} for the image = {shapley.none:.2f} with all parts occluded "
-            f"{shapley.all - shapley.none:+.2f} for all values"
+            f"Log-odds: {shapley.all:.2f} of the image, {shapley.none:.2f} without all parts; "
+            "the values sum to the difference"
         )
         detail = (
             f"{shapley.permutations} random orders, {worst}" if shapley.permutations else "exact"
@@ -102,9 +103,7 @@ def _write_values(axes: Axes, shapley: Shapley) -> None:
     """Outlines the parts, and writes the values of a few into them."""
     labels_HW = shapley.labels_HW.numpy()
     for part in range(len(shapley.parts)):
-        outline = (labels_HW == part).astype(float)
-        axes.contour(outline, levels=[0.5], colors="white", linewidths=0.6)
-    axes.set(xlim=(0, labels_HW.shape[1]), ylim=(labels_HW.shape[0], 0))
+        _outline(axes, labels_HW == part, (0.5, 0.5, 0.5), 0.6)
     if len(shapley.parts) > WRITTEN:
         return
     for number, each in enumerate(shapley.parts):
@@ -118,6 +117,22 @@ def _write_values(axes: Axes, shapley: Shapley) -> None:
             color="black",
         )
         text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+
+
+def _outline(
+    axes: Axes, inside_HW: NDArray[np.bool_], colour: tuple[float, ...], thick: float = 1.4
+) -> None:
+    """Draws a white line, and a coloured one on it, along the edges of pixels."""
+    height, width = inside_HW.shape
+    padded = np.pad(inside_HW, 1).astype(np.int8)
+    lines = []
+    for row, column in np.argwhere(np.diff(padded[:, 1:-1], axis=0)):
+        lines.append(((column, row), (column + 1, row)))
+    for row, column in np.argwhere(np.diff(padded[1:-1], axis=1)):
+        lines.append(((column, row), (column, row + 1)))
+    for each, points in (("white", 1.8 * thick), (colour, thick)):
+        axes.add_collection(LineCollection(lines, colors=[each], linewidths=points))
+    axes.set(xlim=(0, width), ylim=(height, 0))
 
 
 def _text(reason: Reason) -> str:
@@ -144,5 +159,7 @@ def _painted(
 
     def paint(axes: Axes) -> None:
         paint_kinds(axes, kinds_HW, np.array(rgba, np.float32), beneath)
+        for number in range(1, len(rgba)):
+            _outline(axes, kinds_HW == number, rgba[number][:3])
 
     return picture(paint, size, title, below)

@@ -92,6 +92,8 @@ def regions(image: Regions) -> Any:
     legend = parts.Legend(
         items=items,
         click_policy="hide",
+        inactive_fill_color=LINES,
+        inactive_fill_alpha=0.3,
         label_text_color=LINES,
         background_fill_alpha=0,
         border_line_color=None,
@@ -120,6 +122,5 @@ def _arcs(figure: Any, arcs: Sequence[Arc]) -> Any:
         source=source,
         line_width="width",
         line_color=arcs[0].colour,
-        visible=False,
         hover_line_color="black",
     )
