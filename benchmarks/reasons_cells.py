@@ -62,16 +62,17 @@ def filters(model: Model, image: WorkingImage) -> None:
     """Prints the cost of the carriers, by replay and (from a few of them) by whole passes."""
     region = torch.zeros(model.input_size, dtype=torch.bool)
     region[60:120, 60:120] = True
-    layouts, results = room.patched_layers(model), []
-    replay = seconds(
-        lambda: results.append(room.carriers(model, image, region, CLASS, layouts))  # type: ignore[func-returns-value]
-    )
-    passes = 2 * sum(len(layer.every) + 1 for layer in results[0].layers)
-    some = [{layer.layer: (0,)} for layer in results[0].layers for _ in range(4)]
+    layouts = room.patched_layers(model)
+    occluded = torch.where(region, torch.zeros(()), image.pixels)
+    one, other = (room._Pass(model, pixels, layouts) for pixels in (image.pixels, occluded))
+    ablations = room._ablations(layouts, 1)
+    replay = 2 * seconds(lambda: one.patched(ablations, other, CLASS))
+    some = [{layer: (0,)} for layer in layouts for _ in range(4)]
     pixels = model.preprocess.normalise(image.pixels)[None]
     whole = seconds(lambda: WholePasses(model, some, {}).run(pixels, lambda *_: None)) / len(some)
+    passes = 2 * len(ablations)
     print(
-        f"  filters, layers {', '.join(layer.layer for layer in results[0].layers)}: {passes} "
+        f"  filters, layers {', '.join(layouts)}: {passes} "
         f"patched passes; replay {replay:.1f} s, whole passes {passes * whole:.1f} s "
         f"({passes * whole / replay:.1f} times)",
         flush=True,

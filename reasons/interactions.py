@@ -198,13 +198,19 @@ def _pairs(
     numbers: Sequence[Sequence[float]],
 ) -> tuple[Pair, ...]:
     """The records of pairs; a kind is the place of its relation in `KINDS`."""
-    names = ("first_drop", "second_drop", "both", "beyond", "lowest", "highest")
     return tuple(
         Pair(
             first=first,
             second=second,
+            first_drop=first_drop,
+            second_drop=second_drop,
+            both=both,
+            beyond=beyond,
+            lowest=lowest,
+            highest=highest,
             relation=KINDS[kind],
-            **dict(zip(names, row, strict=True)),
         )
-        for first, second, kind, row in zip(firsts, seconds, kinds, numbers, strict=True)
+        for first, second, kind, (first_drop, second_drop, both, beyond, lowest, highest) in zip(
+            firsts, seconds, kinds, numbers, strict=True
+        )
     )

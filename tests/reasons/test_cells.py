@@ -29,6 +29,7 @@ def rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
+@pytest.mark.slow
 def test_a_run_has_all_pairs_and_all_filters(
     units: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,6 +79,7 @@ def test_wrong_options_are_one_line(
     assert expected in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_units_are_of_max_patches_and_their_images_are_named(
     units: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
