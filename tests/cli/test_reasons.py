@@ -9,13 +9,14 @@ from cnnviz.cli.main import run
 from cnnviz.core.output.summary import read_summary
 from cnnviz.reasons.results import load_run
 
-TRUCK = "sample_images/truck.png"
+SAMPLES = Path(__file__).parent.parent.parent / "sample_images"
+TRUCK = str(SAMPLES / "truck.png")
 FEW = ["--skip", "pairs", "--skip", "filters", "--quiet"]
 
 
 def test_a_run_has_its_regions_on_the_object_and_on_the_page(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    options = ["--cell", "8", "--expect", "sample_images/truth.json", "--report"]
+    options = ["--cell", "8", "--expect", str(SAMPLES / "truth.json"), "--report"]
     options += ["--segments", "grid", "--parts", "4"]
     assert run(["reasons", TRUCK, *options, *FEW, "--out", str(out)]) == 0
     finished = read_summary(out / "truck")
