@@ -1,6 +1,6 @@
 """How good are the reasons of `cnnviz reasons`? Outlined photographs, exact search.
 
-    python benchmarks/reasons.py objects ASSETS TRUTH [--count N] [--hold H] [--cell C] [--keep FILE]
+    python benchmarks/reasons.py objects ASSETS TRUTH [--count N] [--hold H] [--cell C] [--keep F]
     python benchmarks/reasons.py gap ASSETS TRUTH [--count N]
     python benchmarks/reasons.py passes ASSETS TRUTH [--count N]
 
