@@ -15,10 +15,10 @@ import struct
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO
 
 import numpy as np
@@ -279,7 +279,8 @@ def suffixes() -> frozenset[str]:
     return frozenset(s for s, kind in known.items() if kind in formats())
 
 
-def _is_hidden(path: Path) -> bool:
+def is_hidden(path: PurePath) -> bool:
+    """Whether a file or a folder above it is hidden, or made by macOS."""
     return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
@@ -292,12 +293,12 @@ def _visible(folder: Path) -> Iterator[Path]:
 
     seen = {os.path.realpath(folder)}
     for place, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
-        below = [Path(place, name) for name in sorted(folders) if not _is_hidden(Path(name))]
+        below = [Path(place, name) for name in sorted(folders) if not is_hidden(Path(name))]
         twice = [path for path in below if os.path.realpath(path) in seen]
         left_out += [f"{path} (read already by another name)" for path in twice]
         folders[:] = [path.name for path in below if path not in twice]
         seen.update(os.path.realpath(path) for path in below)
-        yield from (Path(place, name) for name in names if not _is_hidden(Path(name)))
+        yield from (Path(place, name) for name in names if not is_hidden(Path(name)))
     if left_out:
         _log.warning("note: folders left out of %r: %s", str(folder), ", ".join(left_out))
 
@@ -311,11 +312,14 @@ def images_below(folder: Path) -> list[Path]:
     files = sorted(path for path in _visible(folder) if path.is_file())
     images = [path for path in files if path.suffix.lower() in suffixes()]
     images = images or [path for path in files if is_array(path)]
-    used = {path.suffix.lower() for path in images}
-    kinds = Counter(path.suffix.lower() for path in files) if images else Counter[str]()
-    others = {kind: n for kind, n in kinds.items() if kind not in used | suffixes()}
-    note_left_out(folder, others, "not images by their suffix")
+    note_unused(folder, (p.suffix.lower() for p in files), {p.suffix.lower() for p in images})
     return images
+
+
+def note_unused(folder: str | Path, kinds: Iterable[str], used: Collection[str]) -> None:
+    """Warns of the files of a folder with other suffixes than those that are used, if any is."""
+    others = {k: n for k, n in Counter(kinds).items() if used and k not in {*used, *suffixes()}}
+    note_left_out(folder, others, "not images by their suffix")
 
 
 def note_left_out(source: str | Path, kinds: Mapping[str, int], why: str) -> None:
