@@ -63,7 +63,7 @@ def _check_files(sources: Sequence[str], model: Any) -> None:
         elif not exists(Path(source)) and not _NOT_A_PATH.search(source):
             raise UsageError(f"no file or folder '{source}'")
     for file in (model.checkpoint, model.labels, model.like) if model else ():
-        if file is not None and not file.is_dir():  # of a folder, its reader knows the remedy
+        if isinstance(file, Path) and not file.is_dir():  # of a folder, its reader knows the remedy
             regular(file)
 
 

@@ -17,6 +17,8 @@ from cnnviz.core.options import (
     name_and_file,
     numbers,
 )
+from cnnviz.core.output.mirrors import mirror
+from cnnviz.core.remote import checked, is_url
 
 if TYPE_CHECKING:
     from cnnviz.core.models.load import Model
@@ -53,6 +55,10 @@ Expect = Annotated[
 Resume = Annotated[bool, Option("Continue an interrupted run; finished images are kept.")]
 
 
+def _file_or_url(text: str, _option: str) -> Path | str:
+    return checked(text) if is_url(text) else Path(text)
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """The network, its weights, its preprocessing and its device."""
@@ -68,10 +74,12 @@ class ModelOptions:
         ),
     ] = "bundled"
     checkpoint: Annotated[
-        Path | None,
+        Path | str | None,
         Option(
-            "Weights from a file: .pth .pt .th .ckpt .safetensors, a TorchScript or torch.export "
-            "archive (these, and weights of torchvision's networks, need no --model)."
+            "Weights from a file or URL: .pth .pt .th .ckpt .safetensors, a TorchScript or "
+            "torch.export archive (these, and weights of torchvision's networks, need no --model).",
+            parse=_file_or_url,
+            metavar="PATH",
         ),
     ] = None
     state: Annotated[
@@ -230,7 +238,7 @@ class ModelOptions:
 def _folder(text: str, option: str) -> Path:
     if not text.strip():
         raise UsageError(f"{option} '{text}' is not a folder name; use . for the current folder")
-    return Path(text)
+    return mirror(text) if is_url(text) else Path(text)
 
 
 @dataclass(frozen=True)
@@ -242,7 +250,7 @@ class OutputOptions:
     out: Annotated[
         Path | None,
         Option(
-            "Output folder (cnnviz-out/<command> if not given).",
+            "Output folder, or its URL (cnnviz-out/<command> if not given).",
             ("--out", "-o"),
             _folder,
             metavar="DIR",

@@ -51,6 +51,8 @@ _FINAL = (
     *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError),
     *(ValueError, TypeError, LookupError, NotImplementedError),
 )
+_COPIES: dict[str, str] = {}
+"""The folders of copies, with their URLs."""
 Result = TypeVar("Result")
 
 
@@ -369,20 +371,24 @@ def local_copy(
     if not is_url(str(url)):
         yield Path(url)
         return
+    where, _, _ = str(url).rpartition("/")
     with tempfile.TemporaryDirectory(prefix="cnnviz-") as folder:
+        _COPIES[f"{folder}/"] = f"{where}/"
         try:
             path = file_at(str(url)).copy(Path(folder))
             for name in parts(path):
                 if name != path.name:
-                    file_at(within(str(url).rpartition("/")[0], name)).copy(Path(folder))
+                    file_at(within(where, name)).copy(Path(folder))
             yield path
         except CnnvizError as error:
-            raise type(error)(named(str(error), folder, str(url))) from error
+            raise type(error)(named_by_url(str(error))) from error
 
 
-def named(text: str, folder: str | Path, url: str) -> str:
-    """A message in which the copies in a local folder are called by their URLs."""
-    return text.replace(f"{folder}/", f"{url.rpartition('/')[0]}/")
+def named_by_url(text: str) -> str:
+    """A message in which the copies of files are called by their URLs."""
+    for folder, where in _COPIES.items():
+        text = text.replace(folder, where)
+    return text
 
 
 def local_folder(folder: str) -> Path:

@@ -6,6 +6,7 @@ whole; the summaries of replaced runs are deleted before, and summaries are writ
 """
 
 import atexit
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,10 +15,11 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.errors import UsageError
 from cnnviz.core.files import SUMMARY, UNFINISHED
 from cnnviz.core.remote import READERS, checked, copied_folder, patiently, scheme_of, system_of
 
+_log = logging.getLogger("cnnviz")
 WRITABLE = ("s3", "gs", "memory")
 
 _MIRRORS: dict[Path, str] = {}
@@ -73,7 +75,11 @@ def names_in(folder: str) -> set[str]:
 
 
 def fetch(path: Path) -> None:
-    """Copies what is at the URL of a folder in a mirror, to be resumed or replaced."""
+    """Prepares a folder in a mirror: what is at its URL is copied, to be resumed or replaced.
+
+    Raises:
+        CnnvizError: files cannot be written to the URL, or deleted.
+    """
     url = url_of(path)
     if url is None:
         return
@@ -82,15 +88,9 @@ def fetch(path: Path) -> None:
     for file in path.rglob("*"):
         if file.is_file():
             _FETCHED[file] = file.stat().st_size, file.stat().st_mtime
-
-
-def check_writable(path: Path) -> None:
-    """A CnnvizError unless files can be written to the URL of a folder in a mirror, and deleted."""
-    url = url_of(path)
-    if url is not None:
-        system, probe = system_of(url), f"{url}/.cnnviz"
-        patiently(url, partial(system.pipe_file, probe, b""), "written")
-        patiently(url, partial(system.rm_file, probe), "written")
+    system, probe = system_of(url), f"{url}/.cnnviz"
+    patiently(url, partial(system.pipe_file, probe, b""), "written")
+    patiently(url, partial(system.rm_file, probe), "written")
 
 
 @contextmanager
@@ -107,9 +107,10 @@ def uploading(folder: Path | None) -> Iterator[None]:
         url = _MIRRORS[folder]
         try:
             _upload(folder)
-        except CnnvizError as error:
+        except BaseException:
             del _MIRRORS[folder]
-            raise CnnvizError(f"{error}; the results of {url} are kept in {folder}") from error
+            _log.warning("note: %s is not complete; its files are kept in %s", url, folder)
+            raise
         _discard(folder)
 
 

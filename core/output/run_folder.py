@@ -172,6 +172,7 @@ class RunFolder:
                 raise UsageError(f"{path} leads out of {within}; give --out another folder")
             occupied = mirrors.check_free(path, overwrite=overwrite, resume=resume)
             path.mkdir(parents=True, exist_ok=True)
+            mirrors.fetch(path)
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
             reason = getattr(error, "strerror", None) or one_line(error)
             raise CnnvizError(f"cannot write to {path}: {reason}") from error
@@ -239,6 +240,10 @@ class RunFolder:
 
     def _check_kept(self, path: Path) -> None:
         """Refuses to replace a file that the run reads."""
+        if mirrors.url_of(path) in self._root._inputs:
+            raise CnnvizError(
+                f"{mirrors.shown(path)} is one of the inputs; give --out another folder"
+            )
         if path.exists() and identity(path) in self._root._kept:
             raise CnnvizError(f"{path} is one of the inputs; give --out another folder")
 
