@@ -38,8 +38,9 @@ ARGUMENTS, FIRST, ADVANCED, OWN = "Input", "Options", "Advanced", "analysis"
 """Headings of a command's help."""
 SHARED = ("model", "checkpoint", "out", "overwrite", "report", "help")
 """Options that most people use, of every command that has them."""
-TAKE_URLS = ("images", "data", "model", "checkpoint", "out", "texts", "title")
-"""Fields whose text may be a URL."""
+URL_ARGUMENTS = ("images", "data")
+TAKE_URLS = ("model", "checkpoint", "out", "texts", "title")
+"""Arguments and options whose text may be a URL."""
 FEW = 12
 """As many options need no groups."""
 KINDS = {
@@ -138,7 +139,8 @@ class _Parameter:
     def value(self, given: Any) -> Any:
         """Converts what Typer returns; raises a UsageError for an invalid value."""
         option = self.option
-        _refuse_urls(self.name, option.name(self.name) if option else self.name.upper(), given)
+        takes = self.name in (TAKE_URLS if option else URL_ARGUMENTS)
+        _refuse_urls(option.name(self.name) if option else self.name.upper(), given, takes=takes)
         if option is None or given is None:
             return given if option is None else self.default
         name, parse = option.name(self.name), option.parse or (lambda text, _name: text)
@@ -150,11 +152,11 @@ class _Parameter:
         return value
 
 
-def _refuse_urls(field: str, name: str, given: object) -> None:
+def _refuse_urls(name: str, given: object, *, takes: bool) -> None:
     """Raises a UsageError for a URL where a local file is expected; a `Path` has lost a slash."""
     for one in given if isinstance(given, list | tuple) else (given,):
         text = re.sub("^([A-Za-z][\\w+.-]+:/)", r"\1/", str(one)) if isinstance(one, Path) else one
-        if not isinstance(text, str) or (field in TAKE_URLS and text is one):
+        if not isinstance(text, str) or (takes and text is one):
             continue
         if is_url(text) or is_url(text.partition("=")[2]):
             raise UsageError(

@@ -38,12 +38,14 @@ PACKAGES = {
 """The protocols that are taken: the package that each needs, and the extra that installs it."""
 READERS = 32
 """Requests in flight."""
-PART = 16 * 2**20
+PART = 8 * 2**20
 """Bytes of a request, and of what is read ahead in a tar."""
 LARGEST_IMAGE = 2**30
 """Maximum bytes of an image, which is read whole."""
-ATTEMPTS, PAUSE, PATIENCE, SILENCE = 4, 0.5, 60.0, 30.0
-"""Attempts of a read; seconds before the second, after which none is begun, and without a byte."""
+ATTEMPTS, PAUSE, PATIENCE = 4, 0.5, 60.0
+"""Attempts of a request; seconds before the second, and after which none is begun."""
+LONGEST = 120.0
+"""Seconds that a request for a part of a file, or for its size, may take."""
 _URL = re.compile(r"([A-Za-z][\w+.-]*)(?=://|::\S*://)")
 _TAGS = ("ETag", "etag", "blob_id", "md5Hash", "Last-Modified", "mtime", "created")
 _TIMES = ("LastModified", "mtime", "updated", "created", "Last-Modified")
@@ -111,6 +113,11 @@ def system_of(url: str) -> Any:
     return fsspec.filesystem(scheme, use_listings_cache=False)
 
 
+def _limits(system: Any) -> dict[str, float]:
+    """How long a request may take, of file systems that can be interrupted."""
+    return {"timeout": LONGEST} if system.async_impl else {}
+
+
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
     """A file at a URL.
@@ -170,10 +177,10 @@ class RemoteFile:
         system = system_of(self.url)
 
         def once() -> bytes:
-            https = scheme_of(self.url) == "https"
-            part = _of_https(system, self.url, start, stop) if https else system.cat_file(
-                self.url, start=start, end=stop
-            )  # fmt: skip
+            if scheme_of(self.url) == "https":
+                part = _of_https(system, self.url, start, stop)
+            else:
+                part = system.cat_file(self.url, start=start, end=stop, **_limits(system))
             if len(part) != stop - start:
                 raise EOFError(f"{len(part):,} of {stop - start:,} bytes came")
             return bytes(part)
@@ -245,11 +252,9 @@ def _of_https(system: Any, url: str, start: int, stop: int) -> bytes:
 
     headers = {**system.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
     headers["Range"] = f"bytes={start}-{stop - 1}"
-    timeout = ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+    options = {"headers": headers, "timeout": ClientTimeout(total=LONGEST)}
     part = bytearray()
-    with system.open(
-        url, "rb", block_size=0, size=stop, headers=headers, timeout=timeout
-    ) as stream:
+    with system.open(url, "rb", block_size=0, size=stop, **options) as stream:
         if start and stream.r.status != 206:
             raise ValueError("its server does not serve parts of a file; download it first")
         while len(part) < stop - start and (chunk := stream.read(stop - start - len(part))):
@@ -311,12 +316,7 @@ def _failure(url: str, error: Exception, attempts: int, verb: str) -> CnnvizErro
 def described(url: str) -> RemoteFile | None:
     """The file at a URL; None if it is a folder, a UsageError if there is nothing."""
     system = system_of(url)
-    options: dict[str, Any] = {}
-    if scheme_of(url) == "https":
-        from aiohttp import ClientTimeout
-
-        options["timeout"] = ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
-    about = patiently(url, partial(system.info, url, **options))
+    about = patiently(url, partial(system.info, url, **_limits(system)))
     return None if about["type"] == "directory" else RemoteFile.of(url, about)
 
 

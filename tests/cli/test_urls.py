@@ -2,15 +2,17 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import fsspec
 import pytest
 import torch
+from parts import slow_but
 
 from cnnviz.cli.main import COMMANDS, parse, run
+from cnnviz.core.errors import UsageError
 from cnnviz.core.models.load import load_model
-from cnnviz.core.output import mirrors
 
 ROOT = Path(__file__).parent.parent.parent
 PICTURES = ("airplane.png", "ship.png")
@@ -43,6 +45,7 @@ def study(*more, out=OUT):
     return run([*line, "--out", out, *more])
 
 
+@pytest.mark.slow
 def test_results_at_a_url_are_those_of_a_local_folder(store, capsys):
     assert study() == 0
     printed = capsys.readouterr().out
@@ -50,7 +53,9 @@ def test_results_at_a_url_are_those_of_a_local_folder(store, capsys):
     for name in PICTURES:
         Path("images", name).write_bytes(store.cat_file(f"memory://bucket/images/{name}"))
     assert study(out="local") == 0
-    local = sorted(p.relative_to("local").as_posix() for p in Path("local").rglob("*") if p.is_file())
+    local = sorted(
+        p.relative_to("local").as_posix() for p in Path("local").rglob("*") if p.is_file()
+    )
     assert names(store) == local
     for name in local:
         if name != "summary.json":
@@ -64,41 +69,7 @@ def test_results_at_a_url_are_those_of_a_local_folder(store, capsys):
     assert list(Path("copies").iterdir()) == []
 
 
-def test_summaries_are_uploaded_last_and_deleted_first(store, monkeypatch):
-    done = []
-    for name in ("put_file", "rm_file"):
-        real = getattr(type(store), name)
-        monkeypatch.setattr(
-            type(store),
-            name,
-            lambda self, *args, real=real, kind=name, **kw: (
-                done.append((kind, args[-1].rpartition("/")[2])),
-                real(self, *args, **kw),
-            )[1],
-        )
-    assert study() == 0
-    assert done[-1] == ("put_file", "summary.json")
-    done.clear()
-    assert study() == 2  # it is not empty
-    assert [kind for kind in done if kind[1] != ".cnnviz"] == []
-    assert study("--overwrite") == 0
-    done = [one for one in done if one[1] != ".cnnviz"]
-    assert done[0] == ("rm_file", "summary.json")
-    assert done[-1] == ("put_file", "summary.json")
-
-
-def test_files_of_a_replaced_run_are_deleted_and_others_are_kept(store):
-    store.pipe_file(f"{OUT}/mine.txt", b"mine")
-    assert study() == 2
-    assert study("--overwrite") == 0
-    store.pipe_file("memory://bucket/images/zebra.png", store.cat_file("memory://bucket/images/ship.png"))
-    store.rm_file("memory://bucket/images/ship.png")
-    assert study("--overwrite") == 0
-    assert store.cat_file(f"{OUT}/mine.txt") == b"mine"
-    folders = {name.partition("/")[0] for name in names(store) if "/" in name}
-    assert folders == {"airplane", "zebra"}
-
-
+@pytest.mark.slow
 def test_an_interrupted_run_is_kept_without_a_summary_and_resumes(store, monkeypatch):
     from cnnviz.cli.activations import _Study
 
@@ -123,37 +94,7 @@ def test_an_interrupted_run_is_kept_without_a_summary_and_resumes(store, monkeyp
     assert study("--resume") == 2  # it is finished
 
 
-def test_results_that_cannot_be_uploaded_are_kept(store, monkeypatch, capsys):
-    def full(self, *_args, **_more):
-        raise OSError("the bucket is full")
-
-    monkeypatch.setattr("cnnviz.core.remote.PAUSE", 0)
-    monkeypatch.setattr(type(store), "put_file", full)
-    assert study() == 1
-    said = capsys.readouterr().err
-    assert "cannot be written: the bucket is full (4 attempts)" in said
-    kept = Path(said.partition("kept in ")[2].splitlines()[0])
-    assert (kept / "summary.json").exists()
-    assert "summary.json" not in names(store)
-
-
-def test_nothing_is_computed_where_nothing_can_be_written(store, monkeypatch, capsys):
-    def refuse(self, *_args, **_more):
-        raise PermissionError("Access Denied")
-
-    monkeypatch.setattr(type(store), "pipe_file", refuse)
-    assert study() == 1
-    assert "may not be written: Access Denied" in capsys.readouterr().err
-
-
-def test_an_image_is_not_replaced_by_results(store, capsys):
-    store.mv("memory://bucket/images/ship.png", "memory://bucket/out/ship/layer.stem.conv.png")
-    url = "memory://bucket/out/ship/layer.stem.conv.png"
-    line = ["activations", url, "--layer", "stem.conv", "--out", OUT, "--overwrite"]
-    assert run([*line]) in (0, 1)
-    assert url.endswith(".png")
-
-
+@pytest.mark.slow
 def test_a_data_sets_results_at_a_url(store):
     line = ["max-patches", "memory://bucket/images", "--layer", "stem.conv", "--filters", "0"]
     assert run([*line, "--top", "1", "--out", OUT, "--report"]) == 0
@@ -162,6 +103,7 @@ def test_a_data_sets_results_at_a_url(store):
     assert "shard-0-of-2/summary.json" in names(store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
 def test_a_checkpoint_at_a_url(store, kind, capsys):
     from safetensors.torch import save
@@ -171,7 +113,10 @@ def test_a_checkpoint_at_a_url(store, kind, capsys):
     torch.save(weights, stream)
     content = stream.getvalue() if kind == "pth" else save(weights)
     store.pipe_file(f"memory://bucket/net.{kind}", content)
-    for options in ({"name": f"memory://bucket/net.{kind}"}, {"checkpoint": f"memory://bucket/net.{kind}"}):
+    for options in (
+        {"name": f"memory://bucket/net.{kind}"},
+        {"checkpoint": f"memory://bucket/net.{kind}"},
+    ):
         assert load_model(**options).weights_sha256 == load_model().weights_sha256
     assert list(Path("copies").iterdir()) == []
     store.pipe_file(f"memory://bucket/net.{kind}", content[:-9])
@@ -179,6 +124,7 @@ def test_a_checkpoint_at_a_url(store, kind, capsys):
     assert f"'memory://bucket/net.{kind}'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_checkpoint_in_several_files_at_a_url(store, capsys):
     weights = load_model().module.state_dict()
     keys = sorted(weights)
@@ -211,39 +157,90 @@ def test_a_checkpoint_that_would_run_code_is_refused_at_a_url_too(store, capsys,
     assert not (tmp_path / "ran").exists()
 
 
-def options_of(command):
-    """Every argument and option of a command that takes a text."""
+def texts_of(command):
+    """The arguments and options of a command whose value is a text or a path."""
     for name, parameter in COMMANDS[command].__signature__.parameters.items():
-        kind = str(parameter.annotation)
-        if "Path" in kind or "str" in kind:
+        if "Path" in str(parameter.annotation) or "str" in str(parameter.annotation):
             made = parameter.annotation.__metadata__[0]
-            flag = next(iter(getattr(made, "param_decls", None) or ()), None)
-            yield name, flag or "--" + name.replace("_", "-"), type(made).__name__
+            named = [made.default, *(made.param_decls or ())]
+            flags = [text for text in named if isinstance(text, str) and text[:2] == "--"]
+            is_argument = type(made).__name__ == "ArgumentInfo"
+            yield name, "" if is_argument else (flags or [f"--{name.replace('_', '-')}"])[0]
 
 
-CASES = [(command, *option) for command in COMMANDS for option in options_of(command)]
-TAKEN = {"model", "checkpoint", "out", "texts", "title"}
-
-
-@pytest.mark.parametrize("command", list(COMMANDS))
-def test_no_option_makes_a_path_of_a_url(command, monkeypatch):
-    """A URL arrives whole, or it is refused in one sentence that quotes it whole."""
-    arguments = [n for c, n, _, kind in CASES if c == command and kind == "ArgumentInfo"]
-    for c, name, flag, kind in CASES:
-        if c != command:
-            continue
-        url = "memory://bucket//a.csv"
-        text = {"inputs": f"x={url}", "compare": f"resnet18={url}"}.get(name, url)
-        places = ["one", "two"][: len(arguments)] or []
-        line = [command, *(["x.png"] * len(arguments)), flag, text]
-        if kind == "ArgumentInfo":
-            line = [command, text, *["x.png"] * (len(arguments) - 1)]
+@pytest.mark.parametrize("command", slow_but(COMMANDS, "report", "layers"))
+def test_no_option_makes_a_path_of_a_url(command):
+    """A URL arrives whole, or it is refused in one line that quotes it whole."""
+    url, others = "memory://bucket/a.csv", {"inputs": "x=", "compare": "resnet18="}
+    arguments = [name for name, flag in texts_of(command) if not flag]
+    for name, flag in texts_of(command):
+        text = others.get(name, "") + url
+        line = [command, flag, text, *("x" for _ in arguments)] if flag else [command, text]
         try:
-            record = parse(line)
-        except Exception as error:  # noqa: BLE001
-            assert type(error).__name__ == "UsageError", (flag, error)
-            assert "//" in str(error) or "invalid" in str(error).lower(), (flag, error)
-            assert "memory:/b" not in str(error)
-            continue
-        assert "memory:/b" not in repr(record), flag
-        del places
+            kept = repr(parse(line))
+        except UsageError as error:
+            kept = str(error)
+            assert "\n" not in kept
+        assert url in kept or "--out" in flag, kept
+        assert "memory:/b" not in kept, flag
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(["report", "memory://a/b"], ["diff", "x", "memory://a/b"], ["render", "memory://a/b"]),
+        *(
+            ["merge", "memory://a/b"],
+            ["rerun", "memory://a/b"],
+            ["report", "x", "--out", "s3://a/b"],
+        ),
+        *(["report", "x", "--data", "memory://a/b"], ["diff", "x", "y", "--data", "s3://a/b"]),
+        *(["occlude", "x", option, "s3://a/b"] for option in ("--labels", "--like", "--junit")),
+        *(["occlude", "x", option, "s3://a/b"] for option in ("--expect", "--inside", "--output")),
+        ["occlude", "x", "--input", "x=s3://a/b"],
+        ["trust", "x", "--map", "s3://a/b"],
+        ["filters", "--compare", "resnet18=s3://a/b.pth"],
+    ],
+)
+def test_other_options_refuse_urls(line):
+    with pytest.raises(UsageError, match=r"//a/b.*: it takes a local file; URLs are for images"):
+        parse(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["layers", "--model", "s3://a/net.py:make"], "of URLs it takes those of .*pth"),
+        (["layers", "--model", "s3://a/x.pth", "--checkpoint", "s3://a/y.pth"], "give one of them"),
+        (["layers", "--checkpoint", "file:///x.pth"], "another protocol"),
+        (["layers", "--checkpoint", "memory://a/x.pth"], "no file or folder 'memory://a/x.pth'"),
+        (["layers", "--out", "https://host/x"], "nothing can be written there"),
+        (["layers", "--out", "hf://a/b"], "nothing can be written there"),
+        (["layers", "--out", "simplecache::s3://a/b"], "chains protocols"),
+        (["layers", "--out", "s3://a/../b"], "empty or odd name"),
+        (["occlude", "github://a/b"], "another protocol"),
+    ],
+)
+def test_urls_that_are_refused(line, message, capsys):
+    assert run(line) in (1, 2)
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.slow
+def test_a_summary_of_a_stranger_makes_nothing_be_read(store, capsys, monkeypatch):
+    assert study(out="local") == 0
+    read = []
+    monkeypatch.setattr("cnnviz.core.remote.system_of", read.append)
+    assert run(["rerun", "local"]) == 2
+    assert "use --allow-urls" in capsys.readouterr().err
+    assert run(["report", "local", "--data", "/"]) == 0
+    assert read == []
+
+
+@pytest.mark.slow
+def test_a_run_on_urls_is_repeated_on_request(store):
+    assert study(out=OUT) == 0
+    store.get(OUT, "local", recursive=True)
+    assert run(["rerun", "local", "--allow-urls", "--out", "memory://bucket/again"]) == 0
+    again = json.loads(store.cat_file("memory://bucket/again/summary.json"))
+    assert again["argv"][1:3] == ["--out", "memory://bucket/again"]
