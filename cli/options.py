@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from cnnviz.core.choices import FigureFormat, HeadChoice, Precision, pixels
+from cnnviz.core.choices import Decode, FigureFormat, HeadChoice, Precision, pixels
 from cnnviz.core.data.shards import Shard, shard
 from cnnviz.core.errors import UsageError
 from cnnviz.core.options import (
@@ -181,6 +181,13 @@ class ModelOptions:
             parse=channel_numbers,
         ),
     ] = None
+    decode: Annotated[
+        Decode,
+        Option(
+            "JPEG files: exact, or fast, which decodes large ones at 1/2, 1/4 or 1/8 of their size "
+            "(a little less exact); the summary says so."
+        ),
+    ] = Decode.EXACT
     device: Annotated[str, Option("auto, cpu, cuda, cuda:N or mps.")] = "auto"
     precision: Annotated[Precision, Option("Floating-point precision.")] = Precision.FP32
     batch_size: BatchSize = None
@@ -223,6 +230,7 @@ class ModelOptions:
             features=features or self.like is not None or bool(self.texts),
             inputs=[(name, partial(read_input, name, file)) for name, file in self.inputs],
             cover=self.cover,
+            decode=self.decode,
         )
         if self.like is None and not self.texts:
             return model

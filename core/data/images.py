@@ -30,7 +30,7 @@ from torch import Tensor
 from cnnviz.core.data.rasters import Raster, formats, is_array, is_raster, read_raster
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import exists, regular
-from cnnviz.core.models.preprocess import Preprocess
+from cnnviz.core.models.preprocess import Preprocess, original_size, reduce
 
 __all__ = [
     "Preprocess",
@@ -169,24 +169,32 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def read_rgb(path: str | Path) -> Image.Image:
+def read_rgb(path: str | Path, preprocess: Preprocess | None = None) -> Image.Image:
     """Decodes an image file (its first frame) to 8-bit RGB, upright."""
     try:
-        return decode_rgb(regular(path), path)
+        return decode_rgb(regular(path), path, preprocess)
     except PermissionError as error:
         raise CnnvizError(f"'{path}' may not be read: permission denied") from error
 
 
-def decode_rgb(content: Path | BinaryIO, path: str | Path) -> Image.Image:
-    """Decodes the content of an image file, which messages call `path`; see `read_rgb`."""
+def decode_rgb(
+    content: Path | BinaryIO, path: str | Path, preprocess: Preprocess | None = None
+) -> Image.Image:
+    """Decodes the content of an image file, which messages call `path`; see `read_rgb`.
+
+    At a reduced size if `preprocess` is fast.
+    """
     try:
         with Image.open(content, formats=formats()) as file:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and file.width * file.height > limit:
                 raise Image.DecompressionBombError(f"{file.width}x{file.height} is over {limit}")
+            about = reduce(file, preprocess) if preprocess and preprocess.fast else {}
             ImageOps.exif_transpose(file, in_place=True)
             file.load()
-            return to_rgb(file)
+            image = to_rgb(file)
+            image.info.update(about)
+            return image
     except PermissionError:
         raise
     except UnidentifiedImageError as error:
@@ -204,7 +212,7 @@ def read_picture(path: str | Path, preprocess: Preprocess) -> Image.Image | Rast
     """Reads a file as the network's channels need it: as 8-bit RGB, or as a raster."""
     if is_raster(path, preprocess):
         return read_raster(path, preprocess)
-    return read_rgb(path)
+    return read_rgb(path, preprocess)
 
 
 def prepare(
@@ -219,7 +227,7 @@ def prepare(
         planes = [picture]
     else:
         planes = [Image.fromarray(band) for band in np.moveaxis(picture, 2, 0)]
-    original = (planes[0].height, planes[0].width)
+    original = original_size(planes[0])
     if math.prod(preprocess.resized(original)) > (Image.MAX_IMAGE_PIXELS or math.inf):
         raise CnnvizError(
             f"'{path}' is {original[1]}x{original[0]}: too elongated to be resized for a working "

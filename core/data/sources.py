@@ -203,8 +203,7 @@ class _Rows:
         return f"{self.rows._fingerprint} {example.row}"
 
     def open(self, example: Example, preprocess: Preprocess) -> Image.Image:
-        """Decodes a row."""
-        del preprocess  # these are never rasters
+        """Decodes a row, which is never a raster."""
         try:
             cell = self.rows[example.row][self.column]
         except DAMAGE as error:
@@ -212,8 +211,8 @@ class _Rows:
         if cell is None:
             raise CnnvizError(f"'{example.path}' has no image")
         if cell["bytes"] is not None:
-            return decode_rgb(io.BytesIO(cell["bytes"]), example.path)
-        return read_rgb(cell["path"])
+            return decode_rgb(io.BytesIO(cell["bytes"]), example.path, preprocess)
+        return read_rgb(cell["path"], preprocess)
 
 
 def _one(names: Sequence[str], chosen: str, option: str, what: str, text: str) -> str:

@@ -219,19 +219,20 @@ class _Places:
         return path.changed if isinstance(path, RemoteFile) else path.stat().st_mtime
 
     def open(self, example: Example, preprocess: Preprocess) -> Image.Image:
-        """Decodes an image in place."""
-        del preprocess  # these are never rasters
+        """Decodes an image in place, which is never a raster."""
         number, offset, size = self.places_N3[example.row].tolist()
         path = self.tars[number]
         if isinstance(path, RemoteFile):
-            return decode_rgb(io.BytesIO(path.read(offset, offset + size)), example.path)
+            return decode_rgb(
+                io.BytesIO(path.read(offset, offset + size)), example.path, preprocess
+            )
         try:
             with path.open("rb") as stream:
                 stream.seek(offset)
                 content = stream.read(size)
         except OSError as error:
             raise CnnvizError(f"'{path}' cannot be read: {one_line(error)}") from error
-        return decode_rgb(io.BytesIO(content), example.path)
+        return decode_rgb(io.BytesIO(content), example.path, preprocess)
 
 
 def _scan(path: Tar, others: Counter[str]) -> Iterator[tuple[_Member, str | None]]:

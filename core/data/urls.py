@@ -154,4 +154,4 @@ class _Files:
         if is_raster(file.url, preprocess):
             with local_copy(file.url) as path:
                 return read_raster(path, preprocess)
-        return decode_rgb(io.BytesIO(file.content(LARGEST_IMAGE)), file.url)
+        return decode_rgb(io.BytesIO(file.content(LARGEST_IMAGE)), file.url, preprocess)

@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from cnnviz.core.choices import HeadChoice, Precision
+from cnnviz.core.choices import Decode, HeadChoice, Precision
 from cnnviz.core.device import pick_device
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.behaviour import Behaviour, guarded, run_first
@@ -158,6 +158,7 @@ def load_model(
     features: bool = False,
     inputs: Sequence[tuple[str, Reader]] = (),
     cover: str | None = None,
+    decode: str = "exact",
 ) -> Model:
     """Load a network with its weights, preprocessing and class names.
 
@@ -191,6 +192,7 @@ def load_model(
             without classes; it is too if no scores are required.
         inputs: the other inputs of a network that takes several, and what reads each.
         cover: the input that is the image; by default the first one that is not given.
+        decode: "exact", or "fast": large JPEG files are decoded at a reduced size.
 
     Raises:
         UsageError: a name, option or file that does not exist.
@@ -232,7 +234,10 @@ def load_model(
             notes.append(note)
         if trained.assumed and (note := trained.assumed.note(preprocess, size, mean, std)):
             notes.append(note)
-        preprocess = replace(preprocess, scale=value_range, show=_bands(show, channels))
+        is_fast = _choice(Decode, decode, "decode") is Decode.FAST
+        preprocess = replace(
+            preprocess, scale=value_range, show=_bands(show, channels), fast=is_fast
+        )
         scores = scores and not no_classes
         result = read_out(
             module, ran.output, name, preprocess, place, dtype, output, head_choice, scores

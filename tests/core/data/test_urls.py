@@ -2,15 +2,18 @@
 
 import io
 import json
+import sys
 import tarfile
+import threading
 
 import fsspec
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cnnviz.core import remote
-from cnnviz.core.data.datasets import open_data, open_images
+from cnnviz.core.data.datasets import batches, open_data, open_images
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.preprocess import Preprocess
 
@@ -204,3 +207,70 @@ def test_urls_and_local_files_are_not_mixed(places):
     places.write("a.png", picture(0))
     with pytest.raises(UsageError, match="cannot be combined"):
         open_data([str(places.folder / "a.png"), f"{places.url}/a.png"])
+
+
+@pytest.mark.parametrize(
+    ("url", "package", "extra"),
+    [
+        ("s3://b/x.png", "s3fs", "s3"),
+        ("gs://b/x.png", "gcsfs", "gs"),
+        ("hf://a/b/x.png", "huggingface_hub", "transformers"),
+        ("https://host/x.png", "aiohttp", "http"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(monkeypatch, url, package, extra):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(
+        UsageError, match=rf"needs the package {package}: pip install '.\[{extra}\]"
+    ):
+        open_data([url])
+
+
+def test_a_read_that_is_interrupted_is_repeated(places, monkeypatch):
+    places.write("a.png", picture(0))
+    data, real = open_data([f"{places.url}/a.png"]), type(places.system).cat_file
+    failures = [OSError("reset"), TimeoutError(), b"half"]
+
+    def flaky(self, *args, **options):
+        failure = failures.pop() if failures else real(self, *args, **options)
+        if isinstance(failure, Exception):
+            raise failure
+        return failure
+
+    monkeypatch.setattr(remote, "PAUSE", 0)
+    monkeypatch.setattr(type(places.system), "cat_file", flaky)
+    assert data.open(0).size == (10, 12)
+    failures += [OSError("reset")] * 4
+    with pytest.raises(CnnvizError, match=r"data/a.png' cannot be read: reset \(4 attempts\)"):
+        data.open(0)
+    failures[:] = [FileNotFoundError("a")]
+    with pytest.raises(CnnvizError, match="no file or folder 'memory://bucket/data/a.png'"):
+        data.open(0)
+
+
+def test_many_images_are_read_at_a_time(places, monkeypatch):
+    for number in range(40):
+        places.write(f"{number:02}.png", picture(number))
+    real, barrier = type(places.system).cat_file, threading.Barrier(8)
+
+    def waiting(self, *args, **options):
+        barrier.wait(timeout=20)
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(type(places.system), "cat_file", waiting)
+    data = open_data([places.url])
+    found = list(batches(data, WORKING, 20, on_error=lambda *_: None))
+    assert torch.cat([batch.indices for batch in found]).tolist() == list(range(40))
+
+
+def test_a_strangers_json_names_no_url_to_read(places, monkeypatch):
+    """Outlines, labels and run folders are local files, whose texts are no addresses."""
+    from cnnviz.core.data.images import read_rgb
+    from cnnviz.core.output.run_data import RunData
+
+    monkeypatch.setattr(remote, "system_of", lambda url: pytest.fail(url))
+    for read in (lambda: read_rgb("memory://b/x.png"),):
+        with pytest.raises(CnnvizError, match="no file"):
+            read()
+    for source in ("memory://b", "hf-dataset:memory://b", "cifar10:memory://b", "s3://b/list.csv"):
+        assert RunData([source], [places.folder.parent.parent]).closed
