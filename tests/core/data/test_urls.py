@@ -220,9 +220,8 @@ def test_urls_and_local_files_are_not_mixed(places):
 )
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, url, package, extra):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(
-        UsageError, match=rf"needs the package {package}: pip install '.\[{extra}\]"
-    ):
+    remedy = rf"needs the package {package}: pip install '.\[{extra}\]"
+    with pytest.raises(UsageError, match=remedy):
         open_data([url])
 
 
@@ -244,7 +243,7 @@ def test_a_read_that_is_interrupted_is_repeated(places, monkeypatch):
     with pytest.raises(CnnvizError, match=r"data/a.png' cannot be read: reset \(4 attempts\)"):
         data.open(0)
     failures[:] = [FileNotFoundError("a")]
-    with pytest.raises(CnnvizError, match="no file or folder 'memory://bucket/data/a.png'"):
+    with pytest.raises(CnnvizError, match=r"no file or folder 'memory://bucket/data/a.png'"):
         data.open(0)
 
 
@@ -268,9 +267,8 @@ def test_a_strangers_json_names_no_url_to_read(places, monkeypatch):
     from cnnviz.core.data.images import read_rgb
     from cnnviz.core.output.run_data import RunData
 
-    monkeypatch.setattr(remote, "system_of", lambda url: pytest.fail(url))
-    for read in (lambda: read_rgb("memory://b/x.png"),):
-        with pytest.raises(CnnvizError, match="no file"):
-            read()
+    monkeypatch.setattr(remote, "system_of", pytest.fail)
+    with pytest.raises(CnnvizError, match="no file"):
+        read_rgb("memory://b/x.png")
     for source in ("memory://b", "hf-dataset:memory://b", "cifar10:memory://b", "s3://b/list.csv"):
         assert RunData([source], [places.folder.parent.parent]).closed
