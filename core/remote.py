@@ -211,7 +211,7 @@ class RemoteFile:
                 os.utime(path, (self.changed, self.changed))
         except OSError as error:
             raise CnnvizError(f"'{self.url}' cannot be copied: {one_line(error)}") from error
-        if self.size > PART and described(self.url) != self:
+        if self.size > PART and file_at(self.url).stamp != self.stamp:
             raise CnnvizError(f"'{self.url}' changed while it was read; try again")
 
 

@@ -7,7 +7,8 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 
 from PIL import Image
 
@@ -27,7 +28,6 @@ from cnnviz.core.remote import (
     file_at,
     files_at,
     is_url,
-    local_copy,
     within,
 )
 
@@ -152,6 +152,10 @@ class _Files:
         if file.size < 0:
             raise CnnvizError(f"no file '{file}'")
         if is_raster(file.url, preprocess):
-            with local_copy(file.url) as path:
-                return read_raster(path, preprocess)
+            with TemporaryDirectory(prefix="cnnviz-") as folder:
+                path = file.copy(Path(folder))
+                try:
+                    return read_raster(path, preprocess)
+                except CnnvizError as error:
+                    raise CnnvizError(str(error).replace(str(path), file.url)) from error
         return decode_rgb(io.BytesIO(file.content(LARGEST_IMAGE)), file.url, preprocess)

@@ -26,6 +26,8 @@ _MIRRORS: dict[Path, str] = {}
 """The local folders of results whose place is a URL."""
 _FETCHED: dict[Path, tuple[int, float]] = {}
 """The files of mirrors that came from their URLs, with size and time."""
+_OPENED: set[Path] = set()
+"""The folders in mirrors that have what was at their URLs."""
 _UPLOADED_LATER: set[Path] = set()
 """Mirrors whose command has not ended."""
 
@@ -48,6 +50,7 @@ def _discard(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     for path in [path for path in _FETCHED if path.is_relative_to(folder)]:
         del _FETCHED[path]
+    _OPENED.difference_update([path for path in _OPENED if path.is_relative_to(folder)])
 
 
 def url_of(path: Path) -> str | None:
@@ -81,8 +84,9 @@ def fetch(path: Path) -> None:
         CnnvizError: files cannot be written to the URL, or deleted.
     """
     url = url_of(path)
-    if url is None:
+    if url is None or path in _OPENED:
         return
+    _OPENED.add(path)
     if names_in(url):
         copied_folder(url, path)
     for file in path.rglob("*"):
@@ -143,7 +147,11 @@ def check_free(path: Path, *, overwrite: bool, resume: bool) -> bool:
     """Returns whether the folder of a run, or that at its URL, has files already."""
     url, named = url_of(path), shown(path)
     try:
-        names = names_in(url) if url else {entry.name for entry in path.iterdir()}
+        names = (
+            names_in(url)
+            if url and path not in _OPENED
+            else {entry.name for entry in path.iterdir()}
+        )
     except (FileNotFoundError, NotADirectoryError) as error:
         if isinstance(error, FileNotFoundError) and not path.is_symlink():
             return False

@@ -186,3 +186,17 @@ def test_paths_are_shown_as_urls(store, tmp_path):
     folder = mirror("s3://bucket/a/")
     assert shown(folder / "b" / "c.png") == "s3://bucket/a/b/c.png"
     assert shown(tmp_path / "c.png") == str(tmp_path / "c.png")
+
+
+def test_a_folder_that_is_opened_twice_is_uploaded_whole(store):
+    """As `merge` does: it joins what the command then resumes."""
+    written({"old.txt": "o"})
+    folder = mirror(OUT)
+    with uploading(folder):
+        first = RunFolder.open(folder, overwrite=True)
+        first.write_text("joined.txt", "j")
+        del first
+        second = RunFolder.open(folder, resume=True)
+        second.write_text("a.txt", "a")
+        second.finish(SUMMARY | {"files": second.files})
+    assert content(store) == {"joined.txt": "j", "a.txt": "a", "summary.json": "{"}
