@@ -169,9 +169,12 @@ class RemoteFile:
 
     def content(self, limit: int) -> bytes:
         """The whole file; a CnnvizError if it is larger than `limit`."""
+        self._check_size(limit)
+        return self.read()
+
+    def _check_size(self, limit: int) -> None:
         if self.size > limit:
             raise CnnvizError(f"'{self.url}' has {self.size:,} bytes; at most {limit:,} are read")
-        return self.read()
 
     def _part(self, start: int, stop: int) -> bytes:
         system = system_of(self.url)
@@ -193,8 +196,7 @@ class RemoteFile:
 
     def copy(self, folder: Path, limit: int = LARGEST) -> Path:
         """Copies the file to a local folder, under its name; of `limit` bytes at most."""
-        if self.size > limit:
-            raise CnnvizError(f"'{self.url}' has {self.size:,} bytes; at most {limit:,} are read")
+        self._check_size(limit)
         name = PurePosixPath(self.url).name
         suffix = safe_name(PurePosixPath(name).suffix)
         path = folder / (name if safe_name(name) == name else f"{safe_name(self.stem)}.{suffix}")
@@ -227,9 +229,6 @@ class _Ranges(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
-
-    def tell(self) -> int:
-        return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.size}[whence]
@@ -289,20 +288,22 @@ def patiently(url: str, work: Callable[[], Result], verb: str = "read") -> Resul
     raise AssertionError
 
 
+def _cause(error: BaseException) -> BaseException:
+    """The error of aiohttp, which fsspec may have turned into a FileNotFoundError."""
+    cause = error.__cause__
+    return cause if cause and type(cause).__module__.startswith("aiohttp") else error
+
+
 def _is_final(error: BaseException) -> bool:
     """Whether repeating does not help."""
-    status = getattr(error, "status", None)  # of aiohttp's errors
+    status = getattr(_cause(error), "status", None)  # of aiohttp's errors
     if isinstance(status, int):
         return 400 <= status < 500 and status not in (408, 429)
-    cause = error.__cause__
-    if isinstance(error, FileNotFoundError) and cause and type(cause).__module__[:7] == "aiohttp":
-        return _is_final(cause)  # fsspec turns any error of https into this one
-    return isinstance(error, _FINAL) or type(error).__name__ == "NoCredentialsError"
+    return isinstance(_cause(error), _FINAL) or type(error).__name__ == "NoCredentialsError"
 
 
-def _failure(url: str, error: Exception, attempts: int, verb: str) -> CnnvizError:
-    while isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__
+def _failure(url: str, raised: Exception, attempts: int, verb: str) -> CnnvizError:
+    error = _cause(raised)
     if isinstance(error, FileNotFoundError) or getattr(error, "status", 0) == 404:
         return UsageError(f"no file or folder '{url}'")
     if isinstance(error, PermissionError) or type(error).__name__ == "NoCredentialsError":
