@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from functools import partial
+from functools import cache, partial
 from itertools import count, pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
@@ -108,6 +108,12 @@ def system_of(url: str) -> Any:
     """The file system of a URL, with the user's configuration of fsspec."""
     scheme = scheme_of(url)
     required(PACKAGES[scheme][0], f"{scheme}://", PACKAGES[scheme][1])
+    return file_system(scheme, os.getpid())
+
+
+@cache
+def file_system(scheme: str, _process: int) -> Any:
+    """The file system that all threads share; fsspec would make one for each."""
     import fsspec
 
     return fsspec.filesystem(scheme, use_listings_cache=False)
@@ -304,7 +310,8 @@ def _is_final(error: BaseException) -> bool:
 
 def _failure(url: str, raised: Exception, attempts: int, verb: str) -> CnnvizError:
     error = _cause(raised)
-    if isinstance(error, FileNotFoundError) or getattr(error, "status", 0) == 404:
+    absent = isinstance(error, FileNotFoundError) or getattr(error, "status", 0) == 404
+    if absent and verb == "read":
         return UsageError(f"no file or folder '{url}'")
     if isinstance(error, PermissionError) or type(error).__name__ == "NoCredentialsError":
         return CnnvizError(

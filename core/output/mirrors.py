@@ -129,8 +129,12 @@ def _upload(folder: Path) -> None:
 
     def delete(path: Path) -> None:
         target = f"{url}/{path.relative_to(folder).as_posix()}"
-        with suppress(UsageError):  # it is gone
-            patiently(target, partial(system.rm_file, target), "written")
+
+        def once() -> None:
+            with suppress(FileNotFoundError):
+                system.rm_file(target)
+
+        patiently(target, once, "written")
 
     now = {p: (p.stat().st_size, p.stat().st_mtime) for p in folder.rglob("*") if p.is_file()}
     before = {p: state for p, state in _FETCHED.items() if p.is_relative_to(folder)}
