@@ -13,6 +13,7 @@ from cnnviz.core.options import (
     Option,
     Seed,
     channel_numbers,
+    file_name,
     low_high,
     name_and_file,
     numbers,
@@ -131,7 +132,8 @@ class ModelOptions:
         Path | None,
         Option(
             "Explain the similarity to this reference image: the cosine of the features before "
-            "the classifier, or of an embedding."
+            "the classifier, or of an embedding.",
+            parse=file_name,
         ),
     ] = None
     like_layer: Annotated[

@@ -218,7 +218,7 @@ class ImageRun(Run):
             "model": model.name,
             "preprocessing": repr(model.preprocess),
             "precision": model.precision,
-            "outputs": repr(self.outputs),
+            "outputs": model.choices,
             "--format": self._output.format,
             "--dark": self._output.dark,
             "--width": self._output.width,
@@ -275,7 +275,8 @@ class ImageRun(Run):
             else:
                 self._index.add(entry, self.folder.files[before:])
         except CnnvizError as error:
-            self.errors.append((str(path), str(error)))
+            text = str(error)  # what a network does wrong may not name the image
+            self.errors.append((str(path), text if path.name in text else f"'{path}': {text}"))
 
     def _overview(self, study: ImageStudy[Any, Any]) -> None:
         """Writes `overview.png`, a row per image, from the files of the images."""

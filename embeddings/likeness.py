@@ -21,6 +21,7 @@ from cnnviz.core.data.images import read_image
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph.trace import Untraceable, trace
 from cnnviz.core.models.behaviour import guarded
+from cnnviz.core.models.boxes import Boxes
 from cnnviz.core.models.fitting import remove_head
 from cnnviz.core.models.heads import SIMILARITY, Head, Kind
 from cnnviz.core.models.layers import find_layer
@@ -76,9 +77,10 @@ def like(model: Model, reference: Path, layer: str | None = None) -> Model:
             output of a network whose outputs are features.
 
     Raises:
-        UsageError: there is no such layer, or no classifier head was found.
+        UsageError: there is no such layer, no classifier head was found, or it is a detector.
         CnnvizError: the file cannot be read, or the reference has no features.
     """
+    _check(model, "--like")
     target = Likeness(model.name)
     image = read_image(reference, model.preprocess)
     module = _cut(model, layer, target).eval()
@@ -100,6 +102,7 @@ def describe(model: Model, texts: Sequence[str]) -> Model:
         UsageError: there is no text tower, or the texts are empty, equal or too long.
         CnnvizError: the tokenizer cannot be read.
     """
+    _check(model, "--text")
     if not isinstance(model.module, ImageTower):
         raise UsageError(
             f"--text: {model.name} has no text tower; CLIP and its like have one, as --model "
@@ -112,6 +115,11 @@ def describe(model: Model, texts: Sequence[str]) -> Model:
     target.freeze(model.module.read(texts), texts, scale)
     head = Head() if several else Head(Kind.NONE, word=SIMILARITY)
     return _ending_in(model, with_reader(model.module, target.read), target, head, tuple(texts))
+
+
+def _check(model: Model, option: str) -> None:
+    if isinstance(model.target, Boxes):
+        raise UsageError(f"{option}: {model.name} returns boxes; --box N explains one of them")
 
 
 def _ending_in(

@@ -35,6 +35,8 @@ from cnnviz.core.models.targets import Reading, Target
 SAME = 0.5
 """IoU from which two boxes of a class are in the same place."""
 ALL = "all"
+MOST = 100
+"""Boxes of an image that are explained in a run, and drawn by `detect`."""
 _KEYS = ("boxes", "scores", "labels")
 _LIMITS = ("score_thresh", "nms_thresh", "detections_per_img")
 _UNUSED = tuple(f"{task}_{part}" for task in ("mask", "keypoint") for part in ("roi_pool", "head"))
@@ -138,7 +140,7 @@ class BoxReading(Reading):
                 for index, other in enumerate(self.names)
                 if normalised_name(other) == normalised_name(name)
             ]
-            if text == ALL:
+            if text.casefold() == ALL:
                 of_class = list(range(len(self)))
             elif number := whole_number(text):
                 of_class = [number - 1] if number <= len(self) else []
@@ -147,7 +149,12 @@ class BoxReading(Reading):
             if not of_class:
                 raise CnnvizError(f"'{path}': {self._missing(text[:40], head.threshold)}")
             found += of_class
-        return tuple(dict.fromkeys(found))
+        if len(picked := tuple(dict.fromkeys(found))) > MOST:
+            raise CnnvizError(
+                f"'{path}': --box names {len(picked):,} boxes; at most {MOST} are explained in a "
+                "run: name some by number, or raise --threshold"
+            )
+        return picked
 
     def _missing(self, text: str, threshold: float) -> str:
         pairs = zip(self.numbered, self.scores_B.tolist(), strict=True)
@@ -224,6 +231,7 @@ class Boxes(Target):
                 f"{float(all_.scores_n.max()):.3g}; scores of boxes are in 0 to 1"
             )
         found = self._kept(all_)
+        self._check(found)
         listed = list(range(len(self.names)))
         if not listed:
             listed = sorted(set(all_.classes_n.tolist()))
@@ -237,6 +245,24 @@ class Boxes(Target):
             (*map(self._name, listed), "class"),
             self._size,
         )
+
+    def _check(self, found: Detections) -> None:
+        """Raise CnnvizError if boxes are not in the image, or of a class without a name."""
+        for corners, index in zip(found.corners_n4.tolist(), found.classes_n.tolist(), strict=True):
+            x0, y0, x1, y1 = corners
+            rows, columns = self._size
+            centred = 0 <= x0 + x1 <= 2 * columns and 0 <= y0 + y1 <= 2 * rows
+            if not (x0 <= x1 and y0 <= y1 and centred):
+                raise CnnvizError(
+                    f"{self._model} returns the box ({', '.join(f'{v:.4g}' for v in corners)}) for "
+                    f"an image of {rows}x{columns}; boxes are x0, y0, x1, y1 in pixels of it, "
+                    "and have their centres inside"
+                )
+            if self.names and not 0 <= index < len(self.names):
+                raise CnnvizError(
+                    f"{self._model} returns a box of class {index}; there are {len(self.names)} "
+                    "class names (--labels names classes by their index, from 0)"
+                )
 
     def _name(self, index: int) -> str:
         return self.names[index] if 0 <= index < len(self.names) else f"class {index}"

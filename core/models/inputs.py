@@ -104,5 +104,7 @@ def _fixed(module: nn.Module, image: str, others: Mapping[str, Fixed]) -> nn.Mod
         fixed = {name: value.repeated(x) for name, value in others.items()}
         return kind.forward(self, **{image: x}, **fixed)
 
-    module.__class__ = type(kind.__name__, (kind,), {"forward": forward})
+    shapes = ((name, tuple(fixed.value.shape)) for name, fixed in others.items())
+    text = ", ".join(f"'{name}' of shape {shape}" for name, shape in shapes)
+    module.__class__ = type(kind.__name__, (kind,), {"forward": forward, "others": text})
     return module

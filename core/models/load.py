@@ -55,6 +55,8 @@ class Model:
         target: what makes rows of its output; None for a network that returns rows.
         layout: the memory format of its input.
         random: the seed of its weights if they are random (`--weights none`); None otherwise.
+        choices: the user's options about inputs and outputs, with digests of their files, for
+            journals; empty from Python.
     """
 
     module: nn.Module
@@ -73,6 +75,7 @@ class Model:
     target: Target | None = None
     layout: torch.memory_format = torch.contiguous_format
     random: int | None = None
+    choices: str = ""
 
     @property
     def classes(self) -> int:

@@ -151,12 +151,21 @@ def test_inputs_that_do_not_fit_are_refused(
         ("f.npy", "no array"),
         ("g.png", "no image"),
         ("h.json", "[]"),
+        ("i.json", "[" + 5000 * "9" + "]"),
     ],
 )
 def test_files_that_hold_no_input_are_refused(folder: Path, file: str, content: str) -> None:
     (folder / file).write_text(content)
-    with pytest.raises(CnnvizError, match=rf"{file[:1]}\.{file[2:]}"):
+    with pytest.raises(CnnvizError, match=rf"{file[:1]}\.{file[2:]}") as caught:
         made(folder, "Table", table=file)
+    assert "sys." not in str(caught.value)
+
+
+def test_a_row_of_another_length_is_named_and_not_the_size_of_the_image(folder: Path) -> None:
+    (folder / "short.json").write_text("[1, 2]")
+    with pytest.raises(CnnvizError, match=r"--input gives 'table' of shape \(2,\)") as caught:
+        made(folder, "Table", table="short.json")
+    assert "--size" not in str(caught.value)
 
 
 @pytest.mark.parametrize("number", [np.uint64(2**64 - 1), np.float64(1e300), np.float64(-1e300)])
