@@ -63,8 +63,9 @@ class ModelOptions:
     model: Annotated[
         str,
         Option(
-            "A torchvision name, timm:NAME, hf:FOLDER_OR_ID, path/to/file.py:factory, "
-            "package.module:factory, a .onnx file, or the model that ships with cnnviz.",
+            "A torchvision name, timm:NAME, hf:FOLDER_OR_ID, open_clip:NAME, yolo:FILE.pt, "
+            "path/to/file.py:factory, package.module:factory, a .onnx file, or the model that "
+            "ships with cnnviz.",
             ("--model", "-m"),
         ),
     ] = "bundled"

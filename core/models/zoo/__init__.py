@@ -1,7 +1,8 @@
 """From the name of a model to an architecture, which can build the network and knows its weights.
 
 A name is "bundled", a torchvision classification, segmentation or detection model (`published`), a
-model of timm or Hugging Face (`hubs`), or a factory of the user's (`factories`).
+model of timm or Hugging Face (`hubs`) or ultralytics (`detectors`), or a factory of the user's
+(`factories`).
 """
 
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from cnnviz.core.errors import UsageError, nearest
 from cnnviz.core.models import bundled
 from cnnviz.core.models.preprocess import Preprocess
+from cnnviz.core.models.zoo.detectors import YOLO, yolo_architecture
 from cnnviz.core.models.zoo.factories import factory_architecture
 from cnnviz.core.models.zoo.hubs import timm_architecture, transformers_architecture
 from cnnviz.core.models.zoo.published import (
@@ -27,6 +29,8 @@ def find_architecture(name: str) -> Architecture:
         return timm_architecture(name)
     if name.startswith("hf:"):
         return transformers_architecture(name)
+    if name.startswith(YOLO):
+        return yolo_architecture(name)
     if name.endswith(".py"):
         raise UsageError(f"'{name}' is a file; name the factory in it: --model {name}:FACTORY")
     if ":" in name:

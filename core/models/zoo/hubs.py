@@ -29,6 +29,7 @@ from cnnviz.core.extras import required
 from cnnviz.core.models.files.kinds import first_few
 from cnnviz.core.models.fitting import remove_head, untrained_head
 from cnnviz.core.models.preprocess import Assumed, Preprocess, plain_for
+from cnnviz.core.models.zoo.detectors import with_query_boxes
 from cnnviz.core.models.zoo.published import ANOTHER_FILE, Architecture, Published, fetched
 from cnnviz.core.models.zoo.towers import ImageTower
 
@@ -152,11 +153,15 @@ def transformers_architecture(name: str) -> Architecture:
     zero_shot = transformers.AutoModelForZeroShotImageClassification
     classifies = any("ForImageClassification" in listed for listed in config.architectures or ())
     towers = type(config) in zero_shot._model_mapping and not classifies
-    kind = zero_shot if towers else kind
+    detection = transformers.AutoModelForObjectDetection
+    detects = type(config) in detection._model_mapping and any(
+        "ForObjectDetection" in listed for listed in config.architectures or ()
+    )
+    kind = detection if detects else zero_shot if towers else kind
     if type(config) not in kind._model_mapping:
         raise CnnvizError(
             f"{name} is a network of the type '{config.model_type}', for which transformers has no "
-            "image classifier"
+            "image classifier or detector"
         )
 
     def make(classes: int | None, size: tuple[int, int]) -> nn.Module:
@@ -172,6 +177,8 @@ def transformers_architecture(name: str) -> Architecture:
             )
         except USER_CODE_ERRORS as error:  # of the library, and of the file's content
             raise CnnvizError(f"{name} cannot be built: {one_line(error)}") from error
+        if detects:
+            return with_query_boxes(module)
         return ImageTower(module, source) if towers else module
 
     def network(_size: tuple[int, int]) -> tuple[nn.Module, str]:
@@ -182,9 +189,12 @@ def transformers_architecture(name: str) -> Architecture:
         if towers and not info["missing_keys"]:
             tower = ImageTower(module, source)
             return tower, f"{name} has a tower for images and one for texts (--text), no classifier"
-        return module, _without_untrained(module, info, name)
+        headless = _without_untrained(module, info, name)
+        return with_query_boxes(module) if detects and not headless else module, headless
 
-    preprocess, notes, assumed = _transformers_preprocess(transformers, source, name, config)
+    preprocess, notes, assumed = _transformers_preprocess(
+        transformers, source, name, config, whole=detects
+    )
     entry = Published(
         PRETRAINED,
         preprocess,
@@ -256,9 +266,12 @@ def _transformers_labels(config: Any) -> tuple[str, ...]:
 
 
 def _transformers_preprocess(
-    transformers: Any, source: str, name: str, config: Any
+    transformers: Any, source: str, name: str, config: Any, *, whole: bool
 ) -> tuple[Preprocess, tuple[str, ...], Assumed | None]:
-    """The preprocessing of its image processor; ImageNet's is assumed if it has none."""
+    """The preprocessing of its image processor; ImageNet's is assumed if it has none.
+
+    `whole`: images of any proportions are fitted in, not cropped.
+    """
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     except USER_CODE_ERRORS as error:  # of the library, and of its dependencies
@@ -272,7 +285,7 @@ def _transformers_preprocess(
     if largest := [side for side in (*sides, *crop.values()) if side and side > MAX_SIDE]:
         raise CnnvizError(f"{name} prepares images of {largest[0]} pixels; at most {MAX_SIDE:,}")
     try:
-        return *_processors_preprocess(processor, sides, name), None
+        return *_processors_preprocess(processor, sides, name, whole=whole), None
     except USER_CODE_ERRORS as error:  # of the library, which does not check its files
         raise CnnvizError(
             f"{name}: its preprocessor_config.json cannot be used: {one_line(error)}"
@@ -280,7 +293,7 @@ def _transformers_preprocess(
 
 
 def _processors_preprocess(
-    processor: Any, sides: Sequence[int], name: str
+    processor: Any, sides: Sequence[int], name: str, *, whole: bool
 ) -> tuple[Preprocess, tuple[str, ...]]:
     """What a working image processor does; `sides` are those that it may resize images to."""
 
@@ -290,15 +303,18 @@ def _processors_preprocess(
     crop = min(transform(Image.new("RGB", SIDES)).shape[-2:])
     timms = getattr(processor, "data_config", {}).get("crop_pct")  # a network of timm's
     shares = (getattr(processor, "crop_pct", None) or timms or 1, 224 / 256)
-    return measured(transform, [*sides, *(int(crop / share) for share in shares)], name)
+    return measured(
+        transform, [*sides, *(int(crop / share) for share in shares)], name, whole=whole
+    )
 
 
 def measured(
-    transform: Transform, resize: Iterable[int], name: str
+    transform: Transform, resize: Iterable[int], name: str, *, whole: bool = False
 ) -> tuple[Preprocess, tuple[str, ...]]:
     """Find the preprocessing that does the same as a transform, or nearly so with a note.
 
     `resize` lists sides that it may resize images to before it crops, in addition to the crop's.
+    `whole`: images of any proportions are fitted in; the others' central square is taken.
     """
     black, white = (
         transform(Image.new("RGB", SIDES, value)).double() for value in ("black", "white")
@@ -310,6 +326,8 @@ def measured(
     base = Preprocess(None, (rows, columns), _rounded(mean), _rounded(std))
     if transform(Image.new("RGB", SIDES[::-1])).shape != black.shape:
         side = min(rows, columns)
+        if whole:
+            return replace(base, resize=side, crop=(side, side)).fitted(), ()
         return replace(base, resize=side, crop=(side, side)), (
             f"{name} takes images of any proportions; here their central square is taken, "
             f"{side}x{side} (--size HxW for another)",

@@ -253,15 +253,15 @@ def test_an_image_without_boxes_is_refused(source: str) -> None:
         (0.0, 5.9, r"scores from 5\.9 to 5\.9"),
         (0.0, -5.0, "scores from -5 to -5"),
         (10.0, 0.9, r"returns the box \(10, 0, 9, 9\) for an image of 64x64; boxes are x0, y0"),
-        (-10.0, 0.9, "their centres inside"),
-        (130.0, 0.9, "their centres inside"),
+        (-10.0, 0.9, "and overlap it"),
+        (130.0, 0.9, "and overlap it"),
         (0.0, 0.7, r"a box of class 1; there are 1 class names \(--labels names"),
     ],
 )
 def test_boxes_that_mean_nothing_are_refused(corner: float, score: float, reason: str) -> None:
     target = Boxes(torch.nn.Identity(), (SIDE, SIDE), "net")
     target.names = ("background",) if score == 0.7 else ()
-    right = max(corner, 9.0) if corner > 99 else 9.0
+    right = {-10.0: -1.0, 130.0: 140.0}.get(corner, 9.0)
     corners, label = torch.tensor([[corner, 0.0, right, 9.0]]), torch.tensor([1])
     found = [{"boxes": corners, "scores": torch.tensor([score]), "labels": label}]
     with pytest.raises(CnnvizError, match=reason):
