@@ -12,7 +12,12 @@ from cnnviz.core.models import bundled
 from cnnviz.core.models.preprocess import Preprocess
 from cnnviz.core.models.zoo.detectors import YOLO, yolo_architecture
 from cnnviz.core.models.zoo.factories import factory_architecture
-from cnnviz.core.models.zoo.hubs import timm_architecture, transformers_architecture
+from cnnviz.core.models.zoo.hubs import (
+    OPEN_CLIP,
+    open_clip_architecture,
+    timm_architecture,
+    transformers_architecture,
+)
 from cnnviz.core.models.zoo.published import (
     Architecture,
     Published,
@@ -20,17 +25,21 @@ from cnnviz.core.models.zoo.published import (
     torchvision_names,
 )
 
+_PREFIXES = {
+    "timm:": timm_architecture,
+    "hf:": transformers_architecture,
+    OPEN_CLIP: open_clip_architecture,
+    YOLO: yolo_architecture,
+}
+
 
 def find_architecture(name: str) -> Architecture:
     """Return the architecture of that name; a UsageError offers the nearest names."""
     if name == "bundled":
         return _bundled()
-    if name.startswith("timm:"):
-        return timm_architecture(name)
-    if name.startswith("hf:"):
-        return transformers_architecture(name)
-    if name.startswith(YOLO):
-        return yolo_architecture(name)
+    for prefix, architecture in _PREFIXES.items():
+        if name.startswith(prefix):
+            return architecture(name)
     if name.endswith(".py"):
         raise UsageError(f"'{name}' is a file; name the factory in it: --model {name}:FACTORY")
     if ":" in name:

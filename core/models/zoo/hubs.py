@@ -28,12 +28,13 @@ from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, neares
 from cnnviz.core.extras import required
 from cnnviz.core.models.files.kinds import first_few
 from cnnviz.core.models.fitting import remove_head, untrained_head
-from cnnviz.core.models.preprocess import Assumed, Preprocess, plain_for
+from cnnviz.core.models.preprocess import Assumed, Preprocess, both, plain_for
 from cnnviz.core.models.zoo.detectors import with_query_boxes
 from cnnviz.core.models.zoo.published import ANOTHER_FILE, Architecture, Published, fetched
-from cnnviz.core.models.zoo.towers import ImageTower
+from cnnviz.core.models.zoo.towers import OpenClipTower, as_tower
 
-PRETRAINED = "pretrained"
+PRETRAINED, OPEN_CLIP = "pretrained", "open_clip:"
+_OPEN_CLIP_STEPS = ("mean", "std", "interpolation", "resize_mode")
 SIDES = (320, 240)
 """Columns and rows of the test images; neither equals a usual crop."""
 MAX_LABELS = 1_000_000
@@ -179,7 +180,7 @@ def transformers_architecture(name: str) -> Architecture:
             raise CnnvizError(f"{name} cannot be built: {one_line(error)}") from error
         if detects:
             return with_query_boxes(module)
-        return ImageTower(module, source) if towers else module
+        return as_tower(module, source) if towers else module
 
     def network(_size: tuple[int, int]) -> tuple[nn.Module, str]:
         with fetched(f"the weights of {name}", source, ANOTHER_FILE):
@@ -187,8 +188,7 @@ def transformers_architecture(name: str) -> Architecture:
                 source, config=config, trust_remote_code=False, output_loading_info=True
             )
         if towers and not info["missing_keys"]:
-            tower = ImageTower(module, source)
-            return tower, f"{name} has a tower for images and one for texts (--text), no classifier"
+            return as_tower(module, source), ""
         headless = _without_untrained(module, info, name)
         return with_query_boxes(module) if detects and not headless else module, headless
 
@@ -205,6 +205,57 @@ def transformers_architecture(name: str) -> Architecture:
         assumed=assumed,
     )
     return Architecture(name, make, True, {PRETRAINED: entry}, PRETRAINED)
+
+
+def open_clip_architecture(name: str) -> Architecture:
+    """The architecture `open_clip:NAME` or `open_clip:NAME.TAG`, by open_clip's names."""
+    open_clip = required("open_clip", f"--model {name}", "open_clip")
+    base, _, tag = name.removeprefix(OPEN_CLIP).partition(".")
+    content, tags = open_clip.get_model_config(base), open_clip.list_pretrained_tags_by_model(base)
+    if content is None or (tag and tag not in tags):
+        known = [f"{base}.{one}" for one in tags] if content else open_clip.list_models()
+        near = ", ".join(f"{OPEN_CLIP}{match}" for match in nearest(name.partition(":")[2], known))
+        raise UsageError(f"no model '{name}'; the nearest are {near or 'none'}")
+    side = content["vision_cfg"].get("image_size", 224)
+
+    def network(size: tuple[int, int], key: str | None) -> nn.Module:
+        options: dict[str, Any] = {} if size == both(side) else {"force_image_size": size}
+        options |= {"pretrained_text": False, "load_weights": key is not None}
+        with fetched(f"the weights {key or 'of the text tower'} of {name}", base, ANOTHER_FILE):
+            module = open_clip.create_model(base, pretrained=key, **options)
+        return as_tower(module, base, OpenClipTower)
+
+    def published(key: str | None) -> Published:
+        def made(size: tuple[int, int]) -> tuple[nn.Module, str]:
+            if key is None:
+                raise UsageError(f"open_clip has no weights for {name}; {ANOTHER_FILE}")
+            return network(size, key), ""
+
+        given = open_clip.pretrained.get_pretrained_cfg(base, key) if key else {}
+        chosen = {"size": side, **{k: given[k] for k in _OPEN_CLIP_STEPS if k in given}}
+        preprocess, notes = _open_clip_preprocess(open_clip, name, tuple(chosen.items()))
+        return Published(key or "none", preprocess, (), network=made, notes=notes)
+
+    order = sorted(tags, key=lambda key: key != tag) or [None]
+    entries = {key or "none": published(key) for key in order}
+    return Architecture(
+        name,
+        lambda _classes, size: network(size, None),
+        False,
+        entries,
+        next(iter(entries)),
+        names_weights=bool(tag),
+    )
+
+
+@cache
+def _open_clip_preprocess(
+    open_clip: Any, name: str, steps: tuple[tuple[str, Any], ...]
+) -> tuple[Preprocess, tuple[str, ...]]:
+    """Cached, since many weights of a network share one transform."""
+    config = open_clip.transform.PreprocessCfg(**dict(steps))
+    transform = open_clip.transform.image_transform_v2(config, is_train=False)
+    return measured(transform, [min(both(config.size))], name)
 
 
 def _without_untrained(module: nn.Module, info: Mapping[str, Any], name: str) -> str:

@@ -353,6 +353,8 @@ def test_maps_of_boxes_are_judged(source: str) -> None:
         "retinanet_resnet50_fpn",
         "fcos_resnet50_fpn",
         "ssdlite320_mobilenet_v3_large",
+        "maskrcnn_resnet50_fpn",
+        "keypointrcnn_resnet50_fpn",
     ],
 )
 def test_torchvisions_detectors_by_a_loop(name: str) -> None:

@@ -124,9 +124,19 @@ def test_one_image_is_covered_and_the_other_stays(folder: Path, cover: str | Non
 @pytest.mark.parametrize(
     ("name", "cover", "files", "message"),
     [
-        ("Table", None, {}, r"takes 2 inputs \(its forward takes image, table\); --input table=F"),
+        (
+            "Table",
+            None,
+            {},
+            r"\(its forward takes image \(N, 3, H, W\), table \(N, 3\)\); --input table=F",
+        ),
         ("Table", "table", {}, r"--input image=FILE gives 'image'"),
-        ("Depth", None, {}, r"takes camera, left, right \(optional\)\); --input left=FILE"),
+        (
+            "Depth",
+            None,
+            {},
+            r"takes camera \(whole numbers below 3\), left, right \(optional\)\); --input left=",
+        ),
         ("Table", None, {"tabel": "row.json"}, r"has no input 'tabel'; its forward takes image"),
         ("Table", "depth", {"table": "row.json"}, r"has no input 'depth'"),
         ("Table", "table", {"table": "row.json"}, r"the input 'table' of .* is given twice"),
