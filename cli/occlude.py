@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cnnviz.cli.commands.images import OccludeCommand, Pictures
 from cnnviz.cli.per_image import Advance, ImageRun, ImageStudy
+from cnnviz.core.choices import decimals
 from cnnviz.core.data.images import WorkingImage, file_crop
 from cnnviz.core.data.outlines import outline_mask, read_outlines
 from cnnviz.core.errors import CheckFailed, UsageError
@@ -180,13 +181,13 @@ class _Study(ImageStudy[OcclusionResult, OcclusionResult]):
             mask = str(height) if height == width else f"{height}x{width}"
             verdict = (panel.trust.verdict,) if panel.trust else ()
             name = Path(entry.image).name
-            digits = ".4g" if panel.value is not None and panel.reliance is None else ".3f"
+            value = panel.value is not None and panel.reliance is None
             occluded = panel.reading if panel.occluded is None else panel.occluded
-            readings = (f"{panel.reading:{digits}}", f"{occluded:{digits}}", mask)
+            readings = [f"{r:.4g}" if value else decimals(r) for r in (panel.reading, occluded)]
             shares: tuple[str, ...] = ()
             if panel.reliance is not None and panel.flips is not None:
-                shares = (f"{panel.reliance:.3f}", f"{panel.flips.share:.1%}")
-            yield name, panel.class_, *readings, *shares, *panel.cells, *verdict
+                shares = (decimals(panel.reliance), f"{panel.flips.share:.1%}")
+            yield name, panel.class_, *readings, mask, *shares, *panel.cells, *verdict
 
 
 def _beneath(result: OcclusionResult) -> NDArray[np.uint8]:

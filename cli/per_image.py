@@ -23,6 +23,7 @@ from cnnviz.cli.ci_reports import current
 from cnnviz.cli.console import say
 from cnnviz.cli.options import OutputOptions
 from cnnviz.cli.run import Run
+from cnnviz.core.choices import decimals
 from cnnviz.core.data.datasets import ImageData, open_images
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.shards import Shard
@@ -304,7 +305,7 @@ class ImageRun(Run):
         self.console.table(study.title, study.columns, rows)
         top = next(iter(self.entries)).get("top5") if self._alone else None
         if top:
-            best = [(one["class"], f"{one['probability']:.3f}") for one in top]
+            best = [(one["class"], decimals(one["probability"])) for one in top]
             self.console.table(f"Top {len(best)}", ("class", "p"), best)
         if len(self.entries) > MOST_SHOWN:
             more = len(self.entries) - MOST_SHOWN

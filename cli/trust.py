@@ -9,6 +9,7 @@ import torch
 
 from cnnviz.cli.commands.images import TrustCommand
 from cnnviz.cli.per_image import Advance, ImageRun, ImageStudy
+from cnnviz.core.choices import decimals
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.outlines import outline_mask, read_outlines
 from cnnviz.core.data.rasters import check_npy, read_map
@@ -162,7 +163,9 @@ class _Study(ImageStudy[TrustResult, TrustResult]):
             yield (
                 Path(entry.image).name,
                 target.class_,
-                f"{target.probability:.3f}" if target.value is None else f"{target.value:.4g}",
+                f"{target.value:.4g}"
+                if target.probability is None
+                else decimals(target.probability),
                 f"{target.trust.gain:.3f}",
                 f"{low:.3f} to {high:.3f}",
                 *target.cells,

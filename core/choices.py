@@ -57,6 +57,12 @@ def percent(share: float | None, digits: int = 0) -> str:
     return "-" if share is None else f"{100 * share:.{digits}f} %"
 
 
+def decimals(value: float) -> str:
+    """Three decimals, and never 0.000 for what is not zero."""
+    shown = f"{value:.3f}"
+    return shown if value == 0 or float(shown) else f"{'<' if value > 0 else '>-'}0.001"
+
+
 def pixels(text: str, option: str) -> tuple[int, int]:
     """Parse `15` to (15, 15) and `15x30` to (15, 30): rows, columns; `option` is for the error."""
     match = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text.lower())

@@ -21,10 +21,9 @@ from cnnviz.core.models.boxes import BoxReading
 from cnnviz.core.models.targets import RegionReading
 from cnnviz.core.output.canvas import Bar, Entry
 from cnnviz.core.output.drawing import image_pixels
-from cnnviz.core.output.layout import Cell, board, in_rows, picture, scaled
+from cnnviz.core.output.layout import MOST_COLUMNS, Cell, board, in_rows, picture, scaled
 from cnnviz.core.output.options import Look
 from cnnviz.core.output.overlays import (
-    MOST_COLUMNS,
     Scale,
     cmap_of,
     enlarged,
@@ -169,7 +168,7 @@ def _grid(
     if look.columns is None and 1 < masks < MOST_COLUMNS:
         rows = in_rows(cells, masks)
         return board([[*first, *row] for row in rows])
-    return board(in_rows([*first, *cells], look.columns or MOST_COLUMNS))
+    return board(in_rows([*first, *cells], look.columns))
 
 
 def _maps(
@@ -407,7 +406,7 @@ def _changes(
         legend.append(Entry(f"{len(rest)} other classes {100 * share:.1f} %", OTHER_GRAY))
     share = float((winners == unchanged).mean())
     legend.append(Entry(f"no colour: {name} (unchanged) {100 * share:.1f} %", "none", edge="#888"))
-    return board(in_rows(cells, MOST_COLUMNS), legend=legend)
+    return board(in_rows(cells), legend=legend)
 
 
 def _activation(

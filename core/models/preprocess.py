@@ -238,7 +238,7 @@ class Assumed:
         options = ", ".join([*open_, *filter(None, [self.option])])
         what = ", ".join(values[option] for option in open_)
         return (
-            f"{self.by} does not define how to prepare images: they are prepared as {self.basis}, "
+            f"{self.by} does not define how to prepare images; assumed: as {self.basis}, "
             f"{what} ({options})"
         )
 
