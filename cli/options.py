@@ -13,6 +13,7 @@ from cnnviz.core.options import (
     Option,
     Seed,
     channel_numbers,
+    file_name,
     low_high,
     name_and_file,
     numbers,
@@ -68,8 +69,9 @@ class ModelOptions:
     model: Annotated[
         str,
         Option(
-            "A torchvision name, timm:NAME, hf:FOLDER_OR_ID, path/to/file.py:factory, "
-            "package.module:factory, a .onnx file, or the model that ships with cnnviz.",
+            "A torchvision name, timm:NAME, hf:FOLDER_OR_ID, open_clip:NAME, yolo:FILE.pt, "
+            "path/to/file.py:factory, package.module:factory, a .onnx file, or the model that "
+            "ships with cnnviz.",
             ("--model", "-m"),
         ),
     ] = "bundled"
@@ -139,7 +141,8 @@ class ModelOptions:
         Path | None,
         Option(
             "Explain the similarity to this reference image: the cosine of the features before "
-            "the classifier, or of an embedding."
+            "the classifier, or of an embedding.",
+            parse=file_name,
         ),
     ] = None
     like_layer: Annotated[

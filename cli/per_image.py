@@ -221,7 +221,7 @@ class ImageRun(Run):
             "model": model.name,
             "preprocessing": repr(model.preprocess),
             "precision": model.precision,
-            "outputs": repr(self.outputs),
+            "outputs": model.choices,
             "--format": self._output.format,
             "--dark": self._output.dark,
             "--width": self._output.width,
@@ -280,7 +280,9 @@ class ImageRun(Run):
             else:
                 self._index.add(entry, self.folder.files[before:])
         except CnnvizError as error:
-            self.errors.append((path, str(error)))
+            text = str(error)  # what a network does wrong may not name the image
+            named = Path(path).name in text
+            self.errors.append((path, text if named else f"'{path}': {text}"))
 
     def _overview(self, study: ImageStudy[Any, Any]) -> None:
         """Writes `overview.png`, a row per image, from the files of the images."""

@@ -170,11 +170,15 @@ def _formula(cell: str) -> bool:
 
 
 def from_json(text: str) -> object:
-    """Parse JSON; ValueError if it is invalid, or nested too deeply."""
+    """Parse JSON; ValueError if it is invalid, nested too deeply, or has huge numbers."""
     try:
         content: object = json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:  # of Python's int, whose remedy is not the user's
+        raise ValueError("it has a number of thousands of digits") from error
     return content
 
 

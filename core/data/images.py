@@ -238,7 +238,7 @@ def prepare(
         pixels = cut[0].permute(2, 0, 1).contiguous().float() / 255
     else:
         pixels = torch.stack(cut)
-    box = preprocess.box(original)
+    pixels, box = preprocess.framed(pixels, original), preprocess.box(original)
     raster = not isinstance(picture, Image.Image)
     return WorkingImage(str(path), pixels, box, original, preprocess.bands, raster)
 

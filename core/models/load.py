@@ -21,7 +21,7 @@ from cnnviz.core.choices import Decode, HeadChoice, Precision
 from cnnviz.core.device import pick_device
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.behaviour import Behaviour, guarded, run_first
-from cnnviz.core.models.boxes import Boxes, square_note, taken_over
+from cnnviz.core.models.boxes import Boxes, taken_over
 from cnnviz.core.models.files.kinds import SUFFIXES, parts_of
 from cnnviz.core.models.fitting import FEATURES_ONLY
 from cnnviz.core.models.heads import Head, Kind
@@ -57,6 +57,8 @@ class Model:
         target: what makes rows of its output; None for a network that returns rows.
         layout: the memory format of its input.
         random: the seed of its weights if they are random (`--weights none`); None otherwise.
+        choices: the user's options about inputs and outputs, with digests of their files, for
+            journals; empty from Python.
     """
 
     module: nn.Module
@@ -75,6 +77,7 @@ class Model:
     target: Target | None = None
     layout: torch.memory_format = torch.contiguous_format
     random: int | None = None
+    choices: str = ""
 
     @property
     def classes(self) -> int:
@@ -225,14 +228,11 @@ def load_model(
         module = with_inputs(trained.module, name, inputs, cover, preprocess)
         if own := taken_over(trained.module, size, mean, std):
             preprocess, trained = own, replace(trained, assumed=None)
-            notes += [square_note(name, own)] if size is None else []
         ran = run_first(module, name, preprocess.channels, preprocess.crop, dtype, place)
         module, channels = ran.module, ran.channels
         notes += ran.notes
         if channels != preprocess.channels:
             preprocess, note = _with_channels(preprocess, channels, name, mean, std)
-            notes.append(note)
-        if trained.assumed and (note := trained.assumed.note(preprocess, size, mean, std)):
             notes.append(note)
         is_fast = _choice(Decode, decode, "decode") is Decode.FAST
         preprocess = replace(
@@ -242,6 +242,10 @@ def load_model(
         result = read_out(
             module, ran.output, name, preprocess, place, dtype, output, head_choice, scores
         )
+        preprocess, whole = _shown_whole(preprocess, result, name)
+        notes += whole if size is None else []
+        if trained.assumed and (note := trained.assumed.note(preprocess, size, mean, std)):
+            notes.append(note)
         if no_classes:
             result = replace(result, classes=0, labels=())
     named = _name_classes(given, trained.labels or result.labels, result, name)
@@ -311,6 +315,16 @@ def _with_channels(
     plain_values = set(changed.mean) == {0.0} and set(changed.std) == {1.0}
     unchanged = "; values in 0…1 are not normalised (--mean, --std)" if plain_values else ""
     return changed, f"{name} takes {channels} channels{unchanged}"
+
+
+def _shown_whole(
+    preprocess: Preprocess, result: ReadOut, name: str
+) -> tuple[Preprocess, list[str]]:
+    """Fit images of detectors into the working image, without a crop; and a note."""
+    if not isinstance(result.target, Boxes) or preprocess.squash:
+        return preprocess, []
+    fitted = preprocess.fitted()
+    return fitted, [f"{name} sees whole images, {fitted.geometry} (--size HxW for another)"]
 
 
 def _bands(show: Sequence[int] | None, channels: int) -> tuple[int, ...] | None:

@@ -45,6 +45,8 @@ class Preprocess:
         show: the channels drawn as red, green and blue; None: the first three, or the first one.
         fast: large JPEG files are decoded at 1/2, 1/4 or 1/8 of their size, but not below
             `SPARE` times the resized image.
+        bars: per channel, the colour beside an image that is fitted whole into `crop`; None: its
+            centre is cut out.
     """
 
     resize: int | tuple[int, int] | None
@@ -56,10 +58,13 @@ class Preprocess:
     scale: tuple[float, float] | None = None
     show: tuple[int, ...] | None = None
     fast: bool = False
+    bars: tuple[float, ...] | None = None
 
     @property
     def geometry(self) -> str:
         """Its resize and crop, in words."""
+        if self.bars is not None:
+            return "fitted into {}x{}".format(*self.crop)
         rows, columns = both(self.resize or self.crop)
         resize = f"{rows}" if rows == columns and not self.squash else f"{rows}x{columns}"
         crop = "{}x{}".format(*self.crop)
@@ -83,9 +88,11 @@ class Preprocess:
         (height, width), (rows, columns) = size, both(self.resize)
         if self.squash:
             return rows, columns
-        if height * columns <= width * rows:
-            return rows, int(rows * width / height)
-        return int(columns * height / width), columns
+        whole = self.bars is not None
+        rows, columns = self.crop if whole else (rows, columns)
+        if (height * columns <= width * rows) != whole:
+            return rows, max(1, int(rows * width / height))
+        return max(1, int(columns * height / width)), columns
 
     def _corner(self, resized: tuple[int, int]) -> tuple[int, int]:
         """(top, left) of the crop in the resized image; negative where the image is smaller."""
@@ -101,6 +108,21 @@ class Preprocess:
             image = image.resize((width, height), mode, image.info.get(_COVERED))
         top, left = self._corner((height, width))
         return image.crop((left, top, left + self.crop[1], top + self.crop[0]))
+
+    def fitted(self) -> "Preprocess":
+        """The one that shows images whole, beside bars of the mean colour."""
+        return dataclasses.replace(self, bars=self.bars or self.mean)
+
+    def framed(self, pixels_CHW: Tensor, size: tuple[int, int]) -> Tensor:
+        """The working image of an image of `size` with its bars, if it has any."""
+        if self.bars is None:
+            return pixels_CHW
+        height, width = self.resized(size)
+        top, left = (-side for side in self._corner((height, width)))
+        framed = torch.tensor(self.bars).view(-1, 1, 1).expand_as(pixels_CHW).clone()
+        inside = (slice(None), slice(top, top + height), slice(left, left + width))
+        framed[inside] = pixels_CHW[inside]
+        return framed
 
     def box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         """y0, x0, y1, x1 of the crop, in pixels of an image of `size` (rows, columns)."""
