@@ -33,6 +33,7 @@ from cnnviz.filters.patches import state
 from cnnviz.gradients.results import SaliencyResult
 from cnnviz.occlusion.boxes import Detected
 from cnnviz.occlusion.results import OcclusionResult
+from cnnviz.reasons.results import ReasonsResult
 from cnnviz.trust.results import TrustResult
 
 OWN = {"--out": 1, "-o": 1, "--shard": 1, "--resume": 0, "--overwrite": 0, "--json": 0}
@@ -42,6 +43,7 @@ ENTRIES: dict[str, Any] = {
     "occlude": OcclusionResult,
     "saliency": SaliencyResult,
     "trust": TrustResult,
+    "reasons": ReasonsResult,
     "activations": Activations,
     "audit": Row,
     "detect": Detected,

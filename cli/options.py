@@ -53,6 +53,16 @@ Expect = Annotated[
         "or polygons per image."
     ),
 ]
+Data = Annotated[
+    tuple[Path, ...],
+    Option(
+        "Folder of the images of the runs' data set; repeatable. Pictures are shown only from here "
+        "and from the runs' own folders.",
+        ("--data",),
+        lambda text, _: Path(text),
+        metavar="DIR",
+    ),
+]
 Resume = Annotated[bool, Option("Continue an interrupted run; finished images are kept.")]
 
 

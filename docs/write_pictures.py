@@ -107,6 +107,14 @@ PICTURES = {
         ("comparison",),
     ),
     "trust": (f"trust {PHOTOS}/traffic-light.jpg {NET}", ("overlay", "curves", "certainty")),
+    "reasons": (
+        f"reasons {PHOTOS}/balloon.jpg {NET} --segments grid --parts 9 --target top2",
+        ("reasons", "pairs", "shapley"),
+    ),
+    "reasons-units": (
+        f"reasons {PHOTOS}/daisy.jpg {NET} --skip pairs --units run/units --data {PHOTOS}",
+        ("filters",),
+    ),
     "activations": (
         f"activations {PHOTOS}/balloon.jpg {NET} --layer features.12.expand3x3_activation --top 16",
         ("maps_features.12.expand3x3_activation",),
@@ -136,7 +144,13 @@ PICTURES |= {
     f"saliency-{method}": (f"{DAISY} {method} {layer}", ("overlay",))
     for method, layer in METHODS.items()
 }
-BEFORE = {"diff": "audit marked --stride 4 --out run/bundled"}
+BEFORE = {
+    "diff": "audit marked --stride 4 --out run/bundled",
+    "reasons-units": (
+        f"max-patches {PHOTOS} {NET} --filters features.7:49,190,230 "
+        "--filters features.12:15,277,343 --top 4 --out run/units"
+    ),
+}
 
 
 def name_of(command: str, figure: str) -> str:

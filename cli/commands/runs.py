@@ -6,23 +6,11 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from cnnviz.cli.options import OutputOptions
+from cnnviz.cli.options import Data, OutputOptions
 from cnnviz.core.options import Option
 from cnnviz.core.output.options import Look
 from cnnviz.diff.options import DiffSpec
 from cnnviz.report.options import MEGABYTES, PAGE
-
-Data = Annotated[
-    tuple[Path, ...],
-    Option(
-        "Folder of the images of the runs' data set; repeatable. Pictures are shown only from here "
-        "and from the runs' own folders.",
-        ("--data",),
-        lambda text, _: Path(text),
-        metavar="DIR",
-    ),
-]
-
 
 AllowCode = Annotated[
     bool,
