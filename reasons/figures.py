@@ -69,7 +69,7 @@ def _regions(result: ReasonsResult, beneath: Pixels) -> Figure:
 
 def _shares(result: ReasonsResult, beneath: Pixels) -> Figure:
     """A row for each class: the image, and the Shapley value of each part over it."""
-    size, look = result.occlusion.measured.size, Look(display=Display.CELLS, opacity=0.6)
+    size, look = result.occlusion.measured.size, Look(display=Display.CELLS, alpha=0.6)
     found = [(target, target.shapley) for target in result.targets if target.shapley]
     maps = [
         np.array([part.value for part in shapley.parts], np.float32)[shapley.labels_HW.numpy()]
