@@ -1,5 +1,7 @@
 """Regions against all subsets of few cells, and what holds of every result."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from networks import image_of, model_of
@@ -13,7 +15,7 @@ from cnnviz.occlusion.sufficient import Need, Search
 from cnnviz.reasons import ReasonsSpec, reasons
 from cnnviz.reasons.regions import find_regions
 
-SAMPLES = "sample_images"
+SAMPLES = Path(__file__).parent.parent.parent / "sample_images"
 
 
 def random_net(seed: int) -> Model:
@@ -65,7 +67,7 @@ def test_reasons_are_disjoint_hold_alone_and_cannot_lose_a_cell() -> None:
     model = load_model()
     for name in ("frog", "ship"):
         spec = ReasonsSpec(skip=("pairs", "filters"), cell=6)
-        result = reasons(model, f"{SAMPLES}/{name}.png", spec)
+        result = reasons(model, SAMPLES / f"{name}.png", spec)
         (target,) = result.targets
         measured, panel = result.occlusion.measured, result.occlusion.targets[0]
         search = Search(model, measured, panel, OcclusionSpec(), 6)
@@ -90,7 +92,7 @@ def test_reasons_are_disjoint_hold_alone_and_cannot_lose_a_cell() -> None:
 
 def test_the_search_ends_at_the_maximum_and_says_so() -> None:
     model, spec = load_model(), OcclusionSpec()
-    result = occlude(model, f"{SAMPLES}/frog.png", spec)
+    result = occlude(model, SAMPLES / "frog.png", spec)
     search = Search(model, result.measured, result.panels[0], spec, 8)
     fields = class_fields(result.measured, result.panels[0].index, 0.5)
     found = find_regions(search, fields, 1)
