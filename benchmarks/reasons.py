@@ -1,6 +1,6 @@
 """How good are the reasons of `cnnviz reasons`? Outlined photographs, exact search.
 
-    python benchmarks/reasons.py objects ASSETS TRUTH [--count N] [--hold H] [--keep FILE]
+    python benchmarks/reasons.py objects ASSETS TRUTH [--count N] [--hold H] [--cell C] [--keep F]
     python benchmarks/reasons.py gap ASSETS TRUTH [--count N]
     python benchmarks/reasons.py passes ASSETS TRUTH [--count N]
 
@@ -63,7 +63,9 @@ def minimal(search: Search, reason: Reason, need: Need) -> bool:
     return not bool(search.met(without_NL, need)[0].any())
 
 
-def objects(assets: Path, truth: Path, count: int, hold: float, keep: Path | None) -> None:
+def objects(
+    assets: Path, truth: Path, count: int, hold: float, cell: int | None, keep: Path | None
+) -> None:
     """Prints where the reasons lie."""
     model, rows = squeezenet(assets), list[dict[str, object]]()
     outlines = read_outlines(str(truth / "imagenet_val_boxes" / "truth.json"))
@@ -71,7 +73,9 @@ def objects(assets: Path, truth: Path, count: int, hold: float, keep: Path | Non
         image = read_image(path, model.preprocess)
         object_HW = outline_mask(outlines.for_image(str(path)), image)
         start = time.process_time()
-        result = reasons(model, image, ReasonsSpec(hold=hold, skip=tuple(Question))).on(object_HW)
+        result = reasons(model, image, ReasonsSpec(hold=hold, cell=cell, skip=tuple(Question))).on(
+            object_HW
+        )
         seconds, (target,) = time.process_time() - start, result.targets
         if str(target.index) != str(outlines.label_of(str(path))):
             continue
@@ -80,7 +84,7 @@ def objects(assets: Path, truth: Path, count: int, hold: float, keep: Path | Non
             result.occlusion.measured,
             result.occlusion.targets[0],
             OcclusionSpec(),
-            None,
+            cell,
             hold,
         )
         checked = [minimal(search, reason, Need.HOLD) for reason in target.reasons]
@@ -202,10 +206,11 @@ def main() -> None:
     parser.add_argument("truth", type=Path)
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--hold", type=float, default=0.9)
+    parser.add_argument("--cell", type=int)
     parser.add_argument("--keep", type=Path)
     given = parser.parse_args()
     if given.what == "objects":
-        objects(given.assets, given.truth, given.count, given.hold, given.keep)
+        objects(*(given.assets, given.truth, given.count, given.hold, given.cell, given.keep))
     elif given.what == "passes":
         passes(given.assets, given.truth, given.count)
     else:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cnnviz.cli.commands.images import ReasonsCommand
 from cnnviz.cli.per_image import Advance, ImageRun, ImageStudy
+from cnnviz.core.choices import decimals
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.outlines import outline_mask, read_outlines
 from cnnviz.core.models.load import Model
@@ -58,10 +59,10 @@ class _Study(ImageStudy[ReasonsResult, ReasonsResult]):
         self._expected = read_outlines(given.expect) if given.expect else None
         self.steps = self._reasoner.steps
 
-    def one(self, image: WorkingImage, path: Path, advance: Advance) -> ReasonsResult:
+    def one(self, image: WorkingImage, path: str, advance: Advance) -> ReasonsResult:
         result = self._reasoner.run(image, advance)
         if self._expected is not None:
-            result = result.on(outline_mask(self._expected.for_image(str(path)), image))
+            result = result.on(outline_mask(self._expected.for_image(path), image))
         return result
 
     def entry(self, result: ReasonsResult) -> ReasonsResult:
@@ -87,9 +88,9 @@ class _Study(ImageStudy[ReasonsResult, ReasonsResult]):
                 yield (
                     Path(entry.image).name,
                     target.class_,
-                    f"{target.reading:.3f}",
+                    decimals(target.reading),
                     name,
                     f"{reason.share:.1%}",
-                    f"{reason.alone:.3f}",
-                    f"{reason.without:.3f}" + " (lost)" * reason.lost,
+                    decimals(reason.alone),
+                    decimals(reason.without) + " (lost)" * reason.lost,
                 )

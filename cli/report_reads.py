@@ -96,7 +96,7 @@ def _hundredfold(cell: Any) -> Any:
 def _parts(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The rows of an entry: one for each of its classes or maps."""
     image = {"image": entry.get("image", "")}
-    for name in ("targets", "maps"):
+    for name in ("targets", "maps", "boxes"):
         if isinstance(entry.get(name), list):
             yield from ({**image, **part} for part in entry[name])
             return

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from cnnviz.cli import report_reads as reads
+from cnnviz.cli.merge import ENTRIES
 from cnnviz.cli.report_units import Units
 from cnnviz.core.data.images import read_rgb
 from cnnviz.core.errors import UsageError
 from cnnviz.core.files import regular
+from cnnviz.core.output.record import from_json
 from cnnviz.core.output.summary import FinishedRun
 from cnnviz.occlusion.results import load_run
 from cnnviz.reasons.results import load_run as load_reasons
@@ -54,6 +56,9 @@ class Pages:
         section.notes += [f"failed: {failure.message}" for failure in run.summary.errors[:20]]
         section.findings += [Findings(f.title, f.columns, f.rows) for f in run.summary.findings]
         with run.reading():
+            if isinstance(run.summary.results, list) and run.command in ENTRIES:
+                for entry in run.summary.results:
+                    from_json(ENTRIES[run.command], entry)
             if run.command == "occlude":
                 self._add_explorers(section, run)
             if run.command == "reasons":

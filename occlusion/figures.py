@@ -118,6 +118,19 @@ def draw(
     return figures
 
 
+def draw_both(sides: Sequence[tuple[OcclusionResult, Pixels]], look: Look) -> Figure:
+    """Draws `both.png`: each image and its map beside the other's, on one scale."""
+    maps = [result.maps[0].numpy() for result, _ in sides]
+    rows = []
+    for (result, beneath), map_HW, scale in zip(
+        sides, maps, scales(maps, look, unit(sides[0][0])), strict=True
+    ):
+        panel = result.targets[0]
+        cell = _map(result, panel, heading(result, panel), map_HW, scale, look, beneath)
+        rows.append([_input(result, beneath), cell])
+    return board(rows)
+
+
 def preview(result: OcclusionResult) -> Figure | None:
     """The figure that a notebook shows."""
     return draw_overlay(result, Look()) if result.measured else None

@@ -49,6 +49,10 @@ class OccludeCommand:
     spec: OcclusionSpec
     look: Look
     expect: Expect = None
+    both: Annotated[
+        bool,
+        Option("With --like: explain the reference image, too, by its similarity to each image."),
+    ] = False
     min_inside: Annotated[
         float | None,
         Option(

@@ -16,6 +16,7 @@ AllowCode = Annotated[
     bool,
     Option("Run code that the summary names (a factory, --output file.py:function)."),
 ]
+AllowUrls = Annotated[bool, Option("Read the URLs that the summary names.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,7 @@ class MergeCommand:
         ),
     ]
     allow_code: AllowCode = False
+    allow_urls: AllowUrls = False
     output: OutputOptions
 
 
@@ -121,6 +123,7 @@ class RerunCommand:
         Path, typer.Argument(metavar="SUMMARY", help="A summary.json, or its folder.")
     ]
     allow_code: AllowCode = False
+    allow_urls: AllowUrls = False
     tolerance: Annotated[
         float,
         Option("Relative difference of two numbers that is ignored.", least=0, most=1),

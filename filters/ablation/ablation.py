@@ -128,6 +128,7 @@ class Ablation:
         identity = {
             "weights": model.weights_sha256,
             "model": model.name,
+            "outputs": model.choices,
             "preprocessing": repr(model.preprocess),
             "precision": model.precision.value,
             "data": data.fingerprint,

@@ -86,6 +86,7 @@ def identity(model: Model, data: ImageData, plan: ScanPlan) -> dict[str, Any]:
     return {
         "weights": model.weights_sha256,
         "model": model.name,
+        "outputs": model.choices,
         "preprocessing": repr(model.preprocess),
         "precision": model.precision.value,
         "data": data.fingerprint,
