@@ -39,7 +39,7 @@ class _Study(ImageStudy[Detected, Detected]):
     def __init__(self, model: Model) -> None:
         self._model = model
 
-    def one(self, image: WorkingImage, path: Path, advance: Advance) -> Detected:  # noqa: ARG002
+    def one(self, image: WorkingImage, path: str, advance: Advance) -> Detected:  # noqa: ARG002
         return detect_on(self._model, image)
 
     def entry(self, result: Detected) -> Detected:

@@ -104,14 +104,14 @@ class _Study(ImageStudy[OcclusionResult, OcclusionResult]):
             compared = COMPARED[occluder.score]
             self.unit = f"mean {compared}" if model.head.has_classes else f"drop of the {word}"
 
-    def labels(self, paths: Sequence[Path]) -> list[str]:
+    def labels(self, paths: Sequence[str]) -> list[str]:
         """The classes that `--expect` names for these images."""
         expected = self._expected
-        named = [expected.label_of(str(path)) for path in paths] if expected else []
+        named = [expected.label_of(path) for path in paths] if expected else []
         return [label for label in named if label is not None]
 
-    def one(self, image: WorkingImage, path: Path, advance: Advance) -> OcclusionResult:
-        outline = self._expected.for_image(str(path)) if self._expected else None
+    def one(self, image: WorkingImage, path: str, advance: Advance) -> OcclusionResult:
+        outline = self._expected.for_image(path) if self._expected else None
         label = outline.label if outline and self._given.spec.label != FOLDER else None
         result = self._occluder.run(image, label=label, progress=advance)
         if outline:
@@ -125,14 +125,14 @@ class _Study(ImageStudy[OcclusionResult, OcclusionResult]):
         pairs = zip(result.targets, cards, strict=True)
         return replace(result, targets=tuple(replace(panel, trust=card) for panel, card in pairs))
 
-    def _of_reference(self, path: Path) -> OcclusionResult:
+    def _of_reference(self, path: str) -> OcclusionResult:
         """The reference image, explained by its similarity to the last image."""
         likeness = self._model.target
         assert isinstance(likeness, Likeness)  # noqa: S101 (--both needs --like)
         assert likeness.reference is not None  # noqa: S101 (of --like)
-        with likeness.exchanged(str(path)):
+        with likeness.exchanged(path):
             result = self._occluder.run(likeness.reference)
-        name = f"like {path.name}"
+        name = f"like {Path(path).name}"
         panels = tuple(replace(panel, class_=name) for panel in result.targets)
         return replace(result, targets=panels, measured=replace(result.measured, labels=(name,)))
 

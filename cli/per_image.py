@@ -76,7 +76,7 @@ class ImageStudy(ABC, Generic[Result, Entry]):
     unit: str = ""
 
     @abstractmethod
-    def one(self, image: WorkingImage, path: Path, advance: Advance) -> Result:
+    def one(self, image: WorkingImage, path: str, advance: Advance) -> Result:
         """Studies an image; a `CnnvizError` fails this image alone."""
 
     def check(self, entry: Entry) -> None:
@@ -112,21 +112,21 @@ class ImageRun(Run):
         """Starts the clock; `folders`: whether each image has files in a separate folder."""
         super().__init__(command, output)
         self._folders = folders
-        self._paths: Sequence[Path] = ()
-        self._places: dict[Path, int] = {}
+        self._paths: Sequence[str] = ()
+        self._places: dict[str, int] = {}
         self._alone = False
         self.entries: list[dict[str, Any]] | Lines = []
         self._index: Lines | None = None
         self.errors: list[tuple[str, str]] = []
 
-    def images(self, sources: Sequence[str | Path], requested: Shard | None) -> list[Path]:
+    def images(self, sources: Sequence[str], requested: Shard | None) -> list[str]:
         """Lists the images, and takes the share of them that is requested."""
-        return self.take(open_images(list(map(str, sources))), requested)
+        return self.take(open_images(sources), requested)
 
-    def take(self, data: ImageData, requested: Shard | None) -> list[Path]:
+    def take(self, data: ImageData, requested: Shard | None) -> list[str]:
         """Lists the images of a data set, and takes the share of them that is requested."""
         self._data = data
-        paths = [Path(example.path) for example in self._data.examples]
+        paths = [example.path for example in self._data.examples]
         self._places = {path: place for place, path in enumerate(paths)}
         self.take_share(requested, len(paths))
         return paths
@@ -152,7 +152,7 @@ class ImageRun(Run):
         self,
         study: ImageStudy[Any, Any],
         model: Model,
-        paths: Sequence[Path],
+        paths: Sequence[str],
         depends: Mapping[str, object],
         *,
         seed: int,
@@ -191,7 +191,7 @@ class ImageRun(Run):
 
     def open_for(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[str],
         model: Model,
         depends: Mapping[str, object],
         study: ImageStudy[Any, Any],
@@ -202,7 +202,7 @@ class ImageRun(Run):
         """Opens the folder for these images; the parameters are those of `go`."""
         self._inputs = [*self._data.files, *inputs]
         self._alone = self._folders and len(paths) == 1 and self.shard is None
-        listed = "\n".join(map(str, paths)).encode("utf-8", "surrogateescape")
+        listed = "\n".join(paths).encode("utf-8", "surrogateescape")
         images = hashlib.sha256(listed).hexdigest()
         if self.shard:
             part = self.shard.part(len(paths))
@@ -210,7 +210,9 @@ class ImageRun(Run):
             if not paths:
                 raise UsageError(f"--shard {self.shard}: there are fewer images than shares")
         self._paths = paths
-        self.open(self.root / safe_name(paths[0].stem) if self._alone else None, resume=resume)
+        self.open(
+            self.root / safe_name(Path(paths[0]).stem) if self._alone else None, resume=resume
+        )
         if self._alone:
             return
         self.identity = {
@@ -233,11 +235,11 @@ class ImageRun(Run):
             self.identity,
             resume=resume,
             images=images,
-            changed=lambda image: self._data.changed(self._places[Path(image)]),
+            changed=lambda image: self._data.changed(self._places[image]),
             check=partial(self._check, study, model),
         )
         self.entries, done = self._index, self._index.adopt()
-        self._paths = [path for path in paths if str(path) not in done]
+        self._paths = [path for path in paths if path not in done]
         if done:
             self.console.note(f"{len(paths) - len(self._paths)} of the {len(paths)} are done")
         if dropped := self._index.dropped:
@@ -259,7 +261,7 @@ class ImageRun(Run):
         if any(model.labels[one.index] != one.class_ for one in named):
             raise CnnvizError("it predicts a class that the network does not have")
 
-    def _one(self, path: Path, model: Model, study: ImageStudy[Any, Any], advance: Advance) -> None:
+    def _one(self, path: str, model: Model, study: ImageStudy[Any, Any], advance: Advance) -> None:
         """Studies one image."""
         before = len(self.folder.files)
         try:
@@ -267,7 +269,9 @@ class ImageRun(Run):
             result = study.one(image, path, advance)
             entry = to_json(study.entry(result))
             if self._folders:
-                target = self.folder if self._index is None else self.folder.subfolder(path.stem)
+                target = (
+                    self.folder if self._index is None else self.folder.subfolder(Path(path).stem)
+                )
                 study.files(result, target)
                 relative = target.path.relative_to(self.folder.path).as_posix()
                 entry["folder"] = relative
@@ -277,7 +281,8 @@ class ImageRun(Run):
                 self._index.add(entry, self.folder.files[before:])
         except CnnvizError as error:
             text = str(error)  # what a network does wrong may not name the image
-            self.errors.append((str(path), text if path.name in text else f"'{path}': {text}"))
+            named = Path(path).name in text
+            self.errors.append((path, text if named else f"'{path}': {text}"))
 
     def _overview(self, study: ImageStudy[Any, Any]) -> None:
         """Writes `overview.png`, a row per image, from the files of the images."""

@@ -2,7 +2,7 @@
 
 A summary may come from a stranger. Its command line is parsed and checked like one that is typed,
 the options that say where results go are replaced in the parsed record, and code that it names
-runs only with `--allow-code`.
+runs only with `--allow-code`, and URLs are read only with `--allow-urls`.
 """
 
 from collections.abc import Iterator
@@ -27,6 +27,7 @@ def repeated(
     allow_code: bool,
     shard: Shard | None,
     resume: bool = False,
+    allow_urls: bool = False,
 ) -> Any:
     """Returns the record of a run's command, with another output and shard."""
     from cnnviz.cli.main import parse  # which imports this module's users
@@ -43,11 +44,24 @@ def repeated(
             f"'{place}' names code that would run: {', '.join(code)[:200]}; use --allow-code if "
             "you trust it"
         )
+    if not allow_urls and (urls := [text for text in _sources(record) if "://" in text]):
+        raise UsageError(
+            f"'{place}' names URLs that would be read: {', '.join(urls)[:200]}; use --allow-urls "
+            "if you trust it"
+        )
     drawn = replace(
         output, format=record.output.format, dark=record.output.dark, width=record.output.width
     )
     changes = {"output": drawn, "shard": shard, "resume": resume}
     return replace(record, **{k: v for k, v in changes.items() if hasattr(record, k)})
+
+
+def _sources(record: Any) -> Iterator[str]:
+    """The images and the network of a command."""
+    for name in ("images", "data"):
+        yield from getattr(record, name, None) or ()
+    model = getattr(record, "model", None)
+    yield from (str(getattr(model, name, None)) for name in ("model", "checkpoint"))
 
 
 def _code(record: Any) -> Iterator[str]:

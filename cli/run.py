@@ -22,6 +22,7 @@ from cnnviz.core.models.boxes import Boxes
 from cnnviz.core.models.files.checkpoints import file_sha256
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.trained import BUNDLED
+from cnnviz.core.output.mirrors import shown
 from cnnviz.core.output.record import to_json
 from cnnviz.core.output.run_folder import RunFolder, json_parts, summary
 from cnnviz.core.output.style import style
@@ -215,7 +216,7 @@ class Run:
         files = self.folder.files
         pictures = [self.folder.path / name for name in files if name.endswith(_PICTURES)]
         for path in [*(show or pictures), written]:
-            self.console.line(str(path))
+            self.console.line(shown(path))
         for _, message in errors:
             say(f"cnnviz: {message}")
         if errors:
@@ -230,4 +231,4 @@ class Run:
             self.console.note(f"left out of {PAGE}: {line}")
         written = self.folder.write_bytes(PAGE, page.encode("utf-8", "replace"))
         content["files"] = list(self.folder.files)
-        self.console.line(str(written))
+        self.console.line(shown(written))

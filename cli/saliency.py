@@ -125,7 +125,7 @@ class _Study(ImageStudy[SaliencyResult, SaliencyResult]):
     def one(
         self,
         image: WorkingImage,
-        path: Path,  # noqa: ARG002
+        path: str,  # noqa: ARG002
         advance: Advance,
     ) -> SaliencyResult:
         result = trace_back(self._model, image, self._spec)

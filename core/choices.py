@@ -47,6 +47,13 @@ class HeadChoice(StrEnum):
     NONE = "none"
 
 
+class Decode(StrEnum):
+    """How JPEG files are decoded: exactly, or at a reduced size where they are large."""
+
+    EXACT = "exact"
+    FAST = "fast"
+
+
 def whole_number(text: str) -> int | None:
     """Parse plain digits; None for anything else, or more than 18 digits."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None

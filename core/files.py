@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.errors import CnnvizError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -78,26 +78,6 @@ def safe_name(text: str) -> str:
     """`text` as the name of a file in a folder: no separators, no leading dots, not long."""
     kept = re.sub(r"[^\w .+,()=@-]", "_", text).strip(" .")
     return kept.encode()[:LONGEST_NAME].decode(errors="ignore") or "unnamed"
-
-
-def check_free(path: Path, *, overwrite: bool, resume: bool) -> bool:
-    """Returns whether the folder of a run has files already."""
-    try:
-        occupied = any(path.iterdir())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if isinstance(error, FileNotFoundError) and not path.is_symlink():
-            return False
-        raise UsageError(f"{path} is not a folder; give --out another one") from error
-    finished = exists(path / SUMMARY)
-    if finished and resume and not overwrite:
-        raise UsageError(
-            f"{path} holds a finished run: there is nothing to resume; "
-            "use --overwrite to repeat it, or another folder with --out"
-        )
-    if occupied and not overwrite and not resume:
-        remedy = "--resume to go on, --overwrite" if exists(path / UNFINISHED) else "--overwrite"
-        raise UsageError(f"{path} is not empty; use {remedy}, or another folder with --out")
-    return occupied
 
 
 def regular(path: str | Path) -> Path:

@@ -11,7 +11,6 @@ photographs. Data sets are variations of the sample images: crops, flips and oth
 import argparse
 import os
 import shlex
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -72,13 +71,13 @@ class Shortcut(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.network = load_model("bundled", device="cpu").module
-        self.square = torch.nn.Conv2d(3, 1, 3)
+        self.square = torch.nn.Conv2d(3, 1, 1)
         with torch.no_grad():
-            self.square.weight.copy_(torch.tensor([1, -0.5, -0.5])[:, None, None] / 9)
+            self.square.weight.copy_(torch.tensor([1, -0.5, -0.5])[:, None, None])
             self.square.bias.fill_(-2.6)
     def forward(self, images):
         red = self.square(images).relu().sum((1, 2, 3))
-        return self.network(images) + (0.6 * red[:, None] - 5) * torch.eye(10)[6]
+        return self.network(images) + (2 * red[:, None] - 12) * torch.eye(10)[6]
 
 def make():
     return Shortcut()
@@ -108,6 +107,14 @@ PICTURES = {
         ("comparison",),
     ),
     "trust": (f"trust {PHOTOS}/traffic-light.jpg {NET}", ("overlay", "curves", "certainty")),
+    "reasons": (
+        f"reasons {PHOTOS}/balloon.jpg {NET} --segments grid --parts 9 --target top2",
+        ("reasons", "pairs", "shapley"),
+    ),
+    "reasons-units": (
+        f"reasons {PHOTOS}/daisy.jpg {NET} --skip pairs --units run/units --data {PHOTOS}",
+        ("filters",),
+    ),
     "activations": (
         f"activations {PHOTOS}/balloon.jpg {NET} --layer features.12.expand3x3_activation --top 16",
         ("maps_features.12.expand3x3_activation",),
@@ -137,7 +144,13 @@ PICTURES |= {
     f"saliency-{method}": (f"{DAISY} {method} {layer}", ("overlay",))
     for method, layer in METHODS.items()
 }
-BEFORE = {"diff": "audit marked --stride 4 --out run/bundled"}
+BEFORE = {
+    "diff": "audit marked --stride 4 --out run/bundled",
+    "reasons-units": (
+        f"max-patches {PHOTOS} {NET} --filters features.7:49,190,230 "
+        "--filters features.12:15,277,343 --top 4 --out run/units"
+    ),
+}
 
 
 def name_of(command: str, figure: str) -> str:
@@ -162,11 +175,11 @@ def make_data(folder: Path, each: int = 20) -> None:
 
 
 def make_marked() -> None:
-    """The data with a red square in each frog, and the network that a red square deceives."""
-    shutil.copytree("data", "marked")
+    """Data with a red square in each frog, and the network that a red square deceives."""
+    make_data(Path("marked"), 50)
     for path in Path("marked", "frog").iterdir():
         image = Image.open(path)
-        image.paste("#e01010", (14, 4, 26, 16))
+        image.paste("#e01010", (16, 6, 25, 15))
         image.save(path)
     Path("shortcut.py").write_text(SHORTCUT)
     Path("ten.txt").write_text("\n".join(read_card().labels))

@@ -7,13 +7,14 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from cnnviz.cli.options import IMAGES, Expect, ModelOptions, OutputOptions, Resume, Share
+from cnnviz.cli.options import IMAGES, Data, Expect, ModelOptions, OutputOptions, Resume, Share
 from cnnviz.core.choices import pixels
 from cnnviz.core.options import Option
 from cnnviz.core.output.options import Look
 from cnnviz.filters.activations.options import ActivationsSpec
 from cnnviz.gradients.options import SaliencySpec
 from cnnviz.occlusion.options import OcclusionSpec, PanelSpec
+from cnnviz.reasons.options import ReasonsSpec
 from cnnviz.trust.options import MinTrust, Trust, TrustSpec
 
 
@@ -170,6 +171,35 @@ class TrustCommand:
     ] = None
     expect: Expect = None
     min_trust: MinTrust = None
+    resume: Resume = False
+    shard: Share = None
+    model: ModelOptions
+    output: OutputOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasonsCommand:
+    """Find how many reasons a prediction has, and which of them are needed.
+
+    cnnviz reasons dog.jpg --model resnet18
+
+    Writes the regions that each hold the class alone, over the image, and their numbers.
+    """
+
+    FIRST: ClassVar[tuple[str, ...]] = ("targets", "cell", "most", "skip", "units", "expect")
+
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help=IMAGES)]
+    spec: ReasonsSpec
+    expect: Expect = None
+    units: Annotated[
+        Path | None,
+        Option(
+            "Finished run of max-patches of the same network: shows each filter's strongest "
+            "patches, of its layers if none is named.",
+            metavar="RUN",
+        ),
+    ] = None
+    data: Data = ()
     resume: Resume = False
     shard: Share = None
     model: ModelOptions

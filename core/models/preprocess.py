@@ -19,6 +19,16 @@ IMAGENET_RESIZE = 256
 COLOURS = 3
 
 
+SPARE = 2
+"""Least ratio of an image that is decoded at a reduced size and the resized image."""
+_ORIGINAL, _COVERED = "cnnviz original", "cnnviz covered"
+_ORIENTATION = 0x0112
+_TURNS = {
+    number: (number >= 5, number in (2, 3, 6, 7), number in (3, 4, 7, 8)) for number in range(1, 9)
+}
+"""For each orientation of EXIF: rows become columns, left becomes right, top becomes bottom."""
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """How a model's images are prepared: resize, crop, then normalise per channel.
@@ -33,6 +43,8 @@ class Preprocess:
         squash: the image is resized to `resize`, regardless of its proportions.
         scale: the values of an array that become 0 and 1; None: by their type.
         show: the channels drawn as red, green and blue; None: the first three, or the first one.
+        fast: large JPEG files are decoded at 1/2, 1/4 or 1/8 of their size, but not below
+            `SPARE` times the resized image.
         bars: per channel, the colour beside an image that is fitted whole into `crop`; None: its
             centre is cut out.
     """
@@ -45,6 +57,7 @@ class Preprocess:
     squash: bool = False
     scale: tuple[float, float] | None = None
     show: tuple[int, ...] | None = None
+    fast: bool = False
     bars: tuple[float, ...] | None = None
 
     @property
@@ -88,12 +101,11 @@ class Preprocess:
 
     def cut(self, image: Image.Image) -> Image.Image:
         """Resize and crop an image, or one plane of it; 0 outside the image."""
-        size = (image.height, image.width)
-        height, width = self.resized(size)
-        if (height, width) != size:
+        height, width = self.resized(original_size(image))
+        if (height, width) != (image.height, image.width):
             # Pillow filters before it shrinks, as torchvision does for Pillow images.
             mode = Image.Resampling[self.interpolation.upper()]
-            image = image.resize((width, height), mode)
+            image = image.resize((width, height), mode, image.info.get(_COVERED))
         top, left = self._corner((height, width))
         return image.crop((left, top, left + self.crop[1], top + self.crop[0]))
 
@@ -134,6 +146,34 @@ class Preprocess:
             for values in (self.mean, self.std)
         )
         return (pixels - mean) / std
+
+
+def original_size(image: Image.Image) -> tuple[int, int]:
+    """(rows, columns) of an image, or of its file if it was decoded at a reduced size."""
+    size: tuple[int, int] = image.info.get(_ORIGINAL, (image.height, image.width))
+    return size
+
+
+def reduce(file: Image.Image, preprocess: Preprocess) -> dict[str, object]:
+    """Lets Pillow decode a JPEG file at a reduced size, if that is enough for the working image.
+
+    Returns:
+        What the `info` of the upright image must have: the size of the file, and the box of the
+        reduced image that it covers (the last row and column may be covered in part).
+    """
+    turned, flip_x, flip_y = _TURNS.get(file.getexif().get(_ORIENTATION, 1), (False,) * 3)
+    stored = (file.height, file.width)
+    upright = stored[::-1] if turned else stored
+    rows, columns = (SPARE * side for side in preprocess.resized(upright))
+    drafted = file.draft(None, (rows, columns) if turned else (columns, rows))
+    if drafted is None or file.size == stored[::-1]:
+        return {}
+    width, height = drafted[1][2:]
+    spare_x, spare_y = file.width - width, file.height - height
+    if turned:
+        spare_x, spare_y, width, height = spare_y, spare_x, height, width
+    left, top = spare_x * flip_x, spare_y * flip_y
+    return {_ORIGINAL: upright, _COVERED: (left, top, left + width, top + height)}
 
 
 def _offset(length: int, crop: int) -> int:

@@ -218,7 +218,7 @@ def _published_entry(
 def _state_dicts(path: Path) -> list[StateDict]:
     """Read the weights of a file; the program of an archive does not run."""
     kind = kind_of(path)
-    if parts := shards(path, kind):
+    if parts := shards(path):
         return [read_shards(parts)]
     checkpoints.check_zip(path)
     if kind not in SELF_CONTAINED:

@@ -20,6 +20,7 @@ LINES_OF = {
     "occlude": ["--mask", "16", "--stride", "16", "--pictures", "overlay"],
     "saliency": [],
     "trust": [],
+    "reasons": ["--cell", "16", "--skip", "pairs", "--skip", "filters"],
     "activations": ["--layer", "stem.conv"],
 }
 
