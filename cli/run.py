@@ -3,8 +3,9 @@
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import typer
 
 from cnnviz.cli.ci_reports import current
+from cnnviz.cli.cluster import Cluster, cluster_of
 from cnnviz.cli.console import Console, print_json, say
 from cnnviz.cli.options import ModelOptions, OutputOptions
 from cnnviz.core.choices import FigureFormat, whole_number
@@ -22,6 +24,7 @@ from cnnviz.core.models.boxes import Boxes
 from cnnviz.core.models.files.checkpoints import file_sha256
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.trained import BUNDLED
+from cnnviz.core.output.blocks import Pass
 from cnnviz.core.output.record import to_json
 from cnnviz.core.output.run_folder import RunFolder, json_parts, summary
 from cnnviz.core.output.style import style
@@ -44,6 +47,7 @@ class Run:
         console: what the terminal shows.
         caption: small text below every figure.
         shard: the share of the images, if there is one.
+        cluster: where passes over the images are computed, if not in this process.
         identity: what the results depend on, if the command's journal is of lines.
         outputs: the options that say what the network's outputs are, and their files.
         folder: where the files go, after `open`.
@@ -62,6 +66,9 @@ class Run:
         self.identity: Mapping[str, Any] = {}
         self.outputs: tuple[object, ...] = ()
         self.console = Console(output)
+        self.cluster = cluster_of(current().given, self.console.note)
+        if self.cluster is not None:
+            current().at_end.callback(self.cluster.close)
         current().begin(command, output.junit)
 
     @property
@@ -77,7 +84,8 @@ class Run:
             requested: `--shard`.
             images: their number, if known; a single image is shared only on request.
         """
-        launched = of_environment(os.environ) if requested is None and images != 1 else None
+        single = requested is not None or images == 1 or self.cluster is not None
+        launched = None if single else of_environment(os.environ)
         if launched:
             requested, variable = launched
             say(
@@ -88,13 +96,21 @@ class Run:
 
     def data(self, sources: Sequence[str], limit: int | None, seed: int) -> ImageData:
         """Opens a data set; prints a note if `--limit` leaves images out."""
-        data = open_data(sources, limit=limit, seed=seed)
+        data = self.listed(partial(open_data, sources, limit=limit, seed=seed))
         self._inputs = [*sources, *data.files]
         if len(data) < data.total:
             self.console.note(
                 f"a sample of {len(data)} of the {data.total} images (--limit {limit})"
             )
         return data
+
+    def listed(self, lists: Callable[[], ImageData]) -> ImageData:
+        """Lists images; a worker of a cluster takes those that the driver has listed."""
+        return lists() if self.cluster is None else self.cluster.listed(lists)
+
+    def spread(self, step: Pass) -> Sequence[Path] | None:
+        """Computes a pass on the cluster; returns the folders of its blocks, None without one."""
+        return None if self.cluster is None else self.cluster.spread(step, self.folder.path)
 
     def load(
         self,
@@ -114,7 +130,8 @@ class Run:
         """
         files = [options.like] if options.like else []
         files += [Path(file) for _, file in options.inputs]
-        model = self._placed(options).load(scores=scores, features=features)
+        load = partial(self._placed(options).load, scores=scores, features=features)
+        model = load() if self.cluster is None else self.cluster.loaded((options, scores), load)
         self.outputs = (
             options.head, options.pick, options.threshold, options.like_layer, options.texts,
             options.inputs, options.cover, [file_sha256(file) for file in files],
@@ -202,7 +219,11 @@ class Run:
                 "count": self.shard.count,
                 "of": dict(self.identity),
             }
+        if isinstance(self.cluster, Cluster):
+            content["cluster"] = to_json(self.cluster.record())
         written = self.folder.finish(content)
+        if isinstance(self.cluster, Cluster):
+            self.cluster.end(self.folder.path)
         current().errors = errors
         if self._output.json:
             print_json(json_parts(content))

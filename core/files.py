@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 SUMMARY = "summary.json"
 UNFINISHED = "unfinished.json"
 """In the folder of a run over many images that is not complete: see `core/output/journal.py`."""
+BLOCKS = "blocks"
+"""Folder of finished blocks in that of a run with `--cluster`: see `core/output/blocks.py`."""
 LONGEST_NAME = 80
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 """The beginning of a formula, after any number of apostrophes."""
@@ -95,7 +97,8 @@ def check_free(path: Path, *, overwrite: bool, resume: bool) -> bool:
             "use --overwrite to repeat it, or another folder with --out"
         )
     if occupied and not overwrite and not resume:
-        remedy = "--resume to go on, --overwrite" if exists(path / UNFINISHED) else "--overwrite"
+        goes_on = exists(path / UNFINISHED) or exists(path / BLOCKS)
+        remedy = "--resume to go on, --overwrite" if goes_on else "--overwrite"
         raise UsageError(f"{path} is not empty; use {remedy}, or another folder with --out")
     return occupied
 

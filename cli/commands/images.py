@@ -7,7 +7,15 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from cnnviz.cli.options import IMAGES, Expect, ModelOptions, OutputOptions, Resume, Share
+from cnnviz.cli.options import (
+    IMAGES,
+    ClusterOptions,
+    Expect,
+    ModelOptions,
+    OutputOptions,
+    Resume,
+    Share,
+)
 from cnnviz.core.choices import pixels
 from cnnviz.core.options import Option
 from cnnviz.core.output.options import Look
@@ -65,6 +73,7 @@ class OccludeCommand:
     shard: Share = None
     trust: Trust = False
     min_trust: MinTrust = None
+    cluster: ClusterOptions
     model: ModelOptions
     output: OutputOptions
 
@@ -83,6 +92,7 @@ class DetectCommand:
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help=IMAGES)]
     resume: Resume = False
     shard: Share = None
+    cluster: ClusterOptions
     model: ModelOptions
     output: OutputOptions
 
@@ -135,6 +145,7 @@ class SaliencyCommand:
     min_trust: MinTrust = None
     resume: Resume = False
     shard: Share = None
+    cluster: ClusterOptions
     model: ModelOptions
     output: OutputOptions
 
@@ -168,6 +179,7 @@ class TrustCommand:
     min_trust: MinTrust = None
     resume: Resume = False
     shard: Share = None
+    cluster: ClusterOptions
     model: ModelOptions
     output: OutputOptions
 
@@ -187,5 +199,6 @@ class ActivationsCommand:
     spec: ActivationsSpec
     resume: Resume = False
     shard: Share = None
+    cluster: ClusterOptions
     model: ModelOptions
     output: OutputOptions

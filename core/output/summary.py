@@ -128,6 +128,16 @@ class ShardRecord(Record):
 
 
 @dataclass(frozen=True)
+class ClusterRecord(Record):
+    """What computed a run with `--cluster`; the results do not depend on it."""
+
+    workers: Annotated[Count, Says("maximum at a time; 0 if all blocks were done before")]
+    blocks: Annotated[Count, Says("that were computed, in all passes")]
+    started_twice: Annotated[Count, Says("last blocks that a second worker was given")]
+    lost: Annotated[tuple[str, ...], Says("workers that were lost and replaced")]
+
+
+@dataclass(frozen=True)
 class Finding(Record):
     """What the terminal shows of the results: a table, or a sentence, which has no columns."""
 
@@ -158,6 +168,7 @@ class Summary(Record):
         tuple[Finding, ...], Says("the tables and sentences of the terminal", optional=True)
     ] = ()
     shard: Annotated[ShardRecord | None, Says(optional=True)] = None
+    cluster: Annotated[ClusterRecord | None, Says(optional=True)] = None
 
 
 @dataclass(frozen=True)

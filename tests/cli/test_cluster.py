@@ -1,0 +1,90 @@
+"""Runs on a Ray cluster of three nodes: their files are those of one process, byte for byte."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnnviz.cli.main import run
+
+pytestmark = [pytest.mark.slow, pytest.mark.needs("ray")]
+IMAGES = 24
+ON = ["--cluster", "ray:auto", "--workers", "2", "--quiet"]
+LINES = {
+    "max-patches": ["max-patches", "data", "--layer", "stem.conv", "--batch-size", "2"],
+}
+VARYING = ("argv", "elapsed_seconds", "cluster")
+
+
+@pytest.fixture(scope="session")
+def nodes() -> Iterator[Any]:
+    """A cluster of three nodes, for all tests."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+    from ray.cluster_utils import Cluster
+
+    small = {"num_cpus": 1, "object_store_memory": 100_000_000}
+    made = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+    for _ in range(2):
+        made.add_node(**small)
+    ray.init(made.address, log_to_driver=False, configure_logging=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def root(built_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """The data, and what one process makes of it with each command."""
+    return built_once("cluster", _build)
+
+
+@pytest.fixture(autouse=True)
+def place(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with the data, and results of one process."""
+    for entry in root.iterdir():
+        (tmp_path / entry.name).symlink_to(entry)
+    monkeypatch.chdir(tmp_path)
+
+
+def _build(root: Path) -> None:
+    """Pictures of two classes, one of which is not a picture."""
+    random = np.random.default_rng(0)
+    for number in range(IMAGES):
+        path = root / "data" / ("cat" if number % 2 else "dog") / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    (root / "data" / "cat" / "05.png").write_bytes(b"not a picture")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        for command, line in LINES.items():
+            assert run([*line, "--quiet", "--out", f"one-{command}"]) == 1
+
+
+def files(folder: str) -> dict[str, bytes]:
+    found = {p.relative_to(folder).as_posix(): p for p in Path(folder).rglob("*") if p.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if name != "summary.json"}
+
+
+def summary(folder: str) -> dict[str, Any]:
+    content = json.loads(Path(folder, "summary.json").read_text())
+    if content["command"] == "tsne":
+        for key in ("features_reused", "seconds"):
+            del content["results"][key]
+    return {key: value for key, value in content.items() if key not in VARYING}
+
+
+@pytest.mark.parametrize("command", list(LINES))
+def test_a_cluster_finds_what_one_process_finds(command: str, nodes: Any) -> None:
+    assert run([*LINES[command], *ON, "--out", "all"]) == 1
+    assert files("all") == files(f"one-{command}")
+    assert summary("all") == summary(f"one-{command}")
+    on = json.loads(Path("all/summary.json").read_text())["cluster"]
+    assert on["workers"] == 2
+    assert on["blocks"] > 8
+    assert on["lost"] == []
