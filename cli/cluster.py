@@ -6,6 +6,7 @@ Ray restarts nothing by itself: a lost worker is replaced here, where tries are 
 """
 
 import os
+import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -82,7 +83,7 @@ class Cluster:
         self.ray: Any = required("ray", "--cluster ray", "ray")
         self._resume = bool(getattr(record, "resume", False)) and not record.output.overwrite
         self._data: ImageData | None = None
-        self._weights, self._setting = 0, None
+        self._run, self._weights, self._setting = secrets.token_hex(8), 0, None
         self._joined_here = False
         self._per_worker: dict[str, float] = {}
         self._known: dict[str, Path | Any] = {}
@@ -198,14 +199,16 @@ class Cluster:
     def actor(self) -> Any:
         """Starts a worker."""
         remote = self.ray.remote(max_restarts=0, max_task_retries=0, **self._per_worker)
-        return remote(Worker).remote(self._setting)
+        return remote(Worker).remote()
 
     def start(self, seat: _Seat, step: Pass) -> None:
         """Has a worker come to a pass."""
         for name, folder in self._known.items():
             if isinstance(folder, Path):
                 self._known[name] = self.ray.put(pack(folder))
-        seat.starting = seat.actor.ready.remote(step.name, [*self._known], *self._known.values())
+        seat.starting = seat.actor.ready.remote(
+            self._run, [self._setting], step.name, [*self._known], *self._known.values()
+        )
 
     def kill(self, seat: _Seat) -> None:
         """Ends a worker, if it lives."""

@@ -37,23 +37,24 @@ class _Reached(BaseException):
 class Setting:
     """What a worker is started with: the command, the listed images, and where it runs."""
 
-    record: Any
-    data: ImageData
-    folder: str
-    threads: int
-    on_cpu: bool
+    record: Any = None
+    data: ImageData | None = None
+    folder: str = "."
+    threads: int = 1
+    on_cpu: bool = True
 
 
 @dataclass
 class Inside:
     """What a `Run` in a worker has in place of a cluster: results of earlier passes, and models."""
 
-    data: ImageData
+    data: ImageData | None = None
     known: dict[str, Path] = field(default_factory=dict)
     models: dict[str, Model] = field(default_factory=dict)
 
     def listed(self, _list: Callable[[], ImageData]) -> ImageData:
         """The images that the driver has listed."""
+        assert self.data is not None  # noqa: S101
         return self.data
 
     def loaded(self, options: object, load: Callable[[], Model]) -> Model:
@@ -79,23 +80,21 @@ INSIDE: contextvars.ContextVar[Inside | None] = contextvars.ContextVar("inside",
 class Worker:
     """Computes blocks of the pass that its command has come to."""
 
-    def __init__(self, setting: Setting) -> None:
-        import torch
-
-        torch.set_num_threads(setting.threads)
-        datasets.MAX_WORKERS = setting.threads  # images that are decoded at a time
-        self._setting, self._scratch = setting, tempfile.TemporaryDirectory(prefix="cnnviz-")
-        self._inside = Inside(setting.data)
+    def __init__(self) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="cnnviz-")
+        self._run, self._setting, self._inside = "", Setting(), Inside()
         self._step: Pass | None = None
         self._context, self._open = contextvars.copy_context(), ExitStack()
         self._folders = 0
 
     def ready(
-        self, name: str, known: Sequence[str], *results: bytes
+        self, run: str, setting: Sequence[Any], name: str, known: Sequence[str], *results: bytes
     ) -> tuple[str, str, int] | CnnvizError:
         """Comes to a pass.
 
         Args:
+            run: a name of the run, which differs from those of all others.
+            setting: a reference to its `Setting`, which is fetched once.
             name: of the pass.
             known: names of the passes before it.
             results: of these.
@@ -104,7 +103,8 @@ class Worker:
             The host, the version of cnnviz, and the pass' batch; or a user's mistake.
         """
         try:
-            os.chdir(self._setting.folder)
+            if run != self._run:
+                self._begin(run, setting[0])
             for earlier, content in zip(known, results, strict=True):
                 if earlier not in self._inside.known:
                     self._inside.known[earlier] = self._new_folder()
@@ -122,6 +122,17 @@ class Worker:
                 f"a worker on {os.uname().nodename} cannot run the command: {one_line(error)}; "
                 "files must have the same paths on all nodes"
             )
+
+    def _begin(self, run: str, setting: Any) -> None:
+        """Prepares for another run."""
+        import ray
+        import torch
+
+        self._setting = ray.get(setting)
+        os.chdir(self._setting.folder)
+        torch.set_num_threads(self._setting.threads)
+        datasets.MAX_WORKERS = self._setting.threads  # images that are decoded at a time
+        self._run, self._inside, self._step = run, Inside(self._setting.data), None
 
     def block(self, start: int, stop: int) -> bytes | CnnvizError:
         """Computes the images of a block; returns the files of its folder."""

@@ -68,13 +68,13 @@ class Pass:
     join: Callable[[Sequence[Path], Path], None] | None = None
 
 
-Spread = Callable[[Pass], Sequence[Path] | None]
+Elsewhere = Callable[[Pass], Sequence[Path] | None]
 """Computes a pass in other processes; returns the folders of its blocks, joined as far as they can
 be. None if there are no other processes, and the pass is still to do."""
 
 
 def alone(_step: Pass) -> None:
-    """The `Spread` of a run in one process."""
+    """The `Elsewhere` of a run in one process."""
 
 
 def of_journals(

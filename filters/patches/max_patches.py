@@ -12,7 +12,7 @@ from cnnviz.core.data.datasets import ImageData, none_usable
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.labels import with_class_names
 from cnnviz.core.models.load import Model
-from cnnviz.core.output.blocks import Spread, alone
+from cnnviz.core.output.blocks import Elsewhere, alone
 from cnnviz.core.output.summary import DataRecord
 from cnnviz.filters.patches.boxes import Box, Cutter, PatchImages, Winner
 from cnnviz.filters.patches.options import MaxPatchesSpec
@@ -60,7 +60,7 @@ def find_patches(
     *,
     saving: Saving | None = None,
     progress: Callable[[int], None] = lambda _images: None,
-    spread: Spread = alone,
+    spread: Elsewhere = alone,
 ) -> MaxPatches:
     """Does the work of `max_patches` for a plan from `make_plan`."""
     size = model.batch_size(plan.spec.batch_size) or default_batch_size(model.device)

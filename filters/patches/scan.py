@@ -20,11 +20,11 @@ from torch import Tensor
 from cnnviz.core.data.datasets import Batch, ImageData, batches
 from cnnviz.core.device import in_batches, send
 from cnnviz.core.errors import UsageError
-from cnnviz.core.models.behaviour import check_batch
+from cnnviz.core.models.behaviour import FirstBatch
 from cnnviz.core.models.layers import Layout, note_repeats, replace_outputs
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import fast
-from cnnviz.core.output.blocks import JOURNAL, Spread, alone, of_journals
+from cnnviz.core.output.blocks import JOURNAL, Elsewhere, alone, of_journals
 from cnnviz.core.output.journal import Journal
 from cnnviz.filters.channels import choose_filters
 from cnnviz.filters.patches.options import MaxPatchesSpec, Ranking
@@ -226,7 +226,7 @@ def scan(
     batch_size: int,
     saving: Saving | None = None,
     progress: Callable[[int], None] = lambda _images: None,
-    spread: Spread = alone,
+    spread: Elsewhere = alone,
 ) -> Scan:
     """Runs every image through the model once; returns the finished scan.
 
@@ -244,7 +244,7 @@ def scan(
     """
     quick, of = fast(model, list(plan.filters)), identity(model, data, plan)
     run = Scan(quick, data, plan, batch_size)
-    looked = _FirstBatch(model)
+    looked = FirstBatch(model.outputs, model.name)
 
     def block(part: ImageData, journal: Journal) -> None:
         scanned = Scan(quick, part, plan, batch_size)
@@ -266,22 +266,9 @@ def scan(
     return run
 
 
-class _FirstBatch:
-    """Checks that images do not change each other's answers, on the first batch of all."""
-
-    def __init__(self, model: Model) -> None:
-        self._model, self._done = model, False
-
-    def check(self, batch: Batch) -> None:
-        """Raises a CnnvizError if they do."""
-        if not self._done:
-            check_batch(self._model.outputs, batch.images, self._model.name)
-        self._done = True
-
-
 def _go(
     run: Scan,
-    looked: _FirstBatch,
+    looked: FirstBatch,
     journal: Journal | None = None,
     every: int = 0,
     progress: Callable[[int], None] = lambda _images: None,
@@ -295,7 +282,7 @@ def _go(
         reached = run.done
 
     for number, batch in enumerate(run.batches(failed), start=1):
-        looked.check(batch)
+        looked.check(batch.images)
         run.add(batch)
         if journal and number % every == 0:
             run.save(journal)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cnnviz.cli.cluster import Cluster
 from cnnviz.cli.main import run
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("ray")]
 IMAGES = 24
 ON = ["--cluster", "ray:auto", "--workers", "2", "--quiet"]
+TWO, ONE = ["--batch-size", "2"], ["--batch-size", "1"]
+OCCLUDED = ["--mask", "16", "--stride", "16"]
 LINES = {
-    "max-patches": ["max-patches", "data", "--layer", "stem.conv", "--batch-size", "2"],
+    "max-patches": ["max-patches", "data", "--layer", "stem.conv", *TWO],
+    "tsne": ["tsne", "data", "--method", "pca", "--no-pictures", *TWO],
+    "ablate": [
+        *("ablate", "data", "--filters", "stem.conv:3", "--sweep", "stem.conv", *TWO),
+        *("--mode", "mean", "--cumulative"),
+    ],
+    "layers": ["layers", "data", "--gradients", *TWO],
+    "occlude": ["occlude", "data", *OCCLUDED, "--pictures", "none"],
+    "saliency": ["saliency", "data", "--method", "gradient"],
+    "activations": ["activations", "data", "--layer", "stem.conv"],
+    "trust": ["trust", "small"],
+    "audit": ["audit", "data", *OCCLUDED, "--top", "2", "--no-pictures"],
 }
+IDLE: list[Any] = []
 VARYING = ("argv", "elapsed_seconds", "cluster")
 
 
@@ -26,16 +42,24 @@ def nodes() -> Iterator[Any]:
     """A cluster of three nodes, for all tests."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
-    from ray.cluster_utils import Cluster
+    from ray.cluster_utils import Cluster as Nodes
 
     small = {"num_cpus": 1, "object_store_memory": 100_000_000}
-    made = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
+    made = Nodes(initialize_head=True, head_node_args={**small, "include_dashboard": False})
     for _ in range(2):
         made.add_node(**small)
     ray.init(made.address, log_to_driver=False, configure_logging=False)
     yield made
     ray.shutdown()
     made.shutdown()
+
+
+@pytest.fixture
+def kept(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of earlier runs go on with this one: starting a process takes seconds."""
+    start = Cluster.actor
+    monkeypatch.setattr(Cluster, "actor", lambda self: IDLE.pop() if IDLE else start(self))
+    monkeypatch.setattr(Cluster, "kill", lambda _self, seat: IDLE.append(seat.actor))
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +84,7 @@ def _build(root: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
     (root / "data" / "cat" / "05.png").write_bytes(b"not a picture")
+    shutil.copytree(root / "data" / "cat", root / "small", ignore=lambda _d, n: sorted(n)[4:])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         for command, line in LINES.items():
@@ -80,7 +105,7 @@ def summary(folder: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("command", list(LINES))
-def test_a_cluster_finds_what_one_process_finds(command: str, nodes: Any) -> None:
+def test_a_cluster_finds_what_one_process_finds(command: str, kept: None) -> None:
     assert run([*LINES[command], *ON, "--out", "all"]) == 1
     assert files("all") == files(f"one-{command}")
     assert summary("all") == summary(f"one-{command}")
