@@ -7,9 +7,8 @@ with the results of earlier ones: the worker runs the command again, with these 
 
 import contextvars
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -81,11 +80,9 @@ class Worker:
     """Computes blocks of the pass that its command has come to."""
 
     def __init__(self) -> None:
-        self._scratch = tempfile.TemporaryDirectory(prefix="cnnviz-")
         self._run, self._setting, self._inside = "", Setting(), Inside()
         self._step: Pass | None = None
         self._context, self._open = contextvars.copy_context(), ExitStack()
-        self._folders = 0
 
     def ready(
         self, run: str, setting: Sequence[Any], name: str, known: Sequence[str], *results: bytes
@@ -105,14 +102,12 @@ class Worker:
         try:
             if run != self._run:
                 self._begin(run, setting[0])
-            for earlier, content in zip(known, results, strict=True):
-                if earlier not in self._inside.known:
-                    self._inside.known[earlier] = self._new_folder()
-                    unpack(content, self._inside.known[earlier])
             if self._step is None or self._step.name != name:
                 self._context.run(self._open.close)
                 self._context = contextvars.copy_context()
-                self._step = self._context.run(self._come_to)
+                given = dict(zip(known, results, strict=True))
+                with tempfile.TemporaryDirectory(prefix="cnnviz-") as scratch:
+                    self._step = self._context.run(self._come_to, Path(scratch), given)
             assert self._step.name == name, self._step.name  # noqa: S101
             return os.uname().nodename, version(), self._step.batch
         except CnnvizError as error:
@@ -136,29 +131,27 @@ class Worker:
 
     def block(self, start: int, stop: int) -> bytes | CnnvizError:
         """Computes the images of a block; returns the files of its folder."""
-        step, folder = self._step, self._new_folder()
+        step = self._step
         assert step is not None  # noqa: S101
-        try:
-            self._context.run(step.compute, step.data.within(range(start, stop)), folder)
-            return pack(folder)
-        except CnnvizError as error:
-            return error
-        finally:
-            shutil.rmtree(folder)
+        with tempfile.TemporaryDirectory(prefix="cnnviz-") as folder:
+            try:
+                part = step.data.within(range(start, stop))
+                self._context.run(step.compute, part, Path(folder))
+                return pack(Path(folder))
+            except CnnvizError as error:
+                return error
 
-    def _new_folder(self) -> Path:
-        self._folders += 1
-        folder = Path(self._scratch.name, str(self._folders))
-        folder.mkdir()
-        return folder
-
-    def _come_to(self) -> Pass:
-        """Runs the command quietly in a new folder, up to the next pass."""
+    def _come_to(self, scratch: Path, known: Mapping[str, bytes]) -> Pass:
+        """Runs the command quietly in a folder, with the results of earlier passes."""
         from cnnviz.cli.signatures import start
+
+        for name, content in known.items():
+            self._inside.known[name] = scratch / f"pass-{name}"
+            unpack(content, self._inside.known[name])
 
         record, setting = self._setting.record, self._setting
         output = replace(
-            record.output, out=self._new_folder(), quiet=True, json=False, junit=None, report=False
+            record.output, out=scratch / "out", quiet=True, json=False, junit=None, report=False
         )
         changes: dict[str, Any] = {"output": output, "cluster": ClusterOptions(), "resume": False}
         if setting.on_cpu and record.model.device == "auto":
