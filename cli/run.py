@@ -16,6 +16,7 @@ from cnnviz.cli.ci_reports import current
 from cnnviz.cli.cluster import Cluster, cluster_of
 from cnnviz.cli.console import Console, print_json, say
 from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.cli.repeat import request
 from cnnviz.core.choices import FigureFormat, whole_number
 from cnnviz.core.data.datasets import ImageData, open_data
 from cnnviz.core.data.shards import Shard, of_environment
@@ -218,6 +219,7 @@ class Run:
                 "number": self.shard.number,
                 "count": self.shard.count,
                 "of": dict(self.identity),
+                "request": request(current().given),
             }
         if isinstance(self.cluster, Cluster):
             content["cluster"] = to_json(self.cluster.record())

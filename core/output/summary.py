@@ -125,6 +125,7 @@ class ShardRecord(Record):
     number: Annotated[Count, Says("of the share, from 0")]
     count: Positive
     of: Annotated[Mapping[str, Any], Says("what the shares of one run have in common")]
+    request: Annotated[Mapping[str, Any], Says("the options of the command, for merge")]
 
 
 @dataclass(frozen=True)

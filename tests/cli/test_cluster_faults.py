@@ -23,7 +23,7 @@ LINE = ["max-patches", "data", "--layer", "stem.conv", "--batch-size", "1", "--n
 ON = ["--cluster", "ray", "--workers", "2", "--quiet", "--out", "all"]
 
 
-class Died(Exception):
+class Died(Exception):  # noqa: N818 (as Ray calls it)
     """As Ray's error for an actor that is gone."""
 
 
