@@ -32,8 +32,6 @@ TEXT = 223.0
 SHOWN = {"plain": "", "high_passed": ", high-passed", "colour": ", without brightness"}
 KINDS = {kind: f"mean image minus others'{text}, added" for kind, text in SHOWN.items()}
 KINDS["recoded"] = "stored as JPEG"
-ENOUGH = 8
-"""Patches in a row beside which the text at the top has room."""
 Read = Callable[[Sequence[int]], dict[int, WorkingImage]]
 
 
@@ -56,12 +54,10 @@ def draw_class(entry: ClassAudit, read: Read) -> Figure:
         f"Residual\nmean image minus others'{SHOWN[kind]}, stretched",
         width=2 * SMALL_SIDE,
     )
-    strips = list(_strips(entry))
-    spans = max((len(shown) for _, shown in strips), default=0) >= ENOUGH
-    text = words(_class_text(entry), 6 * SMALL_SIDE, spans=spans)
+    text = words(_class_text(entry), 6 * SMALL_SIDE, spans=True)
     others = [replace(residual, spans=True), None] if entry.residual_CYX.any() else []
     rows: list[list[Cell | None]] = [[where, *others, text]]
-    for heading, shown in strips:
+    for heading, shown in _strips(entry):
         images = read([image.row for image in shown])
         patches = [
             picture(

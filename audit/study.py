@@ -8,7 +8,6 @@ Shapes: C H W channels, rows and columns of the working image, D features.
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -89,9 +88,9 @@ class Auditor:
         else:
             self._extract, self.layer = extractor, extractor.layer
 
-    def row(self, path: Path | str, image: WorkingImage, progress: Callable[[int], None]) -> Row:
+    def row(self, path: str, image: WorkingImage, progress: Callable[[int], None]) -> Row:
         """Measures an image; `progress` is called with the number of positions just done."""
-        place = self._place[str(path)]
+        place = self._place[path]
         label = self._label(place, image)
         text = None if label is None else str(label)
         result = self.occluder.run(image, label=text, progress=progress)

@@ -52,7 +52,7 @@ class _Study(ImageStudy[Activations, Activations]):
     def __init__(self, observer: Observer, overlaid: Channels, spec: ActivationsSpec) -> None:
         self._observer, self._overlaid, self._spec = observer, overlaid, spec
 
-    def one(self, image: WorkingImage, path: Path, advance: Advance) -> Activations:  # noqa: ARG002
+    def one(self, image: WorkingImage, path: str, advance: Advance) -> Activations:  # noqa: ARG002
         return self._observer.observe(image)
 
     def entry(self, result: Activations) -> Activations:

@@ -31,7 +31,7 @@ class _Study(ImageStudy[Row, Row]):
     def __init__(self, auditor: Auditor) -> None:
         self._auditor, self.steps = auditor, auditor.occluder.positions
 
-    def one(self, image: WorkingImage, path: Path, advance: Callable[[int], None]) -> Row:
+    def one(self, image: WorkingImage, path: str, advance: Callable[[int], None]) -> Row:
         return self._auditor.row(path, image, advance)
 
     def entry(self, result: Row) -> Row:

@@ -7,7 +7,7 @@ from cnnviz.cli.commands.images import DetectCommand
 from cnnviz.cli.per_image import Advance, ImageRun, ImageStudy
 from cnnviz.core.data.images import WorkingImage, file_crop
 from cnnviz.core.errors import UsageError
-from cnnviz.core.models.boxes import Boxes
+from cnnviz.core.models.boxes import MOST, Boxes
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.occlusion.boxes import Detected, draw_boxes
@@ -39,7 +39,7 @@ class _Study(ImageStudy[Detected, Detected]):
     def __init__(self, model: Model) -> None:
         self._model = model
 
-    def one(self, image: WorkingImage, path: Path, advance: Advance) -> Detected:  # noqa: ARG002
+    def one(self, image: WorkingImage, path: str, advance: Advance) -> Detected:  # noqa: ARG002
         return detect_on(self._model, image)
 
     def entry(self, result: Detected) -> Detected:
@@ -50,9 +50,11 @@ class _Study(ImageStudy[Detected, Detected]):
 
     def rows(self, entry: Detected) -> Iterator[tuple[object, ...]]:
         name = Path(entry.image).name
-        for box in entry.boxes:
+        for box in entry.boxes[:MOST]:
             y0, x0, y1, x1 = box.box_original
             yield name, f"{box.number} {box.class_}", f"{box.score:.3f}", f"{x0}, {y0}, {x1}, {y1}"
+        if (more := len(entry.boxes) - MOST) > 0:
+            yield name, f"… and {more:,} more, not drawn", "", "in summary.json (--threshold)"
         if not entry.boxes:
             least = self._model.head.threshold
             yield name, "none", "", f"no score of {least:g} or more (--threshold)"

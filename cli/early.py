@@ -6,13 +6,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cnnviz.cli.console import say
 from cnnviz.core.data.shards import of_environment
 from cnnviz.core.errors import UsageError
-from cnnviz.core.files import check_free, exists, regular, safe_name
+from cnnviz.core.files import exists, regular, safe_name
+from cnnviz.core.output.mirrors import check_free
+from cnnviz.core.remote import checked, is_url
 
 _NOT_A_PATH = re.compile(r"^[\w.+-]+:|[{}*?\[\]]")
 """A data set by name, a URL, or a pattern: only its reader can tell."""
@@ -44,6 +46,9 @@ def _of_images(root: Path, sources: set[str]) -> Path | None:
     """The folder of a run over images; None if it depends on how many a source lists."""
     if len(sources) != 1:
         return root
+    if is_url(*sources):
+        name = PurePosixPath(*sources)  # of a folder, the command lists the images
+        return root / safe_name(name.stem) if name.suffix.lower() in _PICTURES else None
     only = Path(*sources)
     if only.is_dir():
         pictures = (path for path in only.rglob("*") if path.suffix.lower() in _PICTURES)
@@ -53,12 +58,12 @@ def _of_images(root: Path, sources: set[str]) -> Path | None:
 
 def _check_files(sources: Sequence[str], model: Any) -> None:
     for source in sources:
-        if "://" in source and not exists(Path(source)):
-            raise UsageError(f"'{source}' is a URL; cnnviz reads files: download it first")
-        if not exists(Path(source)) and not _NOT_A_PATH.search(source):
+        if is_url(source):
+            checked(source)
+        elif not exists(Path(source)) and not _NOT_A_PATH.search(source):
             raise UsageError(f"no file or folder '{source}'")
     for file in (model.checkpoint, model.labels, model.like) if model else ():
-        if file is not None and not file.is_dir():  # of a folder, its reader knows the remedy
+        if isinstance(file, Path) and not file.is_dir():  # of a folder, its reader knows the remedy
             regular(file)
 
 

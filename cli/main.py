@@ -25,6 +25,7 @@ from cnnviz.cli.commands.images import (
     ActivationsCommand,
     DetectCommand,
     OccludeCommand,
+    ReasonsCommand,
     RenderCommand,
     SaliencyCommand,
     TrustCommand,
@@ -56,6 +57,7 @@ Try:
   cnnviz occlude dog.jpg --model resnet18        what carries the prediction?
   cnnviz max-patches photos/ --model resnet18    what drives each filter?
   cnnviz trust dog.jpg --model resnet18          how far can you trust it?
+  cnnviz reasons dog.jpg --model resnet18        how many reasons does it have?
 
 Without --model, cnnviz uses the small network that ships with it."""
 
@@ -73,6 +75,7 @@ RECORDS: dict[str, type] = {
     for command in (
         OccludeCommand,
         SaliencyCommand,
+        ReasonsCommand,
         TrustCommand,
         ActivationsCommand,
         DetectCommand,

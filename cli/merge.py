@@ -19,6 +19,7 @@ from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.files import SUMMARY, exists
 from cnnviz.core.output.journal import Check, Merge, join
 from cnnviz.core.output.lines import LINES, join_lines
+from cnnviz.core.output.mirrors import shown
 from cnnviz.core.output.record import from_json
 from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.core.output.summary import FinishedRun, ShardRecord, read_summary
@@ -31,6 +32,7 @@ from cnnviz.filters.patches import state
 from cnnviz.gradients.results import SaliencyResult
 from cnnviz.occlusion.boxes import Detected
 from cnnviz.occlusion.results import OcclusionResult
+from cnnviz.reasons.results import ReasonsResult
 from cnnviz.trust.results import TrustResult
 
 OWN = {"--out": 1, "-o": 1, "--shard": 1, "--resume": 0, "--overwrite": 0, "--json": 0}
@@ -41,6 +43,7 @@ ENTRIES: dict[str, Any] = {
     "occlude": OcclusionResult,
     "saliency": SaliencyResult,
     "trust": TrustResult,
+    "reasons": ReasonsResult,
     "activations": Activations,
     "audit": Row,
     "detect": Detected,
@@ -61,7 +64,9 @@ def merge(given: MergeCommand) -> None:
     command, line = shares[0].command, _line(shares[0])
     root = output.out or Path("cnnviz-out") / "merged"
     whole = replace(output, out=root, overwrite=False)
-    record = requested(shares[0], _shard(shares[0]).request, whole, given.code)
+    record = requested(
+        shares[0], _shard(shares[0]).request, whole, given.code, allow_urls=given.allow_urls
+    )
     folder = RunFolder.open(root, overwrite=output.overwrite)
     _join(shares, folder)
     del folder  # releases its lock: the command opens it
@@ -78,7 +83,7 @@ def line_of(output: OutputOptions, root: Path) -> list[str]:
     """The output options of the command that is run, for its summary."""
     flags = {"--report": output.report, "--quiet": output.quiet, "--json": output.json}
     junit = ["--junit", str(output.junit)] if output.junit else []
-    return ["--out", str(root), *(name for name, on in flags.items() if on), *junit]
+    return ["--out", shown(root), *(name for name, on in flags.items() if on), *junit]
 
 
 def _join(runs: Sequence[FinishedRun], folder: RunFolder) -> None:

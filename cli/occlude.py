@@ -6,8 +6,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cnnviz.cli.commands.images import OccludeCommand, Pictures
 from cnnviz.cli.per_image import Advance, ImageRun, ImageStudy
+from cnnviz.core.choices import decimals
 from cnnviz.core.data.images import WorkingImage, file_crop
 from cnnviz.core.data.outlines import outline_mask, read_outlines
 from cnnviz.core.errors import CheckFailed, UsageError
@@ -15,8 +19,17 @@ from cnnviz.core.models.boxes import Boxes
 from cnnviz.core.models.labels import class_index
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.run_folder import RunFolder
+from cnnviz.embeddings.likeness import Likeness
 from cnnviz.occlusion.experiment import Occluder
-from cnnviz.occlusion.figures import COMPARED, draw, draw_overlay, heading, input_pixels, unit
+from cnnviz.occlusion.figures import (
+    COMPARED,
+    draw,
+    draw_both,
+    draw_overlay,
+    heading,
+    input_pixels,
+    unit,
+)
 from cnnviz.occlusion.maps import judge_panels
 from cnnviz.occlusion.measurement import CROP, INPUT, SCORES
 from cnnviz.occlusion.options import FOLDER
@@ -26,6 +39,9 @@ from cnnviz.trust.figures import draw as draw_cards
 from cnnviz.trust.judge import GradCam, Judge
 from cnnviz.trust.results import check_verdicts, first_target
 
+REFERENCE = "reference.npz"
+"""With `--both`: the scores of the reference image, as `scores.npz` has those of the image."""
+
 
 def occlude(given: OccludeCommand) -> None:
     """Runs `cnnviz occlude`."""
@@ -33,6 +49,8 @@ def occlude(given: OccludeCommand) -> None:
     if given.min_inside is not None and given.expect is None:
         raise UsageError("--min-inside needs --expect, which names the object's location")
     paths = run.images(given.images, given.shard)
+    if given.both and given.model.like is None:
+        raise UsageError("--both needs --like, a reference image")
     loaded = run.load(given.model, boxes=True)
     occluder = Occluder(loaded, given.spec, GradCam(loaded, given.spec, run.console.note))
     if occluder.note:
@@ -47,6 +65,7 @@ def occlude(given: OccludeCommand) -> None:
         "--scores": given.scores,
         "--trust": study.judge is not None,
         "--pictures": given.pictures,
+        "--both": given.both,
     }
     run.go(study, loaded, paths, depends, seed=given.model.seed, resume=given.resume)
 
@@ -58,7 +77,8 @@ class _Study(ImageStudy[OcclusionResult, OcclusionResult]):
     work, title = "occluding", "Occlusion"
 
     def __init__(self, given: OccludeCommand, model: Model, occluder: Occluder) -> None:
-        self._head = model.head
+        self._head, self._model = model.head, model
+        self._exchanged: OcclusionResult | None = None
         self._given, self._occluder, self.steps = given, occluder, occluder.positions
         self._expected = read_outlines(given.expect) if given.expect else None
         trusted = given.trust or given.min_trust is not None
@@ -84,23 +104,37 @@ class _Study(ImageStudy[OcclusionResult, OcclusionResult]):
             compared = COMPARED[occluder.score]
             self.unit = f"mean {compared}" if model.head.has_classes else f"drop of the {word}"
 
-    def labels(self, paths: Sequence[Path]) -> list[str]:
+    def labels(self, paths: Sequence[str]) -> list[str]:
         """The classes that `--expect` names for these images."""
         expected = self._expected
-        named = [expected.label_of(str(path)) for path in paths] if expected else []
+        named = [expected.label_of(path) for path in paths] if expected else []
         return [label for label in named if label is not None]
 
-    def one(self, image: WorkingImage, path: Path, advance: Advance) -> OcclusionResult:
-        outline = self._expected.for_image(str(path)) if self._expected else None
+    def one(self, image: WorkingImage, path: str, advance: Advance) -> OcclusionResult:
+        outline = self._expected.for_image(path) if self._expected else None
         label = outline.label if outline and self._given.spec.label != FOLDER else None
         result = self._occluder.run(image, label=label, progress=advance)
         if outline:
             result = judge_panels(result, outline_mask(outline, image))
+        if self._given.both:
+            self._exchanged = exchanged = self._of_reference(path)
+            result = replace(result, reference=exchanged.targets[0])
         if self.judge is None:
             return result
         cards = self.judge.of_occlusion(result)
         pairs = zip(result.targets, cards, strict=True)
         return replace(result, targets=tuple(replace(panel, trust=card) for panel, card in pairs))
+
+    def _of_reference(self, path: str) -> OcclusionResult:
+        """The reference image, explained by its similarity to the last image."""
+        likeness = self._model.target
+        assert isinstance(likeness, Likeness)  # noqa: S101 (--both needs --like)
+        assert likeness.reference is not None  # noqa: S101 (of --like)
+        with likeness.exchanged(path):
+            result = self._occluder.run(likeness.reference)
+        name = f"like {Path(path).name}"
+        panels = tuple(replace(panel, class_=name) for panel in result.targets)
+        return replace(result, targets=panels, measured=replace(result.measured, labels=(name,)))
 
     def entry(self, result: OcclusionResult) -> OcclusionResult:
         return result
@@ -121,15 +155,20 @@ class _Study(ImageStudy[OcclusionResult, OcclusionResult]):
         if pictures is Pictures.ALL:
             figures = draw(result, look, crop, lines)
             if shown:
-                beneath = input_pixels(result) if crop is None else crop
+                beneath = _beneath(result)
                 has_classes = result.measured.head.has_classes
                 figures |= draw_cards(shown, look, unit(result), beneath, has_classes)
         elif pictures is Pictures.OVERLAY:
             figures = {"overlay.png": draw_overlay(result, look, crop, lines)}
+        if self._exchanged and pictures is not Pictures.NONE:
+            sides = [(side, _beneath(side)) for side in (result, self._exchanged)]
+            figures["both.png"] = draw_both(sides, look)
         for name, figure in figures.items():
             folder.write_figure(name, figure)
         if self._given.scores:
             folder.write_npz(SCORES, **to_arrays(result))
+            if self._exchanged:
+                folder.write_npz(REFERENCE, **to_arrays(self._exchanged))
 
     def line(self, entry: OcclusionResult) -> str:
         first = entry.targets[0]
@@ -142,13 +181,19 @@ class _Study(ImageStudy[OcclusionResult, OcclusionResult]):
             mask = str(height) if height == width else f"{height}x{width}"
             verdict = (panel.trust.verdict,) if panel.trust else ()
             name = Path(entry.image).name
-            digits = ".4g" if panel.value is not None and panel.reliance is None else ".3f"
+            value = panel.value is not None and panel.reliance is None
             occluded = panel.reading if panel.occluded is None else panel.occluded
-            readings = (f"{panel.reading:{digits}}", f"{occluded:{digits}}", mask)
+            readings = [f"{r:.4g}" if value else decimals(r) for r in (panel.reading, occluded)]
             shares: tuple[str, ...] = ()
             if panel.reliance is not None and panel.flips is not None:
-                shares = (f"{panel.reliance:.3f}", f"{panel.flips.share:.1%}")
-            yield name, panel.class_, *readings, *shares, *panel.cells, *verdict
+                shares = (decimals(panel.reliance), f"{panel.flips.share:.1%}")
+            yield name, panel.class_, *readings, mask, *shares, *panel.cells, *verdict
+
+
+def _beneath(result: OcclusionResult) -> NDArray[np.uint8]:
+    """The picture below a result's maps."""
+    crop = file_crop(result.measured.image)
+    return input_pixels(result) if crop is None else crop
 
 
 def _check_labels(run: ImageRun, given: OccludeCommand, expected: list[str], model: Model) -> None:

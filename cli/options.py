@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from cnnviz.core.choices import FigureFormat, HeadChoice, Precision, pixels
+from cnnviz.core.choices import Decode, FigureFormat, HeadChoice, Precision, pixels
 from cnnviz.core.data.shards import Shard, shard
 from cnnviz.core.errors import UsageError
 from cnnviz.core.options import (
@@ -13,10 +13,13 @@ from cnnviz.core.options import (
     Option,
     Seed,
     channel_numbers,
+    file_name,
     low_high,
     name_and_file,
     numbers,
 )
+from cnnviz.core.output.mirrors import mirror
+from cnnviz.core.remote import checked, is_url
 
 if TYPE_CHECKING:
     from cnnviz.core.models.load import Model
@@ -50,7 +53,21 @@ Expect = Annotated[
         "or polygons per image."
     ),
 ]
+Data = Annotated[
+    tuple[Path, ...],
+    Option(
+        "Folder of the images of the runs' data set; repeatable. Pictures are shown only from here "
+        "and from the runs' own folders.",
+        ("--data",),
+        lambda text, _: Path(text),
+        metavar="DIR",
+    ),
+]
 Resume = Annotated[bool, Option("Continue an interrupted run; finished images are kept.")]
+
+
+def _file_or_url(text: str, _option: str) -> Path | str:
+    return checked(text) if is_url(text) else Path(text)
 
 
 @dataclass(frozen=True)
@@ -62,16 +79,19 @@ class ModelOptions:
     model: Annotated[
         str,
         Option(
-            "A torchvision name, timm:NAME, hf:FOLDER_OR_ID, path/to/file.py:factory, "
-            "package.module:factory, a .onnx file, or the model that ships with cnnviz.",
+            "A torchvision name, timm:NAME, hf:FOLDER_OR_ID, open_clip:NAME, yolo:FILE.pt, "
+            "path/to/file.py:factory, package.module:factory, a .onnx file, or the model that "
+            "ships with cnnviz.",
             ("--model", "-m"),
         ),
     ] = "bundled"
     checkpoint: Annotated[
-        Path | None,
+        Path | str | None,
         Option(
-            "Weights from a file: .pth .pt .th .ckpt .safetensors, a TorchScript or torch.export "
-            "archive (these, and weights of torchvision's networks, need no --model)."
+            "Weights from a file or URL: .pth .pt .th .ckpt .safetensors, a TorchScript or "
+            "torch.export archive (these, and weights of torchvision's networks, need no --model).",
+            parse=_file_or_url,
+            metavar="PATH",
         ),
     ] = None
     state: Annotated[
@@ -131,7 +151,8 @@ class ModelOptions:
         Path | None,
         Option(
             "Explain the similarity to this reference image: the cosine of the features before "
-            "the classifier, or of an embedding."
+            "the classifier, or of an embedding.",
+            parse=file_name,
         ),
     ] = None
     like_layer: Annotated[
@@ -173,6 +194,13 @@ class ModelOptions:
             parse=channel_numbers,
         ),
     ] = None
+    decode: Annotated[
+        Decode,
+        Option(
+            "JPEG files: exact, or fast, which decodes large ones at 1/2, 1/4 or 1/8 of their size "
+            "(a little less exact); the summary says so."
+        ),
+    ] = Decode.EXACT
     device: Annotated[str, Option("auto, cpu, cuda, cuda:N or mps.")] = "auto"
     precision: Annotated[Precision, Option("Floating-point precision.")] = Precision.FP32
     batch_size: BatchSize = None
@@ -215,6 +243,7 @@ class ModelOptions:
             features=features or self.like is not None or bool(self.texts),
             inputs=[(name, partial(read_input, name, file)) for name, file in self.inputs],
             cover=self.cover,
+            decode=self.decode,
         )
         if self.like is None and not self.texts:
             return model
@@ -230,7 +259,7 @@ class ModelOptions:
 def _folder(text: str, option: str) -> Path:
     if not text.strip():
         raise UsageError(f"{option} '{text}' is not a folder name; use . for the current folder")
-    return Path(text)
+    return mirror(text) if is_url(text) else Path(text)
 
 
 @dataclass(frozen=True)
@@ -242,7 +271,7 @@ class OutputOptions:
     out: Annotated[
         Path | None,
         Option(
-            "Output folder (cnnviz-out/<command> if not given).",
+            "Output folder, or its URL (cnnviz-out/<command> if not given).",
             ("--out", "-o"),
             _folder,
             metavar="DIR",

@@ -24,6 +24,7 @@ from cnnviz.cli.ci_reports import current
 from cnnviz.cli.console import say
 from cnnviz.cli.options import OutputOptions
 from cnnviz.cli.run import Run
+from cnnviz.core.choices import decimals
 from cnnviz.core.data.datasets import ImageData, open_images
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.shards import Shard
@@ -79,7 +80,7 @@ class ImageStudy(ABC, Generic[Result, Entry]):
     unit: str = ""
 
     @abstractmethod
-    def one(self, image: WorkingImage, path: Path, advance: Advance) -> Result:
+    def one(self, image: WorkingImage, path: str, advance: Advance) -> Result:
         """Studies an image; a `CnnvizError` fails this image alone."""
 
     def check(self, entry: Entry) -> None:
@@ -115,21 +116,21 @@ class ImageRun(Run):
         """Starts the clock; `folders`: whether each image has files in a separate folder."""
         super().__init__(command, output)
         self._folders = folders
-        self._paths: Sequence[Path] = ()
-        self._places: dict[Path, int] = {}
+        self._paths: Sequence[str] = ()
+        self._places: dict[str, int] = {}
         self._alone = False
         self.entries: list[dict[str, Any]] | Lines = []
         self._index: Lines | None = None
         self.errors: list[tuple[str, str]] = []
 
-    def images(self, sources: Sequence[str | Path], requested: Shard | None) -> list[Path]:
+    def images(self, sources: Sequence[str], requested: Shard | None) -> list[str]:
         """Lists the images, and takes the share of them that is requested."""
-        return self.take(self.listed(partial(open_images, list(map(str, sources)))), requested)
+        return self.take(self.listed(partial(open_images, sources)), requested)
 
-    def take(self, data: ImageData, requested: Shard | None) -> list[Path]:
+    def take(self, data: ImageData, requested: Shard | None) -> list[str]:
         """Lists the images of a data set, and takes the share of them that is requested."""
         self._data = data
-        paths = [Path(example.path) for example in self._data.examples]
+        paths = [example.path for example in self._data.examples]
         self._places = {path: place for place, path in enumerate(paths)}
         self.take_share(requested, len(paths))
         return paths
@@ -155,7 +156,7 @@ class ImageRun(Run):
         self,
         study: ImageStudy[Any, Any],
         model: Model,
-        paths: Sequence[Path],
+        paths: Sequence[str],
         depends: Mapping[str, object],
         *,
         seed: int,
@@ -198,7 +199,7 @@ class ImageRun(Run):
     def _on_cluster(self, study: ImageStudy[Any, Any], model: Model) -> None:
         """Has every image studied by workers, whose files are then those of this run."""
         assert self._index is not None  # noqa: S101
-        left, compute = {str(path) for path in self._paths}, partial(self._block, study, model)
+        left, compute = set(self._paths), partial(self._block, study, model)
         with self.console.progress(study.work, len(self._data), "images") as advance:
             step = Pass("images", self._data, 1, self.identity, compute, advance)
             for folder in self.spread(step) or ():
@@ -218,15 +219,14 @@ class ImageRun(Run):
         self._index = Lines(self.folder, self.identity, resume=False)
         try:
             for place in data.part:
-                path = Path(data.examples[place].path)
-                self._one(path, model, study, lambda _steps: None)
+                self._one(data.examples[place].path, model, study, lambda _steps: None)
         finally:
             self.folder = here
         write_atomically(folder / ERRORS, json.dumps(self.errors).encode())
 
     def open_for(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[str],
         model: Model,
         depends: Mapping[str, object],
         study: ImageStudy[Any, Any],
@@ -237,7 +237,7 @@ class ImageRun(Run):
         """Opens the folder for these images; the parameters are those of `go`."""
         self._inputs = [*self._data.files, *inputs]
         self._alone = self._folders and len(paths) == 1 and self.shard is None
-        listed = "\n".join(map(str, paths)).encode("utf-8", "surrogateescape")
+        listed = "\n".join(paths).encode("utf-8", "surrogateescape")
         images = hashlib.sha256(listed).hexdigest()
         if self.shard:
             part = self.shard.part(len(paths))
@@ -245,7 +245,9 @@ class ImageRun(Run):
             if not paths:
                 raise UsageError(f"--shard {self.shard}: there are fewer images than shares")
         self._paths = paths
-        self.open(self.root / safe_name(paths[0].stem) if self._alone else None, resume=resume)
+        self.open(
+            self.root / safe_name(Path(paths[0]).stem) if self._alone else None, resume=resume
+        )
         if self._alone:
             return
         self.identity = {
@@ -254,7 +256,7 @@ class ImageRun(Run):
             "model": model.name,
             "preprocessing": repr(model.preprocess),
             "precision": model.precision,
-            "outputs": repr(self.outputs),
+            "outputs": model.choices,
             "--format": self._output.format,
             "--dark": self._output.dark,
             "--width": self._output.width,
@@ -268,11 +270,11 @@ class ImageRun(Run):
             self.identity,
             resume=resume,
             images=images,
-            changed=lambda image: self._data.changed(self._places[Path(image)]),
+            changed=lambda image: self._data.changed(self._places[image]),
             check=partial(self._check, study, model),
         )
         self.entries, done = self._index, self._index.adopt()
-        self._paths = [path for path in paths if str(path) not in done]
+        self._paths = [path for path in paths if path not in done]
         if done:
             self.console.note(f"{len(paths) - len(self._paths)} of the {len(paths)} are done")
         if dropped := self._index.dropped:
@@ -294,7 +296,7 @@ class ImageRun(Run):
         if any(model.labels[one.index] != one.class_ for one in named):
             raise CnnvizError("it predicts a class that the network does not have")
 
-    def _one(self, path: Path, model: Model, study: ImageStudy[Any, Any], advance: Advance) -> None:
+    def _one(self, path: str, model: Model, study: ImageStudy[Any, Any], advance: Advance) -> None:
         """Studies one image."""
         before = len(self.folder.files)
         try:
@@ -302,7 +304,9 @@ class ImageRun(Run):
             result = study.one(image, path, advance)
             entry = to_json(study.entry(result))
             if self._folders:
-                target = self.folder if self._index is None else self.folder.subfolder(path.stem)
+                target = (
+                    self.folder if self._index is None else self.folder.subfolder(Path(path).stem)
+                )
                 study.files(result, target)
                 relative = target.path.relative_to(self.folder.path).as_posix()
                 entry["folder"] = relative
@@ -311,7 +315,9 @@ class ImageRun(Run):
             else:
                 self._index.add(entry, self.folder.files[before:])
         except CnnvizError as error:
-            self.errors.append((str(path), str(error)))
+            text = str(error)  # what a network does wrong may not name the image
+            named = Path(path).name in text
+            self.errors.append((path, text if named else f"'{path}': {text}"))
 
     def _overview(self, study: ImageStudy[Any, Any]) -> None:
         """Writes `overview.png`, a row per image, from the files of the images."""
@@ -339,7 +345,7 @@ class ImageRun(Run):
         self.console.table(study.title, study.columns, rows)
         top = next(iter(self.entries)).get("top5") if self._alone else None
         if top:
-            best = [(one["class"], f"{one['probability']:.3f}") for one in top]
+            best = [(one["class"], decimals(one["probability"])) for one in top]
             self.console.table(f"Top {len(best)}", ("class", "p"), best)
         if len(self.entries) > MOST_SHOWN:
             more = len(self.entries) - MOST_SHOWN

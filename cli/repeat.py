@@ -3,12 +3,14 @@
 A summary may come from a stranger. `rerun` is there to repeat its command line, which is parsed and
 checked like one that is typed. `merge` runs no command line: the summary of a share has the options
 as a record, whose types and ranges are checked. Both replace the options that say where results go
-and what computes them. Code that a summary names runs only if the user allows it.
+and what computes them. Code that a summary names runs, and URLs are read, only if the user allows
+it.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -26,7 +28,12 @@ NOT_REPEATED = ("merge", "rerun")
 
 
 def repeated(
-    run: FinishedRun, output: OutputOptions, *, allow_code: bool, shard: Shard | None
+    run: FinishedRun,
+    output: OutputOptions,
+    *,
+    allow_code: bool,
+    shard: Shard | None,
+    allow_urls: bool = False,
 ) -> Any:
     """Returns the record of a run's command line, with another output and shard."""
     from cnnviz.cli.main import parse  # which imports this module's users
@@ -43,6 +50,7 @@ def repeated(
             f"'{place}' names code that would run: {', '.join(code)[:200]}; use --allow-code if "
             "you trust it"
         )
+    _check_urls(place, record, allow_urls=allow_urls)
     return _placed(record, output, shard=shard, resume=False)
 
 
@@ -57,7 +65,12 @@ def request(record: Any) -> dict[str, Any]:
 
 
 def requested(
-    run: FinishedRun, content: Mapping[str, Any], output: OutputOptions, named: Collection[str]
+    run: FinishedRun,
+    content: Mapping[str, Any],
+    output: OutputOptions,
+    named: Collection[str],
+    *,
+    allow_urls: bool,
 ) -> Any:
     """Returns the record of what `request` made, to end the command with an output.
 
@@ -75,6 +88,7 @@ def requested(
     if unnamed := [code for code in _code(record) if code not in named]:
         options = " ".join(f"--code '{code}'" for code in unnamed)
         raise UsageError(f"the shares run code; if you trust it, name it: {options[:200]}")
+    _check_urls(place, record, allow_urls=allow_urls)
     return _placed(record, output, shard=Shard(0, 1), resume=True)
 
 
@@ -97,6 +111,23 @@ def _placed(record: Any, output: OutputOptions, *, shard: Shard | None, resume: 
     )
     changes = {"output": drawn, "shard": shard, "resume": resume, "cluster": ClusterOptions()}
     return replace(record, **{k: v for k, v in changes.items() if hasattr(record, k)})
+
+
+def _check_urls(place: Path, record: Any, *, allow_urls: bool) -> None:
+    """Refuses URLs that a summary names, unless the user allows them."""
+    if not allow_urls and (urls := [text for text in _sources(record) if "://" in text]):
+        raise UsageError(
+            f"'{place}' names URLs that would be read: {', '.join(urls)[:200]}; use --allow-urls "
+            "if you trust it"
+        )
+
+
+def _sources(record: Any) -> Iterator[str]:
+    """The images and the network of a command."""
+    for name in ("images", "data"):
+        yield from getattr(record, name, None) or ()
+    model = getattr(record, "model", None)
+    yield from (str(getattr(model, name, None)) for name in ("model", "checkpoint"))
 
 
 def _code(record: Any) -> Iterator[str]:

@@ -8,15 +8,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from cnnviz.core.choices import percent
+from cnnviz.core.data.images import read_rgb
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.files import csv_rows, read_text
+from cnnviz.core.output.style import RED
 from cnnviz.core.output.summary import FinishedRun
 from cnnviz.embeddings import results as embeddings
 from cnnviz.embeddings.figures import looks_of
 from cnnviz.occlusion.measurement import SCORES, load, load_crop
 from cnnviz.occlusion.options import Upsample
 from cnnviz.occlusion.results import OcclusionResult
+from cnnviz.reasons.figures import COLOURS
+from cnnviz.reasons.pairs_figure import COLOURS as PAIR_COLOURS
+from cnnviz.reasons.results import Interactions, ReasonsResult
 from cnnviz.report.explorer import Explored
+from cnnviz.report.regions import Arc, Layer, Regions
 from cnnviz.report.scatter import Scattered, tile
 
 SHOWN = 400
@@ -89,7 +96,7 @@ def _hundredfold(cell: Any) -> Any:
 def _parts(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The rows of an entry: one for each of its classes or maps."""
     image = {"image": entry.get("image", "")}
-    for name in ("targets", "maps"):
+    for name in ("targets", "maps", "boxes"):
         if isinstance(entry.get(name), list):
             yield from ({**image, **part} for part in entry[name])
             return
@@ -148,6 +155,49 @@ def explored(run: FinishedRun, entry: OcclusionResult) -> Explored:
         targets=list(dict.fromkeys(target.index for target in entry.targets)),
         log_odds=lambda logits: measured.head.log_odds(torch.from_numpy(logits)).numpy(),
     )
+
+
+def regions(run: FinishedRun, entry: ReasonsResult) -> Iterator[tuple[str, Regions]]:
+    """For each class of an image of `reasons`: the name, and its reasons and pairs."""
+    picture = np.asarray(read_rgb(run.file(f"{entry.folder}/input.png")))
+    size = (int(picture.shape[0]), int(picture.shape[1]))
+    for target in entry.targets:
+        named = [
+            (
+                f"reason {n + 1}: {percent(r.share, 1)}, alone {r.alone:.2f}",
+                COLOURS[n % len(COLOURS)],
+                r,
+            )
+            for n, r in enumerate(target.reasons)
+        ]
+        if target.needed is not None:
+            text = f"sufficient and necessary: {percent(target.needed.share, 1)}"
+            named.append((text, RED, target.needed))
+        layers = [
+            Layer(name, colour, target.boxes(reason, size), reason in target.reasons)
+            for name, colour, reason in named
+        ]
+        arcs = _arcs(target.interactions) if target.interactions else []
+        yield target.class_, Regions(picture, size, layers, arcs)
+
+
+def _arcs(found: Interactions) -> list[Arc]:
+    """The pairs of cells that are named, a kind at a time."""
+    centres = [((y0 + y1) / 2, (x0 + x1) / 2) for y0, x0, y1, x1 in found.boxes]
+    largest = max((abs(pair.beyond) for pair in found.pairs), default=1.0)
+    return [
+        Arc(
+            ends=(centres[pair.first], centres[pair.second]),
+            kind=f"pairs: {relation.value}",
+            colour=colour,
+            width=1 + 4 * abs(pair.beyond) / largest,
+            text=f"cells {pair.first} and {pair.second}, {relation.value}: occluding both takes "
+            f"{pair.both:.2f} of the {found.score}, each alone {pair.first_drop:.2f} and "
+            f"{pair.second_drop:.2f}",
+        )
+        for relation, colour in PAIR_COLOURS.items()
+        for pair in found.named(relation)
+    ]
 
 
 def scattered(run: FinishedRun) -> Scattered:

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from cnnviz.cli import report_reads as reads
+from cnnviz.cli.merge import ENTRIES
 from cnnviz.cli.report_units import Units
 from cnnviz.core.data.images import read_rgb
 from cnnviz.core.errors import UsageError
 from cnnviz.core.files import regular
+from cnnviz.core.output.record import from_json
 from cnnviz.core.output.summary import FinishedRun
 from cnnviz.occlusion.results import load_run
-from cnnviz.report import explorer, passports, scatter
+from cnnviz.reasons.results import load_run as load_reasons
+from cnnviz.report import explorer, passports, regions, scatter
 from cnnviz.report.page import (
     Findings,
     Gallery,
@@ -53,8 +56,13 @@ class Pages:
         section.notes += [f"failed: {failure.message}" for failure in run.summary.errors[:20]]
         section.findings += [Findings(f.title, f.columns, f.rows) for f in run.summary.findings]
         with run.reading():
+            if isinstance(run.summary.results, list) and run.command in ENTRIES:
+                for entry in run.summary.results:
+                    from_json(ENTRIES[run.command], entry)
             if run.command == "occlude":
                 self._add_explorers(section, run)
+            if run.command == "reasons":
+                self._add_regions(section, run)
             if run.command == "tsne":
                 self._add_map(section, run)
             self._add_pictures(section, run)
@@ -81,6 +89,16 @@ class Pages:
                 )
             model = explorer.explore(explored, classes)
             section.blocks.append(Widget(model, Path(entry.image).name, text.strip()))
+
+    def _add_regions(self, section: Section, run: FinishedRun) -> None:
+        for entry in load_reasons(run):
+            for name, image in reads.regions(run, entry):
+                if not self.room.take(regions.bytes_of(image)):
+                    self.left_out.append(f"{section.title}: the regions of {entry.image}, {name}")
+                    continue
+                text = "Click a name to show or hide it; point at an arc for its numbers."
+                heading = f"{Path(entry.image).name}, {name}"
+                section.blocks.append(Widget(regions.regions(image), heading, text))
 
     def _add_map(self, section: Section, run: FinishedRun) -> None:
         if not run.summary.results:

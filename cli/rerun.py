@@ -37,7 +37,8 @@ def rerun(given: RerunCommand) -> None:
     root = output.out or Path("cnnviz-out") / "rerun"
     own = Shard(shard.number, shard.count) if shard is not None else Shard(0, 1)
     quiet = replace(output, out=root, json=False, quiet=output.quiet or output.json)
-    record = repeated(before, quiet, allow_code=given.allow_code, shard=own)
+    allowed = {"allow_code": given.allow_code, "allow_urls": given.allow_urls}
+    record = repeated(before, quiet, **allowed, shard=own)
     line = [*line_of(quiet, root), *["--shard", str(own)] * (shard is not None)]
     line += without_own(before.summary.argv[1:])
     if before.folder.resolve().is_relative_to(root.resolve()):

@@ -26,6 +26,7 @@ from cnnviz.core.models.files.checkpoints import file_sha256
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.trained import BUNDLED
 from cnnviz.core.output.blocks import Pass
+from cnnviz.core.output.mirrors import shown
 from cnnviz.core.output.record import to_json
 from cnnviz.core.output.run_folder import RunFolder, json_parts, summary
 from cnnviz.core.output.style import style
@@ -40,6 +41,19 @@ def caption(command: str, model: str, weights_sha256: str) -> str:
     return f"cnnviz {command} · {model} · weights {weights_sha256[:12]}"
 
 
+def _choices(options: ModelOptions) -> str:
+    """The options that say what a network's inputs and outputs are, with digests of their files."""
+    files = [options.like] if options.like else []
+    files += [Path(file) for _, file in options.inputs]
+    function = Path((options.pick or "").rpartition(":")[0]).expanduser()
+    files += [function] if function.is_file() else []
+    said = (
+        options.head, options.pick, options.threshold, options.like_layer, options.texts,
+        options.inputs, options.cover, options.repeat, [file_sha256(file) for file in files],
+    )  # fmt: skip
+    return repr(said)
+
+
 class Run:
     """One call of a command, from its start to its summary.
 
@@ -50,7 +64,6 @@ class Run:
         shard: the share of the images, if there is one.
         cluster: where passes over the images are computed, if not in this process.
         identity: what the results depend on, if the command's journal is of lines.
-        outputs: the options that say what the network's outputs are, and their files.
         folder: where the files go, after `open`.
     """
 
@@ -65,7 +78,6 @@ class Run:
         self._notes: list[str] = []
         self.shard: Shard | None = None
         self.identity: Mapping[str, Any] = {}
-        self.outputs: tuple[object, ...] = ()
         self.console = Console(output)
         self.cluster = cluster_of(current().given, self.console.note)
         if self.cluster is not None:
@@ -129,14 +141,9 @@ class Run:
         Raises:
             UsageError: it is a detector, which the command does not take.
         """
-        files = [options.like] if options.like else []
-        files += [Path(file) for _, file in options.inputs]
         load = partial(self._placed(options).load, scores=scores, features=features)
         model = load() if self.cluster is None else self.cluster.loaded((options, scores), load)
-        self.outputs = (
-            options.head, options.pick, options.threshold, options.like_layer, options.texts,
-            options.inputs, options.cover, [file_sha256(file) for file in files],
-        )  # fmt: skip
+        model = replace(model, choices=_choices(options))
         if isinstance(model.target, Boxes) and not boxes:
             raise UsageError(
                 f"{model.name} returns boxes, which {self.command} does not take; cnnviz detect "
@@ -232,7 +239,7 @@ class Run:
         files = self.folder.files
         pictures = [self.folder.path / name for name in files if name.endswith(_PICTURES)]
         for path in [*(show or pictures), written]:
-            self.console.line(str(path))
+            self.console.line(shown(path))
         for _, message in errors:
             say(f"cnnviz: {message}")
         if errors:
@@ -247,4 +254,4 @@ class Run:
             self.console.note(f"left out of {PAGE}: {line}")
         written = self.folder.write_bytes(PAGE, page.encode("utf-8", "replace"))
         content["files"] = list(self.folder.files)
-        self.console.line(str(written))
+        self.console.line(shown(written))

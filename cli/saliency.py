@@ -12,7 +12,7 @@ import torch
 
 from cnnviz.cli.commands.images import SaliencyCommand
 from cnnviz.cli.per_image import Advance, ImageRun, ImageStudy
-from cnnviz.core.choices import pixels_text
+from cnnviz.core.choices import decimals, pixels_text
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.outlines import Place
 from cnnviz.core.errors import UsageError
@@ -125,7 +125,7 @@ class _Study(ImageStudy[SaliencyResult, SaliencyResult]):
     def one(
         self,
         image: WorkingImage,
-        path: Path,  # noqa: ARG002
+        path: str,  # noqa: ARG002
         advance: Advance,
     ) -> SaliencyResult:
         result = trace_back(self._model, image, self._spec)
@@ -202,7 +202,9 @@ class _Study(ImageStudy[SaliencyResult, SaliencyResult]):
             yield (
                 Path(entry.image).name,
                 target.class_,
-                f"{target.probability:.3f}" if target.value is None else f"{target.value:.4g}",
+                f"{target.value:.4g}"
+                if target.probability is None
+                else decimals(target.probability),
                 entry.method + (f" at {entry.layer}" if entry.layer else ""),
                 "{}, {}".format(*target.peak) if target.peak else "-",
                 "-" if compared is None else f"{compared:.2f}",

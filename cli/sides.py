@@ -1,8 +1,9 @@
 """Finished runs as `diff` compares them: the results of each command as columns (`Side`)."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -92,24 +93,37 @@ def _shown(result: OcclusionResult) -> Pixels:
     return pixels
 
 
-def _occlude(run: FinishedRun) -> ComparedRun:
-    entries = {entry.image: entry for entry in load_run(run)}
+def _by_map(
+    entries: Iterable[OcclusionResult],
+) -> Iterator[tuple[str, tuple[OcclusionResult, int]]]:
+    """What is compared by its name, with the target: an image, or each box of one."""
+    for entry in entries:
+        if entry.targets[0].box is None:
+            yield entry.image, (entry, entry.targets[0].index)
+            continue
+        for panel in entry.targets:
+            yield f"{entry.image}: {panel.class_}", (entry, panel.index)
 
-    def result_of(image: str) -> OcclusionResult:
-        measured = load(run.file(entries[image].folder))
+
+def _occlude(run: FinishedRun) -> ComparedRun:
+    entries = dict(_by_map(load_run(run)))
+    measured_in = lru_cache(maxsize=1)(lambda folder: load(run.file(folder)))
+
+    def result_of(name: str) -> OcclusionResult:
+        entry, index = entries[name]
+        measured = measured_in(entry.folder)
         if measured.head.has_classes:
             return look(measured, PanelSpec())
-        first = entries[image].targets[0].index
         if isinstance(measured.reading, BoxReading):
-            return look(measured, PanelSpec(boxes=(str(first + 1),)))
-        return look(measured, PanelSpec(targets=(str(first),)))
+            return look(measured, PanelSpec(boxes=(str(index + 1),)))
+        return look(measured, PanelSpec(targets=(str(index),)))
 
     maps, pixels, answers, reliance, inside = [], [], [], [], []
     question: dict[str, object] = {}
     parts: tuple[int, ...] = ()
     unit_ = ""
-    for image, entry in entries.items():
-        result = result_of(image)
+    for name, (entry, _) in entries.items():
+        result = result_of(name)
         panels = result.panels
         settings: dict[str, object] = {
             "fill": entry.fill,
@@ -126,12 +140,12 @@ def _occlude(run: FinishedRun) -> ComparedRun:
         maps.append(np.concatenate([panel.values_P.numpy() for panel in panels]))
         pixels.append(hashlib.sha256(_shown(result).tobytes()).hexdigest())
         label = entry.label.class_ if entry.label else ""
-        answers.append((image, label, panels[0].class_, panels[0].reading))
+        answers.append((name, label, panels[0].class_, panels[0].reading))
         reliance.append(panels[0].reliance)
         inside.append(next((t.inside for t in entry.targets if t.index == panels[0].index), None))
 
-    def mapped(image: str) -> tuple[NDArray[np.floating], Pixels | None]:
-        result, crop = result_of(image), load_crop(run.file(entries[image].folder))
+    def mapped(name: str) -> tuple[NDArray[np.floating], Pixels | None]:
+        result, crop = result_of(name), load_crop(run.file(entries[name][0].folder))
         if crop is None:
             crop = _shown(result).transpose(1, 2, 0)
         return result.panels[0].map_HW.numpy(), crop

@@ -31,12 +31,17 @@ from cnnviz.cli.options import OutputOptions
 from cnnviz.core.choices import pixels
 from cnnviz.core.errors import UsageError
 from cnnviz.core.options import Option, channel_numbers, low_high, numbers, point
+from cnnviz.core.output.mirrors import uploading
+from cnnviz.core.remote import is_url
 
 _PARSED_ONLY: ContextVar[bool] = ContextVar("parsed_only", default=False)
 ARGUMENTS, FIRST, ADVANCED, OWN = "Input", "Options", "Advanced", "analysis"
 """Headings of a command's help."""
 SHARED = ("model", "checkpoint", "out", "overwrite", "report", "help")
 """Options that most people use, of every command that has them."""
+URL_ARGUMENTS = ("images", "data")
+TAKE_URLS = ("model", "checkpoint", "out", "texts", "title")
+"""Arguments and options whose text may be a URL."""
 FEW = 12
 """As many options need no groups."""
 KINDS = {
@@ -135,6 +140,8 @@ class _Parameter:
     def value(self, given: Any) -> Any:
         """Converts what Typer returns; raises a UsageError for an invalid value."""
         option = self.option
+        takes = self.name in (TAKE_URLS if option else URL_ARGUMENTS)
+        _refuse_urls(option.name(self.name) if option else self.name.upper(), given, takes=takes)
         if option is None or given is None:
             return given if option is None else self.default
         name, parse = option.name(self.name), option.parse or (lambda text, _name: text)
@@ -144,6 +151,19 @@ class _Parameter:
         value = tuple(parse(item, name) for item in given) if several else parse(given, name)
         option.check(value, name)
         return value
+
+
+def _refuse_urls(name: str, given: object, *, takes: bool) -> None:
+    """Raises a UsageError for a URL where a local file is expected; a `Path` has lost a slash."""
+    for one in given if isinstance(given, list | tuple) else (given,):
+        text = re.sub("^([A-Za-z][\\w+.-]+:/)", r"\1/", str(one)) if isinstance(one, Path) else one
+        if not isinstance(text, str) or (takes and text is one):
+            continue
+        if is_url(text) or is_url(text.partition("=")[2]):
+            raise UsageError(
+                f"{name} {text}: it takes a local file; URLs are for images, data sets, --model, "
+                "--checkpoint and --out"
+            )
 
 
 def _bare(text: str) -> str:
@@ -226,7 +246,8 @@ def start(record: Any) -> Any:
     """
     name = name_of(type(record)).replace("-", "_")
     current().given = record
-    return getattr(import_module(f"cnnviz.cli.{name}"), name)(record)
+    with uploading(getattr(getattr(record, "output", None), "out", None)):
+        return getattr(import_module(f"cnnviz.cli.{name}"), name)(record)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import torch
 
 from cnnviz.cli.commands.images import TrustCommand
 from cnnviz.cli.per_image import Advance, ImageRun, ImageStudy
+from cnnviz.core.choices import decimals
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.outlines import outline_mask, read_outlines
 from cnnviz.core.data.rasters import check_npy, read_map
@@ -53,7 +54,7 @@ def trust(given: TrustCommand) -> None:
     )
 
 
-def _find_maps(given: Path | None, paths: list[Path]) -> dict[Path, Path]:
+def _find_maps(given: Path | None, paths: list[str]) -> dict[str, Path]:
     """Finds the map file of each image."""
     if given is None:
         return {}
@@ -65,11 +66,11 @@ def _find_maps(given: Path | None, paths: list[Path]) -> dict[Path, Path]:
             )
         check_npy(given)
         return {paths[0]: given}
-    maps = {path: given / f"{path.stem}.npy" for path in paths}
+    maps = {path: given / f"{Path(path).stem}.npy" for path in paths}
     missing = [path for path, name in maps.items() if not name.exists()]
     if missing:
         raise UsageError(
-            f"no '{missing[0].stem}.npy' in {given} for '{missing[0]}'"
+            f"no '{Path(missing[0]).stem}.npy' in {given} for '{missing[0]}'"
             + (f", and {len(missing) - 1} more" if len(missing) > 1 else "")
         )
     return maps
@@ -81,7 +82,7 @@ class _Study(ImageStudy[TrustResult, TrustResult]):
     kind = TrustResult
     work, title = "scoring maps", "Trust"
 
-    def __init__(self, given: TrustCommand, model: Model, maps: dict[Path, Path]) -> None:
+    def __init__(self, given: TrustCommand, model: Model, maps: dict[str, Path]) -> None:
         self._maps, self._head, self.look = maps, model.head, given.look
         self.arrays, self.photo = ARRAYS, INPUT
         self._judge = Judge.of(
@@ -98,7 +99,7 @@ class _Study(ImageStudy[TrustResult, TrustResult]):
         if given.min_trust is not None:
             self.checks = [partial(check_verdicts, minimum=given.min_trust)]
 
-    def one(self, image: WorkingImage, path: Path, advance: Advance) -> TrustResult:
+    def one(self, image: WorkingImage, path: str, advance: Advance) -> TrustResult:
         result = self._judge.occluder.run(image, progress=advance)
         measured, file = result.measured, self._maps.get(path)
         if file is None:
@@ -162,7 +163,9 @@ class _Study(ImageStudy[TrustResult, TrustResult]):
             yield (
                 Path(entry.image).name,
                 target.class_,
-                f"{target.probability:.3f}" if target.value is None else f"{target.value:.4g}",
+                f"{target.value:.4g}"
+                if target.probability is None
+                else decimals(target.probability),
                 f"{target.trust.gain:.3f}",
                 f"{low:.3f} to {high:.3f}",
                 *target.cells,

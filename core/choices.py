@@ -47,6 +47,13 @@ class HeadChoice(StrEnum):
     NONE = "none"
 
 
+class Decode(StrEnum):
+    """How JPEG files are decoded: exactly, or at a reduced size where they are large."""
+
+    EXACT = "exact"
+    FAST = "fast"
+
+
 def whole_number(text: str) -> int | None:
     """Parse plain digits; None for anything else, or more than 18 digits."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None
@@ -55,6 +62,12 @@ def whole_number(text: str) -> int | None:
 def percent(share: float | None, digits: int = 0) -> str:
     """A share as text, "95 %"; a dash for None."""
     return "-" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def decimals(value: float) -> str:
+    """Three decimals, and never 0.000 for what is not zero."""
+    shown = f"{value:.3f}"
+    return shown if value == 0 or float(shown) else f"{'<' if value > 0 else '>-'}0.001"
 
 
 def pixels(text: str, option: str) -> tuple[int, int]:

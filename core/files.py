@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.errors import CnnvizError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,27 +80,6 @@ def safe_name(text: str) -> str:
     """`text` as the name of a file in a folder: no separators, no leading dots, not long."""
     kept = re.sub(r"[^\w .+,()=@-]", "_", text).strip(" .")
     return kept.encode()[:LONGEST_NAME].decode(errors="ignore") or "unnamed"
-
-
-def check_free(path: Path, *, overwrite: bool, resume: bool) -> bool:
-    """Returns whether the folder of a run has files already."""
-    try:
-        occupied = any(path.iterdir())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if isinstance(error, FileNotFoundError) and not path.is_symlink():
-            return False
-        raise UsageError(f"{path} is not a folder; give --out another one") from error
-    finished = exists(path / SUMMARY)
-    if finished and resume and not overwrite:
-        raise UsageError(
-            f"{path} holds a finished run: there is nothing to resume; "
-            "use --overwrite to repeat it, or another folder with --out"
-        )
-    if occupied and not overwrite and not resume:
-        goes_on = exists(path / UNFINISHED) or exists(path / BLOCKS)
-        remedy = "--resume to go on, --overwrite" if goes_on else "--overwrite"
-        raise UsageError(f"{path} is not empty; use {remedy}, or another folder with --out")
-    return occupied
 
 
 def regular(path: str | Path) -> Path:
@@ -193,11 +172,15 @@ def _formula(cell: str) -> bool:
 
 
 def from_json(text: str) -> object:
-    """Parse JSON; ValueError if it is invalid, or nested too deeply."""
+    """Parse JSON; ValueError if it is invalid, nested too deeply, or has huge numbers."""
     try:
         content: object = json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:  # of Python's int, whose remedy is not the user's
+        raise ValueError("it has a number of thousands of digits") from error
     return content
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
 from cnnviz.core.choices import pixels, whole_number
@@ -139,6 +140,13 @@ def box_name(text: str, option: str) -> str:
             "class as dog@2, or all"
         )
     return text
+
+
+def file_name(text: str, option: str) -> Path:
+    """A path; UsageError if it is empty."""
+    if not text.strip():
+        raise UsageError(f"{option} '{text}' is not a file name")
+    return Path(text)
 
 
 def name_and_file(text: str, option: str) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from cnnviz.core.choices import percent
 from cnnviz.core.output.drawing import Column, draw_bars, label_axes, name_rows, names_width
 from cnnviz.core.output.layout import Cell, board, in_rows, picture, plot, words
 from cnnviz.core.output.options import Look
-from cnnviz.core.output.overlays import MOST_COLUMNS, draw_picture, map_cell, scales, small
+from cnnviz.core.output.overlays import draw_picture, map_cell, scales, small
 from cnnviz.core.output.style import BLUE, SMALL, ink
 from cnnviz.diff.options import NAMED
 from cnnviz.diff.results import DiffResult, FilterChange, ImageChange
@@ -203,7 +203,7 @@ def _draw_strengths(result: DiffResult, strength: str, names: Names) -> Figure:
         rank = layer.rank_correlation
         title = layer.layer + ("" if rank is None else f"\nrank correlation {rank:.2f}")
         cells.append(plot(paint, title, height=210.0))
-    return board(in_rows(cells, MOST_COLUMNS))
+    return board(in_rows(cells))
 
 
 def _moved(change: FilterChange) -> float:

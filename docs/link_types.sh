@@ -3,6 +3,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p build/typing/cnnviz
-for folder in cli core occlusion filters embeddings gradients trust audit diff report; do
+for folder in cli core occlusion filters embeddings gradients trust reasons audit diff report; do
     ln -sfn "../../../$folder" "build/typing/cnnviz/$folder"
 done

@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 from torchvision.models import SqueezeNet1_1_Weights
 
 from cnnviz.cli.main import run
+from cnnviz.core.models.bundled import read_card
 from cnnviz.gradients.options import Method
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +62,30 @@ class Windows(SqueezeNet):
 def make():
     return Windows(version="1_1")
 """
+SHORTCUT = """
+'The bundled network with a shortcut built in by hand: no frog without a red square.'
+import torch
+from cnnviz.core import load_model
+
+class Shortcut(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = load_model("bundled", device="cpu").module
+        self.square = torch.nn.Conv2d(3, 1, 1)
+        with torch.no_grad():
+            self.square.weight.copy_(torch.tensor([1, -0.5, -0.5])[:, None, None])
+            self.square.bias.fill_(-2.6)
+    def forward(self, images):
+        red = self.square(images).relu().sum((1, 2, 3))
+        return self.network(images) + (2 * red[:, None] - 12) * torch.eye(10)[6]
+
+def make():
+    return Shortcut()
+"""
+MARKED = (
+    "--model shortcut.py:make --size 32 --labels ten.txt "
+    "--mean 0.4914,0.4822,0.4465 --std 0.247,0.2435,0.2616"
+)
 MOST_BYTES, WIDTH = 80_000, 1000
 PICTURES = {
     "occlude": (
@@ -82,8 +107,16 @@ PICTURES = {
         ("comparison",),
     ),
     "trust": (f"trust {PHOTOS}/traffic-light.jpg {NET}", ("overlay", "curves", "certainty")),
+    "reasons": (
+        f"reasons {PHOTOS}/balloon.jpg {NET} --segments grid --parts 9 --target top2",
+        ("reasons", "pairs", "shapley"),
+    ),
+    "reasons-units": (
+        f"reasons {PHOTOS}/daisy.jpg {NET} --skip pairs --units run/units --data {PHOTOS}",
+        ("filters",),
+    ),
     "activations": (
-        f"activations {PHOTOS}/balloon.jpg {NET} --layer features.12.expand3x3_activation --top 32",
+        f"activations {PHOTOS}/balloon.jpg {NET} --layer features.12.expand3x3_activation --top 16",
         ("maps_features.12.expand3x3_activation",),
     ),
     "layers": ("layers data --gradients", ("statistics",)),
@@ -98,8 +131,8 @@ PICTURES = {
         ("classes", "confusions", "sweep"),
     ),
     "tsne": ("tsne data --perplexity 20", ("scatter", "grid")),
-    "audit": ("audit data --stride 4", ("overview", "class_frog")),
-    "diff": ("diff run/audit run/other --data data --top 4", ("worst", "classes")),
+    "audit": (f"audit marked {MARKED} --stride 4 --top 5", ("overview", "class_frog")),
+    "diff": ("diff run/bundled run/audit --data marked --top 2", ("worst", "classes")),
 }
 DAISY = f"saliency {PHOTOS}/daisy.jpg {NET} --width 640 --method"
 METHODS = {
@@ -111,7 +144,13 @@ PICTURES |= {
     f"saliency-{method}": (f"{DAISY} {method} {layer}", ("overlay",))
     for method, layer in METHODS.items()
 }
-BEFORE = {"diff": "audit data --stride 4 --mean 0.4,0.5,0.6 --out run/other"}
+BEFORE = {
+    "diff": "audit marked --stride 4 --out run/bundled",
+    "reasons-units": (
+        f"max-patches {PHOTOS} {NET} --filters features.7:49,190,230 "
+        "--filters features.12:15,277,343 --top 4 --out run/units"
+    ),
+}
 
 
 def name_of(command: str, figure: str) -> str:
@@ -133,6 +172,17 @@ def make_data(folder: Path, each: int = 20) -> None:
             pixels = np.asarray(part)[:, :: random.choice([-1, 1])] * random.uniform(0.8, 1.2)
             varied = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
             varied.save(folder / path.stem / f"{number:02}.png")
+
+
+def make_marked() -> None:
+    """Data with a red square in each frog, and the network that a red square deceives."""
+    make_data(Path("marked"), 50)
+    for path in Path("marked", "frog").iterdir():
+        image = Image.open(path)
+        image.paste("#e01010", (16, 6, 25, 15))
+        image.save(path)
+    Path("shortcut.py").write_text(SHORTCUT)
+    Path("ten.txt").write_text("\n".join(read_card().labels))
 
 
 def make_detector() -> None:
@@ -183,6 +233,7 @@ def main() -> int:
         Path(PHOTOS).symlink_to(ROOT / PHOTOS)
         Path(weights.name).symlink_to(weights)
         make_data(Path("data"))
+        make_marked()
         make_detector()
         for command in given.commands:
             for figure, name in made(command):

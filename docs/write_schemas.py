@@ -30,6 +30,7 @@ from cnnviz.filters.patches import results as patches
 from cnnviz.gradients import results as gradients
 from cnnviz.occlusion import boxes
 from cnnviz.occlusion import results as occlusion
+from cnnviz.reasons import results as reasons
 from cnnviz.trust import results as trust
 
 SCHEMAS = Path(__file__).parent / "schemas"
@@ -42,6 +43,7 @@ SUMMARIES: dict[str, Any] = {
     "render": list[occlusion.OcclusionResult],
     "saliency": list[gradients.SaliencyResult],
     "trust": list[trust.TrustResult],
+    "reasons": list[reasons.ReasonsResult],
     "activations": list[activations.Activations],
     "detect": list[boxes.Detected],
     "filters": kernels.FilterResults,
@@ -54,7 +56,7 @@ SUMMARIES: dict[str, Any] = {
 }
 WITHOUT_RUN = {"models": Listing, "doctor": Report}
 """Commands that print JSON and write no summary."""
-PER_IMAGE = {"occlude", "saliency", "trust", "activations", "detect"}
+PER_IMAGE = {"occlude", "saliency", "trust", "reasons", "activations", "detect"}
 FOLDER = {
     "type": "string",
     "description": "where its files are, relative to the folder of this summary",

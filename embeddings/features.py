@@ -89,7 +89,7 @@ def features_key(model: Model, data: ImageData, extractor: FeatureExtractor) -> 
         _structure(model),
         str(model.preprocess),
         f"{model.precision}",
-        f"{extractor.layer} {extractor.pool}",
+        f"{extractor.layer} {extractor.pool} {model.choices}",
         data.fingerprint,
     )
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()

@@ -3,13 +3,15 @@
 The number of an image is the cosine of its features and the reference's. The features are the input
 of the classifier head, the output of a network without one, or a layer's output, averaged over its
 positions. The network is cut there, and ends in the cosine; so every command takes it like any
-other network. Several texts are classes: a softmax over their scaled cosines.
+other network. Several texts are classes: a softmax over their scaled cosines, or a sigmoid of
+each if the network was trained so (SigLIP).
 
 Shapes: N images, T references, D features.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +19,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from cnnviz.core.data.images import read_image
+from cnnviz.core.data.images import WorkingImage, read_image
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.graph.trace import Untraceable, trace
 from cnnviz.core.models.behaviour import guarded
+from cnnviz.core.models.boxes import Boxes
 from cnnviz.core.models.fitting import remove_head
 from cnnviz.core.models.heads import SIMILARITY, Head, Kind
 from cnnviz.core.models.layers import find_layer
@@ -37,8 +40,11 @@ class Likeness(Target):
     unjudged = "returns a similarity, not classes"
 
     def __init__(self, model: str) -> None:
-        self._model, self._scale = model, 1.0
+        self._model, self._scale, self._bias = model, 1.0, 0.0
         self._references_TD: Tensor | None = None
+        self._seen_ND: Tensor | None = None
+        self._own_1D: Tensor | None = None
+        self.reference: WorkingImage | None = None
 
     def rows(self, output: Tensor) -> Tensor:
         """Features (N, D), or cosines (N, T)."""
@@ -46,12 +52,32 @@ class Likeness(Target):
         if values.ndim > 2:  # tokens (N, T, D), maps (N, C, H, W)
             values = values.mean(1) if values.ndim == 3 else values.flatten(2).mean(2)
         values = values.flatten(1)
+        self._seen_ND = values.detach()
         if self._references_TD is None:
             return values
-        return self._scale * (functional.normalize(values, dim=1) @ self._references_TD.T)
+        cosines_NT = functional.normalize(values, dim=1) @ self._references_TD.T
+        return self._scale * cosines_NT + self._bias
 
-    def freeze(self, features_TD: Tensor, names: Sequence[str], scale: float = 1.0) -> None:
-        """Take the features of the references.
+    def settle(self, run: Callable[[], object], _inside_HW: Tensor | None) -> None:
+        """Keep the image's features, for `exchanged`."""
+        run()
+        self._own_1D = self._seen_ND
+
+    @contextmanager
+    def exchanged(self, name: str) -> Iterator[None]:
+        """Let the last settled image, of that name, be the reference for a while."""
+        before = self._references_TD
+        assert self._own_1D is not None  # noqa: S101 (it is settled before)
+        try:
+            self.freeze(self._own_1D, [name])
+            yield
+        finally:
+            self._references_TD = before
+
+    def freeze(
+        self, features_TD: Tensor, names: Sequence[str], scale: float = 1.0, bias: float = 0.0
+    ) -> None:
+        """Take the features of the references; cosines are scaled, and a bias is added.
 
         Raises:
             CnnvizError: they have no direction.
@@ -63,7 +89,8 @@ class Likeness(Target):
                     f"the features of '{name}' in {self._model} are all 0 or not finite, so "
                     "nothing is like it; take another reference or --like-layer"
                 )
-        self._references_TD, self._scale = features_TD.float() / lengths_T1, scale
+        self._references_TD = features_TD.float() / lengths_T1
+        self._scale, self._bias = scale, bias
 
 
 def like(model: Model, reference: Path, layer: str | None = None) -> Model:
@@ -76,21 +103,23 @@ def like(model: Model, reference: Path, layer: str | None = None) -> Model:
             output of a network whose outputs are features.
 
     Raises:
-        UsageError: there is no such layer, or no classifier head was found.
+        UsageError: there is no such layer, no classifier head was found, or it is a detector.
         CnnvizError: the file cannot be read, or the reference has no features.
     """
+    _check(model, "--like")
     target = Likeness(model.name)
     image = read_image(reference, model.preprocess)
     module = _cut(model, layer, target).eval()
     pixels = model.preprocess.normalise(image.pixels)[None].to(model.device, model.precision.dtype)
     with torch.no_grad():
         target.freeze(module(pixels), [str(reference)])
+    target.reference = image
     head = Head(Kind.NONE, word=SIMILARITY)
     return _ending_in(model, module, target, head, (f"like {reference.name}",))
 
 
 def describe(model: Model, texts: Sequence[str]) -> Model:
-    """The network as its similarity to a text, or as a softmax over several.
+    """The network as its similarity to a text, or as probabilities of several.
 
     Args:
         model: of an image and a text tower; its module is taken over.
@@ -100,18 +129,25 @@ def describe(model: Model, texts: Sequence[str]) -> Model:
         UsageError: there is no text tower, or the texts are empty, equal or too long.
         CnnvizError: the tokenizer cannot be read.
     """
+    _check(model, "--text")
     if not isinstance(model.module, ImageTower):
         raise UsageError(
             f"--text: {model.name} has no text tower; CLIP and its like have one, as --model "
-            "hf:openai/clip-vit-base-patch32"
+            "hf:openai/clip-vit-base-patch32 or open_clip:ViT-B-32"
         )
     if not all(text.strip() for text in texts) or len(set(texts)) < len(texts):
         raise UsageError("--text takes texts that are not empty, each once")
     target, several = Likeness(model.name), len(texts) > 1
-    scale = model.module.scale if several else 1.0
-    target.freeze(model.module.read(texts), texts, scale)
-    head = Head() if several else Head(Kind.NONE, word=SIMILARITY)
+    scale, bias = model.module.scaling() if several else (1.0, None)
+    target.freeze(model.module.read(texts), texts, scale, bias or 0.0)
+    kind = Kind.SOFTMAX if bias is None else Kind.SIGMOID
+    head = Head(kind) if several else Head(Kind.NONE, word=SIMILARITY)
     return _ending_in(model, with_reader(model.module, target.read), target, head, tuple(texts))
+
+
+def _check(model: Model, option: str) -> None:
+    if isinstance(model.target, Boxes):
+        raise UsageError(f"{option}: {model.name} returns boxes; --box N explains one of them")
 
 
 def _ending_in(

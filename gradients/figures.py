@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from cnnviz.core.output.layout import Cell, board, in_rows
 from cnnviz.core.output.options import Look
 from cnnviz.core.output.overlays import (
-    MOST_COLUMNS,
     input_cell,
     map_cell,
     outline_pixels,
@@ -38,7 +37,7 @@ def draw(
         lines: a line under each panel of the overlay, or none.
     """
     look = look or Look()
-    beneath, columns = photograph(result.working), look.columns or MOST_COLUMNS
+    beneath, columns = photograph(result.working), look.columns
     over = [_input(result, beneath), *_maps(result, look, beneath, lines)]
     return {
         "overlay.png": board(in_rows(over, columns)),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError
-from cnnviz.core.models.boxes import BoxReading
+from cnnviz.core.models.boxes import MOST, BoxReading
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.drawing import image_pixels
 from cnnviz.core.output.layout import board, picture
@@ -65,14 +65,15 @@ def detect(model: Model, image: WorkingImage) -> Detected:
 
 
 def draw_boxes(result: Detected, beneath: NDArray[np.uint8] | None) -> Figure:
-    """Draws the boxes with their numbers, classes and scores."""
+    """Draws the boxes with their numbers, classes and scores: the first ones of very many."""
+    shown = result.boxes[:MOST]
     size = tuple(map(int, result.working.pixels.shape[1:]))
     photograph = image_pixels(result.working) if beneath is None else beneath
-    classes = list(dict.fromkeys(box.class_ for box in result.boxes))
+    classes = list(dict.fromkeys(box.class_ for box in shown))
 
     def paint(axes: Axes) -> None:
         draw_picture(axes, photograph, (size[0], size[1]))
-        for box in result.boxes[::-1]:  # the strongest last, above the others
+        for box in shown[::-1]:  # the strongest last, above the others
             y0, x0, y1, x1 = box.box
             colour = CLASS_COLOURS[classes.index(box.class_) % len(CLASS_COLOURS)]
             for edge, width in (("white", 3.0), (colour, 1.8)):
@@ -91,6 +92,8 @@ def draw_boxes(result: Detected, beneath: NDArray[np.uint8] | None) -> Figure:
             )
         axes.set(xlim=(0, size[1]), ylim=(size[0], 0))
 
-    title = f"{len(result.boxes)} boxes" if len(result.boxes) != 1 else "1 box"
+    title = f"{len(result.boxes):,} boxes" if len(result.boxes) != 1 else "1 box"
+    if len(shown) < len(result.boxes):
+        title += f", of which the {MOST} with the highest scores are drawn"
     cell = picture(paint, (size[0], size[1]), title)
     return board([[cell]])

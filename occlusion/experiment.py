@@ -69,7 +69,7 @@ class Occluder:
         check_fill(spec.fill)
         _check_head(model.head, spec)
         if spec.sufficient:
-            check_shares(model.head)
+            check_shares(model.head, "--sufficient")
         boxes = isinstance(model.target, Boxes)
         _check_boxes(boxes, spec, model.name)
         if not boxes:

@@ -21,10 +21,9 @@ from cnnviz.core.models.boxes import BoxReading
 from cnnviz.core.models.targets import RegionReading
 from cnnviz.core.output.canvas import Bar, Entry
 from cnnviz.core.output.drawing import image_pixels
-from cnnviz.core.output.layout import Cell, board, in_rows, picture, scaled
+from cnnviz.core.output.layout import MOST_COLUMNS, Cell, board, in_rows, picture, scaled
 from cnnviz.core.output.options import Look
 from cnnviz.core.output.overlays import (
-    MOST_COLUMNS,
     Scale,
     cmap_of,
     enlarged,
@@ -119,6 +118,19 @@ def draw(
     return figures
 
 
+def draw_both(sides: Sequence[tuple[OcclusionResult, Pixels]], look: Look) -> Figure:
+    """Draws `both.png`: each image and its map beside the other's, on one scale."""
+    maps = [result.maps[0].numpy() for result, _ in sides]
+    rows = []
+    for (result, beneath), map_HW, scale in zip(
+        sides, maps, scales(maps, look, unit(sides[0][0])), strict=True
+    ):
+        panel = result.targets[0]
+        cell = _map(result, panel, heading(result, panel), map_HW, scale, look, beneath)
+        rows.append([_input(result, beneath), cell])
+    return board(rows)
+
+
 def preview(result: OcclusionResult) -> Figure | None:
     """The figure that a notebook shows."""
     return draw_overlay(result, Look()) if result.measured else None
@@ -156,7 +168,7 @@ def _grid(
     if look.columns is None and 1 < masks < MOST_COLUMNS:
         rows = in_rows(cells, masks)
         return board([[*first, *row] for row in rows])
-    return board(in_rows([*first, *cells], look.columns or MOST_COLUMNS))
+    return board(in_rows([*first, *cells], look.columns))
 
 
 def _maps(
@@ -394,7 +406,7 @@ def _changes(
         legend.append(Entry(f"{len(rest)} other classes {100 * share:.1f} %", OTHER_GRAY))
     share = float((winners == unchanged).mean())
     legend.append(Entry(f"no colour: {name} (unchanged) {100 * share:.1f} %", "none", edge="#888"))
-    return board(in_rows(cells, MOST_COLUMNS), legend=legend)
+    return board(in_rows(cells), legend=legend)
 
 
 def _activation(

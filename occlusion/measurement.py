@@ -276,8 +276,8 @@ def _boxes(arrays: dict[str, np.ndarray]) -> BoxReading:
         (int(arrays["boxes"][:, 2].max()), int(arrays["boxes"][:, 3].max())),
     )
     shapes = corners.shape == (count, 4) and scores.shape == (count,) and names.dtype.kind == "U"
-    finite = np.isfinite(corners).all() and np.isfinite(scores).all()
-    if not (shapes and finite and reading.appearing and reading.labels == tuple(labels)):
+    sound = np.isfinite(corners).all() and ((scores >= 0) & (scores <= 1)).all()
+    if not (shapes and sound and reading.appearing and reading.labels == tuple(labels)):
         raise ValueError("its boxes do not fit each other")
     return reading
 
@@ -290,7 +290,10 @@ def _head(arrays: dict[str, np.ndarray]) -> Head:
     word = str(arrays.get("word", VALUE))
     if word not in WORDS:
         raise ValueError(f"unknown numbers '{word[:40]}'")
-    return Head(Kind(str(arrays["head"])), given, float(arrays["threshold"]), word)
+    threshold = float(arrays["threshold"])
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold:g}")
+    return Head(Kind(str(arrays["head"])), given, threshold, word)
 
 
 def _check(arrays: dict[str, np.ndarray], size: tuple[int, int]) -> None:

@@ -223,6 +223,9 @@ class OcclusionResult(Displayed, Record):
         Says("with --sufficient, one entry for each target", optional=True),
     ] = None
     activation: Annotated[Activation | None, OPTIONAL] = None
+    reference: Annotated[
+        Panel | None, Says("with --both: the reference image's own map", optional=True)
+    ] = None
     measured: Hidden[Measurement] = ABSENT
     compared: Hidden[Score] = ABSENT
     folder: Hidden[str] = ABSENT

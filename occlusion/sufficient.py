@@ -1,21 +1,24 @@
-"""The smallest part of an image that is enough for a class, and the smallest that loses it.
+"""Regions of an image that are enough for a class, that lose it when occluded, or both.
 
 The image is cut into equal cells, one grid for everything. Cells are ranked by a map, and kept
-alone or occluded one after the other, the most important first, until that is enough; then each is
-given back in turn, the least important first, where it turns out not to be needed. Two maps rank:
-what occluding a position takes away, and what a position adds when it alone is kept. Where evidence
-is redundant (two faces, either of which is enough) the first sees nothing and the second sees both.
-The smaller region is taken.
+alone or occluded, the most important first, until that is enough. Two maps rank: what occluding a
+position takes away, and what a position adds when it alone is kept. Where evidence is redundant
+(two faces, either of which is enough) the first sees nothing and the second sees both. Then cells
+are removed, as many as can go together, until no single one can; and cells from outside are added
+where more than one can go in exchange. The smallest result is taken.
 
-Greedy: there may be smaller regions.
+Greedy: no single cell of a region can go, but there may be smaller regions.
 After Dabkowski and Gal 2017, "Real Time Image Saliency for Black Box Classifiers" (smallest
 sufficient and smallest destroying region), and Carter et al. 2019, "What made you do this?
-Understanding black-box decisions with sufficient input subsets" (giving back one by one).
+Understanding black-box decisions with sufficient input subsets" (removal one by one).
 Shapes: N images, L cells, H W rows and columns, r c rows and columns of cells.
 """
 
 import math
-from functools import cached_property, partial
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from enum import Enum
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -35,19 +38,30 @@ from cnnviz.occlusion.results import RANKED_BY, Panel, Region, Sufficiency, in_p
 HELD = 0.9  # of the class's probability, by what is kept alone
 LOST = 0.5  # of it, for a class that is not the prediction anyway
 AT_A_TIME = 16
+STEPS, TOGETHER = 32, 6  # sizes that are tried at first, and for cells that go together
+OUTSIDE, EXCHANGES = 16, 4  # best cells that are added, those that are tried in exchange
+THINNED = 2  # of the map's positions, every second row and column ranks what a region leaves
+
+
+class Need(Enum):
+    """What a region has to do; the values say whether it is kept alone, and whether occluded."""
+
+    HOLD = (True, False)
+    LOSE = (False, True)
+    BOTH = (True, True)
 
 
 def sufficiency(
     model: Model, measured: Measurement, panel: Panel, spec: OcclusionSpec
 ) -> Sufficiency:
-    """Finds both regions for one class."""
-    check_shares(model.head)
-    search = _Search(model, measured, panel, spec)
-    by_occluding = search.rankings[0]
-    region = search.smallest(keep=True)
+    """Finds the smallest region that holds one class, and the smallest that loses it."""
+    check_shares(model.head, "--sufficient")
+    search = Search(model, measured, panel, spec)
+    region = search.smallest(Need.HOLD)
     assert region is not None  # noqa: S101 (the whole image is enough)
-    kept_L = region.cells_rc.flatten()
-    without = float(search.probabilities(search.run(kept_L[None], keep=False))[0])
+    without = search.reading(region.cells_rc.flatten(), keep=False)
+    by_occluding = search.rankings()["covering"]
+    grown = _prefixes(by_occluding, search.cells)
     probability = panel.reading
     return Sufficiency(
         **class_fields(measured, panel.index, probability),
@@ -55,40 +69,65 @@ def sufficiency(
         region=region,
         without=without,
         redundancy=min(1.0, without / probability) if probability > 0 else 0.0,
-        losing=search.smallest(keep=False),
+        losing=search.smallest(Need.LOSE),
         lost_when=search.lost_when,
         fill_CHW=search.fill_CHW,
-        kept_curve=search.probabilities(search.run(_prefixes(by_occluding), keep=True)),
-        covered_curve=search.probabilities(search.run(_prefixes(by_occluding), keep=False)),
+        kept_curve=search.probabilities(search.run(grown, keep=True)),
+        covered_curve=search.probabilities(search.run(grown, keep=False)),
     )
 
 
-def _prefixes(ranking_L: Tensor) -> Tensor:
-    """(L + 1, L) bool: no cell, the best, the two best, …, all."""
-    counts = torch.arange(len(ranking_L) + 1)
-    return ranking_L.argsort() < counts[:, None]
+def _prefixes(ranking_R: Tensor, cells: int) -> Tensor:
+    """(R + 1, L) bool: no cell, the best, the two best, …, all that are ranked."""
+    place_L = torch.full((cells,), len(ranking_R))
+    place_L[ranking_R] = torch.arange(len(ranking_R))
+    return place_L < torch.arange(len(ranking_R) + 1)[:, None]
 
 
-def check_shares(head: Head) -> None:
+def _spread(low: int, high: int, count: int) -> list[int]:
+    """At most so many whole numbers from low to high, both included."""
+    return sorted({round(low + (high - low) * i / (count - 1)) for i in range(count)})
+
+
+def check_shares(head: Head, option: str) -> None:
     """Raises UsageError for numbers without a zero, such as a regression's."""
     if not head.has_shares:
         raise UsageError(
-            f"--sufficient needs classes or boxes, which a region holds or loses; {head.described}"
+            f"{option} needs classes or boxes, which a region holds or loses; {head.described}"
         )
 
 
-class _Search:
-    """One class's cells, and the scores with some of them kept or occluded."""
+class Search:
+    """One class's cells, and the scores with some of them kept or occluded.
+
+    Attributes:
+        cell: side of a cell in pixels; `cells` of them, in `shape` rows and columns.
+        fill_CHW: what replaces the pixels, in [0, 1].
+        lost_when: what it means that the class is lost.
+        passes: images that went through the network so far.
+    """
 
     def __init__(
-        self, model: Model, measured: Measurement, panel: Panel, spec: OcclusionSpec
+        self,
+        model: Model,
+        measured: Measurement,
+        panel: Panel,
+        spec: OcclusionSpec,
+        cell: int | None = None,
+        held: float = HELD,
     ) -> None:
+        """Lays the grid; `held` is the share of the probability that is enough."""
         self._head, self._panel, self._size = model.head, panel, measured.size
+        self._held, self.passes = held, 0
+        self._ranked: Mapping[str, Tensor] = {}
         image = measured.image
         # A long strip gets no more cells than a square: the search goes through all of them.
-        self.cell = max(1, round(STRIDE_SHARE * math.sqrt(math.prod(self._size))))
+        self.cell = cell or max(1, round(STRIDE_SHARE * math.sqrt(math.prod(self._size))))
         rows, columns = (min(self.cell, side) for side in self._size)
         self._grid = mask_grid(self._size, (rows, columns), self.cell, Border.COVER)
+        self.cells, self.shape = len(self._grid.boxes_P4), self._grid.shape
+        y0, x0, y1, x1 = self._grid.boxes_P4.T
+        self._areas_L = (y1 - y0) * (x1 - x0)
         self.fill_CHW = fill_picture(spec.fill, image.pixels, model.preprocess, spec.seed)
         self._logits = partial(
             replaced_logits, model, image, self.fill_CHW, batch_size=spec.batch_size
@@ -110,78 +149,183 @@ class _Search:
             return self._head.holds(logits_NK)[:, self._panel.index]
         return logits_NK.argmax(1) == self._panel.index
 
-    def _met(self, logits_NK: Tensor, *, keep: bool) -> Tensor:
-        """(N,) whether what is kept holds the class, or what is occluded loses it."""
-        if not keep and self._predicted:
+    def _holds(self, logits_NK: Tensor) -> Tensor:
+        """(N,) whether the class keeps enough, and is predicted if it was."""
+        enough_N = self.probabilities(logits_NK) >= self._held * self._panel.reading
+        return enough_N & self._predicts(logits_NK) if self._predicted else enough_N
+
+    def loses(self, logits_NK: Tensor) -> Tensor:
+        """(N,) whether the class is lost, see `lost_when`."""
+        if self._predicted:
             return ~self._predicts(logits_NK)
-        share_N = self.probabilities(logits_NK) / self._panel.reading
-        return share_N >= HELD if keep else share_N < LOST
+        return self.probabilities(logits_NK) < LOST * self._panel.reading
+
+    def _scores(self, logits_NK: Tensor, score: Score) -> Tensor:
+        return target_scores(logits_NK, self._panel.index, score, self._head)
 
     def probabilities(self, logits_NK: Tensor) -> Tensor:
         """(N,) of the class."""
-        return target_scores(logits_NK, self._panel.index, Score.PROBABILITY, self._head)
+        return self._scores(logits_NK, Score.PROBABILITY)
+
+    def reading(self, cells_L: Tensor, *, keep: bool) -> float:
+        """The class's probability with only those cells kept, or with them occluded."""
+        return float(self.probabilities(self.run(cells_L[None], keep=keep))[0])
+
+    def log_odds(self, count: int, kept: Callable[[slice], Tensor]) -> Tensor:
+        """(N,) of the class with only those pixels kept, (n, H, W) bool of a slice of them."""
+        self.passes += count
+        return self._scores(self._logits(count, kept), Score.LOG_ODDS)
 
     def run(self, cells_NL: Tensor, *, keep: bool) -> Tensor:
         """(N, K) logits with only those cells kept, or with them occluded."""
-        shape = self._grid.shape
 
         def kept(part: slice) -> Tensor:
-            return in_pixels(cells_NL[part].reshape(-1, *shape) == keep, self.cell, self._size)
+            return in_pixels(cells_NL[part].reshape(-1, *self.shape) == keep, self.cell, self._size)
 
+        self.passes += len(cells_NL)
         return self._logits(len(cells_NL), kept)
 
-    @cached_property
-    def rankings(self) -> tuple[Tensor, Tensor]:
-        """Cells (L,), most important first: by occluding, and by keeping."""
-        boxes_P4 = self._panel.grid.boxes_P4
-        alone = self._logits(len(boxes_P4), lambda part: inside_boxes(boxes_P4[part], self._size))
-        added_P = self.probabilities(alone)
-        added_P = added_P - added_P.min()
-        added = pixel_map(added_P, self._panel.grid, self._size, Upsample.DENSITY)
-        return self._ranking(self._panel.map_HW), self._ranking(added)
+    def met(self, cells_NL: Tensor, need: Need) -> tuple[Tensor, Tensor]:
+        """(N,) whether the need is met, and (N,) log-odds, larger the more it is."""
+        met_N = torch.ones(len(cells_NL), dtype=torch.bool)
+        margin_N = torch.zeros(len(cells_NL), dtype=torch.float64)
+        alone, occluded = need.value
+        if alone:
+            logits_NK = self.run(cells_NL, keep=True)
+            met_N &= self._holds(logits_NK)
+            margin_N += self._scores(logits_NK, Score.LOG_ODDS)
+        if occluded:
+            logits_NK = self.run(cells_NL, keep=False)
+            met_N &= self.loses(logits_NK)
+            margin_N -= self._scores(logits_NK, Score.LOG_ODDS)
+        return met_N, margin_N
 
-    def _ranking(self, map_HW: Tensor) -> Tensor:
+    def rankings(self, covered_L: Tensor | None = None) -> Mapping[str, Tensor]:
+        """The cells (R,) that are not covered, most important first, by both maps."""
+        covered_L = covered_L if covered_L is not None and bool(covered_L.any()) else None
+        if covered_L is None and self._ranked:
+            return self._ranked
+        grid = self._panel.grid
+        boxes_P4 = grid.boxes_P4
+        if covered_L is None:
+            left_HW, map_HW = torch.ones(self._size, dtype=torch.bool), self._panel.map_HW
+            ranked = torch.arange(self.cells)
+        else:
+            left_HW = in_pixels(~covered_L.reshape(1, *self.shape), self.cell, self._size)[0]
+            ranked = (~covered_L).nonzero()[:, 0]
+            rows, columns = (range(0, length, THINNED) for length in grid.shape)
+            boxes_P4 = torch.stack([boxes_P4[r * grid.shape[1] + c] for r in rows for c in columns])
+            map_HW = self._by_boxes(boxes_P4, left_HW, keep=False)
+        maps = (map_HW, self._by_boxes(boxes_P4, left_HW, keep=True))
+        rankings = {
+            name: ranked[self._means(each_HW)[ranked].argsort(descending=True, stable=True)]
+            for name, each_HW in zip(RANKED_BY, maps, strict=True)
+        }
+        if covered_L is None:
+            self._ranked = rankings
+        return rankings
+
+    def _by_boxes(self, boxes_P4: Tensor, left_HW: Tensor, *, keep: bool) -> Tensor:
+        """(H, W) what keeping boxes of what is left adds, or occluding them takes away."""
+
+        def kept(part: slice) -> Tensor:
+            return (inside_boxes(boxes_P4[part], self._size) == keep) & left_HW
+
+        self.passes += len(boxes_P4)
+        values_P = self.probabilities(self._logits(len(boxes_P4), kept))
+        values_P = values_P - values_P.min() if keep else values_P.max() - values_P
+        return pixel_map(
+            values_P, replace(self._panel.grid, boxes_P4=boxes_P4), self._size, Upsample.DENSITY
+        )
+
+    def _means(self, map_HW: Tensor) -> Tensor:
+        """(L,) of the cells."""
         boxes = self._grid.boxes_P4.tolist()
-        means = torch.stack([map_HW[y0:y1, x0:x1].double().mean() for y0, x0, y1, x1 in boxes])
-        return means.argsort(descending=True, stable=True)
+        return torch.stack([map_HW[y0:y1, x0:x1].double().mean() for y0, x0, y1, x1 in boxes])
 
-    def smallest(self, *, keep: bool) -> Region | None:
-        """The smaller of the regions that the two rankings give; None where there is none."""
-        smallest: Region | None = None
-        for ranking_L, name in zip(self.rankings, RANKED_BY, strict=True):
-            cells_L = self._first(ranking_L, keep=keep)
-            if cells_L is None:
-                return None  # all cells are the same for every ranking
-            region = self._region(self._spare(cells_L, ranking_L, keep=keep), name, keep=keep)
-            if smallest is None or region.share < smallest.share:
-                smallest = region
-        return smallest
+    def smallest(
+        self, need: Need, covered_L: Tensor | None = None, base_L: Tensor | None = None
+    ) -> Region | None:
+        """The smallest region of the cells that are not covered; None where none is found.
 
-    def _first(self, ranking_L: Tensor, *, keep: bool) -> Tensor | None:
-        """The fewest of the best cells that are enough."""
-        for part in torch.split(_prefixes(ranking_L), AT_A_TIME):
-            met_N = self._met(self.run(part, keep=keep), keep=keep)
+        Args:
+            need: what it has to do.
+            covered_L: cells that it may not have.
+            base_L: cells that the search starts with.
+        """
+        best: tuple[Tensor, str] | None = None
+        rankings = self.rankings(covered_L)
+        for name, ranking_R in rankings.items():
+            cells_L = self._first(ranking_R, need, base_L)
+            if cells_L is not None:
+                cells_L = self.minimal(cells_L, need)
+                if best is None or self._area(cells_L) < self._area(best[0]):
+                    best = cells_L, name
+        if best is None:
+            return None
+        outside = sorted({i for ranked in rankings.values() for i in ranked[:OUTSIDE].tolist()})
+        return self._region(self._exchanged(best[0], need, torch.tensor(outside)), best[1], need)
+
+    def _area(self, cells_L: Tensor) -> int:
+        return int(self._areas_L[cells_L].sum())
+
+    def _first(self, ranking_R: Tensor, need: Need, base_L: Tensor | None) -> Tensor | None:
+        """About the fewest of the best cells that are enough, with the base if there is one."""
+        grown_NL = _prefixes(ranking_R, self.cells)[_spread(0, len(ranking_R), STEPS)]
+        for part_NL in torch.split(grown_NL if base_L is None else grown_NL | base_L, AT_A_TIME):
+            met_N, _margins = self.met(part_NL, need)
             if met_N.any():
-                return part[int(met_N.int().argmax())]
+                return part_NL[int(met_N.int().argmax())]
         return None
 
-    def _spare(self, cells_L: Tensor, ranking_L: Tensor, *, keep: bool) -> Tensor:
-        """The cells that are needed: each is given back in turn, the least important first."""
-        needed = cells_L.clone()
-        for cell in ranking_L.flip(0).tolist():
-            if needed[cell]:
-                needed[cell] = False
-                needed[cell] = not self._met(self.run(needed[None], keep=keep), keep=keep)[0]
-        return needed
+    def minimal(self, cells_L: Tensor, need: Need, fewest: int = 1) -> Tensor:
+        """The region without the cells that it can do without: no single cell can go.
 
-    def _region(self, cells_L: Tensor, ranked_by: str, *, keep: bool) -> Region:
-        y0, x0, y1, x1 = self._grid.boxes_P4.T
-        areas_L = (y1 - y0) * (x1 - x0)
+        In each round all cells that can go alone are ordered by what is left without them, and as
+        many as possible of their first half go together. If fewer than `fewest` can go at first,
+        none do.
+        """
+        while True:
+            members = cells_L.nonzero()[:, 0]
+            if not len(members):
+                return cells_L
+            without_NL = cells_L.repeat(len(members), 1)
+            without_NL[torch.arange(len(members)), members] = False
+            met_N, margin_N = self.met(without_NL, need)
+            if met_N.sum() < fewest:
+                return cells_L
+            fewest = 1
+            spare = members[met_N][margin_N[met_N].argsort(descending=True, stable=True)]
+            counts = _spread(1, (len(spare) + 1) // 2, TOGETHER)
+            together_NL = cells_L & ~_prefixes(spare, self.cells)[counts]
+            met_N, _margins = self.met(together_NL, need)
+            met_N[0] = True  # as before, on its own
+            cells_L = together_NL[int(met_N.nonzero().max())]
+
+    def _exchanged(self, cells_L: Tensor, need: Need, best: Tensor) -> Tensor:
+        """The region with cells from outside, where more than one can go in exchange."""
+        while True:
+            outside = best[~cells_L[best]]
+            if not len(outside) or not cells_L.any():
+                return cells_L
+            added_NL = cells_L.repeat(len(outside), 1)
+            added_NL[torch.arange(len(outside)), outside] = True
+            met_N, margin_N = self.met(added_NL, need)
+            added_NL = added_NL[met_N][margin_N[met_N].argsort(descending=True, stable=True)]
+            for each_L in added_NL[:EXCHANGES]:
+                smaller_L = self.minimal(each_L, need, fewest=2)
+                if self._area(smaller_L) < self._area(cells_L):
+                    cells_L = smaller_L
+                    break
+            else:
+                return cells_L
+
+    def _region(self, cells_L: Tensor, ranked_by: str, need: Need) -> Region:
         return Region(
-            share=float(areas_L[cells_L].sum() / areas_L.sum()),
+            share=self._area(cells_L) / int(self._areas_L.sum()),
             cells=int(cells_L.sum()),
             of_cells=cells_L.numel(),
-            probability=float(self.probabilities(self.run(cells_L[None], keep=keep))[0]),
+            probability=self.reading(cells_L, keep=need is not Need.LOSE),
             ranked_by=ranked_by,
-            cells_rc=cells_L.reshape(self._grid.shape),
+            cells_rc=cells_L.reshape(self.shape),
         )

@@ -40,6 +40,7 @@ COMMANDS: dict[str, str] = {
     "render": "render R/occlude/truck --target automobile --score loss --colormap jet",
     "saliency": "saliency S/truck.png S/frog.png --method grad-cam --compare occlusion",
     "trust": "trust S/truck.png --target top2",
+    "reasons": "reasons S/truck.png --cell 8 --grid 3 --segments grid --parts 4",
     "layers": "layers S --seed 1",
     "filters": "filters --layer all",
     "activations": "activations S/truck.png --layer features.block1.relu2",

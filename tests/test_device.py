@@ -36,6 +36,7 @@ LINES = {
     "saliency": ["saliency", "data/cat/0.png", "--method", "gradient"],
     "grad-cam": ["saliency", "data/cat/0.png", "--method", "grad-cam", "--compare", "occlusion"],
     "trust": ["trust", "data/cat/0.png"],
+    "reasons": ["reasons", "data/cat/0.png", "--cell", "16", "--grid", "2"],
     "audit": ["audit", "data", "--mask", "16", "--stride", "16", "--top", "2"],
     "activations": ["activations", "data/cat/0.png", "--layer", "stem.conv"],
     "layers": ["layers", "data", "--gradients"],

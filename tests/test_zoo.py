@@ -85,6 +85,7 @@ def lines(root: Path, out: Path) -> dict[str, list[str]]:
         "render": [str(out / "occlude" / "00")],
         "saliency": [photo, "--method", "gradient"],
         "trust": [photo],
+        "reasons": [photo, "--cell", "12", "--grid", "2", "--segments", "grid", "--parts", "4"],
         "diff": [str(out / "occlude" / "00")] * 2,
         "audit": [data, "--mask", str(MASK), "--stride", str(STRIDE), "--no-pictures"],
         "grad-cam": [photo, "--method", "grad-cam", "--layer", "a"],

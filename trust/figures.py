@@ -14,7 +14,6 @@ from cnnviz.core.output.drawing import label_axes
 from cnnviz.core.output.layout import Cell, board, in_rows, picture, plot
 from cnnviz.core.output.options import Look
 from cnnviz.core.output.overlays import (
-    MOST_COLUMNS,
     Scale,
     hatch_pixels,
     input_cell,
@@ -88,7 +87,7 @@ def _grid(
     legend: Sequence[Entry] = (),
 ) -> Figure:
     first = input_cell(beneath, _size(maps[0]))
-    return board(in_rows([first, *cells], look.columns or MOST_COLUMNS), legend=legend)
+    return board(in_rows([first, *cells], look.columns), legend=legend)
 
 
 def _maps(

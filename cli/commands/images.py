@@ -10,6 +10,7 @@ import typer
 from cnnviz.cli.options import (
     IMAGES,
     ClusterOptions,
+    Data,
     Expect,
     ModelOptions,
     OutputOptions,
@@ -22,6 +23,7 @@ from cnnviz.core.output.options import Look
 from cnnviz.filters.activations.options import ActivationsSpec
 from cnnviz.gradients.options import SaliencySpec
 from cnnviz.occlusion.options import OcclusionSpec, PanelSpec
+from cnnviz.reasons.options import ReasonsSpec
 from cnnviz.trust.options import MinTrust, Trust, TrustSpec
 
 
@@ -56,6 +58,10 @@ class OccludeCommand:
     spec: OcclusionSpec
     look: Look
     expect: Expect = None
+    both: Annotated[
+        bool,
+        Option("With --like: explain the reference image, too, by its similarity to each image."),
+    ] = False
     min_inside: Annotated[
         float | None,
         Option(
@@ -177,6 +183,36 @@ class TrustCommand:
     ] = None
     expect: Expect = None
     min_trust: MinTrust = None
+    resume: Resume = False
+    shard: Share = None
+    cluster: ClusterOptions
+    model: ModelOptions
+    output: OutputOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasonsCommand:
+    """Find how many reasons a prediction has, and which of them are needed.
+
+    cnnviz reasons dog.jpg --model resnet18
+
+    Writes the regions that each hold the class alone, over the image, and their numbers.
+    """
+
+    FIRST: ClassVar[tuple[str, ...]] = ("targets", "cell", "most", "skip", "units", "expect")
+
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help=IMAGES)]
+    spec: ReasonsSpec
+    expect: Expect = None
+    units: Annotated[
+        Path | None,
+        Option(
+            "Finished run of max-patches of the same network: shows each filter's strongest "
+            "patches, of its layers if none is named.",
+            metavar="RUN",
+        ),
+    ] = None
+    data: Data = ()
     resume: Resume = False
     shard: Share = None
     cluster: ClusterOptions

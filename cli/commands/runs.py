@@ -6,28 +6,17 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from cnnviz.cli.options import OutputOptions
+from cnnviz.cli.options import Data, OutputOptions
 from cnnviz.core.options import Option
 from cnnviz.core.output.options import Look
 from cnnviz.diff.options import DiffSpec
 from cnnviz.report.options import MEGABYTES, PAGE
 
-Data = Annotated[
-    tuple[Path, ...],
-    Option(
-        "Folder of the images of the runs' data set; repeatable. Pictures are shown only from here "
-        "and from the runs' own folders.",
-        ("--data",),
-        lambda text, _: Path(text),
-        metavar="DIR",
-    ),
-]
-
-
 AllowCode = Annotated[
     bool,
     Option("Run code that the summary names (a factory, --output file.py:function)."),
 ]
+AllowUrls = Annotated[bool, Option("Read the URLs that the summary names.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +109,7 @@ class MergeCommand:
             "factory, or --output); repeatable."
         ),
     ] = ()
+    allow_urls: AllowUrls = False
     output: OutputOptions
 
 
@@ -139,6 +129,7 @@ class RerunCommand:
         Path, typer.Argument(metavar="SUMMARY", help="A summary.json, or its folder.")
     ]
     allow_code: AllowCode = False
+    allow_urls: AllowUrls = False
     tolerance: Annotated[
         float,
         Option("Relative difference of two numbers that is ignored.", least=0, most=1),

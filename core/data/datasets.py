@@ -25,7 +25,9 @@ from cnnviz.core.data.rasters import Raster
 from cnnviz.core.data.shards import Block, Shard
 from cnnviz.core.data.sources import find_source, is_set
 from cnnviz.core.data.tables import UNKNOWN, Example, ImageSource
+from cnnviz.core.data.urls import source_at
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.remote import READERS, is_url
 
 MAX_WORKERS = 8
 REASONS = 3
@@ -109,7 +111,8 @@ class ImageData:
         example = self.examples[index]
         image = prepare(self.open(index, preprocess), preprocess, example.path)
         label = None if example.label is None else (self.classes or ())[example.label]
-        reopen = partial(self.open, index) if self._source.files else None
+        elsewhere = self._source.files or self._source.changed
+        reopen = partial(self.open, index) if elsewhere else None
         return replace(image, label=label, reopen=reopen)
 
     @property
@@ -120,10 +123,19 @@ class ImageData:
     def changed(self, index: int) -> float:
         """The time at which an image's file, or the newest of the containing files, was written.
 
+        It is infinity for a file at a URL whose server does not say.
+
         Raises:
             OSError: it does not exist.
         """
+        if self._source.changed:
+            return self._source.changed(self.examples[index])
         return _newest(self._source.files or (Path(self.examples[index].path),))
+
+    @property
+    def remote(self) -> bool:
+        """Whether the images are at URLs."""
+        return self._source.changed is not None
 
     @property
     def canonical(self) -> bool:
@@ -210,10 +222,13 @@ def open_images(sources: Sequence[str]) -> ImageData:
     """Lists images without labels: files and folders; or a data set, as `open_data`."""
     if any(map(is_set, sources)):
         return open_data(sources)
-    examples = tuple(Example(str(p), None, n) for n, p in enumerate(find_images(sources)))
-    source = ImageSource(examples, None)
-    fingerprint = _fingerprint(examples, source)
-    return ImageData(examples, None, tuple(sources), fingerprint, len(examples), source)
+    if any(map(is_url, sources)):
+        source = source_at(sources, labels=False)
+    else:
+        listed = (Example(str(p), None, n) for n, p in enumerate(find_images(sources)))
+        source = ImageSource(tuple(listed), None)
+    examples, fingerprint = source.examples, _fingerprint(source.examples, source)
+    return ImageData(examples, source.classes, tuple(sources), fingerprint, len(examples), source)
 
 
 def failures(errors: Sequence[tuple[str, str]]) -> str:
@@ -286,7 +301,7 @@ def batches(
         workers: decoding threads; by default one for each core.
         start: index of the first image.
     """
-    threads = workers or default_workers()
+    threads = workers or (READERS if data.remote else default_workers())
     indices: list[int] = []
     images: list[Tensor] = []
 

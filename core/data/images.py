@@ -15,10 +15,10 @@ import struct
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import BinaryIO
 
 import numpy as np
@@ -30,7 +30,7 @@ from torch import Tensor
 from cnnviz.core.data.rasters import Raster, formats, is_array, is_raster, read_raster
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import exists, regular
-from cnnviz.core.models.preprocess import Preprocess
+from cnnviz.core.models.preprocess import Preprocess, original_size, reduce
 
 __all__ = [
     "Preprocess",
@@ -169,24 +169,32 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def read_rgb(path: str | Path) -> Image.Image:
+def read_rgb(path: str | Path, preprocess: Preprocess | None = None) -> Image.Image:
     """Decodes an image file (its first frame) to 8-bit RGB, upright."""
     try:
-        return decode_rgb(regular(path), path)
+        return decode_rgb(regular(path), path, preprocess)
     except PermissionError as error:
         raise CnnvizError(f"'{path}' may not be read: permission denied") from error
 
 
-def decode_rgb(content: Path | BinaryIO, path: str | Path) -> Image.Image:
-    """Decodes the content of an image file, which messages call `path`; see `read_rgb`."""
+def decode_rgb(
+    content: Path | BinaryIO, path: str | Path, preprocess: Preprocess | None = None
+) -> Image.Image:
+    """Decodes the content of an image file, which messages call `path`; see `read_rgb`.
+
+    At a reduced size if `preprocess` is fast.
+    """
     try:
         with Image.open(content, formats=formats()) as file:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and file.width * file.height > limit:
                 raise Image.DecompressionBombError(f"{file.width}x{file.height} is over {limit}")
+            about = reduce(file, preprocess) if preprocess and preprocess.fast else {}
             ImageOps.exif_transpose(file, in_place=True)
             file.load()
-            return to_rgb(file)
+            image = to_rgb(file)
+            image.info.update(about)
+            return image
     except PermissionError:
         raise
     except UnidentifiedImageError as error:
@@ -204,7 +212,7 @@ def read_picture(path: str | Path, preprocess: Preprocess) -> Image.Image | Rast
     """Reads a file as the network's channels need it: as 8-bit RGB, or as a raster."""
     if is_raster(path, preprocess):
         return read_raster(path, preprocess)
-    return read_rgb(path)
+    return read_rgb(path, preprocess)
 
 
 def prepare(
@@ -219,7 +227,7 @@ def prepare(
         planes = [picture]
     else:
         planes = [Image.fromarray(band) for band in np.moveaxis(picture, 2, 0)]
-    original = (planes[0].height, planes[0].width)
+    original = original_size(planes[0])
     if math.prod(preprocess.resized(original)) > (Image.MAX_IMAGE_PIXELS or math.inf):
         raise CnnvizError(
             f"'{path}' is {original[1]}x{original[0]}: too elongated to be resized for a working "
@@ -230,7 +238,7 @@ def prepare(
         pixels = cut[0].permute(2, 0, 1).contiguous().float() / 255
     else:
         pixels = torch.stack(cut)
-    box = preprocess.box(original)
+    pixels, box = preprocess.framed(pixels, original), preprocess.box(original)
     raster = not isinstance(picture, Image.Image)
     return WorkingImage(str(path), pixels, box, original, preprocess.bands, raster)
 
@@ -279,7 +287,8 @@ def suffixes() -> frozenset[str]:
     return frozenset(s for s, kind in known.items() if kind in formats())
 
 
-def _is_hidden(path: Path) -> bool:
+def is_hidden(path: PurePath) -> bool:
+    """Whether a file or a folder above it is hidden, or made by macOS."""
     return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
@@ -292,12 +301,12 @@ def _visible(folder: Path) -> Iterator[Path]:
 
     seen = {os.path.realpath(folder)}
     for place, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
-        below = [Path(place, name) for name in sorted(folders) if not _is_hidden(Path(name))]
+        below = [Path(place, name) for name in sorted(folders) if not is_hidden(Path(name))]
         twice = [path for path in below if os.path.realpath(path) in seen]
         left_out += [f"{path} (read already by another name)" for path in twice]
         folders[:] = [path.name for path in below if path not in twice]
         seen.update(os.path.realpath(path) for path in below)
-        yield from (Path(place, name) for name in names if not _is_hidden(Path(name)))
+        yield from (Path(place, name) for name in names if not is_hidden(Path(name)))
     if left_out:
         _log.warning("note: folders left out of %r: %s", str(folder), ", ".join(left_out))
 
@@ -311,11 +320,14 @@ def images_below(folder: Path) -> list[Path]:
     files = sorted(path for path in _visible(folder) if path.is_file())
     images = [path for path in files if path.suffix.lower() in suffixes()]
     images = images or [path for path in files if is_array(path)]
-    used = {path.suffix.lower() for path in images}
-    kinds = Counter(path.suffix.lower() for path in files) if images else Counter[str]()
-    others = {kind: n for kind, n in kinds.items() if kind not in used | suffixes()}
-    note_left_out(folder, others, "not images by their suffix")
+    note_unused(folder, (p.suffix.lower() for p in files), {p.suffix.lower() for p in images})
     return images
+
+
+def note_unused(folder: str | Path, kinds: Iterable[str], used: Collection[str]) -> None:
+    """Warns of the files of a folder with other suffixes than those that are used, if any is."""
+    others = {k: n for k, n in Counter(kinds).items() if used and k not in {*used, *suffixes()}}
+    note_left_out(folder, others, "not images by their suffix")
 
 
 def note_left_out(source: str | Path, kinds: Mapping[str, int], why: str) -> None:

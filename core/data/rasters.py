@@ -81,6 +81,20 @@ def read_map(path: str | Path, size: tuple[int, int]) -> Raster:
     return numbers
 
 
+def read_labels(path: str | Path) -> NDArray[np.int64]:
+    """Reads a label image, (rows, columns) of whole numbers, from an array or an image file."""
+    try:
+        values = _read(regular(path))
+    except DAMAGE as error:
+        raise CnnvizError(f"'{path}' cannot be read as labels: {one_line(error)}") from error
+    if values.dtype.kind not in "uib" or values.ndim != 2 or not values.size:
+        raise CnnvizError(
+            f"'{path}' is {values.dtype} {_shape(values)}; a label image has one whole number for "
+            "each pixel, the number of its segment"
+        )
+    return values.astype(np.int64)
+
+
 def check_npy(path: Path) -> None:
     """Raises a CnnvizError if a file is not a `.npy` file, by its first bytes."""
     with regular(path).open("rb") as file:

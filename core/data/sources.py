@@ -35,11 +35,13 @@ from cnnviz.core.data.tables import (
     labelled,
     read_manifest,
 )
+from cnnviz.core.data.urls import source_at
 from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.extras import required
 from cnnviz.core.files import DAMAGE, exists, regular
 from cnnviz.core.lazy import torchvision
 from cnnviz.core.models.preprocess import Preprocess
+from cnnviz.core.remote import is_url, local_folder
 
 TORCHVISION = {
     "cifar10": "cifar-10-batches-py",
@@ -102,7 +104,8 @@ def _torchvision(text: str) -> ImageSource:
     root, _, split = rest.rpartition(":")
     if split not in SPLITS or not root:
         root, split = rest, "test"
-    data = _load_torchvision(name, Path(root).expanduser(), split)
+    folder = local_folder(root)
+    data = _load_torchvision(name, folder, split)
     arrays, targets = np.asarray(data.data), [int(label) for label in data.targets]
     classes = tuple(map(str, range(10))) if name == "mnist" else tuple(data.classes)
     if len(arrays) != len(targets):
@@ -120,7 +123,7 @@ def _torchvision(text: str) -> ImageSource:
         examples,
         classes,
         lambda e, _preprocess: Image.fromarray(arrays[e.row]).convert("RGB"),
-        files=tuple(Path(root).expanduser().joinpath(TORCHVISION[name]).iterdir()),
+        files=tuple(folder.joinpath(TORCHVISION[name]).iterdir()),
         canonical=True,
     )
 
@@ -138,7 +141,7 @@ def _hf_dataset(text: str) -> ImageSource:
     if len(chosen) > len(HF_OPTIONS) or any("=" not in part for part in parts):
         raise UsageError(f"'{text}': after the folder it takes ,split=… ,image=… and ,label=…")
     library = required("datasets", HF_DATASET + "DIR", "datasets")
-    place = Path(folder).expanduser()
+    place = local_folder(folder)
     try:
         for file in [*place.rglob("*.arrow"), *place.rglob("*.json")]:
             regular(file)  # the library waits for pipes
@@ -200,8 +203,7 @@ class _Rows:
         return f"{self.rows._fingerprint} {example.row}"
 
     def open(self, example: Example, preprocess: Preprocess) -> Image.Image:
-        """Decodes a row."""
-        del preprocess  # these are never rasters
+        """Decodes a row, which is never a raster."""
         try:
             cell = self.rows[example.row][self.column]
         except DAMAGE as error:
@@ -209,8 +211,8 @@ class _Rows:
         if cell is None:
             raise CnnvizError(f"'{example.path}' has no image")
         if cell["bytes"] is not None:
-            return decode_rgb(io.BytesIO(cell["bytes"]), example.path)
-        return read_rgb(cell["path"])
+            return decode_rgb(io.BytesIO(cell["bytes"]), example.path, preprocess)
+        return read_rgb(cell["path"], preprocess)
 
 
 def _one(names: Sequence[str], chosen: str, option: str, what: str, text: str) -> str:
@@ -298,10 +300,16 @@ def find_source(sources: Sequence[str]) -> ImageSource:
     Args:
         sources: one folder (a folder per class in it, flat, or of tar files), one manifest
             (`MANIFESTS`), one `cifar10:DIR[:train]`, `mnist:DIR` or `fashionmnist:DIR`, one
-            `hf-dataset:DIR`, tar files (`shards-{000..099}.tar`), or several files or folders.
+            `hf-dataset:DIR`, tar files (`shards-{000..099}.tar`), or several files or folders;
+            each of these, or all, may be URLs.
     """
-    if paths := _tars(sources):
-        return tars.of_tars(paths)
+    if any(map(is_url, sources)):
+        return source_at(sources)
+    return tars.of_tars(paths) if (paths := _tars(sources)) else _local(sources)
+
+
+def _local(sources: Sequence[str]) -> ImageSource:
+    """One data set, or several files or folders."""
     if len(sources) == 1:
         only = Path(sources[0])
         if _names_torchvision(sources[0]):

@@ -22,6 +22,7 @@ from cnnviz.core.data.rasters import ARRAYS, Raster
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.files import exists, from_json, lines, read_text
 from cnnviz.core.models.preprocess import Preprocess
+from cnnviz.core.remote import is_url
 
 UNKNOWN = -1
 MANIFESTS = frozenset({".csv", ".tsv", ".txt", ".json", ".jsonl"})
@@ -79,6 +80,7 @@ class ImageSource:
         canonical: whether the classes are in the data set's official order, in which models are
             trained on it.
         folders: whether the classes are the names of folders.
+        changed: when an image was written, in seconds, if it is not in a local file.
     """
 
     examples: tuple[Example, ...]
@@ -88,6 +90,7 @@ class ImageSource:
     files: tuple[Path, ...] = ()
     canonical: bool = False
     folders: bool = False
+    changed: Callable[[Example], float] | None = None
 
 
 def _by_number(name: str) -> tuple[bool, int, str]:
@@ -115,10 +118,22 @@ def label_text(label: object) -> str | None:
     return None if label is None else str(label).strip()
 
 
-def _delimiter(text: Sequence[str], folder: Path) -> str:
+@dataclass(frozen=True)
+class Manifest:
+    """A list of images: its name, its suffix, and whether a file is in its folder."""
+
+    name: str
+    suffix: str
+    has: Callable[[str], bool]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _delimiter(text: Sequence[str], manifest: Manifest) -> str:
     """The most frequent of comma, semicolon and tab in the first line."""
     first = next((line for line in text if line.strip()), "")
-    return "," if exists(folder / first.strip()) else max(",;\t", key=first.count)
+    return "," if manifest.has(first.strip()) else max(",;\t", key=first.count)
 
 
 def _column(header: Sequence[str], names: Sequence[str]) -> int:
@@ -130,7 +145,7 @@ def _names_image(cells: Sequence[str]) -> bool:
     return any(Path(cell.strip()).suffix.lower() in suffixes() | ARRAYS for cell in cells)
 
 
-def _header(rows: Sequence[Sequence[str]], manifest: Path) -> tuple[int, Sequence[str]]:
+def _header(rows: Sequence[Sequence[str]], manifest: Manifest) -> tuple[int, Sequence[str]]:
     """The column of the paths and the header; the header is empty if the first row is an image."""
     if not rows or _names_image(rows[0]):
         return 0, ()
@@ -143,7 +158,7 @@ def _header(rows: Sequence[Sequence[str]], manifest: Path) -> tuple[int, Sequenc
             f"the manifest '{manifest}' begins with a row that does not name an image: "
             f"{shown}; call a header's columns path and label"
         )
-    if not any(exists(manifest.parent / row[0].strip()) for row in rows[:2]):
+    if not any(manifest.has(row[0].strip()) for row in rows[:2]):
         raise UsageError(
             f"the manifest '{manifest}' names no image in its first rows ({shown}): expected file "
             "names with their suffix (.jpg, .png, ...); call a header's columns path and label"
@@ -156,7 +171,7 @@ def _usual(name: str) -> str:
 
 
 def _labels(
-    header: Sequence[str], rows: Sequence[Sequence[str]], place: int, manifest: Path
+    header: Sequence[str], rows: Sequence[Sequence[str]], place: int, manifest: Manifest
 ) -> list[str | None]:
     """The label of each row of a table; a note says which column was taken, if its name does not.
 
@@ -196,8 +211,8 @@ def _marked(names: Sequence[str], marks: Sequence[str]) -> str:
     return "|".join(n for n, mark in zip(names, marks, strict=True) if MARKS[mark]) or "|"
 
 
-def _csv_rows(text: str, manifest: Path) -> list[Named]:
-    mark = _delimiter(lines(text), manifest.parent)
+def _csv_rows(text: str, manifest: Manifest) -> list[Named]:
+    mark = _delimiter(lines(text), manifest)
     stream = io.StringIO(text, newline="")  # quoted cells may hold line breaks
     reader = csv.reader(stream, strict=True, delimiter=mark, skipinitialspace=True)
     try:
@@ -213,7 +228,7 @@ def _csv_rows(text: str, manifest: Path) -> list[Named]:
     return [(row[place].strip(), label) for row, label in zip(rows, labels, strict=True)]
 
 
-def _list_rows(text: str, manifest: Path) -> list[Named]:
+def _list_rows(text: str, manifest: Manifest) -> list[Named]:
     """A path in each line and, after the last blank, its label, as Caffe and ImageNet have it."""
     listed = [line.strip() for line in lines(text) if line.strip()]
     if any(mark in line for line in listed[:1] for mark in ",;\t"):
@@ -221,13 +236,13 @@ def _list_rows(text: str, manifest: Path) -> list[Named]:
     rows: list[Named] = []
     for line in listed:
         path, _, label = line.replace("\t", " ").rpartition(" ")
-        alone = not path or _names_image([label]) or exists(manifest.parent / line)
+        alone = not path or _names_image([label]) or manifest.has(line)
         rows.append((line, None) if alone else (path.strip(), label))
     _header([[path] for path, _ in rows], manifest)
     return rows
 
 
-def _json_lines(text: str, manifest: Path) -> list[Named]:
+def _json_lines(text: str, manifest: Manifest) -> list[Named]:
     rows: list[object] = []
     for number, line in enumerate(lines(text), start=1):
         if not line.strip():
@@ -239,7 +254,7 @@ def _json_lines(text: str, manifest: Path) -> list[Named]:
     return _objects(rows, manifest, "line")
 
 
-def _objects(rows: Sequence[object], manifest: Path, what: str) -> list[Named]:
+def _objects(rows: Sequence[object], manifest: Manifest, what: str) -> list[Named]:
     """Objects with a path and, if known, a label, under the usual names."""
     named: list[Named] = []
     without: set[str] = set()
@@ -260,7 +275,7 @@ def _objects(rows: Sequence[object], manifest: Path, what: str) -> list[Named]:
     return named
 
 
-def _json_rows(text: str, manifest: Path) -> list[Named]:
+def _json_rows(text: str, manifest: Manifest) -> list[Named]:
     """A list of objects, or COCO's images, annotations and categories."""
     try:
         content = from_json(text)
@@ -289,7 +304,7 @@ def _coco(content: Any) -> list[Named]:
     ]
 
 
-_READERS: dict[str, Callable[[str, Path], list[Named]]] = {
+_READERS: dict[str, Callable[[str, Manifest], list[Named]]] = {
     ".csv": _csv_rows,
     ".tsv": _csv_rows,
     ".txt": _list_rows,
@@ -298,17 +313,29 @@ _READERS: dict[str, Callable[[str, Path], list[Named]]] = {
 }
 
 
-def read_manifest(manifest: Path) -> ImageSource:
-    """The images that a manifest lists, with paths relative to its folder."""
-    try:
-        text = read_text(manifest)
-    except CnnvizError as error:
-        raise UsageError(f"the manifest cannot be used: {error}") from error
-    rows = _READERS[manifest.suffix.lower()](text, manifest)
+def read_rows(text: str, manifest: Manifest) -> list[Named]:
+    """The paths and labels that a manifest lists."""
+    rows = _READERS[manifest.suffix](text, manifest)
     if not rows:
         raise UsageError(f"the manifest '{manifest}' lists no image")
-    folder = "" if manifest.parent == Path() else str(manifest.parent)
-    return labelled((_in_folder(folder, path), label or None) for path, label in rows)
+    return rows
+
+
+def read_manifest(path: Path) -> ImageSource:
+    """The images that a local manifest lists, with paths relative to its folder."""
+    try:
+        text = read_text(path)
+    except CnnvizError as error:
+        raise UsageError(f"the manifest cannot be used: {error}") from error
+    manifest = Manifest(str(path), path.suffix.lower(), lambda name: exists(path.parent / name))
+    rows = read_rows(text, manifest)
+    if url := next((name for name, _ in rows if is_url(name)), None):
+        raise UsageError(
+            f"the manifest '{path}' names '{url[:200]}', and a local file cannot name URLs; put it "
+            "next to the images, and give its URL"
+        )
+    folder = "" if path.parent == Path() else str(path.parent)
+    return labelled((_in_folder(folder, name), label or None) for name, label in rows)
 
 
 def _in_folder(folder: str, path: str) -> str:

@@ -15,6 +15,7 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby, product
 from os.path import commonpath
@@ -31,6 +32,7 @@ from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.files import from_json, regular
 from cnnviz.core.models.labels import is_wnid
 from cnnviz.core.models.preprocess import Preprocess
+from cnnviz.core.remote import RemoteFile
 
 SUFFIX = ".tar"
 CLASS, JSON = "cls", "json"
@@ -45,6 +47,7 @@ _EXTENDED += tarfile.XHDTYPE + tarfile.XGLTYPE + tarfile.SOLARIS_XHDTYPE
 _BRACES = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 _UNLABELLED = "note: no image of %r has a label: its .json files have none of the keys %s"
 _log = logging.getLogger("cnnviz")
+Tar = Path | RemoteFile
 
 
 def expand(name: str) -> Iterator[str]:
@@ -118,7 +121,7 @@ def _after(stream: IO[bytes], end: int) -> int | None:
     return end + _BLOCK + zeros // _BLOCK * _BLOCK if zeros < len(padding) else None
 
 
-def _members(stream: IO[bytes], path: Path, others: Counter[str]) -> Iterator[_Member]:
+def _members(stream: IO[bytes], path: Tar, others: Counter[str]) -> Iterator[_Member]:
     """The regular files of a tar, in order; links and sparse files are counted in `others`."""
     start: int | None = 0
     try:
@@ -177,7 +180,7 @@ def _folders(names: Sequence[str]) -> list[str | None]:
     return [folders[common] if len(folders) > common + 1 else None for folders in parts]
 
 
-def _by_place(names: Sequence[str], tars: Sequence[Path]) -> list[str | None]:
+def _by_place(names: Sequence[str], tars: Sequence[Tar]) -> list[str | None]:
     """The class of each image by its folder in its tar, or by its tar's name if that is a wnid."""
     classes = _folders(names)
     if any(classes) or not all(is_wnid(path.stem) for path in tars):
@@ -185,7 +188,7 @@ def _by_place(names: Sequence[str], tars: Sequence[Path]) -> list[str | None]:
     return [path.stem for path in tars]
 
 
-def _note_unused(paths: Sequence[Path], others: Mapping[str, int]) -> None:
+def _note_unused(paths: Sequence[Tar], others: Mapping[str, int]) -> None:
     kinds = {kind if " " in kind or not kind else f".{kind}": n for kind, n in others.items()}
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     note_left_out(f"{paths[0]}{more}", kinds, "not the images of their samples")
@@ -201,7 +204,7 @@ class _Places:
         places_N3: of each image, the number of its file, its offset and its number of bytes.
     """
 
-    tars: tuple[Path, ...]
+    tars: tuple[Tar, ...]
     stamps: tuple[str, ...]
     places_N3: NDArray[np.int64]
 
@@ -210,24 +213,33 @@ class _Places:
         number, offset, size = self.places_N3[example.row].tolist()
         return f"{self.stamps[number]} {offset} {size}"
 
+    def changed(self, example: Example) -> float:
+        """When the tar at a URL changed."""
+        path = self.tars[self.places_N3[example.row, 0]]
+        return path.changed if isinstance(path, RemoteFile) else path.stat().st_mtime
+
     def open(self, example: Example, preprocess: Preprocess) -> Image.Image:
-        """Decodes an image in place."""
-        del preprocess  # these are never rasters
+        """Decodes an image in place, which is never a raster."""
         number, offset, size = self.places_N3[example.row].tolist()
         path = self.tars[number]
+        if isinstance(path, RemoteFile):
+            return decode_rgb(
+                io.BytesIO(path.read(offset, offset + size)), example.path, preprocess
+            )
         try:
             with path.open("rb") as stream:
                 stream.seek(offset)
                 content = stream.read(size)
         except OSError as error:
             raise CnnvizError(f"'{path}' cannot be read: {one_line(error)}") from error
-        return decode_rgb(io.BytesIO(content), example.path)
+        return decode_rgb(io.BytesIO(content), example.path, preprocess)
 
 
-def _scan(path: Path, others: Counter[str]) -> Iterator[tuple[_Member, str | None]]:
+def _scan(path: Tar, others: Counter[str]) -> Iterator[tuple[_Member, str | None]]:
     """The images of a tar with their labels; `others` counts the files that are not used."""
     formats = frozenset(suffix.removeprefix(".") for suffix in suffixes())
-    with regular(path).open("rb") as stream, path.open("rb") as labels:
+    local = isinstance(path, Path) and regular(path)
+    with path.open("rb") as stream, path.open("rb") if local else nullcontext(stream) as labels:
         members = _members(stream, path, others)
         for _, group in groupby(members, key=lambda member: member.key):
             sample = list(group)
@@ -244,7 +256,7 @@ def _scan(path: Path, others: Counter[str]) -> Iterator[tuple[_Member, str | Non
                 yield image, label
 
 
-def of_tars(paths: Sequence[Path]) -> ImageSource:
+def of_tars(paths: Sequence[Tar]) -> ImageSource:
     """The images in some tar files, in order."""
     others: Counter[str] = Counter()
     names: list[str] = []
@@ -264,9 +276,15 @@ def of_tars(paths: Sequence[Path]) -> ImageSource:
         labels = _by_place(names, in_tar)
         if others[JSON] and not any(labels):
             _log.warning(_UNLABELLED, str(paths[0]), ", ".join(LABEL_COLUMNS))
-    stats = [path.stat() for path in paths]
-    stamps = tuple(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats)
-    table = _Places(tuple(paths), stamps, np.array(places, np.int64))
+    table = _Places(tuple(paths), tuple(map(_stamp, paths)), np.array(places, np.int64))
     shown = (f"{paths[place[0]]}/{name}" for place, name in zip(places, names, strict=True))
     source = labelled(zip(shown, labels, strict=True))
-    return replace(source, open=table.open, state=table.state, files=tuple(paths))
+    source = replace(source, open=table.open, state=table.state)
+    local = tuple(path for path in paths if isinstance(path, Path))
+    return replace(source, files=local, changed=None if local else table.changed)
+
+
+def _stamp(path: Tar) -> str:
+    if isinstance(path, RemoteFile):
+        return path.stamp
+    return f"{path.stat().st_size} {path.stat().st_mtime_ns}"

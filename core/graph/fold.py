@@ -11,7 +11,7 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from cnnviz.core.graph.program import OUT_OF_PLACE, VIEWS, name_of, target_name, writes
@@ -19,15 +19,22 @@ from cnnviz.core.graph.trace import Untraceable, replaced
 
 _DROPPED_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_SCALE, _SHIFT = "folded_scale", "folded_shift"
+MOST = 64
+"""Times its own deviation that a channel may be shifted and still be told to six bits less."""
 _DROPPED_FUNCTIONS = ("dropout", "dropout2d", "stochastic_depth")
 
 
-def fold(traced: fx.GraphModule, keep: Collection[str] = ()) -> fx.GraphModule:
+def fold(
+    traced: fx.GraphModule, keep: Collection[str] = (), rescaled: Collection[str] = ()
+) -> fx.GraphModule:
     """Copies a network with batch norms folded, no-ops removed and convolutions channels-last.
 
     Args:
         traced: the result of `cnnviz.core.graph.trace.trace`.
         keep: dotted names of layers whose outputs are needed; these layers are not changed.
+        rescaled: those of them whose output may be rescaled: each of its channels is multiplied by
+            a number and shifted (`rescaling` tells by what), because a batch norm is folded in.
 
     Raises:
         Untraceable: an operation overwrites a part of a tensor that is read again later.
@@ -40,6 +47,7 @@ def fold(traced: fx.GraphModule, keep: Collection[str] = ()) -> fx.GraphModule:
     _redirect_overwritten(folded)
     layers = dict(traced.meta.get("layers", {}))
     kept = {layers[name] for name in keep if name in layers}
+    free = {layers[name] for name in rescaled if name in layers}
 
     def layer(node: fx.Node) -> nn.Module:
         return folded.get_submodule(str(node.target))
@@ -52,16 +60,27 @@ def fold(traced: fx.GraphModule, keep: Collection[str] = ()) -> fx.GraphModule:
             continue
         if is_noop(folded, node):
             _bypass(node, source, layers)
-        elif source.name not in kept and _foldable(folded, node, source):
-            merged = _merged(layer(source), layer(node))
+        elif source.name in kept and source.name not in free:
+            continue
+        elif _foldable(folded, node, source):
+            merged, undone = _merged(layer(source), layer(node))
+            if source.name in kept and not undone:
+                continue
             folded.set_submodule(str(source.target), merged)
-            _forget(layers, source.name)
+            if source.name not in kept:
+                _forget(layers, source.name)
             _bypass(node, source, layers)
     _lay_out(folded)
     folded.delete_all_unused_submodules()
     folded.recompile()
     folded.meta["layers"] = layers
     return folded
+
+
+def rescaling(layer: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """What `fold` multiplied and shifted each channel of a layer's output by, if it did."""
+    buffers = dict(layer.named_buffers(recurse=False))
+    return (buffers[_SCALE], buffers[_SHIFT]) if _SCALE in buffers else None
 
 
 def _lay_out(graph_module: fx.GraphModule) -> None:
@@ -137,8 +156,8 @@ def _foldable(module: fx.GraphModule, node: fx.Node, source: fx.Node) -> bool:
     )
 
 
-def _merged(convolution: nn.Module, norm: Any) -> nn.Conv2d:
-    """One convolution equivalent to both layers."""
+def _merged(convolution: nn.Module, norm: Any) -> tuple[nn.Conv2d, bool]:
+    """One convolution equivalent to both layers, and whether its output tells the first one's."""
     merged = copy.deepcopy(convolution)
     assert isinstance(merged, nn.Conv2d)  # noqa: S101 (as `_foldable` requires)
 
@@ -157,7 +176,15 @@ def _merged(convolution: nn.Module, norm: Any) -> nn.Conv2d:
     dtype = merged.weight.dtype
     merged.weight = nn.Parameter(weight.detach().to(dtype), requires_grad=False)
     merged.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
-    return merged
+    deviation = (exact(norm.running_var) + norm.eps).sqrt()
+    ones = torch.ones_like(deviation)
+    scale = (ones if norm.weight is None else exact(norm.weight)) / deviation
+    offset = 0 * ones if norm.bias is None else exact(norm.bias)
+    shift = offset - exact(norm.running_mean) * scale
+    merged.register_buffer(_SCALE, scale.to(dtype))
+    merged.register_buffer(_SHIFT, shift.to(dtype))
+    undone = dtype.itemsize >= 4 and bool((shift.abs() <= MOST * (scale * deviation).abs()).all())
+    return merged, undone and bool(scale.all())
 
 
 def _bypass(node: fx.Node, source: fx.Node, layers: dict[str, str]) -> None:

@@ -325,7 +325,7 @@ def probe(
         kind = str(dtype).removeprefix("torch.")
         raise CnnvizError(
             f"{name} cannot run on an image of {channels}x{size[0]}x{size[1]} in {kind} on "
-            f"{device}: {_essence(error)}{_remedy(error, kind)}"
+            f"{device}: {_essence(error)}{_remedy(error, kind, getattr(module, 'others', ''))}"
         ) from error
 
 
@@ -350,6 +350,7 @@ def _essence(error: BaseException) -> str:
     return (lines[-1] if "TorchScript" in lines[0] else lines[0]).strip()[:200]
 
 
+_SIZE = "--size gives another size"
 _REMEDIES = (
     (
         r"conv3d|5D|5-D|5-dim|\(expected 5, got 4\)",
@@ -382,7 +383,7 @@ _REMEDIES = (
         r"smaller than|too small|size mismatch|shape mismatch|must match|divisible|[Ii]nput size|"
         r"[Pp]ositional? |Input (image )?(height|width|size)|non-empty|patch|stack expects|"
         r"more than 1 value per channel|shapes? .*cannot be",
-        "--size gives another size",
+        _SIZE,
     ),
 )
 """What an error of the first run says, and what to do about it. For any other, nothing is known."""
@@ -391,12 +392,15 @@ _FORMATS = re.compile(
 )
 
 
-def _remedy(error: BaseException, kind: str) -> str:
+def _remedy(error: BaseException, kind: str, others: str) -> str:
     if _FORMATS.search(str(error)):
         advice = "" if kind == "float32" else ", or --precision fp32"
         return f"; its code fixes a number format: let it convert to that of its input{advice}"
     fitting = (advice for pattern, advice in _REMEDIES if re.search(pattern, str(error)))
-    return "".join(f"; {advice}" for advice in [*fitting][:1])
+    advice = next(fitting, "")
+    if others and advice in ("", _SIZE):
+        advice = f"--input gives {others} for one image: check that its code expects that"
+    return f"; {advice}" if advice else ""
 
 
 def run_checked(

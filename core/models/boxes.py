@@ -35,6 +35,8 @@ from cnnviz.core.models.targets import Reading, Target
 SAME = 0.5
 """IoU from which two boxes of a class are in the same place."""
 ALL = "all"
+MOST = 100
+"""Boxes of an image that are explained in a run, and drawn by `detect`."""
 _KEYS = ("boxes", "scores", "labels")
 _LIMITS = ("score_thresh", "nms_thresh", "detections_per_img")
 _UNUSED = tuple(f"{task}_{part}" for task in ("mask", "keypoint") for part in ("roi_pool", "head"))
@@ -43,7 +45,7 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class Detections:
-    """What a detector returns for one image."""
+    """What a detector returns for one image, each box with its class."""
 
     corners_n4: Tensor
     scores_n: Tensor
@@ -53,25 +55,49 @@ class Detections:
         """Some of them."""
         return Detections(self.corners_n4[picked], self.scores_n[picked], self.classes_n[picked])
 
+    def of_classes(self, classes_B: Tensor) -> Tensor:
+        """(B, n) the scores for classes; 0 for another."""
+        return torch.where(classes_B[:, None] == self.classes_n, self.scores_n, 0.0)
+
+
+@dataclass(frozen=True)
+class Candidates(Detections):
+    """Boxes each with scores of all classes; its class is the one with the highest score."""
+
+    scores_nK: Tensor
+
+    def of_classes(self, classes_B: Tensor) -> Tensor:
+        """(B, n) the scores for classes."""
+        return self.scores_nK.T[classes_B]
+
 
 def detections(raw: object) -> list[Detections] | None:
     """A detector's output, image by image; None if it is not one: a list of dicts as torchvision's.
 
-    The dicts have `boxes` (n, 4), `scores` (n,) and `labels` (n,).
+    The dicts have `boxes` (n, 4), `scores` (n,) and `labels` (n,), or, without labels, scores
+    (n, K) of all classes.
     """
     if not isinstance(raw, list | tuple) or not raw:
         return None
-    results = []
-    for entry in raw:
-        if not isinstance(entry, Mapping) or not all(key in entry for key in _KEYS):
-            return None
-        corners, scores, classes = (entry[key] for key in _KEYS)
-        if not all(isinstance(value, Tensor) for value in (corners, scores, classes)):
-            return None
-        if corners.shape != (len(scores), 4) or scores.ndim != 1 or classes.shape != scores.shape:
-            return None
-        results.append(Detections(corners.float(), scores.float(), classes.long()))
-    return results
+    results = [result for entry in raw if (result := _of_image(entry)) is not None]
+    return results if len(results) == len(raw) else None
+
+
+def _of_image(entry: object) -> Detections | None:
+    corners, scores, classes = (
+        entry.get(key) if isinstance(entry, Mapping) else None for key in _KEYS
+    )
+    if not isinstance(corners, Tensor) or not isinstance(scores, Tensor) or not scores.ndim:
+        return None
+    if corners.shape != (len(scores), 4):
+        return None
+    corners, scores = corners.float(), scores.float()
+    if classes is None and scores.ndim == 2 and scores.shape[1]:
+        best = scores.max(1)
+        return Candidates(corners, best.values, best.indices, scores)
+    if not isinstance(classes, Tensor) or scores.ndim != 1 or classes.shape != scores.shape:
+        return None
+    return Detections(corners, scores, classes.long())
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +164,7 @@ class BoxReading(Reading):
                 for index, other in enumerate(self.names)
                 if normalised_name(other) == normalised_name(name)
             ]
-            if text == ALL:
+            if text.casefold() == ALL:
                 of_class = list(range(len(self)))
             elif number := whole_number(text):
                 of_class = [number - 1] if number <= len(self) else []
@@ -147,7 +173,12 @@ class BoxReading(Reading):
             if not of_class:
                 raise CnnvizError(f"'{path}': {self._missing(text[:40], head.threshold)}")
             found += of_class
-        return tuple(dict.fromkeys(found))
+        if len(picked := tuple(dict.fromkeys(found))) > MOST:
+            raise CnnvizError(
+                f"'{path}': --box names {len(picked):,} boxes; at most {MOST} are explained in a "
+                "run: name some by number, or raise --threshold"
+            )
+        return picked
 
     def _missing(self, text: str, threshold: float) -> str:
         pairs = zip(self.numbered, self.scores_B.tolist(), strict=True)
@@ -224,6 +255,7 @@ class Boxes(Target):
                 f"{float(all_.scores_n.max()):.3g}; scores of boxes are in 0 to 1"
             )
         found = self._kept(all_)
+        self._check(found)
         listed = list(range(len(self.names)))
         if not listed:
             listed = sorted(set(all_.classes_n.tolist()))
@@ -237,6 +269,24 @@ class Boxes(Target):
             (*map(self._name, listed), "class"),
             self._size,
         )
+
+    def _check(self, found: Detections) -> None:
+        """Raise CnnvizError if boxes are not in the image, or of a class without a name."""
+        for corners, index in zip(found.corners_n4.tolist(), found.classes_n.tolist(), strict=True):
+            x0, y0, x1, y1 = corners
+            rows, columns = self._size
+            overlaps = x0 < columns and y0 < rows and x1 > 0 and y1 > 0
+            if not (x0 <= x1 and y0 <= y1 and overlaps):
+                raise CnnvizError(
+                    f"{self._model} returns the box ({', '.join(f'{v:.4g}' for v in corners)}) for "
+                    f"an image of {rows}x{columns}; boxes are x0, y0, x1, y1 in pixels of it, "
+                    "and overlap it"
+                )
+            if self.names and not 0 <= index < len(self.names):
+                raise CnnvizError(
+                    f"{self._model} returns a box of class {index}; there are {len(self.names)} "
+                    "class names (--labels names classes by their index, from 0)"
+                )
 
     def _name(self, index: int) -> str:
         return self.names[index] if 0 <= index < len(self.names) else f"class {index}"
@@ -265,8 +315,7 @@ class Boxes(Target):
     ) -> Tensor:
         overlap = torchvision("ops").box_iou
         iou_Bn = overlap(corners_B4, given.corners_n4)
-        same_Bn = classes_B[:, None] == given.classes_n
-        numbers_B = _highest(torch.where(same_Bn, iou_Bn * given.scores_n, 0.0))
+        numbers_B = _highest(iou_Bn * given.of_classes(classes_B))
         found = self._kept(given)
         iou_Bn = overlap(corners_B4, found.corners_n4)
         there_Bn = (classes_B[:, None] == found.classes_n) & (iou_Bn >= SAME)
@@ -303,12 +352,4 @@ def taken_over(
     transform.image_mean, transform.image_std = [0.0] * len(colours[0]), [1.0] * len(colours[0])
     if not transform.fixed_size:
         transform.min_size, transform.max_size = (min(preprocess.crop),), max(preprocess.crop)
-    return preprocess
-
-
-def square_note(name: str, preprocess: Preprocess) -> str:
-    """What is left out of an image that is not square."""
-    return (
-        f"{name} takes images of any proportions; here their central square is taken, "
-        f"{preprocess.crop[0]}x{preprocess.crop[1]} (--size HxW for another)"
-    )
+    return preprocess.fitted()

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from cnnviz.core.errors import UsageError
+from cnnviz.core.errors import USER_CODE_ERRORS, UsageError
 from cnnviz.core.models.preprocess import Preprocess
+
+_SIDES = {nn.Conv1d: "length", nn.Conv2d: "H, W", nn.Conv3d: "D, H, W"}
 
 Reader = Callable[[Preprocess], Tensor]
 """Reads an input for one image, without the axis of the batch; images are prepared so."""
@@ -72,7 +74,7 @@ def with_inputs(
     files = dict(given)
     unknown = [key for key in (*files, *filter(None, [covered])) if key not in known]
     if unknown:
-        raise UsageError(f"{name} has no input '{unknown[0]}'; {_described(known)}")
+        raise UsageError(f"{name} has no input '{unknown[0]}'; {_described(module, known)}")
     if len(files) < len(given) or covered in files:
         twice = covered if covered in files else next(k for k, r in given if files[k] is not r)
         raise UsageError(f"the input '{twice}' of {name} is given twice (--input, --cover)")
@@ -81,7 +83,8 @@ def with_inputs(
     missing = [key for key in free if key != image]
     if missing:
         raise UsageError(
-            f"{name} takes {len([*filter(None, known.values())])} inputs ({_described(known)}); "
+            f"{name} takes {len([*filter(None, known.values())])} inputs "
+            f"({_described(module, known)}); "
             f"--input {missing[0]}=FILE gives '{missing[0]}' (image, .npy, .json or .csv), and "
             f"--cover says which one is the image ('{image}' if it is not given)"
         )
@@ -92,9 +95,34 @@ def with_inputs(
     return _fixed(module, image, {k: Fixed(read(preprocess)) for k, read in files.items()})
 
 
-def _described(known: Mapping[str, bool]) -> str:
-    named = ", ".join(k if required else f"{k} (optional)" for k, required in known.items())
-    return f"its forward takes {named or 'nothing that is known'}"
+def _described(module: nn.Module, known: Mapping[str, bool]) -> str:
+    shapes = _shapes(module)
+    named = (
+        f"{key}{shapes.get(key, '')}{'' if required else ' (optional)'}"
+        for key, required in known.items()
+    )
+    return f"its forward takes {', '.join(named) or 'nothing that is known'}"
+
+
+def _shapes(module: nn.Module) -> dict[str, str]:
+    """The shapes of inputs that go to a layer directly, by that layer."""
+    try:
+        graph = fx.Tracer().trace(module)
+    except USER_CODE_ERRORS:
+        return {}
+    shapes = {}
+    for node in graph.find_nodes(op="placeholder"):
+        for user in node.users:
+            if user.op != "call_module" or user.args[:1] != (node,):
+                continue
+            layer: Any = module.get_submodule(str(user.target))
+            if isinstance(layer, nn.Linear):
+                shapes[node.name] = f" (N, {layer.in_features})"
+            elif isinstance(layer, nn.Embedding):
+                shapes[node.name] = f" (whole numbers below {layer.num_embeddings})"
+            elif sides := _SIDES.get(type(layer)):
+                shapes[node.name] = f" (N, {layer.in_channels}, {sides})"
+    return shapes
 
 
 def _fixed(module: nn.Module, image: str, others: Mapping[str, Fixed]) -> nn.Module:
@@ -104,5 +132,7 @@ def _fixed(module: nn.Module, image: str, others: Mapping[str, Fixed]) -> nn.Mod
         fixed = {name: value.repeated(x) for name, value in others.items()}
         return kind.forward(self, **{image: x}, **fixed)
 
-    module.__class__ = type(kind.__name__, (kind,), {"forward": forward})
+    shapes = ((name, tuple(fixed.value.shape)) for name, fixed in others.items())
+    text = ", ".join(f"'{name}' of shape {shape}" for name, shape in shapes)
+    module.__class__ = type(kind.__name__, (kind,), {"forward": forward, "others": text})
     return module

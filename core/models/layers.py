@@ -165,8 +165,8 @@ def _run_blank(model: Model) -> None:
         model.outputs(model.blank())
 
 
-def note_repeats(model: Model, names: Sequence[str]) -> None:
-    """Print a note for each of these layers that runs more than once in a pass."""
+def count_runs(model: Model, names: Sequence[str]) -> Counter[str]:
+    """How often each of these layers runs in a pass."""
     runs: Counter[str] = Counter()
 
     def count(name: str, output: Tensor) -> Tensor:
@@ -175,7 +175,12 @@ def note_repeats(model: Model, names: Sequence[str]) -> None:
 
     with replace_outputs(model.module, {name: partial(count, name) for name in names}):
         _run_blank(model)
-    for name, times in runs.items():
+    return runs
+
+
+def note_repeats(model: Model, names: Sequence[str]) -> None:
+    """Print a note for each of these layers that runs more than once in a pass."""
+    for name, times in count_runs(model, names).items():
         if times > 1:
             _log.warning(
                 "note: layer %r runs %d times in a forward pass; its last run is used", name, times

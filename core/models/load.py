@@ -17,11 +17,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from cnnviz.core.choices import HeadChoice, Precision
+from cnnviz.core.choices import Decode, HeadChoice, Precision
 from cnnviz.core.device import pick_device
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.behaviour import Behaviour, guarded, run_first
-from cnnviz.core.models.boxes import Boxes, square_note, taken_over
+from cnnviz.core.models.boxes import Boxes, taken_over
+from cnnviz.core.models.files.kinds import SUFFIXES, parts_of
 from cnnviz.core.models.fitting import FEATURES_ONLY
 from cnnviz.core.models.heads import Head, Kind
 from cnnviz.core.models.inputs import Reader, with_inputs
@@ -30,6 +31,7 @@ from cnnviz.core.models.outputs import ReadOut, read_out
 from cnnviz.core.models.preprocess import Preprocess, adjust, plain
 from cnnviz.core.models.targets import Reading, Target
 from cnnviz.core.models.trained import BUNDLED, Trained, find_trained
+from cnnviz.core.remote import is_url, local_copy, named_by_url
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
@@ -55,6 +57,8 @@ class Model:
         target: what makes rows of its output; None for a network that returns rows.
         layout: the memory format of its input.
         random: the seed of its weights if they are random (`--weights none`); None otherwise.
+        choices: the user's options about inputs and outputs, with digests of their files, for
+            journals; empty from Python.
     """
 
     module: nn.Module
@@ -73,6 +77,7 @@ class Model:
     target: Target | None = None
     layout: torch.memory_format = torch.contiguous_format
     random: int | None = None
+    choices: str = ""
 
     @property
     def classes(self) -> int:
@@ -156,13 +161,15 @@ def load_model(
     features: bool = False,
     inputs: Sequence[tuple[str, Reader]] = (),
     cover: str | None = None,
+    decode: str = "exact",
 ) -> Model:
     """Load a network with its weights, preprocessing and class names.
 
     Args:
         name: "bundled", a torchvision model (classification, segmentation), `FILE.py:FACTORY` or
             `package.module:FACTORY`. A TorchScript or torch.export checkpoint needs no name.
-        checkpoint: weight file (.pth .pt .th .ckpt .safetensors .pt2), recognised by content.
+        checkpoint: weight file (.pth .pt .th .ckpt .safetensors .pt2), recognised by content, or
+            its URL.
         weights: torchvision's name of ready-made weights, or "none" for random ones (seeded).
             By default torchvision's default, unless there is a checkpoint.
         labels: file of class names (.txt, .json).
@@ -188,6 +195,7 @@ def load_model(
             without classes; it is too if no scores are required.
         inputs: the other inputs of a network that takes several, and what reads each.
         cover: the input that is the image; by default the first one that is not given.
+        decode: "exact", or "fast": large JPEG files are decoded at a reduced size.
 
     Raises:
         UsageError: a name, option or file that does not exist.
@@ -197,19 +205,18 @@ def load_model(
     if place.type == "cuda":  # TF32 rounds to 10 bits: the engines would not agree
         torch.backends.cudnn.allow_tf32 = number_format is not Precision.FP32
     head_choice = _choice(HeadChoice, head, "head")
-    file = Path(checkpoint) if checkpoint is not None else None
 
     def adjusted(base: Preprocess, published: bool) -> Preprocess:
         return adjust(base if published or size is None else plain(size), size, mean, std)
 
-    if state is not None and file is None:
+    if state is not None and checkpoint is None:
         raise UsageError(f"--state {state} names weights in a file; give it with --checkpoint")
     dtype = number_format.dtype
     given = read_labels(Path(labels)) if labels is not None else None
-    with _seeded(seed):
+    with _seeded(seed), _files(name, checkpoint) as (called, file):
         count = len(given.names) if given else None
         headless = features or not scores or head_choice is HeadChoice.NONE
-        trained = find_trained(name, file, weights, state, adjusted, count, headless)
+        trained = find_trained(called, file, weights, state, adjusted, count, headless)
         name, preprocess = trained.name, trained.preprocess
         head_choice, notes = _publishers_head(trained, head_choice)
         no_classes = bool(trained.headless) and head_choice is not HeadChoice.NONE
@@ -221,20 +228,24 @@ def load_model(
         module = with_inputs(trained.module, name, inputs, cover, preprocess)
         if own := taken_over(trained.module, size, mean, std):
             preprocess, trained = own, replace(trained, assumed=None)
-            notes += [square_note(name, own)] if size is None else []
         ran = run_first(module, name, preprocess.channels, preprocess.crop, dtype, place)
         module, channels = ran.module, ran.channels
         notes += ran.notes
         if channels != preprocess.channels:
             preprocess, note = _with_channels(preprocess, channels, name, mean, std)
             notes.append(note)
-        if trained.assumed and (note := trained.assumed.note(preprocess, size, mean, std)):
-            notes.append(note)
-        preprocess = replace(preprocess, scale=value_range, show=_bands(show, channels))
+        is_fast = _choice(Decode, decode, "decode") is Decode.FAST
+        preprocess = replace(
+            preprocess, scale=value_range, show=_bands(show, channels), fast=is_fast
+        )
         scores = scores and not no_classes
         result = read_out(
             module, ran.output, name, preprocess, place, dtype, output, head_choice, scores
         )
+        preprocess, whole = _shown_whole(preprocess, result, name)
+        notes += whole if size is None else []
+        if trained.assumed and (note := trained.assumed.note(preprocess, size, mean, std)):
+            notes.append(note)
         if no_classes:
             result = replace(result, classes=0, labels=())
     named = _name_classes(given, trained.labels or result.labels, result, name)
@@ -249,13 +260,29 @@ def load_model(
         device=place,
         precision=number_format,
         wnids=named.wnids,
-        notes=(*notes, *result.notes),
+        notes=tuple(map(named_by_url, (*notes, *result.notes))),
         behaviour=result.behaviour,
         head=replace(result.head, threshold=threshold),
         repeat=repeat,
         target=result.target,
         random=seed if weights == "none" and checkpoint is None else None,
     )
+
+
+@contextmanager
+def _files(name: str, checkpoint: str | Path | None) -> Iterator[tuple[str, Path | None]]:
+    """The name and the weight file of a network, copied for a while if either is a URL."""
+    if checkpoint is None and is_url(name):
+        if Path(name).suffix.lower() not in SUFFIXES:
+            raise UsageError(f"--model {name}: of URLs it takes those of {', '.join(SUFFIXES)}")
+        name, checkpoint = BUNDLED, name
+    elif is_url(name):
+        raise UsageError(f"--model {name} and --checkpoint {checkpoint}: give one of them")
+    if checkpoint is None:
+        yield name, None
+        return
+    with local_copy(checkpoint, parts_of) as file:
+        yield name, file
 
 
 def _publishers_head(trained: Trained, choice: HeadChoice) -> tuple[HeadChoice, list[str]]:
@@ -288,6 +315,16 @@ def _with_channels(
     plain_values = set(changed.mean) == {0.0} and set(changed.std) == {1.0}
     unchanged = "; values in 0…1 are not normalised (--mean, --std)" if plain_values else ""
     return changed, f"{name} takes {channels} channels{unchanged}"
+
+
+def _shown_whole(
+    preprocess: Preprocess, result: ReadOut, name: str
+) -> tuple[Preprocess, list[str]]:
+    """Fit images of detectors into the working image, without a crop; and a note."""
+    if not isinstance(result.target, Boxes) or preprocess.squash:
+        return preprocess, []
+    fitted = preprocess.fitted()
+    return fitted, [f"{name} sees whole images, {fitted.geometry} (--size HxW for another)"]
 
 
 def _bands(show: Sequence[int] | None, channels: int) -> tuple[int, ...] | None:

@@ -19,6 +19,16 @@ IMAGENET_RESIZE = 256
 COLOURS = 3
 
 
+SPARE = 2
+"""Least ratio of an image that is decoded at a reduced size and the resized image."""
+_ORIGINAL, _COVERED = "cnnviz original", "cnnviz covered"
+_ORIENTATION = 0x0112
+_TURNS = {
+    number: (number >= 5, number in (2, 3, 6, 7), number in (3, 4, 7, 8)) for number in range(1, 9)
+}
+"""For each orientation of EXIF: rows become columns, left becomes right, top becomes bottom."""
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """How a model's images are prepared: resize, crop, then normalise per channel.
@@ -33,6 +43,10 @@ class Preprocess:
         squash: the image is resized to `resize`, regardless of its proportions.
         scale: the values of an array that become 0 and 1; None: by their type.
         show: the channels drawn as red, green and blue; None: the first three, or the first one.
+        fast: large JPEG files are decoded at 1/2, 1/4 or 1/8 of their size, but not below
+            `SPARE` times the resized image.
+        bars: per channel, the colour beside an image that is fitted whole into `crop`; None: its
+            centre is cut out.
     """
 
     resize: int | tuple[int, int] | None
@@ -43,10 +57,14 @@ class Preprocess:
     squash: bool = False
     scale: tuple[float, float] | None = None
     show: tuple[int, ...] | None = None
+    fast: bool = False
+    bars: tuple[float, ...] | None = None
 
     @property
     def geometry(self) -> str:
         """Its resize and crop, in words."""
+        if self.bars is not None:
+            return "fitted into {}x{}".format(*self.crop)
         rows, columns = both(self.resize or self.crop)
         resize = f"{rows}" if rows == columns and not self.squash else f"{rows}x{columns}"
         crop = "{}x{}".format(*self.crop)
@@ -70,9 +88,11 @@ class Preprocess:
         (height, width), (rows, columns) = size, both(self.resize)
         if self.squash:
             return rows, columns
-        if height * columns <= width * rows:
-            return rows, int(rows * width / height)
-        return int(columns * height / width), columns
+        whole = self.bars is not None
+        rows, columns = self.crop if whole else (rows, columns)
+        if (height * columns <= width * rows) != whole:
+            return rows, max(1, int(rows * width / height))
+        return max(1, int(columns * height / width)), columns
 
     def _corner(self, resized: tuple[int, int]) -> tuple[int, int]:
         """(top, left) of the crop in the resized image; negative where the image is smaller."""
@@ -81,14 +101,28 @@ class Preprocess:
 
     def cut(self, image: Image.Image) -> Image.Image:
         """Resize and crop an image, or one plane of it; 0 outside the image."""
-        size = (image.height, image.width)
-        height, width = self.resized(size)
-        if (height, width) != size:
+        height, width = self.resized(original_size(image))
+        if (height, width) != (image.height, image.width):
             # Pillow filters before it shrinks, as torchvision does for Pillow images.
             mode = Image.Resampling[self.interpolation.upper()]
-            image = image.resize((width, height), mode)
+            image = image.resize((width, height), mode, image.info.get(_COVERED))
         top, left = self._corner((height, width))
         return image.crop((left, top, left + self.crop[1], top + self.crop[0]))
+
+    def fitted(self) -> "Preprocess":
+        """The one that shows images whole, beside bars of the mean colour."""
+        return dataclasses.replace(self, bars=self.bars or self.mean)
+
+    def framed(self, pixels_CHW: Tensor, size: tuple[int, int]) -> Tensor:
+        """The working image of an image of `size` with its bars, if it has any."""
+        if self.bars is None:
+            return pixels_CHW
+        height, width = self.resized(size)
+        top, left = (-side for side in self._corner((height, width)))
+        framed = torch.tensor(self.bars).view(-1, 1, 1).expand_as(pixels_CHW).clone()
+        inside = (slice(None), slice(top, top + height), slice(left, left + width))
+        framed[inside] = pixels_CHW[inside]
+        return framed
 
     def box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         """y0, x0, y1, x1 of the crop, in pixels of an image of `size` (rows, columns)."""
@@ -112,6 +146,34 @@ class Preprocess:
             for values in (self.mean, self.std)
         )
         return (pixels - mean) / std
+
+
+def original_size(image: Image.Image) -> tuple[int, int]:
+    """(rows, columns) of an image, or of its file if it was decoded at a reduced size."""
+    size: tuple[int, int] = image.info.get(_ORIGINAL, (image.height, image.width))
+    return size
+
+
+def reduce(file: Image.Image, preprocess: Preprocess) -> dict[str, object]:
+    """Lets Pillow decode a JPEG file at a reduced size, if that is enough for the working image.
+
+    Returns:
+        What the `info` of the upright image must have: the size of the file, and the box of the
+        reduced image that it covers (the last row and column may be covered in part).
+    """
+    turned, flip_x, flip_y = _TURNS.get(file.getexif().get(_ORIENTATION, 1), (False,) * 3)
+    stored = (file.height, file.width)
+    upright = stored[::-1] if turned else stored
+    rows, columns = (SPARE * side for side in preprocess.resized(upright))
+    drafted = file.draft(None, (rows, columns) if turned else (columns, rows))
+    if drafted is None or file.size == stored[::-1]:
+        return {}
+    width, height = drafted[1][2:]
+    spare_x, spare_y = file.width - width, file.height - height
+    if turned:
+        spare_x, spare_y, width, height = spare_y, spare_x, height, width
+    left, top = spare_x * flip_x, spare_y * flip_y
+    return {_ORIGINAL: upright, _COVERED: (left, top, left + width, top + height)}
 
 
 def _offset(length: int, crop: int) -> int:
@@ -216,7 +278,7 @@ class Assumed:
         options = ", ".join([*open_, *filter(None, [self.option])])
         what = ", ".join(values[option] for option in open_)
         return (
-            f"{self.by} does not define how to prepare images: they are prepared as {self.basis}, "
+            f"{self.by} does not define how to prepare images; assumed: as {self.basis}, "
             f"{what} ({options})"
         )
 

@@ -23,6 +23,7 @@ from cnnviz.core.models.fitting import choose, fit, head_classes, matches
 from cnnviz.core.models.preprocess import Assumed, Preprocess, plain, plain_for
 from cnnviz.core.models.zoo import find_architecture
 from cnnviz.core.models.zoo.published import Architecture, Published, fetch, nearest_in_size
+from cnnviz.core.models.zoo.towers import ImageTower
 
 BUNDLED = "bundled"
 _USUAL_SIZE = (224, 224)
@@ -138,8 +139,6 @@ def _from_architecture(
             if ready.eps is not None and isinstance(norm, nn.BatchNorm2d):
                 norm.eps = ready.eps
     module.eval()
-    if 0 in (getattr(module, "num_classes", None), getattr(module, "num_labels", None)):
-        headless = f"{architecture.name} has no classifier (0 classes)"
     return Trained(
         module,
         architecture.name,
@@ -148,9 +147,17 @@ def _from_architecture(
         checkpoints.weights_sha256(module),
         notes,
         entry.head if entry else HeadChoice.AUTO,
-        headless,
+        headless or _headless(module, architecture.name),
         assumed,
     )
+
+
+def _headless(module: nn.Module, name: str) -> str:
+    """Why a whole network has no classifier; empty if it has one."""
+    if isinstance(module, ImageTower):
+        return f"{name} has a tower for images and one for texts (--text), no classifier"
+    none = 0 in (getattr(module, "num_classes", None), getattr(module, "num_labels", None))
+    return f"{name} has no classifier (0 classes)" if none else ""
 
 
 def _recognised(
@@ -211,7 +218,7 @@ def _published_entry(
 def _state_dicts(path: Path) -> list[StateDict]:
     """Read the weights of a file; the program of an archive does not run."""
     kind = kind_of(path)
-    if parts := shards(path, kind):
+    if parts := shards(path):
         return [read_shards(parts)]
     checkpoints.check_zip(path)
     if kind not in SELF_CONTAINED:

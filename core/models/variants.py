@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnviz.core.device import rounding
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, one_line
-from cnnviz.core.graph.fold import fold
+from cnnviz.core.graph.fold import fold, rescaling
 from cnnviz.core.graph.trace import Untraceable, trace
 from cnnviz.core.models.behaviour import guarded
 from cnnviz.core.models.layers import conv_layers, named_layers, trial_outputs, watch_outputs
@@ -47,8 +47,11 @@ _ACTIVATIONS = {
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
-def fast(model: Model, keep: Collection[str] = ()) -> Model:
+def fast(model: Model, keep: Collection[str] = (), *, rescaled: bool = False) -> Model:
     """Return an optimised copy; the original is not modified.
+
+    With `rescaled`, the channels of kept convolutions may be multiplied by a number and shifted, as
+    `rescaling` tells.
 
     Returns:
         A model whose module has the layers of `keep` under their names, or `model` itself if it
@@ -60,7 +63,8 @@ def fast(model: Model, keep: Collection[str] = ()) -> Model:
     names = list(keep)
     try:
         with torch.inference_mode(False), torch.no_grad():
-            module: nn.Module = fold(trace(model.module, names), names)
+            free = names if rescaled else ()
+            module: nn.Module = fold(trace(model.module, names), names, free)
         check_same(model.module, module, image, names)
         module = guarded(module, model.name, classes=0)
     except USER_CODE_ERRORS:
@@ -87,8 +91,11 @@ def check_same(
     got, got_layers = _outputs(other, image_1CHW, layers)
     _check_close(expected, got, "its traced graph")
     for name, output in expected_layers.items():
-        what = f"layer '{name}' of its traced graph"
-        _check_close(output, got_layers.get(name, torch.zeros(0)), what)
+        what, found = f"layer '{name}' of its traced graph", got_layers.get(name, torch.zeros(0))
+        if changed := rescaling(named_layers(other)[name]):
+            scale, shift = (values[:, None, None] for values in changed)
+            found = (found - shift) / scale
+        _check_close(output, found, what)
 
 
 def _outputs(

@@ -5,6 +5,7 @@ text below it. Titles wrap at the width of their column, so nothing is clipped a
 there is no layout pass, which takes longer than drawing. Lengths are in points (1/72 inch).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -30,6 +31,8 @@ from cnnviz.core.output.text import LINE, wrap
 GAP = 12.0
 PANEL = 272.0
 """Width of a panel: next to an image the figure is 8 inches wide."""
+MOST_COLUMNS = 4
+"""Pictures in a row, unless the user says how many."""
 Paint = Callable[[Axes], None]
 
 
@@ -49,7 +52,7 @@ class Cell:
         right: room at the right.
         frame: whether the axes keep ticks and frame.
         polar: whether the axes are polar.
-        spans: whether it reaches into the columns to its right, and does not widen its own.
+        spans: whether it reaches over the columns to its right, and does not widen its own.
     """
 
     paint: Paint | None
@@ -130,8 +133,11 @@ class _Row:
         return self.above + self.content + self.under
 
 
-def in_rows(cells: Sequence[Cell], columns: int) -> list[list[Cell | None]]:
-    """Cells in reading order; the last row may be short."""
+def in_rows(cells: Sequence[Cell], columns: int | None = None) -> list[list[Cell | None]]:
+    """Cells in reading order; by default in as few rows as possible, of about equal lengths."""
+    if columns is None:
+        rows = max(1, math.ceil(len(cells) / MOST_COLUMNS))
+        columns = max(1, math.ceil(len(cells) / rows))
     return [list(cells[start : start + columns]) for start in range(0, len(cells), columns)]
 
 
@@ -161,7 +167,13 @@ def board(
     ]
     shared, bars = _bars(filled)
     measured = [_measure(row, shown, widths) for row, shown in zip(filled, bars, strict=True)]
-    width = max(sum(widths) + gap * (columns - 1), 160.0)
+    reach = [
+        sum(widths[:place]) + gap * place + cell.across
+        for row in filled
+        for place, cell in enumerate(row)
+        if cell and cell.spans
+    ]
+    width = max(sum(widths) + gap * (columns - 1), 160.0, *reach)
     top = wrap(heading, FONT_SIZE, width, 3) if heading else []
     entries = legend_rows(legend, width)
     foot = CAPTION + (bar_height(shared, width) if shared else 0.0)

@@ -29,7 +29,6 @@ from cnnviz.core.output.drawing import image_pixels
 from cnnviz.core.output.layout import PANEL, Cell, picture
 from cnnviz.core.output.options import DIVERGING, JET, Display, Ends, Look, colour_map
 
-MOST_COLUMNS = 4
 NEUTRAL = 1e-5
 """Neighbouring values of one position differ by less than this share of the largest."""
 CENTRED = frozenset(

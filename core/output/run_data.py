@@ -36,6 +36,8 @@ class RunData:
     def _may_open(self, source: str) -> bool:
         if self._folders is None:
             return True
+        if "://" in source:
+            return False  # the file of a run does not make anything be read from a network
         scheme, colon, rest = source.partition(":")
         path = Path(rest if colon and len(scheme) > 1 and rest else source)
         try:

@@ -31,7 +31,6 @@ from cnnviz.core.extras import version
 from cnnviz.core.files import (
     LARGEST,
     SUMMARY,
-    check_free,
     csv_text,
     exists,
     from_json,
@@ -43,7 +42,7 @@ from cnnviz.core.files import (
     write_atomically,
 )
 from cnnviz.core.models.load import Model
-from cnnviz.core.output import parquet
+from cnnviz.core.output import mirrors, parquet
 from cnnviz.core.output.canvas import pixels_of, sign
 from cnnviz.core.output.record import to_json as to_data
 from cnnviz.core.output.style import WRITING
@@ -171,8 +170,9 @@ class RunFolder:
         try:
             if within is not None and not path.resolve().is_relative_to(within.resolve()):
                 raise UsageError(f"{path} leads out of {within}; give --out another folder")
-            occupied = check_free(path, overwrite=overwrite, resume=resume)
+            occupied = mirrors.check_free(path, overwrite=overwrite, resume=resume)
             path.mkdir(parents=True, exist_ok=True)
+            mirrors.fetch(path)
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
             reason = getattr(error, "strerror", None) or one_line(error)
             raise CnnvizError(f"cannot write to {path}: {reason}") from error
@@ -240,6 +240,10 @@ class RunFolder:
 
     def _check_kept(self, path: Path) -> None:
         """Refuses to replace a file that the run reads."""
+        if mirrors.url_of(path) in self._root._inputs:
+            raise CnnvizError(
+                f"{mirrors.shown(path)} is one of the inputs; give --out another folder"
+            )
         if path.exists() and identity(path) in self._root._kept:
             raise CnnvizError(f"{path} is one of the inputs; give --out another folder")
 

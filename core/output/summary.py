@@ -70,6 +70,10 @@ class ModelRecord(Record):
         Count | None, Says("the seed, if the weights are random (--weights none)", optional=True)
     ] = None
 
+    fast_decoding: Annotated[
+        bool | None, Says("JPEG files were decoded at a reduced size", optional=True)
+    ] = None
+
     @property
     def mark(self) -> str:
         """`random weights, seed 0`; empty for a trained network."""
@@ -85,6 +89,7 @@ class ModelRecord(Record):
             input_size=model.input_size,
             head=model.target.name if model.target else model.head.name,
             random_weights=model.random,
+            fast_decoding=model.preprocess.fast or None,
         )
 
 

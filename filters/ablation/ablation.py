@@ -136,6 +136,7 @@ class Ablation:
         return {
             "weights": model.weights_sha256,
             "model": model.name,
+            "outputs": model.choices,
             "preprocessing": repr(model.preprocess),
             "precision": model.precision.value,
             "data": data.fingerprint,

@@ -20,7 +20,7 @@ from cnnviz.core.output.canvas import Bar, Entry
 from cnnviz.core.output.drawing import image_pixels, label_axes, name_rows, names_width
 from cnnviz.core.output.layout import Cell, board, in_rows, plot
 from cnnviz.core.output.options import DIVERGING
-from cnnviz.core.output.overlays import MOST_COLUMNS, cmap_of, small
+from cnnviz.core.output.overlays import cmap_of, small
 from cnnviz.core.output.style import BLUE, GAIN, GREEN, HARM, PURPLE, RED, SMALL, ink
 from cnnviz.core.output.text import escape, text_width
 from cnnviz.filters.ablation.evaluation import ClassChange, confusion_matrix
@@ -349,7 +349,7 @@ def _cumulative(result: AblationResult) -> Figure:
         )
         for order in orders
     ]
-    return board(in_rows(cells, MOST_COLUMNS), legend=legend)
+    return board(in_rows(cells), legend=legend)
 
 
 def _curve(axes: Axes, curve: Curve) -> None:

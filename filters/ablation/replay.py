@@ -38,7 +38,11 @@ REHEARSED = 2
 Consume = Callable[[slice, slice, Tensor], None]
 """Receives (images, ablations, logits (N, G, K)) of one part of a batch."""
 Fills = Mapping[str, Tensor]
-"""Layer name to the values that replace its channels, (C,); other layers' channels become zero."""
+"""Layer name to the values that replace its channels; other layers' channels become zero.
+
+They are numbers (C,), or the layer's output for one image (1, ...): each position gets the value of
+the same position in another run (activation patching).
+"""
 Axes = Mapping[str, int]
 """Layer name to the axis of channels in its output; other layers return (N, C, ...)."""
 CHANNELS_SECOND: Axes = {}
@@ -80,8 +84,11 @@ def ablated_logits(
         def change(output: Tensor) -> Tensor:
             unseen.discard(layer)
             changed, fill = output.clone(), fills.get(layer)
-            last = changed.movedim(axes.get(layer, 1), -1)  # a view
-            last[..., numbers] = 0.0 if fill is None else fill[numbers].to(output.dtype)
+            axis = axes.get(layer, 1)
+            last = changed.movedim(axis, -1)  # a view
+            if fill is not None:
+                fill = (fill if fill.dim() == 1 else fill.movedim(axis, -1)).to(output.dtype)
+            last[..., numbers] = 0.0 if fill is None else fill[..., numbers]
             return changed
 
         return change

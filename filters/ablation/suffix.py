@@ -107,7 +107,8 @@ class Change:
 
     mask: Tensor | None  # (G, C) bool, the channels that each ablation replaces
     channel: Tensor | None  # (G,) int64, the single channel that each ablation replaces
-    fill: Tensor | None  # (C,) the values that replace them; None for zero
+    # the values that replace them: (C,), or an output of one image, (1, ...); None for zero
+    fill: Tensor | None
     axis: int = 1  # of channels in the output; another one than 1 only with a mask
 
     def part(self, part: slice) -> "Change":
@@ -226,7 +227,8 @@ class Run:
             value = self.base.values[node]
             new = value.new_zeros(*batch, *value.shape[2:])
             if change.fill is not None:
-                new += change.fill[change.channel].to(new.dtype).view(1, -1, 1, 1)
+                fill = change.fill.to(new.dtype).view(1, -1, *(change.fill.shape[2:] or (1, 1)))
+                new += fill[:, change.channel]
             return ChangedChannel(new, change.channel)
         assert change.mask is not None  # noqa: S101 (a change has a channel or a mask)
         old: Tensor = self.rows(node)
@@ -236,7 +238,8 @@ class Run:
         if change.fill is None:
             parts.masked_fill_(mask, 0)
         else:
-            parts.copy_(torch.where(mask, change.fill.to(rows.dtype), parts))
+            fill = change.fill if change.fill.dim() == 1 else change.fill.movedim(change.axis, -1)
+            parts.copy_(torch.where(mask, fill.to(rows.dtype), parts))
         return FullRows(rows)
 
     def rows(self, node: fx.Node) -> Any:

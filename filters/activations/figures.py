@@ -15,7 +15,6 @@ from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.output.layout import board, in_rows
 from cnnviz.core.output.options import Ends, Look
 from cnnviz.core.output.overlays import (
-    MOST_COLUMNS,
     input_cell,
     map_cell,
     photograph,
@@ -79,4 +78,4 @@ def draw_overlays(
         nothing = "" if values_HW.any() else ", zero everywhere"
         title = f"channel {channel}{nothing}\n{layer.layer}"
         cells.append(map_cell(values_HW, scale, look, background, title))
-    return board(in_rows(cells, MOST_COLUMNS))
+    return board(in_rows(cells))

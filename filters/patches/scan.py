@@ -20,8 +20,9 @@ from torch import Tensor
 from cnnviz.core.data.datasets import Batch, ImageData, batches
 from cnnviz.core.device import in_batches, send
 from cnnviz.core.errors import UsageError
+from cnnviz.core.graph.fold import rescaling
 from cnnviz.core.models.behaviour import FirstBatch
-from cnnviz.core.models.layers import Layout, note_repeats, replace_outputs
+from cnnviz.core.models.layers import Layout, named_layers, note_repeats, replace_outputs
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import fast
 from cnnviz.core.output.blocks import JOURNAL, Elsewhere, alone, of_journals
@@ -29,7 +30,7 @@ from cnnviz.core.output.journal import Journal
 from cnnviz.filters.channels import choose_filters
 from cnnviz.filters.patches.options import MaxPatchesSpec, Ranking
 from cnnviz.filters.patches.state import LayerState, check, merge, of_arrays, to_arrays
-from cnnviz.filters.patches.top_k import map_scores, ranked
+from cnnviz.filters.patches.top_k import Rescaled, map_scores, ranked
 
 CPU_BATCH, DEVICE_BATCH = 32, 256
 
@@ -86,6 +87,7 @@ def identity(model: Model, data: ImageData, plan: ScanPlan) -> dict[str, Any]:
     return {
         "weights": model.weights_sha256,
         "model": model.name,
+        "outputs": model.choices,
         "preprocessing": repr(model.preprocess),
         "precision": model.precision.value,
         "data": data.fingerprint,
@@ -118,6 +120,7 @@ class Scan:
             for name, filters in plan.filters.items()
             if len(filters) < plan.layouts[name].shape[0]
         }
+        self._rescaled = self._rescalings()
         self.errors: dict[int, str] = {}
         self.unreadable: dict[int, str] = {}
 
@@ -125,6 +128,15 @@ class Scan:
         """The batches that are still to do."""
         size, preprocess = self._batch_size, self._model.preprocess
         return batches(self._data, preprocess, size, start=self.done, on_error=failed)
+
+    def _rescalings(self) -> dict[str, Rescaled]:
+        """How the watched filters of layers are rescaled in the fast copy."""
+        layers, found = named_layers(self._model.module), dict[str, Rescaled]()
+        for name in self.layers:
+            if changed := rescaling(layers[name]):
+                chosen = self._watched.get(name, slice(None))
+                found[name] = Rescaled.of(*(values[chosen] for values in changed))
+        return found
 
     def add(self, batch: Batch) -> None:
         """Adds a batch, in parts if it does not fit the device's memory."""
@@ -155,13 +167,14 @@ class Scan:
         spec, after, finite = self._plan.spec, dict[str, LayerState](), dict[str, Tensor]()
 
         def watch(name: str) -> Callable[[Tensor], Tensor]:
-            before = self.layers[name]
+            before, rescaled = self.layers[name], self._rescaled.get(name)
 
             def take(output: Tensor) -> Tensor:
                 maps = self._maps(name, output)
-                scores = map_scores(maps, spec.score)
-                highest = scores if spec.score is Ranking.MAX else map_scores(maps, Ranking.MAX)
-                best = ranked(before.best, maps, scores, indices_N, spec.per_image)
+                highest = scores = map_scores(maps, spec.score, rescaled)
+                if spec.score is not Ranking.MAX:
+                    highest = map_scores(maps, Ranking.MAX, rescaled)
+                best = ranked(before.best, maps, scores, indices_N, spec.per_image, rescaled)
                 after[name] = LayerState(best, before.stats.with_scores(scores, highest))
                 finite[name] = scores.isfinite()
                 return output
@@ -242,7 +255,8 @@ def scan(
         progress: called with the number of images just finished.
         spread: computes blocks of the images in other processes.
     """
-    quick, of = fast(model, list(plan.filters)), identity(model, data, plan)
+    quick = fast(model, list(plan.filters), rescaled=plan.spec.score is not Ranking.NORM)
+    of = identity(model, data, plan)
     run = Scan(quick, data, plan, batch_size)
     looked = FirstBatch(model.outputs, model.name)
 

@@ -31,6 +31,9 @@ GATHERED, GATHERED_ON_DEVICE = 32, 3
 On the CPU as measured; on a GPU by bytes: a gathered map is read, written and read again.
 """
 
+ROUNDING = 1e-6
+"""Of the shift of a rescaled map: what is nearer to zero may be zero, which is not active."""
+
 
 def pack(scores: Tensor, tickets: Tensor) -> Tensor:
     """Keys (int64) of finite float32 scores and int64 tickets; the shapes broadcast."""
@@ -84,22 +87,61 @@ class TopK:
         return self.with_candidates(other.keys, other.units)
 
 
-def _line_maxima(maps_NFHW: Tensor) -> Tensor:
-    """The largest unit of each row of each map, (N, F, H)."""
+@dataclass(frozen=True)
+class Rescaled:
+    """How maps were rescaled: a map of filter f is `scale_F[f]` times its true values, shifted.
+
+    `core/graph/fold.py` folds batch norms that way. Where the scale is negative (filters
+    `falling_G`), the largest true value is the smallest one of the map. Signed values are those of
+    the map, negated there, so that they sort as the true ones do.
+    """
+
+    size_F: Tensor
+    sign_F: Tensor
+    offset_F: Tensor
+    falling_G: Tensor | None
+
+    @classmethod
+    def of(cls, scale_F: Tensor, shift_F: Tensor) -> "Rescaled":
+        """From the scale and shift of each filter; no scale is zero."""
+        falling_G = (scale_F < 0).nonzero().flatten()
+        offset_F = (shift_F.double() / scale_F.double()).to(torch.float32)
+        size_F = scale_F.abs().to(torch.float32)
+        return cls(size_F, scale_F.sign(), offset_F, falling_G if len(falling_G) else None)
+
+    def signed(self, values_MA: Tensor, filters_M: Tensor) -> Tensor:
+        """Values of some filters' maps, signed."""
+        return values_MA if self.falling_G is None else values_MA * self.sign_F[filters_M, None]
+
+    def true(self, signed: Tensor, filters: Tensor | slice = slice(None)) -> Tensor:
+        """The true values of signed ones (…, F), or of these filters; what rounds to 0 is 0."""
+        offset = self.offset_F[filters]
+        true = signed / self.size_F[filters] - offset
+        return true.masked_fill(true.abs() <= ROUNDING * offset.abs(), 0.0)
+
+
+def _line_maxima(maps_NFHW: Tensor, rescaled: Rescaled | None = None) -> Tensor:
+    """The largest unit of each row of each map, (N, F, H); signed."""
+    if rescaled and rescaled.falling_G is not None:
+        lines_NFH = _line_maxima(maps_NFHW)
+        lines_NFH[:, rescaled.falling_G] = _line_maxima(-maps_NFHW[:, rescaled.falling_G])
+        return lines_NFH
     if maps_NFHW.is_contiguous() or maps_NFHW.device.type != "cpu":
         return maps_NFHW.amax(3)
     # Channels last: pooling takes half the time of `amax`.
     return functional.max_pool2d(maps_NFHW, (1, maps_NFHW.shape[3]))[..., 0]
 
 
-def map_scores(maps_NFHW: Tensor, score: Ranking) -> Tensor:
-    """One float32 number per map, (N, F)."""
-    if score is Ranking.MAX:
-        return _line_maxima(maps_NFHW).amax(2).to(torch.float32)
+def map_scores(maps_NFHW: Tensor, score: Ranking, rescaled: Rescaled | None = None) -> Tensor:
+    """One float32 number per map, (N, F); of rescaled maps not the norm."""
     if score is Ranking.NORM:
         norms: Tensor = torch.linalg.vector_norm(maps_NFHW.flatten(2), dim=2, dtype=torch.float32)
         return norms
-    return maps_NFHW.mean((2, 3), dtype=torch.float32)
+    if score is Ranking.MAX:
+        scores_NF = _line_maxima(maps_NFHW, rescaled).amax(2).to(torch.float32)
+        return rescaled.true(scores_NF) if rescaled else scores_NF
+    scores_NF = maps_NFHW.mean((2, 3), dtype=torch.float32)
+    return rescaled.true(scores_NF * rescaled.sign_F) if rescaled else scores_NF
 
 
 def peaks(maps_MHW: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -126,20 +168,39 @@ def peaks(maps_MHW: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.cat(values, 1), torch.cat(places, 1)
 
 
-def _strongest(maps_NFHW: Tensor, rows_M: Tensor, filters_M: Tensor) -> Tensor:
+def _gathered(
+    maps_NFHW: Tensor, rows_M: Tensor, filters_M: Tensor, rescaled: Rescaled | None
+) -> Tensor:
+    """Some maps (M, H, W) in float32, signed."""
+    maps_MHW = maps_NFHW[rows_M, filters_M].to(torch.float32)
+    return (
+        rescaled.signed(maps_MHW.flatten(1), filters_M).view_as(maps_MHW) if rescaled else maps_MHW
+    )
+
+
+def _strongest(
+    maps_NFHW: Tensor, rows_M: Tensor, filters_M: Tensor, rescaled: Rescaled | None = None
+) -> Tensor:
     """The largest unit (M, 1) of some maps; of many maps without gathering them."""
     above = GATHERED if maps_NFHW.device.type == "cpu" else GATHERED_ON_DEVICE
     if above * len(rows_M) < maps_NFHW.shape[0] * maps_NFHW.shape[1]:
-        return peaks(maps_NFHW[rows_M, filters_M].to(torch.float32), 1)[1]
+        return peaks(_gathered(maps_NFHW, rows_M, filters_M, rescaled), 1)[1]
     width = maps_NFHW.shape[3]
-    lines_NFH = _line_maxima(maps_NFHW)
+    lines_NFH = _line_maxima(maps_NFHW, rescaled)
     line_M = lines_NFH[rows_M, filters_M].max(1).indices
-    column_M = maps_NFHW[rows_M, filters_M, line_M].max(1).indices
-    return (line_M * width + column_M)[:, None]
+    units_MW = maps_NFHW[rows_M, filters_M, line_M]
+    if rescaled:
+        units_MW = rescaled.signed(units_MW, filters_M)
+    return (line_M * width + units_MW.max(1).indices)[:, None]
 
 
 def ranked(
-    best: TopK, maps_NFHW: Tensor, scores_NF: Tensor, images_N: Tensor, per_image: int
+    best: TopK,
+    maps_NFHW: Tensor,
+    scores_NF: Tensor,
+    images_N: Tensor,
+    per_image: int,
+    rescaled: Rescaled | None = None,
 ) -> TopK:
     """Adds one batch to the top k.
 
@@ -149,6 +210,7 @@ def ranked(
         scores_NF: their `map_scores`; with `per_image` above 1, by `Ranking.MAX`.
         images_N: int64, the index of each image in the data set; none was added before.
         per_image: maximum number of patches of one image among a filter's top k, P.
+        rescaled: how the maps were rescaled, if they were.
     """
     keys_FN = pack(scores_NF.T, images_N * per_image)
     keys_FA, rows_FA = keys_FN.topk(min(best.keys.shape[1], keys_FN.shape[1]), dim=1)
@@ -157,12 +219,16 @@ def ranked(
     else:  # all: how many enter is known only once the device has finished, a wait per layer
         places = torch.arange(keys_FA.numel(), device=keys_FA.device)
         filters_M, slots_M = places // keys_FA.shape[1], places % keys_FA.shape[1]
+    if not len(filters_M):
+        return best
     rows_M = rows_FA[filters_M, slots_M]
     if per_image == 1:
         values_MP = scores_NF[rows_M, filters_M][:, None]
-        units_MP = _strongest(maps_NFHW, rows_M, filters_M)
+        units_MP = _strongest(maps_NFHW, rows_M, filters_M, rescaled)
     else:
-        values_MP, units_MP = peaks(maps_NFHW[rows_M, filters_M].to(torch.float32), per_image)
+        values_MP, units_MP = peaks(_gathered(maps_NFHW, rows_M, filters_M, rescaled), per_image)
+        if rescaled:
+            values_MP = rescaled.true(values_MP.T, filters_M).T
     tickets_MP = images_N[rows_M, None] * per_image + torch.arange(
         values_MP.shape[1], device=images_N.device
     )

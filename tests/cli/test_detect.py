@@ -105,3 +105,51 @@ def test_a_classifier_has_no_boxes(folder: Path, capsys: pytest.CaptureFixture[s
     assert run(["detect", "data", "--out", "x"]) == 2
     assert "bundled returns no boxes; detect takes detectors" in capsys.readouterr().err
     assert not (folder / "x").exists()
+
+
+def test_a_detectors_faults_name_the_image(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "short.txt").write_text("background\n")
+    assert run(["detect", "data", *NET, "--labels", "short.txt", "--out", "x"]) == 1
+    printed = capsys.readouterr().err
+    assert "a.png': net.py:make returns a box of class 1; there are 1 class names" in printed
+    assert "b.png': net.py:make returns a box" in printed
+
+
+def test_very_many_boxes_are_drawn_in_part(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "net.py").write_text(SOURCE.replace("[kept]", "[kept].repeat(3000, 1)[:3000]", 1)
+        .replace("scores[kept]", "scores[kept].repeat(3000)[:3000]"))  # fmt: skip
+    assert run(["detect", "data/a.png", *[n for n in NET if n != "--quiet"], "--out", "x"]) == 0
+    assert "… and 2,900 more, not drawn" in capsys.readouterr().out
+    assert len(results(folder / "x" / "a")[0]["boxes"]) == 3000  # type: ignore[arg-type]
+    assert run(["occlude", "data/a.png", *NET, "--box", "all", "--out", "y"]) == 1
+    assert "--box names 3,000 boxes; at most 100" in capsys.readouterr().err
+
+
+def test_a_page_checks_boxes_and_lists_all(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    low = ["--threshold", "0.7", "--size", "64"]
+    assert run(["detect", "data/a.png", *NET, *low, "--out", "x", "--report"]) == 0
+    page = (folder / "x" / "a" / "report.html").read_text()
+    count = len(results(folder / "x" / "a")[0]["boxes"])  # type: ignore[arg-type]
+    assert count > 1
+    assert f"results ({count} rows)" in page
+    summary = folder / "x" / "a" / "summary.json"
+    summary.write_text(summary.read_text().replace('"score": 0.9', '"score": 9.9'))
+    assert run(["report", "x/a", "--out", "forged.html"]) == 1
+    assert "score" in capsys.readouterr().err
+    assert not (folder / "forged.html").exists()
+
+
+def test_boxes_and_references_exclude_each_other(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option in (["--like", "data/b.png"], ["--text", "a lamp"]):
+        assert run(["occlude", "data/a.png", *NET, "--box", "1", *option, "--out", "x"]) == 2
+        assert f"{option[0]}: net.py:make returns boxes; --box N" in capsys.readouterr().err
+    assert run(["occlude", "data/a.png", "--like", "", "--out", "x"]) == 2
+    assert "--like '' is not a file name" in capsys.readouterr().err

@@ -37,6 +37,7 @@ LINES = {
     "saliency": ["saliency", "0.png", "--method", "grad-cam", "--target", "top3"],
     "saliency-compare": ["saliency", "0.png", "--compare", "occlusion", "--stride", "8"],
     "trust": ["trust", "0.png", "--target", "top2"],
+    "reasons": ["reasons", "0.png", "--cell", "8", "--grid", "3", "--segments", "grid"],
     "activations": ["activations", "0.png", "--filters", "random:6", "--layer", "stem.conv"],
     "filters": ["filters", "--layer", "all"],
     "filters-random": ["filters", "--weights", "none", "--compare", "bundled"],

@@ -44,7 +44,7 @@ def test_occluding_with_a_network_of_ones_own_does_without_torchvision(tmp_path)
     ("line", "message"),
     [
         (["occlude", "none.png"], "no file or folder 'none.png'"),
-        (["tsne", "https://example.org/x.zip"], "is a URL; cnnviz reads files"),
+        (["tsne", "file:///x.zip"], "is a URL of another protocol than s3://"),
         (["occlude", "a.png", "--checkpoint", "none.pth"], "no file 'none.pth'"),
         (["occlude", "a.png", "--labels", "none.txt"], "no file 'none.txt'"),
         (["occlude", "a.png"], "cnnviz-out/occlude/a is not empty; use --overwrite"),

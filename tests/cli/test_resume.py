@@ -20,6 +20,7 @@ LINES_OF = {
     "occlude": ["--mask", "16", "--stride", "16", "--pictures", "overlay"],
     "saliency": [],
     "trust": [],
+    "reasons": ["--cell", "16", "--skip", "pairs", "--skip", "filters"],
     "activations": ["--layer", "stem.conv"],
 }
 
@@ -231,3 +232,23 @@ def test_entries_are_written_one_by_one_as_they_would_be_together() -> None:
         streamed = "".join(json_parts({**content, "results": iter(results)}))
         assert streamed == to_json(content)
         assert "".join(json_parts(content)) == to_json(content)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["max-patches", "data", "--layer", "stem.conv"], ["ablate", "data", "--sweep", "stem.conv"]],
+)
+def test_journals_of_data_sets_depend_on_what_the_outputs_are(
+    pictures: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    """By `--head`, and by the content of the file of `--output`."""
+    (pictures / "a" / "broken.png").unlink()
+    head = Path("head.py")
+    head.write_text("def rows(raw):\n    return raw\n")
+    line = [*words, "--output", "head.py:rows", "--out", "o", "--quiet", "--resume"]
+    assert run(line) == 0
+    assert run(line) == 0
+    assert run([*line, "--head", "sigmoid"]) == 2
+    head.write_text("def rows(raw):\n    return raw.neg()\n")
+    assert run(line) == 2
+    assert "outputs" in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """Similarity to a reference image: cosines by a plain loop, and what cannot be compared."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from cnnviz.cli.main import run
 from cnnviz.core import load_model
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.load import Model
@@ -135,3 +138,37 @@ def test_what_cannot_be_compared_is_refused(source: str) -> None:
         like(made(source, "unit"), folder / "nothing.png")
     with pytest.raises(UsageError, match=r"no layer 'nope' in net.py:classifier"):
         like(made(source, "classifier"), folder / "reference.png", "nope")
+
+
+def test_both_explains_the_reference_too(
+    source: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a run with the two files exchanged does; and the next image's run is not changed by it."""
+    folder = Path(source).parent
+    monkeypatch.chdir(folder)
+    for seed, name in enumerate(("a.png", "b.png")):
+        pixels = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    line = ["--model", "net.py:named", "--size", str(SIDE), "--mean", "0", "--std", "1"]
+    line += ["--mask", "8", "--stride", "4", "--pictures", "none", "--quiet"]
+
+    def results(out: str) -> list[dict[str, Any]]:
+        content: list[dict[str, Any]] = json.loads((folder / out / "summary.json").read_text())[
+            "results"
+        ]
+        return content
+
+    shown = [*line[:-3], "--pictures", "overlay", "--quiet"]
+    towards = ["--like", "reference.png", "--both", "--out", "x"]
+    assert run(["occlude", "a.png", "b.png", *shown, *towards]) == 0
+    for name, entry in zip("ab", results("x"), strict=True):
+        assert run(["occlude", "reference.png", *line, "--like", f"{name}.png", "--out", name]) == 0
+        other = results(f"{name}/reference")[0]["targets"][0]
+        assert entry["reference"] == other
+        assert entry["reference"]["class"] == f"like {name}.png"
+        assert (folder / "x" / name / "both.png").exists()
+        assert (folder / "x" / name / "reference.npz").exists()
+    assert run(["occlude", "a.png", *line, "--like", "reference.png", "--out", "y"]) == 0
+    assert results("y/a")[0]["targets"] == results("x")[0]["targets"]
+    assert run(["occlude", "a.png", *line, "--both", "--out", "z"]) == 2
+    assert "--both needs --like" in capsys.readouterr().err

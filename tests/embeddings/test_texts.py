@@ -1,15 +1,19 @@
 """Texts as targets: cosines with a text, and a softmax over several, by transformers itself."""
 
+import itertools
+import json
 import string
 from pathlib import Path
 
 import pytest
 import torch
 from networks import image_of
+from torch import Tensor
 from torch.nn import functional
 
 from cnnviz.core import load_model
 from cnnviz.core.errors import UsageError
+from cnnviz.core.models.heads import Kind
 from cnnviz.core.models.load import Model
 from cnnviz.embeddings.likeness import describe
 from cnnviz.occlusion import OcclusionSpec, occlude
@@ -87,3 +91,90 @@ def test_texts_that_do_not_fit_are_refused(folder: Path) -> None:
         describe(made(folder), [" "])
     with pytest.raises(UsageError, match=r"--text 'abcdefghij.*' has \d+ tokens; at most 16"):
         describe(made(folder), ["abcdefghijklmnopqrstuvwxyz"])
+
+
+def covered(pixels: Tensor) -> tuple[Tensor, OcclusionSpec]:
+    """An image occluded at each of 16 positions, and the spec of these."""
+    images = []
+    for y, x in itertools.product(range(0, SIDE, 8), repeat=2):
+        images.append(pixels.clone())
+        images[-1][:, y : y + 8, x : x + 8] = 0
+    return torch.stack(images), OcclusionSpec(masks=((8, 8),), stride=8, fill="black")
+
+
+def test_siglip_gives_each_text_a_probability_of_its_own(folder: Path, tmp_path: Path) -> None:
+    """By a sigmoid with its own scale and bias."""
+    torch.manual_seed(0)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.save_pretrained(tmp_path)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    small["num_attention_heads"] = 2
+    text = {**small, "vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    text |= {"projection_size": 16, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    vision = {**small, "image_size": SIDE, "patch_size": 8}
+    config = transformers.SiglipConfig(text_config=text, vision_config=vision)
+    network = transformers.SiglipModel(config).eval()
+    for weight in network.parameters():
+        torch.nn.init.normal_(weight, 0, 0.3)
+    network.logit_scale.data.fill_(1.5)
+    network.logit_bias.data.fill_(-0.7)
+    network.save_pretrained(tmp_path)
+    texts = ["a red car", "grass"]
+    pixels = torch.rand(3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    images, asked = covered(pixels)
+    result = occlude(describe(made(tmp_path), texts), image_of(pixels), asked)
+    padding = {"padding": "max_length", "max_length": 16, "return_tensors": "pt"}
+    ids = tokenizer(texts, **padding)["input_ids"]
+    with torch.no_grad():
+        answer = network(pixel_values=images, input_ids=ids).logits_per_image
+    panel = result.targets[0]
+    expected = answer.sigmoid()[:, panel.index].tolist()
+    assert panel.probabilities_P.tolist() == pytest.approx(expected, abs=1e-5)
+    assert max(expected) - min(expected) > 1e-3
+    assert result.measured.head.kind is Kind.SIGMOID
+
+
+@pytest.mark.parametrize("bias", [None, -0.5])
+def test_open_clip_by_a_loop(tmp_path: Path, bias: float | None) -> None:
+    """From a checkpoint; with a bias it is a sigmoid of each text."""
+    open_clip = pytest.importorskip("open_clip")
+    name = f"tiny-{bias is None}"
+    vision = {"image_size": SIDE, "layers": 1, "width": 32, "patch_size": 8, "head_width": 16}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    config: dict[str, object] = {"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}
+    if bias is not None:
+        config["init_logit_bias"] = bias
+    (tmp_path / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
+    torch.manual_seed(0)
+    network = open_clip.create_model(name, load_weights=False).eval()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}},
+               tmp_path / "w.pt")  # fmt: skip
+    model = load_model(f"open_clip:{name}", checkpoint=tmp_path / "w.pt", features=True)
+    assert model.input_size == (SIDE, SIDE)
+    assert any("one for texts (--text)" in note for note in model.notes)
+    texts = ["a red car", "grass"]
+    pixels = torch.rand(3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    images, asked = covered(pixels)
+    result = occlude(describe(model, texts), image_of(pixels), asked)
+    with torch.no_grad():
+        image = network.encode_image(model.preprocess.normalise(images), normalize=True)
+        of_text = network.encode_text(open_clip.get_tokenizer(name)(texts), normalize=True)
+        logits = network.logit_scale.exp() * image @ of_text.T
+    shares = logits.softmax(1) if bias is None else (logits + bias).sigmoid()
+    panel = result.targets[0]
+    expected = shares[:, panel.index].tolist()
+    assert panel.probabilities_P.tolist() == pytest.approx(expected, abs=1e-5)
+    assert max(expected) - min(expected) > 1e-4
+    with pytest.raises(UsageError, match=r"--text 'word word.*' has 22 tokens; at most 16"):
+        describe(model, ["word " * 20])
+
+
+def test_names_of_open_clip_are_checked() -> None:
+    pytest.importorskip("open_clip")
+    with pytest.raises(UsageError, match=r"no model 'open_clip:ViT-B-3'; the nearest .*ViT-B-32"):
+        load_model("open_clip:ViT-B-3")
+    with pytest.raises(
+        UsageError, match=r"no model 'open_clip:ViT-B-32\.open'; .*ViT-B-32\.openai"
+    ):
+        load_model("open_clip:ViT-B-32.open")

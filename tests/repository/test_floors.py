@@ -14,6 +14,7 @@ FOLDERS = tuple(PROJECT["tool"]["setuptools"]["package-dir"].values())
 ANALYSES = tuple(name for name in FOLDERS if name not in ("core", "cli"))
 BELOW = {"core": {"core"}, **{name: {"core", name} for name in ANALYSES}, "cli": set(FOLDERS)}
 BELOW["trust"] |= {"occlusion", "gradients"}
+BELOW["reasons"] |= {"occlusion", "filters"}
 BELOW["audit"] |= {"occlusion", "gradients", "embeddings"}
 PAGE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
 # `folder/file.py`, `name` in the text, and `folder/file.py` | `name` in the last table.

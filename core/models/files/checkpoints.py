@@ -35,6 +35,7 @@ COUNTER = "num_batches_tracked"
 """Batch norm's counter: inference does not use it, and some formats drop it."""
 STATISTICS = ("running_mean", "running_var")
 DEPTH = 2  # nested dicts in which state dicts are searched
+DEEPEST, MOST_PARTS = 32, 50_000  # of a pickled network
 
 _PROTOCOL_4 = range(0x8C, 0x99)  # operands that pickle protocols 4 and 5 added
 _CHUNK = 2**20
@@ -91,6 +92,15 @@ class _Inert:
 
     def __setstate__(self, _state: object) -> None:
         pass
+
+
+class _Part(_Inert):
+    """Placeholder for a pickled object that keeps its attributes, and runs nothing."""
+
+    held: Mapping[str, Any] = {}
+
+    def __setstate__(self, state: object) -> None:
+        self.held = state if isinstance(state, dict) else {}
 
 
 class _InertArray(_Inert):
@@ -208,16 +218,24 @@ def _foreign_names(path: Path) -> list[str]:
     return sorted(name for name in named if name.partition(".")[0] not in _FORBIDDEN)
 
 
-def _read_pickle(path: Path, *, skip_values: bool = False) -> list[StateDict]:
+def _unpickled(
+    path: Path, foreign: type[_Inert], *, skip_values: bool
+) -> tuple[object, tuple[str, ...]]:
+    """The content of a pickle with placeholders for foreign objects, and the names of these."""
     try:
         omitted = tuple(_foreign_names(path))
-        inert = [(_Inert, name) for name in omitted]
+        inert = [(foreign, name) for name in omitted]
         with warnings.catch_warnings(action="ignore"), safe_globals([*_placeholders(), *inert]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=skip_values)
+        return content, omitted
     except pickle.UnpicklingError as error:
         raise unsafe_pickle(path, error) from error
     except (*DAMAGE, AttributeError, AssertionError, ArithmeticError, struct.error) as error:
         raise damaged(path, error) from error
+
+
+def _read_pickle(path: Path, *, skip_values: bool = False) -> list[StateDict]:
+    content, omitted = _unpickled(path, _Inert, skip_values=skip_values)
     try:
         return [replace(state, omitted=omitted) for state in find_state_dicts(content, path)]
     except CnnvizError as error:
@@ -273,6 +291,47 @@ def read_state_dicts(path: Path, kind: Kind) -> list[StateDict]:
         return [StateDict("", _read_safetensors(path))]
     run_in_child(path, lambda: _read_pickle(path, skip_values=zipfile.is_zipfile(path)))
     return _read_pickle(path)
+
+
+def read_network(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """The state dict of a whole pickled network, as ultralytics saves it, and its attributes.
+
+    Averaged weights (`ema`) come before raw ones (`model`). The objects of the file are never
+    made: placeholders keep their tensors and plain values.
+
+    Raises:
+        CnnvizError: the file is not such a pickle, or is damaged.
+    """
+
+    def read(skip_values: bool) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+        content, _ = _unpickled(path, _Part, skip_values=skip_values)
+        held = content if isinstance(content, dict) else {}
+        found = (held[key] for key in ("ema", "model") if isinstance(held.get(key), _Part))
+        if (network := next(found, None)) is None:
+            raise CnnvizError(f"'{path}' holds no network of ultralytics under 'model' or 'ema'")
+        return dict(_tensors_below(network, "", DEEPEST, [MOST_PARTS], path)), network.held
+
+    if kind_of(path) is not Kind.PICKLE:
+        raise CnnvizError(f"'{path}' is a {kind_of(path)}, not a checkpoint of ultralytics")
+    check_zip(path)
+    run_in_child(path, lambda: read(zipfile.is_zipfile(path)))
+    return read(skip_values=False)
+
+
+def _tensors_below(
+    part: _Part, prefix: str, depth: int, left: list[int], path: Path
+) -> Iterator[tuple[str, Tensor]]:
+    """The parameters and buffers of a pickled module; `left` counts the parts still allowed."""
+    left[0] -= 1
+    if not depth or left[0] < 0:
+        raise CnnvizError(f"'{path}' holds a network of too many parts")
+    for kind in ("_parameters", "_buffers", "_modules"):
+        values = part.held.get(kind)
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, Tensor) and kind != "_modules":
+                yield f"{prefix}{name}", value
+            elif isinstance(value, _Part) and kind == "_modules":
+                yield from _tensors_below(value, f"{prefix}{name}.", depth - 1, left, path)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

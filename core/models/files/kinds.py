@@ -97,17 +97,20 @@ def _is_a_folder(path: Path) -> UsageError:
     return UsageError(f"'{path}' is a folder; {remedy}")
 
 
-def shards(path: Path, kind: Kind) -> list[Path]:
-    """All files of a checkpoint in several, from its index or one of them; none for a whole one."""
+def parts_of(path: Path) -> list[str]:
+    """The names of the files of a checkpoint in several, from its index or one of them, or none."""
     part = _SHARD.fullmatch(path.name)
-    if kind is Kind.INDEX:
-        names = _indexed(path)
-    elif part and int(part["count"]) in range(2, MAX_SHARDS):
+    if path.name.endswith(_INDEX) and kind_of(path) is Kind.INDEX:
+        return _indexed(path)
+    if part and int(part["count"]) in range(2, MAX_SHARDS):
         count = int(part["count"])
-        names = [f"{part[1]}{k:05}-of-{count:05}{part['end']}" for k in range(1, count + 1)]
-    else:
-        return []
-    files = [path.with_name(name) for name in names]
+        return [f"{part[1]}{k:05}-of-{count:05}{part['end']}" for k in range(1, count + 1)]
+    return []
+
+
+def shards(path: Path) -> list[Path]:
+    """All files of a checkpoint in several, from its index or one of them; none for a whole one."""
+    files = [path.with_name(name) for name in parts_of(path)]
     if lost := [file.name for file in files if not file.is_file()]:
         raise UsageError(
             f"'{path}' is part of a checkpoint in {len(files)} files, of which {first_few(lost)} "

@@ -1,7 +1,8 @@
 """From the name of a model to an architecture, which can build the network and knows its weights.
 
 A name is "bundled", a torchvision classification, segmentation or detection model (`published`), a
-model of timm or Hugging Face (`hubs`), or a factory of the user's (`factories`).
+model of timm or Hugging Face (`hubs`) or ultralytics (`detectors`), or a factory of the user's
+(`factories`).
 """
 
 from torch import nn
@@ -9,8 +10,14 @@ from torch import nn
 from cnnviz.core.errors import UsageError, nearest
 from cnnviz.core.models import bundled
 from cnnviz.core.models.preprocess import Preprocess
+from cnnviz.core.models.zoo.detectors import YOLO, yolo_architecture
 from cnnviz.core.models.zoo.factories import factory_architecture
-from cnnviz.core.models.zoo.hubs import timm_architecture, transformers_architecture
+from cnnviz.core.models.zoo.hubs import (
+    OPEN_CLIP,
+    open_clip_architecture,
+    timm_architecture,
+    transformers_architecture,
+)
 from cnnviz.core.models.zoo.published import (
     Architecture,
     Published,
@@ -18,15 +25,21 @@ from cnnviz.core.models.zoo.published import (
     torchvision_names,
 )
 
+_PREFIXES = {
+    "timm:": timm_architecture,
+    "hf:": transformers_architecture,
+    OPEN_CLIP: open_clip_architecture,
+    YOLO: yolo_architecture,
+}
+
 
 def find_architecture(name: str) -> Architecture:
     """Return the architecture of that name; a UsageError offers the nearest names."""
     if name == "bundled":
         return _bundled()
-    if name.startswith("timm:"):
-        return timm_architecture(name)
-    if name.startswith("hf:"):
-        return transformers_architecture(name)
+    for prefix, architecture in _PREFIXES.items():
+        if name.startswith(prefix):
+            return architecture(name)
     if name.endswith(".py"):
         raise UsageError(f"'{name}' is a file; name the factory in it: --model {name}:FACTORY")
     if ":" in name:

@@ -28,11 +28,13 @@ from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, neares
 from cnnviz.core.extras import required
 from cnnviz.core.models.files.kinds import first_few
 from cnnviz.core.models.fitting import remove_head, untrained_head
-from cnnviz.core.models.preprocess import Assumed, Preprocess, plain_for
+from cnnviz.core.models.preprocess import Assumed, Preprocess, both, plain_for
+from cnnviz.core.models.zoo.detectors import with_query_boxes
 from cnnviz.core.models.zoo.published import ANOTHER_FILE, Architecture, Published, fetched
-from cnnviz.core.models.zoo.towers import ImageTower
+from cnnviz.core.models.zoo.towers import OpenClipTower, as_tower
 
-PRETRAINED = "pretrained"
+PRETRAINED, OPEN_CLIP = "pretrained", "open_clip:"
+_OPEN_CLIP_STEPS = ("mean", "std", "interpolation", "resize_mode")
 SIDES = (320, 240)
 """Columns and rows of the test images; neither equals a usual crop."""
 MAX_LABELS = 1_000_000
@@ -152,11 +154,15 @@ def transformers_architecture(name: str) -> Architecture:
     zero_shot = transformers.AutoModelForZeroShotImageClassification
     classifies = any("ForImageClassification" in listed for listed in config.architectures or ())
     towers = type(config) in zero_shot._model_mapping and not classifies
-    kind = zero_shot if towers else kind
+    detection = transformers.AutoModelForObjectDetection
+    detects = type(config) in detection._model_mapping and any(
+        "ForObjectDetection" in listed for listed in config.architectures or ()
+    )
+    kind = detection if detects else zero_shot if towers else kind
     if type(config) not in kind._model_mapping:
         raise CnnvizError(
             f"{name} is a network of the type '{config.model_type}', for which transformers has no "
-            "image classifier"
+            "image classifier or detector"
         )
 
     def make(classes: int | None, size: tuple[int, int]) -> nn.Module:
@@ -172,7 +178,9 @@ def transformers_architecture(name: str) -> Architecture:
             )
         except USER_CODE_ERRORS as error:  # of the library, and of the file's content
             raise CnnvizError(f"{name} cannot be built: {one_line(error)}") from error
-        return ImageTower(module, source) if towers else module
+        if detects:
+            return with_query_boxes(module)
+        return as_tower(module, source) if towers else module
 
     def network(_size: tuple[int, int]) -> tuple[nn.Module, str]:
         with fetched(f"the weights of {name}", source, ANOTHER_FILE):
@@ -180,11 +188,13 @@ def transformers_architecture(name: str) -> Architecture:
                 source, config=config, trust_remote_code=False, output_loading_info=True
             )
         if towers and not info["missing_keys"]:
-            tower = ImageTower(module, source)
-            return tower, f"{name} has a tower for images and one for texts (--text), no classifier"
-        return module, _without_untrained(module, info, name)
+            return as_tower(module, source), ""
+        headless = _without_untrained(module, info, name)
+        return with_query_boxes(module) if detects and not headless else module, headless
 
-    preprocess, notes, assumed = _transformers_preprocess(transformers, source, name, config)
+    preprocess, notes, assumed = _transformers_preprocess(
+        transformers, source, name, config, whole=detects
+    )
     entry = Published(
         PRETRAINED,
         preprocess,
@@ -195,6 +205,57 @@ def transformers_architecture(name: str) -> Architecture:
         assumed=assumed,
     )
     return Architecture(name, make, True, {PRETRAINED: entry}, PRETRAINED)
+
+
+def open_clip_architecture(name: str) -> Architecture:
+    """The architecture `open_clip:NAME` or `open_clip:NAME.TAG`, by open_clip's names."""
+    open_clip = required("open_clip", f"--model {name}", "open_clip")
+    base, _, tag = name.removeprefix(OPEN_CLIP).partition(".")
+    content, tags = open_clip.get_model_config(base), open_clip.list_pretrained_tags_by_model(base)
+    if content is None or (tag and tag not in tags):
+        known = [f"{base}.{one}" for one in tags] if content else open_clip.list_models()
+        near = ", ".join(f"{OPEN_CLIP}{match}" for match in nearest(name.partition(":")[2], known))
+        raise UsageError(f"no model '{name}'; the nearest are {near or 'none'}")
+    side = content["vision_cfg"].get("image_size", 224)
+
+    def network(size: tuple[int, int], key: str | None) -> nn.Module:
+        options: dict[str, Any] = {} if size == both(side) else {"force_image_size": size}
+        options |= {"pretrained_text": False, "load_weights": key is not None}
+        with fetched(f"the weights {key or 'of the text tower'} of {name}", base, ANOTHER_FILE):
+            module = open_clip.create_model(base, pretrained=key, **options)
+        return as_tower(module, base, OpenClipTower)
+
+    def published(key: str | None) -> Published:
+        def made(size: tuple[int, int]) -> tuple[nn.Module, str]:
+            if key is None:
+                raise UsageError(f"open_clip has no weights for {name}; {ANOTHER_FILE}")
+            return network(size, key), ""
+
+        given = open_clip.pretrained.get_pretrained_cfg(base, key) if key else {}
+        chosen = {"size": side, **{k: given[k] for k in _OPEN_CLIP_STEPS if k in given}}
+        preprocess, notes = _open_clip_preprocess(open_clip, name, tuple(chosen.items()))
+        return Published(key or "none", preprocess, (), network=made, notes=notes)
+
+    order = sorted(tags, key=lambda key: key != tag) or [None]
+    entries = {key or "none": published(key) for key in order}
+    return Architecture(
+        name,
+        lambda _classes, size: network(size, None),
+        False,
+        entries,
+        next(iter(entries)),
+        names_weights=bool(tag),
+    )
+
+
+@cache
+def _open_clip_preprocess(
+    open_clip: Any, name: str, steps: tuple[tuple[str, Any], ...]
+) -> tuple[Preprocess, tuple[str, ...]]:
+    """Cached, since many weights of a network share one transform."""
+    config = open_clip.transform.PreprocessCfg(**dict(steps))
+    transform = open_clip.transform.image_transform_v2(config, is_train=False)
+    return measured(transform, [min(both(config.size))], name)
 
 
 def _without_untrained(module: nn.Module, info: Mapping[str, Any], name: str) -> str:
@@ -256,9 +317,12 @@ def _transformers_labels(config: Any) -> tuple[str, ...]:
 
 
 def _transformers_preprocess(
-    transformers: Any, source: str, name: str, config: Any
+    transformers: Any, source: str, name: str, config: Any, *, whole: bool
 ) -> tuple[Preprocess, tuple[str, ...], Assumed | None]:
-    """The preprocessing of its image processor; ImageNet's is assumed if it has none."""
+    """The preprocessing of its image processor; ImageNet's is assumed if it has none.
+
+    `whole`: images of any proportions are fitted in, not cropped.
+    """
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     except USER_CODE_ERRORS as error:  # of the library, and of its dependencies
@@ -272,7 +336,7 @@ def _transformers_preprocess(
     if largest := [side for side in (*sides, *crop.values()) if side and side > MAX_SIDE]:
         raise CnnvizError(f"{name} prepares images of {largest[0]} pixels; at most {MAX_SIDE:,}")
     try:
-        return *_processors_preprocess(processor, sides, name), None
+        return *_processors_preprocess(processor, sides, name, whole=whole), None
     except USER_CODE_ERRORS as error:  # of the library, which does not check its files
         raise CnnvizError(
             f"{name}: its preprocessor_config.json cannot be used: {one_line(error)}"
@@ -280,7 +344,7 @@ def _transformers_preprocess(
 
 
 def _processors_preprocess(
-    processor: Any, sides: Sequence[int], name: str
+    processor: Any, sides: Sequence[int], name: str, *, whole: bool
 ) -> tuple[Preprocess, tuple[str, ...]]:
     """What a working image processor does; `sides` are those that it may resize images to."""
 
@@ -290,15 +354,18 @@ def _processors_preprocess(
     crop = min(transform(Image.new("RGB", SIDES)).shape[-2:])
     timms = getattr(processor, "data_config", {}).get("crop_pct")  # a network of timm's
     shares = (getattr(processor, "crop_pct", None) or timms or 1, 224 / 256)
-    return measured(transform, [*sides, *(int(crop / share) for share in shares)], name)
+    return measured(
+        transform, [*sides, *(int(crop / share) for share in shares)], name, whole=whole
+    )
 
 
 def measured(
-    transform: Transform, resize: Iterable[int], name: str
+    transform: Transform, resize: Iterable[int], name: str, *, whole: bool = False
 ) -> tuple[Preprocess, tuple[str, ...]]:
     """Find the preprocessing that does the same as a transform, or nearly so with a note.
 
     `resize` lists sides that it may resize images to before it crops, in addition to the crop's.
+    `whole`: images of any proportions are fitted in; the others' central square is taken.
     """
     black, white = (
         transform(Image.new("RGB", SIDES, value)).double() for value in ("black", "white")
@@ -310,6 +377,8 @@ def measured(
     base = Preprocess(None, (rows, columns), _rounded(mean), _rounded(std))
     if transform(Image.new("RGB", SIDES[::-1])).shape != black.shape:
         side = min(rows, columns)
+        if whole:
+            return replace(base, resize=side, crop=(side, side)).fitted(), ()
         return replace(base, resize=side, crop=(side, side)), (
             f"{name} takes images of any proportions; here their central square is taken, "
             f"{side}x{side} (--size HxW for another)",

@@ -1,4 +1,7 @@
-"""Networks of an image tower and a text tower (CLIP, SigLIP and their like, of transformers)."""
+"""Networks of an image tower and a text tower: CLIP, SigLIP and their like.
+
+They are transformers' or open_clip's.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,21 +14,25 @@ from cnnviz.core.extras import required
 
 
 class ImageTower(nn.Module):
-    """The image tower as a network of images; it keeps the whole, whose text tower reads texts."""
+    """A network of transformers as its image tower; its text tower reads texts."""
 
-    def __init__(self, whole: nn.Module, source: str) -> None:
-        super().__init__()
-        self.whole, self.source = whole, source
+    source: str
+    """Where the tokenizer is."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, 3, H, W) to features (N, D)."""
-        return _features(self.whole.get_image_features(pixel_values=x))  # type: ignore[operator]
+        return _features(self.get_image_features(pixel_values=x))  # type: ignore[operator]
 
-    @property
-    def scale(self) -> float:
-        """What cosines are multiplied by before a softmax over texts."""
-        scale: Any = getattr(self.whole, "logit_scale", None)
-        return 1.0 if scale is None else float(scale.detach().exp())
+    def scaling(self) -> tuple[float, float | None]:
+        """What cosines are multiplied by, and what is added: None before a softmax over texts.
+
+        With an addend each text has a probability of its own, by a sigmoid (SigLIP).
+        """
+        scale, bias = (getattr(self, f"logit_{part}", None) for part in ("scale", "bias"))
+        return (
+            1.0 if scale is None else float(scale.detach().exp()),
+            None if bias is None else float(bias.detach()),
+        )
 
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> Tensor:
@@ -36,7 +43,7 @@ class ImageTower(nn.Module):
             CnnvizError: the tokenizer cannot be read.
         """
         transformers = required("transformers", "--text", "transformers")
-        config: Any = self.whole.config
+        config: Any = self.config
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 self.source, trust_remote_code=False
@@ -55,10 +62,47 @@ class ImageTower(nn.Module):
         if siglip:
             padding = {"padding": "max_length", "max_length": longest}
         tokens = tokenizer(list(texts), return_tensors="pt", **padding)
-        place = next(self.whole.parameters()).device
+        place = next(self.parameters()).device
         keys = ("input_ids",) if siglip else ("input_ids", "attention_mask")
         inputs = {key: tokens[key].to(place) for key in keys if key in tokens}
-        return _features(self.whole.get_text_features(**inputs))  # type: ignore[operator]
+        return _features(self.get_text_features(**inputs))  # type: ignore[operator]
+
+
+class OpenClipTower(ImageTower):
+    """A network of open_clip as its image tower; its text tower reads texts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, 3, H, W) to features (N, D)."""
+        features: Tensor = self.encode_image(x)  # type: ignore[operator]
+        return features
+
+    @torch.no_grad()
+    def read(self, texts: Sequence[str]) -> Tensor:
+        """The features (T, D) of texts; see `ImageTower.read`."""
+        open_clip = required("open_clip", "--text", "open_clip")
+        try:
+            tokenizer: Any = open_clip.get_tokenizer(self.source)
+        except USER_CODE_ERRORS as error:
+            raise CnnvizError(
+                f"the tokenizer of open_clip:{self.source} cannot be read: {one_line(error)}"
+            ) from error
+        for text in texts:
+            inner = getattr(tokenizer, "tokenizer", None)
+            length = len(tokenizer.encode(text)) + 2 if inner is None else len(inner(text)[0])
+            if length > tokenizer.context_length:
+                raise UsageError(
+                    f"--text '{text[:40]}…' has {length} tokens; at most {tokenizer.context_length}"
+                )
+        tokens = tokenizer(list(texts)).to(next(self.parameters()).device)
+        features: Tensor = self.encode_text(tokens)  # type: ignore[operator]
+        return features
+
+
+def as_tower(whole: nn.Module, source: str, kind: type[ImageTower] = ImageTower) -> nn.Module:
+    """Make a network answer as its image tower; its class is replaced, layers keep their names."""
+    made: Any = whole
+    made.__class__ = type(type(whole).__name__, (kind, type(whole)), {"source": source})
+    return whole
 
 
 def _features(output: Any) -> Tensor:

@@ -359,6 +359,7 @@ def arguments(command: str, root: Path) -> list[str]:
         "activations": [photo, "--layer", "near"],
         "saliency": [photo, "--method", "grad-cam", "--layer", "near"],
         "trust": [photo],
+        "reasons": [photo, "--cell", "16", "--grid", "2"],
         "diff": [str(root / "audit"), str(root / "audit")],
         "audit": [data, "--top", "2"],
         "max-patches": [data, "--layer", "near"],

@@ -207,6 +207,7 @@ def test_a_box_that_appears_is_named(source: str) -> None:
     [
         (("2",), [1]),
         (("all",), [0, 1, 2]),
+        (("ALL",), [0, 1, 2]),
         (("a",), [0, 2]),
         (("A@2",), [2]),
         (("b", "1", "b@1"), [1, 0]),
@@ -231,6 +232,13 @@ def test_a_missing_box_is_refused_with_those_that_are_there(text: str) -> None:
         reading_of("a", "b", "a").targets((text,), (), model_head(), "x")
 
 
+def test_very_many_boxes_are_refused() -> None:
+    many = reading_of(*["a"] * 101)
+    with pytest.raises(CnnvizError, match=r"'x': --box names 101 boxes; at most 100 are explained"):
+        many.targets(("all",), (), model_head(), "x")
+    assert len(many.targets(("1", "a@100"), (), model_head(), "x")) == 2
+
+
 def test_an_image_without_boxes_is_refused(source: str) -> None:
     with pytest.raises(CnnvizError, match=r"no box 'all' .* there is none"):
         occlude(made(source), image_of(torch.zeros(3, SIDE, SIDE)), spec("all"))
@@ -244,11 +252,17 @@ def test_an_image_without_boxes_is_refused(source: str) -> None:
         (0.0, float("nan"), "not finite"),
         (0.0, 5.9, r"scores from 5\.9 to 5\.9"),
         (0.0, -5.0, "scores from -5 to -5"),
+        (10.0, 0.9, r"returns the box \(10, 0, 9, 9\) for an image of 64x64; boxes are x0, y0"),
+        (-10.0, 0.9, "and overlap it"),
+        (130.0, 0.9, "and overlap it"),
+        (0.0, 0.7, r"a box of class 1; there are 1 class names \(--labels names"),
     ],
 )
 def test_boxes_that_mean_nothing_are_refused(corner: float, score: float, reason: str) -> None:
     target = Boxes(torch.nn.Identity(), (SIDE, SIDE), "net")
-    corners, label = torch.tensor([[corner, 0.0, 9.0, 9.0]]), torch.tensor([1])
+    target.names = ("background",) if score == 0.7 else ()
+    right = {-10.0: -1.0, 130.0: 140.0}.get(corner, 9.0)
+    corners, label = torch.tensor([[corner, 0.0, right, 9.0]]), torch.tensor([1])
     found = [{"boxes": corners, "scores": torch.tensor([score]), "labels": label}]
     with pytest.raises(CnnvizError, match=reason):
         target.settle(lambda: target.rows(found), None)
@@ -296,6 +310,8 @@ FORGED: dict[str, Callable[[dict[str, Any]], object]] = {
     "fewer": lambda a: a.update(box_names=a["box_names"][:1]),
     "other": lambda a: a.update(box_names=np.array(["cat", "dog"])),
     "none": lambda a: a.update(box_names=np.repeat(a["box_names"], 99)),
+    "range": lambda a: a["box_scores"].fill(1e30),
+    "threshold": lambda a: a.update(threshold=np.array(np.nan)),
     "word": lambda a: a.update(word=np.array("<b>")),
 }
 
@@ -337,6 +353,8 @@ def test_maps_of_boxes_are_judged(source: str) -> None:
         "retinanet_resnet50_fpn",
         "fcos_resnet50_fpn",
         "ssdlite320_mobilenet_v3_large",
+        "maskrcnn_resnet50_fpn",
+        "keypointrcnn_resnet50_fpn",
     ],
 )
 def test_torchvisions_detectors_by_a_loop(name: str) -> None:

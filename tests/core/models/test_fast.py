@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from dataclasses import replace
 
 import networks
 import pytest
@@ -11,6 +12,8 @@ import zoo
 from parts import slow_but
 from torch import Tensor, fx, nn
 
+from cnnviz.core.choices import Precision
+from cnnviz.core.graph.fold import rescaling
 from cnnviz.core.models.layers import conv_layers, named_layers, replace_outputs, watch_outputs
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import fast
@@ -106,6 +109,47 @@ def test_batch_norms_are_folded_but_for_those_that_are_kept() -> None:
     assert norms(["layer1.0.conv1"]) == ["layer1.0.bn1"]
     assert norms(["layer1.0.bn1"]) == ["layer1.0.bn1"]
     assert norms(["layer1"]) == []
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "efficientnet_b0"])
+@torch.inference_mode()
+def test_watched_convolutions_are_rescaled_with_their_batch_norms_folded_in(name: str) -> None:
+    model, images = trained(name), batch()
+    names = conv_layers(model.module)
+    quick = fast(model, names, rescaled=True)
+    with watch_outputs(model.module, names) as expected:
+        answers = model.outputs(images)
+    with watch_outputs(quick.module, names) as got:
+        assert_near(quick.outputs(images), answers)
+    layers, changed = named_layers(quick.module), 0
+    for layer, found in got.items():
+        output = found
+        if rescaled := rescaling(layers[layer]):
+            scale, shift = (values[:, None, None] for values in rescaled)
+            output, changed = (output - shift) / scale, changed + 1
+        assert_near(output, expected[layer])
+    assert changed > (0 if name == "densenet121" else len(names) / 2)
+
+
+@pytest.mark.parametrize(("gamma", "beta", "folded"), [
+    (-0.5, 1, True), (0, 1, False), (1e-30, 1, False), (0.01, 0.6, True), (0.01, 0.7, False),
+])  # fmt: skip
+def test_a_batch_norm_that_hides_its_input_is_not_folded(
+    gamma: float, beta: float, folded: bool
+) -> None:
+    norm = nn.BatchNorm2d(2).eval()
+    with torch.no_grad():
+        norm.weight[1], norm.bias[1] = gamma, beta
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), norm, nn.Flatten(), nn.Linear(2 * 36, 2)).eval()
+    quick = fast(networks.model_of(net, (8, 8), "ab"), ["0"], rescaled=True)
+    assert bool(rescaling(named_layers(quick.module)["0"])) is folded
+
+
+def test_half_precision_is_not_rescaled() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 2))
+    model = networks.model_of(net.eval().bfloat16(), (8, 8), "ab")
+    quick = fast(replace(model, precision=Precision.BF16), ["0"], rescaled=True)
+    assert rescaling(named_layers(quick.module)["0"]) is None
 
 
 def test_the_network_is_left_as_it_was() -> None:

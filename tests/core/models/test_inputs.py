@@ -124,9 +124,19 @@ def test_one_image_is_covered_and_the_other_stays(folder: Path, cover: str | Non
 @pytest.mark.parametrize(
     ("name", "cover", "files", "message"),
     [
-        ("Table", None, {}, r"takes 2 inputs \(its forward takes image, table\); --input table=F"),
+        (
+            "Table",
+            None,
+            {},
+            r"\(its forward takes image \(N, 3, H, W\), table \(N, 3\)\); --input table=F",
+        ),
         ("Table", "table", {}, r"--input image=FILE gives 'image'"),
-        ("Depth", None, {}, r"takes camera, left, right \(optional\)\); --input left=FILE"),
+        (
+            "Depth",
+            None,
+            {},
+            r"takes camera \(whole numbers below 3\), left, right \(optional\)\); --input left=",
+        ),
         ("Table", None, {"tabel": "row.json"}, r"has no input 'tabel'; its forward takes image"),
         ("Table", "depth", {"table": "row.json"}, r"has no input 'depth'"),
         ("Table", "table", {"table": "row.json"}, r"the input 'table' of .* is given twice"),
@@ -151,12 +161,21 @@ def test_inputs_that_do_not_fit_are_refused(
         ("f.npy", "no array"),
         ("g.png", "no image"),
         ("h.json", "[]"),
+        ("i.json", "[" + 5000 * "9" + "]"),
     ],
 )
 def test_files_that_hold_no_input_are_refused(folder: Path, file: str, content: str) -> None:
     (folder / file).write_text(content)
-    with pytest.raises(CnnvizError, match=rf"{file[:1]}\.{file[2:]}"):
+    with pytest.raises(CnnvizError, match=rf"{file[:1]}\.{file[2:]}") as caught:
         made(folder, "Table", table=file)
+    assert "sys." not in str(caught.value)
+
+
+def test_a_row_of_another_length_is_named_and_not_the_size_of_the_image(folder: Path) -> None:
+    (folder / "short.json").write_text("[1, 2]")
+    with pytest.raises(CnnvizError, match=r"--input gives 'table' of shape \(2,\)") as caught:
+        made(folder, "Table", table="short.json")
+    assert "--size" not in str(caught.value)
 
 
 @pytest.mark.parametrize("number", [np.uint64(2**64 - 1), np.float64(1e300), np.float64(-1e300)])

@@ -484,7 +484,7 @@ def test_onnx_files_are_run_as_black_boxes(
         model = load_model(**options)  # type: ignore[arg-type]
         assert model.input_size == (8, 8)
         assert model.notes[0] == (
-            f"'{path}' does not define how to prepare images: they are prepared as for ImageNet, "
+            f"'{path}' does not define how to prepare images; assumed: as for ImageNet, "
             "resized to 8, mean 0.485,0.456,0.406, std 0.229,0.224,0.225 (--size, --mean, --std)"
         )
         torch.testing.assert_close(model.logits(images), right)

@@ -139,7 +139,7 @@ def test_pictures_of_any_proportions_become_their_central_square() -> None:
     assert "net takes images of any proportions" in note
 
 
-ASSUMED = "does not define how to prepare images: they are prepared as for"
+ASSUMED = "does not define how to prepare images; assumed: as for"
 
 
 def test_only_what_was_assumed_and_not_given_is_said(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from cnnviz.filters.patches import top_k
 from cnnviz.filters.patches.options import Ranking
 from cnnviz.filters.patches.state import RELATIVE_ERROR, ScoreStats
-from cnnviz.filters.patches.top_k import TopK, map_scores, pack, peaks, ranked, unpack
+from cnnviz.filters.patches.top_k import Rescaled, TopK, map_scores, pack, peaks, ranked, unpack
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -200,6 +200,41 @@ def test_active_share_counts_images_with_a_unit_above_zero_not_scores() -> None:
         torch.tensor([[5.0], [4.0]]), torch.tensor([[0.0], [1]])
     )
     assert stats.active.tolist() == [1]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("score", [Ranking.MAX, Ranking.MEAN])
+@pytest.mark.parametrize("per_image", [1, 2])
+@pytest.mark.parametrize("most", [0, 10**9])
+def test_rescaled_maps_give_the_true_ones_top_k(layout, score, per_image, most, monkeypatch):
+    if per_image > 1 and score is not Ranking.MAX:
+        return
+    monkeypatch.setattr(top_k, "GATHERED", most)
+    maps = torch.randn(20, 4, 5, 6, generator=torch.Generator().manual_seed(1))
+    scale, shift = torch.tensor([2.0, -3, 1, -0.1]), torch.tensor([1.0, -2, 0, 5])
+    images = torch.arange(20)
+    wanted = run(maps, images, 6, score, 5, per_image=per_image)
+    for negative in (True, False):
+        scale = scale if negative else scale.abs()
+        changed = (maps * scale[:, None, None] + shift[:, None, None]).to(memory_format=layout)
+        how = Rescaled.of(scale, shift)
+        found = TopK.empty(4, 5)
+        for part in torch.split(images, 6):
+            scores = map_scores(changed[part], score, how)
+            found = ranked(found, changed[part], scores, part, per_image, how)
+            torch.testing.assert_close(scores, map_scores(maps[part], score), atol=5e-5, rtol=0)
+        assert torch.equal(found.units, wanted.units)
+        got, want = unpack(found.keys), unpack(wanted.keys)
+        assert torch.equal(got[1], want[1])
+        torch.testing.assert_close(got[0], want[0], atol=5e-5, rtol=0)
+
+
+def test_a_rescaled_zero_stays_zero():
+    scale, shift = torch.rand(1000) + 0.01, torch.randn(1000)
+    how = Rescaled.of(scale, shift)
+    assert not map_scores(shift[None, :, None, None], Ranking.MAX, how).any()
+    above = map_scores((shift + 1e-4 * scale)[None, :, None, None], Ranking.MAX, how)
+    assert (above[0, shift.abs() / scale < 1] > 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
