@@ -11,9 +11,13 @@ from parts import slow_but
 from PIL import Image
 
 from cnnviz.cli.main import run
+from cnnviz.core.data.datasets import open_data
 from cnnviz.core.files import UNFINISHED
+from cnnviz.core.models.load import load_model
 from cnnviz.core.output.lines import LINES
 from cnnviz.core.output.run_folder import RunFolder, json_parts, to_json
+from cnnviz.filters.patches.options import MaxPatchesSpec
+from cnnviz.filters.patches.scan import identity, make_plan
 
 COUNT = 5
 LINES_OF = {
@@ -234,21 +238,18 @@ def test_entries_are_written_one_by_one_as_they_would_be_together() -> None:
         assert "".join(json_parts(content)) == to_json(content)
 
 
-@pytest.mark.parametrize(
-    "words",
-    [["max-patches", "data", "--layer", "stem.conv"], ["ablate", "data", "--sweep", "stem.conv"]],
-)
-def test_journals_of_data_sets_depend_on_what_the_outputs_are(
-    pictures: Path, capsys: pytest.CaptureFixture[str], words: list[str]
-) -> None:
+def test_journals_of_data_sets_depend_on_what_the_outputs_are(pictures: Path) -> None:
     """By `--head`, and by the content of the file of `--output`."""
-    (pictures / "a" / "broken.png").unlink()
-    head = Path("head.py")
+    head, data = Path("head.py"), open_data([str(pictures)])
+
+    def found(**options: str) -> object:
+        model = load_model("bundled", output="head.py:rows", **options)  # type: ignore[arg-type]
+        plan = make_plan(model, MaxPatchesSpec(layers=("stem.conv",)))
+        return identity(model, data, plan)["outputs"]
+
     head.write_text("def rows(raw):\n    return raw\n")
-    line = [*words, "--output", "head.py:rows", "--out", "o", "--quiet", "--resume"]
-    assert run(line) == 0
-    assert run(line) == 0
-    assert run([*line, "--head", "sigmoid"]) == 2
+    first = found()
+    assert found() == first
+    assert found(head="sigmoid") != first
     head.write_text("def rows(raw):\n    return raw.neg()\n")
-    assert run(line) == 2
-    assert "outputs" in capsys.readouterr().err
+    assert found() != first
