@@ -331,7 +331,7 @@ def test_shards_that_are_missing_outside_or_double_are_named(tmp_path: Path) -> 
             shards(path)
     second.write_bytes(first.read_bytes())
     with pytest.raises(CnnvizError, match=r"holds 0\.bias, .*as another part does, too"):
-        read_shards(shards(first, Kind.SAFETENSORS))
+        read_shards(shards(first))
     index = tmp_path / "x.index.json"
     for content, problem in (
         ({"weight_map": {"a": "../a.safetensors"}}, r"lists '\.\./a\.safetensors', which is not"),
