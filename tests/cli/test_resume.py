@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,12 @@ from parts import slow_but
 from PIL import Image
 
 from cnnviz.cli.main import run
-from cnnviz.core.data.datasets import open_data
+from cnnviz.cli.options import ModelOptions
+from cnnviz.cli.run import _choices
+from cnnviz.core.choices import HeadChoice
 from cnnviz.core.files import UNFINISHED
-from cnnviz.core.models.load import load_model
 from cnnviz.core.output.lines import LINES
 from cnnviz.core.output.run_folder import RunFolder, json_parts, to_json
-from cnnviz.filters.patches.options import MaxPatchesSpec
-from cnnviz.filters.patches.scan import identity, make_plan
 
 COUNT = 5
 LINES_OF = {
@@ -238,18 +238,18 @@ def test_entries_are_written_one_by_one_as_they_would_be_together() -> None:
         assert "".join(json_parts(content)) == to_json(content)
 
 
-def test_journals_of_data_sets_depend_on_what_the_outputs_are(pictures: Path) -> None:
-    """By `--head`, and by the content of the file of `--output`."""
-    head, data = Path("head.py"), open_data([str(pictures)])
-
-    def found(**options: str) -> object:
-        model = load_model("bundled", output="head.py:rows", **options)  # type: ignore[arg-type]
-        plan = make_plan(model, MaxPatchesSpec(layers=("stem.conv",)))
-        return identity(model, data, plan)["outputs"]
-
-    head.write_text("def rows(raw):\n    return raw\n")
-    first = found()
-    assert found() == first
-    assert found(head="sigmoid") != first
-    head.write_text("def rows(raw):\n    return raw.neg()\n")
-    assert found() != first
+def test_journals_depend_on_what_the_outputs_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the options, and by the content of their files."""
+    monkeypatch.chdir(tmp_path)
+    Path("head.py").write_text("def rows(raw): return raw")
+    Path("row.json").write_text("[1]")
+    given = ModelOptions(pick="head.py:rows", inputs=(("table", "row.json"),))
+    seen = {_choices(given), _choices(replace(given, head=HeadChoice.SIGMOID))}
+    seen |= {_choices(replace(given, pick=None)), _choices(replace(given, cover="image"))}
+    Path("head.py").write_text("def rows(raw): return -raw")
+    seen.add(_choices(given))
+    Path("row.json").write_text("[2]")
+    assert len(seen | {_choices(given)}) == 6
+    assert _choices(given) == _choices(replace(given, batch_size=3))
