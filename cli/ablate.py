@@ -37,8 +37,8 @@ def ablate(given: AblateCommand) -> None:
         ablation.refuse_shares()
     folder = run.open(resume=given.resume)
     journal = ablation.journal(folder.path / STATE, resume=given.resume)
-    with console.progress("ablating", len(images) * ablation.passes) as advance:
-        result = replace(ablation.run(advance, journal), top=given.top)
+    with console.progress("ablating", len(images) * ablation.passes, "images") as advance:
+        result = replace(ablation.run(advance, journal, run.spread), top=given.top)
     folder.list(STATE)
     write(result, folder)
     for name, figure in draw(result, model, images).items():

@@ -28,6 +28,7 @@ class Outcome:
 
     Attributes:
         command: its name, once known.
+        given: the record of the command, once it is parsed.
         junit: the file of `--junit`.
         printed: whether stdout has its JSON document.
         interrupted: whether a command that it ran was interrupted, and has reported so.
@@ -39,6 +40,7 @@ class Outcome:
     """
 
     command: str = ""
+    given: Any = None
     junit: Path | None = None
     printed: bool = False
     interrupted: bool = False

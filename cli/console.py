@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import sysconfig
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
@@ -175,15 +176,24 @@ class Console:
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn(unit),
+            TextColumn(f"{unit} {{task.fields[rate]}}"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._err, transient=True) as bar:
-            task = bar.add_task(printable(what), total=total)
-            yield lambda steps: bar.update(task, advance=steps)
+            task = bar.add_task(printable(what), total=total, rate="")
+            began, done = time.monotonic(), 0
+
+            def advance(steps: int) -> None:
+                nonlocal done
+                done += steps
+                rate = f"{done / (time.monotonic() - began + 1e-9):.3g}/s" if unit else ""
+                bar.update(task, advance=steps, rate=rate)
+
+            yield advance
 
     def _lines(self, what: str, total: int, unit: str) -> Callable[[int], None]:
         done = shown = 0
+        began = time.monotonic()
 
         def advance(steps: int) -> None:
             nonlocal done, shown
@@ -191,7 +201,9 @@ class Console:
             quarter = PLAIN_STEPS * done // max(total, 1)
             if quarter > shown:
                 shown = quarter
-                say(f"{what}: {done}/{total} {unit}".rstrip())
+                each = (time.monotonic() - began) / max(done, 1) + 1e-9
+                pace = f" ({1 / each:.3g}/s, {each * (total - done):.0f} s left)" if unit else ""
+                say(f"{what}: {done}/{total} {unit}".rstrip() + pace)
 
         return advance
 

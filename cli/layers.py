@@ -30,9 +30,13 @@ def layers(given: LayersCommand) -> None:
     run = Run("layers", given.output)
     if not given.data and (given.gradients or given.limit is not None):
         raise UsageError("--gradients and --limit need DATA: images to run the network on")
+    if not given.data and given.cluster.cluster is not None:
+        raise UsageError("--cluster needs DATA: images to run the network on")
+    if given.resume and given.cluster.cluster is None:
+        raise UsageError("--resume needs --cluster: one process keeps no state of layers")
     model = _load(run, given)
     inventory = take_inventory(model, given.image_size)
-    folder = run.open()
+    folder = run.open(resume=given.resume)
     errors: tuple[tuple[str, str], ...] = ()
     if given.data:
         statistics = _measure(run, given, given.data, model, inventory)
@@ -57,7 +61,7 @@ def _measure(
     run: Run, given: LayersCommand, sources: list[str], model: Model, inventory: Inventory
 ) -> Statistics:
     data = run.data(sources, given.limit, given.model.seed)
-    with run.console.progress("measuring", len(data)) as advance:
+    with run.console.progress("measuring", len(data), "images") as advance:
         return measure(
             model,
             data,
@@ -65,6 +69,7 @@ def _measure(
             gradients=given.gradients,
             batch_size=given.model.batch_size,
             advance=advance,
+            spread=run.spread,
         )
 
 

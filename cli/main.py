@@ -70,8 +70,8 @@ app = typer.Typer(
     epilog=TRY,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-COMMANDS = {
-    name_of(command): expand(command)
+RECORDS: dict[str, type] = {
+    name_of(command): command
     for command in (
         OccludeCommand,
         SaliencyCommand,
@@ -94,6 +94,7 @@ COMMANDS = {
         DoctorCommand,
     )
 }
+COMMANDS = {name: expand(command) for name, command in RECORDS.items()}
 
 
 def _keeping_stdout(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -29,8 +29,8 @@ def max_patches(given: MaxPatchesCommand) -> None:
         (run.root / STATE).unlink(missing_ok=True)
     images = PatchImages(data, model.preprocess)
     saving = Saving(folder.path / STATE, given.save_every, given.resume)
-    with run.console.progress("scanning", len(data)) as advance:
-        result = find_patches(model, data, plan, saving=saving, progress=advance)
+    with run.console.progress("scanning", len(data), "images") as advance:
+        result = find_patches(model, data, plan, saving=saving, progress=advance, spread=run.spread)
     tracer = None
     if given.evidence and not run.shard:
         size = model.batch_size(given.spec.batch_size) or default_batch_size(model.device)

@@ -14,8 +14,7 @@ from cnnviz.cli.ci_reports import current
 from cnnviz.cli.commands.runs import MergeCommand
 from cnnviz.cli.console import say
 from cnnviz.cli.options import OutputOptions
-from cnnviz.cli.repeat import repeated
-from cnnviz.core.data.shards import Shard
+from cnnviz.cli.repeat import requested
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.files import SUMMARY, exists
 from cnnviz.core.output.journal import Check, Merge, join
@@ -38,6 +37,7 @@ from cnnviz.trust.results import TrustResult
 
 OWN = {"--out": 1, "-o": 1, "--shard": 1, "--resume": 0, "--overwrite": 0, "--json": 0}
 OWN |= {"--report": 0, "--quiet": 0, "-q": 0, "--junit": 1}
+OWN |= {"--cluster": 1, "--workers": 1, "--cpus-per-worker": 1, "--gpus-per-worker": 1}
 """Options in which the runs of one command may differ, with the number of their values."""
 ENTRIES: dict[str, Any] = {
     "occlude": OcclusionResult,
@@ -54,14 +54,19 @@ SHOWN = 200
 
 
 def merge(given: MergeCommand) -> None:
-    """Runs `cnnviz merge`: joins the journals, and resumes the shares' command from the result."""
+    """Runs `cnnviz merge`: joins the journals, and has the command draw and summarise the result.
+
+    The command is that of the shares' checked options. Their command line is text: it is shown and
+    noted in the summary, so that `rerun` can repeat it.
+    """
     output = given.output
     shares = _checked([_read(folder) for folder in _share_folders(given.folders)])
     command, line = shares[0].command, _line(shares[0])
     root = output.out or Path("cnnviz-out") / "merged"
     whole = replace(output, out=root, overwrite=False)
-    allowed = {"allow_code": given.allow_code, "allow_urls": given.allow_urls}
-    record = repeated(shares[0], whole, **allowed, shard=Shard(0, 1), resume=True)
+    record = requested(
+        shares[0], _shard(shares[0]).request, whole, given.code, allow_urls=given.allow_urls
+    )
     folder = RunFolder.open(root, overwrite=output.overwrite)
     _join(shares, folder)
     del folder  # releases its lock: the command opens it
@@ -165,7 +170,7 @@ def _checked(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
         parts = {
             "number of shares": (_shard(run).count, count),
             "command": (run.command, first.command),
-            "options": (_line(run), _line(first)),
+            "options": (_shard(run).request, _shard(first).request),
             "network": (run.summary.model, first.summary.model),
             "precision": (run.summary.precision, first.summary.precision),
             "data or question": (_shard(run).of, _shard(first).of),

@@ -310,3 +310,56 @@ class OutputOptions:
     def folder(self, command: str) -> Path:
         """`--out`, or the command's own folder."""
         return self.out or Path("cnnviz-out") / command
+
+
+def _cluster(text: str, option: str) -> str:
+    kind, _, address = text.partition(":")
+    if kind != "ray" or text.endswith(":"):
+        raise UsageError(f"{option} '{text}': it takes ray, or ray:ADDRESS of a running cluster")
+    return text if address else kind
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Other processes and machines that compute."""
+
+    HEADING: ClassVar[str] = "cluster"
+
+    cluster: Annotated[
+        str | None,
+        Option(
+            "Compute on a Ray cluster: ray starts workers on this machine, one for each GPU or "
+            "core; ray:ADDRESS (ray:auto, ray:HOST:6379) joins a running cluster. Blocks of images "
+            "that are done are kept for --resume.",
+            ("--cluster",),
+            _cluster,
+            metavar="ray[:ADDRESS]",
+        ),
+    ] = None
+    workers: Annotated[
+        int | None,
+        Option("With --cluster: number of workers. Default: as many as fit.", least=1),
+    ] = None
+    cpus_per_worker: Annotated[
+        float, Option("With --cluster: cores of a worker, which decode and compute.", least=0.01)
+    ] = 1.0
+    gpus_per_worker: Annotated[
+        float | None,
+        Option(
+            "With --cluster: GPUs of a worker, or a share of one. Default: 1 if there are any.",
+            least=0,
+        ),
+    ] = None
+
+    @property
+    def address(self) -> str | None:
+        """The address of a running cluster; None to start one."""
+        return (self.cluster or "").partition(":")[2] or None
+
+    def check(self) -> None:
+        """Raises a UsageError for options that need `--cluster`."""
+        default = ClusterOptions()
+        for name in ("workers", "cpus_per_worker", "gpus_per_worker"):
+            if self.cluster is None and getattr(self, name) != getattr(default, name):
+                option = name.replace("_", "-")
+                raise UsageError(f"--{option} needs --cluster ray, which starts workers")

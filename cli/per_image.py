@@ -8,6 +8,7 @@ end, even if some images failed.
 """
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -28,8 +29,9 @@ from cnnviz.core.data.datasets import ImageData, open_images
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.shards import Shard
 from cnnviz.core.errors import CheckFailed, CnnvizError, UsageError
-from cnnviz.core.files import SUMMARY, safe_name
+from cnnviz.core.files import SUMMARY, read_text, safe_name, write_atomically
 from cnnviz.core.models.load import Model
+from cnnviz.core.output.blocks import Pass
 from cnnviz.core.output.lines import LINES, Lines
 from cnnviz.core.output.options import Look
 from cnnviz.core.output.record import from_json, to_json
@@ -41,6 +43,8 @@ Advance = Callable[[int], None]
 """Takes the number of steps just done."""
 Result = TypeVar("Result")
 Entry = TypeVar("Entry")
+ERRORS = "errors.json"
+"""In the folder of a block: (image, message) of those that failed."""
 MOST_SHOWN = 200
 """Images in the terminal's table, and pictures named below it."""
 
@@ -121,7 +125,7 @@ class ImageRun(Run):
 
     def images(self, sources: Sequence[str], requested: Shard | None) -> list[str]:
         """Lists the images, and takes the share of them that is requested."""
-        return self.take(open_images(sources), requested)
+        return self.take(self.listed(partial(open_images, sources)), requested)
 
     def take(self, data: ImageData, requested: Shard | None) -> list[str]:
         """Lists the images of a data set, and takes the share of them that is requested."""
@@ -181,6 +185,9 @@ class ImageRun(Run):
 
     def go_through(self, study: ImageStudy[Any, Any], model: Model) -> None:
         """Reads, studies and writes every image under one progress bar; the folder is open."""
+        if self.cluster is not None and not self._alone:
+            self._on_cluster(study, model)
+            return
         several = len(self._paths) > 1
         total = len(self._paths) if several else study.steps
         with self.console.progress(study.work, total, "images" if several else "") as advance:
@@ -188,6 +195,34 @@ class ImageRun(Run):
                 self._one(path, model, study, (lambda _steps: None) if several else advance)
                 if several:
                     advance(1)
+
+    def _on_cluster(self, study: ImageStudy[Any, Any], model: Model) -> None:
+        """Has every image studied by workers, whose files are then those of this run."""
+        assert self._index is not None  # noqa: S101
+        left, compute = set(self._paths), partial(self._block, study, model)
+        with self.console.progress(study.work, len(self._data), "images") as advance:
+            step = Pass("images", self._data, 1, self.identity, compute, advance)
+            for folder in self.spread(step) or ():
+                self._index.take(folder, left)
+                failed = json.loads(read_text(folder / ERRORS))
+                self.errors += from_json(tuple[tuple[str, str], ...], failed)
+
+    def _block(
+        self, study: ImageStudy[Any, Any], model: Model, data: ImageData, folder: Path
+    ) -> None:
+        """Studies the images of a block, in a worker; writes the files to a folder."""
+        here = self.folder
+        self._data, self.errors = data, []
+        self.folder = RunFolder.open(folder)
+        self.folder.figures, self.folder.caption = here.figures, here.caption
+        self.folder.mark = here.mark
+        self._index = Lines(self.folder, self.identity, resume=False)
+        try:
+            for place in data.part:
+                self._one(data.examples[place].path, model, study, lambda _steps: None)
+        finally:
+            self.folder = here
+        write_atomically(folder / ERRORS, json.dumps(self.errors).encode())
 
     def open_for(
         self,

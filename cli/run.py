@@ -3,8 +3,9 @@
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 import typer
 
 from cnnviz.cli.ci_reports import current
+from cnnviz.cli.cluster import Cluster, cluster_of
 from cnnviz.cli.console import Console, print_json, say
 from cnnviz.cli.options import ModelOptions, OutputOptions
+from cnnviz.cli.repeat import request
 from cnnviz.core.choices import FigureFormat, whole_number
 from cnnviz.core.data.datasets import ImageData, open_data
 from cnnviz.core.data.shards import Shard, of_environment
@@ -22,6 +25,7 @@ from cnnviz.core.models.boxes import Boxes
 from cnnviz.core.models.files.checkpoints import file_sha256
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.trained import BUNDLED
+from cnnviz.core.output.blocks import Pass
 from cnnviz.core.output.mirrors import shown
 from cnnviz.core.output.record import to_json
 from cnnviz.core.output.run_folder import RunFolder, json_parts, summary
@@ -58,6 +62,7 @@ class Run:
         console: what the terminal shows.
         caption: small text below every figure.
         shard: the share of the images, if there is one.
+        cluster: where passes over the images are computed, if not in this process.
         identity: what the results depend on, if the command's journal is of lines.
         folder: where the files go, after `open`.
     """
@@ -74,6 +79,9 @@ class Run:
         self.shard: Shard | None = None
         self.identity: Mapping[str, Any] = {}
         self.console = Console(output)
+        self.cluster = cluster_of(current().given, self.console.note)
+        if self.cluster is not None:
+            current().at_end.callback(self.cluster.close)
         current().begin(command, output.junit)
 
     @property
@@ -89,7 +97,8 @@ class Run:
             requested: `--shard`.
             images: their number, if known; a single image is shared only on request.
         """
-        launched = of_environment(os.environ) if requested is None and images != 1 else None
+        single = requested is not None or images == 1 or self.cluster is not None
+        launched = None if single else of_environment(os.environ)
         if launched:
             requested, variable = launched
             say(
@@ -100,13 +109,21 @@ class Run:
 
     def data(self, sources: Sequence[str], limit: int | None, seed: int) -> ImageData:
         """Opens a data set; prints a note if `--limit` leaves images out."""
-        data = open_data(sources, limit=limit, seed=seed)
+        data = self.listed(partial(open_data, sources, limit=limit, seed=seed))
         self._inputs = [*sources, *data.files]
         if len(data) < data.total:
             self.console.note(
                 f"a sample of {len(data)} of the {data.total} images (--limit {limit})"
             )
         return data
+
+    def listed(self, lists: Callable[[], ImageData]) -> ImageData:
+        """Lists images; a worker of a cluster takes those that the driver has listed."""
+        return lists() if self.cluster is None else self.cluster.listed(lists)
+
+    def spread(self, step: Pass) -> Sequence[Path] | None:
+        """Computes a pass on the cluster; returns the folders of its blocks, None without one."""
+        return None if self.cluster is None else self.cluster.spread(step, self.folder.path)
 
     def load(
         self,
@@ -124,7 +141,8 @@ class Run:
         Raises:
             UsageError: it is a detector, which the command does not take.
         """
-        model = self._placed(options).load(scores=scores, features=features)
+        load = partial(self._placed(options).load, scores=scores, features=features)
+        model = load() if self.cluster is None else self.cluster.loaded((options, scores), load)
         model = replace(model, choices=_choices(options))
         if isinstance(model.target, Boxes) and not boxes:
             raise UsageError(
@@ -208,8 +226,13 @@ class Run:
                 "number": self.shard.number,
                 "count": self.shard.count,
                 "of": dict(self.identity),
+                "request": request(current().given),
             }
+        if isinstance(self.cluster, Cluster):
+            content["cluster"] = to_json(self.cluster.record())
         written = self.folder.finish(content)
+        if isinstance(self.cluster, Cluster):
+            self.cluster.end(self.folder.path)
         current().errors = errors
         if self._output.json:
             print_json(json_parts(content))

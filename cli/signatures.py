@@ -25,6 +25,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from cnnviz.cli.ci_reports import current
 from cnnviz.cli.early import begin
 from cnnviz.cli.options import OutputOptions
 from cnnviz.core.choices import pixels
@@ -244,6 +245,7 @@ def start(record: Any) -> Any:
     handed to `cnnviz.cli.max_patches.max_patches`, imported when it runs.
     """
     name = name_of(type(record)).replace("-", "_")
+    current().given = record
     with uploading(getattr(getattr(record, "output", None), "out", None)):
         return getattr(import_module(f"cnnviz.cli.{name}"), name)(record)
 

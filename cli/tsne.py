@@ -42,7 +42,7 @@ def tsne(given: TsneCommand) -> None:
     if given.output.overwrite or given.resume:
         known = embedder.known_features(run.root / FEATURES)
     folder = run.open(resume=given.resume)
-    features = known or embedder.features(scratch=folder.path)
+    features = known or embedder.features(folder.path, run.spread)
     save_features(folder.path / FEATURES, features, images)
     folder.list(FEATURES)
     if run.shard:

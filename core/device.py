@@ -73,6 +73,25 @@ def beyond_rounding(
     return 0.0 if largest <= _AMPLIFIED * amplified else largest
 
 
+def exact(values: Tensor) -> Tensor:
+    """Values as sums (2, ...) for `plus`: the number, and what rounding has taken from it."""
+    return torch.stack([values, torch.zeros_like(values)])
+
+
+def plus(one: Tensor, other: Tensor) -> Tensor:
+    """Adds two sums (2, ...) with twice the digits of their type.
+
+    The order of additions then changes nothing that single precision shows (Knuth's two-sum;
+    Dekker 1971, "A floating-point technique for extending the available precision").
+    """
+    (a, a_rest), (b, b_rest) = one, other
+    total = a + b
+    shadow = total - a
+    rest = (a - (total - shadow)) + (b - shadow) + (a_rest + b_rest)
+    whole = total + rest
+    return torch.stack([whole, rest - (whole - total)])
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch raised this because memory ran out, on any kind of device."""
     if isinstance(error, torch.OutOfMemoryError):

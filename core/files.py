@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 SUMMARY = "summary.json"
 UNFINISHED = "unfinished.json"
 """In the folder of a run over many images that is not complete: see `core/output/journal.py`."""
+BLOCKS = "blocks"
+"""Folder of finished blocks in that of a run with `--cluster`: see `core/output/blocks.py`."""
 LONGEST_NAME = 80
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 """The beginning of a formula, after any number of apostrophes."""

@@ -20,6 +20,7 @@ from cnnviz.core.data.labels import match_labels, with_class_names
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.files import shown_path
 from cnnviz.core.models.load import Model
+from cnnviz.core.output.blocks import Elsewhere, alone
 from cnnviz.core.output.summary import DataRecord
 from cnnviz.embeddings.features import Features, extract, features_key, load_features
 from cnnviz.embeddings.neighbors import near_points, nearest
@@ -197,8 +198,8 @@ class Embedder:
             return None
         return known
 
-    def features(self, scratch: Path | None = None) -> Features:
-        """Runs every image through the network; `scratch` is for what exceeds the memory."""
+    def features(self, scratch: Path | None = None, spread: Elsewhere = alone) -> Features:
+        """Runs every image through the network; `scratch` and `spread` as for `extract`."""
         with self._clock.part("features", len(self._data)) as advance:
             return extract(
                 self._model,
@@ -207,6 +208,7 @@ class Embedder:
                 batch_size=self._spec.batch_size,
                 scratch=scratch,
                 progress=advance,
+                spread=spread,
             )
 
     def lay_out(self, features: Features) -> EmbeddingResult:

@@ -14,7 +14,8 @@ Shapes: N images kept, D features, K classes.
 import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from cnnviz.core.device import in_batches
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.files import open_arrays, shown_path
 from cnnviz.core.graph.trace import Untraceable, trace
-from cnnviz.core.models.behaviour import check_batch
+from cnnviz.core.models.behaviour import FirstBatch
 from cnnviz.core.models.load import Model
-from cnnviz.core.output.journal import Arrays, Journal, Progress
+from cnnviz.core.output.blocks import JOURNAL, Elsewhere, alone, of_journals
+from cnnviz.core.output.journal import Arrays, Journal, Progress, damaged
 from cnnviz.embeddings.penultimate import FeatureExtractor
 from cnnviz.embeddings.quality import UNKNOWN
 
@@ -86,7 +88,7 @@ def features_key(model: Model, data: ImageData, extractor: FeatureExtractor) -> 
         model.weights_sha256,
         _structure(model),
         str(model.preprocess),
-        f"{model.precision} {model.device.type}",
+        f"{model.precision}",
         f"{extractor.layer} {extractor.pool} {model.choices}",
         data.fingerprint,
     )
@@ -162,22 +164,56 @@ def extract(
     batch_size: int | None = None,
     scratch: Path | None = None,
     progress: Callable[[int], None] = lambda _steps: None,
+    spread: Elsewhere = alone,
 ) -> Features:
     """Runs every image through the network and collects a layer's features.
 
-    `scratch` is a folder for features that exceed the memory budget. A CnnvizError if the layer
-    gives no features, or no image could be used.
+    `scratch` is a folder for features that exceed the memory budget; `spread` computes blocks of
+    the images in other processes. A CnnvizError if the layer gives no features, or no image could
+    be used.
     """
+    size = model.batch_size(batch_size) or default_batch_size(model.device)
+    key = features_key(model, data, extractor)
+    looked = FirstBatch(model.outputs, model.name)
+
+    def block(part: ImageData, journal: Journal) -> None:
+        found = _extract(model, part, extractor, size, key, looked)
+        journal.save(part.part.stop, {}, _arrays(found, part))
+
+    merged = partial(merge, scratch=scratch)
+    of = {"features": key}
+    step = of_journals("features", data, size, of, block, progress, merged, check)
+    if (folders := spread(step)) is not None:
+        found = load_features(folders[0] / JOURNAL, key, data, extractor.layer)
+        if found is None:
+            raise damaged(folders[0] / JOURNAL)
+        found = replace(found, reused=False)
+    else:
+        found = _extract(model, data, extractor, size, key, looked, scratch, progress)
+    if not len(found.indices_N):
+        raise none_usable(data, found.errors)
+    return found
+
+
+def _extract(
+    model: Model,
+    data: ImageData,
+    extractor: FeatureExtractor,
+    size: int,
+    key: str,
+    looked: FirstBatch,
+    scratch: Path | None = None,
+    progress: Callable[[int], None] = lambda _steps: None,
+) -> Features:
+    """Does the work of `extract`; no image need be usable."""
     got = _Collected(_Store(len(data), scratch), model.classes)
 
     def failed(index: int, message: str) -> None:
         got.errors.append((index, message))
         progress(1)
 
-    size = model.batch_size(batch_size) or default_batch_size(model.device)
-    for number, batch in enumerate(batches(data, model.preprocess, size, on_error=failed)):
-        if number == 0:
-            check_batch(model.outputs, batch.images, model.name)
+    for batch in batches(data, model.preprocess, size, on_error=failed):
+        looked.check(batch.images)
 
         def run(part: slice, batch: Any = batch) -> None:
             features, logits = extractor(batch.images[part])
@@ -189,9 +225,6 @@ def extract(
             size = fitting
         progress(len(batch.indices))
     named = [(shown_path(data.examples[i].path), text) for i, text in sorted(got.errors)]
-    if not got.store.count:
-        raise none_usable(data, named)
-    key = features_key(model, data, extractor)
     return Features(
         got.store.rows(),
         np.array(got.indices, np.int64),
@@ -208,9 +241,13 @@ def _journal(path: Path, key: str, data: ImageData) -> Journal:
 
 def save_features(path: Path, features: Features, data: ImageData) -> None:
     """Writes `features.npz`, readable by `load_features` and by numpy."""
+    _journal(path, features.key, data).save(data.part.stop, {}, _arrays(features, data))
+
+
+def _arrays(features: Features, data: ImageData) -> Arrays:
     examples = [data.examples[index] for index in features.indices_N]
     labels = [-1 if e.label is None else e.label for e in examples]
-    arrays = {
+    return {
         "features": features.values_ND,
         "images": np.array([shown_path(e.path) for e in examples], np.str_),
         "labels": np.array(labels, np.int64),
@@ -221,7 +258,6 @@ def save_features(path: Path, features: Features, data: ImageData) -> None:
         "errors": np.array(features.errors, dtype=np.str_).reshape(-1, 2),
         "part": np.array(data.block),
     }
-    _journal(path, features.key, data).save(data.part.stop, {}, arrays)
 
 
 def load_features(path: Path, key: str, data: ImageData, layer: str) -> Features | None:
@@ -256,17 +292,23 @@ def check(progress: Progress) -> None:
         raise ValueError("its numbers are out of range")
 
 
-def merge(parts: Sequence[Arrays], scratch: Path) -> Arrays:
+def merge(parts: Sequence[Arrays], scratch: Path | None) -> Arrays:
     """Joins the arrays of adjacent blocks; `scratch` is a folder for what exceeds the memory."""
     first, last = parts[0], parts[-1]
     rows = ("images", "labels", "predicted", "indices", "errors")
     joined = {name: np.concatenate([part[name] for part in parts]) for name in rows}
-    count, width = len(joined["indices"]), first["features"].shape[1]
+    rows_used = [part["features"] for part in parts if len(part["features"])]
+    if not rows_used:
+        return {**first, **joined, "part": _ends(first, last)}
+    count, width = len(joined["indices"]), rows_used[0].shape[1]
     with tempfile.TemporaryFile(dir=scratch) as file:
         values = np.memmap(file, np.float32, "w+", shape=(count, width))
-    np.concatenate([part["features"] for part in parts], out=values)
-    part = np.array([first["part"][0], last["part"][1], first["part"][2]])
-    return {**first, **joined, "features": values, "part": part}
+    np.concatenate(rows_used, out=values)
+    return {**first, **joined, "features": values, "part": _ends(first, last)}
+
+
+def _ends(first: Arrays, last: Arrays) -> NDArray[np.int64]:
+    return np.array([first["part"][0], last["part"][1], first["part"][2]])
 
 
 def read_vectors(path: Path) -> tuple[NDArray[np.float32], tuple[str, ...]]:

@@ -21,12 +21,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnviz.core.choices import whole_number
+from cnnviz.core.device import exact, plus
 from cnnviz.core.errors import UsageError
 from cnnviz.core.graph.receptive_field import ReceptiveField, receptive_fields
 from cnnviz.core.graph.trace import Untraceable
@@ -316,26 +319,73 @@ class ChannelStrength:
     magnitude: Tensor
 
 
-def channel_strengths(
+class ChannelSums:
+    """Sums over images, from which `ChannelStrength` is the mean.
+
+    Args:
+        axes: each layer's axis of channels.
+        channels: each layer's number of them.
+        device: where the sums are; float32 on mps, else float64.
+    """
+
+    def __init__(
+        self, axes: Mapping[str, int], channels: Mapping[str, int], device: torch.device
+    ) -> None:
+        self._axes = axes
+        self._dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._units = dict.fromkeys(axes, 0)
+        self._sums = {
+            name: torch.zeros(2, 2, channels[name], dtype=self._dtype, device=device)
+            for name in axes
+        }
+
+    def add(self, outputs: Mapping[str, Tensor]) -> None:
+        """Adds the outputs of the layers for some images."""
+        for name, axis in self._axes.items():
+            values = outputs[name].to(self._dtype).movedim(axis, 0).flatten(1)
+            both = torch.stack([values.sum(1), values.abs().sum(1)])
+            self._sums[name] = plus(self._sums[name], exact(both))
+            self._units[name] += values.shape[1]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays of a journal, by the layer's number."""
+        units = np.array(list(self._units.values()), np.int64)
+        return {"units": units} | {
+            str(n): sums.cpu().numpy() for n, sums in enumerate(self._sums.values())
+        }
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """The inverse of `arrays`."""
+        for n, name in enumerate(self._axes):
+            self._units[name] = int(arrays["units"][n])
+            self._sums[name].copy_(torch.from_numpy(arrays[str(n)]))
+
+    def strengths(self) -> dict[str, ChannelStrength]:
+        """The means; at least one image must have been added."""
+        means = {name: sums.sum(0) / self._units[name] for name, sums in self._sums.items()}
+        return {name: ChannelStrength(*mean.to(torch.float32)) for name, mean in means.items()}
+
+
+def merge_sums(parts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """The arrays of `ChannelSums` for all images from those of their blocks."""
+    joined = {name: torch.from_numpy(array) for name, array in parts[0].items()}
+    for part in parts[1:]:
+        for name, array in part.items():
+            add = torch.add if name == "units" else plus
+            joined[name] = add(joined[name], torch.from_numpy(array))
+    return {name: tensor.numpy() for name, tensor in joined.items()}
+
+
+def channel_sums(
     model: Model,
     batches: Iterable[Tensor],
     axes: Mapping[str, int],
-    progress: Callable[[int], None] = lambda _images: None,
-) -> dict[str, ChannelStrength]:
-    """Averages each channel in one pass over images (N, 3, H, W), at least one.
-
-    `axes` has each layer's axis of channels.
-    """
-    exact = torch.float32 if model.device.type == "mps" else torch.float64
-    sums: dict[str, Tensor] = {}
-    units = dict.fromkeys(axes, 0)
+    channels: Mapping[str, int],
+) -> ChannelSums:
+    """Sums each channel in one pass over images (N, 3, H, W)."""
+    sums = ChannelSums(axes, channels, model.device)
     for images in batches:
         with torch.inference_mode(), watch_outputs(model.module, list(axes)) as outputs:
             model.outputs(images)
-            for name, axis in axes.items():
-                values = outputs[name].to(exact).movedim(axis, 0).flatten(1)
-                both = torch.stack([values.sum(1), values.abs().sum(1)])
-                sums[name] = sums[name] + both if name in sums else both
-                units[name] += values.shape[1]
-        progress(len(images))
-    return {name: ChannelStrength(*(sums[name] / units[name]).to(torch.float32)) for name in axes}
+            sums.add(outputs)
+    return sums

@@ -6,7 +6,16 @@ from typing import Annotated, ClassVar
 import typer
 
 from cnnviz.audit.options import AuditSpec
-from cnnviz.cli.options import SOURCES, Expect, Limit, ModelOptions, OutputOptions, Resume, Share
+from cnnviz.cli.options import (
+    SOURCES,
+    ClusterOptions,
+    Expect,
+    Limit,
+    ModelOptions,
+    OutputOptions,
+    Resume,
+    Share,
+)
 from cnnviz.core.options import Option
 from cnnviz.embeddings.options import EmbeddingSpec
 from cnnviz.filters.ablation.options import AblationSpec
@@ -46,6 +55,7 @@ class MaxPatchesCommand:
     resume: Resume = False
     shard: Share = None
     save_every: Annotated[int, Option("Save the scan's state after every N batches.", least=1)] = 20
+    cluster: ClusterOptions
     model: ModelOptions
     output: OutputOptions
 
@@ -81,6 +91,7 @@ class AblateCommand:
     ] = None
     resume: Resume = False
     shard: Share = None
+    cluster: ClusterOptions
     model: ModelOptions
     output: OutputOptions
 
@@ -124,6 +135,7 @@ class AuditCommand:
     pictures: Annotated[bool, Option("Draw the sheets.")] = True
     resume: Resume = False
     shard: Share = None
+    cluster: ClusterOptions
     model: ModelOptions
     output: OutputOptions
 
@@ -152,5 +164,6 @@ class TsneCommand:
     pictures: Annotated[bool, Option("Draw the maps.")] = True
     resume: Resume = False
     shard: Share = None
+    cluster: ClusterOptions
     model: ModelOptions
     output: OutputOptions

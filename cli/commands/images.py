@@ -7,7 +7,16 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from cnnviz.cli.options import IMAGES, Data, Expect, ModelOptions, OutputOptions, Resume, Share
+from cnnviz.cli.options import (
+    IMAGES,
+    ClusterOptions,
+    Data,
+    Expect,
+    ModelOptions,
+    OutputOptions,
+    Resume,
+    Share,
+)
 from cnnviz.core.choices import pixels
 from cnnviz.core.options import Option
 from cnnviz.core.output.options import Look
@@ -70,6 +79,7 @@ class OccludeCommand:
     shard: Share = None
     trust: Trust = False
     min_trust: MinTrust = None
+    cluster: ClusterOptions
     model: ModelOptions
     output: OutputOptions
 
@@ -88,6 +98,7 @@ class DetectCommand:
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help=IMAGES)]
     resume: Resume = False
     shard: Share = None
+    cluster: ClusterOptions
     model: ModelOptions
     output: OutputOptions
 
@@ -140,6 +151,7 @@ class SaliencyCommand:
     min_trust: MinTrust = None
     resume: Resume = False
     shard: Share = None
+    cluster: ClusterOptions
     model: ModelOptions
     output: OutputOptions
 
@@ -173,6 +185,7 @@ class TrustCommand:
     min_trust: MinTrust = None
     resume: Resume = False
     shard: Share = None
+    cluster: ClusterOptions
     model: ModelOptions
     output: OutputOptions
 
@@ -202,6 +215,7 @@ class ReasonsCommand:
     data: Data = ()
     resume: Resume = False
     shard: Share = None
+    cluster: ClusterOptions
     model: ModelOptions
     output: OutputOptions
 
@@ -221,5 +235,6 @@ class ActivationsCommand:
     spec: ActivationsSpec
     resume: Resume = False
     shard: Share = None
+    cluster: ClusterOptions
     model: ModelOptions
     output: OutputOptions

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from cnnviz.cli.options import SOURCES, Limit, ModelOptions, OutputOptions
+from cnnviz.cli.options import SOURCES, ClusterOptions, Limit, ModelOptions, OutputOptions, Resume
 from cnnviz.core.choices import Scaling, pixels
 from cnnviz.core.options import Option
 
@@ -53,6 +53,8 @@ class LayersCommand:
         bool, Option("With DATA: also report how the gradients of the loss spread.")
     ] = False
     limit: Limit = None
+    resume: Resume = False
+    cluster: ClusterOptions
     model: ModelOptions
     output: OutputOptions
 

@@ -92,8 +92,8 @@ class MergeCommand:
 
     cnnviz merge cnnviz-out/occlude --out all
 
-    Runs the command of the shares again with nothing left to compute, to write tables, pictures and
-    the summary; call it from the folder in which the shares were started.
+    Joins the journals of the shares, and draws and summarises them as one run would have; call it
+    from the folder in which the shares were started.
     """
 
     folders: Annotated[
@@ -102,7 +102,13 @@ class MergeCommand:
             metavar="DIR", help="The folders of all shares, or the folder that contains them."
         ),
     ]
-    allow_code: AllowCode = False
+    code: Annotated[
+        tuple[str, ...],
+        Option(
+            "Code of the shares that may run, by the name that they were given: net.py:make (a "
+            "factory, or --output); repeatable."
+        ),
+    ] = ()
     allow_urls: AllowUrls = False
     output: OutputOptions
 

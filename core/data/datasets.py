@@ -83,17 +83,20 @@ class ImageData:
 
     def share(self, shard: Shard) -> "ImageData":
         """The same data set, of which only a share is used."""
-        shared, part = replace(self), shard.part(len(self.examples))
+        part = shard.part(len(self.examples))
         if not part:
             raise UsageError(f"--shard {shard}: there are fewer images than shares")
+        return self.within(part)
+
+    def within(self, part: range) -> "ImageData":
+        """The same data set, of which only the images of these indices are used."""
+        shared = replace(self)
         object.__setattr__(shared, "part", part)
         return shared
 
     def named(self, classes: tuple[str, ...]) -> "ImageData":
         """The same data set, and part of it, with other names of its classes."""
-        renamed, part = replace(self, classes=classes), self.part
-        object.__setattr__(renamed, "part", part)
-        return renamed
+        return replace(self, classes=classes).within(self.part)
 
     def open(self, index: int, preprocess: Preprocess = _RGB) -> Image.Image | Raster:
         """Decodes an image to 8-bit RGB, or to the channels of a network.

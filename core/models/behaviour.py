@@ -147,6 +147,19 @@ def check_batch(outputs: Callable[[Tensor], object], images_NCHW: Tensor, name: 
         )
 
 
+class FirstBatch:
+    """Checks that images do not change each other's answers, on the first batch of a run."""
+
+    def __init__(self, outputs: Callable[[Tensor], object], name: str) -> None:
+        self._outputs, self._name, self._done = outputs, name, False
+
+    def check(self, images_NCHW: Tensor) -> None:
+        """Raises a CnnvizError if they do."""
+        if not self._done:
+            check_batch(self._outputs, images_NCHW, self._name)
+        self._done = True
+
+
 def far_away(
     scores: Callable[[Tensor], Tensor], shape: tuple[int, int, int], dtype: torch.dtype
 ) -> Tensor | None:

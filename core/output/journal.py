@@ -27,7 +27,7 @@ from cnnviz.core.data.shards import Block
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.files import DAMAGE, from_json, open_arrays, replace_file
 
-VERSION = 2
+VERSION = 3
 """The format of both kinds; files of another version are refused."""
 SECONDS = 60.0
 """Time between two saves of a journal."""

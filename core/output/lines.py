@@ -5,7 +5,7 @@ Like a journal (`core/output/journal.py`), it records the run's identity and ref
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -84,6 +84,7 @@ class Lines:
     ) -> None:
         self._folder, self._path = folder, folder.path / LINES
         self._count, self._changed, self._check = 0, changed, check
+        self._taken: set[str] = set()
         self.dropped = 0
         unfinished = folder.path / UNFINISHED
         if resume:
@@ -128,6 +129,36 @@ class Lines:
                 self._folder.adopt(str(entry["folder"]), files)
             done.add(str(entry["image"]))
         return done
+
+    def take(self, other: Path, images: Collection[str] | None = None) -> None:
+        """Adds the entries of another run in its folder, with copies of their files.
+
+        If `images` are given, only theirs. A CnnvizError if there is an image twice.
+        """
+        inside, listed = other.resolve(), other / LINES
+        if not listed.resolve().is_relative_to(inside):
+            raise CnnvizError(f"{listed} is a link out of its folder")
+        try:
+            for entry, names in read_lines(listed, self._check):
+                image = str(entry["image"])
+                if images is not None and image not in images:
+                    continue
+                if image in self._taken:
+                    raise CnnvizError(f"{listed} lists {image} a second time")
+                self._taken.add(image)
+                before = len(self._folder.files)
+                if "folder" not in entry:
+                    self.add(entry, [])
+                    continue
+                target = self._folder.subfolder(Path(image).stem)
+                for name in map(Path, names):
+                    if not (other / name).resolve().is_relative_to(inside):
+                        raise CnnvizError(f"{listed} lists a file outside its folder: {name}")
+                    target.copy(name.name, other / name)
+                relative = target.path.relative_to(self._folder.path).as_posix()
+                self.add(entry | {"folder": relative}, self._folder.files[before:])
+        except DAMAGE as error:
+            raise CnnvizError(f"'{other}' is damaged: {one_line(error)}") from error
 
     def close(self) -> None:
         """Marks the run as complete."""
@@ -175,31 +206,9 @@ def join_lines(
     check: CheckEntry = not_checked,
 ) -> None:
     """Copies the entries and files of all shares into one folder, in which a run can resume."""
-    whole, images = Lines(folder, identity, resume=False), set[str]()
+    whole = Lines(folder, identity, resume=False, check=check)
     for share in shares:
-        inside = share.resolve()
-        if not (share / LINES).resolve().is_relative_to(inside):
-            raise CnnvizError(f"{share / LINES} is a link out of its folder")
-        try:
-            for entry, names in read_lines(share / LINES, check):
-                if entry["image"] in images:
-                    raise CnnvizError(f"{share / LINES} lists {entry['image']} a second time")
-                images.add(entry["image"])
-                before = len(folder.files)
-                if "folder" not in entry:
-                    whole.add(entry, [])
-                    continue
-                target = folder.subfolder(Path(entry["image"]).stem)
-                for name in map(Path, names):
-                    if not (share / name).resolve().is_relative_to(inside):
-                        raise CnnvizError(
-                            f"{share / LINES} lists a file outside its folder: {name}"
-                        )
-                    target.copy(name.name, share / name)
-                relative = target.path.relative_to(folder.path).as_posix()
-                whole.add(entry | {"folder": relative}, folder.files[before:])
-        except DAMAGE as error:
-            raise CnnvizError(f"'{share}' is damaged: {one_line(error)}") from error
+        whole.take(share)
 
 
 def read_lines(

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from cnnviz.core.errors import UsageError
-from cnnviz.core.files import SUMMARY, UNFINISHED
+from cnnviz.core.files import BLOCKS, SUMMARY, UNFINISHED
 from cnnviz.core.remote import READERS, checked, copied_folder, patiently, scheme_of, system_of
 
 _log = logging.getLogger("cnnviz")
@@ -166,6 +166,7 @@ def check_free(path: Path, *, overwrite: bool, resume: bool) -> bool:
             "use --overwrite to repeat it, or another folder with --out"
         )
     if names and not overwrite and not resume:
-        remedy = "--resume to go on, --overwrite" if UNFINISHED in names else "--overwrite"
+        goes_on = names & {UNFINISHED, BLOCKS}
+        remedy = "--resume to go on, --overwrite" if goes_on else "--overwrite"
         raise UsageError(f"{named} is not empty; use {remedy}, or another folder with --out")
     return bool(names)

@@ -130,6 +130,17 @@ class ShardRecord(Record):
     number: Annotated[Count, Says("of the share, from 0")]
     count: Positive
     of: Annotated[Mapping[str, Any], Says("what the shares of one run have in common")]
+    request: Annotated[Mapping[str, Any], Says("the options of the command, for merge")]
+
+
+@dataclass(frozen=True)
+class ClusterRecord(Record):
+    """What computed a run with `--cluster`; the results do not depend on it."""
+
+    workers: Annotated[Count, Says("maximum at a time; 0 if all blocks were done before")]
+    blocks: Annotated[Count, Says("that were computed, in all passes")]
+    started_twice: Annotated[Count, Says("last blocks that a second worker was given")]
+    lost: Annotated[tuple[str, ...], Says("workers that were lost and replaced")]
 
 
 @dataclass(frozen=True)
@@ -163,6 +174,7 @@ class Summary(Record):
         tuple[Finding, ...], Says("the tables and sentences of the terminal", optional=True)
     ] = ()
     shard: Annotated[ShardRecord | None, Says(optional=True)] = None
+    cluster: Annotated[ClusterRecord | None, Says(optional=True)] = None
 
 
 @dataclass(frozen=True)

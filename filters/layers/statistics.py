@@ -16,18 +16,22 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cnnviz.core.data.datasets import Batch, ImageData, batches, none_usable
 from cnnviz.core.data.labels import match_labels
-from cnnviz.core.device import in_batches
+from cnnviz.core.device import exact, in_batches, plus
 from cnnviz.core.graph.trace import Untraceable, describe, trace
-from cnnviz.core.models.behaviour import check_batch
+from cnnviz.core.models.behaviour import FirstBatch
 from cnnviz.core.models.layers import named_layers
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import fast, frozen
 from cnnviz.core.models.variants import gradients as slopes_of
+from cnnviz.core.output.blocks import JOURNAL, Elsewhere, alone, of_journals
+from cnnviz.core.output.journal import Arrays, Journal, Progress
 from cnnviz.filters.layers.results import (
     DataStats,
     Inventory,
@@ -40,13 +44,15 @@ DEFAULT_BATCH = 32
 LOWEST_EXPONENT = -48
 """The first octave holds 2^-49 to 2^-48, and smaller values other than zero."""
 OCTAVES = 80
+COUNTS = ("count", "zeros", "negative", "not_finite")
 
 
 @dataclass
 class Spread:
     """Counts, sums and extremes of a stream of values; parts of the stream add up exactly.
 
-    Values that are NaN or infinite count in `count` and `not_finite` only. Entry i of `octaves_B`
+    Values that are NaN or infinite count in `count` and `not_finite` only. `sums_22` are those of
+    the values and of their squares (`plus`). Entry i of `octaves_B`
     counts magnitudes from 2^(LOWEST_EXPONENT + i - 1) up to twice that; the ends include what is
     beyond. `lows_C` and `highs_C` are the extremes of each channel; None if the channels are
     unknown, or `mixed`: parts with different numbers of channels (a layer that runs repeatedly).
@@ -56,8 +62,7 @@ class Spread:
     zeros: int = 0
     negative: int = 0
     not_finite: int = 0
-    total: float = 0.0
-    squares: float = 0.0
+    sums_22: Tensor = field(default_factory=lambda: torch.zeros(2, 2, dtype=torch.float64))
     lowest: float = math.inf
     highest: float = -math.inf
     octaves_B: Tensor = field(default_factory=lambda: torch.zeros(OCTAVES, dtype=torch.int64))
@@ -68,13 +73,14 @@ class Spread:
     @property
     def mean(self) -> float:
         """Mean of the finite values; 0 if there are none."""
-        return self.total / max(1, self.count - self.not_finite)
+        return float(self.sums_22[:, 0].sum()) / max(1, self.count - self.not_finite)
 
     @property
     def deviation(self) -> float:
         """Standard deviation of the finite values."""
         finite = max(1, self.count - self.not_finite)
-        return float(max(0.0, self.squares / finite - self.mean**2) ** 0.5)
+        squares = float(self.sums_22[:, 1].sum())
+        return float(max(0.0, squares / finite - self.mean**2) ** 0.5)
 
     @property
     def dead(self) -> list[int] | None:
@@ -89,7 +95,8 @@ class Spread:
     def add(self, other: "Spread") -> None:
         """Adds another part of the same stream."""
         self.octaves_B = self.octaves_B + other.octaves_B
-        for name in ("count", "zeros", "negative", "not_finite", "total", "squares"):
+        self.sums_22 = plus(self.sums_22, other.sums_22)
+        for name in COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.lowest = min(self.lowest, other.lowest)
         self.highest = max(self.highest, other.highest)
@@ -99,6 +106,37 @@ class Spread:
         known = lows and not self.mixed
         self.lows_C = torch.stack(lows).amin(0) if known else None
         self.highs_C = torch.stack(highs).amax(0) if known else None
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All of it, for a journal; no extremes of channels if they are unknown."""
+        unknown = torch.zeros(0)
+        return {
+            "counts": np.array([*(getattr(self, name) for name in COUNTS), self.mixed], np.int64),
+            "sums": self.sums_22.numpy(),
+            "ends": np.array([self.lowest, self.highest]),
+            "octaves": self.octaves_B.numpy(),
+            "lows": (unknown if self.lows_C is None else self.lows_C).numpy(),
+            "highs": (unknown if self.highs_C is None else self.highs_C).numpy(),
+        }
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "Spread":
+        """The inverse of `arrays`; a ValueError if no values have such numbers."""
+        *counts, mixed = arrays["counts"].tolist()
+        known, finite = len(arrays["lows"]) > 0, bool(np.isfinite(arrays["sums"]).all())
+        shapes = arrays["sums"].shape == (2, 2) and arrays["octaves"].shape == (OCTAVES,)
+        if not (shapes and finite and min(counts) >= 0 and (arrays["octaves"] >= 0).all()):
+            raise ValueError("its statistics are not of any values")
+        return cls(
+            **dict(zip(COUNTS, counts, strict=True)),
+            sums_22=torch.tensor(arrays["sums"]),
+            lowest=float(arrays["ends"][0]),
+            highest=float(arrays["ends"][1]),
+            octaves_B=torch.tensor(arrays["octaves"]),
+            lows_C=torch.tensor(arrays["lows"]) if known else None,
+            highs_C=torch.tensor(arrays["highs"]) if known else None,
+            mixed=bool(mixed),
+        )
 
     def record(self) -> SpreadRecord:
         """Summarises the values."""
@@ -144,8 +182,9 @@ def spread_of(values: Tensor, channel_axis: int | None = None) -> Spread:
         zeros=zeros,
         negative=int((flat < 0).sum()),
         not_finite=not_finite,
-        total=float(flat.sum(dtype=torch.float64)),
-        squares=float(flat.double().square().sum()),
+        sums_22=exact(
+            torch.stack([flat.sum(dtype=torch.float64), flat.double().square().sum()]).cpu()
+        ),
         lowest=float(flat.min()) if flat.numel() else math.inf,
         highest=float(flat.max()) if flat.numel() else -math.inf,
         octaves_B=octaves_B,
@@ -194,6 +233,7 @@ def measure(
     gradients: bool = False,
     batch_size: int | None = None,
     advance: Callable[[int], None] = lambda _steps: None,
+    spread: Elsewhere = alone,
 ) -> Statistics:
     """Streams the data through the network once.
 
@@ -205,40 +245,129 @@ def measure(
         batch_size: images at a time; None for automatic. Only the last digits of means depend on
             it.
         advance: called with the number of images just done.
+        spread: computes blocks of the images in other processes.
     """
     classes = match_labels(data, model) if gradients and data.classes else ()
     axes = _channel_axes(model)
-    if not gradients:  # a fast copy may have gradients where the network cuts them
-        model = fast(model, layers)
-    merged: tuple[dict[str, Spread], dict[str, Spread]] = ({}, {})
-    images = labelled = 0
-    errors: list[tuple[str, str]] = []
+    # A fast copy may have gradients where the network cuts them.
+    quick = model if gradients else fast(model, layers)
+    looked = FirstBatch(quick.outputs, model.name)
+    size = quick.batch_size(batch_size) or DEFAULT_BATCH
 
-    def failed(index: int, message: str) -> None:
-        errors.append((data.examples[index].path, message))
-        advance(1)
+    def go(part: ImageData, advance: Callable[[int], None]) -> _Found:
+        found = _Found({}, {})
 
-    def run(batch: Batch, part: slice) -> None:
-        parts = _one_pass(
-            model, batch.images[part], batch.labels[part], layers, axes, classes, gradients
-        )
-        for total, new in zip(merged, parts, strict=True):
+        def failed(index: int, message: str) -> None:
+            found.errors[index] = message
+            advance(1)
+
+        def run(batch: Batch, rows: slice) -> None:
+            images, labels = batch.images[rows], batch.labels[rows]
+            found.add(_one_pass(quick, images, labels, layers, axes, classes, gradients))
+
+        fits = size
+        for batch in batches(part, model.preprocess, size, on_error=failed):
+            count, done = len(batch.images), 0
+            looked.check(batch.images)
+            for reached, fitting in in_batches(count, fits, partial(run, batch)):
+                advance(reached - done)
+                done, fits = reached, fitting
+            found.images += count
+            found.labelled += int((batch.labels >= 0).sum()) if classes else 0
+        return found
+
+    def block(part: ImageData, journal: Journal) -> None:
+        found = go(part, lambda _steps: None)
+        journal.save(part.part.stop, found.errors, found.arrays(layers))
+
+    of = {
+        "weights": model.weights_sha256,
+        "model": model.name,
+        "preprocessing": repr(model.preprocess),
+        "precision": model.precision.value,
+        "layers": list(layers),
+        "--gradients": gradients,
+    }
+    step = of_journals("layers", data, size, of, block, advance, merge, check)
+    if (folders := spread(step)) is None:
+        found = go(data, advance)
+    else:
+        stored = Journal(folders[0] / JOURNAL, of, data.block, resume=True).load({}, check=check)
+        assert stored is not None  # noqa: S101
+        found = _Found.of_arrays(stored.arrays, layers)
+        found.errors.update(stored.errors)
+    errors = tuple((data.examples[i].path, text) for i, text in sorted(found.errors.items()))
+    if not found.images:
+        raise none_usable(data, errors)
+    return Statistics(found.images, found.labelled, found.outputs, found.slopes, errors)
+
+
+@dataclass
+class _Found:
+    """The spreads of layers over some images, by name; and what `Statistics` has of these."""
+
+    outputs: dict[str, Spread]
+    slopes: dict[str, Spread]
+    images: int = 0
+    labelled: int = 0
+    errors: dict[int, str] = field(default_factory=dict)
+
+    def add(self, parts: tuple[dict[str, Spread], dict[str, Spread]]) -> None:
+        """Adds the spreads of other images."""
+        for total, new in zip((self.outputs, self.slopes), parts, strict=True):
             for name, spread in new.items():
                 total.setdefault(name, Spread()).add(spread)
 
-    size = model.batch_size(batch_size) or DEFAULT_BATCH
-    for batch in batches(data, model.preprocess, size, on_error=failed):
-        count, done = len(batch.images), 0
-        if not images:
-            check_batch(model.outputs, batch.images, model.name)
-        for reached, fitting in in_batches(count, min(size, count), partial(run, batch)):
-            advance(reached - done)
-            done, size = reached, min(size, fitting)
-        images += count
-        labelled += int((batch.labels >= 0).sum()) if classes else 0
-    if not images:
-        raise none_usable(data, errors)
-    return Statistics(images, labelled, *merged, tuple(errors))
+    def arrays(self, layers: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """The arrays of a journal: of each layer by its number, empty if it did not run."""
+        arrays = {"images": np.array([self.images, self.labelled])}
+        for kind, spreads in (("outputs", self.outputs), ("slopes", self.slopes)):
+            for number, name in enumerate(layers):
+                own = spreads.get(name, Spread()).arrays()
+                arrays |= {f"{kind}.{number}.{key}": array for key, array in own.items()}
+        return arrays
+
+    @classmethod
+    def of_arrays(cls, arrays: Arrays, layers: Sequence[str]) -> "_Found":
+        """The inverse of `arrays`."""
+        images, labelled = arrays["images"].tolist()
+        found = cls({}, {}, images, labelled)
+        for kind, spreads in (("outputs", found.outputs), ("slopes", found.slopes)):
+            for number, name in enumerate(layers):
+                if (spread := _spread(arrays, f"{kind}.{number}")).count:
+                    spreads[name] = spread
+        return found
+
+
+def _spread(arrays: Arrays, key: str) -> Spread:
+    length = len(key) + 1
+    return Spread.of_arrays({k[length:]: v for k, v in arrays.items() if k.startswith(f"{key}.")})
+
+
+def _keys(arrays: Arrays) -> list[str]:
+    """The kinds and numbers of the layers in a journal."""
+    return [key.removesuffix(".counts") for key in arrays if key.endswith(".counts")]
+
+
+def check(progress: Progress) -> None:
+    """Raises one of `BROKEN` unless the arrays are of the images that are done."""
+    images, labelled = progress.arrays["images"].tolist()
+    failed = sum(place < progress.done for place in progress.errors)
+    if images + failed != progress.done - progress.block.start or not 0 <= labelled <= images:
+        raise ValueError(f"it counts {images} images")
+    for key in _keys(progress.arrays):
+        _spread(progress.arrays, key)
+
+
+def merge(parts: Sequence[Arrays]) -> Arrays:
+    """The arrays of all images from those of their blocks."""
+    joined = {"images": np.sum([part["images"] for part in parts], axis=0)}
+    for key in _keys(parts[0]):
+        total = Spread()
+        for part in parts:
+            total.add(_spread(part, key))
+        joined |= {f"{key}.{name}": array for name, array in total.arrays().items()}
+    return joined
 
 
 def _one_pass(

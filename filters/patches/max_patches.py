@@ -12,6 +12,7 @@ from cnnviz.core.data.datasets import ImageData, none_usable
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.labels import with_class_names
 from cnnviz.core.models.load import Model
+from cnnviz.core.output.blocks import Elsewhere, alone
 from cnnviz.core.output.summary import DataRecord
 from cnnviz.filters.patches.boxes import Box, Cutter, PatchImages, Winner
 from cnnviz.filters.patches.options import MaxPatchesSpec
@@ -59,12 +60,15 @@ def find_patches(
     *,
     saving: Saving | None = None,
     progress: Callable[[int], None] = lambda _images: None,
+    spread: Elsewhere = alone,
 ) -> MaxPatches:
     """Does the work of `max_patches` for a plan from `make_plan`."""
     size = model.batch_size(plan.spec.batch_size) or default_batch_size(model.device)
     images, named = PatchImages(data, model.preprocess), with_class_names(data, model)
     cutter = Cutter(model, images, plan, size)
-    state = scan(model, data, plan, batch_size=size, saving=saving, progress=progress)
+    state = scan(
+        model, data, plan, batch_size=size, saving=saving, progress=progress, spread=spread
+    )
     counted = next(iter(state.layers.values())).stats.count
     errors = tuple(
         (data.examples[place].path, state.errors[place]) for place in sorted(state.errors)

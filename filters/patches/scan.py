@@ -8,7 +8,7 @@ Shapes: N images, F filters, H W rows and columns.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,14 +21,15 @@ from cnnviz.core.data.datasets import Batch, ImageData, batches
 from cnnviz.core.device import in_batches, send
 from cnnviz.core.errors import UsageError
 from cnnviz.core.graph.fold import rescaling
-from cnnviz.core.models.behaviour import check_batch
+from cnnviz.core.models.behaviour import FirstBatch
 from cnnviz.core.models.layers import Layout, named_layers, note_repeats, replace_outputs
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import fast
+from cnnviz.core.output.blocks import JOURNAL, Elsewhere, alone, of_journals
 from cnnviz.core.output.journal import Journal
 from cnnviz.filters.channels import choose_filters
 from cnnviz.filters.patches.options import MaxPatchesSpec, Ranking
-from cnnviz.filters.patches.state import LayerState, check, of_arrays, to_arrays
+from cnnviz.filters.patches.state import LayerState, check, merge, of_arrays, to_arrays
 from cnnviz.filters.patches.top_k import Rescaled, map_scores, ranked
 
 CPU_BATCH, DEVICE_BATCH = 32, 256
@@ -122,6 +123,11 @@ class Scan:
         self._rescaled = self._rescalings()
         self.errors: dict[int, str] = {}
         self.unreadable: dict[int, str] = {}
+
+    def batches(self, failed: Callable[[int, str], None]) -> Iterator[Batch]:
+        """The batches that are still to do."""
+        size, preprocess = self._batch_size, self._model.preprocess
+        return batches(self._data, preprocess, size, start=self.done, on_error=failed)
 
     def _rescalings(self) -> dict[str, Rescaled]:
         """How the watched filters of layers are rescaled in the fast copy."""
@@ -233,6 +239,7 @@ def scan(
     batch_size: int,
     saving: Saving | None = None,
     progress: Callable[[int], None] = lambda _images: None,
+    spread: Elsewhere = alone,
 ) -> Scan:
     """Runs every image through the model once; returns the finished scan.
 
@@ -246,32 +253,53 @@ def scan(
         batch_size: images at a time; halved if they do not fit the device's memory.
         saving: where to save the scan's journal, if anywhere.
         progress: called with the number of images just finished.
+        spread: computes blocks of the images in other processes.
     """
     quick = fast(model, list(plan.filters), rescaled=plan.spec.score is not Ranking.NORM)
+    of = identity(model, data, plan)
     run = Scan(quick, data, plan, batch_size)
-    journal, every, reached = None, 0, data.part.start
+    looked = FirstBatch(model.outputs, model.name)
+
+    def block(part: ImageData, journal: Journal) -> None:
+        scanned = Scan(quick, part, plan, batch_size)
+        _go(scanned, looked)
+        scanned.save(journal)
+
+    step = of_journals("scan", data, batch_size, of, block, progress, merge, check)
+    if (folders := spread(step)) is not None:
+        run.load(Journal(folders[0] / JOURNAL, of, data.block, resume=True))
+        return run
+    journal, every = None, 0
+    if saving:
+        journal, every = Journal(saving.path, of, data.block, resume=saving.resume), saving.every
+        run.load(journal)
+        progress(run.done - data.part.start)
+    _go(run, looked, journal, every, progress)
+    if journal:
+        run.save(journal)
+    return run
+
+
+def _go(
+    run: Scan,
+    looked: FirstBatch,
+    journal: Journal | None = None,
+    every: int = 0,
+    progress: Callable[[int], None] = lambda _images: None,
+) -> None:
+    """Goes through the images of a scan that are still to do."""
+    failed, reached = run.unreadable.__setitem__, run.done
 
     def advance() -> None:
         nonlocal reached
         progress(run.done - reached)
         reached = run.done
 
-    if saving:
-        of, every = identity(model, data, plan), saving.every
-        journal = Journal(saving.path, of, data.block, resume=saving.resume)
-        run.load(journal)
-        advance()
-    failed, preprocess = run.unreadable.__setitem__, model.preprocess
-    loader = batches(data, preprocess, batch_size, start=run.done, on_error=failed)
-    for number, batch in enumerate(loader, start=1):
-        if number == 1:
-            check_batch(model.outputs, batch.images, model.name)
+    for number, batch in enumerate(run.batches(failed), start=1):
+        looked.check(batch.images)
         run.add(batch)
         if journal and number % every == 0:
             run.save(journal)
         advance()
     run.end()
-    if journal:
-        run.save(journal)
     advance()
-    return run

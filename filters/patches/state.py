@@ -1,8 +1,9 @@
 """The state of a scan: each filter's strongest patches and statistics of its score, as arrays.
 
 `ScoreStats` describes how a filter's score spreads over a data set without keeping the scores. All
-but the sum are whole numbers or extremes, so they do not depend on order or batches; the float64
-sum does in its last digits. States of two sets of images merge just as exactly.
+but the sum are whole numbers or extremes, so they do not depend on order or batches. The sum has
+twice the digits of float64, so its order is not visible in the mean. States of two sets of images
+merge just as exactly.
 
 The histogram has eight buckets per factor of two, read from the float32 bits (exponent and first
 three bits of the mantissa), as relative-error sketches have (Masson, Rim, Lee 2019, "DDSketch"). A
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cnnviz.core.device import exact, plus
 from cnnviz.core.output.journal import Arrays, Progress
 from cnnviz.filters.patches.top_k import EMPTY, TopK, unpack
 
@@ -55,7 +57,7 @@ class ScoreStats:
     Attributes:
         count: number of images.
         active: (F,) int64, images in which at least one unit was above zero.
-        sum: (F,) float64, of the scores.
+        sum: (2, F) float64, of the scores, with the rest that rounding leaves (`plus`).
         lowest: (F,) float32, +inf before the first image.
         highest: (F,) float32, -inf before the first image.
         histogram: (F, B) int32.
@@ -74,7 +76,7 @@ class ScoreStats:
         return cls(
             0,
             torch.zeros(filters, dtype=torch.int64, device=device),
-            torch.zeros(filters, dtype=_sum_dtype(device), device=device),
+            torch.zeros(2, filters, dtype=_sum_dtype(device), device=device),
             torch.full((filters,), torch.inf, device=device),
             torch.full((filters,), -torch.inf, device=device),
             torch.zeros(filters, _BUCKETS, dtype=torch.int32, device=device),
@@ -87,7 +89,7 @@ class ScoreStats:
         return ScoreStats(
             self.count + scores_NF.shape[0],
             self.active + (peaks_NF > 0).sum(0),
-            self.sum + scores_NF.to(self.sum.dtype).sum(0),
+            plus(self.sum, exact(scores_NF.to(self.sum.dtype).sum(0))),
             torch.minimum(self.lowest, scores_NF.amin(0)),
             torch.maximum(self.highest, scores_NF.amax(0)),
             self.histogram.scatter_add(1, buckets_FN, added),
@@ -98,7 +100,7 @@ class ScoreStats:
         return ScoreStats(
             self.count + other.count,
             self.active + other.active,
-            self.sum + other.sum,
+            plus(self.sum, other.sum),
             torch.minimum(self.lowest, other.lowest),
             torch.maximum(self.highest, other.highest),
             self.histogram + other.histogram,
@@ -106,7 +108,7 @@ class ScoreStats:
 
     def mean(self) -> Tensor:
         """(F,) float32 on the CPU, the mean scores; rounding hides the order of summation."""
-        return (self.sum.cpu() / self.count).to(torch.float32)
+        return (self.sum.cpu().sum(0) / self.count).to(torch.float32)
 
     def quantiles(self, levels: tuple[float, ...]) -> Tensor:
         """(F, Q) float32, the quantiles of the scores at these levels (nearest rank)."""
@@ -206,7 +208,7 @@ def check(progress: Progress, units: Sequence[int] = (), per_image: int | None =
 
 def _check_statistics(stats: ScoreStats) -> None:
     """Raises a ValueError unless the statistics can be those of so many finite scores."""
-    count, filled_FB = stats.count, stats.histogram > 0
+    (total, rest), count, filled_FB = stats.sum, stats.count, stats.histogram > 0
     fits = [
         (stats.active >= 0) & (stats.active <= count),
         stats.histogram.amin(1) >= 0,
@@ -217,7 +219,8 @@ def _check_statistics(stats: ScoreStats) -> None:
         slack = 1e-4 * torch.maximum(low.abs(), high.abs())
         last = _BUCKETS - 1 - filled_FB.flip(1).int().argmax(1)
         fits += [
-            (stats.sum >= low - slack) & (stats.sum <= high + slack) & stats.sum.isfinite(),
+            (total >= low - slack) & (total <= high + slack) & total.isfinite(),
+            (rest.abs() <= total.abs() * torch.finfo(total.dtype).eps),
             (_bucket(stats.lowest) == filled_FB.int().argmax(1)) & stats.lowest.isfinite(),
             (_bucket(stats.highest) == last) & stats.highest.isfinite(),
         ]

@@ -325,7 +325,9 @@ SUMMARY_KEYS = [
     *((key,) for key in ("schema", "command", "version", "argv", "model", "device", "precision")),
     *((key,) for key in ("seed", "elapsed_seconds", "results", "files", "errors", "shard")),
     *(("model", key) for key in ("name", "weights_sha256", "classes", "input_size", "head")),
-    *(("shard", key) for key in ("number", "count", "of")),
+    *(("shard", key) for key in ("number", "count", "of", "request")),
+    *(("shard", "request", key) for key in ("images", "spec", "look", "model", "output")),
+    *(("shard", "request", "model", key) for key in ("model", "size", "seed", "checkpoint")),
 ]
 SUMMARY_CASES = [(keys, kind) for keys in SUMMARY_KEYS for kind in JUNK]
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,10 +17,13 @@ import torch
 from parts import slow_but
 from PIL import Image
 
-from cnnviz.cli.main import run
+from cnnviz.cli.main import parse, run
+from cnnviz.cli.options import OutputOptions
 from cnnviz.cli.per_image import ImageRun
+from cnnviz.cli.repeat import request, requested
 from cnnviz.core.data.shards import Shard, of_environment, shard
 from cnnviz.core.errors import UsageError
+from cnnviz.core.output.summary import FinishedRun
 
 NAMES = ["--labels", "names.txt"]
 ONE = ["--batch-size", "1"]  # on some processors the last digits hang on how many go together
@@ -359,3 +363,43 @@ def test_a_share_that_is_killed_goes_on_by_itself(command: str) -> None:
     assert run([*line, "1/2", "--resume"]) in (0, 1, 2)  # 2: it was done by then
     assert run(["merge", "parts", "--out", "all", "--quiet"]) == 1
     assert files("all") == files("one")
+
+
+@pytest.mark.parametrize("command", list(LINES))
+def test_options_come_back_from_a_summary_as_they_were_given(command: str) -> None:
+    record = parse([*LINES[command], "--mean", "0.1234567890123,0.2,0.3", "--dark"])
+    run_of = FinishedRun(Path("x"), SimpleNamespace(command=command), {})  # type: ignore[arg-type]
+    content = json.loads(json.dumps(request(record)))
+    again = requested(run_of, content, OutputOptions(), (), allow_urls=False)
+    assert request(again) == request(record)
+    assert (again.model, again.output.dark) == (record.model, True)
+    assert str(again.shard) == "0/1"
+
+
+def test_what_a_summary_names_runs_only_if_the_user_names_it() -> None:
+    content = request(parse([*LINES["saliency"], "--model", "net.py:make"]))
+    run_of = FinishedRun(Path("x"), SimpleNamespace(command="saliency"), {})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"name it: --code 'net.py:make'"):
+        requested(run_of, content, OutputOptions(), (), allow_urls=False)
+    requested(run_of, content, OutputOptions(), ["net.py:make"], allow_urls=False)
+    content["images"] = ["s3://bucket/"]
+    with pytest.raises(UsageError, match="use --allow-urls"):
+        requested(run_of, content, OutputOptions(), ["net.py:make"], allow_urls=False)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("images",), None), (("images",), [3]), (("model",), None), (("model", "seed"), "x"),
+        (("model", "threshold"), 7), (("spec", "samples"), -1), (("output", "width"), 10**9),
+        (("model", "size"), [1, 2, 3]), (("look", "colormap"), "none"),
+    ],
+)  # fmt: skip
+def test_options_that_no_run_writes_are_refused(place: tuple[str, ...], value: object) -> None:
+    content = inner = json.loads(json.dumps(request(parse(LINES["saliency"]))))
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    run_of = FinishedRun(Path("x"), SimpleNamespace(command="saliency"), {})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="has options that no run writes"):
+        requested(run_of, content, OutputOptions(), (), allow_urls=False)

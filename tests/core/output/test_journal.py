@@ -234,7 +234,7 @@ def test_lines_of_another_version_or_run_are_refused(tmp_path: Path) -> None:
         unfinished.write_text(text)
         with pytest.raises(CnnvizError, match="another version of cnnviz"):
             Lines(folder, {"a": 1}, resume=True)
-    for text in ("", "[" * 100_000, "[]", '{"version": 2}', '{"version": 2, "identity": 1}'):
+    for text in ("", "[" * 100_000, "[]", '{"version": 3}', '{"version": 3, "identity": 1}'):
         unfinished.write_text(text)
         with pytest.raises(CnnvizError, match="is damaged; start again"):
             Lines(folder, {"a": 1}, resume=True)

@@ -30,7 +30,7 @@ from cnnviz.filters.ablation.sweep import (
     removal_orders,
     steps,
 )
-from cnnviz.filters.channels import LayerChannels, channel_strengths
+from cnnviz.filters.channels import LayerChannels, channel_sums
 
 COLOURS = {"blue": (20, 20, 220), "green": (20, 220, 20), "red": (220, 20, 20)}
 
@@ -149,7 +149,7 @@ def test_mean_mode_uses_the_mean_over_all_images_and_positions(
     pixels = np.stack([np.asarray(data.open(row), dtype=np.float64) for row in range(15)]) / 255
     mean = pixels[..., 2].mean()  # channel 0 of the network is blue
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
-    strength = channel_strengths(model, images.split(4), {"conv": 1})["conv"]
+    strength = channel_sums(model, images.split(4), {"conv": 1}, {"conv": 4}).strengths()["conv"]
     assert float(strength.mean[0]) == pytest.approx(mean, rel=1e-6)
     assert float(strength.magnitude[0]) == pytest.approx(mean, rel=1e-6)
     result = ablate(model, data, AblationSpec(filters=("conv:0",), mode=Mode.MEAN))

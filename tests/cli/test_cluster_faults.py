@@ -1,0 +1,260 @@
+"""Workers that die, blocks that fail, and runs that stop: on a cluster that is pretended."""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import rc_context
+from PIL import Image
+
+from cnnviz.cli import cluster
+from cnnviz.cli.main import run
+from cnnviz.core.data import datasets
+
+IMAGES = 24
+LINE = ["max-patches", "data", "--layer", "stem.conv", "--batch-size", "1", "--no-pictures"]
+ON = ["--cluster", "ray", "--workers", "2", "--quiet", "--out", "all"]
+
+
+class Died(Exception):  # noqa: N818 (as Ray calls it)
+    """As Ray's error for an actor that is gone."""
+
+
+class Pretended:
+    """Enough of Ray: actors in this process, whose answers come one at a time.
+
+    Attributes:
+        dies: whether a worker dies in the place of a call: its method, its arguments, and how
+            often it was called so.
+        stuck: whether a call is answered only if no other one can be.
+    """
+
+    def __init__(self) -> None:
+        self.exceptions = SimpleNamespace(
+            RayActorError=Died, OutOfMemoryError=MemoryError, ObjectLostError=KeyError
+        )
+        self.dies: Callable[[str, tuple[Any, ...], int], bool] = lambda *_call: False
+        self.stuck: Callable[[str, tuple[Any, ...], int], bool] = lambda *_call: False
+        self.called: Counter[tuple[Any, ...]] = Counter()
+        self.resources = {"CPU": 2.0, "memory": 1e12}
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def cluster_resources(self) -> dict[str, float]:
+        return self.resources
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def remote(self, **_options: Any) -> Callable[[type], Any]:
+        return lambda kind: SimpleNamespace(remote=lambda: _Actor(self, kind()))
+
+    def kill(self, actor: "_Actor") -> None:
+        actor.dead = True
+        actor.worker._context.run(actor.worker._open.close)
+
+    def wait(
+        self, answers: Iterable[Any], num_returns: int, timeout: float
+    ) -> tuple[list[Any], None]:
+        first: dict[int, Any] = {}  # of each actor
+        for answer in answers:
+            first.setdefault(id(answer.actor), answer)
+        ready = [a for a in first.values() if not self.stuck(a.name, a.given, a.number)]
+        return [(ready or list(first.values()))[0]], None
+
+    def get(self, answer: Any) -> Any:
+        if not isinstance(answer, _Answer):
+            return answer
+        if answer.actor.dead or self.dies(answer.name, answer.given, answer.number):
+            answer.actor.dead = True
+            raise Died("The actor died unexpectedly before finishing this task")
+        return getattr(answer.actor.worker, answer.name)(*answer.given)
+
+
+class _Actor:
+    def __init__(self, ray: Pretended, worker: Any) -> None:
+        self.worker, self.dead = worker, False
+        self.ready = SimpleNamespace(remote=lambda *a: _Answer(ray, self, "ready", a))
+        self.block = SimpleNamespace(remote=lambda *a: _Answer(ray, self, "block", a))
+
+
+class _Answer:
+    def __init__(self, ray: Pretended, actor: _Actor, name: str, given: tuple[Any, ...]) -> None:
+        self.actor, self.name, self.given = actor, name, given
+        key = (name, *given) if name == "block" else (name,)
+        ray.called[key] += 1
+        self.number = ray.called[key]
+
+
+@pytest.fixture(scope="module")
+def root(built_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """Pictures, of which four in a row are not pictures, and what one process makes of them."""
+    return built_once("cluster-faults", _build)
+
+
+def _build(root: Path) -> None:
+    random = np.random.default_rng(0)
+    (root / "data").mkdir()
+    for number in range(IMAGES):
+        path = root / "data" / f"{number:02d}.png"
+        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+        if 8 <= number < 12:
+            path.write_bytes(b"not a picture")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        assert run([*LINE, "--quiet", "--out", "one"]) == 1
+
+
+@pytest.fixture
+def ray(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pretended]:
+    """The cluster, in a folder with the data; blocks have two images."""
+    for entry in root.iterdir():
+        (tmp_path / entry.name).symlink_to(entry)
+    monkeypatch.chdir(tmp_path)
+    made = Pretended()
+    monkeypatch.setattr(cluster, "required", lambda *_names: made)
+    monkeypatch.setitem(sys.modules, "ray", made)
+    monkeypatch.setattr(datasets, "MAX_WORKERS", datasets.MAX_WORKERS)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _count: None)
+    monkeypatch.setattr(cluster, "block_size", lambda _images, _batch: 2)
+    with rc_context():  # workers of one process leave their styles in any order
+        yield made
+
+
+def content(folder: str) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads(Path(folder, "summary.json").read_text())
+    varying = ("argv", "elapsed_seconds", "cluster")
+    return {key: value for key, value in summary.items() if key not in varying}
+
+
+def on(folder: str = "all") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path(folder, "summary.json").read_text())["cluster"]
+    return found
+
+
+@pytest.mark.slow
+def test_blocks_of_bad_images_are_named_as_in_one_process(ray: Pretended) -> None:
+    assert run([*LINE, *ON]) == 1
+    assert content("all") == content("one")
+    assert len(content("all")["errors"]) == 4
+    assert on() == {"workers": 2, "blocks": 12, "started_twice": 0, "lost": []}
+    assert [path.name for path in Path("all").iterdir()] == ["summary.json"]
+
+
+def test_lost_workers_are_replaced_and_named(ray: Pretended) -> None:
+    ray.dies = lambda name, given, number: given[0] in (4, 14) and number == 1
+    assert run([*LINE, *ON]) == 1
+    assert content("all") == content("one")
+    assert all("its process ended" in text for text in on()["lost"])
+    assert {"images 4 to 6", "images 14 to 16"} == {
+        text.partition(" at ")[2].partition(":")[0] for text in on()["lost"]
+    }
+
+
+@pytest.mark.slow
+def test_a_block_whose_workers_always_die_is_given_up_and_the_others_are_kept(
+    ray: Pretended, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray.dies = lambda name, given, number: name == "block" and given[0] == 6
+    assert run([*LINE, *ON]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "1 of 12 blocks were given up after 3 tries; the first is images 6 to 8" in said
+    assert "--resume goes on" in said
+    assert not Path("all/summary.json").exists()
+    ray.dies, ray.called = lambda *_call: False, Counter()
+    assert run([*LINE, *ON, "--resume", "--workers", "1"]) == 1
+    assert content("all") == content("one")
+    assert on()["blocks"] == 1
+    assert not Path("all/blocks").exists()
+
+
+@pytest.mark.slow
+def test_workers_that_die_at_once_end_the_run(
+    ray: Pretended, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray.dies = lambda name, given, number: name == "ready"
+    assert run([*LINE, *ON]) == 1
+    assert "workers die before they are ready: its process ended" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_slow_last_block_is_started_twice(
+    ray: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "LATE", 0.0)
+    ray.stuck = lambda name, given, number: name == "block" and given[0] == 0 and number == 1
+    assert run([*LINE, *ON]) == 1
+    assert content("all") == content("one")
+    assert on()["started_twice"] >= 1
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_keeps_its_blocks(
+    ray: Pretended, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(name: str, given: tuple[Any, ...], number: int) -> bool:
+        if name == "block" and given[0] >= 12:
+            raise KeyboardInterrupt
+        return False
+
+    ray.dies = stop
+    assert run([*LINE, *ON]) == 130
+    assert run([*LINE, *ON]) == 2
+    assert "use --resume to go on, --overwrite" in capsys.readouterr().err
+    ray.dies = lambda *_call: False
+    assert run([*LINE, *ON, "--resume", "--top", "3"]) == 2
+    assert "belongs to a run with other --top" in capsys.readouterr().err
+    assert run([*LINE, *ON, "--resume"]) == 1
+    assert content("all") == content("one")
+    assert 5 <= on()["blocks"] <= 7
+
+
+@pytest.mark.slow
+def test_a_file_that_a_worker_does_not_have_is_named(
+    ray: Pretended, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("names.txt").write_text("\n".join("abcdefghij"))
+
+    def gone(name: str, given: tuple[Any, ...], number: int) -> bool:
+        Path("names.txt").unlink(missing_ok=True)
+        return False
+
+    ray.dies = gone
+    assert run([*LINE, *ON, "--labels", "names.txt"]) in (1, 2)
+    assert "names.txt" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--cluster", "dask"], "--cluster 'dask': it takes ray, or ray:ADDRESS"),
+        (["--cluster", "ray:"], "it takes ray, or ray:ADDRESS"),
+        (["--workers", "2"], "--workers needs --cluster ray"),
+        (["--gpus-per-worker", "1"], "--gpus-per-worker needs --cluster ray"),
+        (["--cluster", "ray", "--workers", "0"], "--workers 0 is out of range"),
+        (["--cluster", "ray", "--shard", "0/2"], "--shard and --cluster"),
+    ],
+)
+def test_options_of_a_cluster(
+    more: list[str], said: str, ray: Pretended, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*LINE, *more, "--out", "all"]) == 2
+    assert said in capsys.readouterr().err
+    assert not Path("all").exists()
+
+
+def test_without_ray_the_remedy_is_named(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(root)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert run([*LINE, "--cluster", "ray", "--out", str(tmp_path / "all")]) == 2
+    assert "pip install '.[ray]'" in capsys.readouterr().err
