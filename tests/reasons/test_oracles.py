@@ -114,9 +114,7 @@ def test_every_filter_carries_what_a_hook_that_patches_it_brings_back(
             assert carrier.last - carrier.filter < group
             restored = patched(layer.layer, channels, *pictures[::-1])
             taken = patched(layer.layer, channels, *pictures)
-            assert carrier.restored * result.drop == pytest.approx(
-                restored - after, abs=1e-5 * scale
-            )
+            assert carrier.restored * result.drop == pytest.approx(restored - after, abs=tolerance)
             assert carrier.taken * result.drop == pytest.approx(before - taken, abs=tolerance)
 
 
