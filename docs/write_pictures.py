@@ -108,7 +108,7 @@ PICTURES = {
     ),
     "trust": (f"trust {PHOTOS}/traffic-light.jpg {NET}", ("overlay", "curves", "certainty")),
     "reasons": (
-        f"reasons {PHOTOS}/balloon.jpg {NET} --segments grid --parts 9 --target top2",
+        f"reasons {PHOTOS}/balloon.jpg {NET} --segments grid --parts 9",
         ("reasons", "pairs", "shapley"),
     ),
     "reasons-units": (

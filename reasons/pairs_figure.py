@@ -54,7 +54,7 @@ def _row(name: str, pairs: Interactions, size: tuple[int, int], beneath: Pixels)
     (drops,) = scales([drops_HW], CELLS, f"drop of the {pairs.score} with the cell occluded")
     counts = ", ".join(f"{len(pairs.named(kind))} {kind.value}" for kind in COLOURS)
     shown = [pair for kind in COLOURS for pair in pairs.named(kind)[:ARCS]]
-    some = f"; the {len(shown)} most certain" if len(shown) < len(pairs.pairs) else ""
+    some = f"; the {ARCS} most certain of each" if len(shown) < len(pairs.pairs) else ""
     return [
         picture(
             lambda axes: _arcs(axes, pairs, shown, size, beneath),

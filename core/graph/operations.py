@@ -348,11 +348,12 @@ def _getitem(call: Call) -> Verdict:
 
 def _sliced(tensor: Tensor, axes: Axes, items: list[Any]) -> Verdict:
     old = new = 0
+    whole = True  # all but rows and columns
     where: dict[int, int] = {}
     cuts = {a: (0, 1, tensor.shape[a]) for a in axes}
     for item in items:
         if item is None:
-            new += 1
+            new, whole = new + 1, False
             continue
         if isinstance(item, slice):
             where[old] = new
@@ -363,8 +364,12 @@ def _sliced(tensor: Tensor, axes: Axes, items: list[Any]) -> Verdict:
             if old in cuts:
                 start, stop, step = item.indices(tensor.shape[old])
                 cuts[old] = (start, step, len(range(start, stop, step)))
+            else:
+                whole = whole and full
         elif old in cuts or old == 0:
             return MIXED
+        else:
+            whole = False
         old += 1
     for a in axes:
         where.setdefault(a, a - old + new)
@@ -373,6 +378,8 @@ def _sliced(tensor: Tensor, axes: Axes, items: list[Any]) -> Verdict:
     row, column = where[axes[0]], where[axes[1]]
     if all(cuts[a] == (0, 1, tensor.shape[a]) for a in axes):
         return Pointwise(), (row, column)
+    if not whole:  # a window reads all channels
+        return MIXED
     starts = tuple(cuts[a][0] for a in axes)
     steps = (cuts[axes[0]][1], cuts[axes[1]][1])
     ends = [(cuts[a][2] - 1) * cuts[a][1] + 1 + cuts[a][0] - tensor.shape[a] for a in axes]

@@ -146,6 +146,8 @@ def test_reach_is_what_a_change_really_changes(name: str) -> None:
         function(lambda x: x.transpose(2, 3) @ x),
         function(lambda x: torch.softmax(x, dim=3)),
         function(lambda x: torch.cat([x, x], 2)),
+        function(lambda x: x[:, 1, 2:, ::2].unsqueeze(1)),  # a window reads all channels
+        function(lambda x: x[:, :2, :, 3:]),
     ],
 )
 def test_what_mixes_positions_reaches_everything(module: nn.Module) -> None:
