@@ -57,7 +57,7 @@ Try:
   cnnviz occlude dog.jpg --model resnet18        what carries the prediction?
   cnnviz max-patches photos/ --model resnet18    what drives each filter?
   cnnviz trust dog.jpg --model resnet18          how far can you trust it?
-  cnnviz reasons dog.jpg --model resnet18        how many reasons does it have?
+  cnnviz reasons dog.jpg --model resnet18        how many reasons has it?
 
 Without --model, cnnviz uses the small network that ships with it."""
 

@@ -271,7 +271,7 @@ class OutputOptions:
     out: Annotated[
         Path | None,
         Option(
-            "Output folder, or its URL (cnnviz-out/<command> if not given).",
+            "Folder of the results, or its URL. Default: cnnviz-out/COMMAND.",
             ("--out", "-o"),
             _folder,
             metavar="DIR",

@@ -123,9 +123,10 @@ def _check_urls(place: Path, record: Any, *, allow_urls: bool) -> None:
 
 
 def _sources(record: Any) -> Iterator[str]:
-    """The images and the network of a command."""
-    for name in ("images", "data"):
-        yield from getattr(record, name, None) or ()
+    """The images and the networks of a command."""
+    for name in ("images", "data", "compare"):
+        value = getattr(record, name, None)
+        yield from value if isinstance(value, list | tuple) else ()
     model = getattr(record, "model", None)
     yield from (str(getattr(model, name, None)) for name in ("model", "checkpoint"))
 

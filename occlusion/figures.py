@@ -119,13 +119,11 @@ def draw(
 
 
 def draw_both(sides: Sequence[tuple[OcclusionResult, Pixels]], look: Look) -> Figure:
-    """Draws `both.png`: each image and its map beside the other's, on one scale."""
-    maps = [result.maps[0].numpy() for result, _ in sides]
+    """Draws `both.png`: each image and its map below the other's, each on its own scale."""
     rows = []
-    for (result, beneath), map_HW, scale in zip(
-        sides, maps, scales(maps, look, unit(sides[0][0])), strict=True
-    ):
-        panel = result.targets[0]
+    for result, beneath in sides:
+        panel, map_HW = result.targets[0], result.maps[0].numpy()
+        scale = scales([map_HW], look, unit(result))[0]
         cell = _map(result, panel, heading(result, panel), map_HW, scale, look, beneath)
         rows.append([_input(result, beneath), cell])
     return board(rows)

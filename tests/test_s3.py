@@ -3,9 +3,11 @@
 One server for all tests. Its keys can be anything, as those of strangers.
 """
 
+import gc
 import io
 import json
 import tarfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,8 @@ def server():
     host, port = server.get_host_and_port()
     yield f"http://{host}:{port}"
     server.stop()
+    with warnings.catch_warnings(action="ignore"):
+        gc.collect()
 
 
 @pytest.fixture

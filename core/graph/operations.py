@@ -343,7 +343,7 @@ def _getitem(call: Call) -> Verdict:
         at = items.index(...)
         missing = call.map.dim() - sum(i is not None and i is not ... for i in items)
         items[at : at + 1] = [slice(None)] * missing
-    return _sliced(call.map, axes, items)
+    return MIXED if items[:1] == [None] else _sliced(call.map, axes, items)
 
 
 def _sliced(tensor: Tensor, axes: Axes, items: list[Any]) -> Verdict:
@@ -368,12 +368,10 @@ def _sliced(tensor: Tensor, axes: Axes, items: list[Any]) -> Verdict:
         old += 1
     for a in axes:
         where.setdefault(a, a - old + new)
-    if items and items[0] is None:
-        return MIXED
     row, column = where[axes[0]], where[axes[1]]
     if all(cuts[a] == (0, 1, tensor.shape[a]) for a in axes):
         return Pointwise(), (row, column)
-    if not _all_channels(tensor, axes, items):  # which a window reads
+    if not _keeps_channels(tensor, axes, items):  # a window reads all of them
         return MIXED
     starts = tuple(cuts[a][0] for a in axes)
     steps = (cuts[axes[0]][1], cuts[axes[1]][1])
@@ -382,12 +380,14 @@ def _sliced(tensor: Tensor, axes: Axes, items: list[Any]) -> Verdict:
     return Window((1, 1), steps, sides), (row, column)
 
 
-def _all_channels(tensor: Tensor, axes: Axes, items: list[Any]) -> bool:
-    """Whether an index leaves all but rows and columns as they are."""
+def _keeps_channels(tensor: Tensor, axes: Axes, items: list[Any]) -> bool:
+    """Whether a slice keeps all that is not rows and columns, as it is."""
+    if None in items:
+        return False
     return all(
-        isinstance(item, slice)
-        and (axis in axes or item.indices(tensor.shape[axis]) == (0, tensor.shape[axis], 1))
-        for axis, item in enumerate(items)
+        isinstance(item, slice) and item.indices(length) == (0, length, 1)
+        for axis, (item, length) in enumerate(zip(items, tensor.shape, strict=False))
+        if axis not in axes
     )
 
 

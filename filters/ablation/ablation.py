@@ -126,7 +126,8 @@ class Ablation:
         if options:
             raise UsageError(
                 f"{' and '.join(options)} cannot run in shards, since every shard would need "
-                "channel means over all images; leave it out, or run in one piece (--shard 0/1)"
+                "channel means over all images; leave it out, use --cluster ray, or run in one "
+                "piece (--shard 0/1)"
             )
 
     @cached_property

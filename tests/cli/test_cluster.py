@@ -5,7 +5,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ LINES = {
     "trust": ["trust", "small"],
     "audit": ["audit", "data", *OCCLUDED, "--top", "2", "--no-pictures"],
 }
-SLOW = """
+NETWORK = """
 import os, signal, time
 from pathlib import Path
 import torch
@@ -51,7 +51,8 @@ class Net(nn.Module):
         self.stem.add_module("conv", nn.Conv2d(3, 4, 3))
         self.head = nn.Linear(4, 10)
     def forward(self, x):
-        time.sleep(0.05)
+        if Path("slow").exists():
+            time.sleep(1)
         if Path("full").exists() and (x.mean((1, 2, 3)) > 1.5).any():
             os.kill(os.getpid(), signal.SIGKILL)  # as the system does where there is no memory
         return self.head(self.stem(x).amax((2, 3)))
@@ -87,6 +88,16 @@ def kept(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     start = Cluster.actor
     monkeypatch.setattr(Cluster, "actor", lambda self: IDLE.pop() if IDLE else start(self))
     monkeypatch.setattr(Cluster, "kill", lambda _self, seat: IDLE.append(seat.actor))
+
+
+@pytest.fixture
+def fresh(nodes: Any) -> Any:
+    """The cluster without workers of earlier runs."""
+    import ray
+
+    while IDLE:
+        ray.kill(IDLE.pop())
+    return nodes
 
 
 @pytest.fixture(scope="module")
@@ -132,39 +143,21 @@ def summary(folder: str) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in VARYING}
 
 
-def killed_nodes(nodes: Any, folder: Path, at: Sequence[int]) -> threading.Thread:
-    """Kills the node of a worker when there are so many finished blocks, and adds another one."""
-
-    def kill() -> None:
-        for count in at:
-            while len(list(folder.glob("[0-9]*-*"))) < count:
-                time.sleep(0.01)
-            nodes.remove_node(nodes.list_all_nodes()[-1], allow_graceful=False)
-            nodes.add_node(num_cpus=1, object_store_memory=100_000_000)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    return thread
-
-
-def test_nodes_that_are_killed_change_nothing(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("net.py").write_text(SLOW)
-    line = [*LINES["max-patches"], "--model", "net.py:make", "--no-pictures"]
-    assert run([*line, "--quiet", "--out", "one"]) == 1
-    killer = killed_nodes(nodes, Path("all/blocks/scan"), (2, 5))
-    monkeypatch.setattr(blocks, "FAN", 99)
-    assert run([*line, *ON, "--out", "all", "--workers", "3"]) == 1
-    killer.join()
-    assert files("all") == files("one")
-    assert summary("all") == summary("one")
-    lost = json.loads(Path("all/summary.json").read_text())["cluster"]["lost"]
-    assert len(lost) == 2, lost
+@pytest.mark.parametrize("command", list(LINES))
+def test_a_cluster_finds_what_one_process_finds(command: str, kept: None) -> None:
+    assert run([*LINES[command], *ON, "--out", "all"]) == 1
+    assert files("all") == files(f"one-{command}")
+    assert summary("all") == summary(f"one-{command}")
+    on = json.loads(Path("all/summary.json").read_text())["cluster"]
+    assert on["workers"] == 2
+    assert on["blocks"] > 8
+    assert on["lost"] == []
 
 
 def test_a_worker_without_memory_and_a_resumption_with_more_workers(
-    nodes: Any, capsys: pytest.CaptureFixture[str]
+    fresh: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("net.py").write_text(SLOW)
+    Path("net.py").write_text(NETWORK)
     Path("full").touch()
     line = [*LINES["max-patches"], "--model", "net.py:make", "--no-pictures"]
     assert run([*line, *ON, "--out", "all", "--workers", "1"]) == 1
@@ -178,12 +171,27 @@ def test_a_worker_without_memory_and_a_resumption_with_more_workers(
     assert json.loads(Path("all/summary.json").read_text())["cluster"]["blocks"] == 1
 
 
-@pytest.mark.parametrize("command", list(LINES))
-def test_a_cluster_finds_what_one_process_finds(command: str, kept: None) -> None:
-    assert run([*LINES[command], *ON, "--out", "all"]) == 1
-    assert files("all") == files(f"one-{command}")
-    assert summary("all") == summary(f"one-{command}")
-    on = json.loads(Path("all/summary.json").read_text())["cluster"]
-    assert on["workers"] == 2
-    assert on["blocks"] > 8
-    assert on["lost"] == []
+def test_nodes_that_are_killed_change_nothing(
+    fresh: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:  # the last test: nodes can be added in the main thread alone
+    Path("net.py").write_text(NETWORK)
+    line = [*LINES["max-patches"], "--model", "net.py:make", "--no-pictures"]
+    assert run([*line, "--quiet", "--out", "one"]) == 1
+    Path("slow").touch()
+    folder = Path("all/blocks/scan")
+
+    def kill() -> None:
+        for count in (2, 5):
+            while len(list(folder.glob("[0-9]*-*"))) < count:
+                time.sleep(0.01)
+            fresh.remove_node(fresh.list_all_nodes()[-1], allow_graceful=False)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    monkeypatch.setattr(blocks, "FAN", 99)
+    assert run([*line, *ON, "--out", "all", "--workers", "3"]) == 1
+    killer.join()
+    assert files("all") == files("one")
+    assert summary("all") == summary("one")
+    lost = json.loads(Path("all/summary.json").read_text())["cluster"]["lost"]
+    assert len(lost) == 2, lost

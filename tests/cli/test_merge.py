@@ -379,7 +379,7 @@ def test_options_come_back_from_a_summary_as_they_were_given(command: str) -> No
 def test_what_a_summary_names_runs_only_if_the_user_names_it() -> None:
     content = request(parse([*LINES["saliency"], "--model", "net.py:make"]))
     run_of = FinishedRun(Path("x"), SimpleNamespace(command="saliency"), {})  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match=r"name it: --code 'net.py:make'"):
+    with pytest.raises(UsageError, match=r"name it: --code 'net\.py:make'"):
         requested(run_of, content, OutputOptions(), (), allow_urls=False)
     requested(run_of, content, OutputOptions(), ["net.py:make"], allow_urls=False)
     content["images"] = ["s3://bucket/"]

@@ -40,12 +40,12 @@ class Study(ImageStudy[tuple[str, float], Brightness]):
         self.checks = (self._check,)
         self._minimum = minimum
 
-    def one(self, image: WorkingImage, path: Path, advance: Advance) -> tuple[str, float]:
-        self.studied.append(path.name)
+    def one(self, image: WorkingImage, path: str, advance: Advance) -> tuple[str, float]:
+        self.studied.append(Path(path).name)
         if image.pixels.max() == 0:
             raise CnnvizError(f"'{path}' is black")
         advance(1)
-        return str(path), float(image.pixels.mean())
+        return path, float(image.pixels.mean())
 
     def entry(self, result: tuple[str, float]) -> Brightness:
         return Brightness(*result)

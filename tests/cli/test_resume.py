@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from parts import slow_but
 from PIL import Image
 
 from cnnviz.cli.main import run
+from cnnviz.cli.options import ModelOptions
+from cnnviz.cli.run import _choices
+from cnnviz.core.choices import HeadChoice
 from cnnviz.core.files import UNFINISHED
 from cnnviz.core.output.lines import LINES
 from cnnviz.core.output.run_folder import RunFolder, json_parts, to_json
@@ -234,21 +238,18 @@ def test_entries_are_written_one_by_one_as_they_would_be_together() -> None:
         assert "".join(json_parts(content)) == to_json(content)
 
 
-@pytest.mark.parametrize(
-    "words",
-    [["max-patches", "data", "--layer", "stem.conv"], ["ablate", "data", "--sweep", "stem.conv"]],
-)
-def test_journals_of_data_sets_depend_on_what_the_outputs_are(
-    pictures: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+def test_journals_depend_on_what_the_outputs_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By `--head`, and by the content of the file of `--output`."""
-    (pictures / "a" / "broken.png").unlink()
-    head = Path("head.py")
-    head.write_text("def rows(raw):\n    return raw\n")
-    line = [*words, "--output", "head.py:rows", "--out", "o", "--quiet", "--resume"]
-    assert run(line) == 0
-    assert run(line) == 0
-    assert run([*line, "--head", "sigmoid"]) == 2
-    head.write_text("def rows(raw):\n    return raw.neg()\n")
-    assert run(line) == 2
-    assert "outputs" in capsys.readouterr().err
+    """By the options, and by the content of their files."""
+    monkeypatch.chdir(tmp_path)
+    Path("head.py").write_text("def rows(raw): return raw")
+    Path("row.json").write_text("[1]")
+    given = ModelOptions(pick="head.py:rows", inputs=(("table", "row.json"),))
+    seen = {_choices(given), _choices(replace(given, head=HeadChoice.SIGMOID))}
+    seen |= {_choices(replace(given, pick=None)), _choices(replace(given, cover="image"))}
+    Path("head.py").write_text("def rows(raw): return -raw")
+    seen.add(_choices(given))
+    Path("row.json").write_text("[2]")
+    assert len(seen | {_choices(given)}) == 6
+    assert _choices(given) == _choices(replace(given, batch_size=3))

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -11,6 +12,7 @@ import torch
 from parts import slow_but
 
 from cnnviz.cli.main import COMMANDS, parse, run
+from cnnviz.cli.repeat import _sources
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models.load import load_model
 
@@ -244,3 +246,12 @@ def test_a_run_on_urls_is_repeated_on_request(store):
     assert run(["rerun", "local", "--allow-urls", "--out", "memory://bucket/again"]) == 0
     again = json.loads(store.cat_file("memory://bucket/again/summary.json"))
     assert again["argv"][1:3] == ["--out", "memory://bucket/again"]
+
+
+def test_every_url_of_a_stored_command_is_seen():
+    """Whatever made its record: `merge` reads one from a summary, which no parser has seen."""
+    url = "memory://bucket/x.pth"
+    named = parse(["layers", url, "--model", url, "--checkpoint", url])
+    compared = replace(parse(["filters"]), compare=(f"{url}",))
+    assert [text for text in _sources(named) if "://" in text] == [url] * 3
+    assert url in list(_sources(compared))

@@ -4,12 +4,14 @@ The server is on this machine, with a certificate of its own, which fsspec's con
 """
 
 import datetime
+import gc
 import gzip
 import io
 import ipaddress
 import ssl
 import threading
 import time
+import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -105,9 +107,9 @@ class Server(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
         try:
-            while kind == "endless":
+            while kind == "endless" and not HANGING.is_set():
                 self.wfile.write(bytes(2**20))
-            while kind == "drip":
+            while kind == "drip" and not HANGING.is_set():
                 time.sleep(0.05)
                 self.wfile.write(b".")
         except OSError:
@@ -120,7 +122,7 @@ def address(tmp_path_factory):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate(tmp_path_factory.mktemp("https")))
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    server.daemon_threads = True
+    server.daemon_threads = False  # they are waited for, so that no socket is left open
     server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     before = fsspec.config.conf.get("https")
@@ -134,6 +136,9 @@ def address(tmp_path_factory):
     server.shutdown()
     server.server_close()
     remote.file_system.cache_clear()
+    fsspec.get_filesystem_class("https").clear_instance_cache()
+    with warnings.catch_warnings(action="ignore"):  # of connections that were cut
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)

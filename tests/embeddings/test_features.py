@@ -322,6 +322,7 @@ def test_the_key_hangs_on_all_that_changes_features(model, folder):
         dataclasses.replace(model, weights_sha256="1" * 64),
         dataclasses.replace(model, preprocess=dataclasses.replace(model.preprocess, resize=9)),
         dataclasses.replace(model, precision=Precision.BF16),
+        dataclasses.replace(model, choices="sigmoid"),
         dataclasses.replace(model, module=FunctionalHead().eval()),
     ]
     keys |= {features_key(other, data, FeatureExtractor(other)) for other in others}
@@ -330,7 +331,7 @@ def test_the_key_hangs_on_all_that_changes_features(model, folder):
     keys.add(features_key(model, open_data([str(folder)], limit=5), FeatureExtractor(model)))
     Image.new("RGB", (9, 9)).save(folder / "a" / "0.png")
     keys.add(features_key(model, open_data([str(folder)]), FeatureExtractor(model)))
-    assert len(keys) == 9
+    assert len(keys) == 10
     named = dataclasses.replace(model, name="another")
     assert features_key(named, data, FeatureExtractor(named)) in keys
 

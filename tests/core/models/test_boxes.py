@@ -14,7 +14,7 @@ from torchvision.models import detection
 from torchvision.ops import batched_nms, box_iou
 
 from cnnviz.core import load_model
-from cnnviz.core.data.images import WorkingImage
+from cnnviz.core.data.images import WorkingImage, prepare
 from cnnviz.core.errors import CnnvizError, UsageError
 from cnnviz.core.models.boxes import Boxes, BoxReading
 from cnnviz.core.models.heads import SCORE, Head, Kind
@@ -392,3 +392,22 @@ def test_torchvisions_detectors_by_a_loop(name: str) -> None:
                 values = overlap * raw["scores"] * (raw["labels"] == label)
                 got = float(result.targets[index].probabilities_P[position])
                 assert got == pytest.approx(float(values.max()), rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [(40, 20), (20, 40), (32, 32), (200, 3)])
+def test_detectors_see_whole_images_beside_bars(source: str, size: tuple[int, int]) -> None:
+    """Of the mean colour; positions in the working image lead back to the file."""
+    preprocess = made(source, mean=(0.25,), std=(1,)).preprocess
+    width, height = size
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    working = prepare(image, preprocess, "x")
+    share = SIDE / max(size)
+    columns, rows = (max(1, int(side * share)) for side in size)
+    resized = torch.from_numpy(np.array(image.resize((columns, rows), Image.Resampling.BILINEAR)))
+    top, left = (SIDE - rows) // 2, (SIDE - columns) // 2
+    expected = torch.full((3, SIDE, SIDE), 0.25)
+    expected[:, top : top + rows, left : left + columns] = resized.movedim(2, 0) / 255
+    assert torch.allclose(working.pixels, expected)
+    assert working.to_original((top, left, top + rows, left + columns)) == (0, 0, height, width)
+    assert preprocess.geometry == f"fitted into {SIDE}x{SIDE}"

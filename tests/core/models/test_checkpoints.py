@@ -316,7 +316,7 @@ def test_a_checkpoint_in_shards_is_read_from_its_index_or_any_of_them(
     tmp_path: Path, name: str
 ) -> None:
     state, path = sharded(tmp_path), tmp_path / name
-    assert same(read_shards(shards(path, kind_of(path))).tensors, state)
+    assert same(read_shards(shards(path)).tensors, state)
 
 
 def test_shards_that_are_missing_outside_or_double_are_named(tmp_path: Path) -> None:
@@ -328,10 +328,10 @@ def test_shards_that_are_missing_outside_or_double_are_named(tmp_path: Path) -> 
     )
     for path in (first, tmp_path / "m.safetensors.index.json"):
         with pytest.raises(UsageError, match=message):
-            shards(path, kind_of(path))
+            shards(path)
     second.write_bytes(first.read_bytes())
     with pytest.raises(CnnvizError, match=r"holds 0\.bias, .*as another part does, too"):
-        read_shards(shards(first, Kind.SAFETENSORS))
+        read_shards(shards(first))
     index = tmp_path / "x.index.json"
     for content, problem in (
         ({"weight_map": {"a": "../a.safetensors"}}, r"lists '\.\./a\.safetensors', which is not"),
@@ -342,4 +342,4 @@ def test_shards_that_are_missing_outside_or_double_are_named(tmp_path: Path) -> 
     ):
         index.write_text(json.dumps(content))
         with pytest.raises(CnnvizError, match=problem):
-            shards(index, kind_of(index))
+            shards(index)

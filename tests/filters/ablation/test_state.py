@@ -121,6 +121,7 @@ def test_shares_add_up_to_the_whole(
         (AblationSpec(filters=("0:2",), sweep=("0",)), "--filters"),
         (AblationSpec(filters=("0:1",)), "--sweep"),
         (AblationSpec(filters=("0:1",), sweep=("0",), mode=Mode.MEAN), "--mode"),
+        (SPEC, "outputs"),
     ],
 )
 def test_the_state_of_another_ablation_is_refused(
@@ -128,7 +129,10 @@ def test_the_state_of_another_ablation_is_refused(
 ) -> None:
     path, first = tmp_path / "tally.npz", Ablation(network(Kind.SOFTMAX), data, SPEC)
     first.run(journal=first.journal(path, resume=False))
-    second = Ablation(network(Kind.SOFTMAX), data, other)
+    model = network(Kind.SOFTMAX)
+    if named == "outputs":
+        model = replace(model, choices="sigmoid")
+    second = Ablation(model, data, other)
     with pytest.raises(UsageError, match=f"other {named}"):
         second.run(journal=second.journal(path, resume=True))
 

@@ -115,6 +115,7 @@ def test_a_state_file_without_resume_is_not_read(
         ({"weights_sha256": "other"}, "weights"),
         ({"preprocess": Preprocess(None, (12, 12), mean=(0.0, 0.0, 0.0))}, "preprocessing"),
         ({"precision": Precision.BF16}, "precision"),
+        ({"choices": "sigmoid"}, "outputs"),
     ],
 )
 def test_state_of_another_model_is_refused_by_naming_what_differs(
