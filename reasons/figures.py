@@ -83,7 +83,7 @@ def _shares(result: ReasonsResult, beneath: Pixels) -> Figure:
         worst = f"standard error up to {max(errors, default=0):.2f}"
         title = f"Shapley values of {len(shapley.parts)} parts ({shapley.segments})"
         below = (
-            f"Log-odds: {shapley.all:.2f} of the image, {shapley.none:.2f} without all parts; "
+            f"Log-odds: {shapley.all:.2f} of the image, {shapley.none:.2f} without any part; "
             "the values sum to the difference"
         )
         detail = (
