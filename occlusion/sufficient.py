@@ -296,7 +296,10 @@ class Search:
                 return cells_L
             fewest = 1
             spare = members[met_N][margin_N[met_N].argsort(descending=True, stable=True)]
-            counts = _spread(1, (len(spare) + 1) // 2, TOGETHER)
+            half = (len(spare) + 1) // 2
+            counts = sorted(
+                {*_spread(1, half, TOGETHER), *(2**power for power in range(half.bit_length()))}
+            )
             together_NL = cells_L & ~_prefixes(spare, self.cells)[counts]
             met_N, _margins = self.met(together_NL, need)
             met_N[0] = True  # as before, on its own

@@ -343,17 +343,16 @@ def _getitem(call: Call) -> Verdict:
         at = items.index(...)
         missing = call.map.dim() - sum(i is not None and i is not ... for i in items)
         items[at : at + 1] = [slice(None)] * missing
-    return _sliced(call.map, axes, items)
+    return MIXED if items[:1] == [None] else _sliced(call.map, axes, items)
 
 
 def _sliced(tensor: Tensor, axes: Axes, items: list[Any]) -> Verdict:
     old = new = 0
-    whole = True  # all but rows and columns
     where: dict[int, int] = {}
     cuts = {a: (0, 1, tensor.shape[a]) for a in axes}
     for item in items:
         if item is None:
-            new, whole = new + 1, False
+            new += 1
             continue
         if isinstance(item, slice):
             where[old] = new
@@ -364,27 +363,32 @@ def _sliced(tensor: Tensor, axes: Axes, items: list[Any]) -> Verdict:
             if old in cuts:
                 start, stop, step = item.indices(tensor.shape[old])
                 cuts[old] = (start, step, len(range(start, stop, step)))
-            else:
-                whole = whole and full
         elif old in cuts or old == 0:
             return MIXED
-        else:
-            whole = False
         old += 1
     for a in axes:
         where.setdefault(a, a - old + new)
-    if items and items[0] is None:
-        return MIXED
     row, column = where[axes[0]], where[axes[1]]
     if all(cuts[a] == (0, 1, tensor.shape[a]) for a in axes):
         return Pointwise(), (row, column)
-    if not whole:  # a window reads all channels
+    if not _keeps_channels(tensor, axes, items):  # a window reads all of them
         return MIXED
     starts = tuple(cuts[a][0] for a in axes)
     steps = (cuts[axes[0]][1], cuts[axes[1]][1])
     ends = [(cuts[a][2] - 1) * cuts[a][1] + 1 + cuts[a][0] - tensor.shape[a] for a in axes]
     sides = ((-starts[0], ends[0]), (-starts[1], ends[1]))
     return Window((1, 1), steps, sides), (row, column)
+
+
+def _keeps_channels(tensor: Tensor, axes: Axes, items: list[Any]) -> bool:
+    """Whether a slice keeps all that is not rows and columns, as it is."""
+    if None in items:
+        return False
+    return all(
+        isinstance(item, slice) and item.indices(length) == (0, length, 1)
+        for axis, (item, length) in enumerate(zip(items, tensor.shape, strict=False))
+        if axis not in axes
+    )
 
 
 def _pad(call: Call) -> Verdict:
