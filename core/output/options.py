@@ -63,7 +63,7 @@ class Look(Spec):
     """How maps are drawn.
 
     Raises:
-        UsageError: `alpha` is out of range.
+        UsageError: `alpha` is out of range, or there is no such colour map.
     """
 
     HEADING: ClassVar[str] = "figures"
@@ -104,6 +104,10 @@ class Look(Spec):
             least=1,
         ),
     ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        colour_map(self.colormap, "--colormap")
 
     @property
     def limit(self) -> float | None:

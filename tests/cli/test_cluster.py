@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,7 @@ class Net(nn.Module):
         self.head = nn.Linear(4, 10)
     def forward(self, x):
         if Path("slow").exists():
-            time.sleep(1)
+            time.sleep(0.4)
         if Path("full").exists() and (x.mean((1, 2, 3)) > 1.5).any():
             os.kill(os.getpid(), signal.SIGKILL)  # as the system does where there is no memory
         return self.head(self.stem(x).amax((2, 3)))
@@ -183,14 +182,18 @@ def test_nodes_that_are_killed_change_nothing(
     def kill() -> None:
         for count in (2, 5):
             while len(list(folder.glob("[0-9]*-*"))) < count:
-                time.sleep(0.01)
+                if ended.wait(0.01):
+                    return
             fresh.remove_node(fresh.list_all_nodes()[-1], allow_graceful=False)
 
-    killer = threading.Thread(target=kill)
+    ended, killer = threading.Event(), threading.Thread(target=kill)
     killer.start()
     monkeypatch.setattr(blocks, "FAN", 99)
-    assert run([*line, *ON, "--out", "all", "--workers", "3"]) == 1
-    killer.join()
+    try:
+        assert run([*line, *ON, "--out", "all", "--workers", "3"]) == 1
+    finally:
+        ended.set()
+        killer.join()
     assert files("all") == files("one")
     assert summary("all") == summary("one")
     lost = json.loads(Path("all/summary.json").read_text())["cluster"]["lost"]
