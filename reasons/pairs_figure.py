@@ -52,7 +52,7 @@ def _row(name: str, pairs: Interactions, size: tuple[int, int], beneath: Pixels)
     for (y0, x0, y1, x1), drop in zip(pairs.boxes, pairs.drops, strict=True):
         drops_HW[y0:y1, x0:x1] = drop
     (drops,) = scales([drops_HW], CELLS, f"drop of the {pairs.score} with the cell occluded")
-    counts = ", ".join(f"{len(pairs.named(kind))} {kind.value}" for kind in COLOURS)
+    counts = ", ".join(f"{kind.value}: {len(pairs.named(kind))}" for kind in COLOURS)
     shown = [pair for kind in COLOURS for pair in pairs.named(kind)[:ARCS]]
     some = f"; the {ARCS} most certain of each" if len(shown) < len(pairs.pairs) else ""
     return [
