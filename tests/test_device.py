@@ -90,7 +90,7 @@ BUDGET: dict[str, dict[str, float]] = {
         "filters/ablation/tally.py Tally.start": 1,
     },
     "tsne, batch": {
-        "embeddings/features.py extract.run": 2,
+        "embeddings/features.py _extract.run": 2.0,
         "embeddings/neighbors.py DistanceTiles.__init__": 1 / 3,
         "embeddings/neighbors.py DistanceTiles._take": 2 / 3,
         "embeddings/neighbors.py DistanceTiles.of": 2 / 3,

@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from cnnviz.core.errors import CnnvizError, UsageError, nearest
@@ -145,11 +146,16 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @cache
 def _ultralytics(name: str) -> Any:
-    """Import ultralytics' networks; it stays offline and does not touch the user's settings."""
+    """Import ultralytics' networks; it stays offline and does not touch the user's settings.
+
+    It replaces Pillow's and torch's functions for files, which are put back.
+    """
+    kept = Image.open, torch.load, torch.save
     with TemporaryDirectory() as folder, _environment({**_QUIET, "YOLO_CONFIG_DIR": folder}):
         tasks = required("ultralytics.nn.tasks", f"--model {name}", "yolo")
         settings = required("ultralytics.utils", f"--model {name}", "yolo").SETTINGS
         dict.__setitem__(settings, "sync", False)
+    Image.open, torch.load, torch.save = kept
     return tasks
 
 
