@@ -9,7 +9,6 @@ difficulty of training deep feedforward neural networks").
 Shapes: N images, K classes, C channels, B octaves.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from cnnviz.core.data.datasets import Batch, ImageData, batches, none_usable
 from cnnviz.core.data.labels import match_labels
-from cnnviz.core.device import exact, in_batches, plus
+from cnnviz.core.device import in_batches
 from cnnviz.core.graph.trace import Untraceable, describe, trace
 from cnnviz.core.models.behaviour import FirstBatch
 from cnnviz.core.models.layers import named_layers
@@ -36,161 +35,11 @@ from cnnviz.filters.layers.results import (
     DataStats,
     Inventory,
     MeasuredLayer,
-    Octaves,
     SpreadRecord,
 )
+from cnnviz.filters.layers.spread import Spread, spread_of
 
 DEFAULT_BATCH = 32
-LOWEST_EXPONENT = -48
-"""The first octave holds 2^-49 to 2^-48, and smaller values other than zero."""
-OCTAVES = 80
-COUNTS = ("count", "zeros", "negative", "not_finite")
-
-
-@dataclass
-class Spread:
-    """Counts, sums and extremes of a stream of values; parts of the stream add up exactly.
-
-    Values that are NaN or infinite count in `count` and `not_finite` only. `sums_22` are those of
-    the values and of their squares (`plus`). Entry i of `octaves_B`
-    counts magnitudes from 2^(LOWEST_EXPONENT + i - 1) up to twice that; the ends include what is
-    beyond. `lows_C` and `highs_C` are the extremes of each channel; None if the channels are
-    unknown, or `mixed`: parts with different numbers of channels (a layer that runs repeatedly).
-    """
-
-    count: int = 0
-    zeros: int = 0
-    negative: int = 0
-    not_finite: int = 0
-    sums_22: Tensor = field(default_factory=lambda: torch.zeros(2, 2, dtype=torch.float64))
-    lowest: float = math.inf
-    highest: float = -math.inf
-    octaves_B: Tensor = field(default_factory=lambda: torch.zeros(OCTAVES, dtype=torch.int64))
-    lows_C: Tensor | None = None
-    highs_C: Tensor | None = None
-    mixed: bool = False
-
-    @property
-    def mean(self) -> float:
-        """Mean of the finite values; 0 if there are none."""
-        return float(self.sums_22[:, 0].sum()) / max(1, self.count - self.not_finite)
-
-    @property
-    def deviation(self) -> float:
-        """Standard deviation of the finite values."""
-        finite = max(1, self.count - self.not_finite)
-        squares = float(self.sums_22[:, 1].sum())
-        return float(max(0.0, squares / finite - self.mean**2) ** 0.5)
-
-    @property
-    def dead(self) -> list[int] | None:
-        """Channels that had one and the same value throughout.
-
-        None if channels are unknown, or have a single value each.
-        """
-        if self.lows_C is None or self.highs_C is None or self.count <= len(self.lows_C):
-            return None
-        return (self.lows_C == self.highs_C).nonzero().flatten().tolist()
-
-    def add(self, other: "Spread") -> None:
-        """Adds another part of the same stream."""
-        self.octaves_B = self.octaves_B + other.octaves_B
-        self.sums_22 = plus(self.sums_22, other.sums_22)
-        for name in COUNTS:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.lowest = min(self.lowest, other.lowest)
-        self.highest = max(self.highest, other.highest)
-        lows = [part.lows_C for part in (self, other) if part.lows_C is not None]
-        highs = [part.highs_C for part in (self, other) if part.highs_C is not None]
-        self.mixed |= other.mixed or len({len(lows_C) for lows_C in lows}) > 1
-        known = lows and not self.mixed
-        self.lows_C = torch.stack(lows).amin(0) if known else None
-        self.highs_C = torch.stack(highs).amax(0) if known else None
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """All of it, for a journal; no extremes of channels if they are unknown."""
-        unknown = torch.zeros(0)
-        return {
-            "counts": np.array([*(getattr(self, name) for name in COUNTS), self.mixed], np.int64),
-            "sums": self.sums_22.numpy(),
-            "ends": np.array([self.lowest, self.highest]),
-            "octaves": self.octaves_B.numpy(),
-            "lows": (unknown if self.lows_C is None else self.lows_C).numpy(),
-            "highs": (unknown if self.highs_C is None else self.highs_C).numpy(),
-        }
-
-    @classmethod
-    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "Spread":
-        """The inverse of `arrays`; a ValueError if no values have such numbers."""
-        *counts, mixed = arrays["counts"].tolist()
-        known, finite = len(arrays["lows"]) > 0, bool(np.isfinite(arrays["sums"]).all())
-        shapes = arrays["sums"].shape == (2, 2) and arrays["octaves"].shape == (OCTAVES,)
-        if not (shapes and finite and min(counts) >= 0 and (arrays["octaves"] >= 0).all()):
-            raise ValueError("its statistics are not of any values")
-        return cls(
-            **dict(zip(COUNTS, counts, strict=True)),
-            sums_22=torch.tensor(arrays["sums"]),
-            lowest=float(arrays["ends"][0]),
-            highest=float(arrays["ends"][1]),
-            octaves_B=torch.tensor(arrays["octaves"]),
-            lows_C=torch.tensor(arrays["lows"]) if known else None,
-            highs_C=torch.tensor(arrays["highs"]) if known else None,
-            mixed=bool(mixed),
-        )
-
-    def record(self) -> SpreadRecord:
-        """Summarises the values."""
-        taken = self.octaves_B.nonzero().flatten().tolist()
-        first, last = (taken[0], taken[-1] + 1) if taken else (0, 0)
-        dead = self.dead
-        return SpreadRecord(
-            values=self.count,
-            zeros=self.zeros / max(1, self.count),
-            negative=self.negative / max(1, self.count),
-            not_finite=self.not_finite,
-            mean=self.mean,
-            deviation=self.deviation,
-            lowest=None if math.isinf(self.lowest) else self.lowest,
-            highest=None if math.isinf(self.highest) else self.highest,
-            channels=None if self.lows_C is None else len(self.lows_C),
-            dead_channels=None if dead is None else tuple(dead),
-            octaves=Octaves(
-                LOWEST_EXPONENT + first - 1, tuple(self.octaves_B[first:last].tolist())
-            ),
-        )
-
-
-def spread_of(values: Tensor, channel_axis: int | None = None) -> Spread:
-    """The spread of one tensor, by channel if `channel_axis` is given."""
-    values = values.detach().float()
-    if values.device.type == "mps":  # it has neither frexp nor float64
-        values = values.cpu()
-    flat = values.flatten()
-    finite = flat.isfinite()
-    not_finite = int((~finite).sum())
-    if not_finite:
-        flat = flat[finite]
-    zeros = int((flat == 0).sum())
-    exponents = torch.frexp(flat[flat != 0])[1].long() - LOWEST_EXPONENT
-    octaves_B = torch.bincount(exponents.clamp(0, OCTAVES - 1), minlength=OCTAVES).cpu()
-    lows = highs = None
-    if channel_axis is not None:
-        others = [axis for axis in range(values.dim()) if axis != channel_axis]
-        lows, highs = values.amin(others).cpu(), values.amax(others).cpu()
-    return Spread(
-        count=values.numel(),
-        zeros=zeros,
-        negative=int((flat < 0).sum()),
-        not_finite=not_finite,
-        sums_22=exact(
-            torch.stack([flat.sum(dtype=torch.float64), flat.double().square().sum()]).cpu()
-        ),
-        lowest=float(flat.min()) if flat.numel() else math.inf,
-        highest=float(flat.max()) if flat.numel() else -math.inf,
-        octaves_B=octaves_B,
-        lows_C=lows,
-        highs_C=highs,
-    )
 
 
 @dataclass(frozen=True, eq=False)

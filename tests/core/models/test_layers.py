@@ -28,7 +28,8 @@ from cnnviz.core.models.layers import (
 from cnnviz.core.models.load import Model
 from cnnviz.filters.kernels.weights import choose_layers
 from cnnviz.filters.layers.inventory import take_inventory
-from cnnviz.filters.layers.statistics import LOWEST_EXPONENT, OCTAVES, Spread, measure, spread_of
+from cnnviz.filters.layers.spread import LOWEST_EXPONENT, OCTAVES, Spread, spread_of
+from cnnviz.filters.layers.statistics import measure
 
 SIZE = (16, 20)
 

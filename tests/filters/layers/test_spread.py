@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cnnviz.filters.layers.statistics import Spread, spread_of
+from cnnviz.filters.layers.spread import Spread, spread_of
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
