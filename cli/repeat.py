@@ -19,11 +19,10 @@ from cnnviz.cli.options import ClusterOptions, OutputOptions
 from cnnviz.core.data.shards import Shard
 from cnnviz.core.errors import UsageError, one_line
 from cnnviz.core.files import SUMMARY
+from cnnviz.core.models.zoo import PREFIXES
 from cnnviz.core.options import options_of
 from cnnviz.core.output.summary import FinishedRun
 
-LIBRARIES = ("timm:", "hf:")
-"""Prefixes of networks whose code is a library's."""
 NOT_REPEATED = ("merge", "rerun")
 
 
@@ -136,7 +135,7 @@ def _code(record: Any) -> Iterator[str]:
     model = getattr(record, "model", None)
     compare = getattr(record, "compare", ())  # of filters: networks
     networks = [getattr(model, "model", ""), *(compare if isinstance(compare, tuple) else ())]
-    yield from (name for name in networks if ":" in name and not name.startswith(LIBRARIES))
+    yield from (name for name in networks if ":" in name and not name.startswith(tuple(PREFIXES)))
     pick = getattr(model, "pick", None)
     if pick is not None and ":" in pick:
         yield pick

@@ -43,7 +43,7 @@ PART = 8 * 2**20
 LARGEST_IMAGE = 2**30
 """Maximum bytes of an image, which is read whole."""
 ATTEMPTS, PAUSE, PATIENCE = 4, 0.5, 60.0
-"""Attempts of a request; seconds before the second, and after which none is begun."""
+"""Tries of a request, seconds before the second one, and seconds after which no other is made."""
 LONGEST = 120.0
 """Seconds that a request for a part of a file, or for its size, may take."""
 _URL = re.compile(r"([A-Za-z][\w+.-]*)(?=://|::\S*://)")

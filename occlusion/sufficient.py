@@ -246,7 +246,7 @@ class Search:
     def smallest(
         self, need: Need, covered_L: Tensor | None = None, base_L: Tensor | None = None
     ) -> Region | None:
-        """The smallest region of the cells that are not covered; None where none is found.
+        """The smallest region that is found among the cells that are not covered, if there is one.
 
         Args:
             need: what it has to do.

@@ -48,7 +48,7 @@ from cnnviz.reasons.results import Carrier, Carriers, LayerCarriers
 SHOWN = 10
 """Filters of a layer in `summary.json`."""
 MOST = 4
-"""Layers, if none is named."""
+"""How many layers are studied by default."""
 
 
 class NoEffect(CnnvizError):  # noqa: N818 (a reason, not an error of the program)
@@ -69,7 +69,7 @@ def carriers(
     """Finds the filters that carry a region's effect on one class, or output.
 
     Args:
-        model: settled on the image; not modified.
+        model: not modified.
         image: of the model's input size.
         region_HW: bool.
         target: index of the class.

@@ -1,4 +1,4 @@
-"""The reasons for the classes of an image: regions first, then what is asked about them."""
+"""The reasons for the classes of an image: regions, parts, pairs of cells, and filters."""
 
 import logging
 from collections.abc import Callable

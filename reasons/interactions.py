@@ -1,4 +1,4 @@
-"""Which cells of an image the network needs together, and which can stand in for each other.
+"""Which cells of an image the network needs together, and which can replace each other.
 
 The image is cut into a grid of cells. d(i) is what occluding cell i takes from the class's score,
 d(ij) what occluding both i and j takes. What both take beyond what each takes alone,
@@ -104,7 +104,7 @@ class Interacting:
         targets: Sequence[int],
         progress: Callable[[int], None] = lambda _steps: None,
     ) -> list[Interactions]:
-        """Measures all pairs, for each of some classes; the model is settled on the image.
+        """Measures all pairs, for each of some classes.
 
         Args:
             image: of the model's input size.

@@ -13,7 +13,7 @@ class Question(StrEnum):
     """A question that is asked besides the regions."""
 
     PAIRS = "pairs"
-    """Which cells need each other, and which can stand in for each other?"""
+    """Which cells need each other, and which can replace each other?"""
     FILTERS = "filters"
     """Which filters carry the region whose occlusion hurts most?"""
 

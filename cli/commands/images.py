@@ -208,7 +208,7 @@ class ReasonsCommand:
         Path | None,
         Option(
             "Finished run of max-patches of the same network: shows each filter's strongest "
-            "patches, of its layers if none is named.",
+            "patches. Default of --layer: those of the run.",
             metavar="RUN",
         ),
     ] = None

@@ -25,19 +25,20 @@ from cnnviz.core.models.zoo.published import (
     torchvision_names,
 )
 
-_PREFIXES = {
+PREFIXES = {
     "timm:": timm_architecture,
     "hf:": transformers_architecture,
     OPEN_CLIP: open_clip_architecture,
     YOLO: yolo_architecture,
 }
+"""Names of networks whose code is a library's, by their beginning."""
 
 
 def find_architecture(name: str) -> Architecture:
     """Return the architecture of that name; a UsageError offers the nearest names."""
     if name == "bundled":
         return _bundled()
-    for prefix, architecture in _PREFIXES.items():
+    for prefix, architecture in PREFIXES.items():
         if name.startswith(prefix):
             return architecture(name)
     if name.endswith(".py"):

@@ -151,11 +151,13 @@ def _ultralytics(name: str) -> Any:
     It replaces Pillow's and torch's functions for files, which are put back.
     """
     kept = Image.open, torch.load, torch.save
-    with TemporaryDirectory() as folder, _environment({**_QUIET, "YOLO_CONFIG_DIR": folder}):
-        tasks = required("ultralytics.nn.tasks", f"--model {name}", "yolo")
-        settings = required("ultralytics.utils", f"--model {name}", "yolo").SETTINGS
-        dict.__setitem__(settings, "sync", False)
-    Image.open, torch.load, torch.save = kept
+    try:
+        with TemporaryDirectory() as folder, _environment({**_QUIET, "YOLO_CONFIG_DIR": folder}):
+            tasks = required("ultralytics.nn.tasks", f"--model {name}", "yolo")
+            settings = required("ultralytics.utils", f"--model {name}", "yolo").SETTINGS
+            dict.__setitem__(settings, "sync", False)
+    finally:
+        Image.open, torch.load, torch.save = kept
     return tasks
 
 

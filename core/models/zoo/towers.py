@@ -26,7 +26,7 @@ class ImageTower(nn.Module):
     def scaling(self) -> tuple[float, float | None]:
         """What cosines are multiplied by, and what is added: None before a softmax over texts.
 
-        With an addend each text has a probability of its own, by a sigmoid (SigLIP).
+        With an addend (SigLIP) each text has its own probability, a sigmoid.
         """
         scale, bias = (getattr(self, f"logit_{part}", None) for part in ("scale", "bias"))
         return (

@@ -360,8 +360,9 @@ def test_maps_of_boxes_are_judged(source: str) -> None:
 def test_torchvisions_detectors_by_a_loop(name: str) -> None:
     """Values by the network's own thresholds set by hand, one image at a time.
 
-    Which of nearly equal proposals are kept depends on rounding.
+    Which of nearly equal proposals are kept depends on rounding, which shows with key points.
     """
+    near = 3e-3 if name.startswith("keypoint") else 1e-3
     model = load_model(name, weights="none", size=96)
     generator = torch.Generator().manual_seed(3)
     image = image_of(torch.rand(3, 96, 96, generator=generator))
@@ -394,7 +395,7 @@ def test_torchvisions_detectors_by_a_loop(name: str) -> None:
                 overlap = box_iou(reading.corners_B4[index][None], raw["boxes"])[0]
                 values = overlap * raw["scores"] * (raw["labels"] == label)
                 got = float(result.targets[index].probabilities_P[position])
-                assert got == pytest.approx(float(values.max()), rel=3e-3, abs=1e-5)
+                assert got == pytest.approx(float(values.max()), rel=near, abs=1e-5)
 
 
 @pytest.mark.parametrize("size", [(40, 20), (20, 40), (32, 32), (200, 3)])

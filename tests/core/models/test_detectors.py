@@ -1,6 +1,8 @@
 """Detectors by name: DETR and its like, YOLO. Numbers by loops; files of strangers run nothing."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -230,3 +232,16 @@ def test_yolo_without_weights_or_file_says_what_to_give() -> None:
         load_model("yolo:yolo11n.pt")
     with pytest.raises(UsageError, match=r"yolo:yolo11n names no weights: --model yolo:FILE\.pt"):
         load_model("yolo:yolo11n")
+
+
+@pytest.mark.slow
+@pytest.mark.needs("ultralytics")
+def test_ultralytics_leaves_other_packages_functions_as_they_were() -> None:
+    code = (
+        "import torch\nfrom PIL import Image\n"
+        "from cnnviz.core.models.zoo.detectors import _ultralytics\n"
+        "kept = Image.open, torch.load, torch.save\n"
+        "_ultralytics('yolo:yolo11n')\n"
+        "assert (Image.open, torch.load, torch.save) == kept\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

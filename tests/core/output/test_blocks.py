@@ -1,4 +1,4 @@
-"""Blocks of a pass: in whatever order they come, and wherever a run stops, the same comes out."""
+"""Blocks of a pass: their order, and where a run stops, do not change the result."""
 
 import math
 import random
