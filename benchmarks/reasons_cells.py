@@ -65,7 +65,7 @@ def filters(model: Model, image: WorkingImage) -> None:
     layouts = room.patched_layers(model)
     occluded = torch.where(region, torch.zeros(()), image.pixels)
     one, other = (room._Pass(model, pixels, layouts) for pixels in (image.pixels, occluded))
-    ablations = room._ablations(layouts, 1)
+    ablations = room.ablations(layouts, 1)
     replay = 2 * seconds(lambda: one.patched(ablations, other, CLASS))
     some = [{layer: (0,)} for layer in layouts for _ in range(4)]
     pixels = model.preprocess.normalise(image.pixels)[None]

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.device import rounding
-from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.errors import UsageError
 from cnnviz.core.models.load import Model
 from cnnviz.occlusion.engines.choose import Engine, make_engine
 from cnnviz.occlusion.engines.full import cover
@@ -145,12 +145,7 @@ class Interacting:
     def _values(self, logits_PK: Tensor, image: WorkingImage) -> Tensor:
         """The score of each class in each row, (P, K) float64."""
         model = self._model
-        logits_PK = model.head.logits(logits_PK.cpu())
-        if not logits_PK.isfinite().all():
-            raise CnnvizError(
-                f"{model.name} gives scores that are not finite on parts of '{image.path}' in "
-                f"{model.precision.value}; use --precision fp32, or check the weights"
-            )
+        logits_PK = model.finite(model.head.logits(logits_PK.cpu()), image.path)
         return class_scores(logits_PK, DEFAULT_SCORES[model.head.kind], model.head)
 
     def _result(self, drops_FL: Tensor, both_FLL: Tensor, scale: float) -> Interactions:
