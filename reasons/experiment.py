@@ -36,8 +36,8 @@ class Reasoner:
         """Checks the spec and prepares the occlusion."""
         check_shares(model.head, "reasons")
         check_segments(spec.segments)
-        if spec.region is not None and not _inside(spec.region, model.input_size):
-            rows, columns = model.input_size
+        rows, columns = model.input_size
+        if spec.region is not None and (spec.region[2] > rows or spec.region[3] > columns):
             raise UsageError(
                 f"--region {','.join(map(str, spec.region))} is outside the working image of "
                 f"{rows}x{columns} pixels"
@@ -141,10 +141,6 @@ class Reasoner:
                 found.reason,
             )
         return found
-
-
-def _inside(box: tuple[int, int, int, int], size: tuple[int, int]) -> bool:
-    return box[2] <= size[0] and box[3] <= size[1]
 
 
 def reasons(
