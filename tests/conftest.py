@@ -1,6 +1,7 @@
 """Fixtures that several test files share; workers that run side by side share the processors."""
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -46,6 +47,7 @@ def built_once(
         place = base / name
         with FileLock(base / f"{name}.lock"):
             if not (base / f"{name}.built").exists():
+                shutil.rmtree(place, ignore_errors=True)  # of a worker that failed
                 place.mkdir()
                 build(place)
                 (base / f"{name}.built").touch()

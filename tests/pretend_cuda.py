@@ -11,6 +11,7 @@ without CUDA and for backward passes; Python code sees `cuda:0` on them, and may
     python tests/pretend_cuda.py JSON     runs command lines, and mutants of the code (see `main`)
 """
 
+import importlib
 import io
 import json
 import os
@@ -370,6 +371,8 @@ def main() -> None:
     """Runs a list of [command line, fault or null], each line in a fork if it has a fault."""
     if not register():
         sys.exit("this torch has no such devices")
+    for name in ("torchvision", "matplotlib.figure", "sklearn.neighbors", "openTSNE"):
+        importlib.import_module(name)  # once, not in each fork
     for line, fault in json.loads(sys.argv[1]):
         child = os.fork() if fault else 0
         if child:

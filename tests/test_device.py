@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -143,11 +144,14 @@ def pictures(folder: Path, count: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cuda")
-    pictures(folder / "data", 6)
-    pictures(folder / "twice", 12)
-    return folder
+def place(built_once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """A folder with pictures, and the runs of every command on the device."""
+
+    def build(folder: Path) -> None:
+        pictures(folder / "data", 6)
+        pictures(folder / "twice", 12)
+
+    return built_once("cuda", build)
 
 
 def pretended(place: Path, lines: list[tuple[list[str], Any]]) -> list[Any]:
@@ -165,8 +169,16 @@ def pretended(place: Path, lines: list[tuple[list[str], Any]]) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def there(place: Path) -> dict[str, Any]:
-    """Every command, on the device."""
+def there(place: Path, built_once: Callable[[str, Callable[[Path], None]], Path]) -> dict[str, Any]:
+    """Every command, on the device: its status or traceback, and the events there."""
+
+    def build(folder: Path) -> None:
+        (folder / "ran.json").write_text(json.dumps(_there(place)))
+
+    return json.loads((built_once("cuda-runs", build) / "ran.json").read_text())
+
+
+def _there(place: Path) -> dict[str, Any]:
     lines = {name: [*line, *CUDA, "--out", name] for name, line in LINES.items()}
     lines |= {f"share {i}": [*line, *CUDA] for i, line in enumerate(SHARES)}
     folderless = ("models", "doctor")

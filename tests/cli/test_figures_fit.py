@@ -94,10 +94,14 @@ def found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str
         return written
 
     def lettered(sheet: np.ndarray, texts: list[patches._Text]) -> np.ndarray:
-        texts = [text for text in texts if text.text]
+        placed = [(text.text, _extent(text)) for text in texts if text.text]
         faults[f"sheet {len(faults)}"] = [
-            *(f"outside: {t.text!r}" for t in texts if not _inside(_extent(t), sheet.shape)),
-            *(f"{a.text!r} covers {b.text!r}" for a, b in combinations(texts, 2) if _meet(a, b)),
+            *(f"outside: {text!r}" for text, box in placed if not _inside(box, sheet.shape)),
+            *(
+                f"{a!r} covers {b!r}"
+                for (a, one), (b, two) in combinations(placed, 2)
+                if _meet(one, two)
+            ),
         ]
         return letter(sheet, texts)
 
@@ -119,8 +123,7 @@ def _inside(extent: tuple[float, ...], shape: tuple[int, ...]) -> bool:
     return x0 >= 0 and y0 >= 0 and x1 <= shape[1] and y1 <= shape[0]
 
 
-def _meet(one: patches._Text, other: patches._Text) -> bool:
-    a, b = _extent(one), _extent(other)
+def _meet(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
