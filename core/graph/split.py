@@ -37,7 +37,7 @@ def trace_part(network: nn.Module, image_1CHW: Tensor) -> fx.GraphModule:
 
 
 def _backbones(network: nn.Module, image_1CHW: Tensor) -> Iterator[tuple[nn.Module, _Border, Any]]:
-    """Modules from the image to maps with half of the convolutions or more, outermost first.
+    """Modules of several convolutions from the image to maps, outermost first.
 
     With the border that is added to the image before it (as of `pad`), and with its output.
     """
@@ -58,9 +58,8 @@ def _backbones(network: nn.Module, image_1CHW: Tensor) -> Iterator[tuple[nn.Modu
         for handle in handles:
             handle.remove()
     rows, columns = image_1CHW.shape[2:]
-    fewest = max(2, convolutions(network) // 2)
     for part in parts:
-        if len(calls.get(part, ())) != 1 or convolutions(part) < fewest:
+        if len(calls.get(part, ())) != 1 or convolutions(part) < 2:
             continue
         ((given, output),) = calls[part]
         maps = tree_leaves(output)

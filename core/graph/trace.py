@@ -118,7 +118,7 @@ class _NamingTracer(fx.Tracer):
         return output
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a module is one step of the graph: torch's layers, and what is compiled or marked."""
+        """Whether a module is one step: torch's layers, and what is compiled or marked."""
         step = isinstance(m, torch.jit.ScriptModule) or one_step(m)
         return step or super().is_leaf_module(m, module_qualified_name)
 

@@ -292,8 +292,12 @@ class Boxes(Target):
         return self.names[index] if 0 <= index < len(self.names) else f"class {index}"
 
     def _kept(self, given: Detections) -> Detections:
-        """The boxes that are found: above the threshold, not suppressed, by falling score."""
-        above = given.of(given.scores_n >= self.threshold)
+        """The boxes that are found: above the threshold, not suppressed, by falling score.
+
+        Some detectors return boxes without an area, cut off at the edge of the image: not found.
+        """
+        area_n = (given.corners_n4[:, 2:] != given.corners_n4[:, :2]).all(1)
+        above = given.of((given.scores_n >= self.threshold) & area_n)
         if self._suppression < 1 and len(above.scores_n):
             suppress = torchvision("ops").batched_nms
             kept = suppress(above.corners_n4, above.scores_n, above.classes_n, self._suppression)

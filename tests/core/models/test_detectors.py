@@ -32,7 +32,7 @@ def explained(model: Model, image: Any, share: float) -> OcclusionResult:
     with torch.no_grad():
         highest = float(model.outputs(model.preprocess.normalise(image.pixels)[None]))
     model.target.threshold = share * highest  # with random weights all are low
-    asked = OcclusionSpec(masks=((32, 32),), stride=32, boxes=("1",), fill="black")
+    asked = OcclusionSpec(masks=((32, 32),), stride=32, boxes=("1",), fill="black", engine="incremental")
     return occlude(model, image, asked)
 
 
