@@ -36,7 +36,9 @@ class Row(Record):
         float, Says("largest drop of the probability over the probability", maximum=1)
     ]
     flips: Annotated[Share, Says("share of positions that change the prediction")]
-    covered: Annotated[Count, Says("index of the class predicted with the mask nearest to the box's centre")]
+    covered: Annotated[
+        Count, Says("index of the class predicted with the mask nearest to the box's centre")
+    ]
     inside: Annotated[
         Share | None,
         Says(

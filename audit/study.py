@@ -32,22 +32,23 @@ from cnnviz.occlusion.results import Panel
 
 
 FLAT = 0.1
-"""Drops are as large as the largest up to this share of it: what else a mask covers changes them."""
+"""Drops this close to the largest, relative to it, are as large: masks cover other things, too."""
 
 
 def evidence(panel: Panel) -> tuple[Box, int]:
     """The box of the evidence, and the position nearest to its centre.
 
-    Where the drop is largest, and where it saturates (many masks take the same): the centre of
-    those masks. Occluding a part of a shortcut is enough there, so the box reaches from the centre of
-    the first mask to that of the last, or to the image's edge where they do, which may hide more of
-    them; it is at least as large as they are.
+    Where the drop is largest; where it saturates (many masks take the same), the centre of those
+    masks. Occluding a part of a shortcut is enough there, so the box reaches from the centre of the
+    first mask to that of the last, or to the image's edge where they do, since more of them would
+    be beyond it; it is at least as large as a mask.
     """
     if panel.max_drop <= 0:
         return panel.max_drop_box, int(panel.values_P.argmax())
     flat_P = plateau(panel.values_P.view(panel.grid.shape), FLAT).flatten()
     places_F = flat_P.nonzero()[:, 0]
-    starts_F2, ends_F2 = panel.grid.boxes_P4[places_F].split(2, 1)
+    boxes_F4 = panel.grid.boxes_P4[places_F]
+    starts_F2, ends_F2 = boxes_F4[:, :2], boxes_F4[:, 2:]
     limits_2 = panel.grid.boxes_P4[:, 2:].amax(0)
     centres_F2 = (starts_F2 + ends_F2) / 2
     low_2 = torch.where(starts_F2.amin(0) == 0, 0, centres_F2.amin(0))
