@@ -30,9 +30,8 @@ from cnnviz.occlusion.masks import fill_picture
 from cnnviz.occlusion.options import OcclusionSpec
 from cnnviz.occlusion.results import Panel
 
-
 FLAT = 0.1
-"""Drops this close to the largest, relative to it, are as large: masks cover other things, too."""
+"""Drops this close to the largest are as large, since masks cover other things, too."""
 
 
 def evidence(panel: Panel) -> tuple[Box, int]:
@@ -41,10 +40,12 @@ def evidence(panel: Panel) -> tuple[Box, int]:
     Where the drop is largest; where it saturates (many masks take the same), the centre of those
     masks. Occluding a part of a shortcut is enough there, so the box reaches from the centre of the
     first mask to that of the last, or to the image's edge where they do, since more of them would
-    be beyond it; it is at least as large as a mask.
+    be beyond it; it is at least as large as a mask. A map that is about the same everywhere, or
+    nowhere positive, has no such place, but only a largest drop.
     """
-    if panel.max_drop <= 0:
-        return panel.max_drop_box, int(panel.values_P.argmax())
+    if panel.max_drop <= 2 * max(panel.mean_drop, 0):
+        largest_P = (panel.grid.boxes_P4 == torch.tensor(panel.max_drop_box)).all(1)
+        return panel.max_drop_box, int(largest_P.nonzero()[0])
     flat_P = plateau(panel.values_P.view(panel.grid.shape), FLAT).flatten()
     places_F = flat_P.nonzero()[:, 0]
     boxes_F4 = panel.grid.boxes_P4[places_F]

@@ -92,3 +92,9 @@ def test_a_map_without_evidence_keeps_its_largest_drop() -> None:
     panel = panel_of(Soft(square(4, 4, 9)), [], fill="white")
     assert panel.max_drop <= 0
     assert evidence(panel)[0] == panel.max_drop_box
+
+
+def test_evidence_that_is_everywhere_is_no_place_of_many_masks() -> None:
+    panel = panel_of(Soft((0, 0, SIDE, SIDE)), [])
+    assert panel.mean_drop > panel.max_drop / 2
+    assert evidence(panel)[0] == panel.max_drop_box
