@@ -24,7 +24,7 @@ from pyarrow import parquet
 
 from cnnviz.cli.main import run
 
-MOMENTS = 4
+MOMENTS = 3
 OUT = Path("out")
 
 
@@ -104,16 +104,9 @@ def names(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def ended_at_random(arguments: list[str], number: int) -> Iterator[str]:
+def ended_at_random(arguments: list[str], number: int, took: float) -> Iterator[str]:
     """Signals at random moments, one run after the other in the same folder."""
-    for folder in (OUT, Path("clean")):
-        shutil.rmtree(folder, ignore_errors=True)
-    began = time.monotonic()
-    status, said = end(*start([*arguments, "--out", "clean"]))
-    took = time.monotonic() - began
-    if status != 0:
-        yield f"a clean run: {status}: {said}"
-        return
+    shutil.rmtree(OUT, ignore_errors=True)
     moments = random.Random(number)  # noqa: S311
     for _ in range(MOMENTS):
         child, reading = start([*arguments, "--out", str(OUT), "--overwrite"])
@@ -178,8 +171,13 @@ def main() -> None:
     signal.alarm(400)
     # Once here, so that the forks have everything imported.
     run([*arguments, "--out", "warm"])
+    began = time.monotonic()
+    status, said = end(*start([*arguments, "--out", "clean"]))
+    took = time.monotonic() - began
+    if status != 0:
+        sys.exit(f"a clean run: {status}: {said}")
     for number in (signal.SIGKILL, signal.SIGINT):
-        for problem in ended_at_random(arguments, number):
+        for problem in ended_at_random(arguments, number, took):
             print(problem)  # noqa: T201
     for fault in (starved, removed):
         for problem in fault(arguments):

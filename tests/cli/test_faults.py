@@ -22,7 +22,7 @@ LINES = {
     "occlude": ["occlude", "data/cat/0.png", *MASK, "--pictures", "overlay"],
     "saliency": ["saliency", "data/cat/0.png", "data/cat/1.png"],
     "trust": ["trust", "data/cat/0.png"],
-    "reasons": ["reasons", "data/cat/0.png", "--cell", "16", "--grid", "2"],
+    "reasons": ["reasons", "data/cat/0.png", "--cell", "16", "--grid", "2", "--most", "1"],
     "audit": ["audit", "data", *MASK, "--no-pictures"],
     "activations": ["activations", "data/cat/0.png", "--layer", "stem.conv"],
     "max-patches": ["max-patches", "data", "--layer", "stem.conv", "--batch-size", "2"],

@@ -84,7 +84,7 @@ def several():
 class Patches(nn.Module):
     def __init__(self):
         super().__init__()
-        self.cut = nn.Conv2d(3, 8, 4, 4)
+        self.cut = nn.Conv2d(3, 8, 16, 16)
         self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
         self.head = nn.Linear(8, 3)
 
@@ -152,11 +152,16 @@ GOOD: dict[str, list[str]] = {
     "--min-agreement": ["0", "1"],
     "--max-flips": ["0", "1"],
 }
+SMALL = ["--model", "net.py:plain", "--labels", "names.txt", "--size", "16"]
 USUAL = {
     "occlude": ["--mask", "16", "--stride", "16", "--pictures", "overlay"],
-    "audit": ["--mask", "16", "--stride", "16", "--model", "net.py:plain", "--labels", "names.txt"],
+    "audit": ["--mask", "16", "--stride", "16", *SMALL],
+    "trust": SMALL,
+    "layers": SMALL,
+    "activations": SMALL,
+    "reasons": ["--cell", "16", "--grid", "2", *SMALL],
     "tsne": ["--perplexity", "2"],
-    "ablate": ["--model", "net.py:plain", "--labels", "names.txt", "--filters", "0:0"],
+    "ablate": [*SMALL, "--filters", "0:0"],
     "max-patches": ["--model", "net.py:grey", "--layer", "0"],
 }
 DATA = {"images": ["data/a/0.png", "data/b/1.png"], "data": ["data"], "folder": ["occluded/0"]}
@@ -209,8 +214,10 @@ def line(command: str, chance: random.Random, most: int = 5) -> list[str]:
             made.append(chance.choice(name.split("/")))
         else:
             made += [name, value(kind, name, chance)]
-    usual = USUAL.get(command, [])
-    return made if set(usual[::2]) & set(made) else [*made, *usual]
+    usual = iter(USUAL.get(command, []))
+    for name, worth in zip(usual, usual, strict=True):
+        made += [] if name in made else [name, worth]
+    return made
 
 
 @pytest.fixture
