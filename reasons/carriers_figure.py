@@ -64,9 +64,9 @@ def _rows(
         outline_pixels(axes, region_HW, size)
 
     text = (
-        f"{name}: {carried.score} {carried.before:.2f}, with the outlined region occluded "
-        f"by {carried.fill} {carried.after:.2f}. Which filters carry this drop? Another fill has "
-        "others. On the right, for the strongest of each layer, the region with the original minus "
+        f"{name}: {carried.score} {carried.before:.2f}, and {carried.after:.2f} with the outlined "
+        f"region occluded (fill: {carried.fill}). Which filters carry this drop? Those of another "
+        "fill differ. On the right, for the strongest of each layer, the region with the original minus "
         "the occluded activation: red where it is higher in the original."
     )
     rows: list[Sequence[Cell | None]] = [

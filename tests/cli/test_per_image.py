@@ -12,6 +12,7 @@ from networks import model_of
 from PIL import Image
 from torch import nn
 
+from cnnviz.cli.console import Console
 from cnnviz.cli.options import OutputOptions
 from cnnviz.cli.per_image import Advance, ImageRun, ImageStudy
 from cnnviz.core.data.images import WorkingImage
@@ -119,3 +120,18 @@ def test_what_is_done_is_not_studied_again(
         go(names, again, resume=True)
     assert again.studied == ["c.png"]
     assert failed.value.failed == {"a.png": "dark"}
+
+
+def test_steps_beyond_the_total_are_counted_and_their_number_is_unknown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    console = Console(OutputOptions())
+    with console.progress("searching", 4) as advance:
+        for _ in range(6):
+            advance(1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[3:] == ["searching: 4/4", "searching: 5/?", "searching: 6/?"]
+    console._err._force_terminal = True
+    with console.progress("searching", 4) as advance:
+        advance(3)
+        advance(3)
