@@ -66,8 +66,8 @@ def _rows(
     text = (
         f"{name}: {carried.score} {carried.before:.2f}, and {carried.after:.2f} with the outlined "
         f"region occluded (fill: {carried.fill}). Which filters carry this drop? Those of another "
-        "fill differ. On the right, for the strongest of each layer, the region with the original minus "
-        "the occluded activation: red where it is higher in the original."
+        "fill differ. On the right, for the strongest of each layer, the region with the original "
+        "minus the occluded activation: red where it is higher in the original."
     )
     rows: list[Sequence[Cell | None]] = [
         [picture(outlined, size, width=WIDTH), words(text, 2.5 * WIDTH, spans=True)]
