@@ -125,22 +125,29 @@ def verdict(audited: Sequence[ClassAudit]) -> str:
     above = [entry for entry in judged if (entry.suspicion or 0) > ALARM]
     named = [f"{entry.class_} ({TESTS[entry.decisive or 'pasted']})" for entry in above]
     if not judged:
-        reasons = sorted({str(entry.not_judged).partition(":")[0] for entry in audited})
-        return f"no class could be judged: {', '.join(reasons)}"
+        return f"no class could be judged: {_reasons(audited)}"
     if not named:
         text = f"no class above the alarm level {ALARM:g}"
     else:
         of_them = "1 class" if len(named) == 1 else f"{len(named)} classes"
         text = f"{of_them} above the alarm level {ALARM:g}: {', '.join(named)}"
-    silent = len(audited) - len(judged)
-    return text + (f" ({silent} of {len(audited)} not judged)" if silent else "")
+    silent = [entry for entry in audited if entry.suspicion is None]
+    if silent:
+        text += f" ({len(silent)} of {len(audited)} not judged: {_reasons(silent)})"
+    return text
+
+
+def _reasons(silent: Sequence[ClassAudit]) -> str:
+    """Why classes were not judged, without their numbers."""
+    return ", ".join(sorted({str(entry.not_judged).partition(":")[0] for entry in silent}))
 
 
 @dataclass(frozen=True, eq=False)
 class _Tested:
     """A class with the results of its tests, its mean image and its mean residual.
 
-    `decisive` is as `_decisive` returns it; None if the class is not judged.
+    `decisive` is as `_decisive` returns it; None if the class is not judged. `untold` is why its
+    patches cannot raise an alarm, whatever they do; it is judged if another test raises one.
     """
 
     entry: Class
@@ -150,6 +157,7 @@ class _Tested:
     image_CYX: Pictures
     residual_CYX: Pictures
     decisive: tuple[str, float] | None
+    untold: str | None
 
 
 def _test(
@@ -170,12 +178,15 @@ def _test(
         averages = average(listed, read, spec.seed, advance)
         residuals = residual.judge(hosts, averages, listed, spec.seed, advance)
     tested = []
+    judged = sum(entry.enough for entry in listed)
     pairs = zip(listed, _reliances(rows, listed), residuals, strict=True)
     for number, (entry, reliance, added) in enumerate(pairs):
         groups = tuple(next(verdicts) for _ in entry.groups)
         decisive = _decisive(groups, reliance, added) if entry.enough else None
         pictures = averages.means[number], averages.residual(number)
-        tested.append(_Tested(entry, groups, reliance, added, *pictures, decisive))
+        others = sum(len(other.groups) for other in listed) - len(groups)
+        untold = paste.too_few_others(len(groups), others, judged) if decisive else None
+        tested.append(_Tested(entry, groups, reliance, added, *pictures, decisive, untold))
     return tested
 
 
@@ -265,6 +276,10 @@ def _class(
     labelled = members_N[rows.known_N[members_N]]
     of_it = rows.labels_N == entry.index if entry.index is not None else np.zeros(len(rows), bool)
     decisive, p = tested.decisive or (None, None)
+    untold = None if decisive else _reason(entry)
+    if tested.untold and (suspicion or 0) <= ALARM:
+        decisive = p = suspicion = None
+        untold = tested.untold
     elsewhere, misled, wrong_reason = lists.of(members_N)
     return ClassAudit(
         class_=REST if entry.index is None else lists.labels[entry.index],
@@ -279,7 +294,7 @@ def _class(
         suspicion=suspicion,
         p=p,
         decisive=decisive,
-        not_judged=None if decisive else _reason(entry),
+        not_judged=untold,
         groups=tuple(map(lists.group, tested.groups, (entry,) * len(entry.groups), entry.groups)),
         elsewhere=elsewhere,
         misled=misled,

@@ -8,6 +8,7 @@ clearly better.
 Shapes: N images, D features.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,12 +18,15 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
 
+from cnnviz.audit.options import ALARM
 from cnnviz.audit.rows import Rows
 
 SMALLEST = 5
 """Minimum number of images of a group."""
 ENOUGH = 20
 """Minimum number of images of a class that is judged."""
+WAYS = 3
+"""Ways to look at a class that count the same: its patches, its residual and its reliance."""
 MAX_GROUPS = 5
 MIN_SILHOUETTE = 0.1
 DIMENSIONS = 20
@@ -51,24 +55,37 @@ class Class:
         return self.index is not None and len(self.members_N) >= ENOUGH
 
 
+def needed(groups: int, judged: int) -> int:
+    """Images of each group of a class without which not even a perfect shortcut raises an alarm.
+
+    The p-value of n signs flipped at random is at least 1/2^n; it is multiplied by the number of
+    ways, of groups of the class, and of classes that are judged.
+    """
+    return math.ceil(math.log2(WAYS * groups * judged / (1 - ALARM)))
+
+
 def classes(rows: Rows, seed: int) -> Iterator[Class]:
     """The predicted classes; those with few images are combined at the end."""
     rest: list[int] = []
+    judged = int((np.bincount(rows.predicted_N) >= ENOUGH).sum())
     for index in sorted(set(rows.predicted_N.tolist())):
         members_N = np.flatnonzero(rows.predicted_N == index)
         if len(members_N) < SMALLEST:
             rest += members_N.tolist()
         else:
-            yield Class(index, members_N, group(rows.features_ND, members_N, seed))
+            yield Class(index, members_N, group(rows.features_ND, members_N, seed, judged))
     if rest:
         members_N = np.array(sorted(rest))
         yield Class(None, members_N, group(rows.features_ND, members_N, seed))
 
 
 def group(
-    features_ND: NDArray[np.float32], members_N: NDArray[np.int64], seed: int
+    features_ND: NDArray[np.float32], members_N: NDArray[np.int64], seed: int, among: int = 0
 ) -> tuple[NDArray[np.int64], ...]:
-    """Partitions the images at `members_N` by their evidence; too few images make no group."""
+    """Partitions the images at `members_N` by their evidence; too few images make no group.
+
+    A class that is judged `among` so many has no groups that are too small to be.
+    """
     count = len(members_N)
     if count < SMALLEST:
         return ()
@@ -81,10 +98,11 @@ def group(
     reduced_ND = PCA(width, random_state=seed).fit_transform(values_ND) if distinct > 1 else None
     for number in range(2, min(MAX_GROUPS, count // SMALLEST, distinct - 1) + 1):
         groups_N = KMeans(number, n_init=4, random_state=seed).fit_predict(reduced_ND)
-        if np.bincount(groups_N).min() < SMALLEST:
+        fewest = needed(number, among) if among and count >= ENOUGH else SMALLEST
+        if np.bincount(groups_N).min() < max(SMALLEST, fewest):
             continue
-        judged = min(count, JUDGED)
-        score = silhouette_score(reduced_ND, groups_N, sample_size=judged, random_state=seed)
+        sampled = min(count, JUDGED)
+        score = silhouette_score(reduced_ND, groups_N, sample_size=sampled, random_state=seed)
         if score > best:
             best, labels_N = float(score), groups_N
     parts = [np.flatnonzero(labels_N == label) for label in np.unique(labels_N)]

@@ -17,6 +17,7 @@ Technometrics 24, 295-300).
 Shapes: G groups, J donors, H hosts of each, K classes.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -25,13 +26,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cnnviz.audit.groups import Class
+from cnnviz.audit.groups import WAYS, Class, needed
 from cnnviz.audit.hosts import Hosts, Open
+from cnnviz.audit.options import ALARM
 from cnnviz.audit.rows import Floats, Rows
 from cnnviz.core.output.record import Change, Count, Record, Says, Share
 from cnnviz.core.statistics import against_others, sign_flips
 
 DONORS = 12
+BY_CHANCE = 0.5 / DONORS**0.5
+"""Standard deviation of the arc sine of the root of a share of so many."""
 PASTES_AN_IMAGE = 3
 MIN_HOSTS, MAX_HOSTS = 4, 20
 Donor = tuple[int, tuple[int, int, int, int], int]
@@ -127,8 +131,10 @@ def judge(
     count = min(max(count, MIN_HOSTS), MAX_HOSTS)
     draw = np.random.default_rng(seed)
     raw: list[Verdict] = []
+    judged = max(1, sum(entry.enough for entry in listed))
     for number, part in groups:
-        raw.append(_test(paster, rows, listed[number], part, boxes_P4, count, draw))
+        chosen = paster.sample(part, max(DONORS, needed(len(listed[number].groups), judged)))
+        raw.append(_test(paster, rows, listed[number], part, chosen, boxes_P4, count, draw))
         progress(1)
     return _against_others(raw, [number for number, _ in groups])
 
@@ -138,11 +144,11 @@ def _test(
     rows: Rows,
     entry: Class,
     part: NDArray[np.int64],
+    chosen: NDArray[np.int64],
     boxes_P4: NDArray[np.int64],
     count: int,
     draw: np.random.Generator,
 ) -> Verdict:
-    chosen = paster.sample(part, DONORS)
     targets = rows.predicted_N[chosen].tolist()
     hosts_JH = paster.hosts_for(targets, count)
     if hosts_JH is None:
@@ -177,7 +183,25 @@ def _against_others(verdicts: Sequence[Verdict], class_of: Sequence[int]) -> lis
         if verdict.rise is None:
             return verdict
         others = [rise for rise, other in known if other != number]
-        by_chance = 0.5 / np.sqrt(min(DONORS, verdict.pastes))
-        return replace(verdict, p_others=against_others(verdict.rise, others, by_chance))
+        return replace(verdict, p_others=against_others(verdict.rise, others, BY_CHANCE))
 
     return list(map(judged, verdicts, class_of))
+
+
+def too_few_others(groups: int, others: int, judged: int) -> str | None:
+    """Why a class of so many groups cannot be judged by its patches, if not even 100 % would do.
+
+    `others` is the number of the other classes' groups, `judged` of all classes with enough images.
+    """
+
+    def smallest(more: int) -> float:
+        p = against_others(1.0, [0.0] * (others + more), BY_CHANCE)
+        return 1.0 if p is None else min(1.0, WAYS * groups * (judged + more) * p)
+
+    if smallest(0) <= 1 - ALARM:
+        return None
+    more = next(more for more in itertools.count(1) if smallest(more) <= 1 - ALARM)
+    return (
+        f"too few groups of other classes to tell ({others + more} would be needed): p is at least "
+        f"{smallest(0):.2f} with {others}"
+    )

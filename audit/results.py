@@ -59,7 +59,7 @@ class Shown(Record):
     """An image that is listed; `row` is its place in the rows."""
 
     image: str
-    box: Annotated[Box, Says("of the largest drop: y0, x0, y1, x1 in the working image")]
+    box: Annotated[Box, Says("of its evidence: y0, x0, y1, x1 in the working image")]
     label: Annotated[str | None, OPTIONAL] = None
     predicted: str
     probability: Share

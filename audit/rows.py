@@ -31,12 +31,14 @@ class Row(Record):
     probability: Share
     max_drop: Annotated[float, Says("the largest value of the map, in the score's units")]
     mean_drop: float
-    box: Annotated[Box, Says("of the largest drop: y0, x0, y1, x1")]
+    box: Annotated[Box, Says("of its evidence (the largest drop, or its plateau): y0, x0, y1, x1")]
     reliance: Annotated[
         float, Says("largest drop of the probability over the probability", maximum=1)
     ]
     flips: Annotated[Share, Says("share of positions that change the prediction")]
-    covered: Annotated[Count, Says("index of the class predicted with the box covered")]
+    covered: Annotated[
+        Count, Says("index of the class predicted with the mask nearest to the box's centre")
+    ]
     inside: Annotated[
         Share | None,
         Says(

@@ -19,14 +19,47 @@ from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.labels import match_labels
 from cnnviz.core.data.outlines import Outlines, outline_mask
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.maps import plateau
 from cnnviz.core.models.heads import Kind
 from cnnviz.core.models.load import Model
+from cnnviz.core.output.record import Box
 from cnnviz.embeddings.penultimate import FeatureExtractor
 from cnnviz.occlusion.experiment import Occluder
 from cnnviz.occlusion.maps import judge
 from cnnviz.occlusion.masks import fill_picture
 from cnnviz.occlusion.options import OcclusionSpec
 from cnnviz.occlusion.results import Panel
+
+FLAT = 0.1
+"""Drops this close to the largest are as large, since masks cover other things, too."""
+
+
+def evidence(panel: Panel) -> tuple[Box, int]:
+    """The box of the evidence, and the position nearest to its centre.
+
+    Where the drop is largest; where it saturates (many masks take the same), the centre of those
+    masks. Occluding a part of a shortcut is enough there, so the box reaches from the centre of the
+    first mask to that of the last, or to the image's edge where they do, since more of them would
+    be beyond it; it is at least as large as a mask. A map that is about the same everywhere, or
+    nowhere positive, has no such place, but only a largest drop.
+    """
+    if panel.max_drop <= 2 * max(panel.mean_drop, 0):
+        largest_P = (panel.grid.boxes_P4 == torch.tensor(panel.max_drop_box)).all(1)
+        return panel.max_drop_box, int(largest_P.nonzero()[0])
+    flat_P = plateau(panel.values_P.view(panel.grid.shape), FLAT).flatten()
+    places_F = flat_P.nonzero()[:, 0]
+    boxes_F4 = panel.grid.boxes_P4[places_F]
+    starts_F2, ends_F2 = boxes_F4[:, :2], boxes_F4[:, 2:]
+    limits_2 = panel.grid.boxes_P4[:, 2:].amax(0)
+    centres_F2 = (starts_F2 + ends_F2) / 2
+    low_2 = torch.where(starts_F2.amin(0) == 0, 0, centres_F2.amin(0))
+    high_2 = torch.where(ends_F2.amax(0) == limits_2, limits_2, centres_F2.amax(0))
+    sides_2 = torch.maximum((ends_F2 - starts_F2).amax(0), (high_2 - low_2).ceil().long())
+    start_2 = ((low_2 + high_2 - sides_2) / 2).floor().long().clamp(min=0)
+    start_2 = torch.minimum(start_2, limits_2 - sides_2)
+    distance_F = (centres_F2 - (start_2 + sides_2 / 2)).square().sum(1)
+    y0, x0, y1, x1 = [*start_2.tolist(), *(start_2 + sides_2).tolist()]
+    return (y0, x0, y1, x1), int(places_F[distance_F.argmin()])
 
 
 class Auditor:
@@ -112,7 +145,7 @@ class Auditor:
                 row,
                 label_probability=panel.reading,
                 label_max_drop=panel.max_drop,
-                label_box=panel.max_drop_box,
+                label_box=evidence(panel)[0],
             )
         return row
 
@@ -142,6 +175,7 @@ class Auditor:
 
     def _row(self, place: int, label: int | None, image: WorkingImage, panel: Panel) -> Row:
         """What the map of the predicted class shows."""
+        box, center = evidence(panel)
         return Row(
             image=image.path,
             place=place,
@@ -150,18 +184,18 @@ class Auditor:
             probability=panel.reading,
             max_drop=panel.max_drop,
             mean_drop=panel.mean_drop,
-            box=panel.max_drop_box,
+            box=box,
             reliance=panel.reliance or 0.0,
             flips=panel.flips.share if panel.flips else 0.0,
-            covered=int(panel.winners_P[int(torch.as_tensor(panel.values_P).argmax())]),
+            covered=int(panel.winners_P[center]),
             pixels=digest(image.pixels.numpy()),
             crop=tuple(image.box_original),
             grid=tuple(panel.grid.shape),
             map=packed(panel.values_P.numpy()),
-            features=packed(self._lost(image, panel.max_drop_box).numpy()),
+            features=packed(self._lost(image, box).numpy()),
         )
 
-    def _lost(self, image: WorkingImage, box: tuple[int, ...]) -> Tensor:
+    def _lost(self, image: WorkingImage, box: Box) -> Tensor:
         """(D,) what the features of the image lose when the box is covered."""
         y0, x0, y1, x1 = box
         preprocess = self.model.preprocess

@@ -1,7 +1,7 @@
 """Does the verdict of `--trust` tell good maps from bad ones, and hits from misses?
 
-    python benchmarks/trust.py ASSETS TRUTH --keep FOLDER [--half chosen|held-out] [--fit]
-        [--page FILE]
+    python benchmarks/trust.py ASSETS TRUTH --keep FOLDER [--half chosen|held-out] [--limit N]
+        [--fit] [--page FILE]
 
 SqueezeNet 1.1 on the pictures with boxes of TRUTH (`imagenet_val_boxes/`); on CIFAR-10's test
 images the bundled network and the ResNets 20 and 56 (bad maps alone: objects fill the images).
@@ -9,7 +9,8 @@ Good maps: occlusion's, Grad-CAM's, their agreement. Bad ones, known to be: smoo
 occlusion's map with its 4 x 4 tiles shuffled, mirrored, of another class, or of the network with
 its last layers random; a blob in the centre; edges. Bad maps are those of every third photograph.
 Every second picture is *chosen*, and `--fit` prints the weights of `trust/scorecard.py` from
-these, without ResNet-56; the others are *held out*. `--keep` has what is not measured again.
+these, without ResNet-56; the others are *held out*. `--keep` has what is not measured again,
+`--limit` is the number of pictures of each network and half.
 
 The fit: y is 1 for good maps that hit the object (on CIFAR for good maps), 0 for bad maps and for
 good ones that miss. Hits and bad maps weigh 1 each in sum, misses 1/4; those of each CIFAR network
@@ -20,6 +21,7 @@ import argparse
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from cnnviz.core import load_model
@@ -38,7 +40,6 @@ from cnnviz.core.data.outlines import outline_mask, read_outlines
 from cnnviz.core.data.replaced_pixels import replaced_logits
 from cnnviz.core.maps import agreement
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.variants import last_layers, rerandomised
 from cnnviz.occlusion.maps import judge as compare
 from cnnviz.occlusion.maps import pixel_map, position_values
 from cnnviz.occlusion.masks import fill_picture, inside_boxes
@@ -78,6 +79,25 @@ def _edges(pixels_CHW: Tensor) -> Tensor:
     return torch.hypot(*parts)[0, 0]
 
 
+@contextmanager
+def _random_last_layers(model: Model) -> Iterator[None]:
+    """Gives the weights of the last three layers noise of their mean and deviation in the `with`.
+
+    Adebayo et al. 2018, "Sanity Checks for Saliency Maps".
+    """
+    generator = torch.Generator().manual_seed(0)
+    layers = [m for m in model.module.modules() if isinstance(m, nn.Conv2d | nn.Linear)][-3:]
+    originals = [layer.weight.data for layer in layers]
+    for layer, original in zip(layers, originals, strict=True):
+        noise = torch.randn(original.shape, generator=generator)
+        layer.weight.data = noise * original.std(correction=0) + original.mean()
+    try:
+        yield
+    finally:
+        for layer, original in zip(layers, originals, strict=True):
+            layer.weight.data = original
+
+
 def bad_maps(model: Model, result: OcclusionResult, number: int) -> dict[str, Tensor]:
     """Maps of the first target that are known to be bad."""
     measured, panel = result.measured, result.panels[0]
@@ -92,7 +112,7 @@ def bad_maps(model: Model, result: OcclusionResult, number: int) -> dict[str, Te
         values_P = position_values(base_K, logits_PK, of, result.compared)
         return pixel_map(values_P, grid, size, result.upsample)
 
-    with rerandomised(model, last_layers(model)):
+    with _random_last_layers(model):
         random_PK = replaced_logits(
             model, measured.image, fill, len(boxes), lambda n: ~inside_boxes(boxes[n], size)
         )
@@ -139,7 +159,7 @@ def rows(
 
 
 def pictures(
-    assets: Path, boxes: Path, network: str, half: int
+    assets: Path, boxes: Path, network: str, half: int, limit: int
 ) -> Iterator[tuple[str, Model, Judge, WorkingImage, str | None, int, Tensor | None]]:
     """Name, network, image, class, number and object of the pictures of one half."""
     if network == PHOTOGRAPHS:
@@ -147,7 +167,7 @@ def pictures(
         outlines = read_outlines(str(boxes / "truth.json"))
         entries = json.loads((boxes / "truth.json").read_text(encoding="utf-8"))
         judge = Judge.of(model, TrustSpec())
-        for number, name in list(enumerate(sorted(entries)))[half::2]:
+        for number, name in list(enumerate(sorted(entries)))[half::2][:limit]:
             image = read_image(boxes / name, model.preprocess)
             object_HW = outline_mask(outlines.for_image(str(boxes / name)), image)
             yield name, model, judge, image, str(entries[name]["label"]), number, object_HW
@@ -158,18 +178,18 @@ def pictures(
         model = load_model(f"{FACTORY}:{make}", checkpoint=checkpoint, size=32, **NORM)  # type: ignore[arg-type]
     judge = Judge.of(model, TrustSpec())
     images = np.load(assets / "cifar10" / "cifar10_lossless_4000train_1000test.npz")["x_test"]
-    for number in range(half, 2 * SMALL, 2):
+    for number in range(half, 2 * min(SMALL, limit), 2):
         pixels = torch.from_numpy(images[number]).permute(2, 0, 1).float() / 255
         image = WorkingImage(str(number), pixels, (0, 0, 32, 32), (32, 32))
         yield str(number), model, judge, image, None, number, None
 
 
-def measure(assets: Path, boxes: Path, keep: Path, halves: list[int]) -> list[Row]:
+def measure(assets: Path, boxes: Path, keep: Path, halves: list[int], limit: int) -> list[Row]:
     """Every map of every picture; what the folder has is not measured again."""
     found: list[Row] = []
     for network in NETWORKS:
         for half in halves:
-            for name, *picture in pictures(assets, boxes, network, half):
+            for name, *picture in pictures(assets, boxes, network, half, limit):
                 path = keep / f"{network} {name}.json"
                 if not path.exists():
                     path.write_text(json.dumps(rows(*picture)), encoding="utf-8")
@@ -266,12 +286,16 @@ def main() -> None:
     parser.add_argument("truth", type=Path)
     parser.add_argument("--keep", type=Path, required=True, help="folder for what was measured")
     parser.add_argument("--half", choices=[*HALVES], help="measure this half only")
+    parser.add_argument(
+        "--limit", type=int, default=10**6, help="pictures of each network and half"
+    )
     parser.add_argument("--fit", action="store_true", help="print weights from the chosen half")
     parser.add_argument("--page", type=Path, help="a page whose tables are replaced")
     options = parser.parse_args()
     options.keep.mkdir(parents=True, exist_ok=True)
     halves = [HALVES[options.half]] if options.half else [*HALVES.values()]
-    found = measure(options.assets, options.truth / "imagenet_val_boxes", options.keep, halves)
+    boxes = options.truth / "imagenet_val_boxes"
+    found = measure(options.assets, boxes, options.keep, halves, options.limit)
     if options.fit:
         fit([row for row in found if row["half"] == 0])
     tables = report(found)

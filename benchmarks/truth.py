@@ -1,11 +1,10 @@
 """Do maps point at the object? Maps of every method, on one network, on the same pictures.
 
-    python benchmarks/truth.py ASSETS TRUTH [--slow N] [--part PART] [--keep FOLDER] [--page FILE]
+    python benchmarks/truth.py ASSETS TRUTH [--slow N] [--keep FOLDER] [--page FILE]
 
 ASSETS holds `weights/squeezenet1_1.pth` and `photos/imagenet/`, TRUTH `imagenet_val_boxes/` with
 `truth.json` (boxes and the class of each picture). `--keep` stores what needed the network, so that
-a second run only evaluates; `--part` makes some of the
-tables. Two tests:
+a second run only evaluates. Two tests:
 
 - **pointing**: where is the object of the photograph in the map of its true class?
 - **grid pointing** (Bohle et al. 2021, "Convolutional Dynamic Alignment Networks"): four pictures
@@ -18,8 +17,8 @@ others; *energy*, the share of the positive part that is on the object. Contrast
 alone: the rows "to the power" are the same maps with the size of every value raised to a power.
 
 Each map is held against Grad-CAM on the same pictures: means of paired differences, with 95 %
-intervals from 10,000 resamplings of the pictures. With `--page`, `trust.py` beside this script
-writes the tables of verdicts; it keeps its measurements in `FOLDER/verdicts`.
+intervals from 10,000 resamplings of the pictures. With `--page`, all tables of docs/truth.md are
+written: those of verdicts by `trust.py`, which keeps its measurements in `FOLDER/verdicts`.
 
 How the agreement map is chosen (written down before the candidates were computed):
 
@@ -119,7 +118,7 @@ COMBINED = (Score.LOG_ODDS, Score.LOGIT, Score.LOSS)
 LEAST_GRID = 0.97
 RESAMPLED = 10_000
 SURE = 0.9
-PARTS, END = ("maps", "methods", "verdicts"), "<!-- end -->"
+END = "<!-- end -->"
 
 
 class Occlusions:
@@ -151,13 +150,16 @@ class Gradients:
         """The maps for each of the targets; with Grad-CAM, that of the log-odds, too."""
         maps = {}
         for method, layer in self.traced:
-            at = "" if layer == LAST_CONV else f" at {layer}"
             spec = SaliencySpec(method, layer)
-            maps[TITLES.get(method, method.value) + at] = _traced(self.model, image, spec, targets)
+            maps[_name(method, layer)] = _traced(self.model, image, spec, targets)
         if REFERENCE in maps:
             maps[OTHER] = _traced(self.odds, image, SaliencySpec(Method.GRAD_CAM), targets)
         for target in targets:
             yield {name: of_targets[target] for name, of_targets in maps.items()}
+
+
+def _name(method: Method, layer: str) -> str:
+    return TITLES.get(method, method.value) + ("" if layer == LAST_CONV else f" at {layer}")
 
 
 def _traced(
@@ -207,10 +209,8 @@ class Source:
 
 
 def _maps(raw: Maps, size: tuple[int, int]) -> Maps:
-    """The maps of one class of one picture, by name; those of `raw` alone without scores in it."""
+    """The maps of one class of one picture, by name."""
     maps: Maps = {}
-    if all(values.ndim == 2 for values in raw.values()):
-        return raw
     for (mask, stride), kinds in SIZES.items():
         larger = min(size) // SIDE
         grid = mask_grid(size, (mask * larger,) * 2, stride * larger, Border.COVER)
@@ -357,11 +357,10 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
 
 
-def table(found: Found) -> str:
-    """A row for each map that is not a candidate, as Markdown."""
+def table(found: Found, names: Sequence[str]) -> str:
+    """A row for each of the maps, as Markdown."""
     header = ["map", "maps", *MEASURES, *(f"{m} − {REFERENCE}" for m in MEASURES[:3])]
-    candidates = {name for name, _ in candidates_in_order()}
-    return _table([header, *(_row(found, name) for name in found if name not in candidates)])
+    return _table([header, *(_row(found, name) for name in names)])
 
 
 def candidates_in_order() -> list[tuple[str, tuple[int, ...]]]:
@@ -397,32 +396,29 @@ def choice(photographs: Found, mosaics: Found) -> tuple[str, str]:
     return _table([[*header, "mosaics: hit", "sum", "kept"], *rows]), said
 
 
-def maps_part(options: argparse.Namespace, boxes: Path) -> str:
-    """The tables of occlusion's maps and those that it is combined with."""
-    model, large = (_model(options.assets, side) for side in (SIDE, 2 * SIDE))
+def tables(assets: Path, boxes: Path, options: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """The tables of maps and those of the methods of `saliency`, by their name in the page."""
+    model, large = (_model(assets, side) for side in (SIDE, 2 * SIDE))
 
-    def source(model: Model) -> Source:
-        makers: dict[str, Maker] = {
-            f"{mask}-{stride}": Occlusions(model, mask, stride) for mask, stride in SIZES
-        }
-        return Source(makers | {"gradients": Gradients(model, GRADIENTS)}, options.keep)
+    def source(model: Model, methods: Mapping[str, Sequence[Traced]]) -> Source:
+        occlusions = {f"{mask}-{step}": Occlusions(model, mask, step) for mask, step in SIZES}
+        gradients = {name: Gradients(model, traced) for name, traced in methods.items()}
+        return Source(occlusions | gradients, options.keep)
 
-    photographs = pointing(model, source(model), boxes, options.limit)
-    pictures = recognised(model, [options.assets / "photos" / "imagenet", boxes])
-    mosaics = grid_pointing(source(large), pictures, options.limit)
+    pictures = recognised(model, [assets / "photos" / "imagenet", boxes])
+    mosaics = grid_pointing(source(large, {"gradients": GRADIENTS}), pictures, options.limit)
+    photographs = pointing(model, source(model, METHODS), boxes, options.limit, options.slow)
     candidates, chosen = choice(photographs, mosaics)
-    return (
-        f"### Pointing\n\n{table(photographs)}\n\n### Grid pointing\n\n{table(mosaics)}\n\n"
-        f"### Candidates of the agreement map\n\n{chosen}\n\n{candidates}"
+    of_maps = [name for name in mosaics if name not in dict(candidates_in_order())]
+    yield (
+        "maps",
+        f"### Pointing\n\n{table(photographs, of_maps)}\n\n"
+        f"### Grid pointing\n\n{table(mosaics, of_maps)}\n\n"
+        f"### Candidates of the agreement map\n\n{chosen}\n\n{candidates}",
     )
-
-
-def methods_part(options: argparse.Namespace, boxes: Path) -> str:
-    """The table of the methods of `saliency`, on photographs."""
-    model = _model(options.assets, SIDE)
-    makers = {name: Gradients(model, some) for name, some in METHODS.items()}
-    found = pointing(model, Source(makers, options.keep), boxes, options.limit, options.slow)
-    return f"### Methods of saliency\n\n{table(found)}"
+    traced = [_name(*one) for some in METHODS.values() for one in some]
+    of_methods = [name for name in photographs if name in (*traced, OTHER)]
+    yield "methods", f"### Methods of saliency\n\n{table(photographs, of_methods)}"
 
 
 def _model(assets: Path, side: int) -> Model:
@@ -439,35 +435,25 @@ def main() -> None:
     parser.add_argument(
         "--slow", type=int, default=0, help=f"photographs for {', '.join(SLOW)} (default: none)"
     )
-    parser.add_argument("--part", choices=PARTS, action="append", help="repeatable (default: all)")
     parser.add_argument("--keep", type=Path, help="folder for what needed the network")
     parser.add_argument("--page", type=Path, help="a page whose tables are replaced")
     options = parser.parse_args()
     if options.keep:
         options.keep.mkdir(parents=True, exist_ok=True)
-    boxes = options.truth / "imagenet_val_boxes"
-    for part in options.part or PARTS:
-        if part == "verdicts":
-            if options.page:
-                verdicts(options.assets, options.truth, options.page, options.keep)
-            continue
-        body = (maps_part if part == "maps" else methods_part)(options, boxes)
+    for name, body in tables(options.assets, options.truth / "imagenet_val_boxes", options):
         print(f"\n{body}", flush=True)
         if options.page:
             page = options.page.read_text(encoding="utf-8")
-            head, start, rest = page.partition(f"<!-- {part}: written by benchmarks/truth.py -->")
+            head, start, rest = page.partition(f"<!-- {name}: written by benchmarks/truth.py -->")
             tail = rest.partition(END)[2]
             options.page.write_text(f"{head}{start}\n{body}\n{END}{tail}", encoding="utf-8")
-
-
-def verdicts(assets: Path, truth: Path, page: Path, keep: Path | None) -> None:
-    """Has `trust.py` write the page's tables of verdicts."""
-    with tempfile.TemporaryDirectory() as folder:
-        kept = Path(folder) if keep is None else keep / "verdicts"
-        script = Path(__file__).with_name("trust.py")
-        line = [sys.executable, script, assets, truth, "--keep", kept, "--page", page]
-        line += ["--half", "held-out"]
-        subprocess.run(line, check=True)  # noqa: S603
+    if options.page:
+        with tempfile.TemporaryDirectory() as folder:
+            kept = options.keep / "verdicts" if options.keep else folder
+            line = [sys.executable, Path(__file__).with_name("trust.py"), options.assets]
+            line += [options.truth, "--keep", kept, "--page", options.page, "--half", "held-out"]
+            line += ["--limit", str(options.limit)]
+            subprocess.run(line, check=True)  # noqa: S603
 
 
 if __name__ == "__main__":

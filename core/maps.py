@@ -5,6 +5,7 @@ A map is positive where the image speaks for the class. Shapes: H W rows and col
 
 import numpy as np
 import numpy.typing as npt
+import scipy  # imports `scipy.ndimage` when it is used
 import torch
 from torch import Tensor
 
@@ -12,9 +13,22 @@ STRONGEST = 0.99  # quantile of the pixels
 PLATEAU = 1e-6  # values this close to the peak, relative to it, are the peak
 
 
+def plateau(map_HW: Tensor, within: float = PLATEAU) -> Tensor:
+    """(H, W) bool: where the values are the largest, up to a share `within` of the strongest.
+
+    If they are in several places (connected by sides or corners), it is the place with the most of
+    them; of equally large ones the first from the top left.
+    """
+    highest = map_HW >= map_HW.max() - within * map_HW.abs().max()
+    if highest.sum() == 1:
+        return highest
+    places, _count = scipy.ndimage.label(highest.numpy(force=True), np.ones((3, 3)))
+    return torch.from_numpy(places == np.bincount(places[places > 0]).argmax())
+
+
 def peak(map_HW: Tensor) -> tuple[int, int]:
     """Row and column of the largest value; for a plateau, the pixel nearest to its centre."""
-    rows, columns = torch.where(map_HW >= map_HW.max() - PLATEAU * map_HW.abs().max())
+    rows, columns = torch.where(plateau(map_HW))
     center = torch.stack([rows, columns], 1).double().mean(0)
     nearest = int(((rows - center[0]) ** 2 + (columns - center[1]) ** 2).argmin())
     return int(rows[nearest]), int(columns[nearest])

@@ -40,6 +40,7 @@ from torch.nn import functional
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.outlines import Place
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.maps import peak
 from cnnviz.core.models.heads import resolve_targets
 from cnnviz.core.models.layers import (
     Form,
@@ -159,16 +160,16 @@ def _zero(result: SaliencyResult, entry: ClassMap) -> str:
 
 def _class_map(result: SaliencyResult, target: int, reading: float, raw: Tensor) -> ClassMap:
     map_HW = _shown(raw, result.method, result.working.pixels.shape[1:])
-    peak = peak_original = None
+    place = place_original = None
     if bool((map_HW > 0).any()):
-        row, column = peak = divmod(int(map_HW.argmax()), map_HW.shape[1])
-        peak_original = result.working.to_original((row, column, row + 1, column + 1))
+        row, column = place = peak(map_HW)
+        place_original = result.working.to_original((row, column, row + 1, column + 1))
     return ClassMap(
         **class_fields(result, target, reading),
         lowest=float(map_HW.min()),
         highest=float(map_HW.max()),
-        peak=peak,
-        peak_original=peak_original,
+        peak=place,
+        peak_original=place_original,
         raw=raw,
         map_HW=map_HW,
     )

@@ -161,7 +161,8 @@ def _panel(
     values_P = position_values(base_logits_K, logits_PK, target, score, head)
     probabilities_P = target_scores(logits_PK, target, Score.PROBABILITY, head)
     reading = float(class_scores(base_logits_K, Score.PROBABILITY, head)[target])
-    largest = int(values_P.argmax())
+    row, column = peak(values_P.view(grid.shape))
+    largest = row * grid.shape[1] + column
     map_HW = pixel_map(values_P, grid, measured.size, upsample)
     reliance = None
     if head.has_shares:

@@ -37,6 +37,15 @@ def test_kinds_of_evidence_are_told_apart_and_counted(count: int) -> None:
     assert sorted(sorted(part // 12) for part in found) == [[k] * 12 for k in range(count)]
 
 
+def test_no_group_of_a_class_is_too_small_to_be_judged() -> None:
+    features = kinds(4, 5).astype(np.float32)
+    assert [len(part) for part in group(features, np.arange(20), 0)] == [5] * 4
+    assert [len(part) for part in group(features, np.arange(20), 0, among=10)] == [20]
+    parts = group(kinds(4, 12).astype(np.float32), np.arange(48), 0, among=10)
+    assert [len(part) for part in parts] == [12] * 4
+    assert min(map(len, group(kinds(4, 12).astype(np.float32), np.arange(48), 0, among=99))) > 12
+
+
 def test_evidence_of_one_kind_is_one_group() -> None:
     noise = np.random.default_rng(0).standard_normal((200, 64)).astype(np.float32)
     assert len(group(noise, np.arange(200), 0)) == 1

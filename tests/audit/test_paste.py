@@ -1,5 +1,6 @@
 """Pasting: against a loop by hand, and against networks whose shortcut is known."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from torch import nn
 
 from cnnviz.audit import Auditor, AuditSpec, audit, load
 from cnnviz.audit.experiment import concentration, typicality
+from cnnviz.audit.groups import needed
 from cnnviz.audit.hosts import Hosts
-from cnnviz.audit.paste import Paster, Verdict, _against_others
+from cnnviz.audit.paste import DONORS, Paster, Verdict, _against_others, too_few_others
 from cnnviz.audit.rows import columns
 from cnnviz.cli.main import run
 from cnnviz.core.data.datasets import open_data
@@ -27,19 +29,27 @@ import torch
 from torch import nn
 
 class Mark(nn.Module):
-    """Class 0 where a red pixel stands anywhere; 1 to 4 by which channel or none is brightest."""
+    """Class 0 where a red pixel stands anywhere; 1 to 4 by which channel or none is brightest.
+
+    With a mark of 2, only where a whole red square of 3x3 does.
+    """
     def __init__(self, mark):
         super().__init__()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.mark = mark
     def forward(self, x):
         mean = self.pool(x).flatten(1)
-        red = (x[:, 0] - x[:, 1] - x[:, 2]).flatten(1).amax(1)
+        red = x[:, 0] - x[:, 1] - x[:, 2]
+        if self.mark == 2:
+            red = nn.functional.avg_pool2d(red, 3, 1)
+            red = (red > 0.99).float()
+        red = red.flatten(1).amax(1)
         others = torch.stack([mean[:, 0], mean[:, 1], mean[:, 2], 0.5 + 0 * red], 1) * 20
         first = 40 * (red - 0.6) if self.mark else 20 * (x[:, :, :, 6:].mean((1, 2, 3)) - 0.35)
-        return torch.cat([first[:, None] + 10 * self.mark, others], 1)
+        return torch.cat([first[:, None] + 10 * bool(self.mark), others], 1)
 
 def marked(): return Mark(1)
+def hard(): return Mark(2)
 def plain(): return Mark(0)
 def constant():
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 144, 5))
@@ -112,6 +122,15 @@ def test_a_planted_shortcut_is_named_and_nothing_else(place: Path) -> None:
     for name in (*(entry["sheet"] for entry in results["classes"]), "overview.png"):
         with Image.open(place / "of-marked" / name) as picture:
             assert picture.size[0] > 500
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("place")
+def test_a_shortcut_of_which_no_part_may_be_missing_is_named() -> None:
+    results = audited("hard", "--no-pictures", "--mask", "4", "--stride", "1")
+    assert results["suspicious"] == ["marked"]
+    assert results["classes"][0]["decisive"] == "pasted"
+    assert min(group["carried"] for group in results["classes"][0]["groups"]) > 0.9
 
 
 @pytest.mark.slow
@@ -287,6 +306,21 @@ def test_pasting_is_what_a_loop_by_hand_does() -> None:
     )
 
 
+@pytest.mark.parametrize("count", [5, 12])
+def test_few_signs_are_flipped_in_all_ways(count: int) -> None:
+    values = np.random.default_rng(count).normal(0.3, 1, count)
+    sums = [sum(s * v for s, v in zip(signs, values, strict=True))
+            for signs in itertools.product((-1, 1), repeat=count)]  # fmt: skip
+    expected = np.mean(np.array(sums) >= values.sum() - 1e-12)
+    assert sign_flips(values, np.random.default_rng(0)) == pytest.approx(expected)
+
+
+def test_certain_values_have_a_p_below_that_of_random_signs() -> None:
+    values = np.random.default_rng(0).uniform(0.2, 0.4, 128)
+    assert sign_flips(values, np.random.default_rng(0)) < 1e-20
+    assert sign_flips(-values, np.random.default_rng(0)) == 1
+
+
 def test_sign_flips_are_rarely_small_where_nothing_is_there() -> None:
     draw = np.random.default_rng(0)
     values = [sign_flips(draw.standard_normal(12), draw) for _ in range(200)]
@@ -324,6 +358,26 @@ def test_too_few_other_groups_are_no_judgement() -> None:
     assert judged[2] == Verdict()
     assert suspicions([entry.p for entry in judged]) == [None, None, None]
     assert against_others(0.9, [0.1, 0.1], 0.1) is None
+
+
+@pytest.mark.parametrize(("groups", "judged"), [(1, 4), (5, 10), (2, 1000)])
+def test_groups_of_the_size_needed_can_raise_an_alarm(groups: int, judged: int) -> None:
+    images = needed(groups, judged)
+    p = sign_flips(np.full(images, 0.5), np.random.default_rng(0))
+    assert 1 - 3 * groups * judged * p > 0.95
+    assert 1 - 3 * groups * judged * 2 * p < 0.95
+
+
+def test_too_few_other_groups_to_raise_an_alarm_are_named_with_the_number_needed() -> None:
+    why = too_few_others(groups=1, others=3, judged=4)
+    assert why == (
+        "too few groups of other classes to tell (4 would be needed): p is at least 0.05 with 3"
+    )
+    assert too_few_others(groups=1, others=4, judged=5) is None
+    assert "p is at least 1.00 with 2" in (too_few_others(groups=1, others=2, judged=3) or "")
+    p = against_others(1.0, [0.0] * 4, 0.5 / np.sqrt(DONORS))
+    assert p is not None
+    assert p * 3 * 5 < 0.05
 
 
 def test_suspicions_are_those_of_benjamini_and_hochberg() -> None:

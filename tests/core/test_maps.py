@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from cnnviz.core.maps import agreement, peak, positive_part, rank_correlation
+from cnnviz.core.maps import agreement, peak, plateau, positive_part, rank_correlation
 
 
 def test_the_agreement_is_the_mean_of_positive_parts_by_their_99_percent_quantile() -> None:
@@ -34,6 +34,18 @@ def test_the_peak_of_a_plateau_is_in_its_middle() -> None:
     assert peak(values) == (4, 5)
     values[8, 0] = 2
     assert peak(values) == (8, 0)
+
+
+def test_of_two_plateaus_the_larger_one_is_the_peak() -> None:
+    values = torch.zeros(9, 9)
+    values[0:2, 0:2] = 1
+    values[5:8, 4:7] = 1
+    assert peak(values) == (6, 5)
+    assert plateau(values).sum() == 9
+    values[2:7, 2] = 0.95
+    values[4, 3] = 0.95  # joins both
+    assert plateau(values, 0.1).sum() == 4 + 5 + 1 + 9
+    assert plateau(values, 0.01).sum() == 9
 
 
 def test_maps_of_other_sizes_are_not_compared() -> None:
