@@ -200,7 +200,8 @@ def fit(found: list[Row]) -> None:
     y, weights = good & hit, weights * len(found) / weights.sum()
     groups = [f"{row['network']} {row['picture']}" for row in found]
     scores, model = np.zeros(len(found)), LogisticRegression(max_iter=3000)
-    for train, test in GroupKFold(10, shuffle=True, random_state=0).split(x, y, groups):
+    folds = GroupKFold(min(10, len(set(groups))), shuffle=True, random_state=0)
+    for train, test in folds.split(x, y, groups):
         model.fit(x[train], y[train], sample_weight=weights[train])
         scores[test] = model.predict_proba(x[test])[:, 1]
     maps = (networks == PHOTOGRAPHS) & good
