@@ -1,21 +1,19 @@
 """How good are the reasons of `cnnviz reasons`? Outlined photographs, exact search.
 
     python benchmarks/reasons.py objects ASSETS TRUTH [--count N] [--hold H] [--cell C] [--keep F]
-    python benchmarks/reasons.py gap ASSETS TRUTH [--count N]
-    python benchmarks/reasons.py passes ASSETS TRUTH [--count N]
+    python benchmarks/reasons.py gap ASSETS TRUTH [--count N] [--cell C]
 
-ASSETS holds `weights/squeezenet1_1.pth`, `weights/resnet18.pth` and `cifar10/`, TRUTH
-`imagenet_val_boxes/`. The pictures are the first N of the list whose class the network predicts.
+ASSETS holds `weights/squeezenet1_1.pth` and `cifar10/`, TRUTH `imagenet_val_boxes/`. The pictures
+are the first N of the list whose class the network predicts; those in F are not done again.
 
 - **objects**: share of pictures with more than one reason, the smallest region's size, how often
   reasons lie on the object (share of the region inside its boxes), passes. Every region is checked:
   no single cell of it can go.
-- **gap**: the smallest region by greedy search against the smallest of all subsets, the bundled
-  network on CIFAR-10 images (4 x 4 cells), and
-  SqueezeNet 1.1 on photographs (3 x 3 cells). Subsets are
+- **gap**: the smallest region by greedy search against the smallest of all subsets, SqueezeNet 1.1
+  on photographs (3 x 3 cells, or those of C) or, with C = 8, the bundled network on CIFAR-10
+  images (4 x 4 cells). Subsets are
   tried in the order of their size, up to one below the greedy one: a network's answer is not
   monotone, so that no subset can be left out because of another one.
-- **passes**: passes and seconds of a picture, SqueezeNet 1.1 and ResNet-18.
 """
 
 import argparse
@@ -41,7 +39,7 @@ from cnnviz.reasons import ReasonsSpec, reasons
 from cnnviz.reasons.options import Question
 from cnnviz.reasons.results import Reason
 
-BATCH, MOST_TRIED = 256, 250_000
+BATCH, MOST_TRIED, CIFAR = 256, 250_000, 8
 
 
 def pictures(truth: Path, count: int) -> Iterator[Path]:
@@ -49,9 +47,9 @@ def pictures(truth: Path, count: int) -> Iterator[Path]:
     yield from islice(sorted(truth.glob("imagenet_val_boxes/*.jpg")), 2 * count)
 
 
-def squeezenet(assets: Path, name: str = "squeezenet1_1") -> Model:
+def squeezenet(assets: Path) -> Model:
     """A published network."""
-    return load_model(name, checkpoint=assets / "weights" / f"{name}.pth")
+    return load_model("squeezenet1_1", checkpoint=assets / "weights" / "squeezenet1_1.pth")
 
 
 def minimal(search: Search, reason: Reason, need: Need) -> bool:
@@ -68,25 +66,25 @@ def objects(
 ) -> None:
     """Prints where the reasons lie."""
     model, rows = squeezenet(assets), list[dict[str, object]]()
+    if keep and keep.exists():
+        rows = [json.loads(line) for line in keep.read_text().splitlines()]
+    done, quick = {row["image"] for row in rows}, fast(model)
     outlines = read_outlines(str(truth / "imagenet_val_boxes" / "truth.json"))
     for path in pictures(truth, count):
+        if path.name in done or len(rows) >= count:
+            continue
         image = read_image(path, model.preprocess)
+        predicted = int(model.logits(model.preprocess.normalise(image.pixels)[None]).argmax())
+        if str(predicted) != str(outlines.label_of(str(path))):
+            continue
         object_HW = outline_mask(outlines.for_image(str(path)), image)
         start = time.process_time()
         result = reasons(model, image, ReasonsSpec(hold=hold, cell=cell, skip=tuple(Question))).on(
             object_HW
         )
         seconds, (target,) = time.process_time() - start, result.targets
-        if str(target.index) != str(outlines.label_of(str(path))):
-            continue
-        search = Search(
-            model,
-            result.occlusion.measured,
-            result.occlusion.targets[0],
-            OcclusionSpec(),
-            cell,
-            hold,
-        )
+        measured, panel = result.occlusion.measured, result.occlusion.targets[0]
+        search = Search(quick, measured, panel, OcclusionSpec(), cell, hold)
         checked = [minimal(search, reason, Need.HOLD) for reason in target.reasons]
         if target.needed is not None:
             checked.append(minimal(search, target.needed, Need.BOTH))
@@ -107,8 +105,6 @@ def objects(
         if keep:
             keep.write_text("\n".join(map(json.dumps, rows)) + "\n")
         print(json.dumps(rows[-1]), flush=True)
-        if len(rows) == count:
-            break
     summarise(rows)
 
 
@@ -162,6 +158,7 @@ def gap_of(model: Model, paths: list[Path], need: Need, cell: int, count: int) -
             continue
         sizes.append(region.cells)
         more.append(0 if best is None else region.cells - best)
+        print(path.name, need.name, region.cells, more[-1], flush=True)
         if len(sizes) == count:
             break
     print(
@@ -183,44 +180,28 @@ def cifar(assets: Path, folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def passes(assets: Path, truth: Path, count: int) -> None:
-    """Prints passes and seconds."""
-    for name in ("squeezenet1_1", "resnet18"):
-        model = squeezenet(assets, name)
-        rows = []
-        for path in islice(pictures(truth, count), count):
-            start = time.perf_counter()
-            (target,) = reasons(model, path, ReasonsSpec(skip=tuple(Question))).targets
-            rows.append((target.passes, time.perf_counter() - start))
-        for what, values in zip(("passes", "seconds"), zip(*rows, strict=True), strict=True):
-            print(
-                name, what, f"median {median(values):.1f}, {min(values):.1f} to {max(values):.1f}"
-            )
-
-
 def main() -> None:
-    """Runs one of the three."""
+    """Runs one of the two."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("objects", "gap", "passes"))
+    parser.add_argument("what", choices=("objects", "gap"))
     parser.add_argument("assets", type=Path)
     parser.add_argument("truth", type=Path)
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--hold", type=float, default=0.9)
     parser.add_argument("--cell", type=int)
     parser.add_argument("--keep", type=Path)
+    torch.set_num_threads(1)
     given = parser.parse_args()
     if given.what == "objects":
         objects(*(given.assets, given.truth, given.count, given.hold, given.cell, given.keep))
-    elif given.what == "passes":
-        passes(given.assets, given.truth, given.count)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            images = cifar(given.assets, Path(folder), 2 * given.count)
-            gap_of(load_model(), images, Need.HOLD, 8, given.count)
-            gap_of(load_model(), images, Need.BOTH, 8, given.count)
-        photos = list(pictures(given.truth, given.count))
-        for need in (Need.HOLD, Need.BOTH):
-            gap_of(squeezenet(given.assets), photos, need, 75, given.count)
+            photos, model = list(pictures(given.truth, given.count)), squeezenet(given.assets)
+            if given.cell == CIFAR:
+                photos = cifar(given.assets, Path(folder), 2 * given.count)
+                model = load_model()
+            for need in (Need.HOLD, Need.BOTH):
+                gap_of(model, photos, need, given.cell or 75, given.count)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,30 @@
-"""What `cnnviz reasons` costs: all pairs of cells incrementally and in full, filters by replay.
+"""What `cnnviz reasons` costs: regions and pairs incrementally and in full, filters by replay.
 
-    python benchmarks/reasons_cells.py --threads 2
+    python benchmarks/reasons_cells.py --threads 2 [--image PHOTO] [--weights FOLDER]
 
 Prints passes and seconds of processor time per image; pairs with one fill, of which the command has
-three, the best of `--rounds` alternating runs. Weights are random.
+three, the best of `--rounds` alternating runs. Weights are FOLDER's NAME.pth, or random.
 """
 
 import argparse
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-from cnnviz.core import load_model
+from cnnviz.core import load_model, read_image
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.models.load import Model
+from cnnviz.core.models.variants import fast
+from cnnviz.core.output.summary import class_fields
 from cnnviz.filters.ablation.replay import WholePasses
+from cnnviz.occlusion import OcclusionSpec, occlude
 from cnnviz.occlusion.options import EngineChoice
+from cnnviz.occlusion.sufficient import Search
 from cnnviz.reasons import carriers as room
 from cnnviz.reasons import interactions
+from cnnviz.reasons.regions import find_regions
 
 CLASS = 3
 
@@ -37,6 +43,22 @@ def picture(model: Model) -> WorkingImage:
     return WorkingImage(
         "random.png", pixels, (0.0, 0.0, float(rows), float(columns)), (rows, columns)
     )
+
+
+def regions(model: Model, image: WorkingImage) -> None:
+    """Prints the cost of the regions with both engines; sets of cells take whole passes in both."""
+    for choice in (EngineChoice.INCREMENTAL, EngineChoice.FULL):
+        spec = OcclusionSpec(engine=choice)
+        result = occlude(model, image, spec)
+        panel = result.targets[0]
+        fields = class_fields(result.measured, panel.index, panel.reading)
+        search = Search(fast(model), result.measured, panel, spec)
+        taken = seconds(lambda search=search, fields=fields: find_regions(search, fields, 4))  # type: ignore[misc]
+        print(
+            f"  regions, p = {panel.reading:.3f}: {search.passes} passes, "
+            f"{choice.value} {taken:.1f} s",
+            flush=True,
+        )
 
 
 def pairs(model: Model, image: WorkingImage, grid: int, rounds: int) -> None:
@@ -65,7 +87,7 @@ def filters(model: Model, image: WorkingImage) -> None:
     layouts = room.patched_layers(model)
     occluded = torch.where(region, torch.zeros(()), image.pixels)
     one, other = (room._Pass(model, pixels, layouts) for pixels in (image.pixels, occluded))
-    ablations = room._ablations(layouts, 1)
+    ablations = room.ablations(layouts, 1)
     replay = 2 * seconds(lambda: one.patched(ablations, other, CLASS))
     some = [{layer: (0,)} for layer in layouts for _ in range(4)]
     pixels = model.preprocess.normalise(image.pixels)[None]
@@ -86,12 +108,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--grid", type=int, default=7)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--image", type=Path)
+    parser.add_argument("--weights", type=Path, default=Path())
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     for name in given.models:
-        model = load_model(name, weights="none")
-        image = picture(model)
-        print(f"{name}, {model.input_size[0]}x{model.input_size[1]}, {given.threads} threads")
+        file = given.weights / f"{name}.pth"
+        known = {"checkpoint": file} if file.exists() else {"weights": "none"}
+        model = load_model(name, **known)
+        image = read_image(given.image, model.preprocess) if given.image else picture(model)
+        print(f"{name}, {', '.join(known)}, {image.pixels.shape[1:]}, {given.threads} threads")
+        regions(model, image)
         filters(model, image)
         pairs(model, image, given.grid, given.rounds)
 

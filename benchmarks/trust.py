@@ -21,6 +21,7 @@ import argparse
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from cnnviz.core import load_model
@@ -39,7 +40,6 @@ from cnnviz.core.data.outlines import outline_mask, read_outlines
 from cnnviz.core.data.replaced_pixels import replaced_logits
 from cnnviz.core.maps import agreement
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.variants import last_layers, rerandomised
 from cnnviz.occlusion.maps import judge as compare
 from cnnviz.occlusion.maps import pixel_map, position_values
 from cnnviz.occlusion.masks import fill_picture, inside_boxes
@@ -79,6 +79,25 @@ def _edges(pixels_CHW: Tensor) -> Tensor:
     return torch.hypot(*parts)[0, 0]
 
 
+@contextmanager
+def _random_last_layers(model: Model) -> Iterator[None]:
+    """Gives the weights of the last three layers noise of their mean and deviation in the `with`.
+
+    Adebayo et al. 2018, "Sanity Checks for Saliency Maps".
+    """
+    generator = torch.Generator().manual_seed(0)
+    layers = [m for m in model.module.modules() if isinstance(m, nn.Conv2d | nn.Linear)][-3:]
+    originals = [layer.weight.data for layer in layers]
+    for layer, original in zip(layers, originals, strict=True):
+        noise = torch.randn(original.shape, generator=generator)
+        layer.weight.data = noise * original.std(correction=0) + original.mean()
+    try:
+        yield
+    finally:
+        for layer, original in zip(layers, originals, strict=True):
+            layer.weight.data = original
+
+
 def bad_maps(model: Model, result: OcclusionResult, number: int) -> dict[str, Tensor]:
     """Maps of the first target that are known to be bad."""
     measured, panel = result.measured, result.panels[0]
@@ -93,7 +112,7 @@ def bad_maps(model: Model, result: OcclusionResult, number: int) -> dict[str, Te
         values_P = position_values(base_K, logits_PK, of, result.compared)
         return pixel_map(values_P, grid, size, result.upsample)
 
-    with rerandomised(model, last_layers(model)):
+    with _random_last_layers(model):
         random_PK = replaced_logits(
             model, measured.image, fill, len(boxes), lambda n: ~inside_boxes(boxes[n], size)
         )

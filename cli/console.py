@@ -161,6 +161,8 @@ class Console:
     def progress(self, what: str, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
         """Shows a progress bar, or plain lines if stderr is not a terminal.
 
+        More than `total` steps are counted, too: how many there will be is then unknown.
+
         Yields:
             A function to call with the number of steps just done.
         """
@@ -186,6 +188,8 @@ class Console:
             def advance(steps: int) -> None:
                 nonlocal done
                 done += steps
+                if done > total:  # how many more is not known
+                    bar.tasks[task].total = None
                 rate = f"{done / (time.monotonic() - began + 1e-9):.3g}/s" if unit else ""
                 bar.update(task, advance=steps, rate=rate)
 
@@ -203,7 +207,8 @@ class Console:
                 shown = quarter
                 each = (time.monotonic() - began) / max(done, 1) + 1e-9
                 pace = f" ({1 / each:.3g}/s, {each * (total - done):.0f} s left)" if unit else ""
-                say(f"{what}: {done}/{total} {unit}".rstrip() + pace)
+                known = str(total) if done <= total else "?"
+                say(f"{what}: {done}/{known} {unit}".rstrip() + pace)
 
         return advance
 

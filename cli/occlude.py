@@ -40,7 +40,7 @@ from cnnviz.trust.judge import GradCam, Judge
 from cnnviz.trust.results import check_verdicts, first_target
 
 REFERENCE = "reference.npz"
-"""With `--both`: the scores of the reference image, as `scores.npz` has those of the image."""
+"""With `--both`: the scores of the reference image; the image itself is beside it (.png)."""
 
 
 def occlude(given: OccludeCommand) -> None:
@@ -169,6 +169,8 @@ class _Study(ImageStudy[OcclusionResult, OcclusionResult]):
             folder.write_npz(SCORES, **to_arrays(result))
             if self._exchanged:
                 folder.write_npz(REFERENCE, **to_arrays(self._exchanged))
+                picture = Path(REFERENCE).with_suffix(".png").name
+                folder.write_image(picture, input_pixels(self._exchanged))
 
     def line(self, entry: OcclusionResult) -> str:
         first = entry.targets[0]

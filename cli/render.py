@@ -24,7 +24,7 @@ def render(given: RenderCommand) -> None:
     measured = load(folder)
     run.caption = _caption(folder) or run.caption
     result = look(measured, given.spec, engine="none")
-    out = run.open(run.root / safe_name(folder.resolve().name))
+    out = run.open(run.root / safe_name(folder.resolve().name.removesuffix(".npz")))
     for file_name, figure in draw(result, given.look, load_crop(folder)).items():
         out.write_figure(file_name, figure)
     run.finish([to_json(result)], model=None, seed=0)
@@ -32,7 +32,8 @@ def render(given: RenderCommand) -> None:
 
 def _caption(folder: Path) -> str:
     """The caption of the run's figures; empty without a readable summary."""
-    for place in (folder, folder.resolve().parent):  # of one image, or of several
+    here = folder.resolve()
+    for place in (here, *here.parents[:2]):  # of one image, of several, of their references
         try:
             finished = read_summary(place)
         except CnnvizError:

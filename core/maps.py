@@ -20,6 +20,8 @@ def plateau(map_HW: Tensor, within: float = PLATEAU) -> Tensor:
     them; of equally large ones the first from the top left.
     """
     highest = map_HW >= map_HW.max() - within * map_HW.abs().max()
+    if highest.sum() == 1:
+        return highest
     places, _count = scipy.ndimage.label(highest.numpy(force=True), np.ones((3, 3)))
     return torch.from_numpy(places == np.bincount(places[places > 0]).argmax())
 

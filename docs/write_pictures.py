@@ -86,7 +86,7 @@ MARKED = (
     "--model shortcut.py:make --size 32 --labels ten.txt "
     "--mean 0.4914,0.4822,0.4465 --std 0.247,0.2435,0.2616"
 )
-MOST_BYTES, WIDTH = 80_000, 1000
+MOST_BYTES, WIDTH = 66_000, 1000
 PICTURES = {
     "occlude": (
         f"occlude {PHOTOS}/soccer-ball.jpg {NET} --sufficient",
@@ -97,7 +97,10 @@ PICTURES = {
         f"occlude mosaic.png {DETECTOR} --box all --mask 96 --stride 48",
         ("overlay", "boxes"),
     ),
-    "like": (f"occlude {PHOTOS}/soccer-ball.jpg {NET} --like {PHOTOS}/balloon.jpg", ("overlay",)),
+    "like": (
+        f"occlude {PHOTOS}/soccer-ball.jpg {NET} --like {PHOTOS}/balloon.jpg --both",
+        ("both",),
+    ),
     "render": (
         "render run/occlude/soccer-ball --target top3 --score probability --colormap jet",
         ("overlay",),

@@ -56,6 +56,7 @@ class Occluder:
     Attributes:
         grids: where the masks go, one grid per mask.
         score: the score that is compared.
+        engine: what runs the occluded images.
         note: a line about the engine that the user should see, or None.
     """
 
@@ -80,7 +81,7 @@ class Occluder:
             find_layer(model.module, spec.layer, model.name)
         self._place = Place(model, spec.at, spec.inside)
         self._boxes_P4 = torch.cat([grid.boxes_P4 for grid in self.grids])
-        self._engine: Engine = make_engine(
+        self.engine: Engine = make_engine(
             model,
             spec.engine,
             layer=spec.layer,
@@ -88,9 +89,9 @@ class Occluder:
             boxes_P4=self._boxes_P4,
         )
         self._verifier = (
-            Verifier(model, self._engine, self._boxes_P4, seed=spec.seed) if spec.verify else None
+            Verifier(model, self.engine, self._boxes_P4, seed=spec.seed) if spec.verify else None
         )
-        self.note = self._engine.note or (self._verifier.note if self._verifier else None)
+        self.note = self.engine.note or (self._verifier.note if self._verifier else None)
 
     @property
     def positions(self) -> int:
@@ -109,7 +110,7 @@ class Occluder:
         Args:
             image: of the model's input size.
             label: this image's true class, in place of the spec's.
-            progress: called with the number of positions just done.
+            progress: called with the number of occluded images just done.
         """
         model, spec = self._model, self._spec
         fill = fill_picture(spec.fill, image.pixels, model.preprocess, spec.seed)
@@ -118,7 +119,7 @@ class Occluder:
         if reading is not None:
             labels = reading.labels or model.labels
             reading.targets(spec.requested, labels, model.head, image.path)  # before the work
-        scores = self._engine.run(pair[0], pair[1], self._boxes_P4, progress)
+        scores = self.engine.run(pair[0], pair[1], self._boxes_P4, progress)
         logits_PK = self._logits(scores.logits_PK, image)
         base_logits_K = self._logits(scores.base_logits_K, image)
         activation = None
@@ -146,7 +147,7 @@ class Occluder:
         if self._trace is not None:
             targets, _true_class = _targets(measured, spec, label)
             measured = replace(measured, gradient=self._trace(image, targets))
-        result = look(measured, spec, label=label, engine=self._engine.name)
+        result = look(measured, spec, label=label, engine=self.engine.name)
         verified = None
         if self._verifier is not None:
             verified = scores.given_up or self._verifier.difference(pair[0], pair[1], scores)
@@ -156,7 +157,7 @@ class Occluder:
             fill=spec.fill,
             incremental_given_up=None if scores.given_up is None else _finite(scores.given_up),
             verified_largest_difference=verified,
-            sufficient=self._sufficiencies(result) if spec.sufficient else None,
+            sufficient=self._sufficiencies(result, progress) if spec.sufficient else None,
         )
 
     def again(self, image: WorkingImage, grids: Sequence[Grid], fill: str) -> tuple[Tensor, ...]:
@@ -165,23 +166,19 @@ class Occluder:
         replacement = fill_picture(fill, image.pixels, model.preprocess, self._spec.seed)
         normalise, boxes_P4 = model.preprocess.normalise, torch.cat([g.boxes_P4 for g in grids])
         original, other = (normalise(p).to(model.device) for p in (image.pixels, replacement))
-        scores = self._engine.run(original, other, boxes_P4)
+        scores = self.engine.run(original, other, boxes_P4)
         logits_PK = self._logits(scores.logits_PK, image)
         return torch.split(logits_PK, [len(grid.boxes_P4) for grid in grids])
 
     def _logits(self, scores: Tensor, image: WorkingImage) -> Tensor:
-        logits = self._model.head.logits(scores.cpu())
-        if not logits.isfinite().all():
-            raise CnnvizError(
-                f"{self._model.name} gives scores that are not finite on '{image.path}' in "
-                f"{self._model.precision.value}; use --precision fp32, or check the weights"
-            )
-        return logits
+        return self._model.finite(self._model.head.logits(scores.cpu()), image.path)
 
-    def _sufficiencies(self, result: OcclusionResult) -> tuple[Sufficiency, ...]:
+    def _sufficiencies(
+        self, result: OcclusionResult, progress: Callable[[int], None]
+    ) -> tuple[Sufficiency, ...]:
         """Of each class, by its first mask's map."""
         return tuple(
-            sufficiency(self._model, result.measured, panel, self._spec)
+            sufficiency(self._model, result.measured, panel, self._spec, self.engine, progress)
             for panel in result.targets
             if panel.grid is self.grids[0]
         )

@@ -172,20 +172,24 @@ class Measurement:
 def load(folder: Path) -> Measurement:
     """Reads the measurement of one image, from the folder that `occlude` wrote for it.
 
+    Or from a file of scores, with the image beside it (`reference.npz`).
+
     Raises:
         CnnvizError: `scores.npz` or `input.png` is missing, damaged or not of cnnviz.
     """
-    path = folder / SCORES
+    path, picture = folder / SCORES, folder / INPUT
+    if folder.suffix == path.suffix and folder.is_file():
+        path, picture = folder, folder.with_suffix(".png")
     try:
-        for name in (SCORES, INPUT):
-            if not exists(folder / name):
+        for place in (path, picture):
+            if not exists(place):
                 raise CnnvizError(
-                    f"no {name} in {folder}; expected the folder that cnnviz occlude wrote for "
-                    "one image (without --no-scores)"
+                    f"no {place.name} in {place.parent}; expected the folder that cnnviz occlude "
+                    "wrote for one image (without --no-scores)"
                 )
         with open_arrays(path) as file:
             arrays = {name: file[name] for name in file if name != "maps"}
-        pixels = np.asarray(read_rgb(folder / INPUT))
+        pixels = np.asarray(read_rgb(picture))
         return _measurement(arrays, pixels, str(folder))
     except (*DAMAGE, ArithmeticError) as error:
         raise CnnvizError(

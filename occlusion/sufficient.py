@@ -11,7 +11,8 @@ Greedy: no single cell of a region can go, but there may be smaller regions.
 After Dabkowski and Gal 2017, "Real Time Image Saliency for Black Box Classifiers" (smallest
 sufficient and smallest destroying region), and Carter et al. 2019, "What made you do this?
 Understanding black-box decisions with sufficient input subsets" (removal one by one).
-Shapes: N images, L cells, H W rows and columns, r c rows and columns of cells.
+An image that differs by one cell, or box, from another is run by the engine of the map.
+Shapes: N images, L cells, P boxes, H W rows and columns, r c rows and columns of cells.
 """
 
 import math
@@ -29,15 +30,17 @@ from cnnviz.core.errors import UsageError
 from cnnviz.core.models.heads import Head, Kind
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.summary import class_fields
+from cnnviz.occlusion.engines.choose import Engine, make_engine
 from cnnviz.occlusion.maps import pixel_map, target_scores
-from cnnviz.occlusion.masks import STRIDE_SHARE, fill_picture, inside_boxes, mask_grid
+from cnnviz.occlusion.masks import STRIDE_SHARE, fill_picture, mask_grid
 from cnnviz.occlusion.measurement import Measurement
 from cnnviz.occlusion.options import Border, OcclusionSpec, Score, Upsample
 from cnnviz.occlusion.results import RANKED_BY, Panel, Region, Sufficiency, in_pixels
 
 HELD = 0.9  # of the class's probability, by what is kept alone
 LOST = 0.5  # of it, for a class that is not the prediction anyway
-AT_A_TIME = 16
+AT_A_TIME = 8
+FEW = 3  # cells, up to which whole passes are cheaper than an engine's run
 STEPS, TOGETHER = 32, 6  # sizes that are tried at first, and for cells that go together
 OUTSIDE, EXCHANGES = 16, 4  # best cells that are added, those that are tried in exchange
 THINNED = 2  # of the map's positions, every second row and column ranks what a region leaves
@@ -52,11 +55,15 @@ class Need(Enum):
 
 
 def sufficiency(
-    model: Model, measured: Measurement, panel: Panel, spec: OcclusionSpec
+    model: Model,
+    measured: Measurement,
+    panel: Panel,
+    spec: OcclusionSpec,
+    engine: Engine,
+    progress: Callable[[int], None],
 ) -> Sufficiency:
     """Finds the smallest region that holds one class, and the smallest that loses it."""
-    check_shares(model.head, "--sufficient")
-    search = Search(model, measured, panel, spec)
+    search = Search(model, measured, panel, spec, engine=engine, progress=progress)
     region = search.smallest(Need.HOLD)
     assert region is not None  # noqa: S101 (the whole image is enough)
     without = search.reading(region.cells_rc.flatten(), keep=False)
@@ -82,6 +89,13 @@ def _prefixes(ranking_R: Tensor, cells: int) -> Tensor:
     place_L = torch.full((cells,), len(ranking_R))
     place_L[ranking_R] = torch.arange(len(ranking_R))
     return place_L < torch.arange(len(ranking_R) + 1)[:, None]
+
+
+def _changed(cells_L: Tensor, changed_N: Tensor) -> Tensor:
+    """(N, L) the region with one cell more, or less."""
+    changed_NL = cells_L.repeat(len(changed_N), 1)
+    changed_NL[torch.arange(len(changed_N)), changed_N] ^= True
+    return changed_NL
 
 
 def _spread(low: int, high: int, count: int) -> list[int]:
@@ -115,10 +129,24 @@ class Search:
         spec: OcclusionSpec,
         cell: int | None = None,
         held: float = HELD,
+        engine: Engine | None = None,
+        progress: Callable[[int], None] = lambda _images: None,
     ) -> None:
-        """Lays the grid; `held` is the share of the probability that is enough."""
-        self._head, self._panel, self._size = model.head, panel, measured.size
-        self._held, self.passes = held, 0
+        """Lays the grid.
+
+        Args:
+            model: the network.
+            measured: of one image.
+            panel: the class and its map.
+            spec: the fill, the batch size and the seed.
+            cell: side of a cell; None for a share of the image's.
+            held: share of the probability that is enough.
+            engine: of the same network; None: one is made.
+            progress: called with the number of images just run.
+        """
+        self._model, self._head, self._panel = model, model.head, panel
+        self._size, self._image = measured.size, measured.image
+        self._held, self._progress, self.passes = held, progress, 0
         self._ranked: Mapping[str, Tensor] = {}
         image = measured.image
         # A long strip gets no more cells than a square: the search goes through all of them.
@@ -129,8 +157,18 @@ class Search:
         y0, x0, y1, x1 = self._grid.boxes_P4.T
         self._areas_L = (y1 - y0) * (x1 - x0)
         self.fill_CHW = fill_picture(spec.fill, image.pixels, model.preprocess, spec.seed)
+        self._engine = engine or make_engine(
+            model, spec.engine, boxes_P4=self._grid.boxes_P4, batch_size=spec.batch_size
+        )
+        self._pixels = model.preprocess.normalise(image.pixels)
+        self._fill = model.preprocess.normalise(self.fill_CHW)
         self._logits = partial(
-            replaced_logits, model, image, self.fill_CHW, batch_size=spec.batch_size
+            replaced_logits,
+            model,
+            image,
+            self.fill_CHW,
+            batch_size=spec.batch_size,
+            progress=self._count,
         )
         self._predicted = bool(self._predicts(measured.base_logits_K[None])[0])
         if not self._predicted:
@@ -140,6 +178,10 @@ class Search:
             self.lost_when = "its probability falls below the threshold"
         else:
             self.lost_when = "another class becomes more probable"
+
+    def _count(self, images: int) -> None:
+        self.passes += images
+        self._progress(images)
 
     def _predicts(self, logits_NK: Tensor) -> Tensor:
         """(N,) whether the class is predicted; of independent classes, whether it holds."""
@@ -173,7 +215,6 @@ class Search:
 
     def log_odds(self, count: int, kept: Callable[[slice], Tensor]) -> Tensor:
         """(N,) of the class with only those pixels kept, (n, H, W) bool of a slice of them."""
-        self.passes += count
         return self._scores(self._logits(count, kept), Score.LOG_ODDS)
 
     def run(self, cells_NL: Tensor, *, keep: bool) -> Tensor:
@@ -182,22 +223,51 @@ class Search:
         def kept(part: slice) -> Tensor:
             return in_pixels(cells_NL[part].reshape(-1, *self.shape) == keep, self.cell, self._size)
 
-        self.passes += len(cells_NL)
         return self._logits(len(cells_NL), kept)
 
+    def _boxes(self, kept_HW: Tensor, changed_HW: Tensor, boxes_P4: Tensor) -> Tensor:
+        """(P, K) logits with only some pixels kept, or inside of a box only others."""
+        image, inside = (
+            torch.where(each_HW, self._pixels, self._fill).to(self._model.device)
+            for each_HW in (kept_HW, changed_HW)
+        )
+        self._count(1)  # without a box
+        scores = self._engine.run(image, inside, boxes_P4, self._count)
+        return self._model.finite(self._head.logits(scores.logits_PK.cpu()), self._image.path)
+
     def met(self, cells_NL: Tensor, need: Need) -> tuple[Tensor, Tensor]:
-        """(N,) whether the need is met, and (N,) log-odds, larger the more it is."""
-        met_N = torch.ones(len(cells_NL), dtype=torch.bool)
-        margin_N = torch.zeros(len(cells_NL), dtype=torch.float64)
-        alone, occluded = need.value
-        if alone:
-            logits_NK = self.run(cells_NL, keep=True)
-            met_N &= self._holds(logits_NK)
-            margin_N += self._scores(logits_NK, Score.LOG_ODDS)
-        if occluded:
-            logits_NK = self.run(cells_NL, keep=False)
-            met_N &= self.loses(logits_NK)
-            margin_N -= self._scores(logits_NK, Score.LOG_ODDS)
+        """(N,) whether the need is met, and (N,) log-odds where it is, larger the more it is."""
+        return self._met(
+            lambda some, keep: self.run(cells_NL[some], keep=keep), len(cells_NL), need
+        )
+
+    def met_changed(self, cells_L: Tensor, changed: Tensor, need: Need) -> tuple[Tensor, Tensor]:
+        """As `met`, of a region with one cell more or less: all in it, or none of them."""
+        if len(changed) <= FEW:
+            return self.met(_changed(cells_L, changed), need)
+        pixels_HW = in_pixels(cells_L.reshape(1, *self.shape), self.cell, self._size)[0]
+        without = cells_L[changed[0]]  # and kept where it is not, or the other way round
+
+        def logits(some: Tensor, keep: bool) -> Tensor:
+            boxes_P4 = self._grid.boxes_P4[changed[some]]
+            others_HW = torch.full(self._size, bool(without) is not keep)
+            return self._boxes(pixels_HW == keep, others_HW, boxes_P4)
+
+        return self._met(logits, len(changed), need)
+
+    def _met(
+        self, logits: Callable[[Tensor, bool], Tensor], count: int, need: Need
+    ) -> tuple[Tensor, Tensor]:
+        """See `met`; `logits` are those of some of the regions, kept or occluded."""
+        met_N = torch.ones(count, dtype=torch.bool)
+        margin_N = torch.zeros(count, dtype=torch.float64)
+        for needed, keep in zip(need.value, (True, False), strict=True):
+            some = met_N.nonzero()[:, 0]
+            if needed and len(some):
+                logits_NK = logits(some, keep)
+                met_N[some] = self._holds(logits_NK) if keep else self.loses(logits_NK)
+                log_odds_N = self._scores(logits_NK, Score.LOG_ODDS)
+                margin_N[some] += log_odds_N if keep else -log_odds_N
         return met_N, margin_N
 
     def rankings(self, covered_L: Tensor | None = None) -> Mapping[str, Tensor]:
@@ -227,12 +297,9 @@ class Search:
 
     def _by_boxes(self, boxes_P4: Tensor, left_HW: Tensor, *, keep: bool) -> Tensor:
         """(H, W) what keeping boxes of what is left adds, or occluding them takes away."""
-
-        def kept(part: slice) -> Tensor:
-            return (inside_boxes(boxes_P4[part], self._size) == keep) & left_HW
-
-        self.passes += len(boxes_P4)
-        values_P = self.probabilities(self._logits(len(boxes_P4), kept))
+        nothing_HW = torch.zeros_like(left_HW)
+        pair = (nothing_HW, left_HW) if keep else (left_HW, nothing_HW)
+        values_P = self.probabilities(self._boxes(*pair, boxes_P4))
         values_P = values_P - values_P.min() if keep else values_P.max() - values_P
         return pixel_map(
             values_P, replace(self._panel.grid, boxes_P4=boxes_P4), self._size, Upsample.DENSITY
@@ -254,10 +321,12 @@ class Search:
             base_L: cells that the search starts with.
         """
         best: tuple[Tensor, str] | None = None
+        starts: list[Tensor] = []
         rankings = self.rankings(covered_L)
         for name, ranking_R in rankings.items():
             cells_L = self._first(ranking_R, need, base_L)
-            if cells_L is not None:
+            if cells_L is not None and not any(torch.equal(cells_L, each) for each in starts):
+                starts.append(cells_L)
                 cells_L = self.minimal(cells_L, need)
                 if best is None or self._area(cells_L) < self._area(best[0]):
                     best = cells_L, name
@@ -282,17 +351,14 @@ class Search:
         """The region without the cells that it can do without: no single cell can go.
 
         In each round all cells that can go alone are ordered by what is left without them, and as
-        many as possible of their first half go together. If fewer than `fewest` can go at first,
-        none do.
+        many as possible of their first half go together. (Cells that could not go are tried again:
+        a network is not monotone, and regions are larger without.) If fewer than `fewest` can go at
+        first, none do.
         """
         while True:
             members = cells_L.nonzero()[:, 0]
-            if not len(members):
-                return cells_L
-            without_NL = cells_L.repeat(len(members), 1)
-            without_NL[torch.arange(len(members)), members] = False
-            met_N, margin_N = self.met(without_NL, need)
-            if met_N.sum() < fewest:
+            met_N, margin_N = self.met_changed(cells_L, members, need)
+            if not met_N.any() or met_N.sum() < fewest:
                 return cells_L
             fewest = 1
             spare = members[met_N][margin_N[met_N].argsort(descending=True, stable=True)]
@@ -301,8 +367,8 @@ class Search:
                 {*_spread(1, half, TOGETHER), *(2**power for power in range(half.bit_length()))}
             )
             together_NL = cells_L & ~_prefixes(spare, self.cells)[counts]
-            met_N, _margins = self.met(together_NL, need)
-            met_N[0] = True  # as before, on its own
+            met_N = torch.ones(len(counts), dtype=torch.bool)  # the first as before, on its own
+            met_N[1:] = self.met(together_NL[1:], need)[0]
             cells_L = together_NL[int(met_N.nonzero().max())]
 
     def _exchanged(self, cells_L: Tensor, need: Need, best: Tensor) -> Tensor:
@@ -311,11 +377,9 @@ class Search:
             outside = best[~cells_L[best]]
             if not len(outside) or not cells_L.any():
                 return cells_L
-            added_NL = cells_L.repeat(len(outside), 1)
-            added_NL[torch.arange(len(outside)), outside] = True
-            met_N, margin_N = self.met(added_NL, need)
-            added_NL = added_NL[met_N][margin_N[met_N].argsort(descending=True, stable=True)]
-            for each_L in added_NL[:EXCHANGES]:
+            met_N, margin_N = self.met_changed(cells_L, outside, need)
+            order = margin_N[met_N].argsort(descending=True, stable=True)
+            for each_L in _changed(cells_L, outside[met_N][order][:EXCHANGES]):
                 smaller_L = self.minimal(each_L, need, fewest=2)
                 if self._area(smaller_L) < self._area(cells_L):
                     cells_L = smaller_L

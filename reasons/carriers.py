@@ -16,7 +16,7 @@ Shapes: H W rows and columns of the image, h w of a layer's maps, V patched pass
 classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,7 @@ def carriers(
     fill: str = "mean",
     group: int = 1,
     seed: int = 0,
+    progress: Callable[[int], None] = lambda _passes: None,
 ) -> Carriers:
     """Finds the filters that carry a region's effect on one class, or output.
 
@@ -77,6 +78,7 @@ def carriers(
         fill: what replaces the region.
         group: neighbouring filters that are put together.
         seed: of the fill, if it is noise.
+        progress: called with the number of patched passes just done.
 
     Raises:
         NoEffect: occluding the region changes the score no more than rounding does.
@@ -91,10 +93,10 @@ def carriers(
             f"occluding the region with {fill} changes the score by {drop:.2g} only, so no filter "
             "carries anything; name another region with --region, or another --fill"
         )
-    ablations = _ablations(layouts, group)
-    restored_V = (passes[1].patched(ablations, passes[0], target) - after) / drop
-    taken_V = (before - passes[0].patched(ablations, passes[1], target)) / drop
-    rows = list(zip(ablations, restored_V.tolist(), taken_V.tolist(), strict=True))
+    patches = ablations(layouts, group)
+    restored_V = (passes[1].patched(patches, passes[0], target, progress) - after) / drop
+    taken_V = (before - passes[0].patched(patches, passes[1], target, progress)) / drop
+    rows = list(zip(patches, restored_V.tolist(), taken_V.tolist(), strict=True))
     return Carriers(
         region=float(region_HW.double().mean()),
         fill=fill,
@@ -135,7 +137,13 @@ class _Pass:
         head = self._model.head
         return target_scores(logits_NK.cpu(), target, DEFAULT_SCORES[head.kind], head)
 
-    def patched(self, ablations: Sequence[Channels], other: "_Pass", target: int) -> Tensor:
+    def patched(
+        self,
+        ablations: Sequence[Channels],
+        other: "_Pass",
+        target: int,
+        progress: Callable[[int], None] = lambda _passes: None,
+    ) -> Tensor:
         """(V,) the score with each of these sets of channels from the other pass."""
         passes = ablation_passes(
             self._model,
@@ -150,14 +158,15 @@ class _Pass:
 
         def consume(_images: slice, part: slice, logits_1GK: Tensor) -> None:
             values_V[part] = self.scores(logits_1GK[0], target)
+            progress(logits_1GK.shape[1])
 
         passes.run(self._pixels_1CHW, consume)
         self.engine, self.reason = passes.engine, passes.reason
         return values_V
 
 
-def _ablations(layouts: Mapping[str, Layout], group: int) -> list[Channels]:
-    """For each layer its groups of filters, and last all of them."""
+def ablations(layouts: Mapping[str, Layout], group: int) -> list[Channels]:
+    """Returns for each layer its groups of filters, and last all of them."""
     found: list[Channels] = []
     for name, layout in layouts.items():
         count = layout.shape[0]

@@ -65,9 +65,9 @@ def _rows(
 
     text = (
         f"{name}: {carried.score} {carried.before:.2f}, with the outlined region occluded "
-        f"{carried.after:.2f}. Which filters carry this drop? On the right, for the strongest of "
-        "each layer, the region with the original minus the occluded activation: red where it is "
-        "higher in the original."
+        f"by {carried.fill} {carried.after:.2f}. Which filters carry this drop? Another fill has "
+        "others. On the right, for the strongest of each layer, the region with the original minus "
+        "the occluded activation: red where it is higher in the original."
     )
     rows: list[Sequence[Cell | None]] = [
         [picture(outlined, size, width=WIDTH), words(text, 2.5 * WIDTH, spans=True)]

@@ -1,7 +1,7 @@
 """The reasons for the classes of an image: regions, parts, pairs of cells, and filters."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +18,11 @@ from cnnviz.occlusion.masks import inside_boxes
 from cnnviz.occlusion.options import OcclusionSpec
 from cnnviz.occlusion.results import OcclusionResult, Panel
 from cnnviz.occlusion.sufficient import Search, check_shares
-from cnnviz.reasons.carriers import NoEffect, carriers, patched_layers
+from cnnviz.reasons.carriers import NoEffect, ablations, carriers, patched_layers
 from cnnviz.reasons.interactions import Interacting
 from cnnviz.reasons.options import Question, ReasonsSpec
 from cnnviz.reasons.regions import find_regions
-from cnnviz.reasons.results import Carriers, ClassReasons, ReasonsResult
+from cnnviz.reasons.results import Carriers, ClassReasons, Interactions, ReasonsResult
 from cnnviz.reasons.segments import Parts, check_segments, parts_of
 from cnnviz.reasons.shapley import shapley_of
 
@@ -36,8 +36,8 @@ class Reasoner:
         """Checks the spec and prepares the occlusion."""
         check_shares(model.head, "reasons")
         check_segments(spec.segments)
-        if spec.region is not None and not _inside(spec.region, model.input_size):
-            rows, columns = model.input_size
+        rows, columns = model.input_size
+        if spec.region is not None and (spec.region[2] > rows or spec.region[3] > columns):
             raise UsageError(
                 f"--region {','.join(map(str, spec.region))} is outside the working image of "
                 f"{rows}x{columns} pixels"
@@ -60,23 +60,25 @@ class Reasoner:
             self._pairs = Interacting(
                 model, grid=spec.grid, fill=spec.fill, batch_size=spec.batch_size, seed=spec.seed
             )
-        self.steps = self.occluder.positions + (self._pairs.positions if self._pairs else 0)
+        patched = 2 * len(ablations(self._layouts, spec.group)) * len(spec.targets)
+        pairs = self._pairs.positions if self._pairs else 0
+        self.steps = self.occluder.positions + pairs + patched  # of the others nobody knows
 
     def run(
         self, image: WorkingImage, progress: Callable[[int], None] = lambda _steps: None
     ) -> ReasonsResult:
-        """Studies one image."""
+        """Studies one image; progress is called with the number of passes just done."""
         spec = self._spec
         parts = parts_of(image, spec.segments, spec.parts) if spec.segments else None
         result = self.occluder.run(image, progress=progress)
-        targets = tuple(self._target(result, panel, parts) for panel in result.targets)
+        panels = result.targets
+        pairs: Sequence[Interactions | None] = [None] * len(panels)
         if self._pairs is not None:
-            indices = [panel.index for panel in result.targets]
-            pairs = self._pairs.run(image, indices, progress)
-            targets = tuple(
-                replace(target, interactions=found)
-                for target, found in zip(targets, pairs, strict=True)
-            )
+            pairs = self._pairs.run(image, [panel.index for panel in panels], progress)
+        targets = tuple(
+            replace(self._target(result, panel, parts, progress), interactions=interactions)
+            for panel, interactions in zip(panels, pairs, strict=True)
+        )
         return ReasonsResult(
             image=image.path,
             prediction=result.prediction,
@@ -86,9 +88,20 @@ class Reasoner:
             occlusion=result,
         )
 
-    def _target(self, result: OcclusionResult, panel: Panel, parts: Parts | None) -> ClassReasons:
+    def _target(
+        self,
+        result: OcclusionResult,
+        panel: Panel,
+        parts: Parts | None,
+        progress: Callable[[int], None],
+    ) -> ClassReasons:
         measured, spec = result.measured, self._spec
-        search = Search(self._fast, measured, panel, self._occlusion, spec.cell, spec.hold)
+        carried = self._carriers(result, panel, progress) if self._layouts else None
+        search = Search(
+            *(self._fast, measured, panel, self._occlusion, spec.cell, spec.hold),
+            engine=self.occluder.engine,
+            progress=progress,
+        )
         fields = class_fields(measured, panel.index, panel.reading)
         found = find_regions(search, fields, spec.most)
         if parts is not None:
@@ -98,10 +111,11 @@ class Reasoner:
 
             shapley = shapley_of(game, parts, spec.permutations, spec.seed)
             found = replace(found, shapley=shapley)
-        carried = self._carriers(result, panel) if self._layouts else None
         return replace(found, carriers=carried)
 
-    def _carriers(self, result: OcclusionResult, panel: Panel) -> Carriers | None:
+    def _carriers(
+        self, result: OcclusionResult, panel: Panel, progress: Callable[[int], None]
+    ) -> Carriers | None:
         """The filters that carry a region; None, with a note, where it has no effect."""
         image, spec = result.measured.image, self._spec
         box_14 = torch.tensor([spec.region or panel.max_drop_box])
@@ -115,6 +129,7 @@ class Reasoner:
                 fill=spec.fill,
                 group=spec.group,
                 seed=spec.seed,
+                progress=progress,
             )
         except NoEffect as reason:
             _log.warning("note: %s, %s: %s", image.path, panel.class_, reason)
@@ -126,10 +141,6 @@ class Reasoner:
                 found.reason,
             )
         return found
-
-
-def _inside(box: tuple[int, int, int, int], size: tuple[int, int]) -> bool:
-    return box[2] <= size[0] and box[3] <= size[1]
 
 
 def reasons(

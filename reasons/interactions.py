@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.device import rounding
-from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.errors import UsageError
 from cnnviz.core.models.load import Model
 from cnnviz.occlusion.engines.choose import Engine, make_engine
 from cnnviz.occlusion.engines.full import cover
@@ -33,33 +33,13 @@ from cnnviz.occlusion.maps import class_scores
 from cnnviz.occlusion.masks import fill_picture
 from cnnviz.occlusion.options import EngineChoice
 from cnnviz.reasons.results import Interactions, Pair, Relation
+from cnnviz.reasons.segments import cells
 
 FILLS = ("mean", "blur", "noise")
 """The fills that must agree, besides the run's own."""
 KINDS = (Relation.NONE, Relation.REDUNDANT, Relation.CONJUNCTIVE)
 SMALLEST = 0.05
 """Share of the largest drop, of a cell or a pair, below which a pair is not named."""
-
-
-def cells(size: tuple[int, int], grid: int) -> Tensor:
-    """The boxes (L, 4) of a grid of `grid` by `grid` cells, row by row.
-
-    Raises:
-        UsageError: the image has fewer pixels than the grid cells.
-    """
-    if grid > min(size):
-        raise UsageError(
-            f"--grid {grid} is finer than the image of {size[0]}x{size[1]} pixels; "
-            f"it takes at most {min(size)}"
-        )
-    rows, columns = ([round(place * side / grid) for place in range(grid + 1)] for side in size)
-    return torch.tensor(
-        [
-            [rows[r], columns[c], rows[r + 1], columns[c + 1]]
-            for r in range(grid)
-            for c in range(grid)
-        ]
-    )
 
 
 class Interacting:
@@ -84,10 +64,19 @@ class Interacting:
             engine: `auto` takes the one with the lower predicted cost.
             batch_size: images at a time; None for automatic.
             seed: of the noise.
+
+        Raises:
+            UsageError: the image has fewer pixels than the grid cells.
         """
+        if grid > min(model.input_size):
+            rows, columns = model.input_size
+            raise UsageError(
+                f"--grid {grid} is finer than the image of {rows}x{columns} pixels; "
+                f"it takes at most {min(rows, columns)}"
+            )
         self._model, self._grid, self._seed = model, grid, seed
         self.fills = tuple(dict.fromkeys((fill, *FILLS)))
-        self.boxes_L4 = cells(model.input_size, grid)
+        self.boxes_L4 = cells(model.input_size, grid, grid)
         usual = self.boxes_L4[len(self.boxes_L4) // 2 :]  # half of the cells: the mean of the runs
         self._engine: Engine = make_engine(model, engine, batch_size=batch_size, boxes_P4=usual)
         self.note = self._engine.note
@@ -145,12 +134,7 @@ class Interacting:
     def _values(self, logits_PK: Tensor, image: WorkingImage) -> Tensor:
         """The score of each class in each row, (P, K) float64."""
         model = self._model
-        logits_PK = model.head.logits(logits_PK.cpu())
-        if not logits_PK.isfinite().all():
-            raise CnnvizError(
-                f"{model.name} gives scores that are not finite on parts of '{image.path}' in "
-                f"{model.precision.value}; use --precision fp32, or check the weights"
-            )
+        logits_PK = model.finite(model.head.logits(logits_PK.cpu()), image.path)
         return class_scores(logits_PK, DEFAULT_SCORES[model.head.kind], model.head)
 
     def _result(self, drops_FL: Tensor, both_FLL: Tensor, scale: float) -> Interactions:

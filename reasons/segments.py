@@ -1,10 +1,11 @@
 """Parts of an image: a grid, superpixels, or a label image of the user.
 
-Shapes: H W rows and columns of the working image.
+Shapes: L cells, H W rows and columns of the working image.
 """
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,24 @@ def parts_of(image: WorkingImage, requested: str, parts: int) -> Parts:
     return Parts(numbered_HW, names.tolist(), Path(requested).name)
 
 
+def cells(size: tuple[int, int], rows: int, columns: int) -> Tensor:
+    """The boxes (L, 4) of a grid, row by row."""
+    down, across = (
+        [round(place * side / count) for place in range(count + 1)]
+        for side, count in zip(size, (rows, columns), strict=True)
+    )
+    sides = product(pairwise(down), pairwise(across))
+    return torch.tensor([(y0, x0, y1, x1) for (y0, y1), (x0, x1) in sides])
+
+
 def _grid(size: tuple[int, int], parts: int) -> NDArray[np.int64]:
     """At most so many parts, as square as possible."""
     height, width = size
     columns = min(max(1, round(math.sqrt(parts * width / height))), parts, width)
-    rows = min(parts // columns, height)
-    down, across = (np.arange(n) * k // n for n, k in ((height, rows), (width, columns)))
-    return np.asarray(down[:, None] * columns + across)
+    labels_HW = np.empty(size, np.int64)
+    for part, (y0, x0, y1, x1) in enumerate(cells(size, min(parts // columns, height), columns)):
+        labels_HW[y0:y1, x0:x1] = part
+    return labels_HW
 
 
 def _slic() -> Any:

@@ -79,12 +79,7 @@ def replaced_logits(
         for _done in in_batches(count, 1, batch):
             pass
         logits_NK = torch.cat(batches)
-    if not logits_NK.isfinite().all():
-        raise CnnvizError(
-            f"{model.name} gives scores that are not finite on parts of '{image.path}' in "
-            f"{model.precision.value}; use --precision fp32, or check the weights"
-        )
-    return logits_NK
+    return model.finite(logits_NK, image.path)
 
 
 def _mixed(original_CHW: Tensor, replacement_CHW: Tensor, kept_NHW: Tensor) -> Tensor:

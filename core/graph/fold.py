@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from cnnviz.core.graph.program import OUT_OF_PLACE, VIEWS, name_of, target_name, writes
-from cnnviz.core.graph.trace import Untraceable, replaced
+from cnnviz.core.graph.trace import Untraceable, one_step, replaced
 
 _DROPPED_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -90,7 +90,7 @@ def _lay_out(graph_module: fx.GraphModule) -> None:
             node.target = "reshape"
     for node in graph_module.graph.find_nodes(op="call_module"):
         module = graph_module.get_submodule(str(node.target))
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) or one_step(module):
             copied = copy.deepcopy(module).to(memory_format=torch.channels_last)
             graph_module.set_submodule(str(node.target), copied)
 

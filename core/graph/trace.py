@@ -16,12 +16,14 @@ The module is not modified: the graph module refers to its layers and parameters
 import inspect
 import operator
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from cnnviz.core.device import rounding
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError
@@ -31,6 +33,8 @@ from cnnviz.core.graph.program import Call
 
 _COMPILED = "cannot be traced (TorchScript is compiled already)"
 _ASSERTIONS = (torch._assert, fx._symbolic_trace._assert_is_none)
+MACS = "macs"
+"""Key of the multiply-accumulates per image, in `meta` of modules that are marked as one step."""
 _BATCH = 2  # with one image, the batch axis could be confused with other axes of size 1
 
 
@@ -114,13 +118,18 @@ class _NamingTracer(fx.Tracer):
         return output
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a module is one step of the graph: torch's layers, and what is compiled."""
-        compiled = isinstance(m, torch.jit.ScriptModule)
-        return compiled or super().is_leaf_module(m, module_qualified_name)
+        """Whether a module is one step: torch's layers, and what is compiled or marked."""
+        step = isinstance(m, torch.jit.ScriptModule) or one_step(m)
+        return step or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Returns the proxy of a node's value."""
         return super().proxy(node) if _pieces(node) is None else _Parts(node, self)
+
+
+def one_step(module: nn.Module) -> bool:
+    """Whether a module has the mark that makes it one step of a graph, whatever it does."""
+    return getattr(module, "one_step", False) is True
 
 
 def _pieces(node: fx.Node) -> int | None:
@@ -243,7 +252,11 @@ class _Describer(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        value = super().run_node(n)
+        counts = n.op == "call_module" and one_step(self.module.get_submodule(str(n.target)))
+        with FlopCounterMode(display=False) if counts else nullcontext() as counter:
+            value = super().run_node(n)
+        if counter is not None:
+            n.meta[MACS] = counter.get_total_flops() / 2 / _BATCH
         if n.op != "output":
             self.info[n] = self._info(n, args, kwargs, value)
         return value
@@ -316,9 +329,7 @@ def _as_its_class(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
 
 
 def _holds_tensors(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return any(isinstance(item, Tensor) for item in value)
-    return isinstance(value, Tensor)
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:

@@ -17,6 +17,7 @@ Shapes: n detections of one image, B boxes, K numbers of a row, H W rows and col
 Corners are x0, y0, x1, y1 in pixels of the working image.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnviz.core.choices import whole_number
+from cnnviz.core.choices import percent, whole_number
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.lazy import torchvision
 from cnnviz.core.models.heads import Head
@@ -34,6 +35,8 @@ from cnnviz.core.models.targets import Reading, Target
 
 SAME = 0.5
 """IoU from which two boxes of a class are in the same place."""
+INSIDE = 0.9
+"""Share of a box inside the image below which a note says that it reaches beyond it."""
 ALL = "all"
 MOST = 100
 """Boxes of an image that are explained in a run, and drawn by `detect`."""
@@ -41,6 +44,7 @@ _KEYS = ("boxes", "scores", "labels")
 _LIMITS = ("score_thresh", "nms_thresh", "detections_per_img")
 _UNUSED = tuple(f"{task}_{part}" for task in ("mask", "keypoint") for part in ("roi_pool", "head"))
 _SHOWN = 12
+_log = logging.getLogger("cnnviz")
 
 
 @dataclass(frozen=True)
@@ -224,6 +228,7 @@ class Boxes(Target):
         self._size, self._model = size, name
         self._frozen: tuple[Tensor, Tensor, Tensor] | None = None
         self._seen: list[Detections] = []
+        self._told = False
         heads: Any = getattr(module, "roi_heads", module)
         self.note, self._suppression, self._most = "", 1.0, None
         if not all(hasattr(heads, limit) for limit in _LIMITS):
@@ -256,6 +261,7 @@ class Boxes(Target):
             )
         found = self._kept(all_)
         self._check(found)
+        self._note_outside(found)
         listed = list(range(len(self.names)))
         if not listed:
             listed = sorted(set(all_.classes_n.tolist()))
@@ -288,12 +294,37 @@ class Boxes(Target):
                     "class names (--labels names classes by their index, from 0)"
                 )
 
+    def _note_outside(self, found: Detections) -> None:
+        """Say once per run that boxes reach beyond the image."""
+        rows, columns = self._size
+        corners_B4 = found.corners_n4
+        inside_B4 = corners_B4.clamp(min=0).minimum(corners_B4.new_tensor([columns, rows] * 2))
+        inside_B, whole_B = ((b[:, 2:] - b[:, :2]).prod(1) for b in (inside_B4, corners_B4))
+        shares = (inside_B / whole_B).tolist()
+        out = [number for number, share in enumerate(shares) if share < INSIDE]
+        if not out or self._told:
+            return
+        self._told = True
+        first = out[0]
+        _log.warning(
+            "%s returns boxes that reach beyond the image (box %d %s: %s inside): they are drawn "
+            "up to its edge, and IoU is that of the whole box",
+            self._model,
+            first + 1,
+            self._name(int(found.classes_n[first])),
+            percent(shares[first]),
+        )
+
     def _name(self, index: int) -> str:
         return self.names[index] if 0 <= index < len(self.names) else f"class {index}"
 
     def _kept(self, given: Detections) -> Detections:
-        """The boxes that are found: above the threshold, not suppressed, by falling score."""
-        above = given.of(given.scores_n >= self.threshold)
+        """The boxes that are found: above the threshold, not suppressed, by falling score.
+
+        Some detectors return boxes without an area, cut off at the edge of the image: not found.
+        """
+        area_n = (given.corners_n4[:, 2:] != given.corners_n4[:, :2]).all(1)
+        above = given.of((given.scores_n >= self.threshold) & area_n)
         if self._suppression < 1 and len(above.scores_n):
             suppress = torchvision("ops").batched_nms
             kept = suppress(above.corners_n4, above.scores_n, above.classes_n, self._suppression)

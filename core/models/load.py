@@ -115,6 +115,15 @@ class Model:
         rows: Tensor = self.module(images.contiguous(memory_format=self.layout))
         return rows.float() if isinstance(rows, Tensor) else rows
 
+    def finite(self, logits: Tensor, image: str) -> Tensor:
+        """Returns the logits of an image or of parts of it; CnnvizError if any is not finite."""
+        if not logits.isfinite().all():
+            raise CnnvizError(
+                f"{self.name} gives scores that are not finite on '{image}' or parts of it in "
+                f"{self.precision.value}; use --precision fp32, or check the weights"
+            )
+        return logits
+
     def settle(self, pixels_1CHW: Tensor, inside_HW: Tensor | None) -> Reading | None:
         """Freeze what a target depends on, besides the output, by one original image.
 

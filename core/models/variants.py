@@ -1,4 +1,4 @@
-"""The same network in another form: an optimised copy, frozen for gradients, or with random layers.
+"""The same network in another form: an optimised copy, or frozen for gradients.
 
 The optimised copy has batch norms folded into convolutions and channels-last maps. A layer that a
 command watches or changes keeps its name and its output; everything else may be folded. The copy is
@@ -20,14 +20,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnviz.core.device import rounding
-from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, UsageError, one_line
+from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError, one_line
 from cnnviz.core.graph.fold import fold, rescaling
 from cnnviz.core.graph.trace import Untraceable, trace
 from cnnviz.core.models.behaviour import guarded
-from cnnviz.core.models.layers import conv_layers, named_layers, trial_outputs, watch_outputs
+from cnnviz.core.models.layers import conv_layers, named_layers, watch_outputs
 from cnnviz.core.models.load import Model
 
-LAST = 3
 _RECTIFIERS = (
     torch.ops.aten.threshold_backward.default,
     torch.ops.aten.hardtanh_backward.default,
@@ -44,7 +43,6 @@ _ACTIVATIONS = {
     "softplus_backward": "Softplus",
 }
 """Other activations, by the operation of their gradient."""
-_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def fast(model: Model, keep: Collection[str] = (), *, rescaled: bool = False) -> Model:
@@ -206,50 +204,3 @@ class ReluRule(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name in _ACTIVATIONS:
             self.others.add(_ACTIVATIONS[name])
         return result
-
-
-def last_layers(model: Model, count: int = LAST) -> tuple[str, ...]:
-    """The convolutions and linear layers that the scores depend on and that run last.
-
-    Decoders and heads of other tasks do not count. None for an archive.
-    """
-    layers = named_layers(model.module)
-    names = [name for name, layer in layers.items() if isinstance(layer, _WEIGHTED)]
-    try:
-        ran = list(trial_outputs(model, names))
-    except UsageError:
-        return ()
-    image = random_image(tuple(model.blank().shape[1:]), model.device, model.precision.dtype)
-    last: list[str] = []
-    with torch.inference_mode():
-        scores = model.logits(image)
-        while ran and len(last) < count:
-            with rerandomised(model, (ran[-1],)):
-                last[:0] = [] if torch.equal(scores, model.logits(image)) else ran[-1:]
-            ran.pop()
-    return tuple(last)
-
-
-@contextmanager
-def rerandomised(model: Model, layers: tuple[str, ...], seed: int = 0) -> Iterator[None]:
-    """Replace the layers' weights by normal noise of the same mean and deviation in the `with`.
-
-    A map that stays the same then does not show what was learned (Adebayo et al. 2018, "Sanity
-    Checks for Saliency Maps", the cascade from the top).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    named = named_layers(model.module)
-    weights: list[nn.Parameter] = [named[name].weight for name in layers]  # type: ignore[misc]
-    originals = [weight.data for weight in weights]
-    try:
-        for weight, original in zip(weights, originals, strict=True):
-            noise = torch.randn(original.shape, generator=generator).to(
-                original.device, torch.float32
-            )
-            values = original.float()
-            noise = noise * values.std(correction=0) + values.mean()
-            weight.data = noise.to(original.dtype)
-        yield
-    finally:
-        for weight, original in zip(weights, originals, strict=True):
-            weight.data = original

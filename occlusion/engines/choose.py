@@ -104,7 +104,7 @@ def choose(
     name: str = "the network",
 ) -> Engine:
     """Returns an engine for a prepared network; `full` with a note if incremental is impossible."""
-    full = FullEngine(network, batch_size=batch_size, model=name)
+    choice, full = EngineChoice(choice), FullEngine(network, batch_size=batch_size, model=name)
     if choice is EngineChoice.FULL:
         return full
     try:

@@ -8,12 +8,14 @@ Shapes: N images, C channels, H W rows and columns, P positions, K classes.
 
 import copy
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
 
 from cnnviz.core.errors import UsageError
 from cnnviz.core.graph.fold import fold
+from cnnviz.core.graph.split import trace_part
 from cnnviz.core.graph.trace import Graph, Untraceable, describe, trace
 from cnnviz.core.models.layers import not_run
 from cnnviz.core.models.variants import check_same, laid_out, random_image
@@ -114,19 +116,30 @@ def prepare(
 ) -> Network:
     """Traces and folds a copy of the module for images of `channels` and `size` (H, W)."""
     image = random_image((channels, *size), device, dtype)
-    try:
-        with torch.inference_mode(False), torch.no_grad():
-            folded = fold(trace(module), keep=(layer,) if layer else ())
+
+    def prepared(traced: fx.GraphModule) -> Graph:
+        with torch.no_grad():
+            folded = fold(traced, keep=(layer,) if layer else ())
             speed_up(folded)
         graph = describe(folded, size, channels=channels, device=device, dtype=dtype)
         check_same(module, folded, image)
-    except Untraceable as error:
-        plain, layout = laid_out(module, image, speed_up)
-        watched = _Watched(plain, layer) if layer else plain
-        return Network(watched, None, str(error), layer, device, dtype, layout)
-    if layer is None:
-        return Network(folded, graph, None, None, device, dtype)
-    return Network(_with_sums(graph, layer), graph, None, layer, device, dtype)
+        return graph
+
+    reason = ""
+    for traced in (trace, partial(trace_part, image_1CHW=image)):
+        try:
+            with torch.inference_mode(False):
+                graph = prepared(traced(module))
+        except Untraceable as error:
+            reason = str(error) or reason
+            if layer is not None:
+                break
+        else:
+            tapped = _with_sums(graph, layer) if layer is not None else graph.module
+            return Network(tapped, graph, None, layer, device, dtype)
+    plain, layout = laid_out(module, image, speed_up)
+    watched = _Watched(plain, layer) if layer else plain
+    return Network(watched, None, reason, layer, device, dtype, layout)
 
 
 def channel_sums(value: Tensor, axes: tuple[int, int] | None) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -258,3 +259,16 @@ def test_without_ray_the_remedy_is_named(
     monkeypatch.setitem(sys.modules, "ray", None)
     assert run([*LINE, "--cluster", "ray", "--out", str(tmp_path / "all")]) == 2
     assert "pip install '.[ray]'" in capsys.readouterr().err
+
+
+def test_data_and_results_at_a_url(ray: Pretended) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put("data/", "/cluster/data/", recursive=True)
+    at_url = [part.replace("data", "memory://cluster/data") for part in LINE]
+    assert run([*at_url, "--quiet", "--out", "memory://cluster/one"]) == 1
+    assert run([*at_url, *ON[:-1], "memory://cluster/all"]) == 1
+    memory.get("/cluster/one/", "at-url-one/", recursive=True)
+    memory.get("/cluster/all/", "at-url-all/", recursive=True)
+    assert content("at-url-all") == content("at-url-one")
+    assert on("at-url-all")["blocks"] == 12
+    assert len(content("at-url-all")["errors"]) == 4

@@ -7,14 +7,10 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
-import torch
-from networks import model_of
 from parts import slow_but
-from torch import Tensor, nn
 
 from cnnviz.cli.main import run
-from cnnviz.core import load_model, read_image
-from cnnviz.core.models.variants import last_layers, rerandomised
+from cnnviz.core import load_model
 from cnnviz.occlusion import OcclusionSpec, occlude
 from cnnviz.occlusion.options import MapKind, Score
 from cnnviz.trust.judge import GradCam
@@ -276,49 +272,6 @@ def test_a_regression_is_judged_by_its_values(tmp_path: Path) -> None:
     line = ["occlude", TRUCK, "--model", f"{net}:make", "--size", "32", "--head", "none"]
     assert run([*line, "--trust", "--quiet", "--out", str(tmp_path / "out")]) == 0
     assert card(tmp_path / "out" / "truck", "occlude")["verdict"]
-
-
-class TwoTasks(nn.Module):
-    """Classes, and a mask whose decoder runs after the classifier."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
-        self.decoder = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        maps = self.body(x).relu()
-        scores = self.head(maps.mean((2, 3)))
-        self.decoder(maps)
-        return scores
-
-
-def test_layers_of_another_task_are_not_among_the_last_ones() -> None:
-    model = model_of(TwoTasks().eval(), (8, 8), ["a", "b", "c"])
-    assert last_layers(model) == ("body", "head")
-
-
-def test_the_last_layers_are_random_only_for_a_while() -> None:
-    model = load_model()
-    image = read_image(TRUCK, model.preprocess)
-    pixels = model.preprocess.normalise(image.pixels)[None]
-    before = {name: value.clone() for name, value in model.module.state_dict().items()}
-
-    def changed() -> set[str]:
-        state = model.module.state_dict()
-        return {name for name, value in before.items() if not torch.equal(value, state[name])}
-
-    layers = last_layers(model)
-    with torch.no_grad():
-        own = model.logits(pixels)
-        with rerandomised(model, layers):
-            assert changed() == {f"{layer}.weight" for layer in layers}
-            assert len(layers) == 3
-            assert not torch.allclose(own, model.logits(pixels))
-    assert changed() == set()
-    with pytest.raises(KeyboardInterrupt), rerandomised(model, layers):
-        raise KeyboardInterrupt
-    assert changed() == set()
 
 
 @pytest.mark.slow

@@ -167,7 +167,9 @@ def test_both_explains_the_reference_too(
         assert entry["reference"] == other
         assert entry["reference"]["class"] == f"like {name}.png"
         assert (folder / "x" / name / "both.png").exists()
-        assert (folder / "x" / name / "reference.npz").exists()
+        assert run(["render", f"x/{name}/reference.npz", "--out", f"drawn-{name}", "--quiet"]) == 0
+        drawn = results(f"drawn-{name}/reference")[0]["targets"][0]
+        assert {key: drawn[key] for key in drawn} == {key: other[key] for key in drawn}
     assert run(["occlude", "a.png", *line, "--like", "reference.png", "--out", "y"]) == 0
     assert results("y/a")[0]["targets"] == results("x")[0]["targets"]
     assert run(["occlude", "a.png", *line, "--both", "--out", "z"]) == 2

@@ -5,7 +5,8 @@ Both are trained here on rendered shapes, in seconds. Energy is the share of a m
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from cnnviz.embeddings.likeness import describe
 from cnnviz.occlusion import OcclusionSpec, occlude
 
 SIDE, CELL = 64, 8
+SCENES, RATE = 1024, 6e-3
 SHAPES, COLOURS = ("circle", "square", "triangle"), ("red", "green", "blue")
 RGB = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (60, 80, 230)}
 Shape = tuple[str, str, int, int, int]
@@ -93,27 +95,48 @@ class Detector(nn.Module):
         return [{"boxes": boxes, "scores": rows} for boxes, rows in pairs]
 
 
-def train_detector(steps: int = 300) -> Detector:
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """One thread inside the `with`: sums do not depend on how many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     torch.manual_seed(0)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def learnt(scenes: Sequence[Sequence[Shape]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, and for each cell the shape that is centred there and the sides of its box."""
+    images = torch.stack([render(scene, number) for number, scene in enumerate(scenes)])
+    cells = SIDE // CELL
+    shown, sides = (torch.zeros(len(scenes), channels, cells, cells) for channels in (3, 4))
+    for number, scene in enumerate(scenes):
+        for _, shape, x, y, half in scene:
+            row, column = y // CELL, x // CELL
+            shown[number, SHAPES.index(shape), row, column] = 1
+            near = torch.tensor([CELL * column, CELL * row]) + CELL / 2
+            away = near - torch.tensor([x, y])
+            sides[number, :, row, column] = (torch.cat([away, -away]) + half) / CELL
+    return images, shown, sides
+
+
+def train_detector(steps: int = 800) -> Detector:
     network, random = Detector(), np.random.default_rng(0)
-    optimiser = torch.optim.Adam(network.parameters(), 4e-3)
+    optimiser = torch.optim.Adam(network.parameters(), RATE)
+    images, shown, sides = learnt([in_a_grid(random) for _ in range(SCENES)])
     for step in range(steps):
-        scenes = [in_a_grid(random) for _ in range(8)]
-        images = torch.stack([render(scene, 8 * step + k) for k, scene in enumerate(scenes)])
-        found = network.head(network.body(images))
-        wanted, loss = torch.zeros_like(found[:, :-4]), torch.zeros(())
-        for number, scene in enumerate(scenes):
-            for _, shape, x, y, half in scene:
-                row, column = y // CELL, x // CELL
-                wanted[number, SHAPES.index(shape), row, column] = 1
-                near = torch.tensor([CELL * column, CELL * row]) + CELL / 2
-                sides = torch.cat([near - torch.tensor([x, y]), torch.tensor([x, y]) - near]) + half
-                loss = loss + (found[number, -4:, row, column] - sides / CELL).abs().sum()
+        part = torch.randint(len(images), (8,))
+        found = network.head(network.body(images[part]))
         scores = functional.binary_cross_entropy_with_logits(
-            found[:, :-4], wanted, pos_weight=torch.tensor(4.0)
+            found[:, :-4], shown[part], pos_weight=torch.tensor(4.0)
         )
+        there = shown[part].sum(1, keepdim=True)
+        loss = 20 * scores + 0.02 * (there * (found[:, -4:] - sides[part])).abs().sum()
+        optimiser.param_groups[0]["lr"] = RATE * (1 - step / steps)
         optimiser.zero_grad()
-        (20 * scores + 0.02 * loss).backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     return network.eval()
 
@@ -153,22 +176,23 @@ def two_of(random: np.random.Generator) -> tuple[list[int], list[Shape]]:
     ]
 
 
-def train_contrastive(steps: int = 900) -> Contrastive:
+def train_contrastive(steps: int = 1500) -> Contrastive:
     """By SigLIP's loss: each caption of an image alone."""
-    torch.manual_seed(0)
     network, random = Contrastive(), np.random.default_rng(0)
     optimiser = torch.optim.Adam(network.parameters(), 4e-3)
     texts = [f"a {colour} {shape}" for colour, shape in PAIRS]
+    scenes = [two_of(random) for _ in range(3 * SCENES)]
+    images = torch.stack([render(scene, number) for number, (_, scene) in enumerate(scenes)])
+    shown = -torch.ones(len(scenes), len(texts))
+    for row, (picked, _) in zip(shown, scenes, strict=True):
+        row[picked] = 1
     for step in range(steps):
-        scenes = [two_of(random) for _ in range(12)]
-        images = torch.stack([render(s, 12 * step + k) for k, (_, s) in enumerate(scenes)])
-        shown = -torch.ones(len(scenes), len(texts))
-        for row, (picked, _) in zip(shown, scenes, strict=True):
-            row[picked] = 1
-        features = functional.normalize(network(images), dim=1)
+        part = torch.randint(len(images), (12,))
+        features = functional.normalize(network(images[part]), dim=1)
         captions = functional.normalize(network.read(texts), dim=1)
         logits = network.logit_scale.exp() * features @ captions.T + network.logit_bias
-        loss = -functional.logsigmoid(shown * logits).mean()
+        loss = -functional.logsigmoid(shown[part] * logits).mean()
+        optimiser.param_groups[0]["lr"] = 4e-3 * (1 - step / steps)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -194,7 +218,8 @@ def energy(map_HW: Tensor, rows: slice, columns: slice) -> float:
 @pytest.mark.slow
 def test_the_map_of_each_box_of_a_trained_detector_lies_on_its_object() -> None:
     """A grid of 2 x 2 objects: at least 0.8 of the energy in the object's quarter."""
-    network = train_detector()
+    with repeatable():
+        network = train_detector()
     target = Boxes(network, (SIDE, SIDE), "trained")
     target.names = SHAPES
     head = Head(Kind.NONE, word=SCORE)
@@ -221,7 +246,8 @@ def test_the_map_of_each_box_of_a_trained_detector_lies_on_its_object() -> None:
 @pytest.mark.slow
 def test_the_map_of_a_text_lies_on_what_it_names() -> None:
     """Two objects beside each other: most of the energy in the half of the one that is named."""
-    network, energies = train_contrastive(), []
+    with repeatable():
+        network, energies = train_contrastive(), []
     random = np.random.default_rng(99)
     for seed in range(6):
         picked, scene = two_of(random)

@@ -7,13 +7,14 @@ import torch
 from networks import image_of, model_of
 from torch import Tensor, nn
 
-from cnnviz.core import UsageError, load_model
+from cnnviz.core import UsageError, load_model, read_image
 from cnnviz.core.models.heads import Head, Kind
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.summary import class_fields
 from cnnviz.occlusion import OcclusionSpec, occlude
-from cnnviz.occlusion.sufficient import Need, Search
+from cnnviz.occlusion.sufficient import FEW, Need, Search
 from cnnviz.reasons import ReasonsSpec, reasons
+from cnnviz.reasons.experiment import Reasoner
 from cnnviz.reasons.regions import find_regions
 
 SAMPLES = Path(__file__).parent.parent.parent / "sample_images"
@@ -98,6 +99,37 @@ def test_the_search_ends_at_the_maximum_and_says_so() -> None:
     found = find_regions(search, fields, 1)
     assert len(found.reasons) == 1
     assert not found.complete
+
+
+@pytest.mark.slow
+def test_progress_counts_every_pass() -> None:
+    model = load_model()
+    layers = ("features.block3.conv2",)
+    spec = ReasonsSpec(skip=("pairs",), cell=8, segments="grid", parts=4, layers=layers, group=16)
+    reasoner, steps = Reasoner(model, spec), list[int]()
+    result = reasoner.run(read_image(SAMPLES / "truck.png", model.preprocess), steps.append)
+    (target,) = result.targets
+    assert target.shapley is not None
+    assert target.carriers is not None
+    groups = len(target.carriers.layers[0].every) + 1  # and all filters together
+    known = reasoner.occluder.positions + 2 * groups
+    assert reasoner.steps == known
+    assert sum(steps) == known + target.passes + target.shapley.passes
+    assert max(steps) < 200  # in small steps
+
+
+def test_a_changed_cell_is_run_as_the_whole_image_is() -> None:
+    search = search_of(random_net(0), 0, 4)
+    cells_L = torch.rand(search.cells, generator=torch.Generator().manual_seed(0)) < 0.6
+    for need in Need:
+        for changed in (cells_L.nonzero()[:, 0], (~cells_L).nonzero()[:, 0]):
+            assert len(changed) > FEW
+            changed_NL = cells_L.repeat(len(changed), 1)
+            changed_NL[torch.arange(len(changed)), changed] ^= True
+            met_N, margin_N = search.met(changed_NL, need)
+            by_engine = search.met_changed(cells_L, changed, need)
+            assert by_engine[0].tolist() == met_N.tolist()
+            assert torch.allclose(by_engine[1], margin_N, atol=1e-4)
 
 
 def test_a_regression_has_no_reasons() -> None:

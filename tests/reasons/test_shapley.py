@@ -125,6 +125,38 @@ def test_the_values_of_an_image_are_captums(model: Model) -> None:
     assert sum(expected) == pytest.approx(shapley.all - shapley.none, abs=1e-4)
 
 
+@pytest.mark.parametrize(("parts", "pairs", "tolerance"), [(16, 10, 1e-4), (4, 60, 0.1)])
+def test_sampled_values_are_captums_of_the_same_orders_and_near_those_of_all(
+    model: Model, parts: int, pairs: int, tolerance: float
+) -> None:
+    attr = pytest.importorskip("captum.attr")
+    labels_HW = parts_of(PICTURE, "grid", parts).labels_HW
+    normalise = model.preprocess.normalise
+    pixels, black = normalise(PICTURE.pixels)[None], normalise(torch.zeros(3, 20, 20))[None]
+
+    def log_odds(images: Tensor) -> Tensor:
+        return model.head.log_odds(model.logits(images))[:, 1]
+
+    def score(kept_NP: Tensor) -> Tensor:
+        return log_odds(torch.where(kept_NP[:, None, labels_HW], pixels, black)).double()
+
+    values_P, errors_P, _ends = sampled_values(score, parts, 2 * pairs, seed=3)
+    sampling = attr.ShapleyValueSampling(log_odds)
+    if parts == 16:  # the same orders, each with its reverse
+        drawn = torch.Generator().manual_seed(3)
+        orders = [torch.randperm(parts, generator=drawn) for _ in range(pairs)]
+        both = [each.tolist() for order in orders for each in (order, order.flip(0))]
+        sampling.permutation_generator = lambda _features, _samples: iter(both)
+    else:  # Captum's own orders: all values are near the exact ones
+        torch.manual_seed(0)
+        assert torch.allclose(values_P, exact_values(score, parts)[0], atol=tolerance)
+        assert (errors_P < tolerance).all()
+    mask = labels_HW[None, None]
+    found = sampling.attribute(pixels, black, feature_mask=mask, n_samples=2 * pairs)
+    captums = [float(found[0, 0][labels_HW == part][0]) for part in range(parts)]
+    assert values_P.tolist() == pytest.approx(captums, abs=tolerance)
+
+
 def test_more_than_twelve_parts_are_sampled_and_say_so(model: Model) -> None:
     spec = ReasonsSpec(**ALONE, parts=16, permutations=20)
     (target,) = reasons(model, PICTURE, spec).targets

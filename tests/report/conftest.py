@@ -60,6 +60,7 @@ def _run_all(root: Path) -> None:
             "layers": [],
             "saliency": [photo],
             "activations": [photo, "--layer", "stem.conv"],
+            "reasons": [photo, "--skip", "filters", "--grid", "4", "--cell", "8"],
             "audit": ["data", "--mask", "16", "--stride", "16", "--top", "2"],
         }
         for name, line in lines.items():

@@ -13,11 +13,13 @@ from parts import slow_but
 
 from cnnviz.cli.main import run
 from cnnviz.core.files import csv_text
+from cnnviz.core.output.summary import read_summary
 from cnnviz.embeddings.figures import looks_of
 from cnnviz.embeddings.results import load as load_embedding
 from cnnviz.occlusion.experiment import look
 from cnnviz.occlusion.measurement import load
 from cnnviz.occlusion.options import PanelSpec, Score
+from cnnviz.reasons import load_run as load_reasons
 
 PHOTO = "0_b_"
 ALL = ["occlude", "classic", "tsne", "max-patches", "filters", "ablate", "layers", "saliency"]
@@ -85,6 +87,53 @@ def test_the_map_on_the_page_is_the_librarys(
                 bounded = score is Score.PROBABILITY and name != "value"
                 tolerance = 6e-4 * (1 if bounded else scale)
                 np.testing.assert_allclose(shown, wanted, atol=tolerance)
+    opened.close()
+
+
+FIGURE = """() => {
+  const found = [];
+  for (const model of Bokeh.documents[0]._all_models.values()) {
+    if (model.type !== "Figure") continue;
+    const view = Bokeh.index.find_one(model), {left, top} = view.el.getBoundingClientRect();
+    const place = (xs, ys) => [left + view.frame.x_scale.compute(xs[12]),
+                               top + view.frame.y_scale.compute(ys[12])];
+    const arcs = [];
+    for (const each of model.renderers)
+      if (each.glyph.type === "MultiLine")
+        each.data_source.data.text.forEach((text, n) => arcs.push(
+          [text, ...place(each.data_source.data.xs[n], each.data_source.data.ys[n])]));
+    found.push({arcs, shown: model.renderers.map((each) => each.visible)});
+  }
+  return found;
+}"""
+
+
+@pytest.mark.slow
+def test_pointing_at_an_arc_shows_its_pair_and_a_name_hides_its_reason(
+    runs: Path, written: Any, browser: Any
+) -> None:
+    ((target,),) = (one.targets for one in load_reasons(read_summary(folder(runs, "reasons"))))
+    assert target.interactions is not None
+    opened = Opened(browser, written("reasons"))
+    page = opened.page
+    (figure,) = page.evaluate(FIGURE)
+    assert len(figure["arcs"]) == len(target.interactions.pairs) >= 2
+    for pair in target.interactions.pairs[:2]:
+        expected = (
+            f"cells {pair.first} and {pair.second}, {pair.relation.value}: occluding both takes "
+            f"{pair.both:.2f}"
+        )
+        ((text, x, y),) = (arc for arc in figure["arcs"] if arc[0].startswith(expected))
+        assert page.get_by_text(text).count() == 0
+        page.mouse.move(x, y)
+        page.wait_for_timeout(300)
+        assert page.get_by_text(text).is_visible()
+        page.mouse.move(1, 1)
+        page.wait_for_timeout(300)
+    page.get_by_text(re.compile(r"^reason 1: ")).first.click()
+    page.wait_for_timeout(300)
+    changed = zip(figure["shown"], page.evaluate(FIGURE)[0]["shown"], strict=True)
+    assert [one is other for one, other in changed].count(False) == 1
     opened.close()
 
 

@@ -179,11 +179,13 @@ def _with_anchor_boxes(module: Any) -> nn.Module:
     """Let a YOLO return the boxes of all its places."""
     head = module.model[-1]
     alone, head.xyxy, head.dynamic = bool(head.end2end), True, True  # a new grid for each pass
+    heads = type(head)
 
-    def forward(run: Callable[..., Any], x: Tensor) -> list[dict[str, Tensor]]:
-        rows, raw = run(x)
+    def forward(self: Any, maps: list[Tensor]) -> list[dict[str, Tensor]]:
+        rows, raw = heads.forward(self, maps)
         if alone:  # it has selected the best ones
-            rows = head._inference(raw["one2one"])
+            rows = self._inference(raw["one2one"])
         return [{"boxes": one[:4].T, "scores": one[4:].T} for one in rows]
 
-    return _returning(module, forward, suppression=1.0 if alone else _OVERLAP)
+    head.__class__ = type(heads.__name__, (heads,), {"forward": forward, "one_step": True})
+    return _returning(module, lambda run, x: run(x), suppression=1.0 if alone else _OVERLAP)

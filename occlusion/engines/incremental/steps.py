@@ -29,7 +29,7 @@ from cnnviz.core.graph.program import (
     run_operations,
 )
 from cnnviz.core.graph.reach import extents
-from cnnviz.core.graph.trace import Graph, NodeInfo, Untraceable
+from cnnviz.core.graph.trace import MACS, Graph, NodeInfo, Untraceable
 from cnnviz.occlusion.engines.incremental.windows import Box, CachedMap
 from cnnviz.occlusion.engines.network import channel_sums
 from cnnviz.occlusion.engines.winograd import WinogradConv2d
@@ -156,6 +156,8 @@ def macs_of(step: Step, graph: Graph) -> float:
     """Multiply-accumulates per output position of a step's map (in total if it is not a map)."""
     if step.sliding is not None:
         return step.sliding.macs
+    if MACS in step.node.meta:
+        return float(step.node.meta[MACS])
     module = graph.module.get_submodule(step.info.layer) if step.info.layer else None
     shapes = [graph.info[node].shape for node in (*step.info.inputs, step.node)]
     if isinstance(module, nn.MultiheadAttention) and shapes[0] is not None:

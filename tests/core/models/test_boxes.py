@@ -268,6 +268,25 @@ def test_boxes_that_mean_nothing_are_refused(corner: float, score: float, reason
         target.settle(lambda: target.rows(found), None)
 
 
+def test_boxes_without_area_are_not_found_and_those_beyond_the_image_noted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A box cut off at the edge until nothing remains; one of which half is outside, told once."""
+    target = Boxes(torch.nn.Identity(), (SIDE, SIDE), "net")
+    target.names = ("red", "blue")
+    corners = torch.tensor([[SIDE, 0.0, SIDE, 9.0], [-8, 8, 8, 16], [8, 8, 64.2, 16]])
+    scores, labels = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 1, 0])
+    found = [{"boxes": corners, "scores": scores, "labels": labels}]
+    for _ in range(2):
+        reading = target.settle(lambda: target.rows(found), None)
+    assert reading.numbered == ("1 blue", "2 red")
+    assert target.rows(found)[0, :2].tolist() == pytest.approx([0.8, 0.7])
+    assert [record.getMessage() for record in caplog.records] == [
+        "net returns boxes that reach beyond the image (box 1 blue: 50 % inside): they are drawn "
+        "up to its edge, and IoU is that of the whole box"
+    ]
+
+
 @pytest.mark.parametrize("text", ["", "0", "dog@", "dog@0", "dog@x", "@1"])
 def test_names_of_boxes_are_checked(text: str) -> None:
     with pytest.raises(UsageError, match=r"invalid box .* --box takes a number"):

@@ -20,6 +20,7 @@ from cnnviz.core.models.boxes import Boxes, BoxReading
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.zoo.detectors import _networks, _ultralytics
 from cnnviz.occlusion import OcclusionResult, OcclusionSpec, occlude
+from cnnviz.occlusion.options import EngineChoice
 
 SIDE, CLASSES = 64, ("cat", "dog", "cow")
 Raw = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -32,15 +33,18 @@ def explained(model: Model, image: Any, share: float) -> OcclusionResult:
     with torch.no_grad():
         highest = float(model.outputs(model.preprocess.normalise(image.pixels)[None]))
     model.target.threshold = share * highest  # with random weights all are low
-    asked = OcclusionSpec(masks=((32, 32),), stride=32, boxes=("1",), fill="black")
+    asked = OcclusionSpec(
+        masks=((32, 32),), stride=32, boxes=("1",), fill="black", engine=EngineChoice.INCREMENTAL
+    )
     return occlude(model, image, asked)
 
 
-def check_by_loop(model: Model, raw: Raw, share: float = 0.99) -> BoxReading:
+def check_by_loop(model: Model, raw: Raw, share: float = 0.99, engine: str = "") -> BoxReading:
     """The numbers of a box are those of a loop over single occluded images."""
     generator = torch.Generator().manual_seed(3)
     image = image_of(torch.rand(3, SIDE, SIDE, generator=generator))
     result = explained(model, image, share)
+    assert engine in ("", result.engine)
     reading = result.measured.reading
     assert isinstance(reading, BoxReading)
     label = model.labels.index(reading.names[0])
@@ -154,7 +158,7 @@ def test_yolo_from_its_file_by_a_loop(tmp_path: Path, name: str) -> None:
 
     model = load_model(f"yolo:{tmp_path / 'best.pt'}", size=SIDE)
     assert model.labels == CLASSES
-    reading = check_by_loop(model, raw, share=0.9)
+    reading = check_by_loop(model, raw, share=0.9, engine="incremental")
     assert isinstance(model.target, Boxes)
     generator = torch.Generator().manual_seed(3)
     boxes, scores = raw(torch.rand(1, 3, SIDE, SIDE, generator=generator))
