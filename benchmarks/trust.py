@@ -199,6 +199,9 @@ def measure(assets: Path, boxes: Path, keep: Path, halves: list[int], limit: int
 
 
 def _area(good: Sequence[float], bad: Sequence[float]) -> float:
+    """The area under the curve; NaN if there are none of one kind, as with few pictures."""
+    if not len(good) or not len(bad):
+        return float("nan")
     return float(roc_auc_score([1] * len(good) + [0] * len(bad), [*good, *bad]))
 
 
@@ -216,7 +219,8 @@ def fit(found: list[Row]) -> None:
     y, weights = good & hit, weights * len(found) / weights.sum()
     groups = [f"{row['network']} {row['picture']}" for row in found]
     scores, model = np.zeros(len(found)), LogisticRegression(max_iter=3000)
-    for train, test in GroupKFold(10, shuffle=True, random_state=0).split(x, y, groups):
+    folds = GroupKFold(min(10, len(set(groups))), shuffle=True, random_state=0)
+    for train, test in folds.split(x, y, groups):
         model.fit(x[train], y[train], sample_weight=weights[train])
         scores[test] = model.predict_proba(x[test])[:, 1]
     maps = (networks == PHOTOGRAPHS) & good
@@ -225,7 +229,9 @@ def fit(found: list[Row]) -> None:
         own = networks == network
         print(f"{network}: good against bad {_area(scores[own & good], scores[own & ~good]):.3f}")
     model.fit(x, y, sample_weight=weights)
-    weights_by_name = dict(zip(WEIGHTS, (model.coef_[0] / deviations).round(2), strict=True))
+    weights_by_name = dict(
+        zip(WEIGHTS, (model.coef_[0] / deviations).round(2).tolist(), strict=True)
+    )
     print(weights_by_name, f"offset {float(model.intercept_[0]):.2f}")
 
 
