@@ -28,7 +28,11 @@ def trace_part(network: nn.Module, image_1CHW: Tensor) -> fx.GraphModule:
     Raises:
         Untraceable: no part that reads the image can be traced; without a message.
     """
-    for backbone, border, output in _backbones(network, image_1CHW):
+    try:
+        found = list(_backbones(network, image_1CHW))
+    except USER_CODE_ERRORS as error:
+        raise Untraceable from error
+    for backbone, border, output in found:
         try:
             return trace(_Split(network, backbone, border, output).eval())
         except USER_CODE_ERRORS:  # a part of that one may be traced
@@ -49,7 +53,8 @@ def _backbones(network: nn.Module, image_1CHW: Tensor) -> Iterator[tuple[nn.Modu
     def convolutions(module: nn.Module) -> int:
         return sum(isinstance(part, nn.Conv2d) for part in module.modules())
 
-    parts = [part for part in network.modules() if part is not network]
+    compiled = torch.jit.ScriptModule  # takes no hooks
+    parts = [m for m in network.modules() if m is not network and not isinstance(m, compiled)]
     handles = [part.register_forward_hook(note) for part in parts]
     try:
         with torch.no_grad():
