@@ -146,8 +146,8 @@ def _reasons(silent: Sequence[ClassAudit]) -> str:
 class _Tested:
     """A class with the results of its tests, its mean image and its mean residual.
 
-    `decisive` is as `_decisive` returns it; None if the class is not judged. `untold` is why its
-    patches cannot raise an alarm, whatever they do; it is judged if another test raises one.
+    `decisive` is as `_decisive` returns it; None if the class is not judged. `untold` is why not
+    even a perfect shortcut's patches raise an alarm; it is judged if another test raises one.
     """
 
     entry: Class

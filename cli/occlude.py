@@ -40,7 +40,7 @@ from cnnviz.trust.judge import GradCam, Judge
 from cnnviz.trust.results import check_verdicts, first_target
 
 REFERENCE = "reference.npz"
-"""With `--both`: the scores of the reference image; the image itself is beside it (.png)."""
+"""With `--both`: the scores of the reference image; the image is `reference.png`."""
 
 
 def occlude(given: OccludeCommand) -> None:

@@ -172,7 +172,7 @@ class Measurement:
 def load(folder: Path) -> Measurement:
     """Reads the measurement of one image, from the folder that `occlude` wrote for it.
 
-    Or from a file of scores, with the image beside it (`reference.npz`).
+    Or from a file of scores, `reference.npz`, and the image `reference.png` in its folder.
 
     Raises:
         CnnvizError: `scores.npz` or `input.png` is missing, damaged or not of cnnviz.

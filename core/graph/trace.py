@@ -128,7 +128,7 @@ class _NamingTracer(fx.Tracer):
 
 
 def one_step(module: nn.Module) -> bool:
-    """Whether a module has the mark that makes it one step of a graph, whatever it does."""
+    """Whether a module is marked as one step of a graph, which is not traced into."""
     return getattr(module, "one_step", False) is True
 
 

@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 class Mark(nn.Module):
-    """Class 0 where a red pixel stands anywhere; 1 to 4 by which channel or none is brightest.
+    """Class 0 where a red pixel stands anywhere; 1 to 4 by the brightest channel, if any.
 
     With a mark of 2, only where a whole red square of 3x3 does.
     """

@@ -460,7 +460,7 @@ def _hostile_run(source: Path, target: Path) -> list[str]:
 
 @pytest.fixture
 def hostile_page(name: str, runs: Path, built_once: Any) -> Path:
-    """The page of a run whose every text is HTML; beside it how many texts were replaced."""
+    """The page of a run whose every text is HTML; `marks` has the number of replaced texts."""
 
     def build(place: Path) -> None:
         marks = _hostile_run(folder(runs, name), place / "run")
