@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from rendering import rendered
 
+from cnnviz.cli import cluster
 from cnnviz.cli.cluster import Cluster
 from cnnviz.cli.main import run
 from cnnviz.core.output import blocks
@@ -179,7 +180,18 @@ def test_nodes_that_are_killed_change_nothing(
     Path("slow").touch()
     folder = Path("all/blocks/scan")
 
+    psutil = pytest.importorskip("psutil")
     killed: list[Any] = []
+    begun: list[bool] = []
+    hand_out = cluster._Work._hand_out
+
+    def together(work: cluster._Work, seat: cluster._Seat) -> None:
+        """Blocks go out when all three workers are ready, so each node that is killed has some."""
+        if begun or all(each.starting is None for each in work._cluster.seats):
+            begun.append(True)
+            hand_out(work, seat)
+
+    monkeypatch.setattr(cluster._Work, "_hand_out", together)
 
     def kill() -> None:
         for count in (2, 5):
@@ -187,6 +199,9 @@ def test_nodes_that_are_killed_change_nothing(
                 if ended.wait(0.01):
                     return
             killed.append(fresh.list_all_nodes()[-1])
+            raylet = psutil.Process(killed[-1].all_processes["raylet"][0].process.pid)
+            for worker in raylet.children(recursive=True):  # they would go on for a while
+                worker.kill()
             fresh.remove_node(killed[-1], allow_graceful=False)
 
     ended, killer = threading.Event(), threading.Thread(target=kill)
