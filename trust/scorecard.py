@@ -31,6 +31,8 @@ BELIEVED, CHANCE = 0.78, 0.35
 MIN_EFFECT, CLEAR_EFFECT = 1.0, 2.5  # drops of the log-odds: of 44 misses 16 were below 2.5
 MIN_SHARE = 0.05  # of the probability
 MIN_STANDING = 0.1  # probability of a class that is not predicted
+UNSURE = 0.5  # probability of a predicted class
+THIN = 1.5  # less above a limit is a thin margin, which the verdict names
 # Nine of ten maps that hit the object are above; a component below is given as a reason.
 USUAL = {"agreement": 0.65, "mirrored": 0.05, "contrast": 0.4}
 MOST_PARENTS = 2
@@ -169,22 +171,27 @@ def judge(card: Scorecard, positive: bool, evidence: Evidence) -> tuple[Verdict,
     limits = tuple(_limits(card, evidence))
     if card.trust < BELIEVED or limits:
         return Verdict.FRAGILE, (*limits, *reasons) or (f"trust {card.trust:.2f}",)
+    thin, p = list(_limits(card, evidence, THIN)), evidence.probability
+    if evidence.predicted and p is not None and p < UNSURE:
+        thin.append(f"the class is predicted with p = {p:.2g} only")
     return Verdict.BELIEVE, (
         f"gain {card.gain:.2f}, chance up to {card.against_chance.interval[1]:.2f}",
         f"agreement with other methods {card.agreement:.2f}",
+        *([f"but by a thin margin: {', '.join(thin)}"] if thin else []),
     )
 
 
-def _limits(card: Scorecard, evidence: Evidence) -> Iterator[str]:
-    """What alone keeps a map from being believed."""
+def _limits(card: Scorecard, evidence: Evidence, margin: float = 1.0) -> Iterator[str]:
+    """What alone keeps a map from being believed, or would if it were smaller by a margin."""
     reach, p = card.against_chance.interval[1], evidence.probability
-    if card.gain <= reach:
-        yield f"its gain {card.gain:.2f} is within chance, up to {reach:.2f}"
-    if p is not None and not evidence.predicted and p < MIN_STANDING:
+    if card.gain <= margin * reach:
+        place = "within" if card.gain <= reach else "just beyond"
+        yield f"its gain {card.gain:.2f} is {place} chance, up to {reach:.2f}"
+    if p is not None and not evidence.predicted and p < margin * MIN_STANDING:
         yield f"the class is not predicted (p = {p:.2g})"
-    if p is not None and card.effect < CLEAR_EFFECT:
+    if p is not None and card.effect < margin * CLEAR_EFFECT:
         yield f"no region lowers the log-odds by more than {card.effect:.2g}"
-    if card.effect_share is not None and card.effect_share < MIN_SHARE:
+    if card.effect_share is not None and card.effect_share < margin * MIN_SHARE:
         yield f"no region takes more than {100 * card.effect_share:.2g} % of the probability"
     if card.contrast is None:
         yield "no other class to compare it with"
