@@ -135,7 +135,7 @@ def render(title: str, sections: Sequence[Section], left_out: Sequence[str]) -> 
     place = {id(widget): div for widget, div in zip(widgets, divs, strict=True)}
     loaded, styles = _resources()
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["typeset"] = typeset
+    environment.filters["typeset"] = lambda text: typeset(text).replace(" %", "\u00a0%")
     template = environment.from_string(script("page.html"))
     safe = Markup
     return str(

@@ -58,7 +58,7 @@ def make_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> tuple
             formatter = parts.StringFormatter()
         else:
             formatter = parts.HTMLTemplateFormatter(template=NUMBER)
-            wide = min(wide, 110)
+            wide = max(min(wide, 110), len(name) * LETTER + 16)
         source.add(values, name)
         title = html.escape(name)  # Bokeh shows titles as HTML
         columns.append(parts.TableColumn(field=name, title=title, width=wide, formatter=formatter))
