@@ -194,7 +194,7 @@ def _limits(card: Scorecard, evidence: Evidence, margin: float = 1.0) -> Iterato
     if card.gain <= reach:
         yield f"its gain {card.gain:.2f} is within chance, up to {reach:.2f}"
     elif card.gain <= margin * reach:
-        yield f"its gain is only {card.gain / reach:.1f} times the end of chance"
+        yield f"its gain is only {100 * (card.gain / reach - 1):.0f} % above chance"
     if p is not None and not evidence.predicted and p < margin * MIN_STANDING:
         yield f"the class is not predicted (p = {p:.2g})"
     if p is not None and card.effect < margin * CLEAR_EFFECT:

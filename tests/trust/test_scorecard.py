@@ -118,7 +118,7 @@ def test_the_gain_that_decides_is_the_one_that_is_printed() -> None:
         (
             {"random": (0.7, -0.7) * 2},
             Verdict.BELIEVE,
-            "by a thin margin: its gain is only 1.2 times the end of chance; gain 3.60",
+            "by a thin margin: its gain is only 20 % above chance; gain 3.60",
         ),
         (
             {"effect": 3.0, "effect_share": 0.06},
