@@ -132,7 +132,7 @@ class Cluster:
                 self._stop()
             self._partial = blocks.partial
             reasons = {
-                range(block.start, block.stop): f"{GIVEN_UP} ({block.error})"
+                range(block.start, block.stop): f"{GIVEN_UP}, as the worker died ({block.error})"
                 for block in self._given_up
             }
             return blocks.joined_without(reasons)
@@ -144,8 +144,9 @@ class Cluster:
     def _stop(self) -> NoReturn:
         """Ends a run whose results would not be of the same images in each pass, or of none."""
         self._delete_partial()
-        count, first = len(self._given_up), self._given_up[0]
-        raise CnnvizError(f"{count} blocks were given up: {first.line}; others are kept: {AGAIN}")
+        more = len(self._given_up) - 1
+        named = self._given_up[0].line + (f", and {more} more blocks" if more else "")
+        raise CnnvizError(f"{named}; what is done is kept: {AGAIN}")
 
     def _delete_partial(self) -> None:
         if self._partial is not None:

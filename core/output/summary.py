@@ -159,7 +159,8 @@ class GivenUp(Record):
     @property
     def line(self) -> str:
         """What is missing, and why."""
-        return f"{self.name} are missing: {self.tries} workers died of them ({self.error})"
+        why = f"given up after {self.tries} tries, as the worker died ({self.error})"
+        return f"{self.name} are missing: {why}"
 
 
 @dataclass(frozen=True)
