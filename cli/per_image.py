@@ -343,13 +343,13 @@ class ImageRun(Run):
         first = list(islice(_Records(self.entries, study.kind), MOST_SHOWN))
         rows = [row for entry in first for row in study.rows(entry)]
         self.console.table(study.title, study.columns, rows)
-        for target in getattr(first[0], "targets", ()) if self._alone else ():
-            if card := getattr(target, "trust", None):
-                self.console.sentence(f"{target.class_}: {card.line}")
         top = next(iter(self.entries)).get("top5") if self._alone else None
         if top:
             best = [(one["class"], decimals(one["probability"])) for one in top]
             self.console.table(f"Top {len(best)}", ("class", "p"), best)
+        for target in getattr(first[0], "targets", ()) if self._alone else ():
+            if card := getattr(target, "trust", None):
+                self.console.sentence(f"{target.class_}: {card.line}")
         if len(self.entries) > MOST_SHOWN:
             more = len(self.entries) - MOST_SHOWN
             self.console.sentence(f"… and {more} more images, all of them in images.jsonl")

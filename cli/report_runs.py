@@ -82,7 +82,7 @@ class Pages:
                 more = len(entries) - number
                 self.left_out.append(f"{section.title}: {more} pictures to explore")
                 return
-            text = reads.scorecard(entry)
+            text = reads.scorecard(entry) if len(entries) > 1 else ""  # that one is a finding
             if classes < len(explored.labels):
                 text += (
                     f" {classes} of {len(explored.labels)} classes can be chosen, the most "

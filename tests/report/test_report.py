@@ -164,7 +164,9 @@ def test_pointing_at_a_place_says_what_covering_it_does(
     assert label == measured.labels[best]
     assert float(untouched) == pytest.approx(before, abs=6e-4)
     assert float(now) == pytest.approx(float(covered[best]), abs=1.1e-3)
-    assert float(change) == pytest.approx(float(covered[best]) - before, abs=1.6e-3)
+    assert float(change.replace("−", "-")) == pytest.approx(
+        float(covered[best]) - before, abs=1.6e-3
+    )
     opened.close()
 
 
@@ -199,7 +201,9 @@ def test_pages_open_with_the_findings_and_fold_the_rest(
     table = next(finding for finding in findings if finding["columns"])
     assert page.locator("section table").first.locator("th").all_inner_texts() == table["columns"]
     cells = page.locator("section table").first.locator("td").all_text_contents()
-    assert cells == [typeset(cell).replace(" %", "\u00a0%") for row in table["rows"] for cell in row]
+    assert cells == [
+        typeset(cell).replace(" %", "\u00a0%") for row in table["rows"] for cell in row
+    ]
     text = page.locator("body").inner_text()
     assert typeset(text) == text
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
