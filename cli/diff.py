@@ -51,6 +51,9 @@ def diff(given: DiffCommand) -> None:
     if given.min_agreement is not None and result.agreement is None:
         raise UsageError("--min-agreement needs runs with maps, features, filters or a sweep")
     folder = run.open()
+    for one in (a.run, b.run):
+        for line in one.missing:
+            run.console.sentence(f"{one.folder} is incomplete: {line}")
     _write(run, result, _figures(result, a, b, given.spec, given.look) if given.pictures else [])
     sides = (RunRecord.of(a.run), RunRecord.of(b.run))
     results = Results.of_runs(a.run.command, *sides, result, given.spec.top)

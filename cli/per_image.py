@@ -210,19 +210,19 @@ class ImageRun(Run):
     def _block(
         self, study: ImageStudy[Any, Any], model: Model, data: ImageData, folder: Path
     ) -> None:
-        """Studies the images of a block, in a worker; writes the files to a folder."""
-        here = self.folder
+        """Studies the images of a block; writes the files to a folder."""
+        here = self.folder, self._data, self.errors, self._index
         self._data, self.errors = data, []
         self.folder = RunFolder.open(folder)
-        self.folder.figures, self.folder.caption = here.figures, here.caption
-        self.folder.mark = here.mark
+        self.folder.figures, self.folder.caption = here[0].figures, here[0].caption
+        self.folder.mark = here[0].mark
         self._index = Lines(self.folder, self.identity, resume=False)
         try:
             for place in data.part:
                 self._one(data.examples[place].path, model, study, lambda _steps: None)
+            write_atomically(folder / ERRORS, json.dumps(self.errors).encode())
         finally:
-            self.folder = here
-        write_atomically(folder / ERRORS, json.dumps(self.errors).encode())
+            self.folder, self._data, self.errors, self._index = here
 
     def open_for(
         self,

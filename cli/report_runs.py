@@ -53,6 +53,7 @@ class Pages:
     def section(self, run: FinishedRun) -> Section:
         """The section of a run."""
         section = Section(page_title([run]), list(reads.facts(run)))
+        section.notes += [f"incomplete: {line}" for line in run.missing]
         section.notes += [f"failed: {failure.message}" for failure in run.summary.errors[:20]]
         section.findings += [Findings(f.title, f.columns, f.rows) for f in run.summary.findings]
         with run.reading():
