@@ -156,13 +156,13 @@ class FirstBatch:
     """Checks that images do not change each other's answers, on the first batch of a run."""
 
     def __init__(self, outputs: Callable[[Tensor], object], name: str) -> None:
-        self._outputs, self._name, self._done = outputs, name, False
+        self._outputs, self._name, self.done = outputs, name, False
 
     def check(self, images_NCHW: Tensor, answers: object = None) -> None:
         """Raises a CnnvizError if they do; `answers` as in `check_batch`."""
-        if not self._done:
+        if not self.done:
             check_batch(self._outputs, images_NCHW, self._name, answers)
-        self._done = True
+        self.done = True
 
 
 def far_away(

@@ -23,7 +23,7 @@ from cnnviz.core.device import in_batches, send
 from cnnviz.core.errors import UsageError
 from cnnviz.core.graph.fold import rescaling
 from cnnviz.core.models.behaviour import FirstBatch
-from cnnviz.core.models.layers import Layout, named_layers, note_repeats, replace_outputs
+from cnnviz.core.models.layers import Layout, named_layers, not_run, note_repeats, replace_outputs
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.variants import cached_batch, fast
 from cnnviz.core.output.blocks import JOURNAL, Elsewhere, alone, of_journals
@@ -31,7 +31,7 @@ from cnnviz.core.output.journal import Journal
 from cnnviz.filters.channels import choose_filters
 from cnnviz.filters.patches.options import MaxPatchesSpec, Ranking
 from cnnviz.filters.patches.state import LayerState, check, merge, of_arrays, to_arrays
-from cnnviz.filters.patches.top_k import Rescaled, Scores, TopK, score_maps
+from cnnviz.filters.patches.top_k import Rescaled, Scores, score_maps
 
 CPU_BATCH, DEVICE_BATCH = 32, 256
 
@@ -137,7 +137,9 @@ class Scan:
             for name, filters in plan.filters.items()
             if len(filters) < plan.layouts[name].shape[0]
         }
-        self._rescaled = self._rescalings()
+        changed = self._rescalings()
+        self._rescaled = {name: Rescaled.of(*pair) for name, pair in changed.items()}
+        self._all_rescaled = self._rescaled_together(changed)
         self.errors: dict[int, str] = {}
         self.unreadable: dict[int, str] = {}
 
@@ -151,14 +153,26 @@ class Scan:
         size, preprocess = self._batch_size, self._model.preprocess
         return batches(self._data, preprocess, size, start=self.done, on_error=failed)
 
-    def _rescalings(self) -> dict[str, Rescaled]:
-        """How the watched filters of layers are rescaled in the fast copy."""
-        layers, found = named_layers(self._model.module), dict[str, Rescaled]()
+    def _rescalings(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Scale and shift of the watched filters of layers that are rescaled in the fast copy."""
+        layers, found = named_layers(self._model.module), dict[str, tuple[Tensor, Tensor]]()
         for name in self._plan.filters:
             if changed := rescaling(layers[name]):
-                chosen = self._watched.get(name, slice(None))
-                found[name] = Rescaled.of(*(values[chosen] for values in changed))
+                scale, shift = (values[self._watched.get(name, slice(None))] for values in changed)
+                found[name] = scale, shift
         return found
+
+    def _rescaled_together(self, rescaled: Mapping[str, tuple[Tensor, Tensor]]) -> Rescaled | None:
+        """How the filters of all layers are rescaled."""
+        if not rescaled:
+            return None
+        device, dtype = self._model.device, self._model.precision.dtype
+        one, zero = (torch.full((), n, device=device, dtype=dtype) for n in (1, 0))
+        pairs = [
+            rescaled.get(name, (one.expand(size), zero.expand(size)))
+            for name, size in zip(self._plan.filters, self._sizes, strict=True)
+        ]
+        return Rescaled.of(*map(torch.cat, zip(*pairs, strict=True)))
 
     def add(self, batch: Batch) -> None:
         """Adds a batch, in parts if it does not fit the device's memory."""
@@ -167,48 +181,54 @@ class Scan:
 
     def _add(self, images_N3HW: Tensor, indices_N: Tensor) -> None:
         """Adds images, without those on which a filter is not finite."""
-        parts, sent_N = list[Scores](), send(indices_N, self._model.device)
-        best = dict(zip(self._plan.filters, self._state.best.split(self._sizes), strict=True))
-
-        def run(part: slice) -> None:
-            layers = self._forward(images_N3HW[part], sent_N[part], best)
-            parts.append(Scores.joined(layers, 1))
-
-        for _done, size in in_batches(len(indices_N), self._rows, run):
-            self._rows = size
-        found = Scores.joined(parts, 0)
-        finite_NF = found.scores_NF.isfinite()
+        sent_N = send(indices_N, self._model.device)
+        found = self._scores(images_N3HW, sent_N)
+        if self._all_rescaled:
+            found = found.true(self._all_rescaled)
+        finite_NF = found.ranked.isfinite()
         good_N = finite_NF.all(1).cpu()
-        if not good_N.all():
-            for row in (~good_N).nonzero().flatten().tolist():
-                self.errors[int(indices_N[row])] = self._reason(int(indices_N[row]), finite_NF[row])
-            if good_N.any():
-                self._add(images_N3HW[good_N], indices_N[good_N])
+        if good_N.all():
+            best = self._state.best.merged(found.candidates(sent_N))
+            stats = self._state.stats.with_scores(found.ranked, found.highest_NF)
+            self._state = LayerState(best, stats)
             return
-        self._state = LayerState(
-            self._state.best.merged(found.candidates(sent_N)),
-            self._state.stats.with_scores(found.scores_NF, found.highest_NF),
-        )
+        for row in (~good_N).nonzero().flatten().tolist():
+            self.errors[int(indices_N[row])] = self._reason(int(indices_N[row]), finite_NF[row])
+        if good_N.any():
+            self._add(images_N3HW[good_N], indices_N[good_N])
 
-    def _forward(
-        self, images_N3HW: Tensor, indices_N: Tensor, best: Mapping[str, TopK]
-    ) -> list[Scores]:
-        """Runs one forward pass; returns each layer's scores."""
-        spec, found = self._plan.spec, dict[str, Scores]()
+    @torch.inference_mode()
+    def _scores(self, images_N3HW: Tensor, indices_N: Tensor) -> Scores:
+        """Runs images through the network, `rows` at a time; returns the scores of all filters."""
+        spec, parts, layers = self._plan.spec, list[Scores](), dict[str, Scores]()
+        best = dict(zip(self._plan.filters, self._state.best.split(self._sizes), strict=True))
+        first, shown_N = list[tuple[Tensor, object]](), indices_N
 
         def take(name: str, output: Tensor) -> Tensor:
             maps, rescaled = self._maps(name, output), self._rescaled.get(name)
-            found[name] = score_maps(
-                maps, indices_N, best[name], spec.score, spec.per_image, rescaled
+            layers[name] = score_maps(
+                maps, shown_N, best[name], spec.score, spec.per_image, rescaled
             )
             return output
 
+        def run(part: slice) -> None:
+            nonlocal shown_N
+            shown_N = indices_N[part]
+            layers.clear()
+            answers = self._model.outputs(images_N3HW[part])
+            if not (parts or self._first.done):
+                first.append((images_N3HW[part], answers))
+            if missing := best.keys() - layers:
+                raise not_run(min(missing))
+            parts.append(Scores.joined([layers[name] for name in best], 1))
+
         watches = {name: partial(take, name) for name in best}
-        with torch.inference_mode():
-            with replace_outputs(self._model.module, watches):
-                answers = self._model.outputs(images_N3HW)
-            self._first.check(images_N3HW, answers)
-        return [found[name] for name in best]
+        with replace_outputs(self._model.module, watches):
+            for _done, size in in_batches(len(indices_N), self._rows, run):
+                self._rows = size
+        for images, answers in first:
+            self._first.check(images, answers)
+        return Scores.joined(parts, 0)
 
     def _maps(self, name: str, output: Tensor) -> Tensor:
         """The maps of the watched filters in a layer's output."""

@@ -134,9 +134,11 @@ def strongest(maps_NFHW: Tensor, falling_G: Tensor | None = None) -> tuple[Tenso
     if maps_NFHW.device.type == "cpu" and maps_NFHW.is_contiguous(memory_format=layout):
         # One reading of the maps, in the time that `amax` takes for the values; a thread a window.
         window = (rows if len(maps_NFHW) >= torch.get_num_threads() else 1, columns)
-        values_NFHW, units_NFHW = functional.max_pool2d(maps_NFHW, window, return_indices=True)
-        values_NF, row_NF = values_NFHW.flatten(2).max(2)
-        return values_NF, units_NFHW.flatten(2).gather(2, row_NF[:, :, None])[:, :, 0]
+        values_NFH1, units_NFH1 = functional.max_pool2d(maps_NFHW, window, return_indices=True)
+        if values_NFH1.shape[2] == 1:
+            return values_NFH1[:, :, 0, 0], units_NFH1[:, :, 0, 0]
+        values_NF, row_NF = values_NFH1[..., 0].max(2)
+        return values_NF, units_NFH1[..., 0].gather(2, row_NF[:, :, None])[:, :, 0]
     values_NF, row_NF = maps_NFHW.amax(3).max(2)
     line_NFW = maps_NFHW.take_along_dim(row_NF[:, :, None, None], 2)[:, :, 0]
     return values_NF, row_NF * columns + line_NFW.max(2).indices
@@ -147,31 +149,42 @@ class Scores:
     """What is kept of the maps of some images.
 
     Attributes:
-        scores_NF: float32, what images are ranked by.
         highest_NF: float32, the largest unit of each map.
         units_NF: int64, its row-major index.
+        other_NF: float32, what images are ranked by, if it is not that.
         several: the candidates, if a filter may have more than one of an image.
     """
 
-    scores_NF: Tensor
     highest_NF: Tensor
     units_NF: Tensor
+    other_NF: Tensor | None = None
     several: TopK | None = None
 
+    @property
+    def ranked(self) -> Tensor:
+        """What images are ranked by, (N, F)."""
+        return self.highest_NF if self.other_NF is None else self.other_NF
+
     @classmethod
-    def joined(cls, layers: Sequence["Scores"], axis: int) -> "Scores":
+    def joined(cls, parts: Sequence["Scores"], axis: int) -> "Scores":
         """The scores of several batches of images (`axis` 0), or layers (1)."""
-        tables = [layer.several for layer in layers if layer.several]
+        others = [part.other_NF for part in parts if part.other_NF is not None]
+        tables = [part.several for part in parts if part.several is not None]
+        return cls(
+            torch.cat([part.highest_NF for part in parts], axis),
+            torch.cat([part.units_NF for part in parts], axis),
+            torch.cat(others, axis) if others else None,
+            TopK.joined(tables, 1 - axis) if tables else None,
+        )
 
-        def join(name: str) -> Tensor:
-            return torch.cat([getattr(layer, name) for layer in layers], axis)
-
-        table = TopK.joined(tables, 1 - axis) if tables else None
-        return cls(join("scores_NF"), join("highest_NF"), join("units_NF"), table)
+    def true(self, rescaled: Rescaled) -> "Scores":
+        """Those of the maps before they were rescaled."""
+        other_NF = None if self.other_NF is None else rescaled.true(self.other_NF)
+        return Scores(rescaled.true(self.highest_NF), self.units_NF, other_NF, self.several)
 
     def candidates(self, images_N: Tensor) -> TopK:
         """What may be among the best; `images_N` as in `score_maps`."""
-        return self.several or TopK(pack(self.scores_NF.T, images_N), self.units_NF.T)
+        return self.several or TopK(pack(self.ranked.T, images_N), self.units_NF.T)
 
 
 def score_maps(
@@ -182,7 +195,7 @@ def score_maps(
     per_image: int = 1,
     rescaled: Rescaled | None = None,
 ) -> Scores:
-    """Scores one layer's maps and finds their strongest units.
+    """Scores one layer's maps, as they are, and finds their strongest units.
 
     Args:
         maps_NFHW: the maps of some images.
@@ -190,22 +203,19 @@ def score_maps(
         best: the top k of other images; what cannot enter it may be left out.
         score: how images are ranked; with `per_image` above 1 by `Ranking.MAX`.
         per_image: maximum number of patches of one image among a filter's top k, P.
-        rescaled: how the maps were rescaled, if they were, and `score` is not the norm.
+        rescaled: how the maps were rescaled, if they were, and `score` is not the norm; then
+            `Scores.true` gives the scores of the true maps.
     """
-
-    def true(values_NF: Tensor) -> Tensor:
-        return rescaled.true(values_NF.float()) if rescaled else values_NF.float()
-
     values_NF, units_NF = strongest(maps_NFHW, rescaled.falling_G if rescaled else None)
-    scores_NF = highest_NF = true(values_NF)
+    highest_NF, other_NF, several = values_NF.float(), None, None
     if score is Ranking.NORM:
-        scores_NF = torch.linalg.vector_norm(maps_NFHW.flatten(2), dim=2, dtype=torch.float32)
+        other_NF = torch.linalg.vector_norm(maps_NFHW.flatten(2), dim=2, dtype=torch.float32)
     elif score is Ranking.MEAN:
-        scores_NF = true(maps_NFHW.mean((2, 3), dtype=torch.float32))
-    several = None
+        other_NF = maps_NFHW.mean((2, 3), dtype=torch.float32)
     if per_image > 1:
-        several = _several(maps_NFHW, scores_NF, images_N, best, per_image, rescaled)
-    return Scores(scores_NF, highest_NF, units_NF, several)
+        true_NF = rescaled.true(highest_NF) if rescaled else highest_NF
+        several = _several(maps_NFHW, true_NF, images_N, best, per_image, rescaled)
+    return Scores(highest_NF, units_NF, other_NF, several)
 
 
 def peaks(maps_MHW: Tensor, count: int) -> tuple[Tensor, Tensor]:

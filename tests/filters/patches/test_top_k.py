@@ -69,6 +69,7 @@ def run(
     state = TopK.empty(maps.shape[1], k)
     for images in torch.split(order, batch):
         found = score_maps(maps[images], images, state, score, per_image, how)
+        found = found.true(how) if how else found
         state = state.merged(found.candidates(images))
     return state
 
@@ -223,8 +224,8 @@ def test_rescaled_maps_give_the_true_ones_top_k(layout, score, per_image):
         scale = scale if negative else scale.abs()
         changed = (maps * scale[:, None, None] + shift[:, None, None]).to(memory_format=layout)
         how = Rescaled.of(scale, shift)
-        scores = score_maps(changed, images, none, score, 1, how)
-        torch.testing.assert_close(scores.scores_NF, true.scores_NF, atol=5e-5, rtol=0)
+        scores = score_maps(changed, images, none, score, 1, how).true(how)
+        torch.testing.assert_close(scores.ranked, true.ranked, atol=5e-5, rtol=0)
         torch.testing.assert_close(scores.highest_NF, true.highest_NF, atol=5e-5, rtol=0)
         found = run(changed, images, 6, score, 5, per_image=per_image, how=how)
         assert torch.equal(found.units, wanted.units)
@@ -265,4 +266,4 @@ def test_what_is_not_finite_shows_in_the_score(layout, bad):
     maps = maps.to(memory_format=layout)
     for score in Ranking:
         found = score_maps(maps, torch.arange(2), TopK.empty(3, 2), score)
-        assert found.scores_NF.isfinite().tolist() == [[True] * 3, [True, True, False]]
+        assert found.ranked.isfinite().tolist() == [[True] * 3, [True, True, False]]
