@@ -310,8 +310,8 @@ def _reason(entry: Class) -> str:
     """Why a class without suspicion was not judged."""
     if entry.enough:
         return f"too few other classes ({MINIMUM_OTHERS} with enough images are needed)"
-    few = "fewer in each" if entry.index is None else str(len(entry.members_N))
-    return f"too few images to judge (a class needs {ENOUGH}): {few}"
+    few = "" if entry.index is None else f": {len(entry.members_N)}"
+    return f"too few images to judge (a class needs {ENOUGH}){few}"
 
 
 def _reliances(rows: Rows, listed: Sequence[Class]) -> list[Reliance]:

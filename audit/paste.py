@@ -51,13 +51,13 @@ class Verdict(Record):
     carried_random: Annotated[Share | None, Says("the same for random patches")] = None
     rise: Annotated[Change | None, Says("mean rise of the class's probability in them")] = None
     rise_random: Annotated[Change | None, Says("the same for random patches")] = None
-    lost: Annotated[Share | None, Says("share of its images that change when it is covered")] = None
-    lost_random: Annotated[Share | None, Says("the same for any position covered")] = None
+    lost: Annotated[Share | None, Says("share of its images that change if it is occluded")] = None
+    lost_random: Annotated[Share | None, Says("the same for any position occluded")] = None
     p_random: Annotated[Share | None, Says("p-value: it is as random patches")] = None
     p_others: Annotated[
         Share | None, Says("p-value: it is as other classes' evidence; null with too few groups")
     ] = None
-    p_cover: Annotated[Share | None, Says("p-value: covering it is as any position covered")] = None
+    p_cover: Annotated[Share | None, Says("p-value: it is as any position occluded")] = None
 
     @property
     def p(self) -> float | None:

@@ -81,7 +81,7 @@ class Group(Verdict):
     share: Annotated[Share, Says("of the class's images")]
     mean_drop: Annotated[float, Says("mean of the largest drops, in the score's units")]
     accuracy: Annotated[Share | None, Says("of its labelled images; null where there are none")]
-    accuracy_covered: Annotated[Share | None, Says("the same with the patch covered")]
+    accuracy_covered: Annotated[Share | None, Says("the same with the patch occluded")]
     typical: Annotated[tuple[Shown, ...], Says("images of its most typical patches")]
     members: Annotated[NDArray[np.int64], HIDDEN] = field(default_factory=_nothing)
 

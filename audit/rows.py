@@ -62,7 +62,7 @@ class Row(Record):
     grid: Annotated[Sides, Says("rows, columns of the map")]
     map: Annotated[str, Says("drops at all positions, float16 as base64")]
     features: Annotated[
-        str, Says("what the features lose when the box is covered, float16 as base64")
+        str, Says("what the features lose when the box is occluded, float16 as base64")
     ]
 
     def __post_init__(self) -> None:

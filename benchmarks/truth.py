@@ -309,8 +309,10 @@ def recognised(model: Model, folders: list[Path]) -> Iterator[tuple[int, Tensor]
             yield best, image.pixels
 
 
-def grid_pointing(source: Source, pictures: Iterator[tuple[int, Tensor]], limit: int) -> Found:
-    """The measures of every map of each quarter of 2x2 mosaics."""
+def grid_pointing(
+    source: Source, pictures: Iterator[tuple[int, Tensor]], limit: int, slow: int = 0
+) -> Found:
+    """The measures of every map of each quarter of 2x2 mosaics; `slow`: mosaics of slow methods."""
     found: Found = {}
     for number in range(limit):
         four = list(itertools.islice(pictures, 4))
@@ -320,7 +322,7 @@ def grid_pointing(source: Source, pictures: Iterator[tuple[int, Tensor]], limit:
         rows = [torch.cat([four[i][1], four[i + 1][1]], 2) for i in (0, 2)]
         mosaic = torch.cat(rows, 1)
         image = WorkingImage("mosaic", mosaic, (0, 0, 2 * SIDE, 2 * SIDE), (2 * SIDE, 2 * SIDE))
-        for quarter, maps in enumerate(source(f"mosaic{number}", image, targets)):
+        for quarter, maps in enumerate(source(f"mosaic{number}", image, targets, number < slow)):
             inside = torch.zeros(2 * SIDE, 2 * SIDE, dtype=torch.bool)
             top, left = SIDE * (quarter // 2), SIDE * (quarter % 2)
             inside[top : top + SIDE, left : left + SIDE] = True
@@ -406,19 +408,24 @@ def tables(assets: Path, boxes: Path, options: argparse.Namespace) -> Iterator[t
         return Source(occlusions | gradients, options.keep)
 
     pictures = recognised(model, [assets / "photos" / "imagenet", boxes])
-    mosaics = grid_pointing(source(large, {"gradients": GRADIENTS}), pictures, options.limit)
+    mosaics = grid_pointing(source(large, METHODS), pictures, options.limit, options.slow // 4)
     photographs = pointing(model, source(model, METHODS), boxes, options.limit, options.slow)
     candidates, chosen = choice(photographs, mosaics)
-    of_maps = [name for name in mosaics if name not in dict(candidates_in_order())]
+    traced = [_name(*one) for some in METHODS.values() for one in some]
+    of_methods = [name for name in photographs if name in (*traced, OTHER)]
+    left_out = {*dict(candidates_in_order()), *traced} - {_name(*one) for one in GRADIENTS}
+    of_maps = [name for name in mosaics if name not in left_out]
     yield (
         "maps",
         f"### Pointing\n\n{table(photographs, of_maps)}\n\n"
         f"### Grid pointing\n\n{table(mosaics, of_maps)}\n\n"
         f"### Candidates of the agreement map\n\n{chosen}\n\n{candidates}",
     )
-    traced = [_name(*one) for some in METHODS.values() for one in some]
-    of_methods = [name for name in photographs if name in (*traced, OTHER)]
-    yield "methods", f"### Methods of saliency\n\n{table(photographs, of_methods)}"
+    yield (
+        "methods",
+        f"### Methods of saliency\n\n{table(photographs, of_methods)}\n\n"
+        f"### Methods of saliency on mosaics\n\n{table(mosaics, of_methods)}",
+    )
 
 
 def _model(assets: Path, side: int) -> Model:
@@ -433,7 +440,10 @@ def main() -> None:
     parser.add_argument("truth", type=Path)
     parser.add_argument("--limit", type=int, default=10**6, help="pictures, and mosaics")
     parser.add_argument(
-        "--slow", type=int, default=0, help=f"photographs for {', '.join(SLOW)} (default: none)"
+        "--slow",
+        type=int,
+        default=0,
+        help=f"photographs for {', '.join(SLOW)}, and 4 x the mosaics",
     )
     parser.add_argument("--keep", type=Path, help="folder for what needed the network")
     parser.add_argument("--page", type=Path, help="a page whose tables are replaced")

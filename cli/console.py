@@ -31,6 +31,7 @@ from rich.text import Text
 
 from cnnviz.cli.ci_reports import current
 from cnnviz.cli.options import OutputOptions
+from cnnviz.core.choices import typeset
 from cnnviz.core.errors import one_line
 from cnnviz.core.files import well_formed
 
@@ -223,19 +224,19 @@ class Console:
         current().tables.append((title, columns, rows))
         if not self._shows_findings:
             return
-        self._out.print(Text(printable(title), style="italic"), soft_wrap=True)
+        self._out.print(Text(printable(typeset(title)), style="italic"), soft_wrap=True)
         table = Table()
         for index, column in enumerate(columns):
             numeric = bool(rows) and all(_is_numeric(row[index]) for row in rows)
             table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
         for row in rows:
-            table.add_row(*[Text(printable(cell)) for cell in row])
+            table.add_row(*[Text(printable(typeset(str(cell)))) for cell in row])
         self._out.print(table)
 
     def sentence(self, text: str) -> None:
         """Prints a line of the findings, which the summary and pages have, too."""
         current().tables.append((text, (), ()))
-        self.line(text)
+        self.line(typeset(text))
 
     def line(self, text: str) -> None:
         """Prints a line of the results."""
@@ -251,7 +252,7 @@ def _width() -> int | None:
 
 
 def _is_numeric(cell: object) -> bool:
-    text = str(cell).removesuffix("%").removesuffix("%").strip()
+    text = str(cell).removesuffix("%").strip()
     try:
         float(text)
     except ValueError:

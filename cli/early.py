@@ -30,6 +30,9 @@ def begin(command: str, given: Any) -> None:
     sources = list(_sources(given))
     model, output = getattr(given, "model", None), getattr(given, "output", None)
     _check_files(sources, model)
+    expect = getattr(given, "expect", None) or ""
+    if expect.endswith(".json") and not exists(Path(expect)):
+        raise UsageError(f"--expect '{expect}' cannot be used (no file of this name)")
     shared = getattr(given, "shard", None) or of_environment(os.environ)  # in folders of shares
     if output is not None and not shared:
         root = output.folder(command)

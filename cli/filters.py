@@ -64,7 +64,7 @@ def _examine(
     first = choose_layers(model.module, "first", model.name)[0] if len(names) > 1 else names[0]
     steps = gabor_steps(model.module, first) if given.gabor else 0
     layers = []
-    with console.progress(f"measuring {model.name}", len(names) + steps) as advance:
+    with console.progress(f"analysing {model.name}", len(names) + steps) as advance:
         for name in names:
             fits, seed = steps > 0 and name == first, given.model.seed
             layers.append(examine(model.module, name, gabor=fits, seed=seed, advance=advance))

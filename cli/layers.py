@@ -61,7 +61,7 @@ def _measure(
     run: Run, given: LayersCommand, sources: list[str], model: Model, inventory: Inventory
 ) -> Statistics:
     data = run.data(sources, given.limit, given.model.seed)
-    with run.console.progress("measuring", len(data), "images") as advance:
+    with run.console.progress("running the model", len(data), "images") as advance:
         return measure(
             model,
             data,

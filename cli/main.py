@@ -5,6 +5,7 @@ and shows its traceback.
 """
 
 import _thread
+import gc
 import io
 import json
 import shlex
@@ -252,4 +253,5 @@ def _status(given: list[str], record: object) -> int:
 
 def main() -> None:
     """The entry point."""
+    gc.disable()  # until the modules are imported (`start`): it would go through all of torch
     sys.exit(run(sys.argv[1:]))

@@ -340,9 +340,12 @@ class ImageRun(Run):
 
     def _table(self, study: ImageStudy[Any, Any]) -> None:
         """Prints the rows of the first images."""
-        first = islice(_Records(self.entries, study.kind), MOST_SHOWN)
+        first = list(islice(_Records(self.entries, study.kind), MOST_SHOWN))
         rows = [row for entry in first for row in study.rows(entry)]
         self.console.table(study.title, study.columns, rows)
+        for target in getattr(first[0], "targets", ()) if self._alone else ():
+            if card := getattr(target, "trust", None):
+                self.console.sentence(f"{target.class_}: {card.line}")
         top = next(iter(self.entries)).get("top5") if self._alone else None
         if top:
             best = [(one["class"], decimals(one["probability"])) for one in top]

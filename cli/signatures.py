@@ -9,6 +9,7 @@ others, which are grouped by their groups' `HEADING`.
 """
 
 import dataclasses
+import gc
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -247,7 +248,11 @@ def start(record: Any) -> Any:
     name = name_of(type(record)).replace("-", "_")
     current().given = record
     with uploading(getattr(getattr(record, "output", None), "out", None)):
-        return getattr(import_module(f"cnnviz.cli.{name}"), name)(record)
+        body = getattr(import_module(f"cnnviz.cli.{name}"), name)
+        if not gc.isenabled():  # see `main`
+            gc.freeze()
+            gc.enable()
+        return body(record)
 
 
 @contextmanager

@@ -64,6 +64,14 @@ def percent(share: float | None, digits: int = 0) -> str:
     return "-" if share is None else f"{100 * share:.{digits}f} %"
 
 
+_MINUS = re.compile(r"(?<![^\s(\[=:<>≤≥≈±/…])-(?=\d[\d.,]*(?:e[-+]?\d+)?(?:[\s%)\]:;/…]|$))")
+
+
+def typeset(text: str) -> str:
+    """Text for people, in figures, tables and pages: negative numbers have a minus sign."""
+    return _MINUS.sub("−", text)
+
+
 def decimals(value: float) -> str:
     """Three decimals, and never 0.000 for what is not zero."""
     shown = f"{value:.3f}"

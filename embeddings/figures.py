@@ -24,7 +24,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
-from cnnviz.core.choices import percent
+from cnnviz.core.choices import percent, typeset
 from cnnviz.core.output.canvas import Entry
 from cnnviz.core.output.drawing import label_axes
 from cnnviz.core.output.layout import PANEL, Cell, board, in_rows, plot
@@ -310,7 +310,7 @@ def _bars(
             if len(bars) <= NAMED_BARS:
                 up = "bottom" if value >= 0 else "top"
                 size = SMALL - 1.5 if len(bars) <= 3 else 4.5
-                axes.text(left, value, f"{value:.2f}", ha="center", va=up, fontsize=size)
+                axes.text(left, value, typeset(f"{value:.2f}"), ha="center", va=up, fontsize=size)
     axes.axhline(0, color=ink(), linewidth=0.6)
     axes.set_ylim(top=1.08)
     label_axes(axes)

@@ -1,8 +1,8 @@
 """Which filters carry what a region says: activation patching, layer by layer.
 
-Two passes differ by one region: the untouched image and the occluded one. A filter whose untouched
+Two passes differ by one region: the original image and the occluded one. A filter whose original
 activations are put into the occluded pass brings back a share of the drop (`restored`); one whose
-occluded activations are put into the untouched pass takes a share of it (`taken`). Where either of
+occluded activations are put into the original pass takes a share of it (`taken`). Where either of
 two filters would do, each restores all and takes nothing; where both are needed, each takes all and
 restores nothing. Filters are ranked by the mean of the two shares.
 

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
+from cnnviz.core.choices import typeset
 from cnnviz.core.output.layout import Cell, board, in_rows, picture
 from cnnviz.core.output.options import Display, Look
 from cnnviz.core.output.overlays import input_cell, map_cell, paint_kinds, scales
@@ -110,7 +111,7 @@ def _write_values(axes: Axes, shapley: Shapley) -> None:
         rows, columns = np.nonzero(labels_HW == number)
         place = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
         text = axes.text(
-            *(columns[place] + 0.5, rows[place] + 0.5, f"{each.value:+.2f}"),
+            *(columns[place] + 0.5, rows[place] + 0.5, typeset(f"{each.value:+.2f}")),
             fontsize=SMALL,
             ha="center",
             va="center",

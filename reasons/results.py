@@ -131,7 +131,7 @@ class Carrier(Record):
     layer: str
     filter: Count
     last: Annotated[Count, Says("last filter of the group; the same one without --group")]
-    restored: Annotated[float, Says("share of the drop that its untouched activations bring back")]
+    restored: Annotated[float, Says("share of the drop that its original activations bring back")]
     taken: Annotated[float, Says("share of the drop that its occluded activations cause alone")]
 
     @property

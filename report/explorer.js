@@ -150,8 +150,8 @@ function tell(p) {
   table.append(top);
   for (const c of rows) {
     const line = element("tr"), was = reading(0, c), now = reading(p + 1, c);
-    const digits = head === "none" ? 4 : 3;
-    for (const cell of [labels[c], was.toFixed(digits), now.toFixed(digits), (now - was >= 0 ? "+" : "") + (now - was).toFixed(digits)]) line.append(element("td", cell));
+    const fixed = (value) => value.toFixed(head === "none" ? 4 : 3).replace("-", "\u2212");
+    for (const cell of [labels[c], fixed(was), fixed(now), (now - was >= 0 ? "+" : "") + fixed(now - was)]) line.append(element("td", cell));
     if (c === k) line.style.fontWeight = "600";
     table.append(line);
   }

@@ -17,6 +17,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
+from cnnviz.core.choices import typeset
+
 QUALITY = 82
 LONGEST = 1800
 """Maximum side of a picture in pixels."""
@@ -133,6 +135,7 @@ def render(title: str, sections: Sequence[Section], left_out: Sequence[str]) -> 
     place = {id(widget): div for widget, div in zip(widgets, divs, strict=True)}
     loaded, styles = _resources()
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["typeset"] = lambda text: typeset(text).replace(" %", "\u00a0%")
     template = environment.from_string(script("page.html"))
     safe = Markup
     return str(

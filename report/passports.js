@@ -39,6 +39,10 @@ function whole(place, y0, x0, y1, x1) {  // opened without any script: the page'
   return made;
 }
 
+function shown(number) {
+  return String(Number(number.toPrecision(4))).replace("-", "\u2212");
+}
+
 const row = source.selected.indices[0];
 if (row !== undefined) {
   const box = element("div");
@@ -49,7 +53,7 @@ if (row !== undefined) {
     const number = typeof value === "number";
     if (value === "" || (number && Number.isNaN(value))) continue;
     top.append(element("th", name));
-    line.append(element("td", number ? String(Number(value.toPrecision(4))) : value));
+    line.append(element("td", number ? shown(value) : value));
   }
   table.append(top, line);
   box.append(table);
@@ -66,7 +70,7 @@ if (row !== undefined) {
   }
   for (const [place, y0, x0, y1, x1, score, label] of patches[row]) {
     const one = element("div");
-    one.append(cut(place, y0, x0, y1, x1), element("div", `${Number(score.toPrecision(4))} ${label}`));
+    one.append(cut(place, y0, x0, y1, x1), element("div", `${shown(score)} ${label}`));
     if (pictures[place].data) one.append(whole(place, y0, x0, y1, x1));
     strip.append(one);
   }

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cnnviz.core.choices import typeset
 from cnnviz.report.look import models, text_of
 from cnnviz.report.page import script
 from cnnviz.report.tables import make_table
@@ -69,7 +70,7 @@ def passports(units: Sequence[Passport], pictures: Sequence[Mapping[str, Any]]) 
             "header": header,
             "patches": [unit.patches for unit in units],
             "kernels": [unit.kernel for unit in units],
-            "lines": [unit.lines for unit in units],
+            "lines": [[*map(typeset, unit.lines)] for unit in units],
             "pictures": list(pictures),
         },
         code=script("passports.js"),

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from cnnviz.report.look import LINES, empty_figure, models
 from cnnviz.report.page import picture_address
 
-SIDE, LEGEND = 400, 330
-"""Longer side of the picture, and room for the legend, in pixels."""
+SIDE, ENTRY = 340, 26
+"""Longer side of the picture, which fits a telephone, and a name of the legend, in pixels."""
 BEND, POINTS = 0.2, 24
 """How far an arc bends, of its length, and points along it."""
 
@@ -60,10 +60,11 @@ def bytes_of(image: Regions) -> int:
 def regions(image: Regions) -> Any:
     """Bokeh's figure of the image."""
     parts, arcs = models(), image.arcs
+    kinds = list(dict.fromkeys(arc.kind for arc in arcs))
     height, width = image.size
     scale = SIDE / max(image.size)
     figure = empty_figure(
-        *(round(width * scale) + LEGEND, round(height * scale) + 10),
+        *(SIDE + 10, round(height * scale) + ENTRY * (len(image.layers) + len(kinds)) + 20),
         x_range=parts.Range1d(0, width),
         y_range=parts.Range1d(height, 0),
         tools="",
@@ -85,20 +86,21 @@ def regions(image: Regions) -> Any:
             visible=layer.shown,
         )
         items.append(parts.LegendItem(label=layer.name, renderers=[drawn]))
-    for kind in dict.fromkeys(arc.kind for arc in arcs):
+    for kind in kinds:
         drawn = _arcs(figure, [arc for arc in arcs if arc.kind == kind])
         items.append(parts.LegendItem(label=kind, renderers=[drawn]))
         figure.add_tools(parts.HoverTool(renderers=[drawn], tooltips="@text", line_policy="interp"))
     legend = parts.Legend(
         items=items,
         click_policy="hide",
+        location="left",
         inactive_fill_color=LINES,
         inactive_fill_alpha=0.3,
         label_text_color=LINES,
         background_fill_alpha=0,
         border_line_color=None,
     )
-    figure.add_layout(legend, "right")
+    figure.add_layout(legend, "below")
     return figure
 
 

@@ -9,6 +9,8 @@ from cnnviz.report.look import WIDGETS, models, sheet
 
 ROW, MOST_SHOWN, HEADER = 25, 16, 32
 WIDEST, NARROWEST, LETTER = 360, 64, 8
+NUMBER = """<div style="text-align: right"><%= isNaN(value) ? "" :
+  value.toLocaleString("en", {maximumFractionDigits: 4}).replace("-", "\u2212") %></div>"""
 SEARCH = """
 const wanted = box.value.trim().toLowerCase().split(/\\s+/).filter((word) => word);
 const columns = names.map((name) => source.data[name]);
@@ -55,10 +57,8 @@ def make_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> tuple
             texts.append(name)
             formatter = parts.StringFormatter()
         else:
-            formatter = parts.NumberFormatter(
-                format="0,0.[0000]", nan_format="", text_align="right"
-            )
-            wide = min(wide, 110)
+            formatter = parts.HTMLTemplateFormatter(template=NUMBER)
+            wide = max(min(wide, 110), len(name) * LETTER + 16)
         source.add(values, name)
         title = html.escape(name)  # Bokeh shows titles as HTML
         columns.append(parts.TableColumn(field=name, title=title, width=wide, formatter=formatter))

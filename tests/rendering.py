@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from cnnviz.core.choices import typeset
 from cnnviz.core.output import run_folder
 
 _RENDER = run_folder.pixels_of
@@ -24,7 +25,7 @@ def _one_pixel(figure: Figure) -> np.ndarray:
 
 
 def misplaced(figure: Figure) -> list[str]:
-    """Texts that leave the figure, and pairs of texts that cover each other."""
+    """Texts that leave the figure, that cover each other, or that have a hyphen for a minus."""
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
     texts, undrawn = figure.findobj(Text), _undrawn(figure)
@@ -39,6 +40,7 @@ def misplaced(figure: Figure) -> list[str]:
         for text, box in boxes
         if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1
     ]
+    found += [f"hyphen: {text!r}" for text, _ in boxes if typeset(text) != text]
     for place, (text, box) in enumerate(boxes):
         for other, there in boxes[:place]:
             across = min(box.x1, there.x1) - max(box.x0, there.x0)

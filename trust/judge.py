@@ -226,7 +226,9 @@ class Judge:
             certain_HW=certain_HW,
         )
         random_gains = remover.random_gains(answers.random_logits, target)
-        return scorecard(map_HW, remover.curves(map_HW, target), random_gains, evidence)
+        curves = remover.curves(map_HW, target)
+        lead = remover.lead(map_HW, curves, target)
+        return scorecard(map_HW, curves, lead, random_gains, evidence)
 
     def ask(self, result: OcclusionResult) -> Answers:
         """Runs what serves every class of an image."""

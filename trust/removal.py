@@ -27,6 +27,8 @@ from cnnviz.core.models.load import Model
 
 SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 GAIN_SHARES = (0.1, 0.5, 0.9)  # distinguish bad maps as well as all five do: docs/truth.md
+EARLY_SHARES = (0.1, 0.3)  # where a map's peak is decides what these remove
+MIRRORS = ((0,), (1,), (0, 1))
 RANDOM_MAPS = 10  # and their opposites
 RANDOM_CELLS = 7  # hills a side of a random map, as in RISE's masks
 MEAN, BLUR = "mean", "blur"
@@ -58,12 +60,11 @@ class Curve:
         return float(np.trapezoid(self.readings, self.shares))
 
 
-def gain(curves: Sequence[Curve]) -> float:
+def gain(curves: Sequence[Curve], kept: Sequence[float] = (0.0, *GAIN_SHARES, 1.0)) -> float:
     """The symmetric relevance gain in log-odds: area least first − area most first.
 
-    It is the mean over the fills. Only `GAIN_SHARES` count, as for random maps.
+    It is the mean over the fills. Only the kept shares count, as for random maps.
     """
-    kept = (0.0, *GAIN_SHARES, 1.0)
     fills = {curve.fill for curve in curves}
     total = 0.0
     for curve in curves:
@@ -157,6 +158,28 @@ class Remover:
             for fill in self._fills
             for order in Order
         )
+
+    def lead(self, map_HW: Tensor, curves: Sequence[Curve], target: int) -> float:
+        """The gain while the first 30 % go, minus the largest of the map's mirror images.
+
+        They have its values, its contrast and its smoothness, in the wrong place. The curves are
+        those of the map.
+        """
+        early = (0.0, *EARLY_SHARES)
+        images = [
+            [
+                self._curve(
+                    self.logits(image, c.fill, c.order, early[1:]),
+                    c.fill,
+                    c.order,
+                    early[1:],
+                    target,
+                )
+                for c in curves
+            ]
+            for image in (map_HW.flip(axes) for axes in MIRRORS)
+        ]
+        return gain(curves, early) - max(gain(of_image, early) for of_image in images)
 
     def random_logits(self, seed: int) -> list[list[tuple[str, Order, Tensor]]]:
         """Fill, order and logits (5, K) of each random map at `GAIN_SHARES`.

@@ -16,14 +16,13 @@ The module is not modified: the graph module refers to its layers and parameters
 import inspect
 import operator
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from cnnviz.core.device import rounding
 from cnnviz.core.errors import USER_CODE_ERRORS, CnnvizError
@@ -253,10 +252,14 @@ class _Describer(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         counts = n.op == "call_module" and one_step(self.module.get_submodule(str(n.target)))
-        with FlopCounterMode(display=False) if counts else nullcontext() as counter:
-            value = super().run_node(n)
-        if counter is not None:
+        if counts:
+            from torch.utils.flop_counter import FlopCounterMode  # which imports Triton
+
+            with FlopCounterMode(display=False) as counter:
+                value = super().run_node(n)
             n.meta[MACS] = counter.get_total_flops() / 2 / _BATCH
+        else:
+            value = super().run_node(n)
         if n.op != "output":
             self.info[n] = self._info(n, args, kwargs, value)
         return value

@@ -76,10 +76,11 @@ def find_layer(module: nn.Module, name: str, model_name: str) -> nn.Module:
             f"no layer '{name}' in {model_name}, which has no visible layers (a black box, or a "
             "single layer); those of a network in Python are visible: --model FILE.py:FACTORY"
         )
-    last_first = conv_layers(module)[::-1]  # what is offered if no name is similar
-    near = ", ".join(nearest(name, [*last_first, *layers]))
+    last = conv_layers(module)[:-3:-1]
+    near = ", ".join(nearest(name, [*last, *layers]))
+    last_text = f"; the last convolutions are {', '.join(last)}" if last else ""
     raise UsageError(
-        f"no layer '{name}' in {model_name}; the nearest are {near} "
+        f"no layer '{name}' in {model_name}; the nearest are {near}{last_text} "
         f"(cnnviz layers --model {model_name} lists all)"
     )
 

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from cnnviz.core.choices import typeset
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.output.layout import board, plot
 from cnnviz.core.output.style import HARM, SMALL, ink
@@ -108,7 +109,7 @@ def _bars(axes: Axes, column: Column, names: Sequence[str], *, named: bool) -> N
     axes.barh(range(len(names)), [value or 0.0 for value in values], color=colours, height=0.7)
     for place, value in enumerate(values):
         text = column.unknown if value is None else f"{value:.2f}"
-        axes.text((value or 0.0) + 0.03, place, text, fontsize=SMALL - 1, va="center")
+        axes.text((value or 0.0) + 0.03, place, typeset(text), fontsize=SMALL - 1, va="center")
     name_rows(axes, names if named else [""] * len(names))
     axes.set_xlim(0, 1.45)
     axes.set_xticks([0, 0.5, 1])

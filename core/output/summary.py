@@ -407,7 +407,7 @@ class Scorecard(Record):
     verdict: Annotated[str, Says(enum=[*Verdict])]
     reasons: Annotated[tuple[str, ...], Says("why")]
     trust: Annotated[
-        Share, Says("gain over chance, agreement, mirrored and contrast, weighted; 0 to 1")
+        Share, Says("gain over chance, agreement, mirrored, lead and contrast, weighted; 0 to 1")
     ]
     gain: Annotated[
         float,
@@ -422,13 +422,12 @@ class Scorecard(Record):
     witnesses: Annotated[
         Mapping[str, Change], Says("cosine of the positive parts with each other method's map")
     ]
-    agreement: Annotated[
-        Share, Says("the second lowest of these: the map may have been made from two of the others")
-    ]
+    agreement: Annotated[Share, Says("the second lowest: two others may have made the map")]
     mirrored: Annotated[
         Change,
         Says("cosine minus the mean cosine of the map's mirror images; the second lowest"),
     ]
+    lead: Annotated[float, Says("gain of the first 30 %, minus the largest of three mirror images")]
     contrast: Annotated[
         float | None,
         Says("cosine with occlusion's evidence for the class, minus its mean for other classes"),

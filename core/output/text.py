@@ -17,6 +17,8 @@ from matplotlib.ft2font import FT2Font, LoadFlags
 from matplotlib.text import Text
 from PIL import ImageFont, features
 
+from cnnviz.core.choices import typeset
+
 FONT = "DejaVu Sans"
 LINE = 1.3
 """Height of a line of text over its size."""
@@ -42,7 +44,7 @@ def escape(text: str, longest: int = 60) -> str:
 
 def _plain(text: str, longest: int) -> str:
     glyphs = _drawable()
-    shown = "".join(c if c.isprintable() and ord(c) in glyphs else "\ufffd" for c in text)
+    shown = "".join(c if c.isprintable() and ord(c) in glyphs else "\ufffd" for c in typeset(text))
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 
@@ -116,7 +118,7 @@ def number(value: float) -> str:
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else "-"
     if 0.001 <= abs(value) < 10_000:
-        return f"{value:.{max(0, 1 - math.floor(math.log10(abs(value))))}f}".replace("-", "−")
+        return typeset(f"{value:.{max(0, 1 - math.floor(math.log10(abs(value))))}f}")
     return f"{value:.1e}".replace("-", "−")
 
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from cnnviz.core.choices import percent
+from cnnviz.core.choices import percent, typeset
 from cnnviz.core.data.datasets import ImageData
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.canvas import Bar, Entry
@@ -143,7 +143,8 @@ def _pairs(
         colours = [_colour(sign * (new - old)) for old, new in zip(was, is_now, strict=True)]
         axes.barh(rows + 0.2, is_now, 0.38, color=colours)
         for row, (old, new) in enumerate(zip(was, is_now, strict=True)):
-            axes.text(max(old, new) + 0.01 * end, row, texts[row], va="center", fontsize=SMALL - 1)
+            text = typeset(texts[row])
+            axes.text(max(old, new) + 0.01 * end, row, text, va="center", fontsize=SMALL - 1)
         name_rows(axes, names)
         axes.set_xlim(0, end)
         label_axes(axes, xlabel)
@@ -189,7 +190,8 @@ def _confusions(result: AblationResult, model: Model) -> Figure:
         axes.imshow(harm, cmap=colours, norm=Normalize(-limit, limit), aspect="auto")
         for row, column in zip(*np.nonzero(difference), strict=True):
             strong = abs(difference[row, column]) > 0.6 * limit
-            axes.text(column, row, f"{difference[row, column]:+d}", ha="center", va="center",
+            text = typeset(f"{difference[row, column]:+d}")
+            axes.text(column, row, text, ha="center", va="center",
                       fontsize=SMALL - 1, color="white" if strong else "black")  # fmt: skip
         name_rows(axes, names)
         label_axes(axes, "predicted", "labelled")
@@ -314,7 +316,8 @@ def _sweep_bars(
     for row, effect in enumerate(shown):
         if effect.hurts is not None and effect.hurts_change:
             name = escape(effect.hurts, NAME_LENGTH)
-            text = f" {name} {unit.scale * effect.hurts_change:{unit.form}}{unit.suffix}"
+            change = typeset(f"{unit.scale * effect.hurts_change:{unit.form}}")
+            text = f" {name} {change}{unit.suffix}"
             axes.text(max(changes[row], 0), row, text, va="center", fontsize=SMALL - 1)
     name_rows(axes, names)
     low, high = min([*changes, 0.0]), max([*changes, 0.0])

@@ -5,6 +5,7 @@ went wrong, a line each.
 """
 
 import csv
+import faulthandler
 import io
 import json
 import os
@@ -25,6 +26,7 @@ from pyarrow import parquet
 from cnnviz.cli.main import run
 
 MOMENTS = 3
+HANGS = 150  # seconds; a run that takes longer prints where it is, and ends
 OUT = Path("out")
 
 
@@ -39,6 +41,7 @@ def start(arguments: Sequence[str], largest_file: int | None = None) -> tuple[in
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.dup2(writing, 2)
+        faulthandler.dump_traceback_later(HANGS, exit=True, file=2)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if largest_file is not None:
             import resource
@@ -168,7 +171,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, hang)
-    signal.alarm(400)
+    signal.alarm(600)
     # Once here, so that the forks have everything imported.
     run([*arguments, "--out", "warm"])
     began = time.monotonic()

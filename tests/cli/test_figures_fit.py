@@ -162,7 +162,12 @@ def test_what_is_clipped_or_covered_is_found() -> None:
     figure.text(0.9, 0.5, LONG)
     text = next(t for t in figure.findobj(Text) if t.get_text() == "title")
     figure.text(*text.get_position(), "over the title")
-    assert misplaced(figure) == [f"outside: {LONG!r}", "'over the title' covers 'title'"]
+    figure.text(0.1, 0.9, "-1 %")
+    assert misplaced(figure) == [
+        f"outside: {LONG!r}",
+        "hyphen: '-1 %'",
+        "'over the title' covers 'title'",
+    ]
 
 
 @pytest.mark.parametrize("width", [40.0, 90.0, 300.0])

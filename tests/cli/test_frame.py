@@ -47,6 +47,7 @@ def test_occluding_with_a_network_of_ones_own_does_without_torchvision(tmp_path)
         (["tsne", "file:///x.zip"], "is a URL of another protocol than s3://"),
         (["occlude", "a.png", "--checkpoint", "none.pth"], "no file 'none.pth'"),
         (["occlude", "a.png", "--labels", "none.txt"], "no file 'none.txt'"),
+        (["audit", ".", "--expect", "none.json"], "--expect 'none.json' cannot be used"),
         (["occlude", "a.png"], "cnnviz-out/occlude/a is not empty; use --overwrite"),
         (["filters", "--out", "a.png"], "a.png is not a folder"),
     ],

@@ -122,6 +122,27 @@ def test_what_is_done_is_not_studied_again(
     assert failed.value.failed == {"a.png": "dark"}
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("-0.5", "−0.5"),
+        ("p -9 % (-1e-05 to -0.2)", "p −9 % (−1e-05 to −0.2)"),
+        ("gain=-3: >-0.001, -4.", "gain=−3: >−0.001, −4."),
+        ("- -", "- -"),
+        ("-9.png 10-20 n-3 2026-11-30 x -a", "-9.png 10-20 n-3 2026-11-30 x -a"),
+    ],
+)
+def test_negative_numbers_have_a_minus_sign_in_tables_and_sentences(
+    text: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = Console(OutputOptions())
+    console.table("title", ("name", "value"), [("a", text), ("b", "-")])
+    console.sentence(text)
+    table, sentence = capsys.readouterr().out.split("└")
+    assert f" {shown} " in table
+    assert sentence.endswith(f"\n{shown}\n")
+
+
 def test_steps_beyond_the_total_are_counted_and_their_number_is_unknown(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -12,6 +12,7 @@ from pages import HOSTILE, Opened
 from parts import slow_but
 
 from cnnviz.cli.main import run
+from cnnviz.core.choices import typeset
 from cnnviz.core.files import csv_text
 from cnnviz.core.output.summary import read_summary
 from cnnviz.embeddings.figures import looks_of
@@ -198,7 +199,9 @@ def test_pages_open_with_the_findings_and_fold_the_rest(
     table = next(finding for finding in findings if finding["columns"])
     assert page.locator("section table").first.locator("th").all_inner_texts() == table["columns"]
     cells = page.locator("section table").first.locator("td").all_text_contents()
-    assert cells == [cell for row in table["rows"] for cell in row]
+    assert cells == [typeset(cell).replace(" %", "\u00a0%") for row in table["rows"] for cell in row]
+    text = page.locator("body").inner_text()
+    assert typeset(text) == text
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.get_by_text("About this run").first.is_visible()
     assert not page.locator("dl").first.is_visible()

@@ -160,6 +160,27 @@ def test_the_gain_is_the_area_between_the_orders_and_turns_with_the_map(
     assert gain(own.curves(-map_HW, 0)) == pytest.approx(-gain(curves), abs=1e-6)
 
 
+def test_the_lead_is_over_the_best_mirror_image_while_the_first_30_percent_go(
+    source: str, picture: WorkingImage
+) -> None:
+    own = remover(made(source, "small"), picture)
+    map_HW = torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(6))
+
+    def early(image_HW: torch.Tensor) -> float:
+        areas = {
+            (c.fill, c.order): np.trapezoid(c.scores[:3], c.shares[:3])
+            for c in own.curves(image_HW, 2)
+        }
+        gains = [areas[fill, Order.LEAST] - areas[fill, Order.MOST] for fill in (MEAN, BLUR)]
+        return float(np.mean(gains))
+
+    images = [map_HW.flip(axes) for axes in ((0,), (1,), (0, 1))]
+    by_hand = early(map_HW) - max(map(early, images))
+    assert own.lead(map_HW, own.curves(map_HW, 2), 2) == pytest.approx(by_hand, abs=1e-6)
+    leads = [own.lead(image, own.curves(image, 2), 2) for image in (map_HW, *images)]
+    assert sum(lead > 0 for lead in leads) == 1  # the best of the four
+
+
 def test_random_maps_come_with_their_opposites_and_are_measured_as_the_map_is(
     source: str, picture: WorkingImage
 ) -> None:

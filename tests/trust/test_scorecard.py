@@ -48,6 +48,7 @@ def card(
     gained: tuple[float, float] = (-2.0, 2.0),
     random: tuple[float, ...] = (0.5, -0.5, 0.5, -0.5),
     map_HW: Tensor | None = None,
+    lead: float = 1.0,
     **evidence: Any,
 ) -> Scorecard:
     """That of a hill that everything speaks for, but for what is given."""
@@ -60,7 +61,7 @@ def card(
         "probability": 0.8,
     }
     map_HW = hill(5, 6) if map_HW is None else map_HW
-    return scorecard(map_HW, curves(*gained), random, Evidence(**(found | evidence)))
+    return scorecard(map_HW, curves(*gained), lead, random, Evidence(**(found | evidence)))
 
 
 def test_a_map_that_everything_speaks_for_is_believed_and_the_line_says_why() -> None:
@@ -71,14 +72,15 @@ def test_a_map_that_everything_speaks_for_is_believed_and_the_line_says_why() ->
     assert found.line == "believe: gain 3.60, chance up to 2.15; agreement with other methods 1.00"
 
 
-def test_trust_is_the_logistic_function_of_four_numbers() -> None:
-    found = card(random=(0.8, -0.8, 0.8, -0.8))
+def test_trust_is_the_logistic_function_of_five_numbers() -> None:
+    found = card(random=(0.8, -0.8, 0.8, -0.8), lead=-0.1)
     values = components(found)
     assert list(values) == list(WEIGHTS)
     total = OFFSET + sum(WEIGHTS[name] * values[name] for name in WEIGHTS)
     assert found.trust == pytest.approx(1 / (1 + math.exp(-total)))
     assert to_json(found)["trust"] == pytest.approx(found.trust, abs=1e-6)
     assert values["gain"] == pytest.approx(found.gain / found.against_chance.interval[1])
+    assert values["lead"] == pytest.approx(-0.1 / found.against_chance.interval[1])
     assert values["contrast"] == pytest.approx(found.contrast)
     for name, (low, high) in RANGES.items():
         assert low <= values[name] <= high
@@ -106,12 +108,18 @@ def test_the_gain_that_decides_is_the_one_that_is_printed() -> None:
         (
             {"predicted": False, "probability": 0.11},
             Verdict.BELIEVE,
-            "agreement with other methods 1.00",
+            "but by a thin margin: the class is not predicted (p = 0.11)",
         ),
         (
             {"predicted": True, "probability": 0.02},
             Verdict.BELIEVE,
-            "agreement with other methods 1.00",
+            "but by a thin margin: the class is predicted with p = 0.02 only",
+        ),
+        ({"random": (0.7, -0.7) * 2}, Verdict.BELIEVE, "its gain 3.60 is just beyond chance, up"),
+        (
+            {"effect": 3.0, "effect_share": 0.06},
+            Verdict.BELIEVE,
+            "thin margin: no region lowers the log-odds by more than 3, no region takes more",
         ),
         (
             {"witnesses": {"occlusion": hill(5, 6), "windows alone": hill(5, 6)}},
@@ -172,6 +180,14 @@ def test_a_blob_in_the_centre_is_as_like_as_its_mirror_images() -> None:
     assert mirrored(hill(5, 6), hill(14, 6)) < 0
     wide = hill(5, 6)[:, :16]  # not square: no rotations by a quarter
     assert mirrored(wide, wide) > 0.5
+
+
+def test_a_map_that_a_mirror_image_surpasses_loses_trust_and_a_lead_is_no_merit() -> None:
+    behind = card(lead=-5.0, random=(2.0, -2.0, 2.0, -2.0))
+    assert "its mirror images fit as well" in behind.reasons
+    assert components(behind)["lead"] == RANGES["lead"][0]
+    assert behind.trust < card(random=(2.0, -2.0, 2.0, -2.0)).trust
+    assert card(lead=0.0).trust == card(lead=5.0).trust
 
 
 def test_parents_cannot_vouch_for_a_map() -> None:
