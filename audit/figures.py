@@ -175,7 +175,7 @@ def draw_overview(result: AuditResult) -> Figure:
     ]
     return draw_bars(
         [f"{entry.class_} ({entry.images})" for entry in classes],
-        [columns[0], *(one for one in columns[1:] if any(v is not None for v in one.values))],
+        columns,
         f"{result.images} images, grouped by predicted class; {result.verdict}",
         "classes",
     )

@@ -12,14 +12,17 @@ journals of 3,944 filters (SqueezeNet's) in a tree, as they arrive.
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
+import torch
 from million import MANY, network, synthetic
 from timing import resident
 
@@ -28,9 +31,12 @@ from cnnviz.core.output.blocks import JOURNAL, Blocks, block_size, of_journals, 
 from cnnviz.core.output.journal import Journal
 from cnnviz.filters.patches.options import MaxPatchesSpec
 from cnnviz.filters.patches.scan import make_plan
-from cnnviz.filters.patches.state import LayerState, merge, to_arrays
+from cnnviz.filters.patches.state import LayerState, check, merge, to_arrays
+from cnnviz.filters.patches.top_k import EMPTY, TopK
+from cnnviz.filters.patches.top_k import pack as keys_of
 
 BATCH = 256
+CLOCKS = (time.perf_counter, time.process_time)
 
 
 def timed(line: list[str], threads: int) -> tuple[float, float]:
@@ -114,25 +120,39 @@ def journal(layers: list[LayerState], block: range, total: int) -> bytes:
         return pack(Path(folder))
 
 
+def filled(row: int) -> LayerState:
+    """The state of many filters after one image, with random scores."""
+    scores_NF = torch.randn(1, MANY, generator=torch.Generator().manual_seed(row))
+    keys_FA = torch.full((MANY, 9), EMPTY)
+    keys_FA[:, 0], units_FA = keys_of(scores_NF[0], torch.tensor(row)), torch.full((MANY, 9), -1)
+    units_FA[:, 0] = row % 49
+    stats = LayerState.empty(MANY, 9, "cpu").stats.with_scores(scores_NF, scores_NF)
+    return LayerState(TopK(keys_FA, units_FA), stats)
+
+
 def join(count: int) -> None:
-    """Prints the time of joining journals, without that of making them."""
-    layers, making, began = [LayerState.empty(MANY, 9, "cpu")], 0.0, time.perf_counter()
+    """Prints what storing and joining journals takes, without making them."""
+    making, most = [0.0, 0.0], 0
+    began = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as place:
-        data = synthetic(count)
+        checked = partial(check, per_image=1)
         step = of_journals(
-            "scan", data, 1, {}, lambda _data, _journal: None, lambda _count: None, merge
+            "scan", synthetic(count), 1, {}, lambda *_: None, lambda _: None, merge, checked
         )
         blocks = Blocks(Path(place), step, resume=False)
         for block in blocks.missing(1):
-            started = time.perf_counter()
-            content = journal(layers, block, count)
-            making += time.perf_counter() - started
+            started = time.perf_counter(), time.process_time()
+            content = journal([filled(block.start)], block, count)
+            making = [a + clock() - b for a, b, clock in zip(making, started, CLOCKS, strict=True)]
             blocks.add(block, content)
+            most = max(most, len(blocks.finished))
         blocks.joined()
-    took = time.perf_counter() - began - making
+    wall, spent = (clock() - b - m for clock, b, m in zip(CLOCKS, began, making, strict=True))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         f"{count} journals of {MANY} filters, {len(content) / 1e6:.1f} MB each, stored and joined "
-        f"in {took:.1f} s, {1e3 * took / count:.1f} ms each; {resident():.0f} MiB"
+        f"in {wall:.0f} s, processor {spent:.0f} s ({1e3 * spent / count:.1f} ms each); peak of "
+        f"the process {peak:.0f} MiB, at most {most} journals on disk between joins"
     )
 
 

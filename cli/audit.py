@@ -20,7 +20,7 @@ from cnnviz.core.files import safe_name
 from cnnviz.core.output.record import table, to_json
 
 SHOWN = 20
-COLUMNS = ("class", "images", "precision", "reliance", "spread", "groups", "residual", "suspicion")
+COLUMNS = ("class", "suspicion", "images", "precision", "reliance", "spread", "groups", "residual")
 
 
 class _Study(ImageStudy[Row, Row]):
@@ -125,13 +125,13 @@ def _rows(result: AuditResult) -> list[tuple[object, ...]]:
     return [
         (
             entry.class_,
+            "not judged" if entry.suspicion is None else f"{entry.suspicion:.2f}",
             entry.images,
             percent(entry.accuracy),
             f"{entry.reliance.mean:.2f}",
             percent(entry.concentration.area),
             len(entry.groups),
             percent(entry.residual.became),
-            "not judged" if entry.suspicion is None else f"{entry.suspicion:.2f}",
         )
         for entry in result.ranked[:SHOWN]
     ]

@@ -7,13 +7,14 @@ Ray restarts nothing by itself: a lost worker is replaced here, where tries are 
 
 import os
 import secrets
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cnnviz.cli.options import ClusterOptions
 from cnnviz.cli.worker import INSIDE, Inside, Setting, Worker
@@ -22,7 +23,7 @@ from cnnviz.core.errors import CnnvizError, UsageError, one_line
 from cnnviz.core.extras import required, version
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.blocks import Blocks, Pass, block_size, delete, pack
-from cnnviz.core.output.summary import ClusterRecord
+from cnnviz.core.output.summary import GIVEN_UP, ClusterRecord, GivenUp
 
 IN_FLIGHT = 2
 """Blocks that a worker has at a time, so that it need not wait for the next one."""
@@ -36,6 +37,8 @@ MEMORY = 1 << 30
 """Bytes of a worker on the CPU, in addition to four times the network's weights."""
 LISTED = 100
 """Lost workers that the summary names."""
+AGAIN = "--resume computes them, with fewer --workers or more memory"
+"""What to do where blocks were given up."""
 
 
 def cluster_of(given: Any, note: Callable[[str], None]) -> "Cluster | Inside | None":
@@ -90,6 +93,9 @@ class Cluster:
         self._counts: Counter[str] = Counter()
         self.seats: list[_Seat] = []
         self.lost: list[str] = []
+        self._given_up: tuple[GivenUp, ...] = ()
+        self._passes = 0
+        self._partial: Path | None = None
 
     def listed(self, lists: Callable[[], ImageData]) -> ImageData:
         """Lists the images, for all workers."""
@@ -104,23 +110,59 @@ class Cluster:
         return model
 
     def spread(self, step: Pass, root: Path) -> Sequence[Path]:
-        """Computes the blocks that are missing; returns the folders of all, in order."""
+        """Computes the blocks that are missing; returns the folders of all, in order.
+
+        The images of blocks that are given up fail. A CnnvizError if these are all blocks, or if
+        there are several passes, which would then be of different images.
+        """
+        self._passes += 1
+        if self._given_up:  # in an earlier pass
+            self._stop()
         blocks = Blocks(root, step, resume=self._resume)
         step.progress(sum(map(len, blocks.finished)))
         missing = blocks.missing(block_size(len(step.data), step.batch))
         if missing:
             self._call_up(step, len(missing))
             work = _Work(self, step, blocks, missing)
-            work.go()
-            self._counts.update(blocks=len(missing), started_twice=work.twice)
+            self._given_up = work.go()
+            computed = len(missing) - len(self._given_up)
+            self._counts.update(blocks=computed, started_twice=work.twice)
+        if self._given_up:
+            if self._passes > 1 or not blocks.finished:
+                self._stop()
+            self._partial = blocks.partial
+            reasons = {
+                range(block.start, block.stop): f"{GIVEN_UP}, as the worker died ({block.error})"
+                for block in self._given_up
+            }
+            return blocks.joined_without(reasons)
         folders = blocks.joined()
         if step.join is not None:
             self._known[step.name] = folders[0]
         return folders
 
+    def _stop(self) -> NoReturn:
+        """Ends a run whose results would not be of the same images in each pass, or of none."""
+        self._delete_partial()
+        more = len(self._given_up) - 1
+        named = self._given_up[0].line + (f", and {more} more blocks" if more else "")
+        raise CnnvizError(f"{named}; what is done is kept: {AGAIN}")
+
+    def _delete_partial(self) -> None:
+        if self._partial is not None:
+            shutil.rmtree(self._partial)
+
+    def reported(self, errors: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """What failed, in a line for each image, or for each block that was given up."""
+        given_up = [(block.name, f"{block.line}; {AGAIN}") for block in self._given_up]
+        return [*(error for error in errors if GIVEN_UP not in error[1]), *given_up]
+
     def end(self, root: Path) -> None:
-        """Deletes the blocks of a finished run."""
-        delete(root)
+        """Deletes the blocks of a run that is complete; a later one resumes with the others."""
+        if self._given_up:
+            self._delete_partial()
+        else:
+            delete(root)
 
     def record(self) -> ClusterRecord:
         """What the summary reports of the cluster."""
@@ -130,6 +172,7 @@ class Cluster:
             blocks=self._counts["blocks"],
             started_twice=self._counts["started_twice"],
             lost=(*self.lost[:LISTED], *more),
+            given_up=self._given_up,
         )
 
     def close(self) -> None:
@@ -231,9 +274,9 @@ class _Work:
         self._waiting = time.monotonic()
         self.twice = 0
 
-    def go(self) -> None:
-        """Computes all blocks; raises a CnnvizError if some were given up."""
-        ray, seats, count = self._cluster.ray, self._cluster.seats, len(self._open)
+    def go(self) -> tuple[GivenUp, ...]:
+        """Computes all blocks; returns those that were given up."""
+        ray, seats = self._cluster.ray, self._cluster.seats
         while self._open:
             for seat in seats:
                 self._hand_out(seat)
@@ -242,13 +285,10 @@ class _Work:
             for answer in ray.wait(list(by_answer), num_returns=1, timeout=1.0)[0]:
                 self._take(by_answer[answer], answer)
             self._check_patience()
-        if self._broken:
-            block, reason = next(iter(self._broken.items()))
-            raise CnnvizError(
-                f"{len(self._broken)} of {count} blocks were given up after {TRIES} tries; the "
-                f"first is images {block.start} to {block.stop}: {reason}; the others are kept: "
-                "--resume goes on, with a smaller --batch-size, fewer --workers or more memory"
-            )
+        return tuple(
+            GivenUp(block.start, block.stop, len(block), TRIES, reason)
+            for block, reason in sorted(self._broken.items(), key=lambda item: item[0].start)
+        )
 
     def _check_patience(self) -> None:
         if any(seat.starting is None for seat in self._cluster.seats):

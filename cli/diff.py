@@ -34,6 +34,8 @@ from cnnviz.filters.patches.results import MaxPatches
 Draw = Callable[[], Figure | None]
 Cells = Callable[[FilterChange], Sequence[Sequence[Small]]]
 STRENGTHS = {"filters": "norm", "max-patches": "active on", "ablate": "change of accuracy"}
+OF_DATA = ("audit", "tsne", "max-patches")
+"""Commands whose folders do not have the images."""
 
 
 def diff(given: DiffCommand) -> None:
@@ -41,12 +43,17 @@ def diff(given: DiffCommand) -> None:
     run = Run("diff", given.output)
     _check_folders(given.runs, run.root)
     a, b = (read_run(folder, given.data) for folder in given.runs)
+    if given.pictures and a.run.command in OF_DATA and (a.run.data.closed or b.run.data.closed):
+        run.console.note("images of data sets are shown only from folders named with --data")
     result = compare(a.side, b.side, given.spec)
     if given.max_flips is not None and result.predictions is None:
         raise UsageError("--max-flips needs runs with predictions (occlude, audit, tsne, ablate)")
     if given.min_agreement is not None and result.agreement is None:
         raise UsageError("--min-agreement needs runs with maps, features, filters or a sweep")
     folder = run.open()
+    for one in (a.run, b.run):
+        for line in one.missing:
+            run.console.sentence(f"{one.folder} is incomplete: {line}")
     _write(run, result, _figures(result, a, b, given.spec, given.look) if given.pictures else [])
     sides = (RunRecord.of(a.run), RunRecord.of(b.run))
     results = Results.of_runs(a.run.command, *sides, result, given.spec.top)

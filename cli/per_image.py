@@ -210,19 +210,19 @@ class ImageRun(Run):
     def _block(
         self, study: ImageStudy[Any, Any], model: Model, data: ImageData, folder: Path
     ) -> None:
-        """Studies the images of a block, in a worker; writes the files to a folder."""
-        here = self.folder
+        """Studies the images of a block; writes the files to a folder."""
+        here = self.folder, self._data, self.errors, self._index
         self._data, self.errors = data, []
         self.folder = RunFolder.open(folder)
-        self.folder.figures, self.folder.caption = here.figures, here.caption
-        self.folder.mark = here.mark
+        self.folder.figures, self.folder.caption = here[0].figures, here[0].caption
+        self.folder.mark = here[0].mark
         self._index = Lines(self.folder, self.identity, resume=False)
         try:
             for place in data.part:
                 self._one(data.examples[place].path, model, study, lambda _steps: None)
+            write_atomically(folder / ERRORS, json.dumps(self.errors).encode())
         finally:
-            self.folder = here
-        write_atomically(folder / ERRORS, json.dumps(self.errors).encode())
+            self.folder, self._data, self.errors, self._index = here
 
     def open_for(
         self,
@@ -343,13 +343,13 @@ class ImageRun(Run):
         first = list(islice(_Records(self.entries, study.kind), MOST_SHOWN))
         rows = [row for entry in first for row in study.rows(entry)]
         self.console.table(study.title, study.columns, rows)
-        for target in getattr(first[0], "targets", ()) if self._alone else ():
-            if card := getattr(target, "trust", None):
-                self.console.sentence(f"{target.class_}: {card.line}")
         top = next(iter(self.entries)).get("top5") if self._alone else None
         if top:
             best = [(one["class"], decimals(one["probability"])) for one in top]
             self.console.table(f"Top {len(best)}", ("class", "p"), best)
+        for target in getattr(first[0], "targets", ()) if self._alone else ():
+            if card := getattr(target, "trust", None):
+                self.console.sentence(f"{target.class_}: {card.line}")
         if len(self.entries) > MOST_SHOWN:
             more = len(self.entries) - MOST_SHOWN
             self.console.sentence(f"… and {more} more images, all of them in images.jsonl")

@@ -22,6 +22,7 @@ from cnnviz.core.files import SUMMARY
 from cnnviz.core.models.zoo import PREFIXES
 from cnnviz.core.options import options_of
 from cnnviz.core.output.summary import FinishedRun
+from cnnviz.core.remote import is_url
 
 NOT_REPEATED = ("merge", "rerun")
 
@@ -135,7 +136,9 @@ def _code(record: Any) -> Iterator[str]:
     model = getattr(record, "model", None)
     compare = getattr(record, "compare", ())  # of filters: networks
     networks = [getattr(model, "model", ""), *(compare if isinstance(compare, tuple) else ())]
-    yield from (name for name in networks if ":" in name and not name.startswith(tuple(PREFIXES)))
+    for name in networks:  # a URL is a weight file's
+        if ":" in name and not name.startswith(tuple(PREFIXES)) and not is_url(name):
+            yield name
     pick = getattr(model, "pick", None)
     if pick is not None and ":" in pick:
         yield pick

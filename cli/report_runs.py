@@ -53,6 +53,7 @@ class Pages:
     def section(self, run: FinishedRun) -> Section:
         """The section of a run."""
         section = Section(page_title([run]), list(reads.facts(run)))
+        section.notes += [f"incomplete: {line}" for line in run.missing]
         section.notes += [f"failed: {failure.message}" for failure in run.summary.errors[:20]]
         section.findings += [Findings(f.title, f.columns, f.rows) for f in run.summary.findings]
         with run.reading():
@@ -81,7 +82,7 @@ class Pages:
                 more = len(entries) - number
                 self.left_out.append(f"{section.title}: {more} pictures to explore")
                 return
-            text = reads.scorecard(entry)
+            text = reads.scorecard(entry) if len(entries) > 1 else ""  # that one is a finding
             if classes < len(explored.labels):
                 text += (
                     f" {classes} of {len(explored.labels)} classes can be chosen, the most "

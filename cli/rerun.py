@@ -90,7 +90,7 @@ def _compare(
             "same": not differing,
             "compared": len(values),
             "differing": len(differing),
-            "told": notes,
+            "notes": notes,
             "first": first,
         }
         print_json([json.dumps(content, ensure_ascii=False) + "\n"])

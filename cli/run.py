@@ -25,7 +25,7 @@ from cnnviz.core.models.boxes import Boxes
 from cnnviz.core.models.files.checkpoints import file_sha256
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.trained import BUNDLED
-from cnnviz.core.output.blocks import Pass
+from cnnviz.core.output.blocks import Pass, delete
 from cnnviz.core.output.mirrors import shown
 from cnnviz.core.output.record import to_json
 from cnnviz.core.output.run_folder import RunFolder, json_parts, summary
@@ -219,6 +219,10 @@ class Run:
             to_json(Finding(title, tuple(columns), tuple(tuple(map(str, row)) for row in rows)))
             for title, columns, rows in current().tables
         ]
+        reported = errors
+        if isinstance(self.cluster, Cluster):
+            content["cluster"] = to_json(self.cluster.record())
+            reported = self.cluster.reported(errors)
         if self._output.report:
             self._write_page(content)
         if self.shard:
@@ -228,21 +232,21 @@ class Run:
                 "of": dict(self.identity),
                 "request": request(current().given),
             }
-        if isinstance(self.cluster, Cluster):
-            content["cluster"] = to_json(self.cluster.record())
         written = self.folder.finish(content)
         if isinstance(self.cluster, Cluster):
             self.cluster.end(self.folder.path)
-        current().errors = errors
+        else:
+            delete(self.folder.path)  # of a run on a cluster that was not finished
+        current().errors = reported
         if self._output.json:
             print_json(json_parts(content))
         files = self.folder.files
         pictures = [self.folder.path / name for name in files if name.endswith(_PICTURES)]
         for path in [*(show or pictures), written]:
             self.console.line(shown(path))
-        for _, message in errors:
+        for _, message in reported:
             say(f"cnnviz: {message}")
-        if errors:
+        if reported:
             raise typer.Exit(1)
 
     def _write_page(self, content: Any) -> None:

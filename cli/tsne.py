@@ -6,6 +6,7 @@ from dataclasses import replace
 from cnnviz.cli.commands.datasets import TsneCommand
 from cnnviz.cli.console import Console
 from cnnviz.cli.run import Run
+from cnnviz.core.files import BLOCKS, exists
 from cnnviz.core.output.record import table, to_json
 from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.embeddings import figures, sheets
@@ -39,7 +40,7 @@ def tsne(given: TsneCommand) -> None:
     model = run.load(given.model, features=True)
     embedder = Embedder(model, images, spec, console.progress, console.note)
     known = None
-    if given.output.overwrite or given.resume:
+    if (given.output.overwrite or given.resume) and not exists(run.root / BLOCKS):
         known = embedder.known_features(run.root / FEATURES)
     folder = run.open(resume=given.resume)
     features = known or embedder.features(folder.path, run.spread)

@@ -64,7 +64,9 @@ def percent(share: float | None, digits: int = 0) -> str:
     return "-" if share is None else f"{100 * share:.{digits}f} %"
 
 
-_MINUS = re.compile(r"(?<![^\s(\[=:<>≤≥≈±/…])-(?=\d[\d.,]*(?:e[-+]?\d+)?(?:[\s%)\]:;/…]|$))")
+_MINUS = re.compile(
+    r"(?<![^\s(\[=:<>≤≥≈±/…])-(?=(?:inf|\d[\d.,]*(?:e[-+]?\d+)?)(?:[\s%)\]:;/…]|$))"
+)
 
 
 def typeset(text: str) -> str:

@@ -78,7 +78,8 @@ def draw_maps(
             lines = f"{name}: {predicted}{sure}" if row else f"{title}\n{name}: {predicted}{sure}"
             row.append(map_cell(map_HW, scale, look, over, lines, width=200.0))
         rows.append(row)
-    return board(rows)
+    pairs = len(rows[0]) == 2  # without the image, two of them fit into a row
+    return board(in_rows([cell for row in rows for cell in row], 4) if pairs else rows)
 
 
 def _picture(pixels: Pixels, size: tuple[int, int], title: str) -> Cell:

@@ -157,7 +157,9 @@ def _by_tsne(
     for perplexity in dict.fromkeys(spec.perplexities):
 
         def watch(iteration: int, divergence: float, perplexity: float = perplexity) -> None:
-            note(f"perplexity {perplexity:g}: KL {divergence:.3f} after {iteration} iterations")
+            note(
+                f"perplexity {perplexity:g}: KL about {divergence:.2f} after {iteration} iterations"
+            )
 
         with clock.part("embedding", TOTAL_ITERATIONS) as advance:
             places_N2, divergence = tsne(

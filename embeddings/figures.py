@@ -187,10 +187,14 @@ def _name_groups(axes: Axes, groups: Groups, places_N2: NDArray[np.float32]) -> 
     dots = axes.figure.dpi / 72
     for group in sorted(groups.present, key=lambda k: -int((groups.group_N == k).sum())):
         name = escape(groups.names[group], 20)
-        x, y = axes.transData.transform(np.median(places_N2[groups.group_N == group], axis=0))
+        members = places_N2[groups.group_N == group]
+        middle = np.median(members, axis=0)
+        few = len(members) <= _FEW  # which the name would hide; it is at one of them
+        if few:
+            middle = members[np.square(members - middle).sum(1).argmin()]
+        x, y = axes.transData.transform(middle)
         wide, high = dots * text_width(name, size), dots * size * LINE
         x = np.clip(x, axes.bbox.x0 + wide / 2, axes.bbox.x1 - wide / 2)
-        few = (groups.group_N == group).sum() <= _FEW  # which the name would hide
         for step in (1, -1, 2, -2, 3, -3) if few else (0, 1, -1, 2, -2, 3, -3):
             box = Bbox.from_bounds(x - wide / 2, y - high / 2 + step * high, wide, high)
             if crowded or not any(box.overlaps(other) for other in taken):

@@ -182,18 +182,19 @@ def judge(card: Scorecard, positive: bool, evidence: Evidence) -> tuple[Verdict,
     if evidence.predicted and p is not None and p < UNSURE:
         thin.append(f"the class is predicted with p = {p:.2g} only")
     return Verdict.BELIEVE, (
+        *([f"by a thin margin: {', '.join(thin)}"] if thin else []),
         f"gain {card.gain:.2f}, chance up to {card.against_chance.interval[1]:.2f}",
         f"agreement with other methods {card.agreement:.2f}",
-        *([f"but by a thin margin: {', '.join(thin)}"] if thin else []),
     )
 
 
 def _limits(card: Scorecard, evidence: Evidence, margin: float = 1.0) -> Iterator[str]:
     """What alone keeps a map from being believed, or would if it were smaller by a margin."""
     reach, p = card.against_chance.interval[1], evidence.probability
-    if card.gain <= margin * reach:
-        place = "within" if card.gain <= reach else "just beyond"
-        yield f"its gain {card.gain:.2f} is {place} chance, up to {reach:.2f}"
+    if card.gain <= reach:
+        yield f"its gain {card.gain:.2f} is within chance, up to {reach:.2f}"
+    elif card.gain <= margin * reach:
+        yield f"its gain is only {100 * (card.gain / reach - 1):.0f} % above chance"
     if p is not None and not evidence.predicted and p < margin * MIN_STANDING:
         yield f"the class is not predicted (p = {p:.2g})"
     if p is not None and card.effect < margin * CLEAR_EFFECT:

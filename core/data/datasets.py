@@ -94,6 +94,14 @@ class ImageData:
         object.__setattr__(shared, "part", part)
         return shared
 
+    def refused(self, reason: str) -> "ImageData":
+        """The same part of the data set, none of whose images can be opened, for this reason."""
+
+        def refuse(example: Example, _preprocess: Preprocess) -> Image.Image:
+            raise CnnvizError(f"'{example.path}' is missing: {reason}")
+
+        return replace(self, _source=replace(self._source, open=refuse)).within(self.part)
+
     def named(self, classes: tuple[str, ...]) -> "ImageData":
         """The same data set, and part of it, with other names of its classes."""
         return replace(self, classes=classes).within(self.part)

@@ -114,12 +114,14 @@ class Blocks:
 
     Attributes:
         finished: the ranges of images that they cover, in order.
+        partial: the folder of a result that lacks blocks, if there is one.
     """
 
     def __init__(self, root: Path, step: Pass, *, resume: bool) -> None:
         """Takes over the blocks of an interrupted run if `resume`, else deletes them."""
         self._step, self._size = step, 1
         self._folder = root / BLOCKS / step.name
+        self.partial = self._folder / f".0-{len(step.data)}.partial"
         identity = as_json({**step.identity, "data": step.data.fingerprint, "batch": step.batch})
         stored = self._folder / _IDENTITY
         if not resume or not stored.exists():
@@ -221,6 +223,28 @@ class Blocks:
         while self._step.join is not None and len(self.finished) > 1:
             self._join(self.finished[:FAN])
         return [self._path(part) for part in self.finished]
+
+    def joined_without(self, given_up: Mapping[range, str]) -> list[Path]:
+        """The same where blocks were given up: their images fail, for these reasons.
+
+        The finished blocks stay as they are, for the run that resumes; the rest is in `partial`.
+        """
+        self.partial.mkdir()
+        folders = {part: self._path(part) for part in self.finished}
+        for block, reason in given_up.items():
+            folders[block] = self.partial / f"{block.start}-{block.stop}"
+            folders[block].mkdir()
+            self._step.compute(self._step.data.within(block).refused(reason), folders[block])
+        parts = [folders[part] for part in sorted(folders, key=lambda part: part.start)]
+        while self._step.join is not None and len(parts) > 1:
+            whole = self.partial / f"joined-{len(parts)}"
+            whole.mkdir()
+            self._step.join(parts[:FAN], whole)
+            for part in parts[:FAN]:
+                if part.parent == self.partial:
+                    shutil.rmtree(part)
+            parts[:FAN] = [whole]
+        return parts
 
 
 def delete(root: Path, name: str = "") -> None:

@@ -83,7 +83,8 @@ class Column:
 def draw_bars(names: Sequence[str], columns: Sequence[Column], heading: str, what: str) -> Figure:
     """Draws a row of bars for each thing, the first at the top; at most `MOST_BARS` rows."""
     shown, more = names[:MOST_BARS], len(names) - MOST_BARS
-    columns = [c for c in columns if c.unknown or any(v is not None for v in c.values)]
+    known = [c for c in columns if any(v is not None for v in c.values)]
+    columns = known or columns[:1]
     left = names_width(shown)
     cells = [
         plot(

@@ -160,7 +160,8 @@ def check_free(path: Path, *, overwrite: bool, resume: bool) -> bool:
         if isinstance(error, FileNotFoundError) and not path.is_symlink():
             return False
         raise UsageError(f"{named} is not a folder; give --out another one") from error
-    if SUMMARY in names and resume and not overwrite:
+    finished = SUMMARY in names and BLOCKS not in names  # with blocks, some were given up
+    if finished and resume and not overwrite:
         raise UsageError(
             f"{named} holds a finished run: there is nothing to resume; "
             "use --overwrite to repeat it, or another folder with --out"

@@ -164,7 +164,8 @@ class RunFolder:
         Args:
             path: the run's folder.
             overwrite: allow a folder that is not empty, and delete the files its summary lists.
-            resume: allow a folder that has files but no summary (an interrupted run).
+            resume: allow a folder of a run that is not finished. The summary of one that lacks
+                blocks is deleted, too, with the files that it lists.
             within: the folder that it must be in, also if it is a link.
             inputs: the user's files, which are never replaced.
         """
@@ -184,7 +185,7 @@ class RunFolder:
         folder = cls(path, inputs=inputs)
         folder._lock = Lock.of(path)
         folder._clear_leftovers()
-        if occupied and overwrite:
+        if occupied and (overwrite or resume):
             folder._remove_previous()
         return folder
 

@@ -1,9 +1,11 @@
 """`summary.json`: the keys that every command's summary has, and records that several share.
 
-A summary is written last (`RunFolder.finish`), so a folder that has one is complete. `read_summary`
-is the one place that opens and checks one; what `results` holds is read by the analysis' `load`.
+A summary is written last (`RunFolder.finish`), so a folder that has one is complete, except for the
+images of blocks that it names as given up. `read_summary` is the one place that opens and checks
+one, and prints what is missing; what `results` holds is read by the analysis' `load`.
 """
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +43,8 @@ from cnnviz.core.output.record import (
     from_json,
 )
 from cnnviz.core.output.run_data import RunData
+
+_log = logging.getLogger("cnnviz")
 
 TOP = 5
 HEADS = ("softmax", "sigmoid", "none", "probabilities", "probabilities per class")
@@ -133,14 +137,44 @@ class ShardRecord(Record):
     request: Annotated[Mapping[str, Any], Says("the options of the command, for merge")]
 
 
+GIVEN_UP = "its block was given up"
+"""In the message of an image that a run with `--cluster` did not compute."""
+
+
+@dataclass(frozen=True)
+class GivenUp(Record):
+    """A block of images that no worker could compute."""
+
+    start: Annotated[Count, Says("place of its first image in the list of images, from 0")]
+    stop: Annotated[Count, Says("place after that of its last image")]
+    images: Annotated[Positive, Says("in it; all of them are in `errors`")]
+    tries: Annotated[Positive, Says("workers that died computing it")]
+    error: Annotated[str, Says("how the last of them died")]
+
+    @property
+    def name(self) -> str:
+        """The images."""
+        return f"images {self.start} to {self.stop}"
+
+    @property
+    def line(self) -> str:
+        """What is missing, and why."""
+        why = f"given up after {self.tries} tries, as the worker died ({self.error})"
+        return f"{self.name} are missing: {why}"
+
+
 @dataclass(frozen=True)
 class ClusterRecord(Record):
-    """What computed a run with `--cluster`; the results do not depend on it."""
+    """What computed a run with `--cluster`; the results depend on it only by what is missing."""
 
     workers: Annotated[Count, Says("maximum at a time; 0 if all blocks were done before")]
     blocks: Annotated[Count, Says("that were computed, in all passes")]
     started_twice: Annotated[Count, Says("last blocks that a second worker was given")]
     lost: Annotated[tuple[str, ...], Says("workers that were lost and replaced")]
+    given_up: Annotated[
+        tuple[GivenUp, ...],
+        Says("blocks whose images are missing; --resume computes them", optional=True),
+    ] = ()
 
 
 @dataclass(frozen=True)
@@ -206,6 +240,12 @@ class FinishedRun:
         """The inputs that failed."""
         return frozenset(failure.input for failure in self.summary.errors)
 
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """A line for each block of images that the run lacks."""
+        cluster = self.summary.cluster
+        return () if cluster is None else tuple(block.line for block in cluster.given_up)
+
     @cached_property
     def data(self) -> RunData:
         """The data set of the run, which is opened again if it still exists."""
@@ -262,9 +302,12 @@ def read_summary(folder: Path | FinishedRun, images_below: Sequence[Path] = ()) 
     text = read_text(path)
     try:
         content: Any = parsed(text)
-        return FinishedRun.of(path.parent, content, images_below)
+        run = FinishedRun.of(path.parent, content, images_below)
     except (ValueError, CnnvizError) as error:
         raise UsageError(f"'{path}' is not a summary of cnnviz ({one_line(error)})") from error
+    for line in run.missing:
+        _log.warning("note: %s is incomplete: %s; its command with --resume ends it", folder, line)
+    return run
 
 
 class Answered(Protocol):

@@ -162,7 +162,10 @@ def test_a_worker_without_memory_and_a_resumption_with_more_workers(
     line = [*LINES["max-patches"], "--model", "net.py:make", "--no-pictures"]
     assert run([*line, *ON, "--out", "all", "--workers", "1"]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "1 of 12 blocks were given up after 3 tries; the first is images 20 to 22" in said
+    assert "images 20 to 22 are missing: given up after 3 tries, as the worker died" in said
+    lacks = json.loads(Path("all/summary.json").read_text())
+    assert [block["start"] for block in lacks["cluster"]["given_up"]] == [20]
+    assert len(lacks["errors"]) == 3
     Path("full").unlink()
     assert run([*line, *ON, "--out", "all", "--resume"]) == 1
     assert run([*line, "--quiet", "--out", "one"]) == 1

@@ -21,7 +21,13 @@ from cnnviz.core.data import datasets
 
 IMAGES = 24
 LINE = ["max-patches", "data", "--layer", "stem.conv", "--batch-size", "1", "--no-pictures"]
+LINES = {
+    "tsne": ["tsne", "few", "--method", "pca", "--no-pictures", "--batch-size", "2"],
+    "layers": ["layers", "few", "--batch-size", "2"],
+    "occlude": ["occlude", "few", "--mask", "16", "--stride", "16", "--pictures", "none"],
+}
 ON = ["--cluster", "ray", "--workers", "2", "--quiet", "--out", "all"]
+ALONE = [*ON, "--workers", "1"]
 
 
 class Died(Exception):  # noqa: N818 (as Ray calls it)
@@ -109,6 +115,10 @@ def _build(root: Path) -> None:
         Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
         if 8 <= number < 12:
             path.write_bytes(b"not a picture")
+        elif number < 6:
+            few = root / "few" / ("cat" if number < 3 else "dog") / path.name
+            few.parent.mkdir(parents=True, exist_ok=True)
+            few.write_bytes(path.read_bytes())
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         assert run([*LINE, "--quiet", "--out", "one"]) == 1
@@ -133,6 +143,8 @@ def ray(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 def content(folder: str) -> dict[str, Any]:
     summary: dict[str, Any] = json.loads(Path(folder, "summary.json").read_text())
     varying = ("argv", "elapsed_seconds", "cluster")
+    if summary["command"] == "tsne":
+        del summary["results"]["seconds"]
     return {key: value for key, value in summary.items() if key not in varying}
 
 
@@ -146,7 +158,8 @@ def test_blocks_of_bad_images_are_named_as_in_one_process(ray: Pretended) -> Non
     assert run([*LINE, *ON]) == 1
     assert content("all") == content("one")
     assert len(content("all")["errors"]) == 4
-    assert on() == {"workers": 2, "blocks": 12, "started_twice": 0, "lost": []}
+    plain = {"workers": 2, "blocks": 12, "started_twice": 0, "lost": [], "given_up": []}
+    assert on() == plain
     assert [path.name for path in Path("all").iterdir()] == ["summary.json"]
 
 
@@ -160,21 +173,132 @@ def test_lost_workers_are_replaced_and_named(ray: Pretended) -> None:
     }
 
 
+def files(folder: str) -> dict[str, bytes]:
+    found = {p.relative_to(folder).as_posix(): p for p in Path(folder).rglob("*") if p.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if name != "summary.json"}
+
+
+GONE = {"start": 6, "stop": 8, "images": 2, "tries": 3, "error": "its process ended"}
+
+
+def dies_at(*starts: int) -> Callable[[str, tuple[Any, ...], int], bool]:
+    return lambda name, given, number: name == "block" and given[0] in starts
+
+
 @pytest.mark.slow
-def test_a_block_whose_workers_always_die_is_given_up_and_the_others_are_kept(
+def test_a_block_that_is_given_up_is_named_and_the_others_are_kept(
     ray: Pretended, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ray.dies = lambda name, given, number: name == "block" and given[0] == 6
+    ray.dies = dies_at(6)
     assert run([*LINE, *ON]) == 1
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert "1 of 12 blocks were given up after 3 tries; the first is images 6 to 8" in said
-    assert "--resume goes on" in said
-    assert not Path("all/summary.json").exists()
+    said = [line for line in capsys.readouterr().err.splitlines() if "not a picture" not in line]
+    assert said[-1] == (
+        "cnnviz: images 6 to 8 are missing: given up after 3 tries, as the worker died "
+        "(its process ended); --resume computes them, with fewer --workers or more memory"
+    )
+    assert not any("06.png" in line for line in said)
+    assert on()["given_up"] == [GONE]
+    assert on()["blocks"] == 11
+    failed = {Path(e["input"]).stem: e["message"] for e in content("all")["errors"]}
+    assert sorted(failed) == [f"{place:02d}" for place in (6, 7, 8, 9, 10, 11)]
+    lost = "is missing: its block was given up, as the worker died (its process ended)"
+    assert failed["06"] == f"'data/06.png' {lost}"
+    assert not list(Path("all/blocks/scan").glob(".*"))
+
     ray.dies, ray.called = lambda *_call: False, Counter()
-    assert run([*LINE, *ON, "--resume", "--workers", "1"]) == 1
+    assert run([*LINE, *ALONE, "--resume"]) == 1
     assert content("all") == content("one")
     assert on()["blocks"] == 1
+    assert on()["given_up"] == []
     assert not Path("all/blocks").exists()
+    assert run([*LINE, *ON, "--resume"]) == 2
+    assert "there is nothing to resume" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", list(LINES))
+def test_an_incomplete_run_of_each_command_becomes_complete(
+    command: str,
+    ray: Pretended,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cluster, "TRIES", 1)
+    line = LINES[command]
+    assert run([*line, "--quiet", "--out", "single"]) == 0
+    ray.dies = dies_at(2)
+    assert run([*line, *ALONE]) == 1
+    assert [(block["start"], block["stop"]) for block in on()["given_up"]] == [(2, 4)]
+    named = [Path(error["input"]).name for error in content("all")["errors"]]
+    assert named == ["02.png", "03.png"]
+    if command == "occlude":
+        _read_by_others(capsys)
+    ray.dies = lambda *_call: False
+    assert run([*line, *ALONE, "--resume"]) == 0
+    assert files("all") == files("single")
+    assert content("all") == content("single")
+    assert on()["blocks"] == 1
+
+
+def _read_by_others(capsys: pytest.CaptureFixture[str]) -> None:
+    """Readers of an incomplete run say what it lacks."""
+    why = "given up after 1 tries, as the worker died (its process ended)"
+    lacks = f"images 2 to 4 are missing: {why}"
+    for reader, status in (
+        (["report", "all", "--out", "page.html"], 0),
+        (["diff", "single", "all", "--out", "changes", "--no-pictures"], 0),
+        (["rerun", "all", "--out", "again"], 3),
+    ):
+        capsys.readouterr()
+        assert run(reader) == status
+        assert f"note: all is incomplete: {lacks}" in capsys.readouterr().err
+    assert f"incomplete: {lacks}" in Path("page.html").read_text()
+    found = json.loads(Path("changes/summary.json").read_text())
+    assert f"all is incomplete: {lacks}" in [one["title"] for one in found["findings"]]
+    assert len(found["results"]["left_out"]) == 2
+
+
+@pytest.mark.slow
+def test_passes_that_feed_each_other_are_not_of_different_images(
+    ray: Pretended, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "TRIES", 1)
+    line = ["ablate", "few", "--sweep", "stem.conv", "--batch-size", "2"]
+    line += ["--mode", "mean", "--cumulative"]
+    assert run([*line, "--quiet", "--out", "single"]) == 0
+    passes: list[str] = []
+    go = cluster._Work.go
+    monkeypatch.setattr(
+        cluster._Work, "go", lambda work: passes.append(work._step.name) or go(work)
+    )
+    for fatal, reached in (("means", ["means"]), ("remove-0", ["means", "tally", "remove-0"])):
+        ray.dies = lambda name, given, _, f=fatal: dies_at(2)(name, given, _) and f == passes[-1]
+        passes.clear()
+        assert run([*line, *ALONE, "--resume"]) == 1
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert "images 2 to 4 are missing: given up after 1 tries, as the worker died" in said
+        assert "; what is done is kept: --resume" in said
+        assert passes == reached
+        assert not Path("all/summary.json").exists()
+        assert not list(Path("all/blocks").rglob(".*"))
+    ray.dies = lambda *_call: False
+    assert run([*line, *ALONE, "--resume"]) == 0
+    assert files("all") == files("single")
+    assert content("all") == content("single")
+
+
+@pytest.mark.slow
+def test_a_run_whose_blocks_are_all_given_up_has_no_summary(
+    ray: Pretended, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "TRIES", 1)
+    monkeypatch.setattr(cluster, "block_size", lambda _images, _batch: 4)
+    ray.dies = dies_at(0, 4)
+    assert run([*LINES["tsne"], *ALONE]) == 1
+    said = capsys.readouterr().err
+    assert "images 0 to 4 are missing: given up" in said
+    assert ", and 1 more blocks; what is done is kept" in said
+    assert not Path("all/summary.json").exists()
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 from parts import slow_but
 
 from cnnviz.cli.main import COMMANDS, parse, run
-from cnnviz.cli.repeat import _sources
+from cnnviz.cli.repeat import _code, _sources
 from cnnviz.core.errors import UsageError
 from cnnviz.core.models.load import load_model
 
@@ -255,3 +255,5 @@ def test_every_url_of_a_stored_command_is_seen():
     compared = replace(parse(["filters"]), compare=(f"{url}",))
     assert [text for text in _sources(named) if "://" in text] == [url] * 3
     assert url in list(_sources(compared))
+    assert [*_code(named), *_code(compared)] == []  # weights, which --allow-urls is about
+    assert list(_code(parse(["layers", "--model", "net.py:make"]))) == ["net.py:make"]

@@ -164,7 +164,9 @@ def test_pointing_at_a_place_says_what_covering_it_does(
     assert label == measured.labels[best]
     assert float(untouched) == pytest.approx(before, abs=6e-4)
     assert float(now) == pytest.approx(float(covered[best]), abs=1.1e-3)
-    assert float(change) == pytest.approx(float(covered[best]) - before, abs=1.6e-3)
+    assert float(change.replace("−", "-")) == pytest.approx(
+        float(covered[best]) - before, abs=1.6e-3
+    )
     opened.close()
 
 

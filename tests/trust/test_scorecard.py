@@ -108,14 +108,18 @@ def test_the_gain_that_decides_is_the_one_that_is_printed() -> None:
         (
             {"predicted": False, "probability": 0.11},
             Verdict.BELIEVE,
-            "but by a thin margin: the class is not predicted (p = 0.11)",
+            "by a thin margin: the class is not predicted (p = 0.11)",
         ),
         (
             {"predicted": True, "probability": 0.02},
             Verdict.BELIEVE,
-            "but by a thin margin: the class is predicted with p = 0.02 only",
+            "by a thin margin: the class is predicted with p = 0.02 only",
         ),
-        ({"random": (0.7, -0.7) * 2}, Verdict.BELIEVE, "its gain 3.60 is just beyond chance, up"),
+        (
+            {"random": (0.7, -0.7) * 2},
+            Verdict.BELIEVE,
+            "by a thin margin: its gain is only 20 % above chance; gain 3.60",
+        ),
         (
             {"effect": 3.0, "effect_share": 0.06},
             Verdict.BELIEVE,

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ class Listed:
 
     def __len__(self) -> int:
         return self.count
+
+    def within(self, part: range) -> "Listed":
+        self.part = part
+        return self
+
+    def refused(self, reason: str) -> "Listed":
+        self.reason = reason
+        return self
 
 
 def joined(parts: Sequence[Path], folder: Path) -> None:
@@ -76,6 +85,27 @@ def test_a_tree_keeps_few_folders(tmp_path: Path) -> None:
         most = max(most, len(blocks.finished))
     assert most <= 21
     assert len(blocks.finished) == 1
+
+
+@pytest.mark.parametrize("tree", [True, False])
+def test_blocks_that_were_given_up_leave_the_others_as_they_are(tree: bool, tmp_path: Path) -> None:
+    def failed(data: Any, folder: Path) -> None:
+        (folder / "text").write_text(f"{data.part} {data.reason} ")
+
+    its = replace(step(100, tree=tree), compute=failed)
+    blocks = Blocks(tmp_path, its, resume=False)
+    missing = blocks.missing(2)
+    for block in missing[:10] + missing[11:49]:
+        blocks.add(block, content(block, tmp_path))
+    before = list(blocks.finished)
+    folders = blocks.joined_without({missing[49]: "late", missing[10]: "full"})
+    assert len(folders) == (1 if tree else 50)
+    expected = whole(98).replace("20 21 ", "range(20, 22) full ") + "range(98, 100) late "
+    assert "".join((folder / "text").read_text() for folder in folders) == expected
+    again = Blocks(tmp_path, its, resume=True)
+    assert again.finished == before
+    assert again.missing(2) == [missing[10], missing[49]]
+    assert not blocks.partial.exists()
 
 
 def test_a_run_goes_on_with_blocks_of_another_size(tmp_path: Path) -> None:
