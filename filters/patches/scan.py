@@ -176,7 +176,12 @@ class Scan:
 
     def add(self, batch: Batch) -> None:
         """Adds a batch, in parts if it does not fit the device's memory."""
-        self._add(batch.images, batch.indices)
+
+        def run(part: slice) -> None:
+            self._add(batch.images[part], batch.indices[part])
+
+        for _done, size in in_batches(len(batch.indices), self._batch_size, run):
+            self._batch_size = size
         self._finish(int(batch.indices[-1]) + 1)
 
     def _add(self, images_N3HW: Tensor, indices_N: Tensor) -> None:

@@ -221,8 +221,8 @@ def score_maps(
 def peaks(maps_MHW: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` largest units of each float32 map; among equals the first in row-major order.
 
-    With a count above 1 only units that no neighbour exceeds are used, since the neighbours of a
-    strong unit are strong too and see nearly the same pixels.
+    Only units that no neighbour exceeds are used, since the neighbours of a strong unit are strong
+    too and see nearly the same pixels.
 
     Returns:
         (values (M, P), descending; row-major indices (M, P) int64). If a map has fewer such units,
