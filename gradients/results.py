@@ -11,6 +11,7 @@ from torch import Tensor
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.models.heads import Head
 from cnnviz.core.models.targets import Reading
+from cnnviz.core.output.judged import Scorecard
 from cnnviz.core.output.notebook import Displayed
 from cnnviz.core.output.record import (
     ABSENT,
@@ -24,7 +25,7 @@ from cnnviz.core.output.record import (
     Unsigned,
     from_json,
 )
-from cnnviz.core.output.summary import ClassRecord, FinishedRun, Read, Scorecard
+from cnnviz.core.output.summary import ClassRecord, FinishedRun, Read
 from cnnviz.gradients.options import Method
 
 

@@ -24,7 +24,8 @@ from torch import Tensor
 from cnnviz.core.maps import agreement, peak, positive_part, rank_correlation
 from cnnviz.core.models.boxes import BoxReading
 from cnnviz.core.models.heads import SOFTMAX, Head, Kind
-from cnnviz.core.output.summary import Judged, class_fields
+from cnnviz.core.output.judged import Judged
+from cnnviz.core.output.summary import class_fields
 from cnnviz.occlusion.masks import Grid
 from cnnviz.occlusion.measurement import Gradient, Measurement
 from cnnviz.occlusion.options import Border, Score, Upsample

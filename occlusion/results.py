@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cnnviz.core.output.judged import Judged, Pointing, Scorecard
 from cnnviz.core.output.notebook import Displayed
 from cnnviz.core.output.record import (
     ABSENT,
@@ -28,14 +29,7 @@ from cnnviz.core.output.record import (
     Unsigned,
     from_json,
 )
-from cnnviz.core.output.summary import (
-    ClassRecord,
-    FinishedRun,
-    Judged,
-    Pointing,
-    Read,
-    Scorecard,
-)
+from cnnviz.core.output.summary import ClassRecord, FinishedRun, Read
 from cnnviz.occlusion.masks import Grid
 from cnnviz.occlusion.measurement import Activation, Measurement
 from cnnviz.occlusion.options import MapKind, Score, Upsample

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from cnnviz.core.lazy import lazily
 
 if TYPE_CHECKING:
-    from cnnviz.core.output.summary import Scorecard, Verdict
+    from cnnviz.core.output.judged import Scorecard, Verdict
     from cnnviz.trust.removal import Curve, Order, Remover, gain
     from cnnviz.trust.results import load_run
     from cnnviz.trust.scorecard import Evidence, Witnesses

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cnnviz.core.output.canvas import Entry
 from cnnviz.core.output.drawing import label_axes
+from cnnviz.core.output.judged import Scorecard
 from cnnviz.core.output.layout import Cell, board, in_rows, picture, plot
 from cnnviz.core.output.options import Look
 from cnnviz.core.output.overlays import (
@@ -21,7 +22,6 @@ from cnnviz.core.output.overlays import (
     scales,
 )
 from cnnviz.core.output.style import BLUE, RED, ink
-from cnnviz.core.output.summary import Scorecard
 from cnnviz.trust.removal import Curve, Order
 
 COLOURS = {Order.MOST: RED, Order.LEAST: BLUE}

@@ -24,7 +24,7 @@ from cnnviz.core.models.heads import Kind
 from cnnviz.core.models.load import Model
 from cnnviz.core.models.targets import RegionReading
 from cnnviz.core.models.variants import fast
-from cnnviz.core.output.summary import Scorecard
+from cnnviz.core.output.judged import Scorecard
 from cnnviz.gradients.experiment import default_layer, saliency
 from cnnviz.gradients.options import Method, SaliencySpec
 from cnnviz.occlusion.experiment import Occluder

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 from torch import Tensor
 
 from cnnviz.core.errors import CheckFailed
+from cnnviz.core.output.judged import Judged, Scorecard, Verdict
 from cnnviz.core.output.record import ABSENT, Hidden, Record, Says, from_json
-from cnnviz.core.output.summary import ClassRecord, FinishedRun, Judged, Scorecard, Verdict
+from cnnviz.core.output.summary import ClassRecord, FinishedRun
 from cnnviz.occlusion.results import OcclusionResult
 from cnnviz.trust.options import MinVerdict
 

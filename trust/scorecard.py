@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cnnviz.core.maps import positive_part
-from cnnviz.core.output.summary import AgainstChance, Scorecard, Verdict
+from cnnviz.core.output.judged import AgainstChance, Scorecard, Verdict
 from cnnviz.trust.removal import BLUR, MEAN, Curve, Order, gain
 
 # All from benchmarks/trust.py --fit: logistic regression, cross-validated, on every second of the

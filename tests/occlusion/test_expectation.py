@@ -7,8 +7,8 @@ import torch
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.data.outlines import outline_mask, read_outlines
 from cnnviz.core.errors import CnnvizError, UsageError
+from cnnviz.core.output.judged import Judged
 from cnnviz.core.output.record import from_json, to_json
-from cnnviz.core.output.summary import Judged
 from cnnviz.occlusion.maps import judge
 
 
