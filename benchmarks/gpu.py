@@ -106,7 +106,7 @@ def scans(name: str, folder: Path, options: argparse.Namespace) -> None:
     data, batch_size = open_data([str(folder)]), 4 if options.quick else 256
     in_memory(model, data, batch_size, options.rounds)
     if not options.quick:
-        scan_throughput.measure(model, data, batch_size, 1)
+        scan_throughput.measure(model, data, [batch_size], 1)
 
 
 def files(folder: Path, count: int) -> None:

@@ -42,7 +42,7 @@ def compare(model: Model, data: ImageData, plan: ScanPlan, batch_size: int, repe
     """Runs both in turns and prints medians, ranges and the ratio of each pair."""
     contenders: dict[str, Callable[[], object]] = {
         "bare forward": lambda: bare(model, data, batch_size),
-        "scan": lambda: scan(model, data, plan, batch_size=batch_size),
+        "scan": lambda: scan(model, data, plan),
     }
     times: dict[str, list[Seconds]] = {name: [] for name in contenders}
     for repeat in range(repeats + 1):
@@ -94,11 +94,11 @@ def main() -> None:
     filters = sum(map(len, plan.filters.values()))
     print(
         f"{model.name} on {model.device}, torch {torch.__version__}, {options.threads} threads: "
-        f"{len(data)} images of {model.input_size}, batches of {options.batch_size}, "
+        f"{len(data)} images of {model.input_size}, bare in batches of {options.batch_size}, "
         f"{filters} filters in {len(plan.filters)} layers, top {plan.spec.top} by {plan.spec.score}"
     )
     if options.peak:
-        scan(model, data, plan, batch_size=options.batch_size)
+        scan(model, data, plan)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
     compare(model, data, plan, options.batch_size, options.repeats)

@@ -2,16 +2,18 @@
 
 For each network: `max-patches` of its last convolution and of all, the features of `tsne`, and one
 `ablate` of a filter; (a) the eager loop with a torch DataLoader, torchvision's transforms and hooks
-that does the same; (b) the bare pass of the folded, channels-last network over the same loader as
-ours. All in one process, in turns, the order swapped every round; processor time, all threads.
-Networks of random weights: their time does not depend on what they know.
+that does the same, in each batch size given; (b) the bare pass of the folded, channels-last network
+over the same loader as ours, in the first of them. The commands choose their batch size themselves.
+All in one process, in turns, the order swapped every round; processor time, all threads. Networks
+of random weights: their time does not depend on what they know.
 
-    python benchmarks/scan_throughput.py DATA --model resnet50 --model mobilenet_v2
+    python benchmarks/scan_throughput.py DATA --model resnet50 --batch-size 16 --batch-size 4
 """
 
 import argparse
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,6 +33,7 @@ from cnnviz.filters.ablation.replay import ablation_passes
 from cnnviz.filters.patches.options import MaxPatchesSpec
 from cnnviz.filters.patches.scan import make_plan, scan
 
+Loader = DataLoader[Tensor]
 TOP = 9
 
 
@@ -60,14 +63,14 @@ class Files(Dataset[Tensor]):
         return found
 
 
-def on_device(loader: DataLoader[Tensor], module: nn.Module) -> Iterator[Tensor]:
+def on_device(loader: Loader, module: nn.Module) -> Iterator[Tensor]:
     """The images where the network is."""
     device = next(module.parameters()).device
     return (images.to(device) for images in loader)
 
 
 @torch.inference_mode()
-def patches_by_hand(module: nn.Module, loader: DataLoader[Tensor], layers: list[str]) -> None:
+def patches_by_hand(module: nn.Module, loader: Loader, layers: list[str]) -> None:
     """The images that excite each filter most: a hook, and a running `topk`."""
     best: dict[str, tuple[Tensor, Tensor]] = {}
     seen = 0
@@ -99,7 +102,7 @@ def patches_by_hand(module: nn.Module, loader: DataLoader[Tensor], layers: list[
 
 
 @torch.inference_mode()
-def features_by_hand(module: nn.Module, loader: DataLoader[Tensor]) -> None:
+def features_by_hand(module: nn.Module, loader: Loader) -> None:
     """What goes into the last linear layer (of SqueezeNet: convolution)."""
     found: list[Tensor] = []
     heads = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
@@ -115,7 +118,7 @@ def features_by_hand(module: nn.Module, loader: DataLoader[Tensor]) -> None:
 
 
 @torch.inference_mode()
-def ablation_by_hand(module: nn.Module, loader: DataLoader[Tensor], layer: str) -> None:
+def ablation_by_hand(module: nn.Module, loader: Loader, layer: str) -> None:
     """One pass as it is, one with a filter at zero."""
 
     def hook(_layer: nn.Module, _given: object, maps: Tensor) -> Tensor:
@@ -151,63 +154,62 @@ def ablation(model: Model, data: ImageData, batch_size: int, layer: str) -> None
         passes.run(batch.images, lambda _images, _ablations, logits: logits.argmax(2))
 
 
-def measure(model: Model, data: ImageData, batch_size: int, rounds: int) -> None:
+def measure(
+    model: Model, data: ImageData, sizes: Sequence[int], rounds: int, only: str = ""
+) -> None:
     """Runs all contenders in turns and prints the ratios."""
     convs = conv_layers(model.module)
     last = convs[-1:]
-    loader = DataLoader(Files(data, model), batch_size)
     quick, extractor = fast(model), FeatureExtractor(model)
 
     def scanned(layers: list[str]) -> Callable[[], object]:
         plan = make_plan(model, MaxPatchesSpec(layers=tuple(layers)))
-        return lambda: scan(model, data, plan, batch_size=batch_size)
+        return lambda: scan(model, data, plan)
 
-    contenders: dict[str, tuple[Callable[[], object], Callable[[], object] | None]] = {
-        "bare, folded": (lambda: bare(quick, data, batch_size), None),
+    contenders: dict[str, tuple[Callable[[], object], Callable[[Loader], object]]] = {
         "max-patches, last layer": (
             scanned(last),
-            lambda: patches_by_hand(model.module, loader, last),
+            lambda loader: patches_by_hand(model.module, loader, last),
         ),
         "max-patches, all layers": (
             scanned(convs),
-            lambda: patches_by_hand(model.module, loader, convs),
+            lambda loader: patches_by_hand(model.module, loader, convs),
         ),
         "tsne features": (
-            lambda: extract(model, data, extractor, batch_size=batch_size),
-            lambda: features_by_hand(model.module, loader),
+            lambda: extract(model, data, extractor),
+            lambda loader: features_by_hand(model.module, loader),
         ),
         "ablate one filter": (
-            lambda: ablation(model, data, batch_size, last[0]),
-            lambda: ablation_by_hand(model.module, loader, last[0]),
+            lambda: ablation(model, data, sizes[0], last[0]),
+            lambda loader: ablation_by_hand(model.module, loader, last[0]),
         ),
     }
-    runs = {
-        (name, who): run
-        for name, pair in contenders.items()
-        for who, run in zip(("ours", "by hand"), pair, strict=True)
-        if run
+    contenders = {name: pair for name, pair in contenders.items() if only in name}
+    runs: dict[tuple[str, int], Callable[[], object]] = {
+        ("bare", 0): lambda: bare(quick, data, sizes[0])
     }
-    times: dict[tuple[str, str], list[Seconds]] = {key: [] for key in runs}
+    for name, (ours, by_hand) in contenders.items():
+        runs[name, 0] = ours
+        for size in sizes:
+            runs[name, size] = partial(by_hand, DataLoader(Files(data, model), size))
+    times: dict[tuple[str, int], list[Seconds]] = {key: [] for key in runs}
     for number in range(rounds + 1):
         for key in sorted(runs, reverse=number % 2 == 1):
             took = timed(model.device, runs[key])
             if number:  # the first round warms up
                 times[key].append(took)
     clock = 0 if model.device.type == "cuda" else 1  # wall-clock or processor time
-    floor = [took[clock] for took in times["bare, folded", "ours"]]
+    floor = [took[clock] for took in times["bare", 0]]
     print(f"\n{model.name}: {len(data) / statistics.median(floor):.1f} images/s bare and folded")
     for name in contenders:
-        if (name, "by hand") not in times:
-            continue
-        own = [took[clock] for took in times[name, "ours"]]
-        by_hand = [took[clock] for took in times[name, "by hand"]]
-        gains = [b / a for a, b in zip(own, by_hand, strict=True)]
+        own = [took[clock] for took in times[name, 0]]
         above = [a / b for a, b in zip(own, floor, strict=True)]
         rate = len(data) / statistics.median(own)
-        print(
-            f"  {name:<24} {rate:6.1f} images/s   {spread(gains)} x the loop by hand   "
-            f"{spread(above)} x the time of the bare pass"
-        )
+        print(f"  {name:<24} {rate:6.1f} images/s   {spread(above)} x the time of the bare pass")
+        for size in sizes:
+            by_hand_times = [took[clock] for took in times[name, size]]
+            gains = [b / a for a, b in zip(own, by_hand_times, strict=True)]
+            print(f"  {'':<24} {spread(gains)} x as fast as the loop by hand, batches of {size}")
 
 
 def main() -> None:
@@ -217,23 +219,25 @@ def main() -> None:
     parser.add_argument("--model", action="append")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, action="append")
+    parser.add_argument("--only", default="", help="part of the contenders' names")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--limit", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    sizes = options.batch_size or [16]
     torch.set_num_threads(options.threads)
     data = open_data(options.data, limit=options.limit)
     print(
         f"torch {torch.__version__}, {options.device}, {options.threads} threads: {len(data)} "
-        f"images in batches of {options.batch_size}, {options.rounds} rounds"
+        f"images in batches of {sizes}, {options.rounds} rounds"
     )
     for name in options.model or ["resnet50", "mobilenet_v2"]:
         weights = None if options.checkpoint else "none"
         model = load_model(
             name, checkpoint=options.checkpoint, weights=weights, device=options.device
         )
-        measure(model, data, options.batch_size, options.rounds)
+        measure(model, data, sizes, options.rounds, options.only)
 
 
 if __name__ == "__main__":

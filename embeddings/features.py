@@ -218,7 +218,8 @@ def _extract(
         def run(part: slice, batch: Any = batch) -> None:
             features, logits = extractor(batch.images[part])
             indices = batch.indices[part].tolist()
-            got.add(indices, features.cpu().numpy(), logits.cpu())
+            both = torch.cat([features, logits], 1).cpu()  # at once: each would wait for the device
+            got.add(indices, both[:, : features.shape[1]].numpy(), both[:, features.shape[1] :])
 
         # The batch size that fits is kept.
         for _, fitting in in_batches(len(batch.indices), size, run):

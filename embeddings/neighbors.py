@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from openTSNE.affinity import get_knn_index
 from torch import Tensor
 
+from cnnviz.core.device import send
 from cnnviz.core.errors import UsageError
 
 LARGEST_EXACT = 25_000
@@ -52,12 +53,12 @@ class DistanceTiles:
         total = np.zeros(points_ND.shape[1], np.float64)
         for start in range(0, len(points_ND), TILE_COLUMNS):
             total += points_ND[start : start + TILE_COLUMNS].sum(axis=0, dtype=np.float64)
-        self._mean = torch.from_numpy(total / max(len(points_ND), 1)).to(self.device)
+        self._mean = send(torch.from_numpy(total / max(len(points_ND), 1)), self.device)
         self._whole = self._take(slice(None)) if len(points_ND) <= TILE_COLUMNS else None
 
     def _take(self, which: slice | NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Some points, centered (R, D), and their squared norms (R,)."""
-        chosen = torch.from_numpy(np.array(self.points[which])).to(self.device)
+        chosen = send(torch.from_numpy(np.array(self.points[which])), self.device)
         centered = chosen.double() - self._mean
         return centered, centered.square().sum(1)
 
@@ -75,7 +76,8 @@ class DistanceTiles:
             tile_RC = torch.addmm(norms_C[None], a_RD, b_CD.T, alpha=-2).add_(norms_R[:, None])
             tile_RC[tile_RC <= noise_R[:, None]] = 0
             inside = np.flatnonzero((rows >= start) & (rows < start + len(norms_C)))
-            tile_RC[inside, rows[inside] - start] = torch.inf
+            own = send(torch.from_numpy(np.stack([inside, rows[inside] - start])), self.device)
+            tile_RC[own[0], own[1]] = torch.inf
             yield start, tile_RC
 
 

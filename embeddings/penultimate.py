@@ -138,7 +138,8 @@ def _run_penultimate(model: Model) -> tuple[Run, str]:
         ) from error
 
     def run(images_N3HW: Tensor) -> tuple[object, Tensor]:
-        images = images_N3HW.to(model.device, model.precision.dtype)
+        pinned = images_N3HW.is_pinned()
+        images = images_N3HW.to(model.device, model.precision.dtype, non_blocking=pinned)
         inner, logits = both(images.contiguous(memory_format=quick.layout))
         return inner, logits.float()
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sklearn.metrics import silhouette_score
 
+from cnnviz.core.device import send
 from cnnviz.core.output.record import Change, Record, Says, Share
 from cnnviz.embeddings.neighbors import DistanceTiles, Points, nearest, row_tiles
 
@@ -143,22 +144,22 @@ def trustworthiness(
     if k >= count / 2:
         return None
     tiles = DistanceTiles(points_ND, device)
-    penalty = 0.0
+    penalty = torch.zeros((), dtype=torch.int64, device=tiles.device)
     for places in row_tiles(len(rows_M), max(1, CACHED_PAIRS * len(rows_M) // count)):
         rows = rows_M[places]
-        near_Rk = torch.from_numpy(neighbors_Mk[places]).to(tiles.device)
+        near_Rk = send(torch.from_numpy(neighbors_Mk[places]), tiles.device)
         distances_RN = torch.cat([tile_RC for _, tile_RC in tiles.of(rows)], dim=1)
         limits_Rk = distances_RN.gather(1, near_Rk)
         true_R1 = distances_RN.topk(k, dim=1, largest=False).values[:, -1:]
         # True neighbors cost nothing; the others, their rank beyond k.
         false_Rk = limits_Rk > true_R1
-        limits_Rk[~false_Rk] = -torch.inf
+        limits_Rk = limits_Rk.masked_fill(~false_Rk, -torch.inf)
         nearer_RN = torch.zeros_like(distances_RN, dtype=torch.uint8)
         for column in range(k):
             nearer_RN += distances_RN < limits_Rk[:, column, None]
-        penalty += int(nearer_RN.sum()) + (1 - k) * int(false_Rk.sum())
+        penalty += nearer_RN.sum() + (1 - k) * false_Rk.sum()
     worst: float = len(rows_M) * k * (2 * count - 3 * k - 1) / 2
-    return 1 - penalty / worst
+    return 1 - int(penalty) / worst
 
 
 def silhouette(points_ND: Points, labels_N: NDArray[np.int64]) -> float | None:

@@ -86,17 +86,10 @@ GROWING: dict[str, tuple[list[str], list[str], int]] = {
 BUDGET: dict[str, dict[str, float]] = {
     "max-patches, batch": {"filters/patches/scan.py Scan._add": 1},
     "max-patches, all layers, batch": {"filters/patches/scan.py Scan._add": 1},
-    "ablate, batch": {
-        "filters/ablation/replay.py Replay._prepared": 1,
-        "filters/ablation/tally.py Tally.start": 1,
-    },
+    "ablate, batch": {},
     "tsne, batch": {
-        "embeddings/features.py _extract.run": 2.0,
-        "embeddings/neighbors.py DistanceTiles.__init__": 1 / 3,
-        "embeddings/neighbors.py DistanceTiles._take": 2 / 3,
-        "embeddings/neighbors.py DistanceTiles.of": 2 / 3,
-        "embeddings/penultimate.py _run_penultimate.run": 1,
-        "embeddings/quality.py trustworthiness": 1,
+        "embeddings/features.py _extract.run": 1,
+        "embeddings/quality.py trustworthiness": 1 / 3,
     },
     "occlude, incremental, next image": {
         "core/device.py beyond_rounding": 2,
@@ -116,9 +109,9 @@ FAULTS = {
     "occlusion/engines/full.py": ("occlude-full", "boxes_P4", ".to(network.device)"),
     "occlusion/experiment.py": ("occlude", "head.logits(scores", ".cpu()"),
     "filters/patches/state.py": ("max-patches", ": tensor", ".cpu()"),
-    "filters/ablation/tally.py": ("ablate", "append(labels", ".to(self._device)"),
-    "embeddings/neighbors.py": ("tsne", "np.array(self.points[which]))", ".to(self.device)"),
-    "embeddings/features.py": ("tsne", "features", ".cpu()"),
+    "filters/ablation/tally.py": ("ablate", "dtype=torch.bool", ", device=self._device"),
+    "embeddings/neighbors.py": ("tsne", "dtype=torch.float64", ", device=tiles.device"),
+    "embeddings/features.py": ("tsne", "[features, logits], 1)", ".cpu()"),
     "gradients/experiment.py": ("saliency", "raw.float()", ".cpu()"),
     "gradients/experiment.py ": ("saliency", "return logits_K.detach()", ".cpu()"),
     "core/data/replaced_pixels.py": ("trust", "kept_NHW", ".to(original_CHW.device)"),

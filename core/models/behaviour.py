@@ -120,12 +120,15 @@ CHECKED = 8
 
 
 @torch.inference_mode()
-def check_batch(outputs: Callable[[Tensor], object], images_NCHW: Tensor, name: str) -> None:
+def check_batch(
+    outputs: Callable[[Tensor], object], images_NCHW: Tensor, name: str, answers: object = None
+) -> None:
     """Raise CnnvizError if the others of its batch change an image's answer.
 
-    `outputs` runs normalised images through the network `name`.
+    `outputs` runs normalised images through the network `name`, and `answers` are those to these
+    images, if they are known.
     """
-    images = images_NCHW[:CHECKED]
+    images = images_NCHW if answers is not None else images_NCHW[:CHECKED]
     if len(images) == 1:
         return
 
@@ -134,7 +137,8 @@ def check_batch(outputs: Callable[[Tensor], object], images_NCHW: Tensor, name: 
         return answer[0] if isinstance(answer, Tensor) else torch.zeros(0)
 
     try:
-        together, expected = outputs(images), alone(images[-1:])
+        together = outputs(images) if answers is None else answers
+        expected = alone(images[-1:])
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -152,13 +156,13 @@ class FirstBatch:
     """Checks that images do not change each other's answers, on the first batch of a run."""
 
     def __init__(self, outputs: Callable[[Tensor], object], name: str) -> None:
-        self._outputs, self._name, self._done = outputs, name, False
+        self._outputs, self._name, self.done = outputs, name, False
 
-    def check(self, images_NCHW: Tensor) -> None:
-        """Raises a CnnvizError if they do."""
-        if not self._done:
-            check_batch(self._outputs, images_NCHW, self._name)
-        self._done = True
+    def check(self, images_NCHW: Tensor, answers: object = None) -> None:
+        """Raises a CnnvizError if they do; `answers` as in `check_batch`."""
+        if not self.done:
+            check_batch(self._outputs, images_NCHW, self._name, answers)
+        self.done = True
 
 
 def far_away(

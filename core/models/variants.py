@@ -11,7 +11,7 @@ checkpointing, which `autograd.grad` refuses.
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -70,6 +70,35 @@ def fast(model: Model, keep: Collection[str] = (), *, rescaled: bool = False) ->
         if layout is not torch.channels_last:
             return model
     return replace(model, module=module, layout=torch.channels_last)
+
+
+CPU_BATCH = 8
+CPU_MAP = 28 * 2**20
+"""glibc requests blocks of 32 MiB and more from the kernel each time, which clears their pages."""
+
+
+def fitting_batch(largest: int, dtype: torch.dtype) -> int:
+    """How many images the CPU should run at a time, given the units of the largest layer's maps.
+
+    Small batches keep a layer's maps in the caches.
+    """
+    return max(1, min(CPU_BATCH, CPU_MAP // (max(largest, 1) * dtype.itemsize)))
+
+
+def cached_batch(model: Model) -> int | None:
+    """`fitting_batch` of a network, which is run once; None on other devices than the CPU."""
+    if model.device.type != "cpu":
+        return None
+    sizes = [1]
+
+    def note(_layer: nn.Module, _inputs: object, output: object) -> None:
+        sizes.append(output.numel() if isinstance(output, Tensor) else 0)
+
+    with ExitStack() as hooks, torch.inference_mode():
+        for layer in named_layers(model.module).values():
+            hooks.callback(layer.register_forward_hook(note).remove)
+        model.outputs(model.blank())
+    return fitting_batch(max(sizes), model.precision.dtype)
 
 
 def random_image(shape: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:

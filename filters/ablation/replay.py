@@ -261,7 +261,8 @@ class Replay:
 
     def _prepared(self, images: Tensor) -> Tensor:
         # Most CPUs and GPUs convolve faster with the channels last in memory.
-        ready = images.to(self.model.device, self.model.precision.dtype)
+        kind, pinned = self.model.precision.dtype, images.is_pinned()
+        ready = images.to(self.model.device, kind, non_blocking=pinned)
         return ready.contiguous(memory_format=torch.channels_last)
 
     def _rehearse(self, images: Tensor) -> int:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cnnviz.core.device import send
 from cnnviz.core.models.heads import Head
 from cnnviz.core.output.journal import Progress
 from cnnviz.filters.ablation.evaluation import Predictions
@@ -78,7 +79,7 @@ class Tally:
 
     def start(self, labels: Tensor) -> None:
         """Starts a batch with its labels (N,), the model's class indices."""
-        self._labels.append(labels.to(self._device))
+        self._labels.append(send(labels, self._device))
         self._was = torch.zeros(len(labels), dtype=torch.bool, device=self._device)
         exact = self._probability.dtype
         shape = (self._recorded, len(labels), 4)

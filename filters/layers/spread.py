@@ -20,6 +20,9 @@ from cnnviz.filters.layers.results import Octaves, SpreadRecord
 LOWEST_EXPONENT = -48
 """The first octave holds 2^-49 to 2^-48, and smaller values other than zero."""
 OCTAVES = 80
+_EXPONENTS = 256
+_CACHED = 2**17
+"""Values that are counted at a time."""
 COUNTS = ("count", "zeros", "negative", "not_finite")
 
 
@@ -139,31 +142,61 @@ class Spread:
 def spread_of(values: Tensor, channel_axis: int | None = None) -> Spread:
     """The spread of one tensor, by channel if `channel_axis` is given."""
     values = values.detach().float()
-    if values.device.type == "mps":  # it has neither frexp nor float64
+    if values.device.type == "mps":  # it has no float64
         values = values.cpu()
-    flat = values.flatten()
-    finite = flat.isfinite()
-    not_finite = int((~finite).sum())
-    if not_finite:
-        flat = flat[finite]
-    zeros = int((flat == 0).sum())
-    exponents = torch.frexp(flat[flat != 0])[1].long() - LOWEST_EXPONENT
-    octaves_B = torch.bincount(exponents.clamp(0, OCTAVES - 1), minlength=OCTAVES).cpu()
     lows = highs = None
+    flat = _as_it_lies(values)
     if channel_axis is not None:
         others = [axis for axis in range(values.dim()) if axis != channel_axis]
         lows, highs = values.amin(others).cpu(), values.amax(others).cpu()
+    ends = (lows, highs) if lows is not None and highs is not None else (flat, flat)
+    if not all(bool(end.isfinite().all()) for end in ends):
+        flat = flat[flat.isfinite()]
+        ends = (flat, flat)
+    zeros, negative, octaves_B, sums_2 = _counts(flat)
     return Spread(
         count=values.numel(),
         zeros=zeros,
-        negative=int((flat < 0).sum()),
-        not_finite=not_finite,
-        sums_22=exact(
-            torch.stack([flat.sum(dtype=torch.float64), flat.double().square().sum()]).cpu()
-        ),
-        lowest=float(flat.min()) if flat.numel() else math.inf,
-        highest=float(flat.max()) if flat.numel() else -math.inf,
+        negative=negative,
+        not_finite=values.numel() - flat.numel(),
+        sums_22=exact(sums_2),
+        lowest=float(ends[0].min()) if flat.numel() else math.inf,
+        highest=float(ends[1].max()) if flat.numel() else -math.inf,
         octaves_B=octaves_B,
         lows_C=lows,
         highs_C=highs,
     )
+
+
+def _as_it_lies(values: Tensor) -> Tensor:
+    """The values in one row, in the order in which they are stored, which needs no copy."""
+    axes = sorted(range(values.dim()), key=values.stride, reverse=True)
+    return values.permute(axes).reshape(-1)
+
+
+def _counts(flat: Tensor) -> tuple[int, int, Tensor, Tensor]:
+    """Zeros, negative values, magnitudes by octave, and the sums of finite values and squares.
+
+    Sign and exponent are the first nine bits of a value. What is computed on the way stays in the
+    CPU's caches.
+    """
+    device = flat.device
+    counts_X = torch.zeros(2 * _EXPONENTS, dtype=torch.int64, device=device)
+    sums_2 = torch.zeros(2, dtype=torch.float64, device=device)
+    zeros = torch.zeros((), dtype=torch.int64, device=device)
+    for part in torch.split(flat, _CACHED if device.type == "cpu" else max(1, flat.numel())):
+        first_bits = (part.view(torch.int32) >> 23) & (2 * _EXPONENTS - 1)
+        counts_X += torch.bincount(first_bits.long(), minlength=2 * _EXPONENTS)
+        zeros += (part == 0).sum()
+        double = part.double()
+        sums_2 += torch.stack([double.sum(), double.dot(double)])
+    signs_2X = counts_X.cpu().view(2, _EXPONENTS)
+    negative, tiny = int(signs_2X[1, 1:].sum()), int(signs_2X[:, 0].sum()) - int(zeros)
+    if tiny:  # below 2^-126, where the exponent is that of zero
+        negative += int(((flat < 0) & (flat > -torch.finfo(torch.float32).tiny)).sum())
+    signs_2X[:, 0] = 0
+    octaves_B = torch.zeros(OCTAVES, dtype=torch.int64)
+    places = (torch.arange(_EXPONENTS) - 126 - LOWEST_EXPONENT).clamp(0, OCTAVES - 1)
+    octaves_B.index_add_(0, places, signs_2X.sum(0))
+    octaves_B[0] += tiny
+    return int(zeros), negative, octaves_B, sums_2.cpu()

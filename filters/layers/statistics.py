@@ -27,7 +27,7 @@ from cnnviz.core.graph.trace import Untraceable, describe, trace
 from cnnviz.core.models.behaviour import FirstBatch
 from cnnviz.core.models.layers import named_layers
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.variants import fast, frozen
+from cnnviz.core.models.variants import cached_batch, fast, frozen
 from cnnviz.core.models.variants import gradients as slopes_of
 from cnnviz.core.output.blocks import JOURNAL, Elsewhere, alone, of_journals
 from cnnviz.core.output.journal import Arrays, Journal, Progress
@@ -101,7 +101,8 @@ def measure(
     # A fast copy may have gradients where the network cuts them.
     quick = model if gradients else fast(model, layers)
     looked = FirstBatch(quick.outputs, model.name)
-    size = quick.batch_size(batch_size) or DEFAULT_BATCH
+    requested = quick.batch_size(batch_size)
+    size, rows = requested or DEFAULT_BATCH, requested or cached_batch(quick) or DEFAULT_BATCH
 
     def go(part: ImageData, advance: Callable[[int], None]) -> _Found:
         found = _Found({}, {})
@@ -114,7 +115,7 @@ def measure(
             images, labels = batch.images[rows], batch.labels[rows]
             found.add(_one_pass(quick, images, labels, layers, axes, classes, gradients))
 
-        fits = size
+        fits = rows
         for batch in batches(part, model.preprocess, size, on_error=failed):
             count, done = len(batch.images), 0
             looked.check(batch.images)

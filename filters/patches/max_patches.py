@@ -63,11 +63,12 @@ def find_patches(
     spread: Elsewhere = alone,
 ) -> MaxPatches:
     """Does the work of `max_patches` for a plan from `make_plan`."""
-    size = model.batch_size(plan.spec.batch_size) or default_batch_size(model.device)
+    requested = model.batch_size(plan.spec.batch_size)
+    size = requested or default_batch_size(model.device)
     images, named = PatchImages(data, model.preprocess), with_class_names(data, model)
     cutter = Cutter(model, images, plan, size)
     state = scan(
-        model, data, plan, batch_size=size, saving=saving, progress=progress, spread=spread
+        model, data, plan, batch_size=requested, saving=saving, progress=progress, spread=spread
     )
     counted = next(iter(state.layers.values())).stats.count
     errors = tuple(

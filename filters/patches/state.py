@@ -83,7 +83,10 @@ class ScoreStats:
         )
 
     def with_scores(self, scores_NF: Tensor, peaks_NF: Tensor) -> "ScoreStats":
-        """Adds images with these finite float32 scores; `peaks_NF` are the maps' largest units."""
+        """Adds images with these finite float32 scores; `peaks_NF` are the maps' largest units.
+
+        The histogram, which is large, is changed in place.
+        """
         buckets_FN = _bucket(scores_NF.T)
         added = torch.ones_like(buckets_FN, dtype=torch.int32)
         return ScoreStats(
@@ -92,7 +95,7 @@ class ScoreStats:
             plus(self.sum, exact(scores_NF.to(self.sum.dtype).sum(0))),
             torch.minimum(self.lowest, scores_NF.amin(0)),
             torch.maximum(self.highest, scores_NF.amax(0)),
-            self.histogram.scatter_add(1, buckets_FN, added),
+            self.histogram.scatter_add_(1, buckets_FN, added),
         )
 
     def merged(self, other: "ScoreStats") -> "ScoreStats":
@@ -146,12 +149,40 @@ class LayerState:
         stats["count"] = torch.tensor(self.stats.count)
         return {"keys": self.best.keys, "units": self.best.units, **stats}
 
+    def split(self, filters: Sequence[int]) -> list["LayerState"]:
+        """Views of the states of consecutive filters, so many each."""
+        arrays = self.arrays()
+        count = arrays.pop("count")
+        parts = {
+            name: tensor.split_with_sizes(filters, _axis(name)) for name, tensor in arrays.items()
+        }
+        return [
+            LayerState.of_arrays({"count": count, **dict(zip(parts, part, strict=True))})
+            for part in zip(*parts.values(), strict=True)
+        ]
+
+    @classmethod
+    def joined(cls, states: Sequence["LayerState"]) -> "LayerState":
+        """The inverse of `split`; copies."""
+        arrays = [state.arrays() for state in states]
+        joined = {
+            name: torch.cat([part[name] for part in arrays], _axis(name))
+            for name in arrays[0]
+            if name != "count"
+        }
+        return cls.of_arrays({"count": arrays[0]["count"], **joined})
+
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, Tensor]) -> "LayerState":
         """The inverse of `arrays`."""
         stats = {field.name: arrays[field.name] for field in fields(ScoreStats)}
         count = int(stats.pop("count"))
         return cls(TopK(arrays["keys"], arrays["units"]), ScoreStats(count, **stats))
+
+
+def _axis(name: str) -> int:
+    """The axis of filters in an array of that name."""
+    return 1 if name == "sum" else 0
 
 
 def to_arrays(layers: Iterable[LayerState]) -> Arrays:

@@ -15,14 +15,11 @@ import torch
 from torch import Tensor
 
 from cnnviz.core.device import beyond_rounding, in_batches
+from cnnviz.core.models.variants import fitting_batch
 from cnnviz.occlusion.engines.network import Network, Scores, ScoreSheet
 from cnnviz.occlusion.masks import inside_boxes
 
-# Small batches keep a layer's maps in the CPU caches; a GPU needs many images at once.
-CPU_BATCH = 8
 DEVICE_BATCH = 128
-# glibc requests blocks of 32 MiB and more from the kernel each time, which clears their pages.
-CPU_MAP = 28 * 2**20
 REPEATED_SHARE = 0.01
 """Share of the positions that are repeated alone, besides two of the most changed batch."""
 _log = logging.getLogger("cnnviz")
@@ -96,8 +93,7 @@ class FullEngine:
             return DEVICE_BATCH
         known = network.graph.info.values() if network.graph is not None else ()
         sizes = [torch.Size(info.shape).numel() for info in known if info.shape is not None]
-        fitting = CPU_MAP // (max(sizes, default=1) * network.dtype.itemsize)
-        return max(1, min(CPU_BATCH, fitting))
+        return fitting_batch(max(sizes, default=1), network.dtype)
 
     def run(
         self,

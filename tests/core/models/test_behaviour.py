@@ -175,6 +175,8 @@ def test_what_noise_does_not_show_is_found_on_the_images_of_the_run(
     images[0] = 0.5
     with pytest.raises(CnnvizError, match=r"net mixes the images of a batch: one .*--batch-size 1"):
         check_batch(model.outputs, images, "net")
+    with pytest.raises(CnnvizError, match="mixes the images of a batch"):
+        check_batch(model.outputs, images, "net", model.outputs(images))
     check_batch(model.outputs, images[:1], "net")
     check_batch(Plain().eval(), images, "net")
 

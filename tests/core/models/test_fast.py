@@ -16,7 +16,7 @@ from cnnviz.core.choices import Precision
 from cnnviz.core.graph.fold import rescaling
 from cnnviz.core.models.layers import conv_layers, named_layers, replace_outputs, watch_outputs
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.variants import fast
+from cnnviz.core.models.variants import cached_batch, fast
 
 FAMILIES = ("resnet18", "mobilenet_v2", "squeezenet1_1", "densenet121", "efficientnet_b0", "swin_t")
 TOLERANCE = 1e-5  # of the range of a layer
@@ -164,6 +164,13 @@ def test_the_network_is_left_as_it_was() -> None:
     assert [parameter.stride() for parameter in model.module.parameters()] == strides
     for name, value in model.module.state_dict().items():
         assert torch.equal(value, state[name])
+
+
+@pytest.mark.parametrize(("channels", "images"), [(1, 8), (100, 2), (4000, 1)])
+def test_few_images_at_a_time_have_maps_below_28_mib(channels: int, images: int) -> None:
+    module = nn.Sequential(nn.Conv2d(3, channels, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = networks.model_of(module.eval(), (160, 160), "0123456789")
+    assert cached_batch(model) == max(1, min(8, 28 * 2**20 // (4 * channels * 160 * 160))) == images
 
 
 def test_a_network_without_convolutions_is_what_it_was() -> None:

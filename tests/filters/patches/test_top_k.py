@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cnnviz.filters.patches import top_k
 from cnnviz.filters.patches.options import Ranking
 from cnnviz.filters.patches.state import RELATIVE_ERROR, ScoreStats
-from cnnviz.filters.patches.top_k import Rescaled, TopK, map_scores, pack, peaks, ranked, unpack
+from cnnviz.filters.patches.top_k import Rescaled, TopK, pack, peaks, score_maps, strongest, unpack
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -58,12 +57,20 @@ def assert_same_patches(got: TopK, maps: Tensor, score: Ranking, k: int) -> None
 
 
 def run(
-    maps: Tensor, order: Tensor, batch: int, score: Ranking, k: int, *, per_image: int = 1
+    maps: Tensor,
+    order: Tensor,
+    batch: int,
+    score: Ranking,
+    k: int,
+    *,
+    per_image: int = 1,
+    how: Rescaled | None = None,
 ) -> TopK:
     state = TopK.empty(maps.shape[1], k)
     for images in torch.split(order, batch):
-        part = maps[images]
-        state = ranked(state, part, map_scores(part, score), images, per_image)
+        found = score_maps(maps[images], images, state, score, per_image, how)
+        found = found.true(how) if how else found
+        state = state.merged(found.candidates(images))
     return state
 
 
@@ -205,24 +212,22 @@ def test_active_share_counts_images_with_a_unit_above_zero_not_scores() -> None:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("score", [Ranking.MAX, Ranking.MEAN])
 @pytest.mark.parametrize("per_image", [1, 2])
-@pytest.mark.parametrize("most", [0, 10**9])
-def test_rescaled_maps_give_the_true_ones_top_k(layout, score, per_image, most, monkeypatch):
+def test_rescaled_maps_give_the_true_ones_top_k(layout, score, per_image):
     if per_image > 1 and score is not Ranking.MAX:
         return
-    monkeypatch.setattr(top_k, "GATHERED", most)
     maps = torch.randn(20, 4, 5, 6, generator=torch.Generator().manual_seed(1))
     scale, shift = torch.tensor([2.0, -3, 1, -0.1]), torch.tensor([1.0, -2, 0, 5])
-    images = torch.arange(20)
+    images, none = torch.arange(20), TopK.empty(4, 5)
     wanted = run(maps, images, 6, score, 5, per_image=per_image)
+    true = score_maps(maps, images, none, score)
     for negative in (True, False):
         scale = scale if negative else scale.abs()
         changed = (maps * scale[:, None, None] + shift[:, None, None]).to(memory_format=layout)
         how = Rescaled.of(scale, shift)
-        found = TopK.empty(4, 5)
-        for part in torch.split(images, 6):
-            scores = map_scores(changed[part], score, how)
-            found = ranked(found, changed[part], scores, part, per_image, how)
-            torch.testing.assert_close(scores, map_scores(maps[part], score), atol=5e-5, rtol=0)
+        scores = score_maps(changed, images, none, score, 1, how).true(how)
+        torch.testing.assert_close(scores.ranked, true.ranked, atol=5e-5, rtol=0)
+        torch.testing.assert_close(scores.highest_NF, true.highest_NF, atol=5e-5, rtol=0)
+        found = run(changed, images, 6, score, 5, per_image=per_image, how=how)
         assert torch.equal(found.units, wanted.units)
         got, want = unpack(found.keys), unpack(wanted.keys)
         assert torch.equal(got[1], want[1])
@@ -232,20 +237,33 @@ def test_rescaled_maps_give_the_true_ones_top_k(layout, score, per_image, most, 
 def test_a_rescaled_zero_stays_zero():
     scale, shift = torch.rand(1000) + 0.01, torch.randn(1000)
     how = Rescaled.of(scale, shift)
-    assert not map_scores(shift[None, :, None, None], Ranking.MAX, how).any()
-    above = map_scores((shift + 1e-4 * scale)[None, :, None, None], Ranking.MAX, how)
-    assert (above[0, shift.abs() / scale < 1] > 0).all()
+    assert not how.true(shift[None]).any()
+    assert (how.true((shift + 1e-4 * scale)[None])[0, shift.abs() / scale < 1] > 0).all()
 
 
+@pytest.mark.parametrize("threads", [1, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("shape", [(3, 4, 7, 5), (2, 3, 1, 9), (2, 3, 6, 1), (1, 8, 1, 1)])
-def test_the_first_strongest_unit_is_found_without_gathering_the_maps(shape, layout, dtype):
+def test_of_equal_units_the_first_is_the_strongest(shape, layout, dtype, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     maps = torch.randint(-2, 3, shape).to(dtype).to(memory_format=layout)  # many ties
-    rows, filters = torch.ones(shape[:2]).nonzero(as_tuple=True)
-    wanted = maps[rows, filters].float().flatten(1).numpy().argmax(1)
-    for most in (0, 10**9):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(top_k, "GATHERED", most)
-            found = top_k._strongest(maps, rows, filters)
-        assert found[:, 0].tolist() == wanted.tolist()
+    falling = torch.tensor([0, shape[1] - 1])
+    for least in (None, falling):
+        signs = torch.ones(shape[1], 1)
+        signs[[] if least is None else least] = -1
+        flat = maps.float().flatten(2) * signs
+        values, units = strongest(maps, least)
+        assert units.tolist() == flat.numpy().argmax(2).tolist()
+        assert torch.equal(values.float() * signs[:, 0], flat.amax(2))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_shows_in_the_score(layout, bad):
+    maps = torch.randn(2, 3, 4, 5)
+    maps[1, 2, 3, 1] = bad
+    maps = maps.to(memory_format=layout)
+    for score in Ranking:
+        found = score_maps(maps, torch.arange(2), TopK.empty(3, 2), score)
+        assert found.ranked.isfinite().tolist() == [[True] * 3, [True, True, False]]
