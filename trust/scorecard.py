@@ -113,7 +113,7 @@ def scorecard(
 
 def cosine(first_HW: Tensor, second_HW: Tensor) -> float:
     """The cosine of the positive parts of two maps; 0 if either is positive nowhere."""
-    first, second = (positive_part(map_HW).flatten() for map_HW in (first_HW, second_HW))
+    first, second = (positive_part(m).flatten().double() for m in (first_HW, second_HW))
     lengths = float(first.norm() * second.norm())
     return min(float(first @ second) / lengths, 1.0) if lengths > 0 else 0.0
 
