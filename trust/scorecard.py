@@ -182,7 +182,7 @@ def judge(card: Scorecard, positive: bool, evidence: Evidence) -> tuple[Verdict,
     if evidence.predicted and p is not None and p < UNSURE:
         thin.append(f"the class is predicted with p = {p:.2g} only")
     return Verdict.BELIEVE, (
-        *([f"by a thin margin: {', '.join(thin)}"] if thin else []),
+        *([f"thin margin ({', '.join(thin)})"] if thin else []),
         f"gain {card.gain:.2f}, chance up to {card.against_chance.interval[1]:.2f}",
         f"agreement with other methods {card.agreement:.2f}",
     )
@@ -196,7 +196,7 @@ def _limits(card: Scorecard, evidence: Evidence, margin: float = 1.0) -> Iterato
     elif card.gain <= margin * reach:
         yield f"its gain is only {100 * (card.gain / reach - 1):.0f} % above chance"
     if p is not None and not evidence.predicted and p < margin * MIN_STANDING:
-        yield f"the class is not predicted (p = {p:.2g})"
+        yield f"the class is not predicted, p = {p:.2g}"
     if p is not None and card.effect < margin * CLEAR_EFFECT:
         yield f"no region lowers the log-odds by more than {card.effect:.2g}"
     if card.effect_share is not None and card.effect_share < margin * MIN_SHARE:

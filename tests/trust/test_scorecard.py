@@ -104,26 +104,26 @@ def test_the_gain_that_decides_is_the_one_that_is_printed() -> None:
         ({"effect": 0.9}, Verdict.WEAK, "no region lowers the log-odds by more than 0.9"),
         ({"effect": 2.4}, Verdict.FRAGILE, "no region lowers the log-odds by more than 2.4"),
         ({"effect_share": 0.0003}, Verdict.FRAGILE, "no region takes more than 0.03 %"),
-        ({"predicted": False, "probability": 0.09}, Verdict.FRAGILE, "not predicted (p = 0.09)"),
+        ({"predicted": False, "probability": 0.09}, Verdict.FRAGILE, "not predicted, p = 0.09"),
         (
             {"predicted": False, "probability": 0.11},
             Verdict.BELIEVE,
-            "by a thin margin: the class is not predicted (p = 0.11)",
+            "believe: thin margin (the class is not predicted, p = 0.11); gain",
         ),
         (
             {"predicted": True, "probability": 0.02},
             Verdict.BELIEVE,
-            "by a thin margin: the class is predicted with p = 0.02 only",
+            "thin margin (the class is predicted with p = 0.02 only)",
         ),
         (
             {"random": (0.7, -0.7) * 2},
             Verdict.BELIEVE,
-            "by a thin margin: its gain is only 20 % above chance; gain 3.60",
+            "thin margin (its gain is only 20 % above chance); gain 3.60",
         ),
         (
             {"effect": 3.0, "effect_share": 0.06},
             Verdict.BELIEVE,
-            "thin margin: no region lowers the log-odds by more than 3, no region takes more",
+            "thin margin (no region lowers the log-odds by more than 3, no region takes more",
         ),
         (
             {"witnesses": {"occlusion": hill(5, 6), "windows alone": hill(5, 6)}},
