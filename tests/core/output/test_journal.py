@@ -21,6 +21,7 @@ from cnnviz.core.output.run_folder import RunFolder
 from cnnviz.embeddings import features
 from cnnviz.filters.ablation import tally
 from cnnviz.filters.patches import state
+from cnnviz.filters.patches.top_k import TopK
 
 BLOCKS = ((0, 3), (3, 4), (4, 9), (9, 12), (12, 20))
 IDENTITY = {"weights": "0" * 64, "--top": 3, "layers": ("a", "b")}
@@ -46,7 +47,7 @@ def _scan(images: range) -> Arrays:
     scores = torch.randint(-50, 50, (len(images), 4), generator=generator).float()
     stats = layer.stats.with_scores(scores, scores)
     keys = torch.randint(-(2**40), 2**40, (4, 7), generator=generator)
-    best = layer.best.with_candidates(keys, torch.arange(28).view(4, 7))
+    best = layer.best.merged(TopK(keys, torch.arange(28).view(4, 7)))
     return state.to_arrays([state.LayerState(best, stats), layer])
 
 
