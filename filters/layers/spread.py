@@ -180,11 +180,10 @@ def _counts(flat: Tensor) -> tuple[int, int, Tensor, Tensor]:
     Sign and exponent are the first nine bits of a value. What is computed on the way stays in the
     CPU's caches.
     """
-    device = flat.device
-    counts_X = torch.zeros(2 * _EXPONENTS, dtype=torch.int64, device=device)
-    sums_2 = torch.zeros(2, dtype=torch.float64, device=device)
-    zeros = torch.zeros((), dtype=torch.int64, device=device)
-    for part in torch.split(flat, _CACHED if device.type == "cpu" else max(1, flat.numel())):
+    counts_X = flat.new_zeros(2 * _EXPONENTS, dtype=torch.int64)
+    sums_2 = flat.new_zeros(2, dtype=torch.float64)
+    zeros = flat.new_zeros((), dtype=torch.int64)
+    for part in torch.split(flat, _CACHED if flat.device.type == "cpu" else max(1, flat.numel())):
         first_bits = (part.view(torch.int32) >> 23) & (2 * _EXPONENTS - 1)
         counts_X += torch.bincount(first_bits.long(), minlength=2 * _EXPONENTS)
         zeros += (part == 0).sum()
