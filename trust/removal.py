@@ -63,7 +63,7 @@ class Curve:
 def gain(curves: Sequence[Curve], kept: Sequence[float] = (0.0, *GAIN_SHARES, 1.0)) -> float:
     """The symmetric relevance gain in log-odds: area least first − area most first.
 
-    It is the mean over the fills. Only the kept shares count, as for random maps.
+    It is the mean over the fills. Only the kept shares count.
     """
     fills = {curve.fill for curve in curves}
     total = 0.0
@@ -151,10 +151,12 @@ class Remover:
         inner_FK = self._run(fill, kept)
         return torch.cat([self._base_logits_K[None], inner_FK, self._ends[fill][None]])
 
-    def curves(self, map_HW: Tensor, target: int) -> tuple[Curve, ...]:
+    def curves(
+        self, map_HW: Tensor, target: int, shares: Sequence[float] = SHARES
+    ) -> tuple[Curve, ...]:
         """Computes four curves: both orders, both fills."""
         return tuple(
-            self._curve(self.logits(map_HW, fill, order), fill, order, SHARES, target)
+            self._curve(self.logits(map_HW, fill, order, shares), fill, order, shares, target)
             for fill in self._fills
             for order in Order
         )
@@ -166,19 +168,7 @@ class Remover:
         those of the map.
         """
         early = (0.0, *EARLY_SHARES)
-        images = [
-            [
-                self._curve(
-                    self.logits(image, c.fill, c.order, early[1:]),
-                    c.fill,
-                    c.order,
-                    early[1:],
-                    target,
-                )
-                for c in curves
-            ]
-            for image in (map_HW.flip(axes) for axes in MIRRORS)
-        ]
+        images = [self.curves(map_HW.flip(axes), target, EARLY_SHARES) for axes in MIRRORS]
         return gain(curves, early) - max(gain(of_image, early) for of_image in images)
 
     def random_logits(self, seed: int) -> list[list[tuple[str, Order, Tensor]]]:
