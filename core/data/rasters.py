@@ -6,6 +6,7 @@ values are refused with the remedy.
 """
 
 import math
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -133,10 +134,8 @@ def _most_pixels() -> float:
 
 def _read(path: Path) -> NDArray[np.generic]:
     suffix = path.suffix.lower()
-    if suffix == ".npy":
-        return _read_npy(path)
-    if suffix == ".npz":
-        return _of_archive(path)
+    if suffix in (".npy", ".npz"):
+        return _again(_read_npy if suffix == ".npy" else _of_archive, path)
     if suffix in TIFFS:
         import tifffile
 
@@ -152,6 +151,22 @@ def _read(path: Path) -> NDArray[np.generic]:
         if picture.width * picture.height > _most_pixels():
             raise ValueError("it has more pixels than Pillow's safety limit")
         return np.asarray(ImageOps.exif_transpose(picture))
+
+
+def _again(
+    read: Callable[[Path], NDArray[np.generic]], path: Path, tries: int = 10
+) -> NDArray[np.generic]:
+    """What `read` finds in a file, also where Python itself fails.
+
+    An array's header is parsed as Python. In Python 3.11 this may raise a SystemError, whatever the
+    file holds, if two threads parse at the same time (cpython gh-106905).
+    """
+    try:
+        return read(path)
+    except SystemError:
+        if tries == 1:
+            raise
+        return _again(read, path, tries - 1)
 
 
 def _of_archive(path: Path) -> NDArray[np.generic]:
