@@ -33,13 +33,14 @@ from cnnviz.filters.patches.max_patches import max_patches
 from cnnviz.filters.patches.options import MaxPatchesSpec
 from cnnviz.gradients.experiment import saliency
 from cnnviz.gradients.options import Method, SaliencySpec
-from cnnviz.occlusion.experiment import occlude
+from cnnviz.occlusion.experiment import Occluder, occlude
 from cnnviz.occlusion.options import EngineChoice, OcclusionSpec
 
 KNOWN = Path(__file__).with_name("selftest.json")
 IMAGES, SIDE, LEVELS = 48, 32, 8
 TOLERANCE = {"cpu": 1e-3, "cuda": 1e-2, "mps": 1e-2}
 """Largest difference, as a share of the largest value; a GPU adds in another order."""
+INCREMENTAL = EngineChoice.INCREMENTAL
 LISTS = 0.9
 """Least share of equal top-9 lists: filters may have two images of almost the same score."""
 ORDER = 0.5
@@ -78,7 +79,7 @@ class Bench:
         data = open_data([str(folder)])
         return cls(model, data, data.working(0, model.preprocess))
 
-    def occlusion(self, engine: EngineChoice = EngineChoice.INCREMENTAL) -> Arrays:
+    def occlusion(self, engine: EngineChoice = INCREMENTAL) -> Arrays:
         """The default map and its scores."""
         spec = OcclusionSpec(masks=((8, 8),), stride=4, engine=engine)
         result = occlude(self.model, self.image, spec)
@@ -187,6 +188,8 @@ def run(device: str, *, full: bool, measured: dict[str, float]) -> Iterator[Line
             if picked.type != "cpu":
                 yield from _on_device(Bench.of(folder, str(picked)), arrays, seconds, measured)
             yield from _engines(Bench.of(folder, str(picked)), measured)
+            if picked.type == "cuda":
+                yield _replayed(Bench.of(folder, str(picked)), measured)
             if full:
                 yield from _coarse(folder, str(picked), measured)
                 yield _large(Bench.of(folder, str(picked)), measured)
@@ -199,6 +202,28 @@ def _engines(bench: Bench, measured: dict[str, float]) -> Iterator[Line]:
     incremental, full = bench.occlusion(), bench.occlusion(EngineChoice.FULL)
     title = f"occlusion, incremental and full engine on {bench.model.device}"
     yield line(title, incremental, full, TOLERANCE[bench.model.device.type], measured)
+
+
+def _replayed(bench: Bench, measured: dict[str, float]) -> Line:
+    """The incremental engine's CUDA graph against the same launches made one by one."""
+    maps, seconds = [], []
+    for graphs in (True, False):
+        occluder = Occluder(
+            bench.model,
+            OcclusionSpec(masks=((8, 8),), stride=4, engine=INCREMENTAL, cuda_graphs=graphs),
+        )
+        for index in range(4):  # the third and fourth are replayed
+            image = bench.data.working(index, bench.model.preprocess)
+            started = time.perf_counter()
+            result = occluder.run(image)
+            maps.append(as_array(result.panels[0].map_HW))
+            took = time.perf_counter() - started
+        seconds.append(took)
+    title = f"occlusion, CUDA graph and single launches on {bench.model.device}"
+    graph, single = ({"map": np.stack(part)} for part in (maps[:4], maps[4:]))
+    _title, good, text = line(title, graph, single, TOLERANCE["cuda"], measured)
+    measured |= {"an image by a CUDA graph: seconds": seconds[0], "by launches": seconds[1]}
+    return title, good, f"{text}; {seconds[0]:.3f} and {seconds[1]:.3f} s for an image"
 
 
 def _on_device(

@@ -38,6 +38,8 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor of the CPU to a device; from pinned memory the host need not wait for it."""
     if device.type != "cuda":
         return tensor.to(device)
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("a CUDA graph would read memory of the host that is no longer there")
     return tensor.pin_memory().to(device, non_blocking=True)
 
 

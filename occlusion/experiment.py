@@ -87,6 +87,7 @@ class Occluder:
             layer=spec.layer,
             batch_size=spec.batch_size,
             boxes_P4=self._boxes_P4,
+            cuda_graphs=spec.cuda_graphs,
         )
         self._verifier = (
             Verifier(model, self.engine, self._boxes_P4, seed=spec.seed) if spec.verify else None

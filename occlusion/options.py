@@ -155,6 +155,13 @@ class OcclusionSpec(PanelSpec):
         EngineChoice,
         Option("full: whole passes; incremental: only what a mask can reach."),
     ] = EngineChoice.AUTO
+    cuda_graphs: Annotated[
+        bool,
+        Option(
+            "On a GPU, let the incremental engine replay its launches as one CUDA graph, from the "
+            "third image of a run on."
+        ),
+    ] = True
     sufficient: Annotated[
         bool,
         Option(

@@ -3,7 +3,8 @@
 Inside `pretend()`, torch has one CUDA device. What is copied there stays there until it is copied
 back. As on a GPU, an operation on tensors of two devices raises, with the line of cnnviz that
 called it; indices may come from the CPU. Every wait of the host for the device, copy between
-the two and kernel is counted by function and line of cnnviz (`EVENTS`).
+the two and kernel is counted by function and line of cnnviz (`EVENTS`). A CUDA graph records
+kernels, refuses waits and copies, and runs the kernels again on the same memory (`Recording`).
 
 For torch's C++ code the tensors lie on a device of their own (PrivateUse1), which works with and
 without CUDA and for backward passes; Python code sees `cuda:0` on them, and may ask for it.
@@ -18,6 +19,7 @@ import os
 import sys
 import threading
 import traceback
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import (
@@ -101,8 +103,55 @@ def _place(kind: str) -> Event:
     return Event(kind, "torch", 0, "")
 
 
+class Recording:
+    """A CUDA graph: kernels that run again on the memory that they were recorded with.
+
+    What they read from outside must still be there when they do.
+    """
+
+    now: "Recording | None" = None  # the one that kernels go to, in place of being counted
+
+    def __init__(self) -> None:
+        self._kernels: list[tuple[Any, Any, Any, list[OnCuda]]] = []
+        self._inside: dict[int, OnCuda] = {}
+        self._outside: dict[int, tuple[weakref.ref[Any], Event]] = {}
+
+    def add(self, func: Any, args: Any, kwargs: Any, made: Any = None) -> None:
+        """Records a kernel that has `made` these, or has written to its arguments."""
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, OnCuda) and id(leaf) not in self._inside:
+                self._outside.setdefault(id(leaf), (weakref.ref(leaf), _place("")))
+        held = [leaf for leaf in tree_leaves(made) if isinstance(leaf, OnCuda)]
+        self._inside.update((id(leaf), leaf) for leaf in held)
+        if not hasattr(func, "_schema") or not _is_view(func):
+            self._kernels.append((func, tree_map(_here, args), tree_map(_here, kwargs), held))
+
+    def replay(self) -> None:
+        """Runs all of it, which is one launch."""
+        _count("graph")
+        gone = [place for kept, place in self._outside.values() if kept() is None]
+        if gone:
+            raise RuntimeError(f"a graph reads memory that is no longer there ({gone[0]})")
+        for func, args, kwargs, held in self._kernels:
+            found = tree_leaves(func(*args, **kwargs))
+            for old, new in zip(held, found, strict=bool(held)):
+                old.here.copy_(new)
+
+
+@contextmanager
+def _recording(graph: Recording, capture_error_mode: str) -> Iterator[None]:
+    assert capture_error_mode == "thread_local"  # else other threads' copies would end it
+    Recording.now = graph
+    try:
+        yield
+    finally:
+        Recording.now = None
+
+
 def _count(kind: str) -> None:
-    EVENTS[_place(kind)] += 1
+    if Recording.now is not None and kind in ("wait", "copy"):
+        raise RuntimeError(f"operation not permitted when stream is capturing ({_place('')})")
+    EVENTS[_place(kind)] += Recording.now is None
 
 
 class OnCuda(Tensor):
@@ -159,8 +208,13 @@ def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         _count("kernel")
     found = func(*tree_map(_here, args), **tree_map(_here, kwargs))
     if func._schema.is_mutable and there and isinstance(args[0], Tensor):
+        if Recording.now is not None:
+            Recording.now.add(func, args, kwargs)
         return args[0] if isinstance(found, Tensor) else found
-    return tree_map(lambda v: OnCuda(v) if goes and isinstance(v, Tensor) else v, found)
+    found = tree_map(lambda v: OnCuda(v) if goes and isinstance(v, Tensor) else v, found)
+    if Recording.now is not None and goes:
+        Recording.now.add(func, args, kwargs, found)
+    return found
 
 
 def _count_copy(source: Tensor, non_blocking: bool) -> None:
@@ -297,6 +351,8 @@ def _set(func: Any, own: OnCuda, places: Any, value: Any) -> None:
             _count("wait")
     _count("kernel")
     func(*tree_map(_here, (own, places, value)))
+    if Recording.now is not None:
+        Recording.now.add(func, (own, places, value), {})
 
 
 def _no_gradients(mode: bool = True) -> AbstractContextManager[Any]:
@@ -325,6 +381,10 @@ def pretend() -> Iterator[torch.device]:
         "set_sync_debug_mode": lambda _mode: None,
         "mem_get_info": lambda _device=None: (4 << 30, 8 << 30),
         "get_device_properties": lambda _device=None: _Properties,
+        "CUDAGraph": Recording,
+        "graph": _recording,
+        "device": lambda _device: nullcontext(),
+        "is_current_stream_capturing": lambda: Recording.now is not None,
     }
     EVENTS.clear()
     try:

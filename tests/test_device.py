@@ -55,9 +55,11 @@ HERE = {
 """Commands that read finished runs; on the device of the run, or on none."""
 SHARES = [["saliency", "data", "--shard", f"{i}/2", "--out", "shares"] for i in (0, 1)]
 CUDA = ["--device", "cuda"]
+CATS = [f"data/cat/{number}.png" for number in range(5)]
 BATCH = ["--batch-size", "4"]
 PCA = ["--method", "pca", "--no-pictures", *BATCH]
 INCREMENTAL = ["--mask", "8", "--stride", "4", "--engine", "incremental"]
+
 GROWING: dict[str, tuple[list[str], list[str], int]] = {
     "max-patches, batch": (
         ["max-patches", "data", *LAST, *BATCH], ["max-patches", "twice", *LAST, *BATCH], 3,
@@ -73,8 +75,7 @@ GROWING: dict[str, tuple[list[str], list[str], int]] = {
         ["tsne", "data", *PCA], ["tsne", "twice", *PCA], 3,
     ),
     "occlude, incremental, next image": (
-        ["occlude", "data/cat/0.png", *INCREMENTAL],
-        ["occlude", "data/cat/0.png", "data/cat/1.png", *INCREMENTAL], 1,
+        ["occlude", *CATS[:3], *INCREMENTAL], ["occlude", *CATS[:4], *INCREMENTAL], 1,
     ),
     "occlude, full, batch": (
         ["occlude", "data/cat/0.png", "--mask", "8", "--stride", "8", "--engine", "full", *BATCH],
@@ -251,6 +252,44 @@ def test_the_host_waits_no_more_often_than_budgeted(place: Path) -> None:
         added.subtract(waits(small[1]))
         measured[name] = {place: n / more for place, n in sorted(added.items()) if n}
     assert measured == BUDGET, json.dumps(measured, indent=1)
+
+
+REPLAY = "occlusion/engines/incremental/replay.py"
+STALE = [REPLAY, "kept.copy_(given)", "pass"]
+WINDOWS = "occlusion/engines/incremental/windows.py"
+TABLE = "send(torch.from_numpy(make()), device)"
+UNKEPT = [WINDOWS, f"return self.once(key, lambda: {TABLE})", f"return {TABLE}"]
+
+
+@pytest.mark.slow
+def test_launches_are_recorded_once_and_replayed(place: Path) -> None:
+    # Of five images the third to fifth are replayed, and the second, to compare.
+    line = ["occlude", *CATS, *INCREMENTAL, *CUDA]
+    layer = [*line, "--layer", "stem.conv"]
+    lines: dict[str, tuple[list[str], Any]] = {
+        "graphs": (line, None),
+        "no-graphs": ([*line, "--no-cuda-graphs"], None),
+        "graphs-layer": (layer, None),
+        "no-graphs-layer": ([*layer, "--no-cuda-graphs"], None),
+        "graphs-stale": (line, STALE),
+        "graphs-unkept": (line, UNKEPT),
+    }
+    made = [([*words, "--out", name], fault) for name, (words, fault) in lines.items()]
+    done = [*pretended(place, made[:4]), *pretended(place, made[4:])]
+    ran = dict(zip(lines, done, strict=True))
+    assert [status for status, _ in ran.values()] == [0] * len(ran)
+
+    def count(name: str, what: str) -> int:
+        return sum(n for (kind, file, *_), n in ran[name][1] if kind == what and file == REPLAY)
+
+    def engines(name: str) -> set[str]:
+        return set(re.findall(r'"engine": "(\w+)"', (place / name / "summary.json").read_text()))
+
+    assert [count(name, "graph") for name in lines] == [4, 0, 4, 0, 2, 0]
+    for kind in ("", "-layer"):
+        assert results(place / f"graphs{kind}") == results(place / f"no-graphs{kind}")
+    assert engines("graphs") == engines("graphs-unkept") == {"incremental"}
+    assert "full" in engines("graphs-stale")  # a graph that is wrong is found out
 
 
 @pytest.mark.slow

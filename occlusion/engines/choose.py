@@ -68,6 +68,7 @@ def make_engine(
     boxes_P4: Tensor,
     layer: str | None = None,
     batch_size: int | None = None,
+    cuda_graphs: bool = False,
 ) -> Engine:
     """Prepares an engine for a model and a set of positions; it can run many images.
 
@@ -77,6 +78,7 @@ def make_engine(
         boxes_P4: the positions that will be run, as for `Engine.run`.
         layer: a layer whose strongest map is summed at each position.
         batch_size: images at a time; None for automatic.
+        cuda_graphs: let the incremental engine replay its launches where images repeat them.
     """
     network = prepare(
         model.module,
@@ -92,7 +94,14 @@ def make_engine(
     if model.repeat > 1:
         note = f"its answers are averaged over {model.repeat} passes"
         network = replace(network, graph=None, reason=note, repeat=model.repeat)
-    return choose(network, choice, boxes_P4, batch_size=batch_size, name=model.name)
+    return choose(
+        network,
+        choice,
+        boxes_P4,
+        batch_size=batch_size,
+        cuda_graphs=cuda_graphs,
+        name=model.name,
+    )
 
 
 def choose(
@@ -101,6 +110,7 @@ def choose(
     boxes_P4: Tensor,
     *,
     batch_size: int | None = None,
+    cuda_graphs: bool = False,
     name: str = "the network",
 ) -> Engine:
     """Returns an engine for a prepared network; `full` with a note if incremental is impossible."""
@@ -110,7 +120,7 @@ def choose(
     try:
         if network.graph is None:
             raise Untraceable(network.reason or "no graph")
-        incremental = IncrementalEngine(network, batch_size=batch_size)
+        incremental = IncrementalEngine(network, batch_size=batch_size, cuda_graphs=cuda_graphs)
     except Untraceable as error:
         note = f"{name}: {error}; using the full engine"
         return FullEngine(network, batch_size=batch_size, note=note, model=name)

@@ -157,7 +157,7 @@ class FullEngine:
 
         def batch(part: slice) -> None:
             logits, sums = network.run(cover(image, fill, boxes[part]))
-            sheet.write(part, logits, None if sums is None else sums[:, sheet.channel])
+            sheet.write(part, logits, sheet.watched(sums))
 
         before = 0
         for done, _size in in_batches(len(boxes), self.batch_size, batch):

@@ -50,11 +50,12 @@ class ScoreSheet:
     """The scores of a run in progress, filled in batch by batch.
 
     Attributes:
-        channel: the watched layer's strongest map on the original image; None without a layer.
+        channel_1: the watched layer's strongest map on the original image; None without a layer.
+            It stays on the device, for which nothing here waits.
     """
 
     def __init__(self, positions: int, base_logits_1K: Tensor, base_sums_1C: Tensor | None) -> None:
-        self.channel = None if base_sums_1C is None else int(base_sums_1C[0].argmax())
+        self.channel_1 = None if base_sums_1C is None else base_sums_1C.argmax(1)
         self._base_logits_K, self._base_sums_1C = base_logits_1K[0], base_sums_1C
         device, classes = base_logits_1K.device, base_logits_1K.shape[1]
         self._logits_PK = torch.empty(positions, classes, device=device)
@@ -66,10 +67,32 @@ class ScoreSheet:
         if self._sums_P is not None and sums_N is not None:
             self._sums_P[where] = sums_N
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that is in it, for `filled`."""
+        held = (self._base_logits_K[None], self._logits_PK, self._base_sums_1C, self._sums_P)
+        return tuple(tensor for tensor in held if tensor is not None)
+
+    @classmethod
+    def filled(cls, tensors: tuple[Tensor, ...]) -> "ScoreSheet":
+        """The sheet whose `tensors` these are."""
+        base_logits_1K, logits_PK, *sums = tensors
+        sheet = cls(0, base_logits_1K, sums[0] if sums else None)
+        sheet._logits_PK, sheet._sums_P = logits_PK, sums[1] if sums else None
+        return sheet
+
+    def watched(self, sums_NC: Tensor | None) -> Tensor | None:
+        """Of a layer's sums, those (N,) of the map that is watched."""
+        if sums_NC is None or self.channel_1 is None:
+            return None
+        return sums_NC.index_select(1, self.channel_1)[:, 0]
+
     def scores(self) -> Scores:
         """The complete scores, once every position is written."""
-        base = None if self._base_sums_1C is None else float(self._base_sums_1C[0, self.channel])
-        return Scores(self._base_logits_K, self._logits_PK, base, self._sums_P, self.channel)
+        if self._base_sums_1C is None or self.channel_1 is None:
+            return Scores(self._base_logits_K, self._logits_PK)
+        base, channel = float(self._base_sums_1C.max()), int(self.channel_1)
+        return Scores(self._base_logits_K, self._logits_PK, base, self._sums_P, channel)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from cnnviz.core.device import send
-from cnnviz.core.graph.geometry import Fixed, Window, copied_from
+from cnnviz.core.graph.geometry import Fixed, Window
 from cnnviz.core.graph.trace import Graph
 from cnnviz.occlusion.engines.incremental.schedule import Segment
 from cnnviz.occlusion.engines.incremental.steps import Baseline, Kind, Sliding, Step
@@ -52,30 +52,29 @@ class Batch:
         segments: list[Segment],
         layer: fx.Node | None,
         source_NhwC: Tensor,
-        channel: int | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns float32 logits (N, K) and, with a layer, the sum (N,) of its map `channel`."""
+        """Returns float32 logits (N, K) and, with a layer, the sums (N, C) of its maps."""
         self._env[self._graph.source] = source_NhwC.permute(0, 3, 1, 2)
         for segment in segments:
             count = -(-self._count // segment.size)
             if count == 1:
-                self._advance(segment.steps, layer, channel)
+                self._advance(segment.steps, layer)
                 continue
             parts = []
             for numbers in np.array_split(np.arange(self._count), count):
                 part = self._part(slice(int(numbers[0]), int(numbers[-1]) + 1))
-                part._advance(segment.steps, layer, channel)
+                part._advance(segment.steps, layer)
                 parts.append(part)
             self._gather(parts)
         logits = self._whole(self._graph.output)
         return logits.float(), self._sums
 
-    def _advance(self, steps: list[Step], layer: fx.Node | None, channel: int | None) -> None:
+    def _advance(self, steps: list[Step], layer: fx.Node | None) -> None:
         for step in steps:
             if step.kind is not Kind.SOURCE:
                 self._env[step.node] = self._value(step)
-            if step.node is layer and channel is not None:
-                self._sums = self._sum(step, channel)
+            if step.node is layer:
+                self._sums = self._sum(step)
             for dead in step.done:
                 self._env.pop(dead, None)
 
@@ -209,11 +208,7 @@ class Batch:
         cached, below = self._baseline.maps[source], self._boxes[source]
         rows = self._rows(source)
         if operation.window.padding_mode != "zeros":
-            origin = [
-                copied_from(read.numbers(a), cached.extent[a], operation.window.padding_mode)
-                for a in (0, 1)
-            ]
-            cut = cut_mapped(cached, (origin[0], origin[1]), below, rows)
+            cut = cut_mapped(cached, read, operation.window.padding_mode, below, rows)
         else:
             cut = cut_and_paste(cached, read, below, rows, lowest=operation.lowest)
         if operation.fill:
@@ -274,19 +269,19 @@ class Batch:
             first = last
         return from_rows(joined, cached.axes, cached.shape)
 
-    def _sum(self, step: Step, channel: int) -> Tensor:
-        """The sum of one of the layer's maps, per position (N,)."""
+    def _sum(self, step: Step) -> Tensor:
+        """The sums of the layer's maps, per position (N, C)."""
         node, box = step.node, self._boxes.get(step.node)
         value, base = self._env[node], self._baseline.sums_1C
         assert base is not None  # noqa: S101 (there is a layer)
         if value is None:
-            return base[0, channel].expand(self._count)
+            return base.expand(self._count, -1)
         if box is None or box.whole:
-            return channel_sums(value, step.info.axes)[:, channel]
+            return channel_sums(value, step.info.axes)
         rows = self._rows(node)
         assert rows is not None  # noqa: S101 (it has a box)
         changed = _sums(rows) - self._baseline.maps[node].box_sums(box)
-        return base[0, channel] + changed[:, channel].float()
+        return base + changed.float()
 
 
 def _sums(rows_NhwC: Tensor) -> Tensor:

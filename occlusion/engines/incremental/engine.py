@@ -24,6 +24,7 @@ from cnnviz.occlusion.engines.incremental.groups import (
     make_groups,
     reach_of_boxes,
 )
+from cnnviz.occlusion.engines.incremental.replay import Replay
 from cnnviz.occlusion.engines.incremental.schedule import Costs, Scheduler
 from cnnviz.occlusion.engines.incremental.steps import Baseline, compile_steps, run_baseline
 from cnnviz.occlusion.engines.incremental.windows import Box
@@ -40,7 +41,12 @@ class IncrementalEngine:
     name = "incremental"
 
     def __init__(
-        self, network: Network, *, batch_size: int | None = None, note: str | None = None
+        self,
+        network: Network,
+        *,
+        batch_size: int | None = None,
+        note: str | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         """Prepares the steps of a network that has a graph; raises Untraceable like them."""
         assert network.graph is not None  # noqa: S101 (checked by the caller)
@@ -52,6 +58,8 @@ class IncrementalEngine:
             self._graph, self._steps, network.device, network.dtype, batch_size
         )
         self._planned: tuple[Ints, list[Group], tuple[AxisReach, AxisReach]] | None = None
+        self._cuda_graphs = cuda_graphs and network.device.type == "cuda"
+        self._replay: Replay | None = None  # of the planned masks
 
     def plan(self, boxes_P4: Ints) -> tuple[list[Group], tuple[AxisReach, AxisReach]]:
         """Groups the positions of these masks; cached for the next images."""
@@ -66,6 +74,13 @@ class IncrementalEngine:
 
             groups = make_groups(rows, columns, self.costs.weight, calls, schedule.size)
             self._planned = (boxes_P4, groups, (rows, columns))
+            self._replay = None
+            if self._cuda_graphs and len(boxes_P4) < _LONG_RUN:
+
+                def run(image: Tensor, fill: Tensor) -> tuple[Tensor, ...]:
+                    return self._sheet(image, fill, boxes_P4, lambda _steps: None).tensors
+
+                self._replay = Replay(run)
         return self._planned[1], self._planned[2]
 
     def predict(self, boxes_P4: Tensor) -> float:
@@ -88,26 +103,39 @@ class IncrementalEngine:
         progress: Callable[[int], None] = lambda _steps: None,
     ) -> Scores:
         """See `Engine.run`."""
-        network = self._network
+        network, boxes = self._network, boxes_P4.cpu().numpy()
         image, fill = (t.to(network.device, network.dtype) for t in (image_3HW, fill_3HW))
+        self.plan(boxes)
+        replay = self._replay
+        if replay is not None and replay.ready:
+            sheet = ScoreSheet.filled(replay(image, fill))
+            progress(len(boxes))
+        else:
+            sheet = self._sheet(image, fill, boxes, progress)
+            if replay is not None:
+                replay.ran((image, fill), sheet.tensors)
+        return sheet.scores()
+
+    def _sheet(
+        self, image: Tensor, fill: Tensor, boxes_P4: Ints, progress: Callable[[int], None]
+    ) -> ScoreSheet:
         baseline = run_baseline(
             self._steps,
             self._graph.output,
             self._layer,
             image[None].contiguous(memory_format=torch.channels_last),
         )
-        boxes = boxes_P4.cpu().numpy()
-        sheet = ScoreSheet(len(boxes), baseline.logits_1K, baseline.sums_1C)
-        groups, axes = self.plan(boxes)
+        sheet = ScoreSheet(len(boxes_P4), baseline.logits_1K, baseline.sums_1C)
+        groups, axes = self.plan(boxes_P4)
         for group in groups:
             for positions, logits, sums in self._group(
-                baseline, (image, fill), group, axes, boxes, sheet.channel
+                baseline, (image, fill), group, axes, boxes_P4
             ):
-                sheet.write(positions, logits, sums)
+                sheet.write(positions, logits, sheet.watched(sums))
                 progress(len(positions))
-            if len(boxes) >= _LONG_RUN:
+            if len(boxes_P4) >= _LONG_RUN:
                 give_back_memory()
-        return sheet.scores()
+        return sheet
 
     def _group(
         self,
@@ -116,7 +144,6 @@ class IncrementalEngine:
         group: Group,
         axes: tuple[AxisReach, AxisReach],
         boxes_P4: Ints,
-        channel: int | None,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         count = len(group.positions_N)
         schedule = self._scheduler.schedule(group.sizes)
@@ -133,7 +160,7 @@ class IncrementalEngine:
             source = map_boxes[self._graph.source]
             windows = source_windows(*images, source, boxes_P4[positions])
             run = Batch(self._graph, baseline, map_boxes, len(positions))
-            logits, sums = run.run(schedule.segments, self._layer, windows, channel)
+            logits, sums = run.run(schedule.segments, self._layer, windows)
             index = source.table("positions", logits.device, lambda: positions)
             results.append((index, logits, sums))
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cnnviz.core.device import send
-from cnnviz.core.graph.geometry import Ints
+from cnnviz.core.graph.geometry import Ints, copied_from
 
 Axes = tuple[int, int]
 Made = TypeVar("Made")
@@ -225,28 +225,30 @@ def cut_and_paste(
 
 
 def cut_mapped(
-    cached: CachedMap, origin: tuple[Ints, Ints], box: Box, changed_NhwC: Tensor | None
+    cached: CachedMap, read: ReadWindow, mode: str, box: Box, changed_NhwC: Tensor | None
 ) -> Tensor:
-    """The same where padding copies from the map.
+    """The same where padding copies from the map, by a padding mode of torch."""
+    (height, width), changed = cached.extent, changed_NhwC is not None
 
-    `origin` is, for each row (N, h) and column (N, w) that is read, the one that it is a copy of;
-    -1 for zeros.
-    """
-    device, (height, width) = cached.table.device, cached.extent
-    (rows, columns), positions = origin, height * width
-    base = np.where(rows < 0, positions, rows * width)[:, :, None]
-    base = np.minimum(base + np.where(columns < 0, positions, columns)[:, None, :], positions)
-    if changed_NhwC is None:
-        index = send(torch.from_numpy(base), device)
-        return cached.table.index_select(0, index.view(-1)).view(*base.shape, -1)
-    y, x = rows - box.top_N[:, None], columns - box.left_N[:, None]
-    inside_y, inside_x = (y >= 0) & (y < box.height), (x >= 0) & (x < box.width)
-    number = np.arange(len(rows))[:, None, None] * (box.height * box.width)
-    place = number + (y * box.width)[:, :, None] + x[:, None, :] + len(cached.table)
-    inside = inside_y[:, :, None] & inside_x[:, None, :]
-    index = send(torch.from_numpy(np.where(inside, place, base)), device)
-    both = torch.cat([cached.table, changed_NhwC.reshape(-1, cached.table.shape[1])])
-    return both.index_select(0, index.view(-1)).view(*base.shape, -1)
+    def places() -> Ints:
+        rows, columns = (copied_from(read.numbers(a), cached.extent[a], mode) for a in (0, 1))
+        positions = height * width
+        base = np.where(rows < 0, positions, rows * width)[:, :, None]
+        base = np.minimum(base + np.where(columns < 0, positions, columns)[:, None, :], positions)
+        if not changed:
+            return np.ravel(base)
+        y, x = rows - box.top_N[:, None], columns - box.left_N[:, None]
+        inside_y, inside_x = (y >= 0) & (y < box.height), (x >= 0) & (x < box.width)
+        number = np.arange(len(rows))[:, None, None] * (box.height * box.width)
+        place = number + (y * box.width)[:, :, None] + x[:, None, :] + len(cached.table)
+        inside = inside_y[:, :, None] & inside_x[:, None, :]
+        return np.ravel(np.where(inside, place, base))
+
+    index = read.table((mode, box, cached.extent, changed), cached.table.device, places)
+    table = cached.table
+    if changed_NhwC is not None:
+        table = torch.cat([table, changed_NhwC.reshape(-1, table.shape[1])])
+    return table.index_select(0, index).view(len(box.top_N), *read.count, -1)
 
 
 def paste_whole(cached: CachedMap, box: Box, changed_NhwC: Tensor) -> Tensor:
