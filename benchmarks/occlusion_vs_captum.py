@@ -220,7 +220,7 @@ def describe_costs(network: Network, boxes_P4: Tensor, options: argparse.Namespa
     engine = IncrementalEngine(network)
     batch_size = FullEngine(network, batch_size=options.batch_size).batch_size
     full, incremental = engine.predict_full(boxes_P4, batch_size), engine.predict(boxes_P4)
-    groups, _axes = engine.plan(boxes_P4.numpy())
+    groups = engine.plan(boxes_P4.numpy()).groups
     chosen = choose(network, EngineChoice.AUTO, boxes_P4).name
     print(
         f"  predicted: full {full:.2f} s, incremental {incremental:.2f} s "

@@ -139,7 +139,7 @@ class Recording:
 
 
 @contextmanager
-def _recording(graph: Recording, capture_error_mode: str) -> Iterator[None]:
+def _recording(graph: Recording, _pool: object, capture_error_mode: str) -> Iterator[None]:
     assert capture_error_mode == "thread_local"  # else other threads' copies would end it
     Recording.now = graph
     try:
@@ -382,6 +382,7 @@ def pretend() -> Iterator[torch.device]:
         "mem_get_info": lambda _device=None: (4 << 30, 8 << 30),
         "get_device_properties": lambda _device=None: _Properties,
         "CUDAGraph": Recording,
+        "graph_pool_handle": lambda: (0, 1),
         "graph": _recording,
         "device": lambda _device: nullcontext(),
         "is_current_stream_capturing": lambda: Recording.now is not None,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cnnviz.core.graph.trace import Untraceable
 from cnnviz.core.models.load import Model
+from cnnviz.core.models.targets import Target
 from cnnviz.occlusion.engines.full import FullEngine, difference_alone
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine
 from cnnviz.occlusion.engines.network import Network, Scores, prepare
@@ -94,12 +95,14 @@ def make_engine(
     if model.repeat > 1:
         note = f"its answers are averaged over {model.repeat} passes"
         network = replace(network, graph=None, reason=note, repeat=model.repeat)
+    # A graph would go on reading what was frozen of the image that it was recorded for.
+    reads_by_image = model.target is not None and type(model.target).settle is not Target.settle
     return choose(
         network,
         choice,
         boxes_P4,
         batch_size=batch_size,
-        cuda_graphs=cuda_graphs,
+        cuda_graphs=cuda_graphs and not reads_by_image,
         name=model.name,
     )
 
@@ -187,7 +190,7 @@ class GuardedEngine:
 
     def _picked(self, boxes_P4: Tensor) -> Tensor:
         """Picks one position each of some groups; different ones for each image."""
-        groups, _axes = self._fast.plan(boxes_P4.cpu().numpy())
+        groups = self._fast.plan(boxes_P4.cpu().numpy()).groups
         one = self._fast.predict_full(boxes_P4[:1], 1)
         affordable = max(1, int(GUARD_SHARE * self._fast.predict(boxes_P4) / one))
         count = min(affordable, len(groups))

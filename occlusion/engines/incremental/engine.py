@@ -7,7 +7,9 @@ operation mixes all positions, the batch continues with whole maps.
 Shapes: N positions of a batch, P positions, C channels, K classes, H W rows and columns.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from cnnviz.core.device import give_back_memory, in_batches
 from cnnviz.core.graph.geometry import Ints
 from cnnviz.core.graph.reach import extents
 from cnnviz.occlusion.engines.incremental.batch import Batch, source_windows
+from cnnviz.occlusion.engines.incremental.cuda_graph import Replay
 from cnnviz.occlusion.engines.incremental.groups import (
     AxisReach,
     Group,
@@ -24,7 +27,6 @@ from cnnviz.occlusion.engines.incremental.groups import (
     make_groups,
     reach_of_boxes,
 )
-from cnnviz.occlusion.engines.incremental.replay import Replay
 from cnnviz.occlusion.engines.incremental.schedule import Costs, Scheduler
 from cnnviz.occlusion.engines.incremental.steps import Baseline, compile_steps, run_baseline
 from cnnviz.occlusion.engines.incremental.windows import Box
@@ -33,6 +35,22 @@ from cnnviz.occlusion.engines.network import Network, Scores, ScoreSheet
 # From this many positions on, memory is released after each group, which takes 5 % of the time,
 # and index tables are not kept for the next image.
 _LONG_RUN = 1024
+_PLANS = 8
+"""How many are kept, with their index tables: those of one image's map and its scorecard."""
+
+
+@dataclass(eq=False)
+class Plan:
+    """How the positions of some masks run."""
+
+    boxes_P4: Ints
+    groups: list[Group]
+    axes: tuple[AxisReach, AxisReach]
+    replay: Replay | None = None  # of their launches
+
+
+def _silent(_steps: int) -> None:
+    pass
 
 
 class IncrementalEngine:
@@ -57,37 +75,43 @@ class IncrementalEngine:
         self._scheduler = Scheduler(
             self._graph, self._steps, network.device, network.dtype, batch_size
         )
-        self._planned: tuple[Ints, list[Group], tuple[AxisReach, AxisReach]] | None = None
+        self._plans: OrderedDict[bytes, Plan] = OrderedDict()
         self._cuda_graphs = cuda_graphs and network.device.type == "cuda"
-        self._replay: Replay | None = None  # of the planned masks
+        # Graphs share their memory: one replay's results are copied before the next begins.
+        self._pool = torch.cuda.graph_pool_handle() if self._cuda_graphs else None
 
-    def plan(self, boxes_P4: Ints) -> tuple[list[Group], tuple[AxisReach, AxisReach]]:
-        """Groups the positions of these masks; cached for the next images."""
-        if self._planned is None or not np.array_equal(self._planned[0], boxes_P4):
-            rows, columns = reach_of_boxes(self._graph, boxes_P4)
-            windows = largest_windows(rows, columns)
-            schedule = self._scheduler.schedule(windows)
-            batch = self.costs.calls(schedule, windows, schedule.size)
+    def plan(self, boxes_P4: Ints) -> Plan:
+        """Groups the positions of these masks; the last few plans are kept for the next images."""
+        key = boxes_P4.tobytes()
+        if key not in self._plans:
+            self._plans[key] = self._planned(boxes_P4)
+        self._plans.move_to_end(key)
+        while len(self._plans) > _PLANS:
+            self._plans.popitem(last=False)
+        return self._plans[key]
 
-            def calls(groups: int, batches: int) -> float:
-                return self.costs.compiling(groups) + batches * batch
+    def _planned(self, boxes_P4: Ints) -> Plan:
+        rows, columns = reach_of_boxes(self._graph, boxes_P4)
+        windows = largest_windows(rows, columns)
+        schedule = self._scheduler.schedule(windows)
+        batch = self.costs.calls(schedule, windows, schedule.size)
 
-            groups = make_groups(rows, columns, self.costs.weight, calls, schedule.size)
-            self._planned = (boxes_P4, groups, (rows, columns))
-            self._replay = None
-            if self._cuda_graphs and len(boxes_P4) < _LONG_RUN:
+        def calls(groups: int, batches: int) -> float:
+            return self.costs.compiling(groups) + batches * batch
 
-                def run(image: Tensor, fill: Tensor) -> tuple[Tensor, ...]:
-                    return self._sheet(image, fill, boxes_P4, lambda _steps: None).tensors
-
-                self._replay = Replay(run)
-        return self._planned[1], self._planned[2]
+        groups = make_groups(rows, columns, self.costs.weight, calls, schedule.size)
+        plan = Plan(boxes_P4, groups, (rows, columns))
+        if self._cuda_graphs and len(boxes_P4) < _LONG_RUN:
+            plan.replay = Replay(
+                lambda image, fill: self._sheet((image, fill), plan, _silent).tensors, self._pool
+            )
+        return plan
 
     def predict(self, boxes_P4: Tensor) -> float:
         """Predicts the seconds that these masks will take."""
-        groups, _axes = self.plan(boxes_P4.cpu().numpy())
         return self.costs.incremental(
-            (len(g.positions_N), g.sizes, self._scheduler.schedule(g.sizes)) for g in groups
+            (len(group.positions_N), group.sizes, self._scheduler.schedule(group.sizes))
+            for group in self.plan(boxes_P4.cpu().numpy()).groups
         )
 
     def predict_full(self, boxes_P4: Tensor, batch_size: int) -> float:
@@ -100,40 +124,35 @@ class IncrementalEngine:
         image_3HW: Tensor,
         fill_3HW: Tensor,
         boxes_P4: Tensor,
-        progress: Callable[[int], None] = lambda _steps: None,
+        progress: Callable[[int], None] = _silent,
     ) -> Scores:
         """See `Engine.run`."""
-        network, boxes = self._network, boxes_P4.cpu().numpy()
+        network, plan = self._network, self.plan(boxes_P4.cpu().numpy())
         image, fill = (t.to(network.device, network.dtype) for t in (image_3HW, fill_3HW))
-        self.plan(boxes)
-        replay = self._replay
-        if replay is not None and replay.ready:
-            sheet = ScoreSheet.filled(replay(image, fill))
-            progress(len(boxes))
+        if plan.replay is not None and plan.replay.ready:
+            sheet = ScoreSheet.filled(plan.replay(image, fill))
+            progress(len(boxes_P4))
         else:
-            sheet = self._sheet(image, fill, boxes, progress)
-            if replay is not None:
-                replay.ran((image, fill), sheet.tensors)
+            sheet = self._sheet((image, fill), plan, progress)
+            if plan.replay is not None:
+                plan.replay.ran((image, fill), sheet.tensors)
         return sheet.scores()
 
     def _sheet(
-        self, image: Tensor, fill: Tensor, boxes_P4: Ints, progress: Callable[[int], None]
+        self, images: tuple[Tensor, Tensor], plan: Plan, progress: Callable[[int], None]
     ) -> ScoreSheet:
         baseline = run_baseline(
             self._steps,
             self._graph.output,
             self._layer,
-            image[None].contiguous(memory_format=torch.channels_last),
+            images[0][None].contiguous(memory_format=torch.channels_last),
         )
-        sheet = ScoreSheet(len(boxes_P4), baseline.logits_1K, baseline.sums_1C)
-        groups, axes = self.plan(boxes_P4)
-        for group in groups:
-            for positions, logits, sums in self._group(
-                baseline, (image, fill), group, axes, boxes_P4
-            ):
+        sheet = ScoreSheet(len(plan.boxes_P4), baseline.logits_1K, baseline.sums_1C)
+        for group in plan.groups:
+            for positions, logits, sums in self._group(baseline, images, group, plan):
                 sheet.write(positions, logits, sheet.watched(sums))
                 progress(len(positions))
-            if len(boxes_P4) >= _LONG_RUN:
+            if len(plan.boxes_P4) >= _LONG_RUN:
                 give_back_memory()
         return sheet
 
@@ -142,8 +161,7 @@ class IncrementalEngine:
         baseline: Baseline,
         images: tuple[Tensor, Tensor],
         group: Group,
-        axes: tuple[AxisReach, AxisReach],
-        boxes_P4: Ints,
+        plan: Plan,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         count = len(group.positions_N)
         schedule = self._scheduler.schedule(group.sizes)
@@ -154,11 +172,11 @@ class IncrementalEngine:
             positions = group.positions_N[part]
             map_boxes = group.boxes.get((part.start, len(positions)))
             if map_boxes is None:
-                map_boxes = self._map_boxes(group, axes, positions)
-                if len(boxes_P4) < _LONG_RUN:
+                map_boxes = self._map_boxes(group, plan.axes, positions)
+                if len(plan.boxes_P4) < _LONG_RUN:
                     group.boxes[part.start, len(positions)] = map_boxes
             source = map_boxes[self._graph.source]
-            windows = source_windows(*images, source, boxes_P4[positions])
+            windows = source_windows(*images, source, plan.boxes_P4[positions])
             run = Batch(self._graph, baseline, map_boxes, len(positions))
             logits, sums = run.run(schedule.segments, self._layer, windows)
             index = source.table("positions", logits.device, lambda: positions)

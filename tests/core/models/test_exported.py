@@ -173,7 +173,7 @@ def test_exported_network_has_windows_and_penultimate_features(tmp_path: Path) -
         wanted = net(torch.stack(covered))
     assert (wanted - net(image[None])).abs().max() > 1e-3
     engine = IncrementalEngine(prepared)
-    _groups, (rows, _columns) = engine.plan(boxes.numpy())
+    rows, _columns = engine.plan(boxes.numpy()).axes
     assert min(int(spans.sizes.max()) for spans in rows.spans.values()) < 16
     torch.testing.assert_close(engine.run(image, fill, boxes).logits_PK, wanted)
     features, logits = FeatureExtractor(model)(torch.stack(covered))

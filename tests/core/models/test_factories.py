@@ -139,7 +139,7 @@ def test_grey_network_sees_the_luminance(nets: str) -> None:
     assert conv_layers(model.module) == ["0"]  # the user's name
     prepared = prepare(model.module, (8, 8), device=torch.device("cpu"))
     boxes = np.array([[0, 0, 2, 2], [5, 3, 7, 5]])
-    _groups, (rows, _columns) = IncrementalEngine(prepared).plan(boxes)
+    rows, _columns = IncrementalEngine(prepared).plan(boxes).axes
     assert max(int(spans.sizes.max()) for spans in rows.spans.values()) < 6  # no whole map
     pixels = torch.rand(2, 3, 8, 8)
     red, green, blue = pixels.unbind(1)

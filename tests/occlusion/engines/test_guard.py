@@ -106,7 +106,7 @@ def test_every_group_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepare(net(), SIZE, device=torch.device("cpu"))
     small = [[y, x, y + 2, x + 2] for y in range(22) for x in range(22)]
     boxes = torch.tensor(small + [[0, y, 22, 24] for y in range(20)])
-    groups, _axes = IncrementalEngine(prepared).plan(boxes.numpy())
+    groups = IncrementalEngine(prepared).plan(boxes.numpy()).groups
     assert len(groups) > 1
     for group in groups:
         places = torch.from_numpy(group.positions_N)

@@ -7,6 +7,7 @@ masks take the same ones: only the pixels differ. See CUDA's programming guide, 
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +28,9 @@ class Replay:
     the reason.
     """
 
-    def __init__(self, run: Callable[..., Tensors]) -> None:
-        self._run, self._runs = run, 0
+    def __init__(self, run: Callable[..., Tensors], pool: Any) -> None:
+        """Records `run`; `pool` is the memory that its graph may share with others."""
+        self._run, self._pool, self._runs = run, pool, 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: Tensors = ()  # what the graph reads
         self._outputs: Tensors = ()  # what it writes
@@ -56,7 +58,7 @@ class Replay:
         try:
             with (
                 torch.cuda.device(inputs[0].device),
-                torch.cuda.graph(graph, capture_error_mode="thread_local"),
+                torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"),
             ):
                 self._outputs = self._run(*self._inputs)
             self._graph = graph
