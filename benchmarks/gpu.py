@@ -3,9 +3,11 @@
     python benchmarks/gpu.py
     python benchmarks/gpu.py --device cpu --quick     tests the benchmark where there is no GPU
 
-Four parts, each with warm-up, the contenders in turns and the device's work included:
+Five parts, each with warm-up, the contenders in turns and the device's work included:
 `matrices`, the rate of plain products in each number format, which bounds everything else;
 `occlusion`, both engines against Captum's at the same positions (`occlusion_vs_captum.py`);
+`graphs`, the next image of a run with the default masks: the full engine, and the incremental one
+with its launches made one by one and replayed as a CUDA graph;
 `scans`, images a second of `max-patches` of all convolutions and of the features of `tsne`, beside
 the bare pass, on images in memory, and (`scan_throughput.py`) from files next to the loop
 by hand; `neighbours`, exact ones on the device against Annoy (`tsne_time.py`).
@@ -32,6 +34,9 @@ from cnnviz.core.models.variants import fast
 from cnnviz.embeddings.penultimate import FeatureExtractor
 from cnnviz.filters.patches.options import MaxPatchesSpec
 from cnnviz.filters.patches.scan import Scan, make_plan
+from cnnviz.occlusion.engines.choose import make_engine
+from cnnviz.occlusion.masks import mask_grid, masks_and_stride
+from cnnviz.occlusion.options import Border, EngineChoice
 
 LIMIT = 330  # seconds; what runs then may take half a minute more
 NETWORKS = ("resnet50", "mobilenet_v2", "resnet18", "vgg16")
@@ -59,6 +64,30 @@ def occlusion(name: str, options: argparse.Namespace) -> None:
             clock="wall", part=4 if quick else None, no_captum=False,
         ),
     )  # fmt: skip
+
+
+def graphs(name: str, options: argparse.Namespace) -> None:
+    """The engines on one image after the other, each with the same masks."""
+    model = load_model(name, weights="none", device=str(options.device))
+    (mask,), stride = masks_and_stride(model.input_size, (), None)
+    boxes_P4 = mask_grid(model.input_size, mask, stride, Border.COVER).boxes_P4
+    made = {
+        "full": make_engine(model, EngineChoice.FULL, boxes_P4=boxes_P4),
+        "incremental": make_engine(model, EngineChoice.INCREMENTAL, boxes_P4=boxes_P4),
+        "incremental, CUDA graph": make_engine(
+            model, EngineChoice.INCREMENTAL, boxes_P4=boxes_P4, cuda_graphs=True
+        ),
+    }
+    image = torch.randn(3, *model.input_size, device=options.device)
+    times: dict[str, list[float]] = {title: [] for title in made}
+    for number in range(options.rounds + 3):  # the second run records
+        for title, engine in made.items():
+            fill = torch.zeros_like(image)
+            seconds = timed(options.device, lambda e=engine, f=fill: e.run(image, f, boxes_P4))[0]
+            if number >= 3:
+                times[title].append(1e3 * seconds)
+    for title, values in times.items():
+        print(f"  {title:<24} {spread(values)} ms an image, {len(boxes_P4)} positions")
 
 
 def in_memory(model: Model, data: ImageData, batch_size: int, rounds: int) -> None:
@@ -140,6 +169,7 @@ def main() -> None:
             parts += [
                 (f"scans, {network}", lambda n=network: scans(n, folder, options)),
                 (f"occlusion, {network}", lambda n=network: occlusion(n, options)),
+                (f"graphs, {network}", lambda n=network: graphs(n, options)),
             ]
         for part, run in parts:
             since = time.perf_counter()
