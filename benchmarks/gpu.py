@@ -69,7 +69,8 @@ def occlusion(name: str, options: argparse.Namespace) -> None:
 def graphs(name: str, options: argparse.Namespace) -> None:
     """The engines on one image after the other, each with the same masks."""
     model = load_model(name, weights="none", device=str(options.device))
-    (mask,), stride = masks_and_stride(model.input_size, (), None)
+    given = ((112, 112),) if options.quick else ()
+    (mask,), stride = masks_and_stride(model.input_size, given, 112 if options.quick else None)
     boxes_P4 = mask_grid(model.input_size, mask, stride, Border.COVER).boxes_P4
     made = {
         "full": make_engine(model, EngineChoice.FULL, boxes_P4=boxes_P4),

@@ -244,8 +244,11 @@ def cut_mapped(
         inside = inside_y[:, :, None] & inside_x[:, None, :]
         return np.ravel(np.where(inside, place, base))
 
-    index = read.table((mode, box, cached.extent, changed), cached.table.device, places)
     table = cached.table
+    if table.device.type == "cpu":  # quickly made, and as large as the windows
+        index = torch.from_numpy(places())
+    else:
+        index = read.table((mode, box, cached.extent, changed), table.device, places)
     if changed_NhwC is not None:
         table = torch.cat([table, changed_NhwC.reshape(-1, table.shape[1])])
     return table.index_select(0, index).view(len(box.top_N), *read.count, -1)
