@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cnnviz.core.device import rounding
-from cnnviz.core.errors import one_line
+from cnnviz.core.errors import CnnvizError, one_line
 
 Tensors = tuple[Tensor, ...]
 _log = logging.getLogger("cnnviz")
@@ -64,7 +64,7 @@ class Replay:
             self._graph = graph
             if not all(map(_same, self(*inputs), outputs)):
                 self._give_up("the results differ")
-        except RuntimeError as error:
+        except (RuntimeError, CnnvizError) as error:  # such as too little memory for both
             self._give_up(one_line(error))
 
     def _give_up(self, reason: str) -> None:
