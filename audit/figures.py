@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cnnviz.audit.groups import SMALLEST
 from cnnviz.audit.options import ALARM
-from cnnviz.audit.residual import PARTS
+from cnnviz.audit.residual import PARTS, RGB, Added
 from cnnviz.audit.results import TESTS, AuditResult, ClassAudit, Group, Shown
 from cnnviz.core.choices import percent
 from cnnviz.core.data.images import WorkingImage
@@ -28,36 +28,28 @@ from cnnviz.core.output.options import Look
 from cnnviz.core.output.overlays import SMALL_SIDE, draw_picture, paint_map, scales
 
 TEXT = 223.0
-"""Points of the text at the left of a row."""
-SHOWN = {"plain": "", "high_passed": ", high-passed", "colour": ", without brightness"}
-KINDS = {kind: f"mean image minus others'{text}, added" for kind, text in SHOWN.items()}
-KINDS["recoded"] = "stored as JPEG"
+"""Points of the text at the left of a row, and of the pictures of the first row."""
+GAP = 8.0
+RESIDUALS = {
+    "plain": "Residual\nmean image minus the others', stretched",
+    "high_passed": "Residual, high-passed\nfine structure alone, stretched",
+    "colour": "Residual, colour\nwithout brightness, stretched",
+}
 Read = Callable[[Sequence[int]], dict[int, WorkingImage]]
 
 
 def draw_class(entry: ClassAudit, read: Read) -> Figure:
     """Draws a class: where and what its evidence is, its suspicion, and images to look at."""
     bands = next(iter(read([int(entry.members_N[0])]).values())).bands
-    mean = to_uint8(in_colour(entry.image_CYX, bands))
-    (scale,) = scales([entry.mean_RC], Look(), "mean drop ÷ each image's largest", one_sided=True)
-    where = picture(
-        lambda axes: paint_map(axes, entry.mean_RC, scale, over=mean),
-        mean.shape[:2],
-        f"{entry.class_}\nevidence, over the mean image",
-        bar=scale.bar_over,
-        width=TEXT,
-    )
-    kind = entry.decisive if entry.decisive in PARTS else "high_passed"
-    residual = picture(
-        _residual(in_colour(PARTS[kind](entry.residual_CYX), bands)),
-        mean.shape[:2],
-        f"Residual\nmean image minus others'{SHOWN[kind]}, stretched",
-        width=2 * SMALL_SIDE,
-    )
-    text = words(_class_text(entry), 6 * SMALL_SIDE, spans=True)
-    others = [replace(residual, spans=True), None] if entry.residual_CYX.any() else []
-    rows: list[list[Cell | None]] = [[where, *others, text]]
-    for heading, shown in _strips(entry):
+    strips = list(_strips(entry))
+    places = max([6, *(len(shown) for _heading, shown in strips)])
+    across = TEXT + places * (SMALL_SIDE + GAP)
+    blank = words("", SMALL_SIDE)
+    rows: list[list[Cell | None]] = [
+        [words(_class_text(entry), across, spans=True)],
+        [_evidence(entry, bands), *_residuals(entry, bands, min(places // 3, 3))],
+    ]
+    for heading, shown in strips:
         images = read([image.row for image in shown])
         patches = [
             picture(
@@ -68,8 +60,33 @@ def draw_class(entry: ClassAudit, read: Read) -> Figure:
             )
             for image in shown
         ]
-        rows.append([words(heading, TEXT), *patches])
-    return board(rows, gap=8.0)
+        rows.append([words(heading, TEXT), *patches, *[blank] * (places - len(shown))])
+    return board(rows, heading=f"{entry.class_} · {_verdict(entry)}", gap=GAP)
+
+
+def _evidence(entry: ClassAudit, bands: tuple[int, ...]) -> Cell:
+    """The mean map over the mean image."""
+    mean = to_uint8(in_colour(entry.image_CYX, bands))
+    (scale,) = scales([entry.mean_RC], Look(), "mean drop ÷ each image's largest", one_sided=True)
+    return picture(
+        lambda axes: paint_map(axes, entry.mean_RC, scale, over=mean),
+        mean.shape[:2],
+        "Evidence\nmean map, over the mean image",
+        bar=scale.bar_over,
+        width=TEXT,
+    )
+
+
+def _residuals(entry: ClassAudit, bands: tuple[int, ...], columns: int) -> Iterator[Cell | None]:
+    """The residuals, each over some columns of patches, and what they do to other classes."""
+    kinds = [kind for kind in RESIDUALS if kind != "colour" or len(entry.residual_CYX) == RGB]
+    for kind in kinds if entry.residual_CYX.any() else []:
+        pixels = in_colour(PARTS[kind](entry.residual_CYX), bands)
+        added = entry.residual.kinds.get(kind)
+        does = "not tested" if added is None else f"added to other classes' images: {_flips(added)}"
+        width = min(TEXT, columns * (SMALL_SIDE + GAP) - GAP)
+        shown = picture(_residual(pixels), pixels.shape[:2], RESIDUALS[kind], does, width=width)
+        yield from [replace(shown, spans=True), *[None] * (columns - 1)]
 
 
 def _strips(entry: ClassAudit) -> Iterator[tuple[str, Sequence[Shown]]]:
@@ -104,30 +121,33 @@ def _group_text(group: Group, number: int) -> str:
 def _class_text(entry: ClassAudit) -> str:
     few = f"classes with fewer than {SMALLEST} each"
     name = few if entry.index is None else entry.class_
-    lines = [_verdict(entry), f"{entry.images} images predicted as {name}"]
+    facts = [f"{entry.images} images predicted as {name}"]
     if entry.accuracy is not None:
-        lines.append(f"accuracy {percent(entry.accuracy)} on labelled images")
-    reliance, spread, residual = entry.reliance, entry.concentration, entry.residual
+        facts.append(f"accuracy {percent(entry.accuracy)} on labelled images")
+    reliance, spread, recoded = entry.reliance, entry.concentration, entry.residual.recoded
     others = "" if reliance.others is None else f"; other classes {reliance.others:.2f}"
-    lines.append(f"reliance on one patch {reliance.mean:.2f} (mean{others})")
+    facts.append(f"reliance on one patch {reliance.mean:.2f} (mean{others})")
     if entry.inside is not None:
-        lines.append(f"{percent(entry.inside)} of the evidence on the object (mean)")
+        facts.append(f"{percent(entry.inside)} of the evidence on the object (mean)")
     if spread.area is None or spread.interval is None:
-        lines.append("no evidence: no occluded position lowers the score")
+        facts.append("no evidence: no occluded position lowers the score")
     else:
         low, high = spread.interval
         others = "" if spread.others is None else f"; other classes {percent(spread.others)}"
-        lines.append(
-            f"spread over {percent(spread.area)} of the image "
+        facts.append(
+            f"evidence spread over {percent(spread.area)} of the image "
             f"(95 %: {percent(low)} to {percent(high)}{others})"
         )
-    for kind, added in residual.kinds.items():
-        became, random = percent(added.became), percent(added.became_random)
-        untested = "" if added.p is not None else "; too few classes to test"
-        lines.append(
-            f"{KINDS[kind]}: {became} of other classes flip to it (random {random}{untested})"
-        )
-    return "\n".join(lines)
+    if recoded is not None:
+        facts.append(f"images of other classes stored as JPEG: {_flips(recoded)}")
+    return " · ".join(facts)
+
+
+def _flips(added: Added) -> str:
+    """How many images of other classes become the class."""
+    untested = "" if added.p is not None else "; too few classes to test"
+    became, random = percent(added.became), percent(added.became_random)
+    return f"{became} flip to this class (random residuals {random}{untested})"
 
 
 def _verdict(entry: ClassAudit) -> str:
@@ -168,10 +188,10 @@ def draw_overview(result: AuditResult) -> Figure:
     classes = result.ranked
     columns = [
         Column("suspicion", [entry.suspicion for entry in classes], ALARM, "not judged"),
-        Column("precision", [entry.accuracy for entry in classes]),
+        Column("precision", [entry.accuracy for entry in classes], text=percent),
         Column("reliance on one patch", [entry.reliance.mean for entry in classes]),
-        Column("spread of the evidence", [entry.concentration.area for entry in classes]),
-        Column("mean residual: flip to it", [entry.residual.became for entry in classes]),
+        Column("spread of the evidence", [e.concentration.area for e in classes], text=percent),
+        Column("flip to it with its residual", [e.residual.became for e in classes], text=percent),
     ]
     return draw_bars(
         [f"{entry.class_} ({entry.images})" for entry in classes],

@@ -4,7 +4,7 @@ Figures are made without pyplot, so nothing is global and nothing needs a displa
 Shapes: C channels, H W rows and columns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,12 +72,14 @@ class Column:
         values: a share of each thing; None if unknown.
         alarm: shares above it are red, and a line marks it.
         unknown: the text for an unknown share.
+        text: a share as text.
     """
 
     name: str
     values: Sequence[float | None]
     alarm: float | None = None
     unknown: str = ""
+    text: Callable[[float], str] = "{:.2f}".format
 
 
 def draw_bars(names: Sequence[str], columns: Sequence[Column], heading: str, what: str) -> Figure:
@@ -92,11 +94,11 @@ def draw_bars(names: Sequence[str], columns: Sequence[Column], heading: str, wha
                 axes, column, shown, named=first
             ),
             column.name,
-            width=130.0,
+            width=96.0,
             height=ROW * max(len(shown), 3),
             left=0.0 if place else left,
             bottom=16.0,
-            right=0.0,
+            right=34.0,
         )
         for place, column in enumerate(columns)
     ]
@@ -109,11 +111,11 @@ def _bars(axes: Axes, column: Column, names: Sequence[str], *, named: bool) -> N
     colours = [HARM if (value or 0.0) > limit else PLAIN for value in values]
     axes.barh(range(len(names)), [value or 0.0 for value in values], color=colours, height=0.7)
     for place, value in enumerate(values):
-        text = column.unknown if value is None else f"{value:.2f}"
-        axes.text((value or 0.0) + 0.03, place, typeset(text), fontsize=SMALL - 1, va="center")
+        text = column.unknown if value is None else column.text(value)
+        axes.text((value or 0.0) + 0.04, place, typeset(text), fontsize=SMALL - 1, va="center")
     name_rows(axes, names if named else [""] * len(names))
-    axes.set_xlim(0, 1.45)
-    axes.set_xticks([0, 0.5, 1])
+    axes.set_xlim(0, 1)
+    axes.set_xticks([0, 0.5, 1], [column.text(place) for place in (0, 0.5, 1)])
     label_axes(axes)
     if column.alarm is not None:
         axes.axvline(column.alarm, color=ink(), linewidth=0.6, linestyle=":")

@@ -46,7 +46,7 @@ LINES = {
     "ablate-sweep": ["ablate", "labels.csv", "--sweep", "stem.conv", "--cumulative"],
     "tsne": ["tsne", "."],
     "tsne-labelled": ["tsne", "labels.csv"],
-    "audit": ["audit", "labels.csv"],
+    "audit": ["audit", "labels.csv", "--top", "3"],
     "max-patches": ["max-patches", "labels.csv", "--layer", "stem.conv", "--filters", "0-3"],
     "max-patches-evidence": ["max-patches", ".", "--layer", LAYER, "--evidence", "--top", "3"],
     "trust-many": ["trust", "0.png", "1.png"],
