@@ -24,11 +24,11 @@ from cnnviz.audit.options import ALARM
 from cnnviz.cli.main import run
 from cnnviz.core.statistics import wilson
 
-Found = dict[str, tuple[float, float, float]]
+Found = dict[str, tuple[float, float, float, str | None]]
 
 
 def audited(folder: Path, name: str, images: Path, out: Path, more: list[str]) -> Found:
-    """Of each class its suspicion, and how often its patches and its residual carried over."""
+    """Each class's suspicion, how often patches and residual carried over, the decisive test."""
     labels = out / "labels.txt"
     labels.write_text("\n".join(recipe.CLASSES))
     mean, std = (",".join(map(str, values)) for values in (recipe.MEAN, recipe.STD))
@@ -38,13 +38,14 @@ def audited(folder: Path, name: str, images: Path, out: Path, more: list[str]) -
     if run([*line, "--out", str(out / name)]):
         raise SystemExit(f"the audit of {name} failed")
     results = json.loads((out / name / "summary.json").read_text(encoding="utf-8"))["results"]
-    found = dict.fromkeys(recipe.CLASSES, (0.0, 0.0, 0.0))
+    found: Found = dict.fromkeys(recipe.CLASSES, (0.0, 0.0, 0.0, None))
     for entry in results["classes"]:
         carried = max((group["carried"] or 0.0 for group in entry["groups"]), default=0.0)
         if entry["class"] in found:  # and not those of few images, together
             added = [one for one in entry["residual"].values() if isinstance(one, dict)]
             became = max((one["became"] for one in added), default=0.0)
-            found[entry["class"]] = entry["suspicion"] or 0.0, carried, became
+            suspicion = entry["suspicion"] or 0.0
+            found[entry["class"]] = suspicion, carried, became, entry["decisive"]
     return found
 
 
@@ -78,13 +79,14 @@ def main() -> None:
             raised = [label for label, (suspicion, *_) in found.items() if suspicion > ALARM]
             if clean:
                 alarms[name] = raised
-                print(f"{name:14} alarms: {raised}", flush=True)
+                top = max(suspicion for suspicion, *_ in found.values())
+                print(f"{name:14} alarms: {raised} (at most {top:.3f})", flush=True)
             else:
-                suspicion, carried, became = found[marked]
+                suspicion, carried, became, test = found[marked]
                 top = max(value for label, (value, *_) in found.items() if label != marked)
-                told = f"suspicion {suspicion:.3f} (others at most {top:.3f})"
+                told = f"suspicion {suspicion:.3f} by {test} (others at most {top:.3f})"
                 told += f", carried {carried:.2f}, residual {became:.2f}"
-                print(f"{name:14} {marked:11} {told}; alarms: {raised}")
+                print(f"{name:14} {marked:11} {told}; alarms: {raised}", flush=True)
     if any(truths):
         area = roc_auc_score(truths, scores)
         print(f"area under the curve {area:.3f} over {len(truths)} pairs, {sum(truths)} marked")
