@@ -105,9 +105,10 @@ def _accuracy_row(when: str, entry: OneAccuracy) -> tuple[object, ...]:
 
 
 def _sweep_row(effect: FilterEffect) -> tuple[object, ...]:
-    name, hurts = f"{effect.layer}:{effect.filter}", effect.hurts or ""
+    name, hurt = f"{effect.layer}:{effect.filter}", effect.hurts_change
+    hurts = (effect.hurts or "") if hurt else ""
     if effect.correct is None:
-        return name, f"{effect.change:+.3g}", hurts, f"{effect.hurts_change:+.3g}"
-    points, by = f"{effect.change * 100:+.1f}", f"{effect.hurts_change * 100:+.1f}"
+        return name, f"{effect.change:+.3g}", hurts, f"{hurt:+.3g}" if hurt else ""
+    points, by = f"{effect.change * 100:+.1f}", f"{hurt * 100:+.1f}" if hurt else ""
     p_value = "" if effect.p_value is None else f"{effect.p_value:.2g}"
     return name, points, p_value, effect.lost, effect.gained, hurts, by

@@ -252,7 +252,8 @@ def _width() -> int | None:
 
 
 def _is_numeric(cell: object) -> bool:
-    text = str(cell).removesuffix("%").strip()
+    """Whether it is empty or a number, perhaps a bound (`<0.001`), with a unit (`95 %`, `1.2M`)."""
+    text = str(cell).lstrip("<>").rstrip("%kMGTP").strip()
     try:
         float(text)
     except ValueError:

@@ -83,7 +83,7 @@ class _Study(ImageStudy[ReasonsResult, ReasonsResult]):
         for target in entry.targets:
             named = [(str(n), reason) for n, reason in enumerate(target.reasons, start=1)]
             if target.needed is not None:
-                named.append(("necessary, too", target.needed))
+                named.append(("also necessary", target.needed))
             for name, reason in named:
                 yield (
                     Path(entry.image).name,

@@ -22,8 +22,8 @@ from cnnviz.core.output.summary import FinishedRun, read_summary
 
 LISTED = 8
 """Maximum number of differences in a message."""
-VARYING = frozenset({"seconds", "folder", "folders", "features_reused"})
-"""Keys of results that depend on the time or the place of a run."""
+VARYING = frozenset({"folder", "folders", "features_reused"})
+"""Keys of results that depend on the place of a run; those that end in `seconds` do, too."""
 ABOUT = ("version", "device", "precision", "seed")
 
 
@@ -108,7 +108,7 @@ def _leaves(was: Any, now: Any, place: str) -> Iterator[tuple[str, Any, Any]]:
     """The scalar values of two pieces of JSON data in pairs, and lists of other lengths."""
     if isinstance(was, dict) and isinstance(now, dict):
         for key in dict.fromkeys([*was, *now]):
-            if key not in VARYING:
+            if key not in VARYING and not key.endswith("seconds"):
                 yield from _leaves(was.get(key), now.get(key), f"{place}.{key}")
     elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
         for number, (one, other) in enumerate(zip(was, now, strict=True)):

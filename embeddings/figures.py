@@ -64,7 +64,7 @@ def quality_lines(result: EmbeddingResult, map_: Map) -> list[str]:
     lines = [f"{result.images:,} images, {kind}"]
     for measure in MEASURES:
         text = measure.text(result.features)
-        if measure.field == "preservation_50" or text == "-":
+        if measure.field == "preservation_50" or "-" in (text, measure.text(map_.quality)):
             continue
         others = [f"features {text}"] * bool(text)
         others += [f"PCA {measure.text(result.pca)}"] * is_tsne

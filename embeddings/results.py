@@ -270,12 +270,12 @@ class Measure:
 
 
 MEASURES = (
-    Measure("preservation_10", "10 nearest kept", "kept 10", percent=True),
-    Measure("preservation_50", "50 nearest kept", "kept 50", percent=True),
-    Measure("trustworthiness", "trustworthiness", "trust"),
-    Measure("spearman", "distances, rank correlation", "dist."),
-    Measure("knn_accuracy", "class by 10 nearest", "k-NN", percent=True),
-    Measure("silhouette", "silhouette", "silh."),
+    Measure("preservation_10", "10 nearest kept", "10-NN kept", percent=True),
+    Measure("preservation_50", "50 nearest kept", "50-NN kept", percent=True),
+    Measure("trustworthiness", "trustworthiness", "trustworthiness"),
+    Measure("spearman", "distances, rank correlation", "distances"),
+    Measure("knn_accuracy", "class by 10 nearest", "k-NN accuracy", percent=True),
+    Measure("silhouette", "silhouette", "silhouette"),
 )
 QUALITY_COLUMNS = ("layout", *(measure.short for measure in MEASURES), "KL")
 

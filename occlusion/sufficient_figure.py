@@ -22,14 +22,15 @@ from cnnviz.occlusion.sufficient import HELD
 def draw_sufficient(result: OcclusionResult, first: Cell) -> Figure:
     """Draws a row for each class: the image, the sufficient and the losing region, the search."""
     image, size = result.measured.image, result.measured.size
+    number = result.measured.head.number
     rows = []
     for entry in result.sufficient or ():
         region, losing = entry.region, entry.losing
         kept_HW = entry.pixels_of(region)
         kept = (
             f"{100 * region.share:.1f} % of the image is enough\n"
-            f"{_of(entry)} = {region.probability:.2f} "
-            f"(full image {entry.reading:.2f}, without this region {entry.without:.2f})"
+            f"{_of(entry, number(region.probability))} (full image {number(entry.reading)}, "
+            f"without this region {number(entry.without)})"
         )
         shown = torch.zeros_like(kept_HW)
         lost = "The class is never lost\neven with everything occluded"
@@ -38,7 +39,7 @@ def draw_sufficient(result: OcclusionResult, first: Cell) -> Figure:
             shown = ~entry.pixels_of(losing)
             lost = (
                 f"Occluding {100 * losing.share:.1f} % loses the {what}\n"
-                f"{_of(entry)} = {losing.probability:.2f}: {entry.lost_when}"
+                f"{_of(entry, number(losing.probability))}: {entry.lost_when}"
             )
         cells = [
             picture(_replaced(image, entry.fill_CHW, pixels_HW), size, title)
@@ -55,9 +56,12 @@ def draw_sufficient(result: OcclusionResult, first: Cell) -> Figure:
     )
 
 
-def _of(entry: Sufficiency) -> str:
-    """How a region's number is written: `p(dog)`, `score(1 dog)`."""
-    return f"{'p' if entry.value is None else 'score'}({entry.class_})"
+def _of(entry: Sufficiency, number: str = "") -> str:
+    """How a region's number is written: `p(dog) = 0.94`, `score(1 dog) = 0.61`."""
+    name = f"{'p' if entry.value is None else 'score'}({entry.class_})"
+    return (
+        f"{name} {number}" if number.startswith("<") else f"{name} = {number}" if number else name
+    )
 
 
 def _replaced(image: WorkingImage, fill_CHW: Tensor, kept_HW: Tensor) -> Callable[[Axes], None]:

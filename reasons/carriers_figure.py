@@ -65,9 +65,9 @@ def _rows(
 
     text = (
         f"{name}: {carried.score} {carried.before:.2f}, and {carried.after:.2f} with the outlined "
-        f"region occluded (fill: {carried.fill}). Which filters carry this drop? Those of another "
-        "fill differ. On the right, for the strongest of each layer, the region with the original "
-        "minus the occluded activation: red where it is higher in the original."
+        f"region occluded (fill: {carried.fill}; another fill gives other filters). Which filters "
+        "carry this drop? On the right, for the strongest filters of each layer, the activation "
+        "with the original region minus that with it occluded: red where the original is higher."
     )
     rows: list[Sequence[Cell | None]] = [
         [picture(outlined, size, width=WIDTH), words(text, 2.5 * WIDTH, spans=True)]
@@ -148,8 +148,8 @@ def _bars(layer: LayerCarriers) -> Cell:
         label_axes(axes, "% of the drop", "filter")
 
     title = (
-        f"{layer.layer}\n{layer.of_filters} filters: together {percent(layer.restored)} back, "
-        f"{percent(layer.taken)} caused; sums of single ones {percent(layer.restored_sum)}, "
+        f"{layer.layer}\nall {layer.of_filters} filters bring back {percent(layer.restored)} and "
+        f"cause {percent(layer.taken)}; one by one, summed: {percent(layer.restored_sum)} and "
         f"{percent(layer.taken_sum)}"
     )
     left = 14.0 + names_width(names)

@@ -138,8 +138,8 @@ def _outline(
 
 def _text(reason: Reason) -> str:
     return (
-        f"{100 * reason.share:.1f} % of the image, alone {reason.alone:.2f}, "
-        f"without {reason.without:.2f}"
+        f"{100 * reason.share:.1f} % of the image: p = {reason.alone:.2f} alone, "
+        f"{reason.without:.2f} without it"
     )
 
 

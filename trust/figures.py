@@ -128,15 +128,15 @@ def _draw_curves(maps: Sequence[Shown], reading: str) -> Figure:
     fills = list(dict.fromkeys(curve.fill for curve in maps[0].card.curves))
     rows = []
     for shown in maps:
-        row = []
+        row, head = [], shown.name.partition("\n")[0]
         for fill in fills:
             curves = [curve for curve in shown.card.curves if curve.fill == fill]
             name, area = FILLS[fill]
-            areas = ", ".join(f"{c.order.split()[0]} {c.area:.2f}" for c in curves)
+            areas = ", ".join(f"{c.order} {c.area:.2f}" for c in curves)
             row.append(
                 plot(
                     lambda axes, curves=curves: _removal(axes, curves, reading),  # type: ignore[misc]
-                    f"{shown.name}\nreplaced by {name}; areas ({area}): {areas}",
+                    f"{head}\npixels replaced by {name}; area below the curve ({area}): {areas}",
                     width=230.0,
                 )
             )

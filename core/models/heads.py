@@ -43,13 +43,13 @@ class Kind(StrEnum):
 
 
 def _probability(value: float) -> str:
-    """Two decimals; more near 0 and 1, at most four."""
+    """Two decimals; near 0 two digits, near 1 as many as differ from it, at most four."""
     if 0.01 <= value < 0.995 or value in (0.0, 1.0):
         return f"{value:.2f}"
     if value < 0.01:
         return f"{value:.2g}" if value >= 0.001 else "< 0.001"
-    shown = f"{value:.4f}"
-    return shown if shown == "1.0000" else shown.rstrip("0")
+    shown = f"{value:.3f}"
+    return f"{value:.4f}" if shown == "1.000" else shown
 
 
 @dataclass(frozen=True)
@@ -110,19 +110,20 @@ class Head:
 
     def text(self, reading: float) -> str:
         """Format a probability, `p = 0.123`, a value or a score, for headings."""
-        shown = self._number(reading)
+        shown = self.number(reading)
         if self.has_classes:
             return f"p {shown}" if shown.startswith("<") else f"p = {shown}"
         return f"= {shown}" if self.word == VALUE else f"{self.word} {shown}"
 
-    def _number(self, reading: float) -> str:
+    def number(self, reading: float) -> str:
+        """Format a probability, a value or a score, without its name."""
         if self.has_classes:
             return _probability(reading)
         return f"{reading:.4g}" if self.word == VALUE else f"{reading:.2f}"
 
     def change_text(self, before: float, after: float | None) -> str:
         """Format what occlusion does to a probability, `p = 0.93 → 0.21`, or to a value."""
-        return self.text(before) + ("" if after is None else f" → {self._number(after)}")
+        return self.text(before) + ("" if after is None else f" → {self.number(after)}")
 
     def log_probabilities(self, logits: Tensor) -> Tensor:
         """Log p of each class, in the number format of the logits."""

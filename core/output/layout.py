@@ -26,7 +26,7 @@ from cnnviz.core.output.canvas import (
     new_figure,
 )
 from cnnviz.core.output.style import FONT_SIZE, SMALL
-from cnnviz.core.output.text import LINE, wrap
+from cnnviz.core.output.text import LINE, balanced, wrap
 
 GAP = 12.0
 PANEL = 272.0
@@ -203,7 +203,9 @@ def _measure(row: Sequence[Cell | None], bars: list[Bar | None], widths: Sequenc
         if cell is not None:
             first, _, rest = cell.title.partition("\n")
             heading = wrap(first, FONT_SIZE, width, 3) if first else []
-            title = wrap(rest, SMALL, width, 4) if rest else []
+            title = [
+                line for part in rest.splitlines() for line in balanced(part, SMALL, width, 4)
+            ][:4]
             size = SMALL if cell.paint else SMALL + 0.5
             below = wrap(cell.below, size, width, 4 if cell.paint else 16) if cell.below else []
         measured.titles.append((heading, title))

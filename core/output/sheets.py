@@ -23,7 +23,7 @@ from cnnviz.core.output.layout import GAP, PANEL, Cell, board, picture, plot, wo
 from cnnviz.core.output.options import Look
 from cnnviz.core.output.overlays import draw_picture, map_cell, scales, show
 from cnnviz.core.output.style import SMALL
-from cnnviz.core.output.text import Written
+from cnnviz.core.output.text import Written, text_width
 
 Pixels = NDArray[np.uint8]
 
@@ -219,7 +219,8 @@ def contact_sheets(
                 width=CONTACT,
             )
             right = map_cell(values_HW, scale, look, photo, width=CONTACT)
-            rows.append([left, right, words(text, 1.6 * CONTACT)])
+            wide = max(text_width(line, SMALL + 0.5) for line in text.splitlines())
+            rows.append([left, right, words(text, min(wide + 4.0, 1.6 * CONTACT))])
         which = f", page {page + 1} of {pages}" if pages > 1 else ""
         yield board(rows, heading=f"{count} images{which}")
 

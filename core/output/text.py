@@ -79,6 +79,16 @@ def wrap(text: str, size: float, width: float, most: int = 4) -> list[str]:
     return lines
 
 
+def balanced(text: str, size: float, width: float, most: int) -> list[str]:
+    """Breaks a title as `wrap` does, into lines of about equal length."""
+    lines = wrap(text, size, width, most)
+    for share in (0.55, 0.65, 0.75, 0.85) if 1 < len(lines) < most else ():
+        even = wrap(text, size, share * width, most)
+        if len(even) == len(lines) and not even[-1].endswith("…"):
+            return even
+    return lines
+
+
 def _fitting(text: str, size: float, width: float) -> int:
     """How many characters of the text make the next line."""
     if text_width(text, size) <= width:

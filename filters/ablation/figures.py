@@ -264,7 +264,9 @@ def _sweep(result: AblationResult) -> Figure:
         plot(
             lambda axes: _sweep_bars(axes, shown, names, unit),
             f"{len(shown)} most important of {len(order)} filters\nlargest drop when removed; "
-            "text: the class harmed most",
+            "text: the class harmed most"
+            if any(effect.change for effect in order)
+            else f"None of {len(order)} filters changes the {result.measure} when removed alone",
             width=300.0,
             height=height,
             left=names_width(names),

@@ -36,7 +36,7 @@ GREY = 236
 _LIMIT = 0.995  # quantile of |evidence| that has the fullest colour
 BLOCKY = 12  # patches up to this size are enlarged without interpolation
 RANKED = {
-    Ranking.MAX: "largest unit",
+    Ranking.MAX: "largest activation",
     Ranking.NORM: "norm of the map",
     Ranking.MEAN: "mean of the map",
 }

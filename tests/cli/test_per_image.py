@@ -143,6 +143,15 @@ def test_negative_numbers_have_a_minus_sign_in_tables_and_sentences(
     assert sentence.endswith(f"\n{shown}\n")
 
 
+@pytest.mark.parametrize("number", ["<0.001", ">-0.001", "1.79k", "349M", "95%", "inf", "-4"])
+def test_numbers_with_bounds_and_units_are_aligned_to_the_right(
+    number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Console(OutputOptions()).table("title", ("name", "a long heading"), [("a", number), ("b", "")])
+    row = capsys.readouterr().out.splitlines()[4]
+    assert row.split("│")[2].startswith(" " * 5)
+
+
 def test_steps_beyond_the_total_are_counted_and_their_number_is_unknown(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

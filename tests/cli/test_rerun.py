@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cnnviz.cli.main import run
-from cnnviz.cli.rerun import _same
+from cnnviz.cli.rerun import _leaves, _same
 
 LINES = {
     "occlude": ["occlude", "0.png", "1.png", "--mask", "16", "--pictures", "overlay"],
@@ -145,6 +145,11 @@ def test_a_run_that_cannot_be_repeated_ends_as_it_does(capsys: pytest.CaptureFix
 )
 def test_values_are_compared_with_room(was: Any, now: Any, tolerance: float, same: bool) -> None:
     assert _same(was, now, tolerance) is same
+
+
+def test_times_and_places_are_not_compared() -> None:
+    run_ = {"seconds": 1, "other_seconds": 2, "folder": "a", "comparison": {"p": 3, "seconds": 4}}
+    assert [place for place, _, _ in _leaves(run_, run_, "")] == [".comparison.p"]
 
 
 MARK = """

@@ -6,7 +6,7 @@ import pytest
 from cnnviz.core.output.canvas import pixels_of
 from cnnviz.core.output.layout import board, picture
 from cnnviz.core.output.sheets import tile_columns, tiles
-from cnnviz.core.output.text import escape
+from cnnviz.core.output.text import balanced, escape, text_width, wrap
 
 
 @pytest.mark.parametrize("count", [1, 5, 6, 7])
@@ -41,3 +41,13 @@ def test_any_label_is_drawn_literally(label):
 
 def test_labels_are_cut_with_a_sign_that_they_were():
     assert escape("x" * 100, 10) == "x" * 9 + "…"
+
+
+def test_a_title_has_lines_of_about_equal_length() -> None:
+    text = "most important position occluded; mask 64, stride 16"
+    assert wrap(text, 8, 210, 4)[-1] == "16"
+    first, second = balanced(text, 8, 210, 4)
+    assert text_width(second, 8) > text_width(first, 8) / 3
+    assert f"{first} {second}" == text
+    assert balanced("short", 8, 210, 4) == ["short"]
+    assert balanced(text * 9, 8, 210, 3) == wrap(text * 9, 8, 210, 3)
