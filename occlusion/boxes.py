@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cnnviz.core.data.images import WorkingImage
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.models.boxes import MOST, BoxReading
+from cnnviz.core.models.heads import share_text
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.drawing import image_pixels
 from cnnviz.core.output.layout import board, picture
@@ -80,7 +81,7 @@ def draw_boxes(result: Detected, beneath: NDArray[np.uint8] | None) -> Figure:
                 corner = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, ec=edge, lw=width)
                 axes.add_patch(corner)
             axes.annotate(
-                f"{box.number} {box.class_} {box.score:.2f}",
+                f"{box.number} {box.class_} {share_text(box.score)}",
                 (x0, y0),
                 (1, -1),
                 textcoords="offset points",

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from cnnviz.core.choices import percent, whole_number
 from cnnviz.core.errors import CnnvizError
 from cnnviz.core.lazy import torchvision
-from cnnviz.core.models.heads import Head
+from cnnviz.core.models.heads import Head, share_text
 from cnnviz.core.models.labels import normalised_name
 from cnnviz.core.models.preprocess import Preprocess, adjust
 from cnnviz.core.models.targets import Reading, Target
@@ -186,7 +186,7 @@ class BoxReading(Reading):
 
     def _missing(self, text: str, threshold: float) -> str:
         pairs = zip(self.numbered, self.scores_B.tolist(), strict=True)
-        there = [f"{label} {score:.2f}" for label, score in pairs]
+        there = [f"{label} {share_text(score)}" for label, score in pairs]
         more = f", … ({len(there)} in all)" if len(there) > _SHOWN else ""
         listed = f"there are {', '.join(there[:_SHOWN])}{more}" if there else "there is none"
         return (

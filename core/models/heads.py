@@ -42,7 +42,7 @@ class Kind(StrEnum):
     """There are no classes: a regression."""
 
 
-def _probability(value: float) -> str:
+def share_text(value: float) -> str:
     """Two decimals; near 0 two digits, near 1 as many as differ from it, at most four."""
     if 0.01 <= value < 0.995 or value in (0.0, 1.0):
         return f"{value:.2f}"
@@ -117,8 +117,8 @@ class Head:
 
     def number(self, reading: float) -> str:
         """Format a probability, a value or a score, without its name."""
-        if self.has_classes:
-            return _probability(reading)
+        if self.has_classes or (self.word == SCORE and 0 <= reading <= 1):
+            return share_text(reading)
         return f"{reading:.4g}" if self.word == VALUE else f"{reading:.2f}"
 
     def change_text(self, before: float, after: float | None) -> str:

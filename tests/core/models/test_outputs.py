@@ -14,7 +14,7 @@ from PIL import Image
 from cnnviz.cli.main import run
 from cnnviz.core import load_model, read_image
 from cnnviz.core.errors import CnnvizError, UsageError
-from cnnviz.core.models.heads import Head, Kind
+from cnnviz.core.models.heads import SCORE, Head, Kind
 from cnnviz.core.models.load import Model
 from cnnviz.core.output.summary import ModelRecord
 from cnnviz.gradients import Method, SaliencySpec, saliency
@@ -309,6 +309,7 @@ def test_the_logit_of_probabilities_is_their_log_odds(
 )
 def test_probabilities_near_1_keep_their_digits(p: float, text: str) -> None:
     assert Head().text(p) == f"p = {text}"
+    assert Head(Kind.NONE, word=SCORE).text(p) == f"score {text}"
 
 
 def test_probabilities_near_0_are_no_powers_of_ten() -> None:
