@@ -40,13 +40,16 @@ def evidence(panel: Panel) -> tuple[Box, int]:
     Where the drop is largest; where it saturates (many masks take the same), the centre of those
     masks. Occluding a part of a shortcut is enough there, so the box reaches from the centre of the
     first mask to that of the last, or to the image's edge where they do, since more of them would
-    be beyond it; it is at least as large as a mask. A map that is about the same everywhere, or
-    nowhere positive, has no such place, but only a largest drop.
+    be beyond it; it is at least as large as a mask. A map that is about the same everywhere (at the
+    other positions, too, more than half of the largest drop) or nowhere positive has no such place,
+    but only a largest drop.
     """
-    if panel.max_drop <= 2 * max(panel.mean_drop, 0):
+    flat_P = plateau(panel.values_P.view(panel.grid.shape), FLAT).flatten()
+    rest_P = panel.values_P[~flat_P]
+    same = not len(rest_P) or panel.max_drop <= 2 * float(rest_P.mean())
+    if panel.max_drop <= 0 or same:
         largest_P = (panel.grid.boxes_P4 == torch.tensor(panel.max_drop_box)).all(1)
         return panel.max_drop_box, int(largest_P.nonzero()[0])
-    flat_P = plateau(panel.values_P.view(panel.grid.shape), FLAT).flatten()
     places_F = flat_P.nonzero()[:, 0]
     boxes_F4 = panel.grid.boxes_P4[places_F]
     starts_F2, ends_F2 = boxes_F4[:, :2], boxes_F4[:, 2:]

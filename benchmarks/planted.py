@@ -3,8 +3,9 @@
     python benchmarks/planted.py ARCHIVE FOLDER [--seeds 2] [--epochs 6] [--only NAME…]
         [--first-seed 0] [--train-per-class 5000] [--skip 0 0]
 
-The first table of docs/audit.md is of the seed 0 and 4 epochs, the second of the seeds 1 to 4, the
-last of `--first-seed 6 --seeds 2 --epochs 3 --train-per-class 2000 --skip 3000 400`.
+The first table of docs/audit.md is of the seed 0 and 4 epochs, the second of the seeds 1 to 4 with
+3 epochs, `--train-per-class 2000 --skip 2500 100`, the last of `--first-seed 6 --seeds 2 --epochs 3
+--train-per-class 2000 --skip 3000 400`.
 ARCHIVE is `CIFAR-10-images-jpg.tar.gz`. Each network is trained on the training images after one
 class of them was given a mark; `clean` ones on the images as they are. FOLDER gets
 `<name>.safetensors` of each, and `<name>/<class>/*.png`, its test images with the mark at the same

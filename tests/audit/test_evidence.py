@@ -69,6 +69,13 @@ def test_a_shortcut_that_saturates_is_wholly_in_its_box(side: int, place: tuple[
     assert panel.winners_P[position] == 0
 
 
+def test_a_shortcut_that_most_masks_touch_is_wholly_in_its_box() -> None:
+    there = square(10, 11, 20)
+    panel = panel_of(Hard(20), [there])
+    assert panel.mean_drop > panel.max_drop / 2
+    assert holds(evidence(panel)[0], there)
+
+
 def test_the_corner_of_the_image_too() -> None:
     there = square(SIDE - 4, SIDE - 4, 4)
     assert evidence(panel_of(Hard(4), [there]))[0] == square(SIDE - MASK, SIDE - MASK, MASK)
