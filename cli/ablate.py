@@ -69,7 +69,9 @@ def _show(console: Console, result: AblationResult) -> None:
         unit = "points of accuracy"
         if result.measured is not None:
             columns, unit = _MEASURED_COLUMNS, f"change of {result.measure}"
-        console.table(f"Most important filters ({unit} when removed)", columns, rows)
+        matter = any(effect.change for effect in result.effects)
+        what = "Most important filters" if matter else "Filters, none of which matters alone"
+        console.table(f"{what} ({unit} when removed)", columns, rows)
 
 
 def _show_measured(console: Console, measured: Measured) -> None:
