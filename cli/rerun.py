@@ -23,7 +23,7 @@ from cnnviz.core.output.summary import FinishedRun, read_summary
 LISTED = 8
 """Maximum number of differences in a message."""
 VARYING = frozenset({"folder", "folders", "features_reused"})
-"""Keys of results that depend on the place of a run; those that end in `seconds` do, too."""
+"""Keys of results that depend on where a run was made; keys that end in `seconds` on when."""
 ABOUT = ("version", "device", "precision", "seed")
 
 

@@ -221,7 +221,7 @@ def _replayed(bench: Bench, measured: dict[str, float]) -> Line:
         seconds.append(took)
     title = f"occlusion, CUDA graph and single launches on {bench.model.device}"
     graph, single = ({"map": np.stack(part)} for part in (maps[:4], maps[4:]))
-    _title, good, text = line(title, graph, single, TOLERANCE["cuda"], measured)
+    _, good, text = line(title, graph, single, TOLERANCE["cuda"], measured)
     measured |= {"an image by a CUDA graph: seconds": seconds[0], "by launches": seconds[1]}
     return title, good, f"{text}; {seconds[0]:.3f} and {seconds[1]:.3f} s for an image"
 

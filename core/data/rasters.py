@@ -156,10 +156,10 @@ def _read(path: Path) -> NDArray[np.generic]:
 def _again(
     read: Callable[[Path], NDArray[np.generic]], path: Path, tries: int = 10
 ) -> NDArray[np.generic]:
-    """What `read` finds in a file, also where Python itself fails.
+    """What `read` returns for a file; it is called again if Python itself fails.
 
-    An array's header is parsed as Python. In Python 3.11 this may raise a SystemError, whatever the
-    file holds, if two threads parse at the same time (cpython gh-106905).
+    numpy parses an array's header as Python source. If two threads do so at the same time, Python
+    3.11 sometimes raises a SystemError for a good file (cpython gh-106905).
     """
     try:
         return read(path)

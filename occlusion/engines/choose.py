@@ -19,7 +19,6 @@ from torch import Tensor
 
 from cnnviz.core.graph.trace import Untraceable
 from cnnviz.core.models.load import Model
-from cnnviz.core.models.targets import Target
 from cnnviz.occlusion.engines.full import FullEngine, difference_alone
 from cnnviz.occlusion.engines.incremental.engine import IncrementalEngine
 from cnnviz.occlusion.engines.network import Network, Scores, prepare
@@ -95,14 +94,13 @@ def make_engine(
     if model.repeat > 1:
         note = f"its answers are averaged over {model.repeat} passes"
         network = replace(network, graph=None, reason=note, repeat=model.repeat)
-    # A graph would go on reading what was frozen of the image that it was recorded for.
-    reads_by_image = model.target is not None and type(model.target).settle is not Target.settle
     return choose(
         network,
         choice,
         boxes_P4,
         batch_size=batch_size,
-        cuda_graphs=cuda_graphs and not reads_by_image,
+        # A graph would go on reading what a target froze of the image that was recorded.
+        cuda_graphs=cuda_graphs and model.target is None,
         name=model.name,
     )
 
